@@ -1,0 +1,78 @@
+"""The embedded demo captioner: it samples a phrase from a fixed bank, it does not write sentences.
+
+Phrase k of an image is drawn from the K nearest phrases of the bank, with probability softmax of
+similarity x scale / temperature: top-K sampling as in the paper (arXiv 2307.10350), over phrases
+where a language model has tokens. Its projection was trained apart from the demo scorer's, so that
+the scorer does not mark its own work.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from capmix.caption.captioner import Caption
+from capmix.mini.head import Head
+from capmix.mini.image_tower import LiteTower
+from capmix.mini.text_tower import FILES as TEXT_FILES
+from capmix.mini.weights import digest, load_weights, models_folder
+
+PHRASES = "phrases.txt"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The paper's sampling: top-K 50 at temperature 0.75, one caption."""
+
+    top_k: int = 50
+    temperature: float = 0.75
+    captions_per_image: int = 1
+    seed: int = 0
+
+
+class MiniCaptioner:
+    """Samples phrases by nearest embedding. `temperature` 0 takes the nearest phrase."""
+
+    def __init__(self, encoder: LiteTower, sampling: Sampling = Sampling()):
+        self.encoder = encoder
+        self.sampling = sampling
+        self._head = Head("captioner")
+        self._scale = float(load_weights("captioner")["scale"][0])
+        self._phrases = (models_folder() / PHRASES).read_text("utf-8").splitlines()
+        self._vectors = self._head.encode_texts(self._phrases)
+        files = ("captioner.safetensors", "imagenet_names.safetensors", PHRASES, *TEXT_FILES)
+        self.settings: dict[str, Any] = {
+            "model": "mini",
+            "weights": digest(*files),
+            **asdict(sampling),
+        }
+
+    def caption(
+        self, embeddings: np.ndarray, uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """K captions each of N images, from image features float16 (N, 1280)."""
+        similarity = self._head.project_images(embeddings) @ self._vectors.T
+        return [self._sample(row, uid, source) for row, uid in zip(similarity, uids, strict=True)]
+
+    def _sample(self, similarity: np.ndarray, uid: str, source: str) -> list[Caption]:
+        sampling = self.sampling
+        nearest = np.argsort(-similarity, kind="stable")[: sampling.top_k]
+        logits = similarity[nearest] * self._scale
+        chosen = []
+        for k in range(sampling.captions_per_image):
+            if sampling.temperature == 0:
+                chosen.append(nearest[0])
+                continue
+            # The largest of logits + Gumbel noise is an exact draw from their softmax.
+            noise = gumbel(f"{sampling.seed}/{uid}/{source}/{k}", len(nearest))
+            chosen.append(nearest[int(np.argmax(logits / sampling.temperature + noise))])
+        return [Caption(self._phrases[i]) for i in chosen]
+
+
+def gumbel(name: str, count: int) -> np.ndarray:
+    """`count` standard Gumbel draws that depend on `name` alone, float64."""
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
+    uniform = np.random.Generator(np.random.Philox(key=key)).random(count)
+    return -np.log(-np.log(np.maximum(uniform, 1e-300)))

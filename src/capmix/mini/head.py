@@ -1,0 +1,48 @@
+"""A projection of image-tower features and static text vectors into one space.
+
+The image side adds two things: a linear map of the features, and a linear map of the ConSE vector
+(arXiv 1312.5650): the mean of ImageNet class-name vectors, weighted by the ten likeliest classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from capmix.mini.image_tower import imagenet_classifier
+from capmix.mini.text_tower import text_tower
+from capmix.mini.weights import load_weights, unit
+
+CONSE_CLASSES = 10
+
+
+class Head:
+    """Loads `<name>.safetensors`: features (1280, D), conse (256, D), text (256, D)."""
+
+    def __init__(self, name: str):
+        self._weights = {k: v.astype(np.float32) for k, v in load_weights(name).items()}
+        self._class_vectors = load_weights("imagenet_names")["vectors"].astype(np.float32)
+        self._classifier, self._bias = imagenet_classifier()
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 (N, D), of image features float16 (N, 1280)."""
+        features, conse = image_inputs(
+            embeddings, self._classifier, self._bias, self._class_vectors
+        )
+        return unit(features @ self._weights["features"] + conse @ self._weights["conse"])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 (N, D)."""
+        return unit(text_tower().encode(texts) @ self._weights["text"])
+
+
+def image_inputs(
+    embeddings: np.ndarray, classifier: np.ndarray, bias: np.ndarray, class_vectors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a head sees of image features (N, 1280): unit square roots (N, 1280), ConSE (N, 256)."""
+    features = embeddings.astype(np.float32)
+    logits = features @ classifier.T + bias
+    likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :CONSE_CLASSES]
+    weights = np.zeros_like(likelihood)
+    np.put_along_axis(weights, best, np.take_along_axis(likelihood, best, axis=1), axis=1)
+    return unit(np.sqrt(np.maximum(features, 0))), unit(weights @ class_vectors)

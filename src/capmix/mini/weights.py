@@ -1,0 +1,35 @@
+"""Read the embedded weights: safetensors files whose digests name them in every marker."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from capmix.pool import embedded_folder
+
+
+def models_folder() -> Path:
+    return embedded_folder() / "models"
+
+
+def load_weights(name: str) -> dict[str, np.ndarray]:
+    """The tensors of `<name>.safetensors` of the embedded models."""
+    return load_file(models_folder() / f"{name}.safetensors")
+
+
+@cache
+def digest(*names: str) -> str:
+    """First 16 hex digits of the sha256 over the named files of the embedded models."""
+    total = hashlib.sha256()
+    for name in names:
+        total.update((models_folder() / name).read_bytes())
+    return total.hexdigest()[:16]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; a row of zeros stays zeros."""
+    rows = vectors.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)

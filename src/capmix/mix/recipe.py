@@ -1,0 +1,139 @@
+"""Recipes: which text each sample gets, as an ordered list of clauses in a small YAML file."""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from capmix.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Clause(BaseModel):
+    """A sample takes `source` if the SQL condition `where` holds and the source has a text for it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    source: str
+    where: str = "true"
+
+
+class Recipe(BaseModel):
+    """A mixing strategy. A sample takes the first clause that holds; it is left out if none does.
+
+    `parameters` fill the `{placeholders}` of name and clauses; `{percent}` is fraction x 100. With
+    `shuffle` the chosen texts are handed around among the chosen samples: a control.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    about: str
+    reference: str = ""
+    parameters: dict[str, str | float] = Field(default_factory=dict)
+    clauses: list[Clause] = Field(min_length=1)
+    shuffle: bool = False
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _check_parameters(cls, parameters: Any) -> Any:
+        for name, value in (parameters or {}).items():
+            if name == "fraction":
+                check_fraction(value)
+            elif isinstance(value, str) and not re.fullmatch(r"\w+", value):
+                raise ValueError(f"{name} {value!r}: expected letters, digits and '_'")
+        return parameters or {}
+
+    def filled(self) -> "Recipe":
+        """This recipe with every placeholder filled in and no parameters left open."""
+        values = dict(self.parameters)
+        if "fraction" in values:
+            values["percent"] = f"{float(values['fraction']) * 100:g}"
+
+        def fill(text: str) -> str:
+            return PLACEHOLDER.sub(lambda match: str(values[match.group(1)]), text)
+
+        try:
+            clauses = [
+                Clause(source=fill(clause.source), where=fill(clause.where))
+                for clause in self.clauses
+            ]
+            name = fill(self.name)
+        except KeyError as error:
+            known = ", ".join(sorted(values)) or "none"
+            raise UserError(
+                f"recipe {self.name}: no parameter {error} (its parameters: {known})"
+            ) from error
+        if not NAME.fullmatch(name):
+            raise UserError(f"recipe name {name!r}: expected letters, digits and . _ + -")
+        return self.model_copy(update={"name": name, "clauses": clauses})
+
+
+def check_fraction(value: Any) -> float:
+    """Raise ValueError unless `value` is a number in (0, 1]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise ValueError(
+            f"fraction {value!r}: expected a number over 0 and at most 1, such as 0.3 for 30 %"
+        )
+    return float(value)
+
+
+def load_recipe(name_or_path: str, parameters: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or one from a .yaml file, with its parameters replaced and filled.
+
+    Raises UserError where there is none, or where it does not say what a recipe must say.
+    """
+    text = _recipe_text(name_or_path)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {name_or_path}: not YAML: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"recipe {name_or_path}: expected name, about and clauses")
+    defaults = value.get("parameters") or {}
+    unknown = sorted(set(parameters or {}) - set(defaults))
+    if unknown:
+        known = ", ".join(sorted(defaults)) or "none"
+        raise UserError(
+            f"recipe {name_or_path}: no parameter {unknown[0]!r} (its parameters: {known})"
+        )
+    try:
+        recipe = Recipe.model_validate(value | {"parameters": defaults | (parameters or {})})
+    except ValidationError as error:
+        raise UserError(f"recipe {name_or_path}: {describe(error)}") from error
+    return recipe.filled()
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with capmix, sorted."""
+    folder = resources.files("capmix.mix") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a validated file as one line: where it is, what it is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _recipe_text(name_or_path: str) -> str:
+    if name_or_path in shipped_recipes():
+        file = resources.files("capmix.mix") / "recipes" / f"{name_or_path}.yaml"
+        return file.read_text("utf-8")
+    if not name_or_path.endswith((".yaml", ".yml")):
+        known = ", ".join(shipped_recipes())
+        raise UserError(f"no recipe {name_or_path!r}: expected a .yaml file or one of {known}")
+    try:
+        return Path(name_or_path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"recipe {name_or_path}: {error}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,96 @@
+"""The table that recipes are about: one row per sample of the pool, built from the parts.
+
+Columns: uid, shard, key, width, height, draw (uniform in [0, 1) from seed and uid), and for each
+source <source>_text and <source>_score (null where there is none).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import duckdb
+import pyarrow as pa
+
+from capmix.errors import UserError
+from capmix.pool import Pool
+from capmix.pool.index import FOLDER as SAMPLES
+from capmix.score.stage import scores_folder, texts_folder
+from capmix.store import Store
+
+
+def sample_table(
+    store: Store, pool: Pool, scorer: str | None, sources: Sequence[str], seed: int
+) -> duckdb.DuckDBPyConnection:
+    """A connection with the table `samples`, closed to files, network and extensions.
+
+    Of several captions of one source, the first (k = 0) is taken. A uid that stands in several
+    shards is kept in the first. Raises UserError where a part is missing.
+    """
+    connection = duckdb.connect()
+    connection.execute("set preserve_insertion_order = true")
+    _load(connection, store, pool, SAMPLES, "raw_part")
+    columns = ["s.text as raw_text"]
+    joins = []
+    for source in sources:
+        if source != "raw":
+            _load(connection, store, pool, texts_folder(source), f"{source}_part")
+            joins.append(_join(f"{source}_part", f"{source}_t"))
+            columns.append(f"{source}_t.text as {source}_text")
+        if scorer is not None:
+            folder = scores_folder(scorer, source)
+            _load(connection, store, pool, folder, f"{source}_scores")
+            joins.append(_join(f"{source}_scores", f"{source}_s"))
+            columns.append(f"{source}_s.score as {source}_score")
+    connection.create_function("draw_of", _draws(seed), ["VARCHAR"], "DOUBLE", type="arrow")
+    connection.execute(f"""
+        create table samples as
+        select s.uid, s.shard, s.position, s.key, s.width, s.height,
+               draw_of(s.uid) as draw, {", ".join(columns)}
+        from raw_part s {" ".join(joins)}
+        where s.status = 'ok'
+        qualify row_number() over (partition by s.uid order by s.shard, s.position) = 1
+        order by s.shard, s.position
+    """)
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+    return connection
+
+
+def draw(uid: str, seed: int) -> float:
+    """Uniform in [0, 1): the first 53 bits of sha256(seed, uid)."""
+    value = hashlib.sha256(f"draw/{seed}/{uid}".encode()).digest()
+    return (int.from_bytes(value[:8], "big") >> 11) / 2**53
+
+
+def _draws(seed: int):  # type: ignore[no-untyped-def]  # DuckDB reads no annotations here
+    def draws(uids: pa.Array) -> pa.Array:
+        return pa.array([draw(uid, seed) for uid in uids.to_pylist()], pa.float64())
+
+    return draws
+
+
+def _join(part: str, alias: str) -> str:
+    first = "coalesce({0}.k, 0) = 0 and {0}.status = 'ok'".format(alias)
+    return f"left join {part} {alias} on {alias}.shard = s.shard and {alias}.uid = s.uid and {first}"
+
+
+def _load(
+    connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool, folder: str, name: str
+) -> None:
+    """Make table `name` of the finished parts of `folder`, with the columns shard and position."""
+    finished = set(store.parts(folder))
+    absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in finished]
+    if absent:
+        raise UserError(
+            f"{store.path(folder)}: no finished part for shard {absent[0]} ({len(absent)} of "
+            f"{len(pool.shards)} missing). Run the caption and score commands for it first."
+        )
+    tables = []
+    for shard in pool.shards:
+        table = store.read_table(f"{folder}/{shard.name}.parquet")
+        shards = pa.array([shard.name] * len(table), pa.string())
+        positions = pa.array(range(len(table)), pa.int64())
+        tables.append(table.append_column("shard", shards).append_column("position", positions))
+    joined = pa.concat_tables(tables)
+    connection.register("joined", joined)
+    connection.execute(f"create table {name} as select * from joined")
+    connection.unregister("joined")

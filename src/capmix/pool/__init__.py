@@ -1,0 +1,4 @@
+from capmix.pool.pool import EMBEDDED, Pool, embedded_folder, open_pool
+from capmix.pool.sample import BadSample, Sample, Shard
+
+__all__ = ["EMBEDDED", "BadSample", "Pool", "Sample", "Shard", "embedded_folder", "open_pool"]

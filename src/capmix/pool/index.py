@@ -1,0 +1,67 @@
+"""The first stage: what is in a pool. Writes `samples/<shard>.parquet`, without any pixels.
+
+Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
+in pixels as stored, `bytes`, `sha256` of the image.
+"""
+
+import hashlib
+import io
+import warnings
+
+import pyarrow as pa
+from PIL import Image
+
+from capmix.engine.stage import PartWriter, Stage
+from capmix.images import IMAGE_FORMATS
+from capmix.pool.pool import Pool
+from capmix.pool.sample import BadSample, Sample, Shard
+from capmix.rows import FAILED, Row, table_of
+
+FOLDER = "samples"
+FIELDS = [
+    ("text", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("bytes", pa.int64()),
+    ("sha256", pa.string()),
+]
+
+
+def index_stage(pool: Pool) -> Stage:
+    """The stage that lists a pool's samples."""
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        rows = []
+        for sample in pool.read(shard):
+            out.count_in()
+            rows.append(_row(sample))
+            if rows[-1].reason:
+                out.count_failed(rows[-1].reason)
+            else:
+                out.count_ok()
+        out.write_table(table_of(rows, FIELDS))
+
+    return Stage("index", FOLDER, {}, pool_inputs, run_shard)
+
+
+def pool_inputs(shard: Shard) -> dict[str, str]:
+    return {"pool": shard.fingerprint}
+
+
+def bad_row(sample: BadSample) -> Row:
+    return Row(None, sample.key, FAILED, sample.reason, sample.detail)
+
+
+def _row(sample: Sample | BadSample) -> Row:
+    if isinstance(sample, BadSample):
+        return bad_row(sample)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            width, height = Image.open(io.BytesIO(sample.image), formats=IMAGE_FORMATS).size
+        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
+            detail = f"{len(sample.image)} bytes in .{sample.suffix}: {error}"
+            return Row(sample.uid, sample.key, FAILED, "not_an_image", detail)
+    digest = hashlib.sha256(sample.image).hexdigest()
+    values = (sample.text, width, height, len(sample.image), digest)
+    return Row(sample.uid, sample.key, values=values)

@@ -1,0 +1,121 @@
+"""Open a pool wherever it lies: a directory of WebDataset tars, one tar, or a folder of images."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from capmix.errors import UserError
+from capmix.pool.folder import is_image, read_files
+from capmix.pool.sample import BadSample, Sample, Shard
+from capmix.pool.tar import read_tar
+
+EMBEDDED = "embedded"
+FILES_PER_SHARD = 1000
+PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Shards in name order, and the way to read one. The pool itself is never written to."""
+
+    location: str
+    shards: list[Shard]
+    fs: fsspec.AbstractFileSystem = field(repr=False)
+    root: str
+    files: dict[str, list[str]] = field(repr=False)
+    sidecars: set[str] = field(repr=False)
+
+    def read(self, shard: Shard) -> Iterator[Sample | BadSample]:
+        """Stream one shard's samples; see read_tar and read_files for what bad input becomes."""
+        files = self.files[shard.name]
+        if not files[0].endswith(".tar"):
+            yield from read_files(self.fs, self.root, files, self.sidecars)
+            return
+        try:
+            with self.fs.open(f"{self.root}/{files[0]}", "rb") as stream:
+                yield from read_tar(stream, shard.name)
+        except OSError as error:
+            detail = f"{files[0]}: {error}. Check that the file is there and readable."
+            yield BadSample("", "unreadable_shard", detail)
+
+
+def embedded_folder() -> Path:
+    """Where the pool, evaluation sets and weights that ship with capmix lie."""
+    return Path(__file__).parent.parent / "embedded"
+
+
+def open_pool(location: str) -> Pool:
+    """List the shards of a pool.
+
+    `location` is a directory or fsspec URL that holds tars (at any depth) or images, one .tar
+    file, or `embedded`. Raises UserError where there is neither a tar nor an image.
+    """
+    path = str(embedded_folder() / "pool") if location == EMBEDDED else location
+    fs, root = _file_system(path)
+    if not fs.exists(root):
+        raise UserError(f"pool {location}: no such file or directory")
+    if fs.isfile(root):
+        root, _, name = root.rpartition("/")
+        found = {name: fs.info(f"{root}/{name}")}
+    else:
+        listing = fs.find(root, detail=True)
+        found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
+    visible = {name: info for name, info in sorted(found.items()) if not _is_hidden(name)}
+    tars = [name for name in visible if name.endswith(".tar")]
+    if tars:
+        files = {name.removesuffix(".tar"): [name] for name in tars}
+        sidecars: set[str] = set()
+    else:
+        files = _folder_shards([name for name in visible if is_image(name)])
+        sidecars = {name for name in visible if name.endswith((".txt", ".json"))}
+    if not files:
+        raise UserError(
+            f"pool {location}: no .tar shard and no .jpg, .jpeg, .png or .webp image in it"
+        )
+    shards = [
+        Shard(name, _fingerprint({file: visible[file] for file in _with_sidecars(members, sidecars)}))
+        for name, members in files.items()
+    ]
+    return Pool(path, shards, fs, root, files, sidecars)
+
+
+def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    protocol = path.split("://", 1)[0] if "://" in path else "file"
+    if protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise UserError(f"pool {path}: protocol {protocol!r} is not one of {known}")
+    try:
+        fs, root = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise UserError(f"pool {path}: {error}") from error
+    return fs, root.rstrip("/")
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _folder_shards(images: list[str]) -> dict[str, list[str]]:
+    starts = range(0, len(images), FILES_PER_SHARD)
+    return {f"{i // FILES_PER_SHARD:05d}": images[i : i + FILES_PER_SHARD] for i in starts}
+
+
+def _with_sidecars(files: list[str], sidecars: set[str]) -> list[str]:
+    stems = dict.fromkeys(file.rpartition(".")[0] for file in files)
+    names = (stem + suffix for stem in stems for suffix in (".json", ".txt"))
+    return files + [name for name in names if name in sidecars]
+
+
+def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
+    """Size and time of change (or etag) of a file; a digest over names and these for several."""
+    stamps = []
+    for name, info in files.items():
+        changed = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created")
+        stamps.append(f"{name}: {info['size']} bytes, changed {changed}")
+    if len(stamps) == 1:
+        return stamps[0]
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""What a pool is made of: samples, and the places where one should have been."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MAX_IMAGE_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 2**20
+SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its raw text, as it lies in the pool.
+
+    `text` is None where the pool has none. `metadata` is the sample's json object, or empty;
+    `label` is the class number that evaluation sets have in a cls member.
+    """
+
+    key: str
+    uid: str
+    image: bytes
+    suffix: str
+    text: str | None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A row that could not be read: `reason` is a word to count by, `detail` is for people."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One unit of work. `name` is its path inside the pool without suffix and names every part.
+
+    `fingerprint` changes when the shard's bytes do (size and time of change, or an etag).
+    """
+
+    name: str
+    fingerprint: str
+
+
+def uid_from_path(path: str) -> str:
+    """The uid of a sample that brings none: 32 hex digits of the sha256 of its path in the pool.
+
+    32 digits, as DataComp's uids have, so that subsets can be written in DataComp's format.
+    """
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]

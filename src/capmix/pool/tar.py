@@ -1,0 +1,174 @@
+"""Read WebDataset tars as a stream: nothing but images, texts and json objects ever comes out.
+
+Members are never written to disk, never unpickled and never decoded by name. A sample is the run
+of neighbouring members that share the text before the first dot of their file name, as
+webdataset and open_clip read it.
+"""
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from capmix.pool.sample import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    SAFE_UID,
+    BadSample,
+    Sample,
+    uid_from_path,
+)
+
+READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
+
+
+@dataclass
+class _Group:
+    """The members of one sample while they stream by."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    dotted: dict[str, str] = field(default_factory=dict)
+    problem: BadSample | None = None
+
+
+def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
+    """Samples of one tar in the order they lie in it; what cannot be read comes as a BadSample.
+
+    Memory holds one sample, and the keys and uids already seen. A tar that breaks off gives every
+    whole sample before the break, then one BadSample with reason `truncated_shard` (or
+    `not_a_tar` when nothing could be read).
+    """
+    reader = _Reader(shard)
+    group: _Group | None = None
+    last_member = ""
+    try:
+        # "r|" never seeks, so that a shard can come from a pipe or an object store.
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                archive.members.clear()  # tarfile keeps every header otherwise
+                if not member.isreg():
+                    continue
+                directory, name = posixpath.split(member.name)
+                stem, _, suffix = name.partition(".")
+                key = posixpath.join(directory, stem)
+                if group is None or group.key != key or suffix.lower() in group.members:
+                    finished, group = group, None
+                    if finished is not None:
+                        yield from reader.finish(finished)
+                    group = _Group(key)
+                _take(group, archive, member, suffix.lower())
+                last_member = member.name
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        yield _broken_tar(shard, last_member, error)
+        return
+    if group is not None:
+        yield from reader.finish(group)
+
+
+def _take(
+    group: _Group, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str
+) -> None:
+    if suffix not in READ_SUFFIXES:
+        _note_dotted_key(group, member.name, suffix)
+        return
+    bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+    if member.size > bound:
+        detail = f"member {member.name}: {member.size} bytes, at most {bound} are read"
+        group.problem = BadSample(group.key, "too_many_bytes", detail)
+        return
+    content = archive.extractfile(member)
+    data = content.read() if content is not None else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    group.members[suffix] = data
+
+
+def _note_dotted_key(group: _Group, name: str, suffix: str) -> None:
+    stem, _, last = name.rpartition(".")
+    if "." in suffix and last.lower() in IMAGE_SUFFIXES:
+        group.dotted[stem] = name
+
+
+def _broken_tar(shard: str, last_member: str, error: Exception) -> BadSample:
+    if not last_member:
+        detail = f"{error}; expected a tar of images. Fetch the shard again or take it away."
+        return BadSample("", "not_a_tar", detail)
+    detail = f"breaks off after member {last_member} ({error}). Fetch the shard again."
+    return BadSample("", "truncated_shard", detail)
+
+
+class _Reader:
+    """Turns groups of members into samples, and remembers what one tar has shown so far."""
+
+    def __init__(self, shard: str):
+        self.shard = shard
+        self.keys: set[str] = set()
+        self.uids: set[str] = set()
+        self.expects_json: bool | None = None
+
+    def finish(self, group: _Group) -> Iterator[Sample | BadSample]:
+        images = [suffix for suffix in group.members if suffix in IMAGE_SUFFIXES]
+        if group.dotted and not images:
+            yield from (_dotted(stem, name) for stem, name in group.dotted.items())
+        elif group.members or group.problem:
+            yield self._sample(group, images)
+
+    def _sample(self, group: _Group, images: list[str]) -> Sample | BadSample:
+        key = group.key
+        if group.problem is not None:
+            return group.problem
+        if key in self.keys:
+            detail = "the key stands in this tar more than once; the first sample was kept"
+            return BadSample(key, "duplicate_key", detail)
+        self.keys.add(key)
+        if len(images) != 1:
+            found = ", ".join(sorted(group.members))
+            reason = "two_images" if images else "no_image"
+            expected = "/".join(IMAGE_SUFFIXES)
+            return BadSample(key, reason, f"expected one {expected} member, found {found}")
+        if self.expects_json is None:
+            self.expects_json = "json" in group.members
+        if self.expects_json and "json" not in group.members:
+            detail = "no json member though the shard's first sample has one: its uid is unknown"
+            return BadSample(key, "no_json", detail)
+        return self._with_metadata(group, images[0])
+
+    def _with_metadata(self, group: _Group, suffix: str) -> Sample | BadSample:
+        try:
+            metadata = json.loads(group.members.get("json", b"{}"))
+        except (ValueError, RecursionError) as error:
+            return BadSample(group.key, "bad_json", f"json member: {error}")
+        if not isinstance(metadata, dict):
+            detail = f"json member: expected an object, found {type(metadata).__name__}"
+            return BadSample(group.key, "bad_json", detail)
+        uid = metadata.get("uid") or uid_from_path(f"{self.shard}/{group.key}")
+        if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
+            detail = f"uid {uid!r:.80}: expected 1 to 128 letters, digits, '-' or '_'"
+            return BadSample(group.key, "bad_uid", detail)
+        if uid in self.uids:
+            detail = f"uid {uid} stands in this tar more than once; the first sample was kept"
+            return BadSample(group.key, "duplicate_uid", detail)
+        self.uids.add(uid)
+        text = raw_text(group.members.get("txt"), metadata)
+        label = group.members["cls"].decode("ascii", "replace") if "cls" in group.members else None
+        return Sample(group.key, uid, group.members[suffix], suffix, text, metadata, label)
+
+
+def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:
+    """The txt member, else the json's `caption` (img2dataset, DataComp); bad bytes become U+FFFD."""
+    if member is not None:
+        return member.decode("utf-8", "replace")
+    caption = metadata.get("caption")
+    if not isinstance(caption, str):
+        return None
+    # A json string can hold lone surrogates, which no UTF-8 file can.
+    return caption.encode("utf-8", "replace").decode("utf-8")
+
+
+def _dotted(stem: str, name: str) -> BadSample:
+    detail = f"member {name}: the key has a dot; webdataset readers end a key at its first dot"
+    return BadSample(stem, "dotted_key", detail)

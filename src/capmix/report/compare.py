@@ -1,0 +1,127 @@
+"""Compare recipes over seeds: means, standard deviations and bootstrap intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from capmix.evaluate.evaluate import Result
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """In percent: mean and standard deviation over seeds, and a 95 % interval."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent."""
+
+    name: str
+    seeds: int
+    metrics: dict[str, tuple[float, float]]
+    average: Estimate
+    against_baseline: Estimate | None
+
+
+def compare(results: dict[str, list[Result]], baseline: str) -> list[RecipeResult]:
+    """One row per recipe, in the order given, with its difference to `baseline` where that is there.
+
+    The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
+    mean of recall@5 both ways for retrieval. Intervals: percentile bootstrap (1,000 resamples)
+    over seeds and evaluation items together; a difference uses the same items for both recipes.
+    """
+    samples = {name: _bootstrap(runs) for name, runs in results.items()}
+    rows = []
+    for name, runs in results.items():
+        per_seed = 100 * np.array([_average(run.hits) for run in runs])
+        difference = None
+        if baseline in results and name != baseline:
+            reference = 100 * np.array([_average(run.hits) for run in results[baseline]])
+            difference = Estimate(
+                float(per_seed.mean() - reference.mean()),
+                float(np.hypot(_deviation(per_seed), _deviation(reference))),
+                *_interval(samples[name] - samples[baseline]),
+            )
+        average = Estimate(
+            float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name])
+        )
+        rows.append(RecipeResult(name, len(runs), _metrics(runs), average, difference))
+    return rows
+
+
+def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
+    """Plain sentences: which recipes differ from the baseline, and if `order` (rising) appears."""
+    lines = []
+    by_name = {row.name: row for row in rows}
+    for row in rows:
+        change = row.against_baseline
+        if change is None:
+            continue
+        word = "no measurable difference"
+        if change.low > 0:
+            word = "better"
+        if change.high < 0:
+            word = "worse"
+        lines.append(
+            f"{row.name}: {change.mean:+.1f} points [{change.low:+.1f}, {change.high:+.1f}], {word}"
+        )
+    known = [by_name[name] for name in order if name in by_name]
+    if len(known) == len(order):
+        means = [row.average.mean for row in known]
+        rises = all(a < b for a, b in zip(means, means[1:], strict=False))
+        chain = " < ".join(order)
+        appears = "appears in these means" if rises else "does not appear here"
+        lines.append(f"The paper's order ({chain}) {appears}.")
+    return lines
+
+
+def _average(hits: dict[str, np.ndarray]) -> float:
+    sets: dict[str, list[float]] = {}
+    for name, values in hits.items():
+        sets.setdefault(name.split("/")[0], []).append(float(values.mean()))
+    return float(np.mean([np.mean(values) for values in sets.values()]))
+
+
+def _bootstrap(runs: list[Result]) -> np.ndarray:
+    """Resampled averages in percent (1000,). The same items are drawn for every recipe."""
+    items = np.random.default_rng(0)
+    seeds = np.random.default_rng([1, len(runs)])
+    stacked = {name: np.stack([run.hits[name] for run in runs]) for name in runs[0].hits}
+    lengths = {name.split("/")[0]: values.shape[1] for name, values in stacked.items()}
+    averages = np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):
+        rows = {name: items.integers(length, size=length) for name, length in lengths.items()}
+        chosen = seeds.integers(len(runs), size=len(runs))
+        averages[resample] = _average(
+            {
+                name: values[chosen][:, rows[name.split("/")[0]]]
+                for name, values in stacked.items()
+            }
+        )
+    return 100 * averages
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _metrics(runs: list[Result]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, metrics in runs[0].metrics.items():
+        for metric in metrics:
+            values = 100 * np.array([run.metrics[name][metric] for run in runs])
+            found[f"{name}/{metric}"] = float(values.mean()), _deviation(values)
+    return found
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,46 @@
+"""Columns that every part has: which sample a row is about, and what became of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+OK, DROPPED, FAILED = "ok", "dropped", "failed"
+
+STATUS_FIELDS = [
+    ("uid", pa.string()),
+    ("key", pa.string()),
+    ("status", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a part. A row that is not ok says why; its uid is null where it is unknown."""
+
+    uid: str | None
+    key: str
+    status: str = OK
+    reason: str | None = None
+    detail: str | None = None
+    values: tuple[Any, ...] = ()
+
+
+def table_of(rows: Sequence[Row], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
+    """A table of the status columns and then `fields`, which `values` fills where a row is ok."""
+    columns: dict[str, pa.Array] = {}
+    for name, kind in STATUS_FIELDS:
+        columns[name] = pa.array([getattr(row, name) for row in rows], kind)
+    for position, (name, kind) in enumerate(fields):
+        filled = [row.values[position] if row.values else None for row in rows]
+        columns[name] = pa.array(filled, kind)
+    return pa.table(columns)
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """The rows of a part's table without its own columns."""
+    columns = (table.column(name).to_pylist() for name, _ in STATUS_FIELDS)
+    return [Row(*values) for values in zip(*columns, strict=True)]

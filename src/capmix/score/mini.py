@@ -1,0 +1,29 @@
+"""The embedded demo scorer: CLIP-like, and tiny. It needs no network and no GPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from capmix.mini.head import Head
+from capmix.mini.image_tower import LiteTower
+from capmix.mini.text_tower import FILES as TEXT_FILES
+from capmix.mini.weights import digest
+
+
+class MiniScorer:
+    """Frozen EfficientNet-Lite0 and static text tower, with the projection `scorer.safetensors`."""
+
+    name = "mini"
+
+    def __init__(self, encoder: LiteTower):
+        self.encoder = encoder
+        self._head = Head("scorer")
+        weights = digest("scorer.safetensors", "imagenet_names.safetensors", *TEXT_FILES)
+        self.settings: dict[str, Any] = {"model": "mini", "weights": weights}
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        return self._head.project_images(embeddings)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self._head.encode_texts(texts)

@@ -1,0 +1,185 @@
+"""Parts and markers: what a work directory holds, and how it is known to be whole.
+
+A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, each to
+a temporary name that is then renamed. The marker `<folder>/<shard>.json` is written last. A part
+whose marker does not match (other inputs, other settings) counts as missing.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capmix.errors import UserError
+
+
+@dataclass
+class Counts:
+    """Rows of a part by what became of them; dropped and failed by reason."""
+
+    ok: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.ok + self.dropped.total() + self.failed.total()
+
+    def add(self, other: "Counts") -> None:
+        self.ok += other.ok
+        self.dropped.update(other.dropped)
+        self.failed.update(other.failed)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a finished part was made from, and its counts.
+
+    `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
+    part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
+    they leave it: the two must agree.
+    """
+
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    rows_in: int
+    counts: Counts
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """A work directory on a local disk or on any file system that fsspec knows."""
+
+    def __init__(self, location: str):
+        self.location = location
+        self.fs, root = fsspec.core.url_to_fs(location)
+        self.root = root.rstrip("/")
+        self.is_local = "file" in self.fs.protocol
+
+    def path(self, name: str) -> str:
+        """Full path of a file of this work directory; `name` uses forward slashes."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file that appears under its name only when the block ends without an error."""
+        target = self.path(name)
+        folder, _, base = target.rpartition("/")
+        temporary = f"{folder}/.{base}.{os.getpid()}.tmp"
+        try:
+            self.fs.makedirs(folder, exist_ok=True)
+            with self.fs.open(temporary, "wb") as stream:
+                yield stream
+                if self.is_local:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if self.is_local:
+                os.replace(temporary, target)
+            else:
+                self.fs.mv(temporary, target)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                self.fs.rm_file(temporary)
+            if isinstance(error, OSError):
+                raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+            raise
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """The parsed file; None where it is missing or is not json."""
+        try:
+            return json.loads(self.fs.cat_file(self.path(name)))
+        except (OSError, ValueError):
+            return None
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        with self.fs.open(self.path(name), "rb") as stream:
+            return pq.read_table(stream)
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_array(self, name: str) -> np.ndarray:
+        array: np.ndarray = np.load(
+            io.BytesIO(self.fs.cat_file(self.path(name))), allow_pickle=False
+        )
+        return array
+
+    def write_marker(self, part: str, marker: Marker) -> None:
+        """Declare `part` finished. Raises ValueError if its counts do not add up."""
+        if marker.counts.total != marker.rows_in:
+            raise ValueError(f"{part}: {marker.rows_in} rows in, {marker.counts.total} accounted")
+        self.write_json(f"{part}.json", asdict(marker))
+
+    def read_marker(self, part: str) -> Marker | None:
+        """The marker of `part`, or None where there is none that can be read."""
+        value = self.read_json(f"{part}.json")
+        try:
+            counts = value["counts"]
+            kept = Counts(counts["ok"], Counter(counts["dropped"]), Counter(counts["failed"]))
+            return Marker(
+                value["inputs"], value["config"], value["rows_in"], kept, value.get("extra", {})
+            )
+        except (TypeError, KeyError):
+            return None
+
+    def fingerprint(self, part: str) -> str:
+        """Digest of a part's marker, for the parts that are made from it; "" while it is missing."""
+        try:
+            return hashlib.sha256(self.fs.cat_file(self.path(f"{part}.json"))).hexdigest()[:32]
+        except OSError:
+            return ""
+
+    def is_done(self, part: str, inputs: dict[str, str], config: dict[str, Any]) -> bool:
+        marker = self.read_marker(part)
+        return marker is not None and marker.inputs == inputs and marker.config == config
+
+    def parts(self, folder: str) -> list[str]:
+        """Names of the finished parts below `folder`, without suffix, sorted."""
+        pattern = f"{self.path(folder)}/**.json"
+        found = (str(PurePosixPath(path).with_suffix("")) for path in self.fs.glob(pattern))
+        return sorted(path[len(self.root) + 1 :] for path in found)
+
+
+def once(
+    store: Store,
+    name: str,
+    inputs: dict[str, str],
+    config: dict[str, Any],
+    make: Callable[[], Marker],
+) -> tuple[Marker, bool]:
+    """Make a part that is not per shard unless it is done; returns its marker and if it was made."""
+    if store.is_done(name, inputs, config):
+        marker = store.read_marker(name)
+        assert marker is not None
+        return marker, False
+    marker = make()
+    store.write_marker(name, marker)
+    return marker, True
