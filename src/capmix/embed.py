@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.engine.stage import PartWriter, Stage
-from capmix.images import BadImage, decode_image
+from capmix.images import BadImageError, decode_image
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.index import bad_row, pool_inputs
 from capmix.rows import FAILED, OK, Row, rows_of, table_of
@@ -74,7 +74,7 @@ def _decode(sample: Sample | BadSample) -> tuple[Row, Image.Image | None]:
         return bad_row(sample), None
     try:
         return Row(sample.uid, sample.key), decode_image(sample.image)
-    except BadImage as error:
+    except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 
 

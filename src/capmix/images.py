@@ -9,7 +9,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 
 
-class BadImage(ValueError):
+class BadImageError(ValueError):
     """The bytes are not an image that capmix reads. `reason` is a short word to count by."""
 
     def __init__(self, reason: str, detail: str):
@@ -23,26 +23,28 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     EXIF orientation is applied, the first frame of an animation is taken, and transparency
     is laid on white. The size is read from the header and checked before any pixel is decoded.
 
-    Raises BadImage with reason `not_an_image`, `too_many_pixels` or `broken_image`.
+    Raises BadImageError with reason `not_an_image`, `too_many_pixels` or `broken_image`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own bound below replaces Pillow's bomb warning
         try:
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         except Image.DecompressionBombError as error:
-            raise BadImage("too_many_pixels", str(error)) from error
+            raise BadImageError("too_many_pixels", str(error)) from error
         except Exception as error:  # Pillow's plugins raise many types on hostile bytes
             start = data[:16]
             detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
-            raise BadImage("not_an_image", detail) from error
+            raise BadImageError("not_an_image", detail) from error
         width, height = image.size
         if width * height > max_pixels:
             detail = f"{width} x {height} pixels is over the bound of {max_pixels}"
-            raise BadImage("too_many_pixels", detail)
+            raise BadImageError("too_many_pixels", detail)
         try:
             return _to_rgb(ImageOps.exif_transpose(image))
         except Exception as error:
-            raise BadImage("broken_image", f"{image.format} {width} x {height}: {error}") from error
+            raise BadImageError(
+                "broken_image", f"{image.format} {width} x {height}: {error}"
+            ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

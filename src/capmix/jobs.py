@@ -1,9 +1,9 @@
 """The jobs behind the commands, for Python: caption, score, measure, mix and export one pool.
 
-    from capmix import jobs
-    work = jobs.open_work("./pool", "./work")
-    jobs.caption(work, "mini")
-    jobs.score(work, ["raw", "mini"])
+from capmix import jobs
+work = jobs.open_work("./pool", "./work")
+jobs.caption(work, "mini")
+jobs.score(work, ["raw", "mini"])
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def caption(
     captions_per_image: int = 1,
     seed: int = 0,
 ) -> Counts:
-    """Write the captions of `source`: by the embedded model, or from a json field (`field:NAME`)."""
+    """Write the captions of `source`: by model `mini`, or from a json field (`field:NAME`)."""
     check_source_name(source)
     if model.startswith("field:"):
         work.index()
@@ -168,8 +168,8 @@ def train(work: Work, data: str, name: str, seeds: Sequence[int] = (0, 1, 2)) ->
 
 def evaluate(
     work: Work, checkpoints: Sequence[str], evalsets: Sequence[str] = (EMBEDDED,)
-) -> "list[Result]":
-    """Evaluate checkpoints zero-shot on evaluation-set folders (`embedded`: the embedded test sets)."""
+) -> list[Any]:
+    """Evaluate checkpoints zero-shot; `embedded` stands for the embedded test sets."""
     encoder = work.mini_encoder
     from capmix.evaluate.evalset import embedded_evalsets, load_evalset
     from capmix.evaluate.evaluate import evaluate as evaluate_one
@@ -181,13 +181,29 @@ def evaluate(
     return [evaluate_one(work.store, checkpoint, sets) for checkpoint in checkpoints]
 
 
-def report(work: Work, out: str | None = None, scorer: str = "mini", **settings: Any) -> Report:
-    """Write the HTML page about all that the work directory holds; see report.write_page."""
+def report(
+    work: Work,
+    out: str | None = None,
+    scorer: str = "mini",
+    recipes: Sequence[str] | None = None,
+    baseline: str = "raw",
+    order: Sequence[str] = (),
+    **page: Any,
+) -> tuple[str, list[str]]:
+    """Write the HTML page about what the work directory holds; returns its path and the table.
+
+    `recipes` names the subsets to show (default: all); see page.write_page for the rest.
+    """
+    from capmix.report.compare import compare, verdict
     from capmix.report.gather import gather
     from capmix.report.page import write_page
+    from capmix.report.table import results_table
 
-    found = gather(work.store, work.pool, scorer, _scored(work, scorer))
-    return write_page(found, out or work.store.path("report/report.html"), **settings)
+    found = gather(work.store, work.pool, scorer, _scored(work, scorer), recipes)
+    rows = compare(found.results, baseline) if found.results else []
+    path = out or work.store.path("report/report.html")
+    write_page(found, rows, path, baseline=baseline, order=order, **page)
+    return path, [*results_table(found, rows), "", *verdict(rows, order)] if rows else []
 
 
 def _scorer(work: Work, model: str) -> Scorer:
@@ -217,8 +233,4 @@ def _require_mini() -> None:
     }
     absent = [package for module, package in needed.items() if find_spec(module) is None]
     if absent:
-        raise UserError(
-            f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'"
-        )
-
-
+        raise UserError(f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'")

@@ -1,12 +1,11 @@
 """Run the stages of a pipeline file in order; what is done is skipped."""
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from typing import Any
 
 from capmix import jobs
 from capmix.config import Pipeline
-from capmix.mix.mix import Summary
 from capmix.pool import embedded_folder
 
 DEMO = "demo.yaml"
@@ -24,34 +23,46 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
         jobs.caption(work, source, **settings.model_dump())
     if pipeline.score is not None:
         jobs.score(work, pipeline.scored_sources(), pipeline.score.model)
-    measures = jobs.measure(work) if pipeline.measure is not None else {}
-    summaries = _mix(work, pipeline)
-    results = _train_and_evaluate(work, pipeline, summaries)
+    if pipeline.measure is not None:
+        jobs.measure(work)
+    names = [_make_subset(work, pipeline, entry) for entry in _recipes(pipeline)]
+    if pipeline.export is not None:
+        for name in names:
+            size = pipeline.export.samples_per_shard
+            jobs.export(work, name, _shards(work, name), size)
+    checkpoints = [one for name in names for one in _train(work, pipeline, name)]
+    if pipeline.evaluate is not None:
+        jobs.evaluate(work, checkpoints, pipeline.evaluate.evalsets)
     if pipeline.report is None:
         return None
-    from capmix.report.report import report, results_table
-
-    settings_of_report = pipeline.report.model_dump()
-    out = report(
-        work.store,
-        work.pool,
-        "mini",
-        pipeline.scored_sources(),
-        summaries,
-        measures,
-        results,
-        str(Path(pipeline.work) / "report" / "report.html"),
-        **settings_of_report,
-    )
-    return out
+    settings_of_page = pipeline.report.model_dump()
+    path, table = jobs.report(work, recipes=names, **settings_of_page)
+    print("\n".join(table))
+    return path
 
 
-def _mix(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:
-    summaries = []
-    for entry in pipeline.mix.recipes if pipeline.mix else ():
-        parameters = {} if isinstance(entry, str) else dict(entry)
-        recipe = entry if isinstance(entry, str) else str(parameters.pop("recipe", ""))
-        summary = jobs.mix(work, recipe, parameters, seed=pipeline.mix.seed if pipeline.mix else 0)
-        print("\n".join(summary.lines()), file=sys.stderr)
-        summaries.append(summary)
-    return summaries
+def _recipes(pipeline: Pipeline) -> list[str | dict[str, Any]]:
+    return pipeline.mix.recipes if pipeline.mix else []
+
+
+def _make_subset(work: jobs.Work, pipeline: Pipeline, entry: str | dict[str, Any]) -> str:
+    assert pipeline.mix is not None
+    parameters = {} if isinstance(entry, str) else dict(entry)
+    recipe = entry if isinstance(entry, str) else str(parameters.pop("recipe", ""))
+    summary = jobs.mix(work, recipe, parameters, seed=pipeline.mix.seed)
+    print("\n".join(summary.lines()), file=sys.stderr)
+    return summary.name
+
+
+def _shards(work: jobs.Work, name: str) -> str:
+    return work.store.path(f"shards/{name}")
+
+
+def _train(work: jobs.Work, pipeline: Pipeline, name: str) -> list[str]:
+    if pipeline.train is None:
+        return []
+    started = time.monotonic()
+    checkpoints = jobs.train(work, _shards(work, name), name, pipeline.train.seeds)
+    seconds = time.monotonic() - started
+    print(f"train {name}: {len(checkpoints)} seeds, {seconds:.1f} s", file=sys.stderr)
+    return checkpoints

@@ -151,7 +151,7 @@ class Store:
             return None
 
     def fingerprint(self, part: str) -> str:
-        """Digest of a part's marker, for the parts that are made from it; "" while it is missing."""
+        """Digest of a part's marker, for parts made from it; "" while it is missing."""
         try:
             return hashlib.sha256(self.fs.cat_file(self.path(f"{part}.json"))).hexdigest()[:32]
         except OSError:
@@ -175,7 +175,10 @@ def once(
     config: dict[str, Any],
     make: Callable[[], Marker],
 ) -> tuple[Marker, bool]:
-    """Make a part that is not per shard unless it is done; returns its marker and if it was made."""
+    """Make a part that is not per shard unless it is done.
+
+    Returns its marker, and whether it was made now.
+    """
     if store.is_done(name, inputs, config):
         marker = store.read_marker(name)
         assert marker is not None

@@ -76,7 +76,9 @@ def views(data: bytes, count: int, seed: int) -> list[Image.Image]:
 def _view(image: Image.Image, random: np.random.Generator) -> Image.Image:
     if random.random() < 0.5:
         image = ImageOps.mirror(image)
-    image = image.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR, True, fillcolor="white")
+    image = image.rotate(
+        random.uniform(-12, 12), Image.Resampling.BILINEAR, True, fillcolor="white"
+    )
     width, height = image.size
     keep = np.sqrt(random.uniform(0.6, 1.0))
     left, top = random.uniform(0, 1 - keep, 2)

@@ -1,4 +1,4 @@
-"""Cut the pictures into training set, pool and evaluation sets so that no near-duplicate crosses."""
+"""Cut the pictures into training set, pool and evaluation sets; no near-duplicate crosses."""
 
 import hashlib
 from dataclasses import dataclass

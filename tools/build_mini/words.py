@@ -2,13 +2,57 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sources import Drawing, wordnet_nouns
 from timm.data import ImageNetInfo
 
-BROKEN = re.compile(r"HASH\(0x|ARRAY\(0x|[^\x00-\x7f]|https?:|@")
+BROKEN = re.compile(
+    r"HASH|ARRAY\(|[^\x00-\x7f]|https?:|@|architetto|rollandin|francesco", re.IGNORECASE
+)
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "in",
+        "on",
+        "with",
+        "and",
+        "or",
+        "to",
+        "for",
+        "is",
+        "it",
+        "its",
+        "this",
+        "that",
+        "at",
+        "by",
+        "from",
+        "as",
+        "be",
+        "are",
+        "was",
+        "kind",
+        "type",
+        "made",
+        "used",
+        "his",
+        "her",
+        "their",
+        "into",
+        "over",
+        "under",
+        "up",
+        "out",
+        "off",
+        "some",
+        "very",
+    ]
+)
 BOILERPLATE = re.compile(
     r"clip\s?art|openclipart|part of the|theme|icon|submission|sibmission|public domain|unsorted"
     r"|nicu|buculei|collection|\bset\b|svg|png|inkscape|\bauthor|\bcontest|flag of the week"
@@ -41,6 +85,23 @@ def captions_of(drawings: list[Drawing]) -> list[list[str]]:
     return out
 
 
+def content_words(text: str) -> set[str]:
+    """Lower-cased words without stop words, plurals cut to the singular."""
+    words = (word for word in re.findall(r"[a-z]+", text.lower()) if len(word) > 1)
+    kept = (word for word in words if word not in STOP_WORDS)
+    return {word[:-1] if re.fullmatch(r"\w{3,}[^s]s", word) else word for word in kept}
+
+
+def english(share: Path) -> Callable[[str], bool]:
+    """A test whether each word of a text stands in a WordNet gloss or is a noun there."""
+    known: set[str] = set()
+    for lemmas, gloss, _, _ in wordnet_nouns(share):
+        known |= content_words(gloss)
+        for lemma in lemmas:
+            known |= content_words(lemma)
+    return lambda text: content_words(text) <= known
+
+
 def imagenet_names() -> list[str]:
     """Names of the 1,000 ImageNet classes in the order of the classifier, synonyms and all."""
     info = ImageNetInfo("imagenet-1k")
@@ -48,7 +109,7 @@ def imagenet_names() -> list[str]:
 
 
 def corpus(share: Path, captions: Iterable[list[str]]) -> list[str]:
-    """Texts to distil the text tower on: noun lemmas and glosses, class names, training captions."""
+    """Texts to distil on: noun lemmas and glosses, class names, training captions."""
     texts: list[str] = []
     for number, (lemmas, gloss, _, _) in enumerate(wordnet_nouns(share)):
         texts.append(lemmas[0])

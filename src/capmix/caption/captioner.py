@@ -18,14 +18,18 @@ class Caption:
 
 
 class Captioner(Protocol):
-    """Writes captions. Caption k of an image depends on (seed, uid, source, k) and `settings` alone.
+    """Writes captions. Caption k of an image depends on (seed, uid, source, k) and settings alone.
 
     `settings` names the model, a digest of its weights and every sampling setting; it goes into
     the marker of each part and decides whether the part is up to date.
     """
 
-    encoder: ImageEncoder
     settings: dict[str, Any]
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The model that the captioner sees images through."""
+        ...
 
     def caption(
         self, embeddings: np.ndarray, uids: Sequence[str], source: str

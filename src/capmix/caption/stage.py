@@ -110,4 +110,3 @@ def _count(out: PartWriter, row: Row) -> None:
         count(row.reason)
     else:
         out.count_ok()
-

@@ -13,7 +13,7 @@ import numpy as np
 from capmix.embed import ImageEncoder, embed_stage, embeddings_folder, read_embeddings
 from capmix.engine.local import run_stage
 from capmix.errors import UserError
-from capmix.pool import Sample, open_pool
+from capmix.pool import Sample, embedded_folder, open_pool
 from capmix.rows import OK
 from capmix.store import Store
 
@@ -38,6 +38,11 @@ class EvalSet:
     @property
     def is_retrieval(self) -> bool:
         return not self.classes
+
+
+def embedded_evalsets() -> list[str]:
+    """Folders of the embedded test sets: Tux Paint stamps, for classification and retrieval."""
+    return [str(path) for path in sorted((embedded_folder() / "tuxpaint").glob("wds_*_test"))]
 
 
 def load_evalset(store: Store, folder: str, encoder: ImageEncoder) -> EvalSet:
@@ -99,6 +104,7 @@ def _label(sample: Sample, classes: int, folder: str) -> int:
     label = (sample.label or "").strip()
     if not label.isdigit() or int(label) >= classes:
         raise UserError(
-            f"evaluation set {folder}, sample {sample.key}: label {label!r}, expected 0 to {classes - 1}"
+            f"evaluation set {folder}, sample {sample.key}: label {label!r}, "
+            f"expected 0 to {classes - 1}"
         )
     return int(label)

@@ -20,7 +20,7 @@ FOLDER = "results"
 class Result:
     """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
 
-    checkpoint: str
+    part: str
     metrics: dict[str, dict[str, float]]
     hits: dict[str, np.ndarray]
 
@@ -39,15 +39,22 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[EvalSet]) -> Resu
             metrics[evalset.name], found = _evaluate_one(student, evalset)
             hits |= {f"{evalset.name}/{name}": values for name, values in found.items()}
         buffer = io.BytesIO()
-        np.savez(buffer, **hits)
+        np.savez(buffer, allow_pickle=False, **hits)
         store.write_bytes(f"{part}.npz", buffer.getvalue())
         rows = sum(len(evalset.keys) for evalset in evalsets)
         return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
 
-    marker, _ = once(store, part, inputs, config, make)
+    once(store, part, inputs, config, make)
+    return load_result(store, part)
+
+
+def load_result(store: Store, part: str) -> Result:
+    """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
+    marker = store.read_marker(part)
+    assert marker is not None, f"{part}: not evaluated"
     with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
         hits = {name: z[name] for name in z.files}
-    return Result(checkpoint, marker.extra["metrics"], hits)
+    return Result(part, marker.extra["metrics"], hits)
 
 
 def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[str]) -> np.ndarray:

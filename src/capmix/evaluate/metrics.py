@@ -48,7 +48,10 @@ class Retrieval:
 
 
 def retrieve(images: np.ndarray, texts: np.ndarray, image_of_text: np.ndarray) -> Retrieval:
-    """Retrieval both ways over unit vectors (images, D), (texts, D); text t is of image_of_text[t]."""
+    """Retrieval both ways over unit vectors (images, D) and (texts, D).
+
+    `image_of_text` int (texts,) names each text's image.
+    """
     scores = images @ texts.T
     image_ranks = _ranks(scores.T, image_of_text)
     text_ranks = np.full(len(images), len(texts))

@@ -44,7 +44,7 @@ class LiteTower:
 
 
 def imagenet_classifier() -> tuple[np.ndarray, np.ndarray]:
-    """The ImageNet head over the same features: weights (1000, 1280) and biases (1000,), float32."""
+    """The ImageNet head over these features: float32 weights (1000, 1280), biases (1000,)."""
     model = _torch_model()
     return model.classifier.weight.detach().numpy(), model.classifier.bias.detach().numpy()
 

@@ -32,4 +32,5 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float32; a row of zeros stays zeros."""
     rows = vectors.astype(np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, 1e-12)
+    scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)
+    return scaled

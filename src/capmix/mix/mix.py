@@ -88,7 +88,7 @@ def select(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[pa.Ta
     ]
     sql = _sql(recipe.clauses, conditions, columns)
     try:
-        table = connection.execute(sql).to_arrow_table()
+        table: pa.Table = connection.execute(sql).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"recipe {recipe.name}: {_first_line(error)}") from error
     total = _scalar(connection, "select count(*) from samples")
@@ -165,9 +165,7 @@ def _condition(
             f"select typeof(any_value(({condition}\n)::BOOLEAN)) from samples"
         ).fetchone()
     except duckdb.Error as error:
-        raise UserError(
-            f"{place}: {_first_line(error)}. Columns: {', '.join(columns)}"
-        ) from error
+        raise UserError(f"{place}: {_first_line(error)}. Columns: {', '.join(columns)}") from error
     assert kind is not None
     return condition
 

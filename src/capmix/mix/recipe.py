@@ -15,7 +15,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Clause(BaseModel):
-    """A sample takes `source` if the SQL condition `where` holds and the source has a text for it."""
+    """A sample takes `source` if the condition `where` holds and the source has a text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     source: str

@@ -4,7 +4,6 @@ Columns: uid, shard, key, width, height, draw (uniform in [0, 1) from seed and u
 source <source>_text and <source>_score (null where there is none).
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import duckdb
@@ -15,6 +14,9 @@ from capmix.pool import Pool
 from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import scores_folder, texts_folder
 from capmix.store import Store
+
+# The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
+DRAW = "('0x' || sha256('draw/{seed}/' || s.uid)[1:13])::UBIGINT / pow(2, 52)"
 
 
 def sample_table(
@@ -40,11 +42,10 @@ def sample_table(
             _load(connection, store, pool, folder, f"{source}_scores")
             joins.append(_join(f"{source}_scores", f"{source}_s"))
             columns.append(f"{source}_s.score as {source}_score")
-    connection.create_function("draw_of", _draws(seed), ["VARCHAR"], "DOUBLE", type="arrow")
     connection.execute(f"""
         create table samples as
         select s.uid, s.shard, s.position, s.key, s.width, s.height,
-               draw_of(s.uid) as draw, {", ".join(columns)}
+               {DRAW.format(seed=int(seed))} as draw, {", ".join(columns)}
         from raw_part s {" ".join(joins)}
         where s.status = 'ok'
         qualify row_number() over (partition by s.uid order by s.shard, s.position) = 1
@@ -55,22 +56,11 @@ def sample_table(
     return connection
 
 
-def draw(uid: str, seed: int) -> float:
-    """Uniform in [0, 1): the first 53 bits of sha256(seed, uid)."""
-    value = hashlib.sha256(f"draw/{seed}/{uid}".encode()).digest()
-    return (int.from_bytes(value[:8], "big") >> 11) / 2**53
-
-
-def _draws(seed: int):  # type: ignore[no-untyped-def]  # DuckDB reads no annotations here
-    def draws(uids: pa.Array) -> pa.Array:
-        return pa.array([draw(uid, seed) for uid in uids.to_pylist()], pa.float64())
-
-    return draws
-
-
 def _join(part: str, alias: str) -> str:
-    first = "coalesce({0}.k, 0) = 0 and {0}.status = 'ok'".format(alias)
-    return f"left join {part} {alias} on {alias}.shard = s.shard and {alias}.uid = s.uid and {first}"
+    first = f"coalesce({alias}.k, 0) = 0 and {alias}.status = 'ok'"
+    return (
+        f"left join {part} {alias} on {alias}.shard = s.shard and {alias}.uid = s.uid and {first}"
+    )
 
 
 def _load(

@@ -1,6 +1,7 @@
 """Open a pool wherever it lies: a directory of WebDataset tars, one tar, or a folder of images."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from capmix.pool.tar import read_tar
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
+TAR_SUFFIXES = (".tar", ".tar.gz")
+TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
 
 
@@ -32,7 +35,7 @@ class Pool:
     def read(self, shard: Shard) -> Iterator[Sample | BadSample]:
         """Stream one shard's samples; see read_tar and read_files for what bad input becomes."""
         files = self.files[shard.name]
-        if not files[0].endswith(".tar"):
+        if not files[0].endswith(TAR_SUFFIXES):
             yield from read_files(self.fs, self.root, files, self.sidecars)
             return
         try:
@@ -65,9 +68,9 @@ def open_pool(location: str) -> Pool:
         listing = fs.find(root, detail=True)
         found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
     visible = {name: info for name, info in sorted(found.items()) if not _is_hidden(name)}
-    tars = [name for name in visible if name.endswith(".tar")]
+    tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
     if tars:
-        files = {name.removesuffix(".tar"): [name] for name in tars}
+        files = {TAR_ENDING.sub("", name): [name] for name in tars}
         sidecars: set[str] = set()
     else:
         files = _folder_shards([name for name in visible if is_image(name)])
@@ -77,7 +80,9 @@ def open_pool(location: str) -> Pool:
             f"pool {location}: no .tar shard and no .jpg, .jpeg, .png or .webp image in it"
         )
     shards = [
-        Shard(name, _fingerprint({file: visible[file] for file in _with_sidecars(members, sidecars)}))
+        Shard(
+            name, _fingerprint({file: visible[file] for file in _with_sidecars(members, sidecars)})
+        )
         for name, members in files.items()
     ]
     return Pool(path, shards, fs, root, files, sidecars)

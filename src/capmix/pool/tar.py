@@ -8,6 +8,7 @@ webdataset and open_clip read it.
 import json
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -46,10 +47,10 @@ def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
     group: _Group | None = None
     last_member = ""
     try:
-        # "r|" never seeks, so that a shard can come from a pipe or an object store.
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        # "r|*" never seeks, so that a shard can come from an object store, and reads gzip too.
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
             for member in archive:
-                archive.members.clear()  # tarfile keeps every header otherwise
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isreg():
                     continue
                 directory, name = posixpath.split(member.name)
@@ -62,16 +63,14 @@ def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
                     group = _Group(key)
                 _take(group, archive, member, suffix.lower())
                 last_member = member.name
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         yield _broken_tar(shard, last_member, error)
         return
     if group is not None:
         yield from reader.finish(group)
 
 
-def _take(
-    group: _Group, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str
-) -> None:
+def _take(group: _Group, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
     if suffix not in READ_SUFFIXES:
         _note_dotted_key(group, member.name, suffix)
         return
@@ -159,7 +158,7 @@ class _Reader:
 
 
 def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:
-    """The txt member, else the json's `caption` (img2dataset, DataComp); bad bytes become U+FFFD."""
+    """The txt member, else the json's `caption` (as img2dataset writes); bad bytes: U+FFFD."""
     if member is not None:
         return member.decode("utf-8", "replace")
     caption = metadata.get("caption")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class RecipeResult:
 
 
 def compare(results: dict[str, list[Result]], baseline: str) -> list[RecipeResult]:
-    """One row per recipe, in the order given, with its difference to `baseline` where that is there.
+    """One row per recipe, in the order given, with its difference to `baseline`.
 
     The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
     mean of recall@5 both ways for retrieval. Intervals: percentile bootstrap (1,000 resamples)
@@ -50,9 +51,7 @@ def compare(results: dict[str, list[Result]], baseline: str) -> list[RecipeResul
                 float(np.hypot(_deviation(per_seed), _deviation(reference))),
                 *_interval(samples[name] - samples[baseline]),
             )
-        average = Estimate(
-            float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name])
-        )
+        average = Estimate(float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name]))
         rows.append(RecipeResult(name, len(runs), _metrics(runs), average, difference))
     return rows
 
@@ -76,7 +75,7 @@ def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
     known = [by_name[name] for name in order if name in by_name]
     if len(known) == len(order):
         means = [row.average.mean for row in known]
-        rises = all(a < b for a, b in zip(means, means[1:], strict=False))
+        rises = all(a < b for a, b in pairwise(means))
         chain = " < ".join(order)
         appears = "appears in these means" if rises else "does not appear here"
         lines.append(f"The paper's order ({chain}) {appears}.")
@@ -101,10 +100,7 @@ def _bootstrap(runs: list[Result]) -> np.ndarray:
         rows = {name: items.integers(length, size=length) for name, length in lengths.items()}
         chosen = seeds.integers(len(runs), size=len(runs))
         averages[resample] = _average(
-            {
-                name: values[chosen][:, rows[name.split("/")[0]]]
-                for name, values in stacked.items()
-            }
+            {name: values[chosen][:, rows[name.split("/")[0]]] for name, values in stacked.items()}
         )
     return 100 * averages
 

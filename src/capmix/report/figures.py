@@ -22,7 +22,7 @@ def histogram(scores: dict[str, np.ndarray], thresholds: dict[str, float]) -> st
     figure, axes = pyplot.subplots(figsize=(7.2, 3.0))
     low = min(float(values.min()) for values in scores.values())
     high = max(float(values.max()) for values in scores.values())
-    bins = np.linspace(low, high, 60)
+    bins = np.linspace(low, high, 60).tolist()
     for colour, (source, values) in zip(COLOURS, scores.items(), strict=False):
         label = f"{source} (mean {values.mean():.3f}, {len(values):,} texts)"
         axes.hist(values, bins, histtype="stepfilled", alpha=0.3, color=colour)
@@ -30,8 +30,13 @@ def histogram(scores: dict[str, np.ndarray], thresholds: dict[str, float]) -> st
     for name, value in thresholds.items():
         axes.axvline(value, color="#333", linestyle="--", linewidth=1)
         axes.annotate(
-            f"{name} = {value:.3f}", (value, 0.97), xycoords=("data", "axes fraction"),
-            xytext=(4, 0), textcoords="offset points", va="top", fontsize=8,
+            f"{name} = {value:.3f}",
+            (value, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
         )
     axes.set_xlabel("image-text cosine similarity")
     axes.set_ylabel("texts")

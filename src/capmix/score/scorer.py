@@ -12,8 +12,12 @@ class Scorer(Protocol):
     """Projects images and texts into one space. `settings` names the model and its weights."""
 
     name: str
-    encoder: ImageEncoder
     settings: dict[str, Any]
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The model whose embeddings the scorer projects."""
+        ...
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D), of the encoder's float16 (N, dimensions) embeddings."""

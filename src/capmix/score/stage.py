@@ -33,9 +33,7 @@ def score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
     images, texts = embeddings_folder(scorer.encoder.name), texts_folder(source)
 
     def inputs(shard: Shard) -> dict[str, str]:
-        return {
-            folder: store.fingerprint(f"{folder}/{shard.name}") for folder in (images, texts)
-        }
+        return {folder: store.fingerprint(f"{folder}/{shard.name}") for folder in (images, texts)}
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         samples, embeddings = read_embeddings(store, f"{images}/{shard.name}")
@@ -46,7 +44,8 @@ def score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
         captions = table.column("text").to_pylist()
         numbers = table.column("k").to_pylist() if "k" in table.column_names else [0] * len(table)
         rows = [
-            _unscored(row, text, problem) for row, text in zip(rows_of(table), captions, strict=True)
+            _unscored(row, text, problem)
+            for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
         scores = np.empty(0, np.float32)
@@ -71,10 +70,10 @@ def score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
     return Stage(name, scores_folder(scorer.name, source), config, inputs, run_shard)
 
 
-def _unscored(row: Row, text: str | None, problem: dict[str | None, Row]) -> Row:
+def _unscored(row: Row, text: str | None, problem: dict[str, Row]) -> Row:
     if row.status != OK:
         return row
-    if row.uid in problem:
+    if row.uid is not None and row.uid in problem:
         return problem[row.uid]
     if not text or not text.strip():
         return Row(row.uid, row.key, DROPPED, "no_text", "there is no text to score")

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from capmix.embed import ImageEncoder, embeddings_folder, read_embeddings
 from capmix.errors import UserError
-from capmix.images import BadImage, decode_image
+from capmix.images import BadImageError, decode_image
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
@@ -104,7 +104,9 @@ def train_tiny(
     data = Store(directory)
     sizes = data.read_json("sizes.json")
     if sizes is None:
-        raise UserError(f"{directory}: no sizes.json; `capmix train` reads what `capmix export` wrote")
+        raise UserError(
+            f"{directory}: no sizes.json; `capmix train` reads what `capmix export` wrote"
+        )
     shards = open_pool(directory).shards
     inputs = {s.name: data.fingerprint(f"_markers/{s.name}") or s.fingerprint for s in shards}
 
@@ -157,7 +159,9 @@ def _fit(data: TrainingSet, seed: int, settings: TinySettings) -> tuple[TinyClip
     images = torch.from_numpy(_scaled(data.images))
     texts = torch.from_numpy(data.texts)
     shapes = (IMAGE_DIMENSIONS, settings.dimensions), (TEXT_DIMENSIONS, settings.dimensions)
-    weights = [torch.randn(s, generator=generator).div_(s[0] ** 0.5).requires_grad_() for s in shapes]
+    weights = [
+        torch.randn(s, generator=generator).div_(s[0] ** 0.5).requires_grad_() for s in shapes
+    ]
     log_scale = torch.tensor(math.log(settings.logit_scale), requires_grad=True)
     groups = [
         {"params": weights, "weight_decay": settings.weight_decay},
@@ -175,7 +179,7 @@ def _fit(data: TrainingSet, seed: int, settings: TinySettings) -> tuple[TinyClip
         target = torch.arange(len(rows))
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
         optimizer.zero_grad()
-        (loss / 2).backward()
+        (loss / 2).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if (step + 1) % max(1, settings.steps // 10) == 0:
@@ -184,14 +188,16 @@ def _fit(data: TrainingSet, seed: int, settings: TinySettings) -> tuple[TinyClip
     return TinyClip(*projections), losses
 
 
-def _batches(rows: int, settings: TinySettings, generator: "torch.Generator") -> Iterator["torch.Tensor"]:
+def _batches(
+    rows: int, settings: TinySettings, generator: "torch.Generator"
+) -> Iterator["torch.Tensor"]:
     """Endless batches: whole shuffled passes, the short rest of a pass left out."""
     import torch
 
     size = min(settings.batch_size, rows)
     while True:
         order = torch.randperm(rows, generator=generator)
-        yield from order[: rows // size * size].split(size)
+        yield from torch.split(order[: rows // size * size], size)
 
 
 def _scaled(features: np.ndarray) -> np.ndarray:
@@ -216,5 +222,5 @@ def _features(
     try:
         features: np.ndarray = encoder.encode([decode_image(sample.image)])[0]
         return features
-    except BadImage:
+    except BadImageError:
         return None

@@ -1,0 +1,5 @@
+import sys
+
+from capmix.cli import main
+
+sys.exit(main())

@@ -1,0 +1,255 @@
+"""The command line: parses arguments, calls the jobs, prints. Nothing heavy is imported here."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from capmix.errors import UserError
+
+if TYPE_CHECKING:
+    from capmix.jobs import Work
+
+OK, STOPPED, USER_ERROR = 0, 130, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for an error to mend, 130 if stopped."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        return OK
+    except UserError as error:
+        print(f"capmix: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\ncapmix: stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="capmix",
+        description="Caption an image-text pool, mix the captions with raw text, train on it.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="the whole loop on the embedded pool and models")
+    demo.add_argument("--work", help="work directory (default: capmix-demo)")
+    demo.set_defaults(run=_demo)
+
+    run = commands.add_parser("run", help="run the stages of a pipeline file; what is done is kept")
+    run.add_argument("pipeline", help="YAML file; see examples/")
+    run.add_argument("--work", help="work directory, instead of the file's")
+    run.add_argument("--force", action="store_true", help="make again what other settings made")
+    run.set_defaults(run=_run)
+
+    caption = _on_pool(commands, "caption", "write captions for every image of a pool")
+    caption.add_argument("--source", required=True, help="name of these captions, such as mini")
+    caption.add_argument("--model", default="mini", help="mini, or field:NAME of the samples' json")
+    caption.add_argument("--top-k", type=int, default=50)
+    caption.add_argument("--temperature", type=float, default=0.75, help="0 takes the likeliest")
+    caption.add_argument("--captions-per-image", type=int, default=1)
+    caption.add_argument("--seed", type=int, default=0)
+    caption.set_defaults(run=_caption)
+
+    score = _on_pool(commands, "score", "image-text similarity of the texts of some sources")
+    score.add_argument("--sources", default="raw", help="comma-separated (default: raw)")
+    score.add_argument("--model", default="mini")
+    score.set_defaults(run=_score)
+
+    measure = _on_pool(commands, "measure", "diversity and noise of every scored source")
+    measure.set_defaults(run=_measure)
+
+    mix = _on_pool(commands, "mix", "apply a recipe and write the subset that it selects")
+    mix.add_argument("--recipe", required=True, help="a shipped recipe's name or a .yaml file")
+    mix.add_argument("--fraction", help="the recipe's fraction, over 0 and at most 1")
+    mix.add_argument("--synthetic", help="the recipe's synthetic source")
+    mix.add_argument("--out", help="name of the subset (default: the recipe's)")
+    mix.add_argument("--seed", type=int, default=0)
+    mix.add_argument("--explain", action="store_true", help="print the SQL")
+    mix.set_defaults(run=_mix)
+
+    recipes = commands.add_parser("recipes", help="list the recipes that come with capmix")
+    recipes.set_defaults(run=_recipes)
+
+    export = _on_pool(commands, "export", "write a subset as WebDataset shards")
+    export.add_argument("--subset", required=True)
+    export.add_argument("--out", required=True, help="directory for the shards")
+    export.add_argument("--samples-per-shard", type=int, default=10_000)
+    export.set_defaults(run=_export)
+
+    train = _on_pool(commands, "train", "train a small CLIP on exported shards")
+    train.add_argument("--data", required=True, help="directory that `capmix export` wrote")
+    train.add_argument("--name", required=True, help="name of the run below checkpoints/")
+    train.add_argument("--scale", choices=["tiny"], default="tiny")
+    train.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
+    train.set_defaults(run=_train)
+
+    evaluate = _on_pool(commands, "eval", "evaluate checkpoints zero-shot")
+    evaluate.add_argument("--name", required=True, help="name of the run below checkpoints/")
+    evaluate.add_argument(
+        "--evalsets",
+        default="embedded",
+        help="comma-separated folders in CLIP_benchmark's layout (default: embedded)",
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+    report = _on_pool(commands, "report", "write an HTML page about a work directory")
+    report.add_argument("--out", help="the page (default: WORK/report/report.html)")
+    report.set_defaults(run=_report)
+
+    doctor = commands.add_parser("doctor", help="what is installed, which device, what is missing")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _on_pool(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.add_argument("pool", help="directory or URL of tars or images, or `embedded`")
+    command.add_argument("--work", required=True, help="work directory that belongs to this pool")
+    command.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    command.add_argument("--force", action="store_true", help="make again what other settings made")
+    return command
+
+
+def _work(options: argparse.Namespace) -> "Work":
+    from capmix import jobs
+
+    return jobs.open_work(options.pool, options.work, options.max_failures, options.force)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from capmix.pipeline import demo_file
+
+    _run_file(demo_file(), options.work, force=False)
+
+
+def _run(options: argparse.Namespace) -> None:
+    _run_file(options.pipeline, options.work, options.force)
+
+
+def _run_file(path: str, work: str | None, force: bool) -> None:
+    from capmix.config import load_pipeline
+    from capmix.pipeline import run_pipeline
+
+    pipeline = load_pipeline(path, **({"work": work} if work else {}))
+    page = run_pipeline(pipeline, force)
+    if page:
+        print(f"report: {page}")
+
+
+def _caption(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    jobs.caption(
+        _work(options),
+        options.source,
+        options.model,
+        options.top_k,
+        options.temperature,
+        options.captions_per_image,
+        options.seed,
+    )
+
+
+def _score(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    jobs.score(_work(options), options.sources.split(","), options.model)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    for source, measures in jobs.measure(_work(options)).items():
+        print(source)
+        for name, value in measures.items():
+            print(f"  {name}: {value}")
+
+
+def _mix(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    parameters = {}
+    if options.fraction is not None:
+        parameters["fraction"] = _number(options.fraction)
+    if options.synthetic is not None:
+        parameters["synthetic"] = options.synthetic
+    summary = jobs.mix(
+        _work(options), options.recipe, parameters, seed=options.seed, output=options.out
+    )
+    print("\n".join(summary.lines()))
+    if options.explain:
+        print(summary.sql)
+
+
+def _number(text: str) -> float | str:
+    """The number, or the text itself where it is none: the recipe's own check then names it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from capmix.mix.recipe import load_recipe, shipped_recipes
+
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        print(f"{name}\n    {' '.join(recipe.about.split())}")
+        if recipe.reference:
+            print(f"    source: {recipe.reference}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    jobs.export(_work(options), options.subset, options.out, options.samples_per_shard)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    for checkpoint in jobs.train(_work(options), options.data, options.name, _seeds(options.seeds)):
+        print(checkpoint)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    work = _work(options)
+    checkpoints = work.store.parts(f"checkpoints/{options.name}")
+    if not checkpoints:
+        raise UserError(f"no checkpoint {options.name!r} in {options.work}: run `capmix train`")
+    for result in jobs.evaluate(work, checkpoints, options.evalsets.split(",")):
+        print(result.part)
+        for name, metrics in result.metrics.items():
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+            print(f"  {name}: {shown}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    path, table = jobs.report(_work(options), options.out)
+    print("\n".join([*table, f"report: {path}"]))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from capmix.doctor import lines
+
+    print("\n".join(lines()))

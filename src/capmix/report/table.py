@@ -1,0 +1,37 @@
+"""The table of recipes as text, for a terminal."""
+
+from collections.abc import Sequence
+
+from capmix.report.compare import RecipeResult
+from capmix.report.gather import Found
+
+
+def results_table(found: Found, rows: Sequence[RecipeResult]) -> list[str]:
+    """One line per recipe: samples, metrics with their deviation over seeds, intervals."""
+    if not rows:
+        return []
+    metrics = list(rows[0].metrics)
+    shown = [name for name in metrics if name.endswith(("acc1", "recall@1", "recall@5"))]
+    heads = [short_name(name) for name in shown]
+    width = max(len(row.name) for row in rows)
+    head = f"{'recipe':<{width}} {'samples':>8} " + " ".join(f"{h:>11}" for h in heads)
+    lines = [head + f" {'average [95 %]':>20} {'against raw [95 %]':>22}"]
+    for row in rows:
+        cells = (f"{row.metrics[name][0]:5.1f} ±{row.metrics[name][1]:4.1f}" for name in shown)
+        average, change = row.average, row.against_baseline
+        text = f"{average.mean:5.1f} [{average.low:5.1f}, {average.high:5.1f}]"
+        against = f"{change.mean:+5.1f} [{change.low:+5.1f}, {change.high:+5.1f}]" if change else ""
+        count = found.summaries[row.name].kept
+        body = " ".join(f"{cell:>11}" for cell in cells)
+        lines.append(f"{row.name:<{width}} {count:>8,} {body} {text:>20} {against:>22}")
+    return lines
+
+
+def short_name(metric: str) -> str:
+    """A metric's name as a column head."""
+    name = metric.rpartition("/")[2]
+    return (
+        name.replace("text_retrieval_recall@", "i->t R@")
+        .replace("image_retrieval_recall@", "t->i R@")
+        .replace("acc1", "zero-shot")
+    )

