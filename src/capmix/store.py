@@ -12,8 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import fsspec
@@ -136,7 +135,12 @@ class Store:
         """Declare `part` finished. Raises ValueError if its counts do not add up."""
         if marker.counts.total != marker.rows_in:
             raise ValueError(f"{part}: {marker.rows_in} rows in, {marker.counts.total} accounted")
-        self.write_json(f"{part}.json", asdict(marker))
+        counts = {
+            "ok": marker.counts.ok,
+            "dropped": dict(marker.counts.dropped),
+            "failed": dict(marker.counts.failed),
+        }
+        self.write_json(f"{part}.json", vars(marker) | {"counts": counts})
 
     def read_marker(self, part: str) -> Marker | None:
         """The marker of `part`, or None where there is none that can be read."""
@@ -163,9 +167,9 @@ class Store:
 
     def parts(self, folder: str) -> list[str]:
         """Names of the finished parts below `folder`, without suffix, sorted."""
-        pattern = f"{self.path(folder)}/**.json"
-        found = (str(PurePosixPath(path).with_suffix("")) for path in self.fs.glob(pattern))
-        return sorted(path[len(self.root) + 1 :] for path in found)
+        found = self.fs.find(self.path(folder))
+        names = (path[len(self.root) + 1 :] for path in found if path.endswith(".json"))
+        return sorted(name.removesuffix(".json") for name in names)
 
 
 def once(

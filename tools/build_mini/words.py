@@ -11,48 +11,11 @@ from timm.data import ImageNetInfo
 BROKEN = re.compile(
     r"HASH|ARRAY\(|[^\x00-\x7f]|https?:|@|architetto|rollandin|francesco", re.IGNORECASE
 )
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "with",
-        "and",
-        "or",
-        "to",
-        "for",
-        "is",
-        "it",
-        "its",
-        "this",
-        "that",
-        "at",
-        "by",
-        "from",
-        "as",
-        "be",
-        "are",
-        "was",
-        "kind",
-        "type",
-        "made",
-        "used",
-        "his",
-        "her",
-        "their",
-        "into",
-        "over",
-        "under",
-        "up",
-        "out",
-        "off",
-        "some",
-        "very",
-    ]
-)
+FUNCTION_WORDS = """
+a an the of in on with and or to for is it its this that at by from as be are was kind type made
+used his her their into over under up out off some very
+"""
+STOP_WORDS = frozenset(FUNCTION_WORDS.split())
 BOILERPLATE = re.compile(
     r"clip\s?art|openclipart|part of the|theme|icon|submission|sibmission|public domain|unsorted"
     r"|nicu|buculei|collection|\bset\b|svg|png|inkscape|\bauthor|\bcontest|flag of the week"

