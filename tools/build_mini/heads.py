@@ -59,9 +59,7 @@ def head_inputs(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return image_inputs(features, *imagenet_classifier(), vectors)
 
 
-def train_heads(
-    data: TrainingSet, seeds: Sequence[int]
-) -> tuple[dict[str, np.ndarray], float]:
+def train_heads(data: TrainingSet, seeds: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
     """The mean of heads trained from several seeds: 2 points better zero-shot on dev than one."""
     trained = [train_head(data, seed) for seed in seeds]
     names = trained[0][0]

@@ -53,8 +53,10 @@ class MiniCaptioner:
         self, embeddings: np.ndarray, uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         """K captions each of N images, from image features float16 (N, 1280)."""
-        similarity = self._head.project_images(embeddings) @ self._vectors.T
-        return [self._sample(row, uid, source) for row, uid in zip(similarity, uids, strict=True)]
+        # One image at a time: a matrix product rounds differently with the number of its rows,
+        # and a caption must not depend on how many images stand beside it.
+        rows = (self._vectors @ self._head.project_images(row[None])[0] for row in embeddings)
+        return [self._sample(row, uid, source) for row, uid in zip(rows, uids, strict=True)]
 
     def _sample(self, similarity: np.ndarray, uid: str, source: str) -> list[Caption]:
         sampling = self.sampling

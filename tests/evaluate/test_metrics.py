@@ -1,0 +1,43 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capmix.evaluate.metrics import classify, retrieve
+
+
+def unit(random: np.random.Generator, rows: int, columns: int = 6) -> np.ndarray:
+    values = random.standard_normal((rows, columns)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@given(st.integers(0, 1000))
+def test_classification_equals_a_plain_sort(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    images, classes = unit(random, 30), unit(random, 7)
+    labels = random.integers(7, size=30)
+    found = classify(images, classes, labels).metrics()
+    order = np.argsort(-(images @ classes.T), axis=1)
+    hits = [label in row[:5] for label, row in zip(labels, order, strict=True)]
+    first = order[:, 0] == labels
+    recall = [first[labels == label].mean() for label in set(labels)]
+    assert found["acc1"] == first.mean()
+    assert found["acc5"] == np.mean(hits)
+    assert np.isclose(found["mean_per_class_recall"], np.mean(recall))
+
+
+@given(st.integers(0, 1000))
+def test_retrieval_follows_clip_benchmarks_definition(seed: int) -> None:
+    """image_retrieval: share of texts whose image is in the top k; text_retrieval: share of
+    images with one of their own texts in the top k (CLIP_benchmark zeroshot_retrieval.py)."""
+    random = np.random.default_rng(seed)
+    images, texts = unit(random, 12), unit(random, 20)
+    owner = np.concatenate([np.arange(12), random.integers(12, size=8)])
+    scores = images @ texts.T
+    found = retrieve(images, texts, owner).metrics((1, 5))
+    for k in (1, 5):
+        top_texts = np.argsort(-scores, axis=1)[:, :k]
+        top_images = np.argsort(-scores.T, axis=1)[:, :k]
+        text_recall = np.mean([(owner[row] == i).any() for i, row in enumerate(top_texts)])
+        image_recall = np.mean([owner[t] in row for t, row in enumerate(top_images)])
+        assert np.isclose(found[f"text_retrieval_recall@{k}"], text_recall)
+        assert np.isclose(found[f"image_retrieval_recall@{k}"], image_recall)

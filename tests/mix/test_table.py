@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+from samples import write_pool
+
+from capmix import jobs
+from capmix.errors import UserError
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> jobs.Work:
+    write_pool(tmp_path / "pool", shards=2, samples=5)
+    return jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "(select count(*) from read_text('/etc/passwd')) > 0",
+        "(select count(*) from read_csv('/etc/passwd')) > 0",
+        "(select count(*) from read_parquet('https://127.0.0.1/x.parquet')) > 0",
+        "getenv('HOME') = '/root'",
+    ],
+)
+def test_a_recipe_reaches_no_file_and_no_network(
+    work: jobs.Work, tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f'{{name: x, about: x, clauses: [{{source: raw, where: "{where}"}}]}}')
+    with pytest.raises(UserError, match="recipe x, clause"):
+        jobs.mix(work, str(path))
+
+
+def test_the_order_of_shards_and_a_second_run_change_nothing(
+    work: jobs.Work, tmp_path: Path
+) -> None:
+    jobs.mix(work, "control-random", {"fraction": 0.4})
+    first = Path(work.store.path("subsets/control-raw-random40.parquet")).read_bytes()
+    other = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work2"))
+    jobs.mix(other, "control-random", {"fraction": 0.4})
+    second = Path(other.store.path("subsets/control-raw-random40.parquet")).read_bytes()
+    assert first == second
+
+
+def test_a_uid_in_two_shards_is_kept_once(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=1, samples=3)
+    (pool / "00001.tar").write_bytes((pool / "00000.tar").read_bytes())
+    work = jobs.open_work(str(pool), str(tmp_path / "work"))
+    assert jobs.mix(work, "raw").kept == 3
+
+
+def test_a_missing_stage_is_named(work: jobs.Work) -> None:
+    with pytest.raises(UserError, match="no column 'raw_score'"):
+        jobs.mix(work, "raw-top")

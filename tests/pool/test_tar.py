@@ -1,0 +1,147 @@
+import io
+import json
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import image_bytes, sample_members, tar_bytes
+
+from capmix.pool import BadSample, Sample
+from capmix.pool.tar import read_tar
+
+
+def read(data: bytes) -> list[Sample | BadSample]:
+    return list(read_tar(io.BytesIO(data), "00000"))
+
+
+def reasons(found: list[Sample | BadSample]) -> list[str]:
+    return [sample.reason if isinstance(sample, BadSample) else "ok" for sample in found]
+
+
+def test_reads_members_as_they_lie() -> None:
+    members = sample_members("a", 1, "one") + sample_members("b", 2, "two")
+    first, second = read(tar_bytes(members))
+    assert isinstance(first, Sample)
+    assert (first.key, first.uid, first.text) == ("a", f"{1:032x}", "one")
+    assert first.image == image_bytes(1)
+    assert isinstance(second, Sample)
+    assert second.text == "two"
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_reads_every_tar_form_with_suffixes_in_any_order(form: int) -> None:
+    members = list(reversed(sample_members("000000000042", 1)))
+    assert reasons(read(tar_bytes(members, form))) == ["ok"]
+
+
+def test_uid_without_json_depends_on_shard_and_key_alone() -> None:
+    members = [("a.jpg", image_bytes(1)), ("a.txt", b"x")]
+    (sample,) = read(tar_bytes(members))
+    (again,) = read(tar_bytes(list(reversed(members))))
+    assert isinstance(sample, Sample)
+    assert isinstance(again, Sample)
+    assert sample.uid == again.uid
+    assert len(sample.uid) == 32
+
+
+def test_caption_of_json_stands_in_for_a_missing_txt() -> None:
+    members = sample_members("a", 1, None, caption="from json") + sample_members("b", 2, None)
+    first, second = read(tar_bytes(members))
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert (first.text, second.text) == ("from json", None)
+
+
+GOOD = sample_members("good", 9)
+BAD = {
+    "no_image": [("bad.json", b'{"uid": "x"}'), ("bad.txt", b"x")],
+    "two_images": [*sample_members("bad", 1), ("bad.png", image_bytes(1, kind="PNG"))],
+    "bad_json": [("bad.jpg", image_bytes(1)), ("bad.json", b"[1]")],
+    "bad_uid": sample_members("bad", 1, uid="../../etc/passwd"),
+    "no_json": [("bad.jpg", image_bytes(1)), ("bad.txt", b"x")],
+    "duplicate_uid": sample_members("bad", 9),
+    "duplicate_key": sample_members("good", 1),
+    "dotted_key": [("ba.d.jpg", image_bytes(1)), ("ba.d.txt", b"x")],
+    "too_many_bytes": [("bad.txt", b"x" * (2**20 + 1)), *sample_members("bad", 1)[:2]],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_sample_is_named_and_its_neighbours_stay(reason: str) -> None:
+    found = read(tar_bytes([*GOOD, *BAD[reason], *sample_members("last", 10)]))
+    assert reasons(found) == ["ok", reason, "ok"]
+    assert isinstance(found[1], BadSample)
+    assert found[1].detail
+
+
+def test_each_sample_with_a_dotted_key_is_counted() -> None:
+    members = [(f"photo.{i}.jpg", image_bytes(i)) for i in range(3)]
+    assert reasons(read(tar_bytes(members))) == ["dotted_key"] * 3
+
+
+def test_a_second_suffix_before_the_image_is_only_ignored() -> None:
+    members = [("a.depth.png", image_bytes(1)), *sample_members("a", 2), ("a.seg.npy", b"x")]
+    assert reasons(read(tar_bytes(members))) == ["ok"]
+
+
+def test_pickles_links_and_paths_never_come_out() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        link = tarfile.TarInfo("a.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        for name, data in [
+            ("../../x.pkl", b"cos\nsystem\n(S'false'\ntR."),
+            *sample_members("b", 1),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert reasons(read(out.getvalue())) == ["ok"]
+
+
+@pytest.mark.parametrize("data", [b"", b"<!doctype html><title>404</title>" * 40])
+def test_what_is_no_tar_is_one_failed_row(data: bytes) -> None:
+    assert reasons(read(data)) == ["not_a_tar"]
+
+
+def test_an_empty_tar_has_no_rows() -> None:
+    assert read(tar_bytes([])) == []
+
+
+def test_a_truncated_tar_keeps_what_lies_before_the_break() -> None:
+    members = [m for i in range(4) for m in sample_members(f"k{i}", i)]
+    whole = tar_bytes(members, tarfile.USTAR_FORMAT)
+    third = len(tar_bytes(members[:6], tarfile.USTAR_FORMAT).rstrip(b"\0"))
+    found = read(whole[: third + 1500])
+    assert reasons(found)[:2] == ["ok", "ok"]
+    assert reasons(found)[-1] == "truncated_shard"
+    assert "k" in found[-1].detail  # type: ignore[union-attr]
+
+
+def test_gzip_is_read_too() -> None:
+    import gzip
+
+    assert reasons(read(gzip.compress(tar_bytes(GOOD)))) == ["ok"]
+
+
+@given(st.lists(st.sampled_from(["good", *BAD]), max_size=8), st.integers(0, 100))
+def test_every_group_of_members_gives_one_row(kinds: list[str], seed: int) -> None:
+    members, groups = sample_members("first", 10**6), 1
+    for number, kind in enumerate(kinds):
+        if kind in ("duplicate_uid", "duplicate_key"):
+            continue
+        key = f"s{seed}x{number}"
+        for name, data in sample_members("bad", number) if kind == "good" else BAD[kind]:
+            value = data
+            if name.endswith(".json") and kind != "bad_json":
+                value = json.dumps(json.loads(data) | ({} if kind == "bad_uid" else {"uid": key}))
+                value = value.encode()
+            suffix = name.split(".", 1)[1] if kind != "dotted_key" else name.split(".", 1)[1]
+            members.append((f"{key}.{suffix}", value))
+        groups += 1
+    found = read(tar_bytes(members))
+    assert len(found) == groups
+    expected = [k for k in kinds if k not in ("duplicate_uid", "duplicate_key")]
+    assert reasons(found)[1:] == ["ok" if k == "good" else k for k in expected]

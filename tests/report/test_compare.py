@@ -1,0 +1,51 @@
+import numpy as np
+
+from capmix.evaluate.evaluate import Result
+from capmix.report.compare import compare, verdict
+
+
+def runs(name: str, rate: float, seeds: int = 3) -> list[Result]:
+    found = []
+    for seed in range(seeds):
+        random = np.random.default_rng([seed, int(1000 * rate)])
+        hits = {
+            "classes/acc1": random.random(300) < rate,
+            "pairs/text_retrieval_recall@5": random.random(300) < rate,
+            "pairs/image_retrieval_recall@5": random.random(300) < rate,
+        }
+        metrics = {"classes": {"acc1": float(hits["classes/acc1"].mean())}}
+        found.append(Result(f"results/{name}/seed{seed}", metrics, hits))
+    return found
+
+
+def test_average_deviation_and_interval() -> None:
+    results = {"raw": runs("raw", 0.2), "better": runs("better", 0.4), "same": runs("same", 0.2)}
+    raw, better, same = compare(results, "raw")
+    per_seed = [
+        100
+        * (
+            r.hits["classes/acc1"].mean()
+            + (
+                r.hits["pairs/text_retrieval_recall@5"].mean()
+                + r.hits["pairs/image_retrieval_recall@5"].mean()
+            )
+            / 2
+        )
+        / 2
+        for r in results["raw"]
+    ]
+    assert np.isclose(raw.average.mean, np.mean(per_seed))
+    assert np.isclose(raw.average.deviation, np.std(per_seed, ddof=1))
+    assert raw.average.low < raw.average.mean < raw.average.high
+    assert raw.against_baseline is None
+    assert better.against_baseline is not None
+    assert better.against_baseline.low > 0
+    assert same.against_baseline is not None
+    assert same.against_baseline.low <= 0 <= same.against_baseline.high
+
+
+def test_the_verdict_says_what_did_not_appear() -> None:
+    rows = compare({"raw": runs("raw", 0.3), "top": runs("top", 0.1)}, "raw")
+    lines = verdict(rows, ["raw", "top"])
+    assert "worse" in lines[0]
+    assert lines[-1].endswith("does not appear here.")

@@ -1,0 +1,50 @@
+"""Small pools that tests build: real images, and tars in the forms that occur in the wild."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Member = tuple[str, bytes]
+
+
+def image_bytes(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
+    """A smooth random picture, different for each seed."""
+    grid = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC).save(out, kind)
+    return out.getvalue()
+
+
+def sample_members(key: str, seed: int, text: str | None = "a text", **fields: Any) -> list[Member]:
+    """The jpg, json and txt of one sample as img2dataset writes them."""
+    record = {"uid": f"{seed:032x}", "caption": text, **fields}
+    members = [(f"{key}.jpg", image_bytes(seed)), (f"{key}.json", json.dumps(record).encode())]
+    return members if text is None else [*members, (f"{key}.txt", text.encode())]
+
+
+def tar_bytes(members: list[Member], form: int = tarfile.PAX_FORMAT, mtime: float = 0.5) -> bytes:
+    """A tar; a fractional mtime in PAX form gives each member an extended header."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), mtime
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def write_pool(folder: Path, shards: int = 2, samples: int = 4) -> Path:
+    """A WebDataset pool with keys 000000000 and up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        members = []
+        for row in range(samples):
+            number = shard * 100 + row
+            members += sample_members(f"{shard:05d}{row:04d}", number, f"picture {number}")
+        (folder / f"{shard:05d}.tar").write_bytes(tar_bytes(members))
+    return folder

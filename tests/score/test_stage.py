@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import sample_members, tar_bytes
+
+from capmix import jobs
+from capmix.images import decode_image
+from capmix.mini.image_tower import LiteTower
+from capmix.pool import Sample
+from capmix.score.mini import MiniScorer
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> jobs.Work:
+    members = sample_members("a", 1, "a red apple") + sample_members("b", 2, None)
+    members += [("c.jpg", b"<html>"), ("c.json", b'{"uid": "c"}')] + sample_members("d", 3, "  ")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/00000.tar").write_bytes(tar_bytes(members))
+    return jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"), max_failures=1.0)
+
+
+def test_scores_equal_a_plain_recomputation(work: jobs.Work, tower: LiteTower) -> None:
+    jobs.caption(work, "mini")
+    jobs.score(work, ["raw", "mini"])
+    scorer = MiniScorer(tower)
+    for source, texts in (("raw", "samples"), ("mini", "captions/mini")):
+        rows = work.store.read_table(f"scores/mini/{source}/00000.parquet").to_pylist()
+        written = work.store.read_table(f"{texts}/00000.parquet").to_pylist()
+        text_of = {row["uid"]: row["text"] for row in written}
+        pool = {s.uid: s for s in work.pool.read(work.pool.shards[0]) if isinstance(s, Sample)}
+        for row in rows:
+            if row["status"] != "ok":
+                continue
+            image = scorer.project_images(tower.encode([decode_image(pool[row["uid"]].image)]))
+            text = scorer.encode_texts([text_of[row["uid"]]])
+            expected = float(image[0] @ text[0]) / np.linalg.norm(image) / np.linalg.norm(text)
+            assert row["score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_row_is_accounted_for(work: jobs.Work) -> None:
+    counts = jobs.score(work, ["raw"])["raw"]
+    assert counts.ok == 1
+    assert counts.dropped == {"no_text": 2}
+    assert counts.failed == {"not_an_image": 1}
+    marker = work.store.read_marker("scores/mini/raw/00000")
+    assert marker is not None
+    assert marker.rows_in == counts.total == 4
+
+
+def test_images_are_decoded_once_for_captions_and_scores(work: jobs.Work) -> None:
+    jobs.caption(work, "mini")
+    before = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
+    jobs.score(work, ["raw", "mini"])
+    after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
+    assert before == after

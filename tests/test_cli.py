@@ -1,0 +1,111 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samples import image_bytes, write_pool
+
+from capmix.cli import main
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ["torch", "duckdb", "pyarrow", "numpy", "PIL", "openvino", "pydantic", "matplotlib"]
+    code = (
+        "import sys\nfrom capmix.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_stage_is_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pool(tmp_path / "pool", shards=2, samples=4)
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        "caption pool --work w --source mini",
+        "score pool --work w --sources raw,mini",
+        "measure pool --work w",
+        "mix pool --work w --recipe raw-top+synthetic --fraction 0.3 --explain",
+        "export pool --work w --subset raw-top30+mini --out shards",
+        "train pool --work w --data shards --name mixed --seeds 0,1",
+        "eval pool --work w --name mixed",
+        "report pool --work w",
+        "recipes",
+        "doctor",
+    ):
+        assert main(command.split()) == 0, command
+    out = capsys.readouterr().out
+    assert "unique_trigrams" in out
+    assert "case" in out
+    assert (tmp_path / "w/report/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("score nowhere --work w", "no such file"),
+        ("caption pool --work w --source Raw", "source"),
+        ("caption pool --work w --source raw", "choose another name"),
+        ("caption pool --work w --source x --model gpt", "mini and field:NAME"),
+        ("score pool --work w --sources blip2", "capmix caption"),
+        ("mix pool --work w --recipe raw-top --fraction 30%", "over 0 and at most 1"),
+        ("mix pool --work w --recipe raw-top --fraction 0", "over 0 and at most 1"),
+        ("mix pool --work w --recipe raw-top --fraction 1.5", "over 0 and at most 1"),
+        ("export pool --work w --subset nothing --out o", "capmix mix"),
+        ("run missing.yaml", "missing.yaml"),
+        ("train pool --work w --data pool --name x --seeds a", "whole numbers"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    message: str,
+) -> None:
+    write_pool(tmp_path / "pool", 1, 2)
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("capmix: ")
+    assert message in last
+
+
+def test_a_work_directory_of_another_pool_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        write_pool(tmp_path / name, 1, 2)
+    work = str(tmp_path / "w")
+    assert main(["mix", str(tmp_path / "one"), "--work", work, "--recipe", "raw"]) == 0
+    assert main(["mix", str(tmp_path / "two"), "--work", work, "--recipe", "raw"]) == 2
+    assert "belongs to the pool" in capsys.readouterr().err
+
+
+def test_other_settings_never_overwrite_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, work = str(write_pool(tmp_path / "p", 1, 2)), str(tmp_path / "w")
+    caption = ["caption", pool, "--work", work, "--source", "mini"]
+    assert main(caption) == 0
+    assert main([*caption, "--temperature", "1.0"]) == 2
+    assert "temperature 0.75 -> 1.0" in capsys.readouterr().err
+    assert main([*caption, "--temperature", "1.0", "--force"]) == 0
+
+
+def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
+    caption = ["caption", str(folder), "--work", str(tmp_path / "w"), "--source", "mini"]
+    assert main(caption) == 2
+    assert "1 of 4 rows failed (not_an_image 1)" in capsys.readouterr().err
+    assert main([*caption, "--max-failures", "0.5"]) == 0
+    assert "3 ok, 0 dropped, 1 failed" in capsys.readouterr().err
