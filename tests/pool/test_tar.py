@@ -138,7 +138,7 @@ def test_every_group_of_members_gives_one_row(kinds: list[str], seed: int) -> No
             if name.endswith(".json") and kind != "bad_json":
                 value = json.dumps(json.loads(data) | ({} if kind == "bad_uid" else {"uid": key}))
                 value = value.encode()
-            suffix = name.split(".", 1)[1] if kind != "dotted_key" else name.split(".", 1)[1]
+            suffix = name.split(".", 1)[1]
             members.append((f"{key}.{suffix}", value))
         groups += 1
     found = read(tar_bytes(members))

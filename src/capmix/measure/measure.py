@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from capmix.mix.table import sample_table
+from capmix.mix.table import query, sample_table
 from capmix.pool import Pool
 from capmix.score.stage import scores_folder, texts_folder
 from capmix.store import Counts, Marker, Store, once
@@ -33,16 +33,15 @@ def measure(
     config: dict[str, Any] = {"scorer": scorer, "sources": list(sources)}
 
     def make() -> Marker:
-        connection = sample_table(store, pool, scorer, sources, seed=0)
         found: dict[str, dict[str, Any]] = {}
         rows_in = 0
-        for source in sources:
-            rows = connection.execute(
-                f"select {source}_text, {source}_score from samples"
-            ).fetchall()
-            rows_in = len(rows)
-            scores = np.array([s for _, s in rows if s is not None], np.float32)
-            found[source] = text_measures(text for text, _ in rows if text) | _noise(scores)
+        with sample_table(store, pool, scorer, sources, seed=0) as connection:
+            for source in sources:
+                table = query(connection, f"select {source}_text, {source}_score from samples")
+                rows_in = len(table)
+                scores = table.column(f"{source}_score").drop_null().to_numpy()
+                texts = table.column(f"{source}_text").to_pylist()
+                found[source] = text_measures(text for text in texts if text) | _noise(scores)
         return Marker(inputs, config, rows_in, Counts(ok=rows_in), {"measures": found})
 
     marker, _ = once(store, f"{FOLDER}/measures", inputs, config, make)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from capmix.errors import UserError
 from capmix.mix.recipe import Clause, Recipe, check_fraction
-from capmix.mix.table import sample_table
+from capmix.mix.table import query, sample_table
 from capmix.pool import Pool
 from capmix.score.stage import scores_folder, texts_folder
 from capmix.store import Counts, Marker, Store, once
@@ -68,7 +68,8 @@ def mix(
     }
 
     def make() -> Marker:
-        table, summary = select(sample_table(store, pool, scorer, sources, seed), recipe)
+        with sample_table(store, pool, scorer, sources, seed) as connection:
+            table, summary = select(connection, recipe)
         store.write_table(f"{name}.parquet", table)
         counts = Counts(ok=summary.kept)
         if summary.rows_in > summary.kept:
@@ -88,10 +89,10 @@ def select(connection: duckdb.DuckDBPyConnection, recipe: Recipe) -> tuple[pa.Ta
     ]
     sql = _sql(recipe.clauses, conditions, columns)
     try:
-        table: pa.Table = connection.sql(sql).to_arrow_table()
+        table = query(connection, sql)
     except duckdb.Error as error:
         raise UserError(f"recipe {recipe.name}: {_first_line(error)}") from error
-    total = _scalar(connection, "select count(*) from samples")
+    total = query(connection, "select count(*) as n from samples").column("n")[0].as_py()
     if not len(table):
         raise UserError(
             f"recipe {recipe.name} selects none of {total} samples. "
@@ -151,8 +152,8 @@ def _condition(
             fraction = check_fraction(_number(written))
         except ValueError as error:
             raise UserError(f"{place}: {error}") from error
-        rows = connection.execute(f"select {column}::FLOAT as v from samples").fetchnumpy()["v"]
-        found = threshold(np.ma.filled(rows.astype(np.float32), np.nan), fraction)
+        rows = query(connection, f"select {column}::FLOAT as v from samples").column("v")
+        found = threshold(rows.to_numpy().astype(np.float32), fraction)
         thresholds[f"threshold({column}, {fraction:g})"] = None if math.isinf(found) else found
         return f"('{found!r}'::FLOAT)"
 
@@ -161,12 +162,9 @@ def _condition(
         statements = duckdb.extract_statements(f"select ({condition}\n) from samples")
         if len(statements) != 1:
             raise UserError(f"{place}: expected one SQL condition")
-        kind = connection.execute(
-            f"select typeof(any_value(({condition}\n)::BOOLEAN)) from samples"
-        ).fetchone()
+        query(connection, f"select typeof(any_value(({condition}\n)::BOOLEAN)) from samples")
     except duckdb.Error as error:
         raise UserError(f"{place}: {_first_line(error)}. Columns: {', '.join(columns)}") from error
-    assert kind is not None
     return condition
 
 
@@ -205,7 +203,8 @@ from chosen where clause is not null order by shard, position"""
 
 def _shuffled(table: pa.Table, connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """Each text moves to the next sample in the order of `draw`: none keeps its own place."""
-    drawn = dict(connection.execute("select uid, draw from samples").fetchall())
+    draws = query(connection, "select uid, draw from samples").to_pydict()
+    drawn = dict(zip(draws["uid"], draws["draw"], strict=True))
     order = sorted(range(len(table)), key=lambda i: drawn[table.column("uid")[i].as_py()])
     giver = np.empty(len(table), np.int64)
     giver[order] = np.roll(order, 1)
@@ -237,14 +236,8 @@ def _describe(clause: Clause) -> str:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = connection.execute("select column_name from (describe samples)").fetchall()
-    return [row[0] for row in rows]
-
-
-def _scalar(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
-    row = connection.execute(sql).fetchone()
-    assert row is not None
-    return int(row[0])
+    names: list[str] = query(connection, "select * from samples limit 0").column_names
+    return names
 
 
 def _first_line(error: Exception) -> str:

@@ -56,6 +56,12 @@ def sample_table(
     return connection
 
 
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    """The result of one SELECT as an Arrow table."""
+    table: pa.Table = connection.sql(sql).to_arrow_table()
+    return table
+
+
 def _join(part: str, alias: str) -> str:
     first = f"coalesce({alias}.k, 0) = 0 and {alias}.status = 'ok'"
     return (

@@ -16,7 +16,7 @@ from PIL import Image
 from capmix.images import BadImageError, decode_image
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.mix.mix import Summary
-from capmix.mix.table import sample_table
+from capmix.mix.table import query, sample_table
 from capmix.pool import Pool, Sample
 from capmix.report.compare import RecipeResult, verdict
 from capmix.report.figures import comparison, histogram
@@ -53,13 +53,9 @@ def write_page(
     sources, else the first). `order` names recipes that are expected to rise.
     """
     shown = _shown_subset(list(found.summaries.values()), examples_of)
-    connection = sample_table(found.store, found.pool, found.scorer, found.sources, seed=0)
-    scores: dict[str, np.ndarray] = {}
-    for source in found.sources:
-        values = connection.execute(f"select {source}_score as s from samples").fetchnumpy()["s"]
-        present = np.ma.compressed(np.ma.masked_invalid(values))
-        if len(present):
-            scores[source] = present
+    with sample_table(found.store, found.pool, found.scorer, found.sources, seed=0) as connection:
+        scores = _scores(connection, found.sources)
+        examples = _examples(found, connection, shown) if shown else []
     thresholds = {k: v for k, v in (shown.thresholds if shown else {}).items() if v is not None}
     page = _template().render(
         found=found,
@@ -71,10 +67,20 @@ def write_page(
         comparison=Markup(comparison(rows)) if rows else "",
         histogram=Markup(histogram(scores, thresholds)) if scores else "",
         shown=shown,
-        examples=_examples(found, connection, shown) if shown else [],
+        examples=examples,
     )
     path = Path(out).resolve()
     Store(str(path.parent)).write_bytes(path.name, page.encode())
+
+
+def _scores(connection: Any, sources: Sequence[str]) -> dict[str, np.ndarray]:
+    """The scores of each source that has any, float32."""
+    found = {}
+    for source in sources:
+        column = query(connection, f"select {source}_score as s from samples").column("s")
+        if len(column) > column.null_count:
+            found[source] = column.drop_null().to_numpy()
+    return found
 
 
 def _shown_subset(summaries: Sequence[Summary], wanted: str | None) -> Summary | None:
@@ -90,9 +96,10 @@ def _examples(found: Found, connection: Any, shown: Summary) -> list[Example]:
         zip(subset.column("uid").to_pylist(), subset.column("source").to_pylist(), strict=True)
     )
     columns = ", ".join(f"{source}_text, {source}_score" for source in found.sources)
-    rows = connection.execute(
-        f"select uid, shard, {columns} from samples order by draw limit {EXAMPLES}"
-    ).fetchall()
+    table = query(
+        connection, f"select uid, shard, {columns} from samples order by draw limit {EXAMPLES}"
+    )
+    rows = [list(row.values()) for row in table.to_pylist()]
     images = _thumbnails(found.pool, {row[0]: row[1] for row in rows})
     examples = []
     for uid, _, *values in rows:
