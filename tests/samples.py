@@ -48,3 +48,17 @@ def write_pool(folder: Path, shards: int = 2, samples: int = 4) -> Path:
             members += sample_members(f"{shard:05d}{row:04d}", number, f"picture {number}")
         (folder / f"{shard:05d}.tar").write_bytes(tar_bytes(members))
     return folder
+
+
+GOOD: list[Member] = sample_members("good", 9)
+BAD: dict[str, list[Member]] = {
+    "no_image": [("bad.json", b'{"uid": "x"}'), ("bad.txt", b"x")],
+    "two_images": [*sample_members("bad", 1), ("bad.png", image_bytes(1, kind="PNG"))],
+    "bad_json": [("bad.jpg", image_bytes(1)), ("bad.json", b"[1]")],
+    "bad_uid": sample_members("bad", 1, uid="../../etc/passwd"),
+    "no_json": [("bad.jpg", image_bytes(1)), ("bad.txt", b"x")],
+    "duplicate_uid": sample_members("bad", 9),
+    "duplicate_key": sample_members("good", 1),
+    "dotted_key": [("ba.d.jpg", image_bytes(1)), ("ba.d.txt", b"x")],
+    "too_many_bytes": [("bad.txt", b"x" * (2**20 + 1)), *sample_members("bad", 1)[:2]],
+}

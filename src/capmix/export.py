@@ -42,6 +42,7 @@ def export(
         raise UserError(f"no subset {subset!r} in {store.location}: run `capmix mix` first")
     about = {"subset": store.fingerprint(name), "samples_per_shard": samples_per_shard}
     target = Store(directory)
+    target.sweep()
     _claim(target, about)
     rows = store.read_table(f"{name}.parquet").to_pylist()
     cuts = range(0, len(rows), samples_per_shard)

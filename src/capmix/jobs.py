@@ -74,6 +74,7 @@ def open_work(
     Raises UserError if the pool has no shards, or if the directory belongs to another pool.
     """
     opened, store = open_pool(pool), Store(work)
+    store.sweep()
     location = pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
     known = store.read_json(ABOUT)
     if known is None:

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+
+TEMPORARY = re.compile(r"\.(\d+)\.tmp$")
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Store:
         """Open a file that appears under its name only when the block ends without an error."""
         target = self.path(name)
         folder, _, base = target.rpartition("/")
-        temporary = f"{folder}/.{base}.{os.getpid()}.tmp"
+        temporary = f"{folder}/.{base}.{_owner(os.getpid())}"
         try:
             self.fs.makedirs(folder, exist_ok=True)
             with self.fs.open(temporary, "wb") as stream:
@@ -96,6 +100,16 @@ class Store:
             if isinstance(error, OSError):
                 raise UserError(f"cannot write {target}: {error.strerror or error}") from error
             raise
+
+    def sweep(self) -> None:
+        """Remove what killed processes of this machine left half-written (local disks only)."""
+        if not self.is_local:
+            return
+        for path in self.fs.find(self.root):
+            found = TEMPORARY.search(path)
+            if found and path.endswith(_owner(int(found[1]))) and not _is_running(int(found[1])):
+                with contextlib.suppress(OSError):
+                    self.fs.rm_file(path)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as stream:
@@ -170,6 +184,20 @@ class Store:
         found = self.fs.find(self.path(folder))
         names = (path[len(self.root) + 1 :] for path in found if path.endswith(".json"))
         return sorted(name.removesuffix(".json") for name in names)
+
+
+def _owner(process: int) -> str:
+    return f"{socket.gethostname()}.{process}.tmp"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def once(

@@ -1,11 +1,13 @@
 import io
 import json
 import tarfile
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import image_bytes, sample_members, tar_bytes
+from samples import BAD, GOOD, image_bytes, sample_members, tar_bytes
 
 from capmix.pool import BadSample, Sample
 from capmix.pool.tar import read_tar
@@ -51,20 +53,6 @@ def test_caption_of_json_stands_in_for_a_missing_txt() -> None:
     assert isinstance(first, Sample)
     assert isinstance(second, Sample)
     assert (first.text, second.text) == ("from json", None)
-
-
-GOOD = sample_members("good", 9)
-BAD = {
-    "no_image": [("bad.json", b'{"uid": "x"}'), ("bad.txt", b"x")],
-    "two_images": [*sample_members("bad", 1), ("bad.png", image_bytes(1, kind="PNG"))],
-    "bad_json": [("bad.jpg", image_bytes(1)), ("bad.json", b"[1]")],
-    "bad_uid": sample_members("bad", 1, uid="../../etc/passwd"),
-    "no_json": [("bad.jpg", image_bytes(1)), ("bad.txt", b"x")],
-    "duplicate_uid": sample_members("bad", 9),
-    "duplicate_key": sample_members("good", 1),
-    "dotted_key": [("ba.d.jpg", image_bytes(1)), ("ba.d.txt", b"x")],
-    "too_many_bytes": [("bad.txt", b"x" * (2**20 + 1)), *sample_members("bad", 1)[:2]],
-}
 
 
 @pytest.mark.parametrize("reason", BAD)
@@ -145,3 +133,15 @@ def test_every_group_of_members_gives_one_row(kinds: list[str], seed: int) -> No
     assert len(found) == groups
     expected = [k for k in kinds if k not in ("duplicate_uid", "duplicate_key")]
     assert reasons(found)[1:] == ["ok" if k == "good" else k for k in expected]
+
+
+def test_memory_does_not_grow_with_the_shard() -> None:
+    image = np.random.default_rng(0).bytes(200_000)
+    members = [(f"{i:09d}.jpg", image) for i in range(200)]
+    stream = io.BytesIO(tar_bytes(members))
+    tracemalloc.start()
+    count = sum(isinstance(sample, Sample) for sample in read_tar(stream, "00000"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 200
+    assert peak < 10 * len(image)

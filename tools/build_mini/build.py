@@ -66,12 +66,14 @@ def main() -> None:
 
     models = EMBEDDED / "models"
     models.mkdir(parents=True, exist_ok=True)
-    fit = {}
-    if not options.keep_text_tower:
+    made_before = EMBEDDED / "manifest.json"
+    if options.keep_text_tower:
+        fit = json.loads(made_before.read_text("utf-8"))["report"]["text_tower"]
+    else:
         fit = text_tower.distil(words.corpus(share, captions), models, SEED)
         _say(f"text tower: {fit}")
     _say(f"embedding {VIEWS} views of {len(train)} training pictures")
-    views = np.stack([_views(tower, webp[i], features[i], i) for i in train])
+    views = _views(tower, [webp[i] for i in train], features[train])
     heads.write_class_vectors(models)
     data = heads.training_set(views, captions)
     scorer, scorer_scale = heads.train_heads(data, SCORER_SEEDS)
@@ -97,9 +99,13 @@ def main() -> None:
     write.manifest(EMBEDDED, sources.downloads(options.cache), report)
 
 
-def _views(tower: LiteTower, data: bytes, plain: np.ndarray, seed: int) -> np.ndarray:
-    """Features (1 + VIEWS, 1280) of a picture as it is and of its training views."""
-    return np.concatenate([plain[None], tower.encode(pictures.views(data, VIEWS, seed))])
+def _views(tower: LiteTower, webp: list[bytes], plain: np.ndarray) -> np.ndarray:
+    """Features (N, 1 + VIEWS, 1280) of N pictures as they are and of their training views."""
+    found = [plain[:, None]]
+    for view in range(VIEWS):
+        drawn = [pictures.view(data, [view, i]) for i, data in enumerate(webp)]
+        found.append(tower.encode(drawn)[:, None])
+    return np.concatenate(found, axis=1)
 
 
 def _say(text: str) -> None:

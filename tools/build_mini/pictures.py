@@ -66,14 +66,10 @@ def _unit(features: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def views(data: bytes, count: int, seed: int) -> list[Image.Image]:
-    """`count` training views of one picture: mirrored, turned, cropped and recoloured a little."""
+def view(data: bytes, seed: list[int]) -> Image.Image:
+    """A training view of a picture: mirrored, turned, cropped and recoloured a little."""
     random = np.random.default_rng(seed)
     image = decode_image(data)
-    return [_view(image, random) for _ in range(count)]
-
-
-def _view(image: Image.Image, random: np.random.Generator) -> Image.Image:
     if random.random() < 0.5:
         image = ImageOps.mirror(image)
     image = image.rotate(

@@ -45,7 +45,7 @@ def sample_table(
     connection.execute(f"""
         create table samples as
         select s.uid, s.shard, s.position, s.key, s.width, s.height,
-               {DRAW.format(seed=int(seed))} as draw, {", ".join(columns)}
+               ({DRAW.format(seed=int(seed))})::FLOAT as draw, {", ".join(columns)}
         from raw_part s {" ".join(joins)}
         where s.status = 'ok'
         qualify row_number() over (partition by s.uid order by s.shard, s.position) = 1
