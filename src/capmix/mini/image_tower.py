@@ -76,6 +76,7 @@ def _torch_model() -> Any:
     return model.eval()
 
 
+@cache
 def _compiled_model() -> Any:
     import openvino
     import torch
