@@ -41,7 +41,7 @@ def embed_stage(pool: Pool, encoder: ImageEncoder) -> Stage:
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: list[Row] = []
         embeddings = [np.empty((0, encoder.dimensions), np.float16)]
-        for batch in _batches(pool.read(shard), encoder.batch_size):
+        for batch in batched(pool.read(shard), encoder.batch_size):
             out.count_in(len(batch))
             decoded = [_decode(sample) for sample in batch]
             images = [image for _, image in decoded if image is not None]
@@ -78,9 +78,8 @@ def _decode(sample: Sample | BadSample) -> tuple[Row, Image.Image | None]:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 
 
-def _batches(
-    samples: Iterable[Sample | BadSample], size: int
-) -> Iterator[list[Sample | BadSample]]:
+def batched(samples: Iterable[Sample | BadSample], size: int) -> Iterator[list[Sample | BadSample]]:
+    """Lists of `size` samples, the last one shorter."""
     batch = []
     for sample in samples:
         batch.append(sample)

@@ -5,6 +5,7 @@ trained on top of each with CLIP's symmetric contrastive loss: locked-tower trai
 (arXiv 2111.07991). Every recipe is given the same number of steps, as DataComp does.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from capmix.embed import ImageEncoder, embeddings_folder, read_embeddings
+from capmix.embed import ImageEncoder, batched, embeddings_folder, read_embeddings
 from capmix.errors import UserError
 from capmix.images import BadImageError, decode_image
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
 from capmix.mini.weights import unit
-from capmix.pool import Sample, open_pool
+from capmix.pool import BadSample, Sample, open_pool
 from capmix.rows import OK
 from capmix.store import Counts, Marker, Store, once
 
@@ -74,16 +75,16 @@ def load_training_set(store: Store, directory: str, encoder: ImageEncoder) -> Tr
     counts, images, texts = Counts(), [], []
     pool = open_pool(directory)
     for shard in pool.shards:
-        for sample in pool.read(shard):
-            features = _features(sample, saved, encoder) if isinstance(sample, Sample) else None
-            if features is None or not isinstance(sample, Sample):
-                counts.failed["unreadable"] += 1
-            elif not sample.text or not sample.text.strip():
-                counts.dropped["no_text"] += 1
-            else:
-                counts.ok += 1
-                images.append(features)
-                texts.append(sample.text)
+        for batch in batched(pool.read(shard), encoder.batch_size):
+            for sample, features in _with_features(batch, saved, encoder):
+                if features is None or not isinstance(sample, Sample):
+                    counts.failed["unreadable"] += 1
+                elif not sample.text or not sample.text.strip():
+                    counts.dropped["no_text"] += 1
+                else:
+                    counts.ok += 1
+                    images.append(features)
+                    texts.append(sample.text)
     if not texts:
         raise UserError(f"{directory}: no sample with an image and a text to train on")
     return TrainingSet(np.stack(images), text_tower().encode(texts), counts)
@@ -214,13 +215,21 @@ def _saved_embeddings(store: Store, encoder: ImageEncoder) -> dict[str, np.ndarr
     return saved
 
 
-def _features(
-    sample: Sample, saved: dict[str, np.ndarray], encoder: ImageEncoder
-) -> np.ndarray | None:
-    if sample.uid in saved:
-        return saved[sample.uid]
-    try:
-        features: np.ndarray = encoder.encode([decode_image(sample.image)])[0]
-        return features
-    except BadImageError:
-        return None
+def _with_features(
+    batch: list[Sample | BadSample], saved: dict[str, np.ndarray], encoder: ImageEncoder
+) -> Iterator[tuple[Sample | BadSample, np.ndarray | None]]:
+    """Each sample with its features: saved ones, or of the images encoded together; else None."""
+    known: dict[str, np.ndarray] = {}
+    decoded = {}
+    for sample in batch:
+        if not isinstance(sample, Sample):
+            continue
+        if sample.uid in saved:
+            known[sample.uid] = saved[sample.uid]
+            continue
+        with contextlib.suppress(BadImageError):
+            decoded[sample.uid] = decode_image(sample.image)
+    if decoded:
+        known |= zip(decoded, encoder.encode(list(decoded.values())), strict=True)
+    for sample in batch:
+        yield sample, known.get(sample.uid) if isinstance(sample, Sample) else None
