@@ -20,7 +20,9 @@ def image_bytes(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JP
     return out.getvalue()
 
 
-def sample_members(key: str, seed: int, text: str | None = "a text", **fields: Any) -> list[Member]:
+def sample_members(
+    key: str, seed: int, text: str | None = "a text", /, **fields: Any
+) -> list[Member]:
     """The jpg, json and txt of one sample as img2dataset writes them."""
     record = {"uid": f"{seed:032x}", "caption": text, **fields}
     members = [(f"{key}.jpg", image_bytes(seed)), (f"{key}.json", json.dumps(record).encode())]

@@ -204,7 +204,7 @@ def report(
     rows = compare(found.results, baseline) if found.results else []
     path = out or work.store.path("report/report.html")
     write_page(found, rows, path, baseline=baseline, order=order, **page)
-    return path, [*results_table(found, rows), "", *verdict(rows, order)] if rows else []
+    return path, [*results_table(found, rows, baseline), "", *verdict(rows, order)] if rows else []
 
 
 def _scorer(work: Work, model: str) -> Scorer:

@@ -66,3 +66,10 @@ def test_no_pool_is_one_clear_line(tmp_path: Path, location: str) -> None:
     where = location if "://" in location else str(tmp_path / location)
     with pytest.raises(UserError, match="pool"):
         open_pool(where)
+
+
+def test_a_shard_and_its_compressed_twin_are_refused(tmp_path: Path) -> None:
+    write_pool(tmp_path, shards=1)
+    (tmp_path / "00000.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"both 00000\.tar and 00000\.tar\.gz"):
+        open_pool(str(tmp_path))

@@ -5,7 +5,10 @@ A folder with `test/*.tar`; for classification `classnames.txt` and
 retrieval `dataset_type.txt` saying `retrieval` and a `.txt` member with one caption a line.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,14 @@ class EvalSet:
     def is_retrieval(self) -> bool:
         return not self.classes
 
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over everything that a result depends on."""
+        total = hashlib.sha256(self.embeddings.tobytes() + self.labels.tobytes())
+        lists = [self.classes, self.templates, self.texts, self.image_of_text.tolist()]
+        total.update(json.dumps(lists).encode())
+        return total.hexdigest()[:16]
+
 
 def embedded_evalsets() -> list[str]:
     """Folders of the embedded test sets: Tux Paint stamps, for classification and retrieval."""
@@ -60,7 +71,8 @@ def load_evalset(store: Store, folder: str, encoder: ImageEncoder) -> EvalSet:
     templates = [] if retrieval else _lines(root / "zeroshot_classification_templates.txt")
     pool = open_pool(str(root / "test"))
     own = Store(store.path(f"evalsets/{root.name}"))
-    run_stage(embed_stage(pool, encoder), pool.shards, own, max_failures=0.0)
+    stage = replace(embed_stage(pool, encoder), name=f"embed {root.name}")
+    run_stage(stage, pool.shards, own, max_failures=0.0)
     keys: list[str] = []
     labels: list[int] = []
     texts: list[str] = []

@@ -29,7 +29,7 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[EvalSet]) -> Resu
     """Evaluate `checkpoint` (a name below `checkpoints/`) unless its result is up to date."""
     part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
     inputs = {"checkpoint": store.fingerprint(checkpoint)}
-    config: dict[str, Any] = {"evalsets": [evalset.name for evalset in evalsets]}
+    config: dict[str, Any] = {"evalsets": {evalset.name: evalset.digest for evalset in evalsets}}
 
     def make() -> Marker:
         student = load_tiny(store, checkpoint)

@@ -18,7 +18,7 @@ BATCH = 32
 
 
 class LiteTower:
-    """Image encoder of the embedded models. Runs in OpenVINO on the CPU.
+    """Image encoder of the embedded models. Runs in OpenVINO on the CPU, loaded at first use.
 
     The batch is always padded to 32, so that an image's features do not depend on how many
     others happened to stand beside it.
@@ -27,9 +27,6 @@ class LiteTower:
     name = "lite0-160"
     dimensions = DIMENSIONS
     batch_size = BATCH
-
-    def __init__(self) -> None:
-        self._model = _compiled_model()
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Pooled features, float16 (N, 1280), of N RGB images of any size."""
@@ -40,7 +37,7 @@ class LiteTower:
         pixels = np.zeros((BATCH, 3, SIZE, SIZE), np.float32)
         for row, image in enumerate(images):
             pixels[row] = _pixels(image)
-        features: np.ndarray = self._model(pixels)[0]
+        features: np.ndarray = _compiled_model()(pixels)[0]
         return features[: len(images)].astype(np.float16)
 
 
@@ -85,7 +82,8 @@ def _compiled_model() -> Any:
     example = torch.zeros(BATCH, 3, SIZE, SIZE)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenVINO's converter uses torch.jit, which is deprecated
-        converted = openvino.convert_model(trunk, example_input=example, input=[example.shape])
+        traced = torch.jit.trace(trunk, example, check_trace=False)  # the check takes 5 s
+        converted = openvino.convert_model(traced, example_input=example, input=[example.shape])
     # One stream: a latency hint gives both cores to each batch, 1.5x the throughput hint here.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     return openvino.Core().compile_model(converted, "CPU", settings)

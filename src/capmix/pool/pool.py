@@ -71,6 +71,11 @@ def open_pool(location: str) -> Pool:
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
     if tars:
         files = {TAR_ENDING.sub("", name): [name] for name in tars}
+        if len(files) < len(tars):
+            twin = next(name for name in tars if [name] not in files.values())
+            raise UserError(
+                f"pool {location}: both {twin} and {twin}.gz are there; keep one of the two"
+            )
         sidecars: set[str] = set()
     else:
         files = _folder_shards([name for name in visible if is_image(name)])
@@ -85,7 +90,7 @@ def open_pool(location: str) -> Pool:
         )
         for name, members in files.items()
     ]
-    return Pool(path, shards, fs, root, files, sidecars)
+    return Pool(location, shards, fs, root, files, sidecars)
 
 
 def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -19,7 +19,7 @@ COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2")
 
 def histogram(scores: dict[str, np.ndarray], thresholds: dict[str, float]) -> str:
     """Similarity histograms by source over one axis, thresholds as dashed lines."""
-    figure, axes = pyplot.subplots(figsize=(7.2, 3.0))
+    figure, axes = pyplot.subplots(figsize=(9.6, 3.4))
     low = min(float(values.min()) for values in scores.values())
     high = max(float(values.max()) for values in scores.values())
     bins = np.linspace(low, high, 60).tolist()
@@ -31,22 +31,22 @@ def histogram(scores: dict[str, np.ndarray], thresholds: dict[str, float]) -> st
         axes.axvline(value, color="#333", linestyle="--", linewidth=1)
         axes.annotate(
             f"{name} = {value:.3f}",
-            (value, 0.97),
+            (value, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
+            xytext=(0, 3),
             textcoords="offset points",
-            va="top",
+            ha="center",
             fontsize=8,
         )
     axes.set_xlabel("image-text cosine similarity")
     axes.set_ylabel("texts")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     return _svg(figure)
 
 
 def comparison(rows: Sequence[RecipeResult]) -> str:
     """The average of each recipe with its 95 % interval, one row each."""
-    figure, axes = pyplot.subplots(figsize=(7.2, 0.32 * len(rows) + 0.9))
+    figure, axes = pyplot.subplots(figsize=(9.6, 0.32 * len(rows) + 0.9))
     for position, row in enumerate(rows):
         colour = "#999" if row.name.startswith(("control", "oracle")) else COLOURS[0]
         axes.plot([row.average.low, row.average.high], [position] * 2, color=colour, linewidth=2)

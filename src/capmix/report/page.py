@@ -21,7 +21,7 @@ from capmix.pool import Pool, Sample
 from capmix.report.compare import RecipeResult, verdict
 from capmix.report.figures import comparison, histogram
 from capmix.report.gather import Found
-from capmix.report.table import short_name
+from capmix.report.table import short_name, shown_metrics
 from capmix.store import Store
 
 EXAMPLES = 60
@@ -62,6 +62,7 @@ def write_page(
         version=metadata.version("capmix"),
         note=note,
         rows=rows,
+        metrics=shown_metrics(rows),
         verdict=verdict(rows, order),
         baseline=baseline,
         comparison=Markup(comparison(rows)) if rows else "",

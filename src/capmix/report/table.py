@@ -6,16 +6,15 @@ from capmix.report.compare import RecipeResult
 from capmix.report.gather import Found
 
 
-def results_table(found: Found, rows: Sequence[RecipeResult]) -> list[str]:
+def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> list[str]:
     """One line per recipe: samples, metrics with their deviation over seeds, intervals."""
     if not rows:
         return []
-    metrics = list(rows[0].metrics)
-    shown = [name for name in metrics if name.endswith(("acc1", "recall@1", "recall@5"))]
+    shown = shown_metrics(rows)
     heads = [short_name(name) for name in shown]
     width = max(len(row.name) for row in rows)
     head = f"{'recipe':<{width}} {'samples':>8} " + " ".join(f"{h:>11}" for h in heads)
-    lines = [head + f" {'average [95 %]':>20} {'against raw [95 %]':>22}"]
+    lines = [head + f" {'average [95 %]':>20} {f'against {baseline} [95 %]':>22}"]
     for row in rows:
         cells = (f"{row.metrics[name][0]:5.1f} ±{row.metrics[name][1]:4.1f}" for name in shown)
         average, change = row.average, row.against_baseline
@@ -25,6 +24,12 @@ def results_table(found: Found, rows: Sequence[RecipeResult]) -> list[str]:
         body = " ".join(f"{cell:>11}" for cell in cells)
         lines.append(f"{row.name:<{width}} {count:>8,} {body} {text:>20} {against:>22}")
     return lines
+
+
+def shown_metrics(rows: Sequence[RecipeResult]) -> list[str]:
+    """The metrics that tables have room for: accuracy, recall@1 and recall@5."""
+    endings = ("acc1", "recall@1", "recall@5")
+    return [name for name in rows[0].metrics if name.endswith(endings)] if rows else []
 
 
 def short_name(metric: str) -> str:

@@ -36,12 +36,12 @@ FOLDER = "checkpoints"
 class TinySettings:
     """Settings of the tiny scale, chosen on the development set of the embedded stamps."""
 
-    steps: int = 200
+    steps: int = 100
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
-    dimensions: int = 128
-    logit_scale: float = 20.0
+    dimensions: int = 256
+    logit_scale: float = 5.0
 
 
 @dataclass(frozen=True)
