@@ -106,6 +106,8 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     (folder / "page.jpg").write_bytes(b"<html>not found</html>")
     caption = ["caption", str(folder), "--work", str(tmp_path / "w"), "--source", "mini"]
     assert main(caption) == 2
-    assert "1 of 4 rows failed (not_an_image 1)" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "1 of 4 rows failed (not_an_image 1)" in message
+    assert "shard 00000, sample 'page.jpg': 22 bytes" in message
     assert main([*caption, "--max-failures", "0.5"]) == 0
     assert "3 ok, 0 dropped, 1 failed" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capmix.errors import UserError
-from capmix.mix.recipe import describe
+from capmix.mix.recipe import describe, load_recipe
 
 STAGES = ("caption", "score", "measure", "mix", "export", "train", "evaluate", "report")
 
@@ -39,6 +39,14 @@ class MixSettings(_Section):
 
     recipes: list[str | dict[str, Any]] = Field(min_length=1)
     seed: int = 0
+
+    def entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """Each recipe as its name or file, and its parameters."""
+        found = []
+        for entry in self.recipes:
+            parameters = {"recipe": entry} if isinstance(entry, str) else dict(entry)
+            found.append((str(parameters.pop("recipe", "")), parameters))
+        return found
 
 
 class ExportSettings(_Section):
@@ -125,4 +133,15 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     for stage, needed in NEEDS.items():
         if getattr(pipeline, stage) is not None and getattr(pipeline, needed) is None:
             raise UserError(f"pipeline {path}: {stage} needs the stage {needed!r} in the file")
+    _check_recipes(path, pipeline)
     return pipeline
+
+
+def _check_recipes(path: str, pipeline: Pipeline) -> None:
+    """A faulty recipe is found before the hours that captioning may take."""
+    names: set[str] = set()
+    for recipe, parameters in pipeline.mix.entries() if pipeline.mix else []:
+        name = load_recipe(recipe, parameters).name
+        if name in names:
+            raise UserError(f"pipeline {path}: two recipes make the subset {name!r}; name one anew")
+        names.add(name)

@@ -56,9 +56,13 @@ class Work:
 
     def index(self) -> None:
         """List the pool's samples, once."""
-        if not self._indexed:
-            self.run(index_stage(self.pool))
-            self._indexed = True
+        if self._indexed:
+            return
+        if not self.run(index_stage(self.pool)).total:
+            raise UserError(
+                f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
+            )
+        self._indexed = True
 
     def sources(self) -> list[str]:
         """raw, and every source whose captions lie in the work directory."""

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Any
 
 from capmix import jobs
 from capmix.config import Pipeline
@@ -25,7 +24,7 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
         jobs.score(work, pipeline.scored_sources(), pipeline.score.model)
     if pipeline.measure is not None:
         jobs.measure(work)
-    names = [_make_subset(work, pipeline, entry) for entry in _recipes(pipeline)]
+    names = _make_subsets(work, pipeline)
     if pipeline.export is not None:
         for name in names:
             size = pipeline.export.samples_per_shard
@@ -41,17 +40,15 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
     return path
 
 
-def _recipes(pipeline: Pipeline) -> list[str | dict[str, Any]]:
-    return pipeline.mix.recipes if pipeline.mix else []
-
-
-def _make_subset(work: jobs.Work, pipeline: Pipeline, entry: str | dict[str, Any]) -> str:
-    assert pipeline.mix is not None
-    parameters = {} if isinstance(entry, str) else dict(entry)
-    recipe = entry if isinstance(entry, str) else str(parameters.pop("recipe", ""))
-    summary = jobs.mix(work, recipe, parameters, seed=pipeline.mix.seed)
-    print("\n".join(summary.lines()), file=sys.stderr)
-    return summary.name
+def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[str]:
+    names: list[str] = []
+    if pipeline.mix is None:
+        return names
+    for recipe, parameters in pipeline.mix.entries():
+        summary = jobs.mix(work, recipe, parameters, seed=pipeline.mix.seed)
+        print("\n".join(summary.lines()), file=sys.stderr)
+        names.append(summary.name)
+    return names
 
 
 def _shards(work: jobs.Work, name: str) -> str:

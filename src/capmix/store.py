@@ -132,7 +132,9 @@ class Store:
 
     def read_table(self, name: str) -> pa.Table:
         with self.fs.open(self.path(name), "rb") as stream:
-            return pq.read_table(stream)
+            # Threads that read a Python stream can abort or hang the interpreter when it exits
+            # (apache/arrow issues 33975 and 50482).
+            return pq.read_table(stream, use_threads=False)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         buffer = io.BytesIO()

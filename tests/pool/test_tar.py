@@ -108,6 +108,28 @@ def test_a_truncated_tar_keeps_what_lies_before_the_break() -> None:
     assert "k" in found[-1].detail  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_break_at_any_place_is_told(form: int) -> None:
+    """At a header, between members or inside one: only the block of zeros ends a tar."""
+    samples = [sample_members(f"k{i}", i) for i in range(3)]
+    whole = tar_bytes([m for sample in samples for m in sample], form)
+    content = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for cut in range(256, content, 256):
+        found = reasons(read(whole[:cut]))
+        assert found[-1] in ("truncated_shard", "not_a_tar"), cut
+        assert set(found[:-1]) <= {"ok"}, cut
+        assert len(found) <= 3, cut
+
+
+def test_a_broken_header_in_the_middle_is_told() -> None:
+    """The sample before it may lack members that came after, so it is not taken either."""
+    members = [m for key in "abc" for m in sample_members(key, ord(key))]
+    whole = bytearray(tar_bytes(members, tarfile.GNU_FORMAT))
+    start = whole.index(b"c.jpg\0")
+    whole[start : start + 512] = b"x" * 512
+    assert reasons(read(bytes(whole))) == ["ok", "truncated_shard"]
+
+
 def test_gzip_is_read_too() -> None:
     import gzip
 

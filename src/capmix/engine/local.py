@@ -9,6 +9,7 @@ from tqdm import tqdm
 from capmix.engine.stage import Stage, missing, run_one
 from capmix.errors import UserError
 from capmix.pool import Shard
+from capmix.rows import FAILED, rows_of
 from capmix.store import Counts, Store
 
 MAX_FAILURES = 0.01
@@ -39,7 +40,10 @@ def run_stage(
         seconds = time.monotonic() - started
         rate = f"{made.total / seconds:,.0f} rows/s, {seconds:.1f} s"
         print(f"{stage.name}: {_summary(counts)}; {rate}", file=sys.stderr)
-    check_failures(stage.name, counts, max_failures)
+    if counts.failed:
+        example = _first_failure(stage, shards, store)
+        check_failures(stage.name, counts, max_failures, example)
+        print(f"{stage.name}: {example}", file=sys.stderr)
     return counts
 
 
@@ -63,15 +67,30 @@ def _run_all(stage: Stage, todo: list[Shard], store: Store, done: int, total: in
     return made
 
 
-def check_failures(name: str, counts: Counts, max_failures: float) -> None:
-    """Raise UserError if the share of failed rows is over the budget."""
+def check_failures(name: str, counts: Counts, max_failures: float, example: str) -> None:
+    """Raise UserError if the share of failed rows is over the budget. `example` is one of them."""
     failed = counts.failed.total()
     if failed > max_failures * counts.total:
         raise UserError(
             f"{name}: {failed} of {counts.total} rows failed ({_reasons(counts.failed)}), over the "
-            f"budget of {max_failures:.1%}. The parts list each one with its reason; mend the "
+            f"budget of {max_failures:.1%}. {example}. The parts list every failed row; mend the "
             "input and run again, or allow more with --max-failures."
         )
+
+
+def _first_failure(stage: Stage, shards: Sequence[Shard], store: Store) -> str:
+    """Where the first failed row is and why it failed."""
+    for shard in shards:
+        marker = store.read_marker(stage.part(shard))
+        if marker is None or not marker.counts.failed:
+            continue
+        if not store.exists(f"{stage.part(shard)}.parquet"):
+            return f"The first is in shard {shard.name}: {_reasons(marker.counts.failed)}"
+        rows = rows_of(store.read_table(f"{stage.part(shard)}.parquet"))
+        row = next(row for row in rows if row.status == FAILED)
+        sample = f", sample {row.key!r}" if row.key else ""
+        return f"The first: shard {shard.name}{sample}: {row.detail}".rstrip(".")
+    return "The parts say which"
 
 
 def _summary(counts: Counts) -> str:

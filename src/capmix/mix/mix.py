@@ -241,4 +241,4 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return str(error).splitlines()[0].rstrip(".!")

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from capmix.pool.sample import (
     IMAGE_SUFFIXES,
@@ -36,6 +36,22 @@ class _Group:
     problem: BadSample | None = None
 
 
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a header that is missing, cut or broken for the end of the archive, unless it
+    is the first. Here only the block of zeros that every writer puts there ends it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("the file ends before the tar does")
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if not any(buf):
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
 def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
     """Samples of one tar in the order they lie in it; what cannot be read comes as a BadSample.
 
@@ -48,7 +64,7 @@ def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
     last_member = ""
     try:
         # "r|*" never seeks, so that a shard can come from an object store, and reads gzip too.
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive:
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isreg():
