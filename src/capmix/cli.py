@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _on_pool(commands, "train", "train a small CLIP on exported shards")
     train.add_argument("--data", required=True, help="directory that `capmix export` wrote")
-    train.add_argument("--name", required=True, help="name of the run below checkpoints/")
+    train.add_argument(
+        "--name", required=True, help="the run's name; the subset's own, for reports"
+    )
     train.add_argument("--scale", choices=["tiny"], default="tiny")
     train.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
     train.set_defaults(run=_train)

@@ -11,12 +11,13 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from capmix.engine.stage import PartWriter, Stage
+from capmix.engine.local import MAX_FAILURES, run_stage
+from capmix.engine.stage import PartWriter, Stage, missing
 from capmix.images import BadImageError, decode_image
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.index import bad_row, pool_inputs
 from capmix.rows import FAILED, OK, Row, rows_of, table_of
-from capmix.store import Store
+from capmix.store import Counts, Store
 
 
 class ImageEncoder(Protocol):
@@ -25,6 +26,10 @@ class ImageEncoder(Protocol):
     name: str
     dimensions: int
     batch_size: int
+
+    def load(self) -> None:
+        """Bring the weights into memory, where they are not there yet; `encode` does so too."""
+        ...
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Float16 (N, dimensions) of N RGB images."""
@@ -35,7 +40,21 @@ def embeddings_folder(encoder_name: str) -> str:
     return f"embeddings/{encoder_name}/image"
 
 
-def embed_stage(pool: Pool, encoder: ImageEncoder) -> Stage:
+def embed(
+    pool: Pool,
+    encoder: ImageEncoder,
+    store: Store,
+    max_failures: float = MAX_FAILURES,
+    name: str | None = None,
+) -> Counts:
+    """Embed every image of a pool that is not embedded yet. `name` is what progress calls it."""
+    stage = embed_stage(pool, encoder, name)
+    if missing(stage, pool.shards, store):
+        encoder.load()
+    return run_stage(stage, pool.shards, store, max_failures)
+
+
+def embed_stage(pool: Pool, encoder: ImageEncoder, name: str | None = None) -> Stage:
     """The stage that runs `encoder` over a pool's images."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
@@ -56,7 +75,7 @@ def embed_stage(pool: Pool, encoder: ImageEncoder) -> Stage:
 
     config = {"encoder": encoder.name}
     folder = embeddings_folder(encoder.name)
-    return Stage(f"embed {encoder.name}", folder, config, pool_inputs, run_shard)
+    return Stage(f"embed {name or encoder.name}", folder, config, pool_inputs, run_shard)
 
 
 def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:

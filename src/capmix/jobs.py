@@ -14,7 +14,7 @@ from typing import Any
 
 from capmix import export as exporting
 from capmix.caption.stage import caption_stage, check_source_name, field_stage
-from capmix.embed import embed_stage
+from capmix.embed import embed
 from capmix.engine.local import MAX_FAILURES, run_stage
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
@@ -116,7 +116,7 @@ def caption(
     if not work.force:
         refuse_other_settings(stage, work.pool.shards, work.store)
     work.index()
-    work.run(embed_stage(work.pool, encoder))
+    embed(work.pool, encoder, work.store, work.max_failures)
     return work.run(stage)
 
 
@@ -124,7 +124,7 @@ def score(work: Work, sources: Sequence[str], model: str = "mini") -> dict[str, 
     """Score the texts of each source against their images."""
     work.index()
     scorer = _scorer(work, model)
-    work.run(embed_stage(work.pool, scorer.encoder))
+    embed(work.pool, scorer.encoder, work.store, work.max_failures)
     found = {}
     for source in sources:
         if source not in work.sources():

@@ -36,7 +36,8 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
         return None
     settings_of_page = pipeline.report.model_dump()
     path, table = jobs.report(work, recipes=names, **settings_of_page)
-    print("\n".join(table))
+    if table:
+        print("\n".join(table))
     return path
 
 

@@ -7,14 +7,13 @@ retrieval `dataset_type.txt` saying `retrieval` and a `.txt` member with one cap
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from capmix.embed import ImageEncoder, embed_stage, embeddings_folder, read_embeddings
-from capmix.engine.local import run_stage
+from capmix.embed import ImageEncoder, embed, embeddings_folder, read_embeddings
 from capmix.errors import UserError
 from capmix.pool import Sample, embedded_folder, open_pool
 from capmix.rows import OK
@@ -71,8 +70,7 @@ def load_evalset(store: Store, folder: str, encoder: ImageEncoder) -> EvalSet:
     templates = [] if retrieval else _lines(root / "zeroshot_classification_templates.txt")
     pool = open_pool(str(root / "test"))
     own = Store(store.path(f"evalsets/{root.name}"))
-    stage = replace(embed_stage(pool, encoder), name=f"embed {root.name}")
-    run_stage(stage, pool.shards, own, max_failures=0.0)
+    embed(pool, encoder, own, max_failures=0.0, name=root.name)
     keys: list[str] = []
     labels: list[int] = []
     texts: list[str] = []

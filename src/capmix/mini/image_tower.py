@@ -28,6 +28,9 @@ class LiteTower:
     dimensions = DIMENSIONS
     batch_size = BATCH
 
+    def load(self) -> None:
+        _compiled_model()
+
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Pooled features, float16 (N, 1280), of N RGB images of any size."""
         parts = [self._encode_batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
