@@ -39,7 +39,7 @@ def test_rows_in_are_ok_dropped_or_failed(
         work = jobs.open_work(f"{folder}/pool", f"{folder}/work", max_failures=1.0)
         work.__dict__["mini_encoder"] = tower  # one load for all examples
         jobs.caption(work, "mini")
-        jobs.score(work, ["raw", "mini"])
+        jobs.score(work)
         totals = set()
         for part in work.store.parts(""):
             marker = work.store.read_marker(part)

@@ -4,12 +4,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from capmix.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from capmix.jobs import Work
+
+    Model = TypeVar("Model", bound=BaseModel)
 
 OK, STOPPED, USER_ERROR = 0, 130, 2
 
@@ -36,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="capmix",
         description="Caption an image-text pool, mix the captions with raw text, train on it.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="the whole loop on the embedded pool and models")
     demo.add_argument("--work", help="work directory (default: capmix-demo)")
@@ -50,19 +54,46 @@ def _parser() -> argparse.ArgumentParser:
 
     caption = _on_pool(commands, "caption", "write captions for every image of a pool")
     caption.add_argument("--source", required=True, help="name of these captions, such as mini")
-    caption.add_argument("--model", default="mini", help="mini, or field:NAME of the samples' json")
+    caption.add_argument(
+        "--model",
+        default="mini",
+        help="mini; a transformers hub id or folder; open_clip:ARCHITECTURE/TAG; "
+        "field:NAME of the samples' json",
+    )
+    caption.add_argument("--revision", help="of a hub model")
+    caption.add_argument("--prompt", help="for models that take one")
     caption.add_argument("--top-k", type=int, default=50)
     caption.add_argument("--temperature", type=float, default=0.75, help="0 takes the likeliest")
+    caption.add_argument("--min-tokens", type=int, default=5)
+    caption.add_argument("--max-tokens", type=int, default=40)
     caption.add_argument("--captions-per-image", type=int, default=1)
     caption.add_argument("--seed", type=int, default=0)
+    caption.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    caption.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    caption.add_argument("--batch-size", type=int, help="images at once (default: by device)")
+    caption.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="DANGER: runs Python code that the model's author wrote, with your rights",
+    )
     caption.set_defaults(run=_caption)
 
     score = _on_pool(commands, "score", "image-text similarity of the texts of some sources")
     score.add_argument("--sources", default="raw", help="comma-separated (default: raw)")
-    score.add_argument("--model", default="mini")
+    score.add_argument(
+        "--model",
+        default="mini",
+        help="mini; ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID of open_clip; transformers:ID",
+    )
+    score.add_argument(
+        "--save-embeddings", action="store_true", help="keep image vectors for later sources"
+    )
+    score.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     score.set_defaults(run=_score)
 
     measure = _on_pool(commands, "measure", "diversity and noise of every scored source")
+    measure.add_argument("--scorer", help="whose scores (default: the only one there is)")
     measure.set_defaults(run=_measure)
 
     mix = _on_pool(commands, "mix", "apply a recipe and write the subset that it selects")
@@ -72,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
     mix.add_argument("--seed", type=int, default=0)
     mix.add_argument("--explain", action="store_true", help="print the SQL")
+    mix.add_argument("--scorer", help="whose scores (default: the only one there is)")
     mix.set_defaults(run=_mix)
 
     recipes = commands.add_parser("recipes", help="list the recipes that come with capmix")
@@ -103,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _on_pool(commands, "report", "write an HTML page about a work directory")
     report.add_argument("--out", help="the page (default: WORK/report/report.html)")
+    report.add_argument("--scorer", help="whose scores (default: the only one there is)")
     report.set_defaults(run=_report)
 
     doctor = commands.add_parser("doctor", help="what is installed, which device, what is missing")
@@ -149,28 +182,36 @@ def _run_file(path: str, work: str | None, force: bool) -> None:
 
 def _caption(options: argparse.Namespace) -> None:
     from capmix import jobs
+    from capmix.caption.settings import CaptionSettings
 
-    jobs.caption(
-        _work(options),
-        options.source,
-        options.model,
-        options.top_k,
-        options.temperature,
-        options.captions_per_image,
-        options.seed,
-    )
+    settings = _settings(CaptionSettings, options)
+    jobs.caption(_work(options), options.source, settings)
 
 
 def _score(options: argparse.Namespace) -> None:
     from capmix import jobs
+    from capmix.score.settings import ScoreSettings
 
-    jobs.score(_work(options), options.sources.split(","), options.model)
+    options.sources = options.sources.split(",")
+    jobs.score(_work(options), _settings(ScoreSettings, options))
+
+
+def _settings(kind: "type[Model]", options: argparse.Namespace) -> "Model":
+    """The settings that the options of the same names hold."""
+    from pydantic import ValidationError
+
+    from capmix.mix.recipe import describe
+
+    try:
+        return kind(**{name: getattr(options, name) for name in kind.model_fields})
+    except ValidationError as error:
+        raise UserError(f"{options.command}: {describe(error)}") from error
 
 
 def _measure(options: argparse.Namespace) -> None:
     from capmix import jobs
 
-    for source, measures in jobs.measure(_work(options)).items():
+    for source, measures in jobs.measure(_work(options), options.scorer).items():
         print(source)
         for name, value in measures.items():
             print(f"  {name}: {value}")
@@ -185,7 +226,7 @@ def _mix(options: argparse.Namespace) -> None:
     if options.synthetic is not None:
         parameters["synthetic"] = options.synthetic
     summary = jobs.mix(
-        _work(options), options.recipe, parameters, seed=options.seed, output=options.out
+        _work(options), options.recipe, parameters, options.scorer, options.seed, options.out
     )
     print("\n".join(summary.lines()))
     if options.explain:
@@ -247,7 +288,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from capmix import jobs
 
-    path, table = jobs.report(_work(options), options.out)
+    path, table = jobs.report(_work(options), options.out, options.scorer)
     print("\n".join([*table, f"report: {path}"]))
 
 

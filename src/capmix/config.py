@@ -7,31 +7,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mix.recipe import describe, load_recipe
+from capmix.score.settings import ScoreSettings
 
 STAGES = ("caption", "score", "measure", "mix", "export", "train", "evaluate", "report")
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CaptionSettings(_Section):
-    """One source. `model` is `mini`, or `field:NAME` for a field of the samples' json."""
-
-    model: str = "mini"
-    top_k: int = Field(50, ge=1)
-    temperature: float = Field(0.75, ge=0)
-    captions_per_image: int = Field(1, ge=1)
-    seed: int = 0
-
-
-class ScoreSettings(_Section):
-    """`sources`: those whose texts are scored; by default raw and every captioned one."""
-
-    model: str = "mini"
-    sources: list[str] | None = None
 
 
 class MixSettings(_Section):
@@ -88,10 +73,11 @@ class Pipeline(_Section):
     evaluate: EvaluateSettings | None = None
     report: ReportSettings | None = None
 
-    def scored_sources(self) -> list[str]:
-        if self.score is not None and self.score.sources is not None:
-            return self.score.sources
-        return ["raw", *self.caption]
+    def score_settings(self) -> ScoreSettings:
+        """The score section; by default raw and the sources of this file are scored."""
+        settings = self.score or ScoreSettings()
+        sources = settings.sources or ["raw", *self.caption]
+        return settings.model_copy(update={"sources": sources})
 
 
 NEEDS = {

@@ -6,12 +6,14 @@ array. Captioners, scorers and trainers that share an encoder read these instead
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from capmix.engine.local import MAX_FAILURES, run_stage
+from capmix.engine.prefetch import prefetched
 from capmix.engine.stage import PartWriter, Stage, missing
 from capmix.images import BadImageError, decode_image
 from capmix.pool import BadSample, Pool, Sample, Shard
@@ -19,20 +21,31 @@ from capmix.pool.index import bad_row, pool_inputs
 from capmix.rows import FAILED, OK, Row, rows_of, table_of
 from capmix.store import Counts, Store
 
+Item = TypeVar("Item")
+BATCHES_AHEAD = 3
+
 
 class ImageEncoder(Protocol):
-    """A frozen model that turns an image into one vector. `name` names its embedding space."""
+    """A frozen model that turns an image into one vector. `name` names its embedding space.
+
+    `workers` threads decode and prepare images ahead of the model.
+    """
 
     name: str
     dimensions: int
     batch_size: int
+    workers: int
 
     def load(self) -> None:
-        """Bring the weights into memory, where they are not there yet; `encode` does so too."""
+        """Bring the weights into memory, where they are not there yet; encoding does so too."""
         ...
 
-    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Float16 (N, dimensions) of N RGB images."""
+    def prepare(self, image: Image.Image) -> Any:
+        """What the model reads of an RGB image: float32 (3, H, W)."""
+        ...
+
+    def encode_pixels(self, pixels: Sequence[Any]) -> np.ndarray:
+        """Vectors (N, dimensions) of N prepared images."""
         ...
 
 
@@ -58,24 +71,47 @@ def embed_stage(pool: Pool, encoder: ImageEncoder, name: str | None = None) -> S
     """The stage that runs `encoder` over a pool's images."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows: list[Row] = []
-        embeddings = [np.empty((0, encoder.dimensions), np.float16)]
-        for batch in batched(pool.read(shard), encoder.batch_size):
-            out.count_in(len(batch))
-            decoded = [_decode(sample) for sample in batch]
-            images = [image for _, image in decoded if image is not None]
-            embeddings.append(encoder.encode(images))
-            for row, _ in decoded:
-                rows.append(row)
-                if row.reason:
-                    out.count_failed(row.reason)
-            out.count_ok(len(images))
-        out.write_array(np.concatenate(embeddings))
+        rows, embeddings = embed_shard(pool, encoder, shard, out)
+        out.write_array(embeddings.astype(np.float16))
         out.write_table(table_of(rows, []))
 
     config = {"encoder": encoder.name}
     folder = embeddings_folder(encoder.name)
     return Stage(f"embed {name or encoder.name}", folder, config, pool_inputs, run_shard)
+
+
+def embed_shard(
+    pool: Pool, encoder: ImageEncoder, shard: Shard, out: PartWriter | None = None
+) -> tuple[list[Row], np.ndarray]:
+    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images.
+
+    Rows are counted in `out` where it is given.
+    """
+    rows: list[Row] = []
+    embeddings = [np.empty((0, encoder.dimensions), np.float32)]
+    samples = prefetched(
+        pool.read(shard),
+        lambda sample: _prepared(sample, encoder),
+        encoder.workers,
+        encoder.batch_size * BATCHES_AHEAD,
+    )
+    for batch in batched(samples, encoder.batch_size):
+        done = [future.result() for _, future in batch]
+        pixels = [prepared for row, prepared in done if row.reason is None]
+        if pixels:
+            embeddings.append(encoder.encode_pixels(pixels))
+        rows += [row for row, _ in done]
+        if out is not None:
+            _count(out, [row for row, _ in done])
+    return rows, np.concatenate(embeddings)
+
+
+def _count(out: PartWriter, rows: list[Row]) -> None:
+    out.count_in(len(rows))
+    for row in rows:
+        if row.reason:
+            out.count_failed(row.reason)
+    out.count_ok(sum(row.reason is None for row in rows))
 
 
 def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:
@@ -88,22 +124,17 @@ def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:
     return rows, array
 
 
-def _decode(sample: Sample | BadSample) -> tuple[Row, Image.Image | None]:
+def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, Any]:
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), decode_image(sample.image)
+        return Row(sample.uid, sample.key), encoder.prepare(decode_image(sample.image))
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 
 
-def batched(samples: Iterable[Sample | BadSample], size: int) -> Iterator[list[Sample | BadSample]]:
-    """Lists of `size` samples, the last one shorter."""
-    batch = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    stream = iter(items)
+    while batch := list(islice(stream, size)):
         yield batch

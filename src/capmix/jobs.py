@@ -3,9 +3,11 @@
 from capmix import jobs
 work = jobs.open_work("./pool", "./work")
 jobs.caption(work, "mini")
-jobs.score(work, ["raw", "mini"])
+jobs.score(work)
 """
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from capmix import export as exporting
+from capmix.caption.captioner import ImageCaptioner
+from capmix.caption.image_stage import Busy, image_caption_stage
+from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage, check_source_name, field_stage
 from capmix.embed import embed
-from capmix.engine.local import MAX_FAILURES, run_stage
+from capmix.engine.local import MAX_FAILURES, run_stage, run_stages
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
 from capmix.measure.measure import measure as measure_texts
@@ -25,7 +30,13 @@ from capmix.mix.recipe import load_recipe
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.index import index_stage
 from capmix.score.scorer import Scorer
-from capmix.score.stage import score_stage, scores_folder
+from capmix.score.settings import ScoreSettings
+from capmix.score.stage import (
+    ImagePass,
+    fresh_score_stage,
+    saved_score_stage,
+    scores_folder,
+)
 from capmix.store import Counts, Store
 
 ABOUT = "pool.json"
@@ -69,6 +80,23 @@ class Work:
         found = {part.split("/")[1] for part in self.store.parts("captions")}
         return ["raw", *sorted(found)]
 
+    def scored(self, scorer: str) -> list[str]:
+        """The sources that `scorer` has scored."""
+        parts = self.store.parts(scores_folder(scorer, "").rstrip("/"))
+        found = {part.split("/")[2] for part in parts}
+        return [source for source in self.sources() if source in found]
+
+    def scorer(self, wanted: str | None) -> str | None:
+        """`wanted`, or the one scorer whose scores lie here; None where there are no scores.
+
+        Raises UserError where there are several to choose from, or not the wanted one.
+        """
+        found = sorted({part.split("/")[1] for part in self.store.parts("scores")})
+        if wanted in found or (wanted is None and len(found) < 2):
+            return wanted or next(iter(found), None)
+        have = ", ".join(found) or "none"
+        raise UserError(f"--scorer: expected one that has scores in {self.store.root} ({have})")
+
 
 def open_work(
     pool: str, work: str, max_failures: float = MAX_FAILURES, force: bool = False
@@ -91,27 +119,35 @@ def open_work(
     return Work(opened, store, max_failures, force)
 
 
-def caption(
-    work: Work,
-    source: str,
-    model: str = "mini",
-    top_k: int = 50,
-    temperature: float = 0.75,
-    captions_per_image: int = 1,
-    seed: int = 0,
-) -> Counts:
-    """Write the captions of `source`: by model `mini`, or from a json field (`field:NAME`)."""
+def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings()) -> Counts:
+    """Write the captions of `source`; see CaptionSettings for the models and how they are named."""
     check_source_name(source)
-    if model.startswith("field:"):
+    if settings.model == "mini":
+        return _caption_mini(work, source, settings)
+    if settings.model.startswith("field:"):
         work.index()
-        stage = field_stage(work.pool, model.removeprefix("field:"), source)
-        return work.run(stage, keep_other_settings=True)
-    if model != "mini":
-        raise UserError(f"captioner {model!r}: this version has mini and field:NAME")
-    encoder = work.mini_encoder
-    from capmix.caption.mini import MiniCaptioner, Sampling
+        field = settings.model.removeprefix("field:")
+        return work.run(field_stage(work.pool, field, source), keep_other_settings=True)
+    captioner = _image_captioner(settings)
+    busy = Busy()
+    stage = image_caption_stage(work.pool, captioner, source, busy)
+    if not work.force:
+        refuse_other_settings(stage, work.pool.shards, work.store)
+    work.index()
+    started = time.monotonic()
+    counts = work.run(stage)
+    if busy.images:
+        seconds = time.monotonic() - started
+        rate, share = busy.images / seconds, busy.seconds / seconds
+        print(f"{stage.name}: {rate:,.1f} images/s, model busy {share:.0%}", file=sys.stderr)
+    return counts
 
-    captioner = MiniCaptioner(encoder, Sampling(top_k, temperature, captions_per_image, seed))
+
+def _caption_mini(work: Work, source: str, settings: CaptionSettings) -> Counts:
+    encoder = work.mini_encoder
+    from capmix.caption.mini import MiniCaptioner
+
+    captioner = MiniCaptioner(encoder, settings)
     stage = caption_stage(work.store, captioner, source)
     if not work.force:
         refuse_other_settings(stage, work.pool.shards, work.store)
@@ -120,40 +156,54 @@ def caption(
     return work.run(stage)
 
 
-def score(work: Work, sources: Sequence[str], model: str = "mini") -> dict[str, Counts]:
-    """Score the texts of each source against their images."""
-    work.index()
-    scorer = _scorer(work, model)
-    embed(work.pool, scorer.encoder, work.store, work.max_failures)
-    found = {}
+def _image_captioner(settings: CaptionSettings) -> ImageCaptioner:
+    if settings.model.startswith("open_clip:"):
+        from capmix.caption.open_clip import CocaCaptioner
+
+        return CocaCaptioner(settings)
+    from capmix.caption.transformers import TransformersCaptioner
+
+    return TransformersCaptioner(settings)
+
+
+def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Counts]:
+    """Score the texts of each source against their images; see ScoreSettings."""
+    sources = settings.sources or work.sources()
     for source in sources:
         if source not in work.sources():
             raise UserError(f"no captions of source {source!r}: run `capmix caption` for it first")
-        found[source] = work.run(score_stage(work.store, scorer, source))
-    return found
+    scorer = _scorer(work, settings)
+    work.index()
+    if settings.save_embeddings or settings.model == "mini":
+        embed(work.pool, scorer.encoder, work.store, work.max_failures)
+        stages = [saved_score_stage(work.store, scorer, source) for source in sources]
+    else:
+        images = ImagePass(work.pool, scorer)
+        stages = [fresh_score_stage(work.store, scorer, source, images) for source in sources]
+    counts = run_stages(stages, work.pool.shards, work.store, work.max_failures)
+    return dict(zip(sources, counts, strict=True))
 
 
-def measure(work: Work, scorer: str = "mini") -> dict[str, dict[str, Any]]:
+def measure(work: Work, scorer: str | None = None) -> dict[str, dict[str, Any]]:
     """Measures of every scored source; see measure.measure."""
-    return measure_texts(work.store, work.pool, scorer, _scored(work, scorer))
+    name = work.scorer(scorer) or "mini"
+    return measure_texts(work.store, work.pool, name, work.scored(name))
 
 
 def mix(
     work: Work,
     recipe: str,
     parameters: dict[str, Any] | None = None,
-    scorer: str = "mini",
+    scorer: str | None = None,
     seed: int = 0,
     output: str | None = None,
 ) -> Summary:
     """Apply a shipped recipe or a recipe file; writes `subsets/<name>.parquet`."""
     work.index()
     loaded = load_recipe(recipe, parameters)
-    scored = _scored(work, scorer)
-    sources = scored or work.sources()
-    return mix_subset(
-        work.store, work.pool, loaded, scorer if scored else None, sources, seed, output
-    )
+    name = work.scorer(scorer)
+    sources = work.scored(name) if name else work.sources()
+    return mix_subset(work.store, work.pool, loaded, name, sources, seed, output)
 
 
 def export(work: Work, subset: str, directory: str, samples_per_shard: int = 10_000) -> Counts:
@@ -189,7 +239,7 @@ def evaluate(
 def report(
     work: Work,
     out: str | None = None,
-    scorer: str = "mini",
+    scorer: str | None = None,
     recipes: Sequence[str] | None = None,
     baseline: str = "raw",
     order: Sequence[str] = (),
@@ -204,26 +254,30 @@ def report(
     from capmix.report.page import write_page
     from capmix.report.table import results_table
 
-    found = gather(work.store, work.pool, scorer, _scored(work, scorer), recipes)
+    name = work.scorer(scorer) or "mini"
+    found = gather(work.store, work.pool, name, work.scored(name), recipes)
     rows = compare(found.results, baseline) if found.results else []
     path = out or work.store.path("report/report.html")
     write_page(found, rows, path, baseline=baseline, order=order, **page)
     return path, [*results_table(found, rows, baseline), "", *verdict(rows, order)] if rows else []
 
 
-def _scorer(work: Work, model: str) -> Scorer:
-    if model != "mini":
-        raise UserError(f"scorer {model!r}: this version has mini")
-    encoder = work.mini_encoder
-    from capmix.score.mini import MiniScorer
+def _scorer(work: Work, settings: ScoreSettings) -> Scorer:
+    if settings.model == "mini":
+        encoder = work.mini_encoder
+        from capmix.score.mini import MiniScorer
 
-    return MiniScorer(encoder)
+        return MiniScorer(encoder)
+    from capmix.caption.transformers import device_and_dtype
 
+    device, dtype = device_and_dtype(settings.device, settings.dtype)
+    if settings.model.startswith("transformers:"):
+        from capmix.score.transformers import TransformersScorer
 
-def _scored(work: Work, scorer: str) -> list[str]:
-    parts = work.store.parts(scores_folder(scorer, "").rstrip("/"))
-    found = {part.split("/")[2] for part in parts}
-    return [source for source in work.sources() if source in found]
+        return TransformersScorer(settings.model, settings.name, device, dtype)
+    from capmix.score.open_clip import OpenClipScorer
+
+    return OpenClipScorer(settings.model, settings.name, device, dtype)
 
 
 def _require_mini() -> None:

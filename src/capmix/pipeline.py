@@ -19,12 +19,13 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
     """Run every stage that the file has. Returns the report's path where one was written."""
     work = jobs.open_work(pipeline.pool, pipeline.work, pipeline.max_failures, force)
     for source, settings in pipeline.caption.items():
-        jobs.caption(work, source, **settings.model_dump())
+        jobs.caption(work, source, settings)
     if pipeline.score is not None:
-        jobs.score(work, pipeline.scored_sources(), pipeline.score.model)
+        jobs.score(work, pipeline.score_settings())
+    scorer = pipeline.score_settings().name if pipeline.score is not None else None
     if pipeline.measure is not None:
-        jobs.measure(work)
-    names = _make_subsets(work, pipeline)
+        jobs.measure(work, scorer)
+    names = _make_subsets(work, pipeline, scorer)
     if pipeline.export is not None:
         for name in names:
             size = pipeline.export.samples_per_shard
@@ -35,18 +36,18 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
     if pipeline.report is None:
         return None
     settings_of_page = pipeline.report.model_dump()
-    path, table = jobs.report(work, recipes=names, **settings_of_page)
+    path, table = jobs.report(work, scorer=scorer, recipes=names, **settings_of_page)
     if table:
         print("\n".join(table))
     return path
 
 
-def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[str]:
+def _make_subsets(work: jobs.Work, pipeline: Pipeline, scorer: str | None) -> list[str]:
     names: list[str] = []
     if pipeline.mix is None:
         return names
     for recipe, parameters in pipeline.mix.entries():
-        summary = jobs.mix(work, recipe, parameters, seed=pipeline.mix.seed)
+        summary = jobs.mix(work, recipe, parameters, scorer, pipeline.mix.seed)
         print("\n".join(summary.lines()), file=sys.stderr)
         names.append(summary.name)
     return names

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from samples import image_bytes
 
-from capmix.caption.mini import MiniCaptioner, Sampling, gumbel
+from capmix.caption.mini import MiniCaptioner, gumbel
+from capmix.caption.settings import CaptionSettings
 from capmix.images import decode_image
 from capmix.mini.image_tower import LiteTower
 
@@ -27,7 +28,7 @@ def test_features_do_not_depend_on_the_batch(tower: LiteTower, embeddings: np.nd
 def test_captions_do_not_depend_on_the_batch(
     tower: LiteTower, embeddings: np.ndarray, size: int
 ) -> None:
-    captioner = MiniCaptioner(tower, Sampling(captions_per_image=2))
+    captioner = MiniCaptioner(tower, CaptionSettings(captions_per_image=2))
     whole = captioner.caption(embeddings, UIDS, "mini")
     pieces = []
     for start in range(0, 40, size):
@@ -40,16 +41,18 @@ def test_captions_do_not_depend_on_the_batch(
 
 
 def test_seed_source_and_number_change_the_draw(tower: LiteTower, embeddings: np.ndarray) -> None:
-    first = MiniCaptioner(tower, Sampling(captions_per_image=2))
+    first = MiniCaptioner(tower, CaptionSettings(captions_per_image=2))
     captions = first.caption(embeddings, UIDS, "mini")
     assert captions != first.caption(embeddings, UIDS, "other")
-    assert captions != MiniCaptioner(tower, Sampling(2, seed=1)).caption(embeddings, UIDS, "mini")
+    assert captions != MiniCaptioner(tower, CaptionSettings(top_k=2, seed=1)).caption(
+        embeddings, UIDS, "mini"
+    )
     assert any(one.text != two.text for one, two in captions)
 
 
 def test_temperature_zero_is_the_nearest_phrase(tower: LiteTower, embeddings: np.ndarray) -> None:
-    greedy = MiniCaptioner(tower, Sampling(temperature=0)).caption(embeddings, UIDS, "mini")
-    narrow = MiniCaptioner(tower, Sampling(top_k=1)).caption(embeddings, UIDS, "mini")
+    greedy = MiniCaptioner(tower, CaptionSettings(temperature=0)).caption(embeddings, UIDS, "mini")
+    narrow = MiniCaptioner(tower, CaptionSettings(top_k=1)).caption(embeddings, UIDS, "mini")
     assert greedy == narrow
 
 

@@ -20,7 +20,7 @@ def test_the_page_is_one_file_and_texts_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "pool/00000.tar").write_bytes(tar_bytes(members))
     work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
     jobs.caption(work, "mini")
-    jobs.score(work, ["raw", "mini"])
+    jobs.score(work)
     jobs.measure(work)
     jobs.mix(work, "raw-top+synthetic", {"fraction": 0.4})
     path, _ = jobs.report(work, str(tmp_path / "out/page.html"))

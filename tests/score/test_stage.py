@@ -9,6 +9,7 @@ from capmix.images import decode_image
 from capmix.mini.image_tower import LiteTower
 from capmix.pool import Sample
 from capmix.score.mini import MiniScorer
+from capmix.score.settings import ScoreSettings
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def work(tmp_path: Path) -> jobs.Work:
 
 def test_scores_equal_a_plain_recomputation(work: jobs.Work, tower: LiteTower) -> None:
     jobs.caption(work, "mini")
-    jobs.score(work, ["raw", "mini"])
+    jobs.score(work)
     scorer = MiniScorer(tower)
     for source, texts in (("raw", "samples"), ("mini", "captions/mini")):
         rows = work.store.read_table(f"scores/mini/{source}/00000.parquet").to_pylist()
@@ -39,7 +40,7 @@ def test_scores_equal_a_plain_recomputation(work: jobs.Work, tower: LiteTower) -
 
 
 def test_every_row_is_accounted_for(work: jobs.Work) -> None:
-    counts = jobs.score(work, ["raw"])["raw"]
+    counts = jobs.score(work, ScoreSettings(sources=["raw"]))["raw"]
     assert counts.ok == 1
     assert counts.dropped == {"no_text": 2}
     assert counts.failed == {"not_an_image": 1}
@@ -51,6 +52,6 @@ def test_every_row_is_accounted_for(work: jobs.Work) -> None:
 def test_images_are_decoded_once_for_captions_and_scores(work: jobs.Work) -> None:
     jobs.caption(work, "mini")
     before = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
-    jobs.score(work, ["raw", "mini"])
+    jobs.score(work)
     after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
     assert before == after

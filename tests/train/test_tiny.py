@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from capmix import jobs
+from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
 from capmix.train.tiny import TinySettings, load_tiny, load_training_set, train_tiny
@@ -20,7 +21,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[jobs.Work, str]:
     (folder / "pool").mkdir()
     (folder / "pool" / shard.name).write_bytes(shard.read_bytes())
     work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    jobs.caption(work, "keywords", "field:keywords")
+    jobs.caption(work, "keywords", CaptionSettings(model="field:keywords"))
     jobs.mix(work, "oracle")
     out = str(folder / "shards")
     jobs.export(work, "oracle-keywords", out)

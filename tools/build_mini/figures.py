@@ -5,7 +5,8 @@ from classes import CLASS_NAMES, TEMPLATES
 from sources import Drawing
 from words import content_words
 
-from capmix.caption.mini import MiniCaptioner, Sampling
+from capmix.caption.mini import MiniCaptioner
+from capmix.caption.settings import CaptionSettings
 from capmix.evaluate.metrics import classify, retrieve
 from capmix.mini.image_tower import LiteTower
 from capmix.mini.weights import unit
@@ -27,8 +28,11 @@ def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
     prompts = [template.replace("{c}", CLASS_NAMES[n]) for n in names for template in TEMPLATES]
     embedded = scorer.encode_texts(prompts).reshape(len(names), len(TEMPLATES), -1)
     zero_shot = classify(images[rows], unit(embedded.mean(axis=1)), labels).metrics()
-    hits = [_hits(encoder, features, titles, Sampling(seed=seed)) for seed in range(SAMPLING_SEEDS)]
-    greedy = _hits(encoder, features, titles, Sampling(temperature=0))
+    hits = [
+        _hits(encoder, features, titles, CaptionSettings(seed=seed))
+        for seed in range(SAMPLING_SEEDS)
+    ]
+    greedy = _hits(encoder, features, titles, CaptionSettings(temperature=0))
     figures = found | {
         "zero_shot_acc1": zero_shot["acc1"],
         "caption_hit_top50_t0.75": float(np.mean(hits)),
@@ -42,9 +46,11 @@ def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
     }
 
 
-def _hits(encoder: LiteTower, features: np.ndarray, titles: list[str], sampling: Sampling) -> float:
+def _hits(
+    encoder: LiteTower, features: np.ndarray, titles: list[str], settings: CaptionSettings
+) -> float:
     """Share of captions with a content word of the stamp's own description."""
     uids = [str(i) for i in range(len(titles))]
-    captions = MiniCaptioner(encoder, sampling).caption(features, uids, "mini")
+    captions = MiniCaptioner(encoder, settings).caption(features, uids, "mini")
     pairs = zip(captions, titles, strict=True)
     return float(np.mean([bool(content_words(c[0].text) & content_words(t)) for c, t in pairs]))

@@ -1,4 +1,8 @@
-"""What a captioner is: a model that writes captions for images it sees through an encoder."""
+"""What a captioner is: a model that writes captions for images.
+
+`Captioner` sees images through an encoder whose embeddings are kept (the embedded models);
+`ImageCaptioner` sees the images themselves (everything else).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from capmix.embed import ImageEncoder
+from capmix.pool import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +40,25 @@ class Captioner(Protocol):
         self, embeddings: np.ndarray, uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         """The captions of N images, K each, from their float16 (N, dimensions) embeddings."""
+        ...
+
+
+class ImageCaptioner(Protocol):
+    """Writes captions from images. Its promise about caption k is the Captioner's.
+
+    `batch_size` images are captioned at once; `workers` threads run `prepare` ahead of the model.
+    """
+
+    settings: dict[str, Any]
+    batch_size: int
+    workers: int
+
+    def prepare(self, sample: Sample) -> Any:
+        """The processor's part for one image. Raises BadImageError."""
+        ...
+
+    def caption(
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """The captions of N prepared images, K each. A failing batch is tried again in halves."""
         ...

@@ -8,12 +8,12 @@ the scorer does not mark its own work.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from capmix.caption.captioner import Caption
+from capmix.caption.settings import CaptionSettings
 from capmix.mini.head import Head
 from capmix.mini.image_tower import LiteTower
 from capmix.mini.text_tower import FILES as TEXT_FILES
@@ -22,22 +22,12 @@ from capmix.mini.weights import digest, load_weights, models_folder
 PHRASES = "phrases.txt"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """The paper's sampling: top-K 50 at temperature 0.75, one caption."""
-
-    top_k: int = 50
-    temperature: float = 0.75
-    captions_per_image: int = 1
-    seed: int = 0
-
-
 class MiniCaptioner:
     """Samples phrases by nearest embedding. `temperature` 0 takes the nearest phrase."""
 
-    def __init__(self, encoder: LiteTower, sampling: Sampling = Sampling()):
+    def __init__(self, encoder: LiteTower, settings: CaptionSettings = CaptionSettings()):
         self.encoder = encoder
-        self.sampling = sampling
+        self.sampling = settings
         self._head = Head("captioner")
         self._scale = float(load_weights("captioner")["scale"][0])
         self._phrases = (models_folder() / PHRASES).read_text("utf-8").splitlines()
@@ -46,7 +36,10 @@ class MiniCaptioner:
         self.settings: dict[str, Any] = {
             "model": "mini",
             "weights": digest(*files),
-            **asdict(sampling),
+            "top_k": settings.top_k,
+            "temperature": settings.temperature,
+            "captions_per_image": settings.captions_per_image,
+            "seed": settings.seed,
         }
 
     def caption(

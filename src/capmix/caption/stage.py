@@ -1,6 +1,7 @@
 """Caption a shard: writes `captions/<source>/<shard>.parquet`, one row per sample and caption.
 
-Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`.
+Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`, and `flags`, a
+list of what is wrong with the caption (see flags.py).
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.caption.captioner import Caption, Captioner
+from capmix.caption.flags import caption_flags
 from capmix.embed import embeddings_folder, read_embeddings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
@@ -18,7 +20,12 @@ from capmix.pool.index import bad_row, pool_inputs
 from capmix.rows import DROPPED, OK, Row, table_of
 from capmix.store import Store
 
-FIELDS = [("k", pa.int32()), ("text", pa.string()), ("finish", pa.string())]
+FIELDS = [
+    ("k", pa.int32()),
+    ("text", pa.string()),
+    ("finish", pa.string()),
+    ("flags", pa.list_(pa.string())),
+]
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -56,8 +63,8 @@ def caption_stage(store: Store, captioner: Captioner, source: str) -> Stage:
         for row in samples:
             out.count_in()
             if row.status == OK:
-                rows += _caption_rows(row, next(written))
-                _count(out, rows[-1])
+                rows += caption_rows(row, next(written))
+                count_row(out, rows[-1])
             else:
                 rows.append(row)
                 out.count_failed(row.reason or "")
@@ -78,7 +85,7 @@ def field_stage(pool: Pool, field: str, source: str) -> Stage:
         for sample in pool.read(shard):
             out.count_in()
             rows.append(_field_row(sample, field))
-            _count(out, rows[-1])
+            count_row(out, rows[-1])
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, "model": f"field:{field}"}
@@ -92,19 +99,25 @@ def _field_row(sample: Sample | BadSample, field: str) -> Row:
     if isinstance(value, list):
         value = ", ".join(item for item in value if isinstance(item, str))
     text = str(value or "").encode("utf-8", "replace").decode("utf-8").strip()
-    return _caption_rows(Row(sample.uid, sample.key), [Caption(text)])[0]
+    return caption_rows(Row(sample.uid, sample.key), [Caption(text)])[0]
 
 
-def _caption_rows(row: Row, captions: list[Caption]) -> list[Row]:
+def caption_rows(row: Row, captions: list[Caption], prompt: str | None = None) -> list[Row]:
+    """A row for each caption of the sample that `row` names; one dropped row if all are empty."""
     kept = [
-        Row(row.uid, row.key, values=(k, caption.text, caption.finish))
+        Row(row.uid, row.key, values=(k, caption.text, caption.finish, _flags(caption, prompt)))
         for k, caption in enumerate(captions)
         if caption.text
     ]
     return kept or [Row(row.uid, row.key, DROPPED, "empty_caption", "the caption is empty")]
 
 
-def _count(out: PartWriter, row: Row) -> None:
+def _flags(caption: Caption, prompt: str | None) -> list[str]:
+    return caption_flags(caption.text, caption.finish, prompt)
+
+
+def count_row(out: PartWriter, row: Row) -> None:
+    """Count one sample by its row."""
     count: Callable[[str], Any] = out.count_dropped if row.status == DROPPED else out.count_failed
     if row.reason:
         count(row.reason)

@@ -23,35 +23,51 @@ def run_stage(
     Progress (rows/s, time left, ok / dropped / failed) goes to standard error. Raises UserError
     when more than `max_failures` (a fraction) of all rows failed: what was made stays.
     """
-    todo = missing(stage, shards, store)
-    waiting = {shard.name for shard in todo}
-    counts = Counts()
-    for shard in shards:
-        marker = None if shard.name in waiting else store.read_marker(stage.part(shard))
-        if marker is not None:
-            counts.add(marker.counts)
-    done = len(shards) - len(todo)
-    if not todo:
-        print(f"{stage.name}: done before, {_summary(counts)}", file=sys.stderr)
-    else:
-        started = time.monotonic()
-        made = _run_all(stage, todo, store, done, len(shards))
-        counts.add(made)
-        seconds = time.monotonic() - started
-        rate = f"{made.total / seconds:,.0f} rows/s, {seconds:.1f} s"
-        print(f"{stage.name}: {_summary(counts)}; {rate}", file=sys.stderr)
-    if counts.failed:
-        example = _first_failure(stage, shards, store)
-        check_failures(stage.name, counts, max_failures, example)
-        print(f"{stage.name}: {example}", file=sys.stderr)
-    return counts
+    return run_stages([stage], shards, store, max_failures)[0]
 
 
-def _run_all(stage: Stage, todo: list[Shard], store: Store, done: int, total: int) -> Counts:
-    made = Counts()
+def run_stages(
+    stages: Sequence[Stage], shards: Sequence[Shard], store: Store, max_failures: float
+) -> list[Counts]:
+    """run_stage for several stages, shard by shard, so that they can share what a shard costs."""
+    found = []
+    made = _run_all(stages, shards, store)
+    for stage in stages:
+        counts = Counts()
+        for shard in shards:
+            marker = store.read_marker(stage.part(shard))
+            if marker is not None:
+                counts.add(marker.counts)
+        rows, seconds = made.get(stage.name, (0, 0.0))
+        rate = f"{rows / max(seconds, 1e-6):,.0f} rows/s, {seconds:.1f} s"
+        prefix, suffix = ("", f"; {rate}") if stage.name in made else ("done before, ", "")
+        print(f"{stage.name}: {prefix}{_summary(counts)}{suffix}", file=sys.stderr)
+        if counts.failed:
+            example = _first_failure(stage, shards, store)
+            check_failures(stage.name, counts, max_failures, example)
+            print(f"{stage.name}: {example}", file=sys.stderr)
+        found.append(counts)
+    return found
+
+
+def _run_all(
+    stages: Sequence[Stage], shards: Sequence[Shard], store: Store
+) -> dict[str, tuple[int, float]]:
+    """Make what is missing; rows and seconds by the name of each stage that had something to do."""
+    waiting = {stage.name: {s.name for s in missing(stage, shards, store)} for stage in stages}
+    todo = [(s, stage) for s in shards for stage in stages if s.name in waiting[stage.name]]
+    made: dict[str, tuple[int, float]] = {}
     shown = Counts()
+    if not todo:
+        return made
+    total = len(shards) * len(stages)
     with tqdm(
-        total=total, initial=done, unit="shard", desc=stage.name, leave=False, disable=None
+        total=total,
+        initial=total - len(todo),
+        unit="part",
+        desc=stages[0].name,
+        leave=False,
+        disable=None,
     ) as bar:
         started = time.monotonic()
 
@@ -61,8 +77,12 @@ def _run_all(stage: Stage, todo: list[Shard], store: Store, done: int, total: in
             bar.set_postfix_str(f"{rate:,.0f} rows/s, {_summary(shown)}", refresh=False)
             bar.update(0)
 
-        for shard in todo:
-            made.add(run_one(stage, shard, store, on_count))
+        for shard, stage in todo:
+            before = time.monotonic()
+            bar.set_description(stage.name, refresh=False)
+            counts = run_one(stage, shard, store, on_count)
+            rows, seconds = made.get(stage.name, (0, 0.0))
+            made[stage.name] = rows + counts.total, seconds + time.monotonic() - before
             bar.update(1)
     return made
 

@@ -27,37 +27,40 @@ class LiteTower:
     name = "lite0-160"
     dimensions = DIMENSIONS
     batch_size = BATCH
+    workers = 2
 
     def load(self) -> None:
         _compiled_model()
 
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Float32 (3, 160, 160) in [-1, 1]: the whole image, centred on a white square."""
+        scale = SIZE / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        canvas = Image.new("RGB", (SIZE, SIZE), "white")
+        resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        canvas.paste(resized, ((SIZE - width) // 2, (SIZE - height) // 2))
+        return np.asarray(canvas, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
+
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Pooled features, float16 (N, 1280), of N RGB images of any size."""
-        parts = [self._encode_batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        return self.encode_pixels([self.prepare(image) for image in images])
+
+    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Pooled features, float16 (N, 1280), of N prepared images."""
+        parts = [self._encode_batch(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
         return np.concatenate(parts) if parts else np.empty((0, DIMENSIONS), np.float16)
 
-    def _encode_batch(self, images: Sequence[Image.Image]) -> np.ndarray:
-        pixels = np.zeros((BATCH, 3, SIZE, SIZE), np.float32)
-        for row, image in enumerate(images):
-            pixels[row] = _pixels(image)
-        features: np.ndarray = _compiled_model()(pixels)[0]
-        return features[: len(images)].astype(np.float16)
+    def _encode_batch(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        batch = np.zeros((BATCH, 3, SIZE, SIZE), np.float32)
+        batch[: len(pixels)] = pixels
+        features: np.ndarray = _compiled_model()(batch)[0]
+        return features[: len(pixels)].astype(np.float16)
 
 
 def imagenet_classifier() -> tuple[np.ndarray, np.ndarray]:
     """The ImageNet head over these features: float32 weights (1000, 1280), biases (1000,)."""
     model = _torch_model()
     return model.classifier.weight.detach().numpy(), model.classifier.bias.detach().numpy()
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    """Float32 (3, 160, 160) in [-1, 1]: the whole image, centred on a white square."""
-    scale = SIZE / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    canvas.paste(resized, ((SIZE - width) // 2, (SIZE - height) // 2))
-    return np.asarray(canvas, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 from capmix.mini.head import Head
 from capmix.mini.image_tower import LiteTower
 from capmix.mini.text_tower import FILES as TEXT_FILES
+from capmix.mini.text_tower import MAX_CHARACTERS
 from capmix.mini.weights import digest
 
 
@@ -27,3 +28,6 @@ class MiniScorer:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         return self._head.encode_texts(texts)
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        return [len(text) > MAX_CHARACTERS for text in texts]

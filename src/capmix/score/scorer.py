@@ -26,3 +26,7 @@ class Scorer(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 (N, D)."""
         ...
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts are longer than the scorer reads."""
+        ...

@@ -1,23 +1,27 @@
 """Score a source's texts: writes `scores/<scorer>/<source>/<shard>.parquet`.
 
-Columns beside the status: `k`, and `score`, the float32 cosine similarity of image and text.
+Columns beside the status: `k`; `score`, the float32 cosine similarity of image and text; and
+`truncated`, true where the text is longer than the scorer's context.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
 from capmix.caption.stage import captions_folder
-from capmix.embed import embeddings_folder, read_embeddings
+from capmix.embed import embed_shard, embeddings_folder, read_embeddings
 from capmix.engine.stage import PartWriter, Stage
-from capmix.pool import Shard
+from capmix.pool import Pool, Shard
 from capmix.pool.index import FOLDER as SAMPLES
+from capmix.pool.index import pool_inputs
 from capmix.rows import DROPPED, FAILED, OK, Row, rows_of, table_of
 from capmix.score.scorer import Scorer
 from capmix.store import Store
 
-FIELDS = [("k", pa.int32()), ("score", pa.float32())]
+FIELDS = [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())]
+Embedded = tuple[list[Row], np.ndarray]
 
 
 def scores_folder(scorer_name: str, source: str) -> str:
@@ -28,15 +32,53 @@ def texts_folder(source: str) -> str:
     return SAMPLES if source == "raw" else captions_folder(source)
 
 
-def score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
-    """The stage in which `scorer` compares every text of `source` with its image's embedding."""
-    images, texts = embeddings_folder(scorer.encoder.name), texts_folder(source)
+class ImagePass:
+    """Embeddings of one shard at a time, for every source that asks: one decode, one image pass."""
+
+    def __init__(self, pool: Pool, scorer: Scorer):
+        self._pool, self._encoder = pool, scorer.encoder
+        self._last: tuple[str, Embedded] | None = None
+
+    def __call__(self, shard: Shard) -> Embedded:
+        """Status rows, and float32 (rows that are ok, dimensions)."""
+        if self._last is None or self._last[0] != shard.name:
+            self._last = shard.name, embed_shard(self._pool, self._encoder, shard)
+        return self._last[1]
+
+
+def saved_score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
+    """Scoring from the embeddings that lie in the work directory."""
+    folder = embeddings_folder(scorer.encoder.name)
 
     def inputs(shard: Shard) -> dict[str, str]:
-        return {folder: store.fingerprint(f"{folder}/{shard.name}") for folder in (images, texts)}
+        return {folder: store.fingerprint(f"{folder}/{shard.name}")}
+
+    def embedded(shard: Shard) -> Embedded:
+        return read_embeddings(store, f"{folder}/{shard.name}")
+
+    return score_stage(store, scorer, source, embedded, inputs)
+
+
+def fresh_score_stage(store: Store, scorer: Scorer, source: str, images: ImagePass) -> Stage:
+    """Scoring from the pool's images; embeddings are not kept."""
+    return score_stage(store, scorer, source, images, pool_inputs)
+
+
+def score_stage(
+    store: Store,
+    scorer: Scorer,
+    source: str,
+    embedded: Callable[[Shard], Embedded],
+    image_inputs: Callable[[Shard], dict[str, str]],
+) -> Stage:
+    """The stage in which `scorer` compares every text of `source` with its image's embedding."""
+    texts = texts_folder(source)
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        return image_inputs(shard) | {texts: store.fingerprint(f"{texts}/{shard.name}")}
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        samples, embeddings = read_embeddings(store, f"{images}/{shard.name}")
+        samples, embeddings = embedded(shard)
         seen = (row for row in samples if row.status == OK)
         position = {row.uid: i for i, row in enumerate(seen)}
         problem = {row.uid: row for row in samples if row.status != OK and row.uid}
@@ -48,13 +90,13 @@ def score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
-        scores = np.empty(0, np.float32)
         if todo:
             pictures = scorer.project_images(embeddings[[position[rows[i].uid] for i in todo]])
-            words = scorer.encode_texts([captions[i] for i in todo])
+            scored = [captions[i] for i in todo]
+            words, too_long = scorer.encode_texts(scored), scorer.too_long(scored)
             scores = np.einsum("nd,nd->n", pictures, words, dtype=np.float32)
-        for i, score in zip(todo, scores.tolist(), strict=True):
-            rows[i] = _scored(rows[i], numbers[i], score)
+            for i, score, cut in zip(todo, scores.tolist(), too_long, strict=True):
+                rows[i] = _scored(rows[i], numbers[i], score, cut)
         for row in rows:
             out.count_in()
             if row.status == OK:
@@ -80,7 +122,7 @@ def _unscored(row: Row, text: str | None, problem: dict[str, Row]) -> Row:
     return row
 
 
-def _scored(row: Row, k: int, score: float) -> Row:
+def _scored(row: Row, k: int, score: float, truncated: bool) -> Row:
     if math.isnan(score):
         return Row(row.uid, row.key, FAILED, "nan_score", "the scorer gave NaN")
-    return Row(row.uid, row.key, values=(k, score))
+    return Row(row.uid, row.key, values=(k, score, truncated))

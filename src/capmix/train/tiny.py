@@ -228,8 +228,8 @@ def _with_features(
             known[sample.uid] = saved[sample.uid]
             continue
         with contextlib.suppress(BadImageError):
-            decoded[sample.uid] = decode_image(sample.image)
+            decoded[sample.uid] = encoder.prepare(decode_image(sample.image))
     if decoded:
-        known |= zip(decoded, encoder.encode(list(decoded.values())), strict=True)
+        known |= zip(decoded, encoder.encode_pixels(list(decoded.values())), strict=True)
     for sample in batch:
         yield sample, known.get(sample.uid) if isinstance(sample, Sample) else None

@@ -1,0 +1,99 @@
+"""Captions by open_clip's CoCa, sampled by our own loop: the image is encoded once.
+
+The released `CoCa.generate` stops on transformers 5 (open_clip issues 1129 and 1130). The loop is
+its top-K rule: logits of the prefix's last position, the end token kept out until `min_tokens`.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.settings import CaptionSettings
+from capmix.caption.transformers import device_and_dtype
+from capmix.errors import UserError
+from capmix.images import decode_image
+from capmix.pool import Sample
+from capmix.score.open_clip import load_open_clip
+
+PREFIX = "open_clip:"
+
+
+class CocaCaptioner:
+    """A CoCa model named `open_clip:ARCHITECTURE/TAG`; TAG is a pretrained tag or a file.
+
+    Raises UserError where it cannot be loaded or is no CoCa.
+    """
+
+    def __init__(self, settings: CaptionSettings):
+        self._wanted = settings
+        self.device, dtype = device_and_dtype(settings.device, settings.dtype)
+        if settings.prompt:
+            raise UserError(f"captioner {settings.model}: CoCa takes no prompt; leave --prompt out")
+        name = settings.model.removeprefix(PREFIX)
+        self.model, self._preprocess, self.tokenizer = load_open_clip(name, self.device, dtype)
+        if not hasattr(self.model, "text_decoder"):
+            raise UserError(
+                f"captioner {settings.model}: writes no captions; expected a CoCa, such as "
+                "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
+            )
+        self.dtype = dtype
+        self.batch_size = settings.batch_size or (8 if self.device == "cpu" else 64)
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.settings: dict[str, Any] = {
+            "model": settings.model,
+            "prompt": None,
+            "dtype": str(dtype).removeprefix("torch."),
+            **settings.sampling(),
+        }
+
+    def prepare(self, sample: Sample) -> Any:
+        """The model's pixels of one image, float32 (3, H, W)."""
+        return self._preprocess(decode_image(sample.image))
+
+    def caption(
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """K captions each of N images; all N x K are written at once."""
+        import torch
+
+        wanted = self._wanted
+        count = wanted.captions_per_image
+        keys = torch.stack([caption_keys(wanted.seed, uids, source, k) for k in range(count)], 1)
+        with torch.inference_mode():
+            pixels = torch.stack(list(prepared)).to(self.device, self.dtype)
+            _, patches = self.model._encode_image(pixels)
+            tokens = self._sample(
+                patches.repeat_interleave(count, 0), keys.flatten().to(self.device)
+            )
+        captions = [self._caption(row) for row in tokens.tolist()]
+        return [captions[i : i + count] for i in range(0, len(captions), count)]
+
+    def _sample(self, patches: Any, keys: Any) -> Any:
+        """Tokens int64 (N, steps) that follow the start token, from image tokens (N, P, D)."""
+        import torch
+
+        wanted = self._wanted
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        limit = min(wanted.max_tokens, self.model.context_length - 1)
+        prefix = torch.full((len(keys), 1), start, device=self.device)
+        done = torch.zeros(len(keys), dtype=torch.bool, device=self.device)
+        for step in range(limit):
+            _, embedded = self.model._encode_text(prefix)
+            logits = self.model.text_decoder(patches, embedded)[:, -1].float()
+            if step < min(wanted.min_tokens, limit):
+                logits[:, end] = float("-inf")
+            drawn = sample_top_k(logits, keys, step, wanted.top_k, wanted.temperature)
+            drawn = torch.where(done, end, drawn)
+            done |= drawn == end
+            prefix = torch.cat([prefix, drawn.unsqueeze(1)], 1)
+            if bool(done.all()):
+                break
+        return prefix[:, 1:]
+
+    def _caption(self, tokens: list[int]) -> Caption:
+        end = self.tokenizer.eot_token_id
+        finished = end in tokens
+        kept = tokens[: tokens.index(end)] if finished else tokens
+        return Caption(self.tokenizer.decode(kept).strip(), "stop" if finished else "length")

@@ -1,0 +1,35 @@
+"""Every setting of a captioner: the same for the command line, a pipeline file and Python."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CaptionSettings(BaseModel):
+    """How one source is captioned. The defaults are the paper's (arXiv 2307.10350, section 3).
+
+    `model`: `mini`; `field:NAME` for a field of the samples' json; `open_clip:ARCHITECTURE/TAG`;
+    otherwise a model of transformers, as a hub id or a local folder. Tokens are counted without
+    the prompt and without the end token. `temperature` 0 takes the likeliest token.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "mini"
+    revision: str | None = None
+    prompt: str | None = None
+    top_k: int = Field(default=50, ge=1)
+    temperature: float = Field(default=0.75, ge=0)
+    min_tokens: int = Field(default=5, ge=0)
+    max_tokens: int = Field(default=40, ge=1)
+    captions_per_image: int = Field(default=1, ge=1)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    batch_size: int | None = Field(default=None, ge=1)
+    trust_remote_code: bool = False
+
+    def sampling(self) -> dict[str, object]:
+        """What decides how tokens are drawn; it goes into every marker."""
+        names = ("top_k", "temperature", "min_tokens", "max_tokens", "captions_per_image", "seed")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,255 @@
+"""Captions by image-text models of transformers: BLIP, BLIP-2, GIT, Florence-2, chat VLMs.
+
+The model's own `generate` runs the decoder, with one logits processor that draws the token by
+sampling.py's rule; so greedy decoding is transformers' own, and sampling does not depend on the
+batch.
+"""
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+from capmix.images import decode_image
+from capmix.pool import Sample
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
+PROMPTS = {"florence2": "<CAPTION>", "paligemma": "caption en"}
+CHAT_PROMPT = "Describe this image in one sentence."
+SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
+FINGERPRINT_BYTES = 2**20
+
+
+class TransformersCaptioner:
+    """One model with its processor. Weights come from safetensors alone.
+
+    Raises UserError where the model cannot be loaded.
+    """
+
+    def __init__(self, settings: CaptionSettings):
+        self._wanted = settings
+        self.device, dtype = device_and_dtype(settings.device, settings.dtype)
+        self.processor, self.model = _load(settings, self.device, dtype)
+        kind = self.model.config.model_type
+        chat = getattr(self.processor, "chat_template", None) is not None
+        self.prompt = settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
+        self._text = self._chat(self.prompt) if chat and self.prompt else self.prompt
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self._ends = _end_tokens(self.model, self.tokenizer)
+        self._own = threading.local()
+        self.batch_size = settings.batch_size or (8 if self.device == "cpu" else 64)
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.settings: dict[str, Any] = {
+            "model": settings.model,
+            "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
+            "weights": fingerprint(settings.model),
+            "prompt": self.prompt,
+            "dtype": str(dtype).removeprefix("torch."),
+            **settings.sampling(),
+        }
+
+    def prepare(self, sample: Sample) -> dict[str, Any]:
+        """The processor's tensors for one image, each with a first dimension of its own."""
+        image = decode_image(sample.image)
+        smallest = min(image.size)
+        if smallest < SMALLEST_SIDE:
+            scale = SMALLEST_SIDE / smallest
+            width, height = (min(4096, round(side * scale)) for side in image.size)
+            image = image.resize((width, height))
+        text = {} if self._text is None else {"text": self._text}
+        if not hasattr(self._own, "processor"):
+            # A fast tokenizer refuses a second thread ("Already borrowed"): one each.
+            self._own.processor = copy.deepcopy(self.processor)
+        return dict(self._own.processor(images=image, return_tensors="pt", **text))
+
+    def caption(
+        self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """K captions each of N images; the vision tower sees each image once."""
+        found: list[list[Caption]] = [[] for _ in prepared]
+        for rows in _same_shapes(prepared):
+            inputs = self._collate([prepared[row] for row in rows])
+            with _remembered_vision(self.model):
+                for k in range(self._wanted.captions_per_image):
+                    keys = caption_keys(self._wanted.seed, [uids[r] for r in rows], source, k)
+                    texts = self._generate(inputs, keys.to(self.device))
+                    for row, text in zip(rows, texts, strict=True):
+                        found[row].append(text)
+        return found
+
+    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
+        import torch
+
+        wanted = self._wanted
+        draw = _Draw(keys, wanted.top_k, wanted.temperature)
+        with torch.inference_mode():
+            self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                min_new_tokens=min(wanted.min_tokens, wanted.max_tokens),
+                max_new_tokens=wanted.max_tokens,
+                logits_processor=[draw],
+            )
+        return [self._caption(row) for row in torch.stack(draw.drawn, 1).tolist()]
+
+    def _caption(self, tokens: list[int]) -> Caption:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Caption(text, "length" if end is None else "stop")
+
+    def _chat(self, prompt: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return text
+
+    def _collate(self, prepared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch on the device: texts padded on the left, everything else joined."""
+        import torch
+
+        batch = {}
+        longest = max(
+            (one["input_ids"].shape[1] for one in prepared if "input_ids" in one), default=0
+        )
+        for name in prepared[0]:
+            tensors = [one[name] for one in prepared]
+            if name in TEXT_INPUTS:
+                fill = self.tokenizer.pad_token_id or 0 if name == "input_ids" else 0
+                pads = [(longest - tensor.shape[1], 0) for tensor in tensors]
+                pad = torch.nn.functional.pad
+                tensors = [pad(t, p, value=fill) for t, p in zip(tensors, pads, strict=True)]
+            joined = torch.cat(tensors).to(self.device)
+            batch[name] = joined.to(self.model.dtype) if joined.is_floating_point() else joined
+        return batch
+
+
+class _Draw:
+    """The last logits processor: leaves the token that sampling.py draws, and remembers it."""
+
+    def __init__(self, keys: Any, top_k: int, temperature: float):
+        self.keys, self.top_k, self.temperature = keys, top_k, temperature
+        self.drawn: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        tokens = sample_top_k(
+            scores.float(), self.keys, len(self.drawn), self.top_k, self.temperature
+        )
+        self.drawn.append(tokens)
+        only = scores.new_full(scores.shape, float("-inf"))
+        return only.scatter(1, tokens.unsqueeze(1), 0.0)
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
+    """The device and torch dtype that `auto` stands for: a GPU in bfloat16, else CPU in float32."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype != "auto":
+        return device, getattr(torch, dtype)
+    if not device.startswith("cuda"):
+        return device, torch.float32
+    return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def fingerprint(model: str) -> str | None:
+    """16 hex digits over a local folder's config and the ends of its weights; None for a hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    total = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as stream:
+            total.update(path.name.encode() + stream.read(FINGERPRINT_BYTES))
+            stream.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
+            total.update(stream.read())
+    return total.hexdigest()[:16]
+
+
+def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError as error:
+        raise UserError(
+            f"captioner {settings.model}: pip install 'capmix[transformers]'"
+        ) from error
+    common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
+        model = AutoModelForImageTextToText.from_pretrained(
+            settings.model, use_safetensors=True, dtype=dtype, **common
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id, or a "
+            "folder with config, processor and safetensors weights of an image-to-text model."
+        ) from error
+    loaded: Any = model
+    return processor, loaded.to(device).eval()
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a caption, from the generation config, the text config and the tokenizer."""
+    text = getattr(model.config, "text_config", None)
+    parts = [getattr(model, "generation_config", None), text, tokenizer]
+    found: set[int] = set()
+    for part in parts:
+        for name in ("eos_token_id", "sep_token_id"):
+            value = getattr(part, name, None)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return found
+
+
+def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Rows by the shape of what cannot be padded, so that each group joins into one batch."""
+    groups: dict[Any, list[int]] = {}
+    for row, one in enumerate(prepared):
+        shape = tuple((n, tuple(t.shape[1:])) for n, t in one.items() if n not in TEXT_INPUTS)
+        groups.setdefault(shape, []).append(row)
+    return list(groups.values())
+
+
+@contextmanager
+def _remembered_vision(model: Any) -> Iterator[None]:
+    """Within the block a vision tower that is asked for the same pixels answers from memory."""
+    towers = [
+        module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in VISION_TOWERS and "." not in name.removeprefix("model.")
+    ]
+    for tower in towers:
+        tower.forward = _remembering(tower.forward)
+    try:
+        yield
+    finally:
+        for tower in towers:
+            del tower.forward
+
+
+def _remembering(forward: Any) -> Any:
+    memory: list[tuple[Any, Any]] = []
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        pixels = next(value for value in [*args, *kwargs.values()] if torch.is_tensor(value))
+        # `pixels` is held here, so its address cannot come to stand for another tensor.
+        if not memory or memory[0][0] is not pixels:
+            memory[:] = [(pixels, forward(*args, **kwargs))]
+        return memory[0][1]
+
+    return remembered

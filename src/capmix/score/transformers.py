@@ -1,0 +1,115 @@
+"""Scores by transformers' CLIP, SigLIP and SigLIP 2, from a hub id or a local folder."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from capmix.errors import UserError
+
+PREFIX = "transformers:"
+TEXT_BATCH = 256
+SIGLIP_CONTEXT = 64  # its text tower was trained on texts padded to this length
+
+
+class TransformersEncoder:
+    """The image side: unit vectors of the model's own preprocessing."""
+
+    def __init__(self, name: str, model: Any, processor: Any, device: str):
+        self.name = name
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.batch_size = 32 if device == "cpu" else 256
+        self.dimensions = int(
+            getattr(model.config, "projection_dim", 0) or model.config.text_config.hidden_size
+        )
+        self._model, self._images, self._device = model, processor.image_processor, device
+
+    def load(self) -> None:
+        """The weights came with the constructor."""
+
+    def prepare(self, image: Image.Image) -> Any:
+        """Pixels float32 (3, H, W) of an RGB image."""
+        return self._images(images=image, return_tensors="np")["pixel_values"][0]
+
+    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors, float32 (N, D)."""
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._model.dtype)
+            return _unit(self._model.get_image_features(pixel_values=batch))
+
+
+class TransformersScorer:
+    """Cosine similarity by one model. Raises UserError where it cannot be loaded."""
+
+    def __init__(self, model: str, name: str, device: str, dtype: Any):
+        self.name = name
+        self._model, self._processor = _load(model, device, dtype)
+        self._device = device
+        self._limit = int(self._model.config.text_config.max_position_embeddings)
+        self.encoder = TransformersEncoder(name, self._model, self._processor, device)
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "revision": getattr(self._model.config, "_commit_hash", None),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 (N, D): saved embeddings are float16."""
+        vectors = embeddings.astype(np.float32)
+        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 (N, D); equal texts are encoded once."""
+        import torch
+
+        unique = list(dict.fromkeys(texts))
+        siglip = "siglip" in self._model.config.model_type
+        padding = {"padding": "max_length", "max_length": min(SIGLIP_CONTEXT, self._limit)}
+        how = padding if siglip else {"padding": True, "max_length": self._limit}
+        vectors = []
+        with torch.inference_mode():
+            for start in range(0, len(unique), TEXT_BATCH):
+                tokens = self._processor.tokenizer(
+                    unique[start : start + TEXT_BATCH], truncation=True, return_tensors="pt", **how
+                ).to(self._device)
+                vectors.append(_unit(self._model.get_text_features(**tokens)))
+        position = {text: row for row, text in enumerate(unique)}
+        return np.concatenate(vectors)[[position[text] for text in texts]]
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts lose their end to the context length (the end token is kept)."""
+        ids = self._processor.tokenizer(list(texts)).input_ids
+        return [len(row) > self._limit for row in ids]
+
+
+def _load(model: str, device: str, dtype: Any) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModel, AutoProcessor
+    except ImportError as error:
+        raise UserError(f"scorer {model}: pip install 'capmix[transformers]'") from error
+    name = model.removeprefix(PREFIX)
+    try:
+        processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+        loaded: Any = AutoModel.from_pretrained(name, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
+    if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
+        raise UserError(
+            f"scorer {model}: a {loaded.config.model_type} gives no image and text vectors in one "
+            "space; expected CLIP, SigLIP or SigLIP 2"
+        )
+    return loaded.to(device).eval(), processor
+
+
+def _unit(features: Any) -> np.ndarray:
+    import torch
+
+    vectors = features if torch.is_tensor(features) else features.pooler_output
+    unit: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return unit

@@ -1,0 +1,132 @@
+"""Small random models of real architectures, written to disk as their makers publish them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    BertTokenizerFast,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "a red apple on the table two dogs in green grass cat sits near old house sea boat sky"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n"
+    "{% endfor %}assistant:"
+)
+SIZE = {"height": 32, "width": 32}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def blip(folder: Path) -> Path:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *dict.fromkeys(WORDS.split())]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    size = len(tokenizer)
+    text = TEXT | {"vocab_size": size, "bos_token_id": 4, "sep_token_id": 3, "pad_token_id": 0}
+    text |= {"eos_token_id": 3, "encoder_hidden_size": 32, "max_position_embeddings": 64}
+    config = BlipConfig(text_config=text, vision_config=VISION, projection_dim=16)
+    processor = BlipProcessor(BlipImageProcessor(size=SIZE), tokenizer)
+    return _save(folder, BlipForConditionalGeneration(config), processor)
+
+
+def blip2(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = TEXT | {"model_type": "opt", "vocab_size": len(tokenizer), "word_embed_proj_dim": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 96}
+    former = TEXT | {"vocab_size": 30, "encoder_hidden_size": 32}
+    config = Blip2Config(
+        text_config=text, vision_config=VISION, qformer_config=former, num_query_tokens=4
+    )
+    config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer, num_query_tokens=4)
+    return _save(folder, Blip2ForConditionalGeneration(config), processor)
+
+
+def llava(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = TEXT | {"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text |= {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "max_position_embeddings": 256,
+    }
+    config = LlavaConfig(
+        vision_config=VISION | {"model_type": "clip_vision_model", "projection_dim": 16},
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE)
+    processor = LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        num_additional_image_tokens=1,
+    )
+    return _save(folder, LlavaForConditionalGeneration(config), processor)
+
+
+BUILDERS = {"blip": blip, "blip2": blip2, "llava": llava}
+
+
+def plain_model(folder: Path) -> Any:
+    """The saved model, loaded as its users do."""
+    return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    tokenizer.train_from_iterator([WORDS], trainers.WordLevelTrainer(special_tokens=special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def _save(folder: Path, model: Any, processor: Any) -> Path:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        # Wider than the usual start, so that captions differ from image to image.
+        parameter.data = torch.randn_like(parameter) * 0.2
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
