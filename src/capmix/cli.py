@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default="mini",
         help="mini; a transformers hub id or folder; open_clip:ARCHITECTURE/TAG; "
-        "field:NAME of the samples' json",
+        "server:URL (OpenAI-compatible, ends in /v1); field:NAME of the samples' json",
     )
     caption.add_argument("--revision", help="of a hub model")
     caption.add_argument("--prompt", help="for models that take one")
@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     caption.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     caption.add_argument("--batch-size", type=int, help="images at once (default: by device)")
+    caption.add_argument(
+        "--max-side", type=int, help="larger images go to a server as JPEG of this"
+    )
+    caption.add_argument("--concurrency", type=int, default=32, help="requests to a server at once")
+    caption.add_argument("--timeout", type=float, default=120.0, help="of a request, in seconds")
+    caption.add_argument("--retries", type=int, default=5, help="of a request to a busy server")
     caption.add_argument(
         "--trust-remote-code",
         action="store_true",

@@ -27,6 +27,7 @@ from capmix.measure.measure import measure as measure_texts
 from capmix.mix.mix import Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
+from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.index import index_stage
 from capmix.score.scorer import Scorer
@@ -128,7 +129,7 @@ def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings
         work.index()
         field = settings.model.removeprefix("field:")
         return work.run(field_stage(work.pool, field, source), keep_other_settings=True)
-    captioner = _image_captioner(settings)
+    captioner = _image_captioner(settings, source)
     busy = Busy()
     stage = image_caption_stage(work.pool, captioner, source, busy)
     if not work.force:
@@ -138,8 +139,9 @@ def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings
     counts = work.run(stage)
     if busy.images:
         seconds = time.monotonic() - started
-        rate, share = busy.images / seconds, busy.seconds / seconds
-        print(f"{stage.name}: {rate:,.1f} images/s, model busy {share:.0%}", file=sys.stderr)
+        rate, share = f"{busy.images / seconds:,.1f} images/s", busy.seconds / seconds
+        here = "" if settings.model.startswith("server:") else f", model busy {share:.0%}"
+        print(f"{stage.name}: {rate}{here}", file=sys.stderr)
     return counts
 
 
@@ -156,11 +158,15 @@ def _caption_mini(work: Work, source: str, settings: CaptionSettings) -> Counts:
     return work.run(stage)
 
 
-def _image_captioner(settings: CaptionSettings) -> ImageCaptioner:
+def _image_captioner(settings: CaptionSettings, source: str) -> ImageCaptioner:
     if settings.model.startswith("open_clip:"):
         from capmix.caption.open_clip import CocaCaptioner
 
         return CocaCaptioner(settings)
+    if settings.model.startswith("server:"):
+        from capmix.caption.server import ServerCaptioner
+
+        return ServerCaptioner(settings, source)
     from capmix.caption.transformers import TransformersCaptioner
 
     return TransformersCaptioner(settings)
@@ -268,8 +274,6 @@ def _scorer(work: Work, settings: ScoreSettings) -> Scorer:
         from capmix.score.mini import MiniScorer
 
         return MiniScorer(encoder)
-    from capmix.caption.transformers import device_and_dtype
-
     device, dtype = device_and_dtype(settings.device, settings.dtype)
     if settings.model.startswith("transformers:"):
         from capmix.score.transformers import TransformersScorer

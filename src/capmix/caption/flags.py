@@ -19,7 +19,7 @@ FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished")
 def caption_flags(text: str, finish: str, prompt: str | None = None) -> list[str]:
     """The flags of one caption, in the order of FLAGS.
 
-    empty; loop (one to four words three times in a row, as in the reports on LAVIS, issue 713);
+    empty; loop (one to six words three times in a row, as in the reports on LAVIS, issue 713);
     prompt_echo (it begins with the prompt); boilerplate (stock-photo phrases); refusal; unfinished
     (the length cap ended it).
     """
@@ -35,7 +35,7 @@ def caption_flags(text: str, finish: str, prompt: str | None = None) -> list[str
 
 
 def _has_loop(words: list[str]) -> bool:
-    for length in range(1, 5):
+    for length in range(1, 7):
         for start in range(len(words) - 3 * length + 1):
             piece = words[start : start + length]
             following = words[start + length : start + 3 * length]

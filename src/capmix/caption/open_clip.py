@@ -11,11 +11,11 @@ from typing import Any
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
-from capmix.caption.transformers import device_and_dtype
 from capmix.errors import UserError
 from capmix.images import decode_image
+from capmix.models import device_and_dtype, fingerprint
 from capmix.pool import Sample
-from capmix.score.open_clip import load_open_clip
+from capmix.score.open_clip import load_open_clip, weights_path
 
 PREFIX = "open_clip:"
 
@@ -43,6 +43,7 @@ class CocaCaptioner:
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.settings: dict[str, Any] = {
             "model": settings.model,
+            "weights": fingerprint(weights_path(name)),
             "prompt": None,
             "dtype": str(dtype).removeprefix("torch."),
             **settings.sampling(),

@@ -9,7 +9,10 @@ class CaptionSettings(BaseModel):
     """How one source is captioned. The defaults are the paper's (arXiv 2307.10350, section 3).
 
     `model`: `mini`; `field:NAME` for a field of the samples' json; `open_clip:ARCHITECTURE/TAG`;
-    otherwise a model of transformers, as a hub id or a local folder. Tokens are counted without
+    `server:URL` of an OpenAI-compatible server (asked by `concurrency` requests at once, each
+    `timeout` seconds at most and tried again `retries` times; images go out as they are, unless
+    larger than `max_side` pixels); otherwise a model of transformers,
+    as a hub id or a local folder. Tokens are counted without
     the prompt and without the end token. `temperature` 0 takes the likeliest token.
     """
 
@@ -27,6 +30,10 @@ class CaptionSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     batch_size: int | None = Field(default=None, ge=1)
+    max_side: int | None = Field(default=None, ge=16)
+    concurrency: int = Field(default=32, ge=1)
+    timeout: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=5, ge=0)
     trust_remote_code: bool = False
 
     def sampling(self) -> dict[str, object]:

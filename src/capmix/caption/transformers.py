@@ -6,12 +6,10 @@ batch.
 """
 
 import copy
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from capmix.caption.captioner import Caption
@@ -19,6 +17,7 @@ from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.images import decode_image
+from capmix.models import device_and_dtype, fingerprint
 from capmix.pool import Sample
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -26,7 +25,6 @@ VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
 PROMPTS = {"florence2": "<CAPTION>", "paligemma": "caption en"}
 CHAT_PROMPT = "Describe this image in one sentence."
 SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
-FINGERPRINT_BYTES = 2**20
 
 
 class TransformersCaptioner:
@@ -150,33 +148,6 @@ class _Draw:
         self.drawn.append(tokens)
         only = scores.new_full(scores.shape, float("-inf"))
         return only.scatter(1, tokens.unsqueeze(1), 0.0)
-
-
-def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
-    """The device and torch dtype that `auto` stands for: a GPU in bfloat16, else CPU in float32."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype != "auto":
-        return device, getattr(torch, dtype)
-    if not device.startswith("cuda"):
-        return device, torch.float32
-    return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def fingerprint(model: str) -> str | None:
-    """16 hex digits over a local folder's config and the ends of its weights; None for a hub id."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    total = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        with path.open("rb") as stream:
-            total.update(path.name.encode() + stream.read(FINGERPRINT_BYTES))
-            stream.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
-            total.update(stream.read())
-    return total.hexdigest()[:16]
 
 
 def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
+from capmix.models import fingerprint
 
 SCHEMES = ("local-dir:", "hf-hub:")
 TEXT_BATCH = 256
@@ -61,6 +62,7 @@ class OpenClipScorer:
         self.encoder = OpenClipEncoder(name, self._model, preprocess, device, dtype)
         self.settings: dict[str, Any] = {
             "model": model,
+            "weights": fingerprint(weights_path(model)),
             "dtype": str(dtype).removeprefix("torch."),
         }
 
@@ -116,6 +118,12 @@ def load_open_clip(name: str, device: str, dtype: Any) -> tuple[Any, Any, Any]:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: cannot be loaded ({first})") from error
     return model.eval(), preprocess, tokenizer
+
+
+def weights_path(name: str) -> str:
+    """Where a model's own weights lie on this disk, if its name says so; else no such path."""
+    scheme = next((s for s in SCHEMES if name.startswith(s)), None)
+    return name.removeprefix(scheme) if scheme else name.partition("/")[2]
 
 
 def _check_names(name: str, architecture: str, tag: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
+from capmix.models import fingerprint
 
 PREFIX = "transformers:"
 TEXT_BATCH = 256
@@ -53,6 +54,7 @@ class TransformersScorer:
         self.encoder = TransformersEncoder(name, self._model, self._processor, device)
         self.settings: dict[str, Any] = {
             "model": model,
+            "weights": fingerprint(model.removeprefix(PREFIX)),
             "revision": getattr(self._model.config, "_commit_hash", None),
             "dtype": str(dtype).removeprefix("torch."),
         }

@@ -1,0 +1,41 @@
+"""What every backend that loads a model needs: where it runs, and what names its weights."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+FINGERPRINT_BYTES = 2**20
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
+    """The device and torch dtype that `auto` stands for: a GPU in bfloat16, else CPU in float32."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype != "auto":
+        return device, getattr(torch, dtype)
+    if not device.startswith("cuda"):
+        return device, torch.float32
+    return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def fingerprint(model: str) -> str | None:
+    """16 hex digits over the config and both ends of the weights of a local folder or file.
+
+    None where `model` is neither: a hub id is named by its revision.
+    """
+    path = Path(model)
+    if path.is_dir():
+        files = sorted([*path.glob("*.json"), *path.glob("*.safetensors")])
+    elif path.is_file():
+        files = [path]
+    else:
+        return None
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(file.name.encode() + stream.read(FINGERPRINT_BYTES))
+            stream.seek(max(0, file.stat().st_size - FINGERPRINT_BYTES))
+            total.update(stream.read())
+    return total.hexdigest()[:16]
