@@ -98,6 +98,22 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     score.set_defaults(run=_score)
 
+    imported = commands.add_parser("import", help="captions or scores that others computed, by uid")
+    imported.add_argument("kind", choices=["captions", "scores"])
+    imported.add_argument("files", nargs="+", help="CSV or parquet files, or patterns")
+    imported.add_argument("--work", required=True)
+    imported.add_argument("--pool", help="where the work directory is new: its pool")
+    imported.add_argument(
+        "--source", required=True, help="name of the captions; raw for its scores"
+    )
+    imported.add_argument("--uid-column", default="uid")
+    imported.add_argument("--text-column", default="text", help="of captions (default: text)")
+    imported.add_argument("--column", default="score", help="of scores (default: score)")
+    imported.add_argument("--scorer", default="imported", help="name of the scorer")
+    imported.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    imported.add_argument("--force", action="store_true", help="write over a model's captions")
+    imported.set_defaults(run=_import)
+
     measure = _on_pool(commands, "measure", "diversity and noise of every scored source")
     measure.add_argument("--scorer", help="whose scores (default: the only one there is)")
     measure.set_defaults(run=_measure)
@@ -200,6 +216,31 @@ def _score(options: argparse.Namespace) -> None:
 
     options.sources = options.sources.split(",")
     jobs.score(_work(options), _settings(ScoreSettings, options))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from capmix import jobs
+
+    how = options.max_failures, options.force
+    work = (
+        jobs.open_work(options.pool, options.work, *how)
+        if options.pool
+        else jobs.reopen_work(options.work, *how)
+    )
+    if options.kind == "captions":
+        found = jobs.import_captions(
+            work, options.files, options.source, options.uid_column, options.text_column
+        )
+    else:
+        found = jobs.import_scores(
+            work,
+            options.files,
+            options.source,
+            options.scorer,
+            options.uid_column,
+            options.column,
+        )
+    print("\n".join(found.lines()))
 
 
 def _settings(kind: "type[Model]", options: argparse.Namespace) -> "Model":

@@ -6,6 +6,7 @@ jobs.caption(work, "mini")
 jobs.score(work)
 """
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from capmix import export as exporting
+from capmix import import_columns
 from capmix.caption.captioner import ImageCaptioner
 from capmix.caption.image_stage import Busy, image_caption_stage
 from capmix.caption.settings import CaptionSettings
-from capmix.caption.stage import caption_stage, check_source_name, field_stage
+from capmix.caption.stage import caption_stage, captions_folder, check_source_name, field_stage
 from capmix.embed import embed
 from capmix.engine.local import MAX_FAILURES, run_stage, run_stages
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
+from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
 from capmix.mix.mix import Summary
 from capmix.mix.mix import mix as mix_subset
@@ -41,6 +44,7 @@ from capmix.score.stage import (
 from capmix.store import Counts, Store
 
 ABOUT = "pool.json"
+SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 @dataclass
@@ -120,6 +124,14 @@ def open_work(
     return Work(opened, store, max_failures, force)
 
 
+def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = False) -> Work:
+    """Open a work directory with the pool that it belongs to."""
+    known = Store(work).read_json(ABOUT)
+    if known is None:
+        raise UserError(f"work directory {work}: no {ABOUT}; name its pool with --pool")
+    return open_work(known["pool"], work, max_failures, force)
+
+
 def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings()) -> Counts:
     """Write the captions of `source`; see CaptionSettings for the models and how they are named."""
     check_source_name(source)
@@ -188,6 +200,42 @@ def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Co
         stages = [fresh_score_stage(work.store, scorer, source, images) for source in sources]
     counts = run_stages(stages, work.pool.shards, work.store, work.max_failures)
     return dict(zip(sources, counts, strict=True))
+
+
+def import_captions(
+    work: Work, files: Sequence[str], source: str, uid_column: str, text_column: str
+) -> Imported:
+    """Take the captions of `source` from CSV or parquet files, by uid."""
+    check_source_name(source)
+    _refuse_captions(work, source)
+    work.index()
+    return import_columns.import_captions(
+        work.store, work.pool, files, source, uid_column, text_column
+    )
+
+
+def import_scores(
+    work: Work, files: Sequence[str], source: str, scorer: str, uid_column: str, column: str
+) -> Imported:
+    """Take the scores of `source` by `scorer` from CSV or parquet files, by uid."""
+    if source not in work.sources():
+        raise UserError(f"no captions of source {source!r}: import or write them first")
+    if not SCORER_NAME.fullmatch(scorer):
+        raise UserError(f"--scorer {scorer!r}: expected lower-case letters, digits, '-' and '.'")
+    work.index()
+    return import_columns.import_scores(
+        work.store, work.pool, files, scorer, source, uid_column, column
+    )
+
+
+def _refuse_captions(work: Work, source: str) -> None:
+    for part in work.store.parts(captions_folder(source)) if not work.force else ():
+        marker = work.store.read_marker(part)
+        if marker is not None and "import" not in marker.config:
+            raise UserError(
+                f"{work.store.path(captions_folder(source))} holds captions that a model wrote. "
+                "Choose another --source, or pass --force to write over them."
+            )
 
 
 def measure(work: Work, scorer: str | None = None) -> dict[str, dict[str, Any]]:
