@@ -15,11 +15,18 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
 )
 
 WORDS = "a red apple on the table two dogs in green grass cat sits near old house sea boat sky"
@@ -97,6 +104,24 @@ def llava(folder: Path) -> Path:
         num_additional_image_tokens=1,
     )
     return _save(folder, LlavaForConditionalGeneration(config), processor)
+
+
+def clip(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE)
+    return _save(folder, CLIPModel(config), CLIPProcessor(pictures, tokenizer))
+
+
+def siglip(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 32}
+    config = SiglipConfig(text_config=text, vision_config=VISION)
+    processor = SiglipProcessor(SiglipImageProcessor(size=SIZE), tokenizer)
+    return _save(folder, SiglipModel(config), processor)
 
 
 BUILDERS = {"blip": blip, "blip2": blip2, "llava": llava}

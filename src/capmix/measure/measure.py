@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import duckdb
 import numpy as np
 
 from capmix.mix.table import query, sample_table
@@ -24,7 +25,8 @@ def measure(
 
     texts, unique_texts, mean_words, vocabulary, unique_trigrams (of lower-cased words, as the
     paper counts diversity), share_repeated_5 (texts that stand on five samples or more),
-    mean_score and deciles (of the score, 11 values).
+    mean_score and deciles (of the score, 11 values), truncated (texts longer than the scorer's
+    context) and flags (captions by flag).
     """
     names = [texts_folder(source) for source in ("raw", *sources)]
     names += [scores_folder(scorer, source) for source in sources]
@@ -42,6 +44,7 @@ def measure(
                 scores = table.column(f"{source}_score").drop_null().to_numpy()
                 texts = table.column(f"{source}_text").to_pylist()
                 found[source] = text_measures(text for text in texts if text) | _noise(scores)
+                found[source] |= _faults(connection, source)
         return Marker(inputs, config, rows_in, Counts(ok=rows_in), {"measures": found})
 
     marker, _ = once(store, f"{FOLDER}/measures", inputs, config, make)
@@ -71,6 +74,16 @@ def text_measures(texts: Iterable[str]) -> dict[str, float]:
         "vocabulary": len(vocabulary),
         "unique_trigrams": len(trigrams),
     }
+
+
+def _faults(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, Any]:
+    sql = f"select count(*) filter (where {source}_truncated) as n from samples"
+    truncated = query(connection, sql).column("n")[0].as_py()
+    if source == "raw":
+        return {"truncated": truncated, "flags": {}}
+    sql = f"select unnest({source}_flags) as flag, count(*) as n from samples group by 1 order by 1"
+    rows = query(connection, sql).to_pylist()
+    return {"truncated": truncated, "flags": {row["flag"]: row["n"] for row in rows}}
 
 
 def _noise(scores: np.ndarray) -> dict[str, Any]:

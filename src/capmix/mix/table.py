@@ -1,7 +1,8 @@
 """The table that recipes are about: one row per sample of the pool, built from the parts.
 
 Columns: uid, shard, key, width, height, draw (uniform in [0, 1) from seed and uid), and for each
-source <source>_text and <source>_score (null where there is none).
+source <source>_text and <source>_score (null where there is none), <source>_truncated (the scorer
+did not read its end) and, for captions, <source>_flags (a list; see caption/flags.py).
 """
 
 from collections.abc import Sequence
@@ -37,11 +38,13 @@ def sample_table(
             _load(connection, store, pool, texts_folder(source), f"{source}_part")
             joins.append(_join(f"{source}_part", f"{source}_t"))
             columns.append(f"{source}_t.text as {source}_text")
+            columns.append(f"{source}_t.flags as {source}_flags")
         if scorer is not None:
             folder = scores_folder(scorer, source)
             _load(connection, store, pool, folder, f"{source}_scores")
             joins.append(_join(f"{source}_scores", f"{source}_s"))
             columns.append(f"{source}_s.score as {source}_score")
+            columns.append(f"{source}_s.truncated as {source}_truncated")
     connection.execute(f"""
         create table samples as
         select s.uid, s.shard, s.position, s.key, s.width, s.height,
