@@ -49,7 +49,7 @@ def test_every_stage_is_a_command(
         ("score nowhere --work w", "no such file"),
         ("caption pool --work w --source Raw", "source"),
         ("caption pool --work w --source raw", "choose another name"),
-        ("caption pool --work w --source x --model gpt", "mini and field:NAME"),
+        ("caption pool --work w --source x --model gpt", "captioner gpt: cannot be loaded"),
         ("score pool --work w --sources blip2", "capmix caption"),
         ("mix pool --work w --recipe raw-top --fraction 30%", "over 0 and at most 1"),
         ("mix pool --work w --recipe raw-top --fraction 0", "over 0 and at most 1"),

@@ -101,7 +101,7 @@ def _load(model: str, device: str, dtype: Any) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
-    if not hasattr(loaded, "get_image_features") or not hasattr(loaded, "get_text_features"):
+    if not hasattr(loaded, "logit_scale") or not hasattr(loaded, "get_text_features"):
         raise UserError(
             f"scorer {model}: a {loaded.config.model_type} gives no image and text vectors in one "
             "space; expected CLIP, SigLIP or SigLIP 2"
