@@ -1,5 +1,6 @@
 """Small random models of real architectures, written to disk as their makers publish them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,18 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    GitConfig,
+    GitForCausalLM,
+    GitProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -54,10 +63,7 @@ TEXT = {
 
 
 def blip(folder: Path) -> Path:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *dict.fromkeys(WORDS.split())]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    tokenizer = _bert(folder)
     size = len(tokenizer)
     text = TEXT | {"vocab_size": size, "bos_token_id": 4, "sep_token_id": 3, "pad_token_id": 0}
     text |= {"eos_token_id": 3, "encoder_hidden_size": 32, "max_position_embeddings": 64}
@@ -77,6 +83,58 @@ def blip2(folder: Path) -> Path:
     config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer, num_query_tokens=4)
     return _save(folder, Blip2ForConditionalGeneration(config), processor)
+
+
+def blip2_t5(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = {"model_type": "t5", "vocab_size": len(tokenizer), "d_model": 32, "d_kv": 16, "d_ff": 64}
+    text |= {"num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0}
+    text["bos_token_id"] = 1  # as the published config has it
+    former = TEXT | {"vocab_size": 30, "encoder_hidden_size": 32}
+    config = Blip2Config(
+        text_config=text | {"eos_token_id": 2},
+        vision_config=VISION,
+        qformer_config=former,
+        num_query_tokens=4,
+    )
+    config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    processor = Blip2Processor(BlipImageProcessor(size=SIZE), tokenizer, num_query_tokens=4)
+    return _save(folder, Blip2ForConditionalGeneration(config), processor)
+
+
+def git(folder: Path) -> Path:
+    tokenizer = _bert(folder)
+    text = {k: v for k, v in TEXT.items() if k != "ffn_dim"} | {"vocab_size": len(tokenizer)}
+    text |= {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = GitConfig(vision_config=VISION, **text)
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=SIZE)
+    return _save(folder, GitForCausalLM(config), GitProcessor(pictures, tokenizer))
+
+
+def qwen2_vl(folder: Path) -> Path:
+    names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    tokenizer = _tokenizer(names)
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    text = TEXT | {"vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    size = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(patch_size=8),
+        chat_template=CHAT.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    return _save(folder, Qwen2VLForConditionalGeneration(config), processor)
 
 
 def llava(folder: Path) -> Path:
@@ -124,7 +182,14 @@ def siglip(folder: Path) -> Path:
     return _save(folder, SiglipModel(config), processor)
 
 
-BUILDERS = {"blip": blip, "blip2": blip2, "llava": llava}
+BUILDERS = {
+    "blip": blip,
+    "blip2": blip2,
+    "blip2_t5": blip2_t5,
+    "git": git,
+    "llava": llava,
+    "qwen2_vl": qwen2_vl,
+}
 
 
 def plain_model(folder: Path) -> Any:
@@ -132,10 +197,17 @@ def plain_model(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(folder).eval()
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _bert(folder: Path) -> BertTokenizerFast:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *dict.fromkeys(WORDS.split())]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+def _tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *more]
     tokenizer.train_from_iterator([WORDS], trainers.WordLevelTrainer(special_tokens=special))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -143,7 +215,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": more[0] if more else "<image>"},
     )
 
 

@@ -68,10 +68,14 @@ def test_several_captions_of_one_image_see_the_vision_tower_once(folder: Path) -
     tower = next(
         module
         for name, module in one.model.named_modules()
-        if name.rpartition(".")[2] in ("vision_model", "vision_tower")
+        if name.rpartition(".")[2] in ("vision_model", "vision_tower", "visual", "image_encoder")
     )
     seen = []
-    layer = next(module for module in tower.modules() if isinstance(module, torch.nn.Conv2d))
+    layer = next(
+        module
+        for module in tower.modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d)
+    )
     layer.register_forward_hook(lambda *_: seen.append(1))
     one.caption([one.prepare(sample) for sample in SAMPLES[:4]], UIDS[:4], "s")
     assert len(seen) == 1

@@ -197,17 +197,17 @@ def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
 @contextmanager
 def _remembered_vision(model: Any) -> Iterator[None]:
     """Within the block a vision tower that is asked for the same pixels answers from memory."""
-    towers = [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in VISION_TOWERS and "." not in name.removeprefix("model.")
-    ]
-    for tower in towers:
+    towers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        outermost = not any(name.startswith(f"{tower}.") for tower in towers)
+        if name.rpartition(".")[2] in VISION_TOWERS and outermost:
+            towers[name] = module
+    for tower in towers.values():
         tower.forward = _remembering(tower.forward)
     try:
         yield
     finally:
-        for tower in towers:
+        for tower in towers.values():
             del tower.forward
 
 
@@ -221,6 +221,6 @@ def _remembering(forward: Any) -> Any:
         # `pixels` is held here, so its address cannot come to stand for another tensor.
         if not memory or memory[0][0] is not pixels:
             memory[:] = [(pixels, forward(*args, **kwargs))]
-        return memory[0][1]
+        return copy.copy(memory[0][1])  # Qwen2-VL writes into what its tower returns
 
     return remembered
