@@ -41,7 +41,7 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        images = _write_pool(folder / "pool", count)
+        images = write_pool(folder / "pool", count)
         _write_model(folder / "model")
         processor = BlipProcessor.from_pretrained(folder / "model")
         model = BlipForConditionalGeneration.from_pretrained(folder / "model").eval()
@@ -82,7 +82,8 @@ def _capmix(folder: Path) -> None:
         jobs.caption(jobs.open_work(str(folder / "pool"), work), "blip", settings)
 
 
-def _write_pool(folder: Path, count: int) -> list[bytes]:
+def write_pool(folder: Path, count: int) -> list[bytes]:
+    """A tar of `count` smooth JPEGs of 640 x 480 with short texts; returns the images."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     images = []
@@ -92,9 +93,10 @@ def _write_pool(folder: Path, count: int) -> list[bytes]:
             out = io.BytesIO()
             Image.fromarray(grid).resize((640, 480), Image.Resampling.BICUBIC).save(out, "JPEG")
             images.append(out.getvalue())
-            member = tarfile.TarInfo(f"{i:09d}.jpg")
-            member.size = len(images[-1])
-            archive.addfile(member, io.BytesIO(images[-1]))
+            for suffix, data in ("jpg", images[-1]), ("txt", f"old house by the sea {i}".encode()):
+                member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     return images
 
 
