@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from capmix.caption.captioner import Caption
+from capmix.caption.fused_attention import fuse_attention
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
@@ -170,6 +171,7 @@ def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]
             "folder with config, processor and safetensors weights of an image-to-text model."
         ) from error
     loaded: Any = model
+    fuse_attention(loaded)
     return processor, loaded.to(device).eval()
 
 
