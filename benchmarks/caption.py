@@ -4,8 +4,9 @@
 
 Takes turns in one process, round after round, on the same JPEGs of web size: the plain loop that
 most people write (decode, processor, `generate` with the paper's sampling, in batches); the same
-with one image at a time, as the paper authors' tool and many scripts do; and capmix's stage, tar to
-part. Model loading is left out. Medians and ratios are printed. Random weights never end a caption: all have 40 tokens.
+with one image at a time, as the paper authors' tool and many scripts do; and capmix's stage, tar
+to part. Model loading is left out. Medians and ratios are printed. Random weights never end a
+caption: all have 40 tokens.
 """
 
 import io
