@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from capmix.caption.captioner import Caption
@@ -48,10 +49,12 @@ class TransformersCaptioner:
         self._own = threading.local()
         self.batch_size = settings.batch_size or (8 if self.device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
+        weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
-            "model": settings.model,
+            # A folder's weights name it, wherever it lies.
+            "model": Path(settings.model).name if weights else settings.model,
             "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
-            "weights": fingerprint(settings.model),
+            "weights": weights,
             "prompt": self.prompt,
             "dtype": str(dtype).removeprefix("torch."),
             **settings.sampling(),
@@ -158,6 +161,8 @@ def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]
         raise UserError(
             f"captioner {settings.model}: pip install 'capmix[transformers]'"
         ) from error
+    if settings.model.startswith((".", "/", "~")) and not Path(settings.model).is_dir():
+        raise UserError(f"captioner {settings.model}: no such folder")
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
