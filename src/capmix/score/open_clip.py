@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
+from capmix.mini.weights import unit
 from capmix.models import fingerprint
 
 SCHEMES = ("local-dir:", "hf-hub:")
@@ -68,9 +69,7 @@ class OpenClipScorer:
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D): saved embeddings are float16."""
-        vectors = embeddings.astype(np.float32)
-        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return unit(embeddings)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 (N, D); equal texts are encoded once."""

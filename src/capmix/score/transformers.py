@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
+from capmix.mini.weights import unit
 from capmix.models import fingerprint
 
 PREFIX = "transformers:"
@@ -61,9 +62,7 @@ class TransformersScorer:
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D): saved embeddings are float16."""
-        vectors = embeddings.astype(np.float32)
-        unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        return unit
+        return unit(embeddings)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 (N, D); equal texts are encoded once."""
@@ -113,5 +112,5 @@ def _unit(features: Any) -> np.ndarray:
     import torch
 
     vectors = features if torch.is_tensor(features) else features.pooler_output
-    unit: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
-    return unit
+    normalised: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return normalised
