@@ -28,9 +28,11 @@ from capmix.store import Counts, Marker, Store
 
 MEMORY = "2GB"
 ROWS_AT_ONCE = 50_000
+CSV = "read_csv({{files}}, delim='{delimiter}', quote='\"', escape='\"', header=true, "
+CSV += "all_varchar=true, union_by_name=true)"
 READERS = {
-    ".csv": "read_csv({files}, all_varchar=true, header=true, union_by_name=true)",
-    ".tsv": "read_csv({files}, all_varchar=true, header=true, delim='\t', union_by_name=true)",
+    ".csv": CSV.format(delimiter=","),
+    ".tsv": CSV.format(delimiter="\t"),
     ".parquet": "read_parquet({files}, union_by_name=true)",
 }
 
