@@ -1,20 +1,24 @@
-"""Images per second of scoring raw text and four captions with ViT-B-32 (random weights).
+"""Images per second of scoring raw text and four captions with ViT-B-32 (random weights) on a CPU.
 
     python benchmarks/score.py [IMAGES]
 
-Takes turns in one process on the same JPEGs of web size and captions of 6 to 14 words: a plain
-loop as clip-retrieval's inference works (one pass over image and text, then one pass for each
-further text, all padded to 77 tokens), and capmix's stage, tar to part. Both with open_clip, in
-float32, decoding included, model loading left out. Medians and ratios are printed.
+On the same JPEGs of web size and captions of 6 to 14 words, float32, model loading left out:
+
+- clip-retrieval's inference, where it is installed: its reader, mapper and writer run once over
+  images and raw texts, and once more over each further source's texts;
+- a plain open_clip loop of the same shape, every text padded to 77 tokens;
+- data-juicer's image_text_similarity_filter, where it is installed: once for each source;
+- capmix's stage, tar to part, all sources in one pass.
 """
 
 import io
 import json
-import statistics
 import sys
+import tarfile
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -22,15 +26,14 @@ import torch
 from caption import write_pool
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+from turns import Way, compare
 
-from capmix import jobs
-from capmix.score.open_clip import OpenClipScorer
-from capmix.score.stage import ImagePass, fresh_score_stage
-
-ROUNDS = 3
 BATCH = 32
 SOURCES = ["raw", "one", "two", "three", "four"]
 SENTENCE = "a red apple on the old table two dogs running in green grass near house by sea"
+BASE = "plain loop"
+Run = Callable[[], object]
 
 
 def main() -> None:
@@ -38,52 +41,132 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images = write_pool(folder / "pool", count)
-        work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-        texts = _write_captions(work, folder / "captions.csv")
+        texts = _write_captions(folder)
         name = _write_model(folder / "model")
-        model, _, preprocess = open_clip.create_model_and_transforms(name)
-        tokenizer = open_clip.get_tokenizer(name)
-        scorer = OpenClipScorer(name, "b32", "cpu", torch.float32)
         ways = {
-            "plain loop": lambda: _plain(model.eval(), preprocess, tokenizer, images, texts),
-            "capmix": lambda: _capmix(work, scorer),
+            BASE: Way(_plain, (name, images, texts), count),
+            "clip-retrieval": Way(_clip_retrieval, (folder, name, texts), count),
+            "data-juicer": Way(_data_juicer, (folder, images, texts), count),
+            "capmix": Way(_capmix, (folder, name), count),
         }
-        rates: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(ROUNDS):
-            for way, run in ways.items():
-                started = time.perf_counter()
-                run()
-                rates[way].append(count / (time.perf_counter() - started))
-    base = statistics.median(rates["plain loop"])
-    for way, found in rates.items():
-        rate = statistics.median(found)
-        print(f"{way:<12} {rate:7.1f} images/s  {rate / base:5.2f} x plain")
+        compare(ways, BASE)
 
 
-@torch.inference_mode()
-def _plain(model, preprocess, tokenizer, images: list[bytes], texts: list[list[str]]) -> None:
-    embedded = []
-    for start in range(0, len(images), BATCH):
-        rows = slice(start, start + BATCH)
-        pixels = [preprocess(Image.open(io.BytesIO(data)).convert("RGB")) for data in images[rows]]
-        embedded.append(model.encode_image(torch.stack(pixels), normalize=True))
-        model.encode_text(tokenizer(texts[0][rows]), normalize=True)
-    for column in texts[1:]:
+def _plain(name: str, images: list[bytes], texts: list[list[str]]) -> Run:
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+
+    @torch.inference_mode()
+    def run() -> None:
+        embedded = []
         for start in range(0, len(images), BATCH):
-            words = model.encode_text(tokenizer(column[start : start + BATCH]), normalize=True)
-            (embedded[start // BATCH] * words).sum(1)
+            rows = slice(start, start + BATCH)
+            pixels = [preprocess(Image.open(io.BytesIO(d)).convert("RGB")) for d in images[rows]]
+            embedded.append(model.encode_image(torch.stack(pixels), normalize=True))
+            model.encode_text(tokenizer(texts[0][rows]), normalize=True)
+        for column in texts[1:]:
+            for start in range(0, len(images), BATCH):
+                words = model.encode_text(tokenizer(column[start : start + BATCH]), normalize=True)
+                (embedded[start // BATCH] * words).sum(1)
+
+    return run
 
 
-def _capmix(work: jobs.Work, scorer: OpenClipScorer) -> None:
-    images = ImagePass(work.pool, scorer)
-    stages = [fresh_score_stage(work.store, scorer, source, images) for source in SOURCES]
-    for part in work.store.parts("scores"):
-        work.store.fs.rm_file(work.store.path(f"{part}.json"))
-    jobs.run_stages(stages, work.pool.shards, work.store, 0.0)
+def _clip_retrieval(folder: Path, name: str, texts: list[list[str]]) -> Run:
+    from clip_retrieval.clip_inference import mapper as mapping
+    from clip_retrieval.clip_inference.logger import LoggerWriter
+    from clip_retrieval.clip_inference.reader import WebdatasetReader
+    from clip_retrieval.clip_inference.runner import Runner
+    from clip_retrieval.clip_inference.writer import NumpyWriter
+
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    mapping.load_clip = lambda **_: (model.eval(), preprocess, tokenizer)
+    for source, column in zip(SOURCES[1:], texts[1:], strict=True):
+        _write_texts(folder / f"{source}.tar", column)
+
+    def run_once(tar: Path, with_images: bool) -> None:
+        kinds: dict[str, Any] = {
+            "enable_image": with_images,
+            "enable_text": True,
+            "enable_metadata": False,
+        }
+
+        def reader(sampler: Any) -> Any:
+            tars = [str(tar)]
+            return WebdatasetReader(sampler, preprocess, tokenizer, tars, BATCH, 2, **kinds)
+
+        def mapper() -> Any:
+            return mapping.ClipMapper(
+                **kinds, use_mclip=False, clip_model="", use_jit=False, mclip_model=""
+            )
+
+        with tempfile.TemporaryDirectory() as out:
+            Runner(
+                reader,
+                mapper,
+                lambda i: NumpyWriter(i, out, **kinds, output_partition_count=1),
+                lambda i: LoggerWriter(i, f"{out}/stats"),
+                1,
+            )(0)
+
+    def run() -> None:
+        run_once(folder / "pool/00000.tar", True)
+        for source in SOURCES[1:]:
+            run_once(folder / f"{source}.tar", False)
+
+    return run
 
 
-def _write_captions(work: jobs.Work, file: Path) -> list[list[str]]:
+def _data_juicer(folder: Path, images: list[bytes], texts: list[list[str]]) -> Run:
+    from data_juicer.ops.filter.image_text_similarity_filter import ImageTextSimilarityFilter
+    from data_juicer.utils.constant import Fields
+    from data_juicer.utils.mm_utils import SpecialTokens
+
+    paths = [folder / f"{i}.jpg" for i in range(len(images))]
+    for path, data in zip(paths, images, strict=True):
+        path.write_bytes(data)
+    _write_transformers_model(folder / "clip")
+    operator = ImageTextSimilarityFilter(hf_clip=str(folder / "clip"))
+
+    def run() -> None:
+        for column in texts:
+            for path, text in zip(paths, column, strict=True):
+                sample = {"text": SpecialTokens.image + text, "images": [str(path)]}
+                operator.compute_stats_single(sample | {Fields.stats: {}})
+
+    return run
+
+
+def _capmix(folder: Path, name: str) -> Run:
+    from capmix import jobs
+    from capmix.engine.busy import Busy
+    from capmix.memory import keep_freed_memory
+    from capmix.score.open_clip import OpenClipScorer
+    from capmix.score.stage import ImagePass, fresh_score_stage
+
+    keep_freed_memory()  # as the command line does
+    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
+    scorer = OpenClipScorer(name, "b32", "cpu", torch.float32)
+
+    def run() -> None:
+        busy = Busy()
+        images = ImagePass(work.pool, scorer, busy)
+        stages = [fresh_score_stage(work.store, scorer, s, images, busy) for s in SOURCES]
+        for part in work.store.parts("scores"):
+            work.store.fs.rm_file(work.store.path(f"{part}.json"))
+        jobs.run_stages(stages, work.pool.shards, work.store, 0.0)
+        print(f"capmix: {busy.share()}", file=sys.stderr)
+
+    return run
+
+
+def _write_captions(folder: Path) -> list[list[str]]:
     """Five texts for each image, the first of which stands for the raw one."""
+    from capmix import jobs
+
+    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
     draw, words = np.random.default_rng(0), SENTENCE.split()
     work.index()
     samples = work.store.read_table("samples/00000.parquet")
@@ -92,10 +175,18 @@ def _write_captions(work: jobs.Work, file: Path) -> list[list[str]]:
     for source in SOURCES[1:]:
         texts = [" ".join(draw.choice(words, draw.integers(8, 15))) for _ in uids]
         rows = "\n".join(f"{uid},{text}" for uid, text in zip(uids, texts, strict=True))
-        file.write_text(f"uid,text\n{rows}\n")
-        jobs.import_captions(work, [str(file)], source, "uid", "text")
+        (folder / "captions.csv").write_text(f"uid,text\n{rows}\n")
+        jobs.import_captions(work, [str(folder / "captions.csv")], source, "uid", "text")
         columns.append(texts)
     return columns
+
+
+def _write_texts(tar: Path, texts: list[str]) -> None:
+    with tarfile.open(tar, "w") as archive:
+        for i, text in enumerate(texts):
+            member = tarfile.TarInfo(f"{i:09d}.txt")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
 
 
 def _write_model(folder: Path) -> str:
@@ -106,6 +197,23 @@ def _write_model(folder: Path) -> str:
     (folder / "open_clip_config.json").write_text(json.dumps(about))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
+
+
+def _write_transformers_model(folder: Path) -> None:
+    """ViT-B-32 in transformers' layout, with CLIP's vocabulary from open_clip's copy."""
+    folder.mkdir()
+    known = open_clip.tokenizer.SimpleTokenizer()
+    vocabulary = dict(known.encoder)
+    vocabulary["<|startoftext|>"] = known.sot_token_id
+    vocabulary["<|endoftext|>"] = known.eot_token_id
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(" ".join(pair) for pair in known.bpe_ranks)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.model_max_length = 77
+    CLIPProcessor(CLIPImageProcessor(), tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig()).save_pretrained(folder)
 
 
 if __name__ == "__main__":

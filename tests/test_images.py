@@ -7,6 +7,8 @@ from samples import image_bytes
 
 from capmix.images import BadImageError, decode_image
 
+BICUBIC = Image.Resampling.BICUBIC
+
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
@@ -61,3 +63,57 @@ def test_a_truncated_jpeg_is_broken() -> None:
     with pytest.raises(BadImageError) as caught:
         decode_image(data[: len(data) // 2])
     assert caught.value.reason == "broken_image"
+
+
+def test_a_large_jpeg_is_decoded_at_a_scale_within_the_stated_tolerance() -> None:
+    grid = np.random.default_rng(0).integers(0, 255, (15, 20, 3), np.uint8)
+    photo = Image.fromarray(grid).resize((640, 480), Image.Resampling.BICUBIC)
+    data = encoded(photo, "JPEG", quality=90)
+    full, scaled = decode_image(data), decode_image(data, input_side=100)
+    assert (full.size, scaled.size) == ((640, 480), (320, 240))
+    inputs = [np.asarray(one.resize((133, 100), BICUBIC), float) for one in (full, scaled)]
+    assert np.abs(inputs[0] - inputs[1]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "side", "expected"),
+    [
+        ("JPEG", (640, 480), 121, (640, 480)),  # half would leave less than twice the side
+        ("JPEG", (641, 480), 50, (641, 480)),  # half a pixel too many would shift the picture
+        ("JPEG", (644, 484), 50, (161, 121)),
+        ("JPEG", (1600, 800), 50, (200, 100)),
+        ("PNG", (640, 480), 50, (640, 480)),
+    ],
+)
+def test_the_scale_keeps_twice_the_side_and_whole_pixels(
+    kind: str, size: tuple[int, int], side: int, expected: tuple[int, int]
+) -> None:
+    data = encoded(Image.new("RGB", size), kind)
+    assert decode_image(data, input_side=side).size == expected
+
+
+def test_a_scaled_jpeg_keeps_its_orientation_and_colours() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (800, 400), (250, 0, 0)), "JPEG", exif=exif)
+    assert decode_image(data, input_side=50).size == (100, 200)
+    cmyk = encoded(Image.new("CMYK", (800, 400), (0, 255, 255, 0)), "JPEG")
+    decoded = decode_image(cmyk, input_side=50)
+    assert decoded.size == (200, 100)
+    assert decoded.getpixel((9, 9))[0] > 200
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode_image(data).getpixel((2, 2)) == (255, 0, 0)
+    animated = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadImageError, match="not JPEG, PNG or WebP"):
+        decode_image(animated)
+
+
+def test_a_palette_with_transparency_is_laid_on_white() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    decoded = decode_image(encoded(image, "PNG", transparency=0))
+    assert decoded.getpixel((1, 1)) == (255, 255, 255)

@@ -20,22 +20,37 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Processor,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 WORDS = "a red apple on the table two dogs in green grass cat sits near old house sea boat sky"
@@ -113,7 +128,7 @@ def git(folder: Path) -> Path:
 
 def qwen2_vl(folder: Path) -> Path:
     names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
-    tokenizer = _tokenizer(names)
+    tokenizer = _tokenizer(names, image="<|image_pad|>")
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     text = TEXT | {"vocab_size": len(tokenizer), "num_key_value_heads": 2}
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -164,6 +179,70 @@ def llava(folder: Path) -> Path:
     return _save(folder, LlavaForConditionalGeneration(config), processor)
 
 
+def florence2(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    text = {"model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32}
+    for side in ("encoder", "decoder"):
+        text |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 64}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    config = Florence2Config(
+        text_config=text | {"max_position_embeddings": 96},
+        vision_config={
+            "depths": [1, 1, 1, 1],
+            "embed_dim": [8, 16, 16, 32],
+            "num_heads": [1, 2, 2, 4],
+            "num_groups": [1, 2, 2, 4],
+            "window_size": 4,
+            "projection_dim": 32,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    pictures = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    pictures.image_seq_length = 5
+    processor = Florence2Processor(pictures, tokenizer, num_additional_image_tokens=1)
+    return _save(folder, Florence2ForConditionalGeneration(config), processor)
+
+
+def smolvlm(folder: Path) -> Path:
+    names = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"]
+    tokenizer = _tokenizer(image="<image>", more=names)
+    text = TEXT | {"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = SmolVLMConfig(
+        vision_config=VISION,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=0,
+    )
+    pictures = SmolVLMImageProcessor(
+        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}, do_image_splitting=True
+    )
+    processor = SmolVLMProcessor(
+        pictures, tokenizer, SmolVLMVideoProcessor(), image_seq_len=4, chat_template=CHAT
+    )
+    return _save(folder, SmolVLMForConditionalGeneration(config), processor)
+
+
+def paligemma(folder: Path) -> Path:
+    tokenizer = _tokenizer()
+    tokenizer.add_tokens([f"<loc{i:04d}>" for i in range(1024)])
+    tokenizer.add_tokens([f"<seg{i:03d}>" for i in range(128)])
+    text = TEXT | {"model_type": "gemma", "vocab_size": len(tokenizer), "num_key_value_heads": 1}
+    text |= {"head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = PaliGemmaConfig(
+        vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vocab_size=len(tokenizer),
+        projection_dim=32,
+        hidden_size=32,
+    )
+    pictures = SiglipImageProcessor(size=SIZE)
+    pictures.image_seq_length = 16
+    processor = PaliGemmaProcessor(pictures, tokenizer)
+    return _save(folder, PaliGemmaForConditionalGeneration(config), processor)
+
+
 def clip(folder: Path) -> Path:
     tokenizer = _tokenizer()
     text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
@@ -182,13 +261,28 @@ def siglip(folder: Path) -> Path:
     return _save(folder, SiglipModel(config), processor)
 
 
+def siglip2(folder: Path) -> Path:
+    """The form that takes images of any shape (NaFlex); the fixed one is SigLIP's."""
+    tokenizer = _tokenizer()
+    text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 32}
+    # The processor insists on 256 patches of 16 pixels, as the published models have them.
+    vision = {k: v for k, v in VISION.items() if k != "image_size"} | {"patch_size": 16}
+    processor = Siglip2Processor(Siglip2ImageProcessor(), tokenizer)
+    config = Siglip2Config(text_config=text, vision_config=vision)
+    return _save(folder, Siglip2Model(config), processor)
+
+
 BUILDERS = {
     "blip": blip,
     "blip2": blip2,
     "blip2_t5": blip2_t5,
+    "florence2": florence2,
     "git": git,
     "llava": llava,
+    "paligemma": paligemma,
     "qwen2_vl": qwen2_vl,
+    "smolvlm": smolvlm,
 }
 
 
@@ -204,7 +298,7 @@ def _bert(folder: Path) -> BertTokenizerFast:
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
 
-def _tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def _tokenizer(more: Sequence[str] = (), image: str = "<image>") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *more]
@@ -215,7 +309,7 @@ def _tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": more[0] if more else "<image>"},
+        extra_special_tokens={"image_token": image},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from capmix.errors import UserError
+from capmix.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -21,6 +22,7 @@ OK, STOPPED, USER_ERROR = 0, 130, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for an error to mend, 130 if stopped."""
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         options.run(options)
         return OK
@@ -77,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--concurrency", type=int, default=32, help="requests to a server at once")
     caption.add_argument("--timeout", type=float, default=120.0, help="of a request, in seconds")
     caption.add_argument("--retries", type=int, default=5, help="of a request to a busy server")
+    caption.add_argument("--language", help="flag captions in another one, such as en")
+    _exact_decode(caption)
+    caption.add_argument(
+        "--compile-decoder",
+        action="store_true",
+        help="on a GPU: a minute at the start, less time for each token",
+    )
     caption.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -96,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    _exact_decode(score)
     score.set_defaults(run=_score)
 
     imported = commands.add_parser("import", help="captions or scores that others computed, by uid")
@@ -241,6 +251,14 @@ def _import(options: argparse.Namespace) -> None:
             options.column,
         )
     print("\n".join(found.lines()))
+
+
+def _exact_decode(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--exact-decode",
+        action="store_true",
+        help="decode every pixel of JPEGs that are much larger than the model's input",
+    )
 
 
 def _settings(kind: "type[Model]", options: argparse.Namespace) -> "Model":

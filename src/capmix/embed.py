@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from capmix.engine.busy import Busy
 from capmix.engine.local import MAX_FAILURES, run_stage
 from capmix.engine.prefetch import prefetched
 from capmix.engine.stage import PartWriter, Stage, missing
@@ -28,13 +29,15 @@ BATCHES_AHEAD = 3
 class ImageEncoder(Protocol):
     """A frozen model that turns an image into one vector. `name` names its embedding space.
 
-    `workers` threads decode and prepare images ahead of the model.
+    `workers` threads decode and prepare images ahead of the model. `input_side` is the side of the
+    model's input in pixels where large JPEGs may be decoded at a smaller scale (images.py).
     """
 
     name: str
     dimensions: int
     batch_size: int
     workers: int
+    input_side: int | None
 
     def load(self) -> None:
         """Bring the weights into memory, where they are not there yet; encoding does so too."""
@@ -58,20 +61,24 @@ def embed(
     encoder: ImageEncoder,
     store: Store,
     max_failures: float = MAX_FAILURES,
+    busy: Busy | None = None,
     name: str | None = None,
 ) -> Counts:
     """Embed every image of a pool that is not embedded yet. `name` is what progress calls it."""
-    stage = embed_stage(pool, encoder, name)
+    stage = embed_stage(pool, encoder, name, busy)
     if missing(stage, pool.shards, store):
         encoder.load()
     return run_stage(stage, pool.shards, store, max_failures)
 
 
-def embed_stage(pool: Pool, encoder: ImageEncoder, name: str | None = None) -> Stage:
-    """The stage that runs `encoder` over a pool's images."""
+def embed_stage(
+    pool: Pool, encoder: ImageEncoder, name: str | None = None, busy: Busy | None = None
+) -> Stage:
+    """The stage that runs `encoder` over a pool's images, whose work is noted in `busy`."""
+    noted = busy or Busy()
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows, embeddings = embed_shard(pool, encoder, shard, out)
+        rows, embeddings = embed_shard(pool, encoder, shard, noted, out)
         out.write_array(embeddings.astype(np.float16))
         out.write_table(table_of(rows, []))
 
@@ -81,7 +88,7 @@ def embed_stage(pool: Pool, encoder: ImageEncoder, name: str | None = None) -> S
 
 
 def embed_shard(
-    pool: Pool, encoder: ImageEncoder, shard: Shard, out: PartWriter | None = None
+    pool: Pool, encoder: ImageEncoder, shard: Shard, busy: Busy, out: PartWriter | None = None
 ) -> tuple[list[Row], np.ndarray]:
     """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images.
 
@@ -99,7 +106,8 @@ def embed_shard(
         done = [future.result() for _, future in batch]
         pixels = [prepared for row, prepared in done if row.reason is None]
         if pixels:
-            embeddings.append(encoder.encode_pixels(pixels))
+            with busy.working(len(pixels)):
+                embeddings.append(encoder.encode_pixels(pixels))
         rows += [row for row, _ in done]
         if out is not None:
             _count(out, [row for row, _ in done])
@@ -128,7 +136,9 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), encoder.prepare(decode_image(sample.image))
+        return Row(sample.uid, sample.key), encoder.prepare(
+            decode_image(sample.image, input_side=encoder.input_side)
+        )
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 

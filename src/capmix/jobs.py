@@ -8,7 +8,6 @@ jobs.score(work)
 
 import re
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +17,12 @@ from typing import Any
 from capmix import export as exporting
 from capmix import import_columns
 from capmix.caption.captioner import ImageCaptioner
-from capmix.caption.image_stage import Busy, image_caption_stage
+from capmix.caption.flags import check_language
+from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage, captions_folder, check_source_name, field_stage
 from capmix.embed import embed
+from capmix.engine.busy import Busy
 from capmix.engine.local import MAX_FAILURES, run_stage, run_stages
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
@@ -135,6 +136,8 @@ def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = Fal
 def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings()) -> Counts:
     """Write the captions of `source`; see CaptionSettings for the models and how they are named."""
     check_source_name(source)
+    if settings.language:
+        check_language(settings.language)
     if settings.model == "mini":
         return _caption_mini(work, source, settings)
     if settings.model.startswith("field:"):
@@ -142,18 +145,15 @@ def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings
         field = settings.model.removeprefix("field:")
         return work.run(field_stage(work.pool, field, source), keep_other_settings=True)
     captioner = _image_captioner(settings, source)
+    work.index()
     busy = Busy()
-    stage = image_caption_stage(work.pool, captioner, source, busy)
+    stage = image_caption_stage(work.pool, captioner, source, busy, settings.language)
     if not work.force:
         refuse_other_settings(stage, work.pool.shards, work.store)
-    work.index()
-    started = time.monotonic()
     counts = work.run(stage)
     if busy.images:
-        seconds = time.monotonic() - started
-        rate, share = f"{busy.images / seconds:,.1f} images/s", busy.seconds / seconds
-        here = "" if settings.model.startswith("server:") else f", model busy {share:.0%}"
-        print(f"{stage.name}: {rate}{here}", file=sys.stderr)
+        here = "" if settings.model.startswith("server:") else f", {busy.share()}"
+        print(f"{stage.name}: {busy.rate()}{here}", file=sys.stderr)
     return counts
 
 
@@ -162,7 +162,7 @@ def _caption_mini(work: Work, source: str, settings: CaptionSettings) -> Counts:
     from capmix.caption.mini import MiniCaptioner
 
     captioner = MiniCaptioner(encoder, settings)
-    stage = caption_stage(work.store, captioner, source)
+    stage = caption_stage(work.store, captioner, source, settings.language)
     if not work.force:
         refuse_other_settings(stage, work.pool.shards, work.store)
     work.index()
@@ -192,13 +192,16 @@ def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Co
             raise UserError(f"no captions of source {source!r}: run `capmix caption` for it first")
     scorer = _scorer(work, settings)
     work.index()
+    busy = Busy()
     if settings.save_embeddings or settings.model == "mini":
-        embed(work.pool, scorer.encoder, work.store, work.max_failures)
-        stages = [saved_score_stage(work.store, scorer, source) for source in sources]
+        embed(work.pool, scorer.encoder, work.store, work.max_failures, busy)
+        stages = [saved_score_stage(work.store, scorer, source, busy) for source in sources]
     else:
-        images = ImagePass(work.pool, scorer)
-        stages = [fresh_score_stage(work.store, scorer, source, images) for source in sources]
+        images = ImagePass(work.pool, scorer, busy)
+        stages = [fresh_score_stage(work.store, scorer, source, images, busy) for source in sources]
     counts = run_stages(stages, work.pool.shards, work.store, work.max_failures)
+    if busy.images:
+        print(f"score by {scorer.name}: {busy.rate()}, {busy.share()}", file=sys.stderr)
     return dict(zip(sources, counts, strict=True))
 
 
@@ -326,10 +329,12 @@ def _scorer(work: Work, settings: ScoreSettings) -> Scorer:
     if settings.model.startswith("transformers:"):
         from capmix.score.transformers import TransformersScorer
 
-        return TransformersScorer(settings.model, settings.name, device, dtype)
+        return TransformersScorer(
+            settings.model, settings.name, device, dtype, settings.exact_decode
+        )
     from capmix.score.open_clip import OpenClipScorer
 
-    return OpenClipScorer(settings.model, settings.name, device, dtype)
+    return OpenClipScorer(settings.model, settings.name, device, dtype, settings.exact_decode)
 
 
 def _require_mini() -> None:

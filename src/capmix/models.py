@@ -39,3 +39,16 @@ def fingerprint(model: str) -> str | None:
             stream.seek(max(0, file.stat().st_size - FINGERPRINT_BYTES))
             total.update(stream.read())
     return total.hexdigest()[:16]
+
+
+def input_side(image_processor: Any) -> int | None:
+    """The side in pixels to which a processor of transformers brings an image; None if it varies.
+
+    Of a shape that is no square, the longer one.
+    """
+    size = dict(getattr(image_processor, "size", None) or {})
+    if getattr(image_processor, "do_resize", False) and set(size) == {"height", "width"}:
+        return max(int(size["height"]), int(size["width"]))
+    if getattr(image_processor, "do_resize", False) and set(size) == {"shortest_edge"}:
+        return int(size["shortest_edge"])
+    return None

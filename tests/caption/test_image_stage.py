@@ -10,8 +10,9 @@ from tiny_models import blip
 
 from capmix import jobs
 from capmix.caption.captioner import Caption
-from capmix.caption.image_stage import Busy, image_caption_stage
+from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.busy import Busy
 from capmix.engine.local import run_stage
 from capmix.pool import Sample
 

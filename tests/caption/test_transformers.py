@@ -1,5 +1,6 @@
 """Real architectures with random weights; parity is with transformers' own `generate`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def test_several_captions_of_one_image_see_the_vision_tower_once(folder: Path) -
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d)
     )
     layer.register_forward_hook(lambda *_: seen.append(1))
-    one.caption([one.prepare(sample) for sample in SAMPLES[:4]], UIDS[:4], "s")
+    same_shape = [Sample(u, u, image_bytes(i), "jpg", None) for i, u in enumerate(UIDS[:4])]
+    one.caption([one.prepare(sample) for sample in same_shape], UIDS[:4], "s")
     assert len(seen) == 1
 
 
@@ -111,3 +113,15 @@ def test_a_folder_without_weights_is_one_clear_line(tmp_path: Path) -> None:
         captioner(folder)
     with pytest.raises(UserError, match="no such folder"):
         captioner(tmp_path / "nothing")
+
+
+def test_a_cache_of_fixed_size_changes_no_caption(folder: Path) -> None:
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    if kind in ("blip", "git", "paligemma", "smolvlm"):
+        with pytest.raises(UserError, match="--compile-decoder is not for"):
+            captioner(folder, compile_decoder=True)
+        return
+    plain = captioner(folder, max_tokens=8)
+    fixed = captioner(folder, max_tokens=8, compile_decoder=True, batch_size=4)
+    order = list(range(5))
+    assert texts(fixed, order, 4) == texts(plain, order, 4)

@@ -10,6 +10,7 @@ from samples import sample_members, tar_bytes
 from tiny_clip import CLIP, COCA, open_clip_folder
 
 from capmix import jobs
+from capmix.engine.busy import Busy
 from capmix.errors import UserError
 from capmix.images import decode_image
 from capmix.pool import Sample
@@ -84,8 +85,9 @@ def test_one_image_pass_serves_every_source(name: str, tmp_path: Path) -> None:
     seen = []
     scorer = OpenClipScorer(name, "s", "cpu", torch.float32)
     scorer.encoder._model.visual.register_forward_hook(lambda *_: seen.append(1))
-    images = jobs.ImagePass(work.pool, scorer)
-    stages = [jobs.fresh_score_stage(work.store, scorer, s, images) for s in ("raw", "mini")]
+    busy = Busy()
+    images = jobs.ImagePass(work.pool, scorer, busy)
+    stages = [jobs.fresh_score_stage(work.store, scorer, s, images, busy) for s in ("raw", "mini")]
     jobs.run_stages(stages, work.pool.shards, work.store, 0.0)
     assert len(seen) == 1
 

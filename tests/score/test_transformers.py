@@ -1,4 +1,4 @@
-"""CLIP and SigLIP with random weights, against plain transformers: one pair at a time."""
+"""CLIP, SigLIP and SigLIP 2 with random weights, against plain transformers: one pair at a time."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from samples import sample_members, tar_bytes
-from tiny_models import clip, siglip
+from tiny_models import clip, siglip, siglip2
 from transformers import AutoModel, AutoProcessor
 
 from capmix import jobs
@@ -18,7 +18,7 @@ from capmix.score.settings import ScoreSettings
 TEXTS = ["a red apple", "two dogs in green grass", "sea " * 100]
 
 
-@pytest.mark.parametrize("build", [clip, siglip])
+@pytest.mark.parametrize("build", [clip, siglip, siglip2])
 def test_scores_equal_plain_transformers(build: object, tmp_path: Path) -> None:
     assert callable(build)
     folder = build(tmp_path / "model")
@@ -33,7 +33,7 @@ def test_scores_equal_plain_transformers(build: object, tmp_path: Path) -> None:
         AutoModel.from_pretrained(folder).eval(),
         AutoProcessor.from_pretrained(folder),
     )
-    padding = "max_length" if build is siglip else True
+    padding = "max_length" if build is not clip else True
     plain = []
     for sample in work.pool.read(work.pool.shards[0]):
         assert isinstance(sample, Sample)

@@ -1,6 +1,10 @@
 """What is wrong with a caption, as words beside it. Captions are never edited or dropped here."""
 
 import re
+from functools import cache
+from typing import Any
+
+from capmix.errors import UserError
 
 WORD = re.compile(r"\w+")
 BOILERPLATE = re.compile(
@@ -13,15 +17,19 @@ REFUSAL = re.compile(
     r"language model|unable to (see|view|describe|process|help)|can('?t|not) (assist|help))\b",
     re.IGNORECASE,
 )
-FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished")
+FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language")
+LEAST = 0.01  # probability of the wanted language: one word is easily taken for another language
 
 
-def caption_flags(text: str, finish: str, prompt: str | None = None) -> list[str]:
+def caption_flags(
+    text: str, finish: str, prompt: str | None = None, language: str | None = None
+) -> list[str]:
     """The flags of one caption, in the order of FLAGS.
 
     empty; loop (one to six words three times in a row, as in the reports on LAVIS, issue 713);
     prompt_echo (it begins with the prompt); boilerplate (stock-photo phrases); refusal; unfinished
-    (the length cap ended it).
+    (the length cap ended it); wrong_language (where `language`, ISO 639-1, is asked for: py3langid
+    gives it less than LEAST of the probability).
     """
     found = {
         "empty": not text.strip(),
@@ -30,6 +38,7 @@ def caption_flags(text: str, finish: str, prompt: str | None = None) -> list[str
         "boilerplate": bool(BOILERPLATE.search(text)),
         "refusal": bool(REFUSAL.search(text.replace("\u2019", "'"))),
         "unfinished": finish == "length",
+        "wrong_language": bool(language and _is_other_language(text, language)),
     }
     return [name for name in FLAGS if found[name]]
 
@@ -42,3 +51,25 @@ def _has_loop(words: list[str]) -> bool:
             if following == piece * 2:
                 return True
     return False
+
+
+def check_language(language: str) -> None:
+    """Raise UserError unless `language` can be told from others."""
+    known = sorted(_identifier().labels)
+    if language not in known:
+        raise UserError(f"--language {language}: expected one of {', '.join(known)}")
+
+
+def _is_other_language(text: str, wanted: str) -> bool:
+    if not any(letter.isalpha() for letter in text):
+        return False
+    return bool(dict(_identifier().rank(text.lower()))[wanted] < LEAST)
+
+
+@cache
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise UserError("--language: pip install 'capmix[language]'") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,14 +1,19 @@
 """Caption a shard from its images: decoded in threads ahead of the model, captioned in batches."""
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
-from capmix.caption.stage import FIELDS, caption_rows, captions_folder, count_row
+from capmix.caption.stage import (
+    FIELDS,
+    asked_language,
+    caption_rows,
+    captions_folder,
+    count_row,
+)
 from capmix.embed import BATCHES_AHEAD, batched
+from capmix.engine.busy import Busy
 from capmix.engine.prefetch import prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.images import BadImageError
@@ -25,15 +30,13 @@ class CaptionError(Exception):
         self.reason = reason
 
 
-@dataclass
-class Busy:
-    """Seconds that the model worked, and images that it saw."""
-
-    seconds: float = 0.0
-    images: int = 0
-
-
-def image_caption_stage(pool: Pool, captioner: ImageCaptioner, source: str, busy: Busy) -> Stage:
+def image_caption_stage(
+    pool: Pool,
+    captioner: ImageCaptioner,
+    source: str,
+    busy: Busy,
+    language: str | None = None,
+) -> Stage:
     """The stage in which `captioner` writes the captions of `source` from the pool's images."""
     prompt = captioner.settings.get("prompt")
 
@@ -47,19 +50,17 @@ def image_caption_stage(pool: Pool, captioner: ImageCaptioner, source: str, busy
             out.count_in(len(batch))
             ready = [_ready(sample, future) for sample, future in batch]
             good = [(row, prepared) for row, prepared in ready if row.reason is None]
-            started = time.monotonic()
-            found = _caption_all(captioner, good, source)
-            busy.seconds += time.monotonic() - started
-            busy.images += len(good)
+            with busy.working(len(good)):
+                found = _caption_all(captioner, good, source)
             captions = iter(found)
             for row, _ in ready:
                 result = row if row.reason else next(captions)
-                made = [row] if row.reason else _rows(row, result, prompt)
+                made = [row] if row.reason else _rows(row, result, prompt, language)
                 rows += made
                 count_row(out, made[-1])
         out.write_table(table_of(rows, FIELDS))
 
-    config = {"source": source, **captioner.settings}
+    config = {"source": source, **captioner.settings, **asked_language(language)}
     return Stage(f"caption {source}", captions_folder(source), config, pool_inputs, run_shard)
 
 
@@ -97,7 +98,7 @@ def _caption_all(
     return first + _caption_all(captioner, items[half:], source)
 
 
-def _rows(row: Row, found: Any, prompt: str | None) -> list[Row]:
+def _rows(row: Row, found: Any, prompt: str | None, language: str | None) -> list[Row]:
     if isinstance(found, CaptionError):
         return [Row(row.uid, row.key, FAILED, found.reason, str(found))]
-    return caption_rows(row, found, prompt)
+    return caption_rows(row, found, prompt, language)

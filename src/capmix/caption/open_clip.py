@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from capmix.caption.captioner import Caption
+from capmix.caption.coca_decoder import CocaDecoder
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.images import decode_image
 from capmix.models import device_and_dtype, fingerprint
 from capmix.pool import Sample
-from capmix.score.open_clip import load_open_clip, weights_path
+from capmix.score.open_clip import input_side, load_open_clip, weights_path
 
 PREFIX = "open_clip:"
 
@@ -38,8 +39,13 @@ class CocaCaptioner:
                 f"captioner {settings.model}: writes no captions; expected a CoCa, such as "
                 "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
             )
+        if not hasattr(self.model.text, "token_embedding"):
+            raise UserError(
+                f"captioner {settings.model}: only CoCa with open_clip's own text tower"
+            )
         self.dtype = dtype
-        self.batch_size = settings.batch_size or (8 if self.device == "cpu" else 64)
+        self._input_side = None if settings.exact_decode else input_side(self.model)
+        self.batch_size = settings.batch_size or (32 if self.device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.settings: dict[str, Any] = {
             "model": settings.model,
@@ -51,7 +57,7 @@ class CocaCaptioner:
 
     def prepare(self, sample: Sample) -> Any:
         """The model's pixels of one image, float32 (3, H, W)."""
-        return self._preprocess(decode_image(sample.image))
+        return self._preprocess(decode_image(sample.image, input_side=self._input_side))
 
     def caption(
         self, prepared: Sequence[Any], uids: Sequence[str], source: str
@@ -66,32 +72,32 @@ class CocaCaptioner:
             pixels = torch.stack(list(prepared)).to(self.device, self.dtype)
             _, patches = self.model._encode_image(pixels)
             tokens = self._sample(
-                patches.repeat_interleave(count, 0), keys.flatten().to(self.device)
+                CocaDecoder(self.model, patches, count), keys.flatten().to(self.device)
             )
         captions = [self._caption(row) for row in tokens.tolist()]
         return [captions[i : i + count] for i in range(0, len(captions), count)]
 
-    def _sample(self, patches: Any, keys: Any) -> Any:
-        """Tokens int64 (N, steps) that follow the start token, from image tokens (N, P, D)."""
+    def _sample(self, decoder: CocaDecoder, keys: Any) -> Any:
+        """Tokens int64 (N, steps) that follow the start token, for captions with keys (N,)."""
         import torch
 
         wanted = self._wanted
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         limit = min(wanted.max_tokens, self.model.context_length - 1)
-        prefix = torch.full((len(keys), 1), start, device=self.device)
+        drawn = torch.full((len(keys),), start, device=self.device)
+        tokens = []
         done = torch.zeros(len(keys), dtype=torch.bool, device=self.device)
         for step in range(limit):
-            _, embedded = self.model._encode_text(prefix)
-            logits = self.model.text_decoder(patches, embedded)[:, -1].float()
+            logits = decoder.logits(drawn).float()
             if step < min(wanted.min_tokens, limit):
                 logits[:, end] = float("-inf")
             drawn = sample_top_k(logits, keys, step, wanted.top_k, wanted.temperature)
             drawn = torch.where(done, end, drawn)
             done |= drawn == end
-            prefix = torch.cat([prefix, drawn.unsqueeze(1)], 1)
+            tokens.append(drawn)
             if bool(done.all()):
                 break
-        return prefix[:, 1:]
+        return torch.stack(tokens, 1)
 
     def _caption(self, tokens: list[int]) -> Caption:
         end = self.tokenizer.eot_token_id

@@ -14,6 +14,9 @@ class CaptionSettings(BaseModel):
     larger than `max_side` pixels); otherwise a model of transformers,
     as a hub id or a local folder. Tokens are counted without
     the prompt and without the end token. `temperature` 0 takes the likeliest token.
+    `language` (ISO 639-1) flags captions in another one. `exact_decode` decodes every pixel of
+    large JPEGs (see images.py). `compile_decoder` gives a model of transformers a cache of fixed
+    size, and on a GPU a compiled decoder: a minute at the start, less for each token.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +38,9 @@ class CaptionSettings(BaseModel):
     timeout: float = Field(default=120.0, gt=0)
     retries: int = Field(default=5, ge=0)
     trust_remote_code: bool = False
+    language: str | None = None
+    exact_decode: bool = False
+    compile_decoder: bool = False
 
     def sampling(self) -> dict[str, object]:
         """What decides how tokens are drawn; it goes into every marker."""

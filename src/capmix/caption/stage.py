@@ -43,7 +43,9 @@ def check_source_name(source: str) -> None:
         )
 
 
-def caption_stage(store: Store, captioner: Captioner, source: str) -> Stage:
+def caption_stage(
+    store: Store, captioner: Captioner, source: str, language: str | None = None
+) -> Stage:
     """The stage in which `captioner` writes the captions of `source` from saved embeddings."""
     folder = embeddings_folder(captioner.encoder.name)
 
@@ -63,15 +65,20 @@ def caption_stage(store: Store, captioner: Captioner, source: str) -> Stage:
         for row in samples:
             out.count_in()
             if row.status == OK:
-                rows += caption_rows(row, next(written))
+                rows += caption_rows(row, next(written), None, language)
                 count_row(out, rows[-1])
             else:
                 rows.append(row)
                 out.count_failed(row.reason or "")
         out.write_table(table_of(rows, FIELDS))
 
-    config = {"source": source, **captioner.settings}
+    config = {"source": source, **captioner.settings, **asked_language(language)}
     return Stage(f"caption {source}", captions_folder(source), config, inputs, run_shard)
+
+
+def asked_language(language: str | None) -> dict[str, str]:
+    """What a marker says of the language that captions were asked to be in: nothing if none."""
+    return {"language": language} if language else {}
 
 
 def field_stage(pool: Pool, field: str, source: str) -> Stage:
@@ -102,18 +109,16 @@ def _field_row(sample: Sample | BadSample, field: str) -> Row:
     return caption_rows(Row(sample.uid, sample.key), [Caption(text)])[0]
 
 
-def caption_rows(row: Row, captions: list[Caption], prompt: str | None = None) -> list[Row]:
+def caption_rows(
+    row: Row, captions: list[Caption], prompt: str | None = None, language: str | None = None
+) -> list[Row]:
     """A row for each caption of the sample that `row` names; one dropped row if all are empty."""
-    kept = [
-        Row(row.uid, row.key, values=(k, caption.text, caption.finish, _flags(caption, prompt)))
-        for k, caption in enumerate(captions)
-        if caption.text
-    ]
+    kept = []
+    for k, caption in enumerate(captions):
+        if caption.text:
+            flags = caption_flags(caption.text, caption.finish, prompt, language)
+            kept.append(Row(row.uid, row.key, values=(k, caption.text, caption.finish, flags)))
     return kept or [Row(row.uid, row.key, DROPPED, "empty_caption", "the caption is empty")]
-
-
-def _flags(caption: Caption, prompt: str | None) -> list[str]:
-    return caption_flags(caption.text, caption.finish, prompt)
 
 
 def count_row(out: PartWriter, row: Row) -> None:

@@ -19,7 +19,7 @@ from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.images import decode_image
-from capmix.models import device_and_dtype, fingerprint
+from capmix.models import device_and_dtype, fingerprint, input_side
 from capmix.pool import Sample
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -40,6 +40,10 @@ class TransformersCaptioner:
         self.device, dtype = device_and_dtype(settings.device, settings.dtype)
         self.processor, self.model = _load(settings, self.device, dtype)
         kind = self.model.config.model_type
+        if settings.compile_decoder and not self.model._can_compile_fullgraph:
+            raise UserError(
+                f"captioner {settings.model}: --compile-decoder is not for {kind} models"
+            )
         chat = getattr(self.processor, "chat_template", None) is not None
         self.prompt = settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
         self._text = self._chat(self.prompt) if chat and self.prompt else self.prompt
@@ -47,7 +51,9 @@ class TransformersCaptioner:
         self.tokenizer.padding_side = "left"
         self._ends = _end_tokens(self.model, self.tokenizer)
         self._own = threading.local()
-        self.batch_size = settings.batch_size or (8 if self.device == "cpu" else 64)
+        pictures = self.processor.image_processor
+        self._input_side = None if settings.exact_decode else input_side(pictures)
+        self.batch_size = settings.batch_size or (32 if self.device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
@@ -62,7 +68,7 @@ class TransformersCaptioner:
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
         """The processor's tensors for one image, each with a first dimension of its own."""
-        image = decode_image(sample.image)
+        image = decode_image(sample.image, input_side=self._input_side)
         smallest = min(image.size)
         if smallest < SMALLEST_SIDE:
             scale = SMALLEST_SIDE / smallest
@@ -80,12 +86,15 @@ class TransformersCaptioner:
         """K captions each of N images; the vision tower sees each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         for rows in _same_shapes(prepared):
-            inputs = self._collate([prepared[row] for row in rows])
+            # A compiled decoder is compiled anew for each size of a batch.
+            missing = self.batch_size - len(rows) if self._wanted.compile_decoder else 0
+            filled = [*rows, *rows[-1:] * missing]
+            inputs = self._collate([prepared[row] for row in filled])
             with _remembered_vision(self.model):
                 for k in range(self._wanted.captions_per_image):
-                    keys = caption_keys(self._wanted.seed, [uids[r] for r in rows], source, k)
+                    keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
                     texts = self._generate(inputs, keys.to(self.device))
-                    for row, text in zip(rows, texts, strict=True):
+                    for row, text in zip(rows, texts[: len(rows)], strict=True):
                         found[row].append(text)
         return found
 
@@ -94,6 +103,7 @@ class TransformersCaptioner:
 
         wanted = self._wanted
         draw = _Draw(keys, wanted.top_k, wanted.temperature)
+        cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
         with torch.inference_mode():
             self.model.generate(
                 **inputs,
@@ -104,8 +114,11 @@ class TransformersCaptioner:
                 min_new_tokens=min(wanted.min_tokens, wanted.max_tokens),
                 max_new_tokens=wanted.max_tokens,
                 logits_processor=[draw],
+                **cache,
             )
-        return [self._caption(row) for row in torch.stack(draw.drawn, 1).tolist()]
+        # On a GPU `generate` may look for the end a step late.
+        drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
+        return [self._caption(row) for row in drawn.tolist()]
 
     def _caption(self, tokens: list[int]) -> Caption:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
@@ -203,7 +216,7 @@ def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 @contextmanager
 def _remembered_vision(model: Any) -> Iterator[None]:
-    """Within the block a vision tower that is asked for the same pixels answers from memory."""
+    """Within the block a vision tower that is asked for equal pixels answers from memory."""
     towers: dict[str, Any] = {}
     for name, module in model.named_modules():
         outermost = not any(name.startswith(f"{tower}.") for tower in towers)
@@ -225,8 +238,8 @@ def _remembering(forward: Any) -> Any:
         import torch
 
         pixels = next(value for value in [*args, *kwargs.values()] if torch.is_tensor(value))
-        # `pixels` is held here, so its address cannot come to stand for another tensor.
-        if not memory or memory[0][0] is not pixels:
+        # Idefics and SmolVLM hand over a copy each time, so being the same tensor is not asked for.
+        if not memory or not torch.equal(memory[0][0], pixels):
             memory[:] = [(pixels, forward(*args, **kwargs))]
         return copy.copy(memory[0][1])  # Qwen2-VL writes into what its tower returns
 

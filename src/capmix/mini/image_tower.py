@@ -28,6 +28,7 @@ class LiteTower:
     dimensions = DIMENSIONS
     batch_size = BATCH
     workers = 2
+    input_side: int | None = None  # its pools hold small images
 
     def load(self) -> None:
         _compiled_model()

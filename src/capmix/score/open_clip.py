@@ -24,8 +24,11 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 class OpenClipEncoder:
     """The image side: unit vectors of the model's own preprocessing."""
 
-    def __init__(self, name: str, model: Any, preprocess: Any, device: str, dtype: Any):
+    def __init__(
+        self, name: str, model: Any, preprocess: Any, device: str, dtype: Any, exact: bool
+    ):
         self.name = name
+        self.input_side = None if exact else input_side(model)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.batch_size = 32 if device == "cpu" else 256
         self._model, self._preprocess, self._device, self._dtype = model, preprocess, device, dtype
@@ -56,11 +59,11 @@ class OpenClipScorer:
     weights.
     """
 
-    def __init__(self, model: str, name: str, device: str, dtype: Any):
+    def __init__(self, model: str, name: str, device: str, dtype: Any, exact_decode: bool = False):
         self.name = name
         self._model, preprocess, self._tokenizer = load_open_clip(model, device, dtype)
         self._device = device
-        self.encoder = OpenClipEncoder(name, self._model, preprocess, device, dtype)
+        self.encoder = OpenClipEncoder(name, self._model, preprocess, device, dtype, exact_decode)
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(weights_path(model)),
@@ -117,6 +120,12 @@ def load_open_clip(name: str, device: str, dtype: Any) -> tuple[Any, Any, Any]:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: cannot be loaded ({first})") from error
     return model.eval(), preprocess, tokenizer
+
+
+def input_side(model: Any) -> int:
+    """The longer side of the image that the model reads, in pixels."""
+    size = model.visual.image_size
+    return max(size) if isinstance(size, Sequence) else int(size)
 
 
 def weights_path(name: str) -> str:

@@ -12,6 +12,7 @@ class ScoreSettings(BaseModel):
     `model`: `mini`; `transformers:ID` for CLIP, SigLIP or SigLIP 2 of a hub id or folder; else an
     open_clip name, `ARCHITECTURE/TAG`, `local-dir:FOLDER` or `hf-hub:ID`. With `save_embeddings`
     the image vectors are kept as float16 and scores come from them, also those of later sources.
+    `exact_decode` decodes every pixel of large JPEGs (see images.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -21,6 +22,7 @@ class ScoreSettings(BaseModel):
     save_embeddings: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    exact_decode: bool = False
 
     @property
     def name(self) -> str:

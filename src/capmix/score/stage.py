@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from capmix.caption.stage import captions_folder
 from capmix.embed import embed_shard, embeddings_folder, read_embeddings
+from capmix.engine.busy import Busy
 from capmix.engine.stage import PartWriter, Stage
 from capmix.pool import Pool, Shard
 from capmix.pool.index import FOLDER as SAMPLES
@@ -35,18 +36,18 @@ def texts_folder(source: str) -> str:
 class ImagePass:
     """Embeddings of one shard at a time, for every source that asks: one decode, one image pass."""
 
-    def __init__(self, pool: Pool, scorer: Scorer):
-        self._pool, self._encoder = pool, scorer.encoder
+    def __init__(self, pool: Pool, scorer: Scorer, busy: Busy):
+        self._pool, self._encoder, self._busy = pool, scorer.encoder, busy
         self._last: tuple[str, Embedded] | None = None
 
     def __call__(self, shard: Shard) -> Embedded:
         """Status rows, and float32 (rows that are ok, dimensions)."""
         if self._last is None or self._last[0] != shard.name:
-            self._last = shard.name, embed_shard(self._pool, self._encoder, shard)
+            self._last = shard.name, embed_shard(self._pool, self._encoder, shard, self._busy)
         return self._last[1]
 
 
-def saved_score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
+def saved_score_stage(store: Store, scorer: Scorer, source: str, busy: Busy) -> Stage:
     """Scoring from the embeddings that lie in the work directory."""
     folder = embeddings_folder(scorer.encoder.name)
 
@@ -56,12 +57,14 @@ def saved_score_stage(store: Store, scorer: Scorer, source: str) -> Stage:
     def embedded(shard: Shard) -> Embedded:
         return read_embeddings(store, f"{folder}/{shard.name}")
 
-    return score_stage(store, scorer, source, embedded, inputs)
+    return score_stage(store, scorer, source, embedded, inputs, busy)
 
 
-def fresh_score_stage(store: Store, scorer: Scorer, source: str, images: ImagePass) -> Stage:
+def fresh_score_stage(
+    store: Store, scorer: Scorer, source: str, images: ImagePass, busy: Busy
+) -> Stage:
     """Scoring from the pool's images; embeddings are not kept."""
-    return score_stage(store, scorer, source, images, pool_inputs)
+    return score_stage(store, scorer, source, images, pool_inputs, busy)
 
 
 def score_stage(
@@ -70,6 +73,7 @@ def score_stage(
     source: str,
     embedded: Callable[[Shard], Embedded],
     image_inputs: Callable[[Shard], dict[str, str]],
+    busy: Busy,
 ) -> Stage:
     """The stage in which `scorer` compares every text of `source` with its image's embedding."""
     texts = texts_folder(source)
@@ -93,7 +97,9 @@ def score_stage(
         if todo:
             pictures = scorer.project_images(embeddings[[position[rows[i].uid] for i in todo]])
             scored = [captions[i] for i in todo]
-            words, too_long = scorer.encode_texts(scored), scorer.too_long(scored)
+            with busy.working(0):
+                words = scorer.encode_texts(scored)
+            too_long = scorer.too_long(scored)
             scores = np.einsum("nd,nd->n", pictures, words, dtype=np.float32)
             for i, score, cut in zip(todo, scores.tolist(), too_long, strict=True):
                 rows[i] = _scored(rows[i], numbers[i], score, cut)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from capmix.errors import UserError
 from capmix.mini.weights import unit
-from capmix.models import fingerprint
+from capmix.models import fingerprint, input_side
 
 PREFIX = "transformers:"
 TEXT_BATCH = 256
@@ -19,7 +19,7 @@ SIGLIP_CONTEXT = 64  # its text tower was trained on texts padded to this length
 class TransformersEncoder:
     """The image side: unit vectors of the model's own preprocessing."""
 
-    def __init__(self, name: str, model: Any, processor: Any, device: str):
+    def __init__(self, name: str, model: Any, processor: Any, device: str, exact: bool):
         self.name = name
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.batch_size = 32 if device == "cpu" else 256
@@ -27,32 +27,37 @@ class TransformersEncoder:
             getattr(model.config, "projection_dim", 0) or model.config.text_config.hidden_size
         )
         self._model, self._images, self._device = model, processor.image_processor, device
+        self.input_side = None if exact else input_side(self._images)
 
     def load(self) -> None:
         """The weights came with the constructor."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """Pixels float32 (3, H, W) of an RGB image."""
-        return self._images(images=image, return_tensors="np")["pixel_values"][0]
+        """The processor's arrays by name; `pixel_values` is float32 (3, H, W) but for NaFlex."""
+        arrays = self._images(images=image, return_tensors="np")
+        return {name: array[0] for name, array in arrays.items()}
 
-    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+    def encode_pixels(self, pixels: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         """Unit vectors, float32 (N, D)."""
         import torch
 
+        batch = {}
+        for name in pixels[0]:
+            joined = torch.from_numpy(np.stack([one[name] for one in pixels])).to(self._device)
+            batch[name] = joined.to(self._model.dtype) if joined.is_floating_point() else joined
         with torch.inference_mode():
-            batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._model.dtype)
-            return _unit(self._model.get_image_features(pixel_values=batch))
+            return _unit(self._model.get_image_features(**batch))
 
 
 class TransformersScorer:
     """Cosine similarity by one model. Raises UserError where it cannot be loaded."""
 
-    def __init__(self, model: str, name: str, device: str, dtype: Any):
+    def __init__(self, model: str, name: str, device: str, dtype: Any, exact_decode: bool = False):
         self.name = name
         self._model, self._processor = _load(model, device, dtype)
         self._device = device
         self._limit = int(self._model.config.text_config.max_position_embeddings)
-        self.encoder = TransformersEncoder(name, self._model, self._processor, device)
+        self.encoder = TransformersEncoder(name, self._model, self._processor, device, exact_decode)
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(model.removeprefix(PREFIX)),
