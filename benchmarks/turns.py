@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-ROUNDS = 1
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def compare(ways: dict[str, Way], base: str, rounds: int = ROUNDS) -> None:
 
 
 def _work(pipe: Connection, way: Way) -> None:
+    # What data loaders of the timed tools start their workers by, unless told otherwise.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         run = way.prepare(*way.arguments)
     except ImportError as error:

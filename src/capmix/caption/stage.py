@@ -112,12 +112,16 @@ def _field_row(sample: Sample | BadSample, field: str) -> Row:
 def caption_rows(
     row: Row, captions: list[Caption], prompt: str | None = None, language: str | None = None
 ) -> list[Row]:
-    """A row for each caption of the sample that `row` names; one dropped row if all are empty."""
+    """A row for each caption of the sample that `row` names; one dropped row if all are empty.
+
+    What no encoding can hold, a lone half of a surrogate pair, becomes "?".
+    """
     kept = []
     for k, caption in enumerate(captions):
         if caption.text:
-            flags = caption_flags(caption.text, caption.finish, prompt, language)
-            kept.append(Row(row.uid, row.key, values=(k, caption.text, caption.finish, flags)))
+            text = caption.text.encode("utf-8", "replace").decode("utf-8")
+            flags = caption_flags(text, caption.finish, prompt, language)
+            kept.append(Row(row.uid, row.key, values=(k, text, caption.finish, flags)))
     return kept or [Row(row.uid, row.key, DROPPED, "empty_caption", "the caption is empty")]
 
 
