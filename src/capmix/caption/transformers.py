@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from capmix.caption.blip_vision import speed_up_blip
 from capmix.caption.captioner import Caption
-from capmix.caption.fused_attention import fuse_attention
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
@@ -102,7 +102,7 @@ class TransformersCaptioner:
         import torch
 
         wanted = self._wanted
-        draw = _Draw(keys, wanted.top_k, wanted.temperature)
+        draw = _Draw(keys, wanted, sorted(self._ends))
         cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
         with torch.inference_mode():
             self.model.generate(
@@ -111,7 +111,6 @@ class TransformersCaptioner:
                 num_beams=1,
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
-                min_new_tokens=min(wanted.min_tokens, wanted.max_tokens),
                 max_new_tokens=wanted.max_tokens,
                 logits_processor=[draw],
                 **cache,
@@ -152,19 +151,28 @@ class TransformersCaptioner:
 
 
 class _Draw:
-    """The last logits processor: leaves the token that sampling.py draws, and remembers it."""
+    """A logits processor that leaves the token that sampling.py draws, and remembers it.
 
-    def __init__(self, keys: Any, top_k: int, temperature: float):
-        self.keys, self.top_k, self.temperature = keys, top_k, temperature
+    None of `ends` is drawn before the caption has its least number of tokens.
+    """
+
+    def __init__(self, keys: Any, wanted: CaptionSettings, ends: list[int]):
+        self.keys, self.ends, self.wanted = keys, ends, wanted
         self.drawn: list[Any] = []
+        self._left: Any = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        tokens = sample_top_k(
-            scores.float(), self.keys, len(self.drawn), self.top_k, self.temperature
-        )
+        step = len(self.drawn)
+        if step < min(self.wanted.min_tokens, self.wanted.max_tokens):
+            scores[:, self.ends] = float("-inf")
+        top_k, temperature = self.wanted.top_k, self.wanted.temperature
+        tokens = sample_top_k(scores.float(), self.keys, step, top_k, temperature)
+        if self._left is None:
+            self._left = scores.new_full(scores.shape, float("-inf"))
+        else:  # one allocation of (N, V) for all steps
+            self._left.scatter_(1, self.drawn[-1].unsqueeze(1), float("-inf"))
         self.drawn.append(tokens)
-        only = scores.new_full(scores.shape, float("-inf"))
-        return only.scatter(1, tokens.unsqueeze(1), 0.0)
+        return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)
 
 
 def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]:
@@ -189,8 +197,9 @@ def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]
             "folder with config, processor and safetensors weights of an image-to-text model."
         ) from error
     loaded: Any = model
-    fuse_attention(loaded)
-    return processor, loaded.to(device).eval()
+    loaded.to(device).eval()
+    speed_up_blip(loaded)
+    return processor, loaded
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
