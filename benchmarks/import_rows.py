@@ -24,26 +24,7 @@ from capmix.rows import Row, table_of
 from capmix.store import Counts, Marker, Store
 
 SHARD = 10_000
-WORDS = np.array(
-    [
-        "a",
-        "red",
-        "apple",
-        "on",
-        "the",
-        "old",
-        "table",
-        "two",
-        "dogs",
-        "in",
-        "green",
-        "grass",
-        "near",
-        "house",
-        "by",
-        "sea",
-    ]
-)
+WORDS = np.array("a red apple on the old table two dogs in green grass near house by sea".split())
 
 
 @dataclass
