@@ -24,7 +24,7 @@ from capmix.rows import Row, table_of
 from capmix.store import Counts, Marker, Store
 
 SHARD = 10_000
-WORDS = np.array("a red apple on the old table two dogs in green grass near house by sea".split())
+WORDS = np.array(["two", "red", "old", "dogs", "cats", "run", "on", "in", "the", "a", "sea"])
 
 
 @dataclass
@@ -58,7 +58,7 @@ def _write_index(store: Store, count: int) -> Index:
         numbers = range(shard * SHARD, (shard + 1) * SHARD)
         rows = [Row(_uid(i), f"{i:012d}", values=("raw text",)) for i in numbers]
         store.write_table(f"samples/{name}.parquet", table_of(rows, [("text", pa.string())]))
-        store.write_marker(f"samples/{name}", Marker({}, {}, SHARD, Counts()))
+        store.write_marker(f"samples/{name}", Marker({}, {}, SHARD, Counts(ok=SHARD)))
         shards.append(Shard(name, f"{name}.tar"))
     return Index(shards)
 

@@ -41,7 +41,7 @@ def test_captions_of_a_csv_reach_the_mix(place: Path, capsys: pytest.CaptureFixt
     assert run(f"{CAPTIONS} --pool pool") == 0
     told = capsys.readouterr().out
     assert "6 samples got a value, 2 got none" in told
-    assert "1 uids of the files are not in the pool, 1 rows repeat a uid" in told
+    assert "1 rows of the files are about no sample of the pool, 1 repeat a uid" in told
     found = {}
     for shard in ("00000", "00001"):
         table = pq.read_table(place / f"w/captions/blip2/{shard}.parquet", use_threads=False)

@@ -9,20 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from capmix.caption.captioner import Caption
-from capmix.caption.stage import FIELDS as CAPTION_FIELDS
-from capmix.caption.stage import caption_rows, captions_folder
+from capmix.caption.flags import caption_flags
+from capmix.caption.stage import captions_folder
 from capmix.errors import UserError
-from capmix.pool import Pool
+from capmix.pool import Pool, Shard
 from capmix.pool.index import FOLDER as SAMPLES
-from capmix.rows import DROPPED, FAILED, OK, Row, table_of
-from capmix.score.stage import FIELDS as SCORE_FIELDS
+from capmix.rows import DROPPED, FAILED, OK
 from capmix.score.stage import scores_folder
 from capmix.store import Counts, Marker, Store
 
@@ -43,15 +43,15 @@ class Imported:
 
     matched: int
     without: int
-    unknown_uids: int
-    repeated_uids: int
+    unknown: int
+    repeated: int
 
     def lines(self) -> list[str]:
         """The summary for people."""
         return [
             f"{self.matched:,} samples got a value, {self.without:,} got none",
-            f"{self.unknown_uids:,} uids of the files are not in the pool, "
-            f"{self.repeated_uids:,} rows repeat a uid (the first was taken)",
+            f"{self.unknown:,} rows of the files are about no sample of the pool, "
+            f"{self.repeated:,} repeat a uid (the first was taken)",
         ]
 
 
@@ -82,19 +82,22 @@ def _import(
     config = {"import": [Path(path).name for path in paths], "uid": uid, "column": column}
     config["files"] = hashlib.sha256("\n".join(map(_stamp, paths)).encode()).hexdigest()[:16]
     scratch = tempfile.mkdtemp(prefix="capmix-import-")
+    counts, repeated = Counts(), 0
     try:
         with duckdb.connect(f"{scratch}/join.duckdb") as connection:
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
             _load_samples(connection, store, pool)
-            _load_values(connection, paths, uid, column, is_caption)
-            unknown, repeated = _faults(connection)
-            found = Counts()
-            for shard, rows in _by_shard(connection):
-                found.add(_write_part(store, f"{folder}/{shard}", shard, rows, config, is_caption))
+            reader = _reader(connection, paths, uid, column)
+            kind = "varchar" if is_caption else "float"
+            for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
+                part = f"{folder}/{shard.name}"
+                counts.add(_write_part(store, part, shard, found, config, is_caption))
+                repeated += len(found) - len(np.unique(found["position"]))
+            unknown = _unknown(connection, reader, uid)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Imported(found.ok, found.dropped.total(), unknown, repeated)
+    return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
 
 
 def _expand(files: Sequence[str]) -> list[str]:
@@ -120,101 +123,145 @@ def _stamp(path: str) -> str:
 
 
 def _load_samples(connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool) -> None:
-    """Table `samples`: uid, number of the shard, position, and what its status row says."""
-    connection.execute(
-        "create table samples (shard varchar, position bigint, uid varchar, key varchar, "
-        "status varchar, reason varchar, detail varchar)"
-    )
-    for shard in pool.shards:
-        part = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
+    """Table `samples`: uid, number of the shard, and position, of every sample that is ok."""
+    connection.execute("create table samples (shard integer, position integer, uid varchar)")
+    for number, shard in enumerate(pool.shards):
+        part = store.read_table(f"{SAMPLES}/{shard.name}.parquet").select(["uid", "status"])
+        part = part.append_column("position", pa.array(np.arange(len(part), dtype=np.int32)))
         connection.register("part", part)
         connection.execute(
-            "insert into samples select ?, row_number() over () - 1, uid, key, status, reason, "
-            "detail from part",
-            [shard.name],
+            "insert into samples select ?, position, uid from part where status = 'ok'", [number]
         )
         connection.unregister("part")
 
 
-def _load_values(
-    connection: duckdb.DuckDBPyConnection, paths: list[str], uid: str, column: str, is_text: bool
-) -> None:
-    """Table `found`: uid, the value of its first row, and how many rows it stands in."""
+def _reader(connection: duckdb.DuckDBPyConnection, paths: list[str], uid: str, column: str) -> str:
+    """The SQL that reads the files. Raises UserError where they have not both columns."""
     listed = "[" + ", ".join(_quoted(path, "'") for path in paths) + "]"
     reader = READERS[Path(paths[0]).suffix].format(files=listed)
     try:
         have = [row[0] for row in connection.sql(f"describe from {reader}").fetchall()]
-        for name in (uid, column):
-            if name not in have:
-                raise UserError(
-                    f"import: {paths[0]}: no column {name!r}; columns: {', '.join(have)}"
-                )
-        kind = "varchar" if is_text else "float"
-        connection.execute(
-            f"create table found as select uid, arg_min(value, row) as value, count(*) as rows "
-            f"from (select {_quoted(uid)}::varchar as uid, try_cast({_quoted(column)} as {kind}) "
-            f"as value, row_number() over () as row from {reader}) where uid is not null "
-            "group by uid"
-        )
     except duckdb.Error as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
-
-
-def _faults(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    """How many uids the pool does not have, and how many rows repeat a uid."""
-    rows = connection.sql(
-        "select count(*) filter (where not exists (select 1 from samples s where s.uid = f.uid)), "
-        "coalesce(sum(rows - 1), 0)::bigint from found f"
-    ).fetchall()
-    return int(rows[0][0]), int(rows[0][1])
+    for name in (uid, column):
+        if name not in have:
+            raise UserError(f"import: {paths[0]}: no column {name!r}; columns: {', '.join(have)}")
+    return reader
 
 
 def _by_shard(
     connection: duckdb.DuckDBPyConnection,
-) -> Iterator[tuple[str, Iterator[tuple[Any, ...]]]]:
-    """Every sample with its value, shard by shard in pool order."""
-    reader = connection.sql(
-        "select s.shard, s.uid, s.key, s.status, s.reason, s.detail, f.value from samples s "
-        "left join found f on f.uid = s.uid order by s.shard, s.position"
+    pool: Pool,
+    reader: str,
+    uid: str,
+    column: str,
+    kind: str,
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Each shard in pool order with what the files have for it: position, value.
+
+    Rows lie by position; of those that share one, the first is the first in the files.
+    """
+    found = connection.sql(
+        f"select s.shard, s.position, f.value from samples s join (select "
+        f"{_quoted(uid)}::varchar as uid, try_cast({_quoted(column)} as {kind}) as value, "
+        f"row_number() over () as row from {reader}) f on f.uid = s.uid "
+        "order by s.shard, s.position, f.row"
     ).to_arrow_reader(ROWS_AT_ONCE)
-    rows = (tuple(row.values()) for batch in reader for row in batch.to_pylist())
-    return ((str(shard), here) for shard, here in groupby(rows, key=lambda row: row[0]))
+    shard, waiting = 0, [found.schema.empty_table()]
+    try:
+        for batch in found:
+            numbers = batch.column("shard").to_numpy()
+            while len(numbers) and numbers[-1] > shard:
+                end = int(np.searchsorted(numbers, shard, side="right"))
+                yield pool.shards[shard], pa.concat_tables([*waiting, _table(batch[:end])])
+                batch, numbers, shard, waiting = batch[end:], numbers[end:], shard + 1, []
+                waiting = [found.schema.empty_table()]
+            waiting.append(_table(batch))
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise UserError(f"import: {str(error).splitlines()[0]}") from error
+    yield pool.shards[shard], pa.concat_tables(waiting)
+    for rest in pool.shards[shard + 1 :]:
+        yield rest, found.schema.empty_table()
+
+
+def _table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def _unknown(connection: duckdb.DuckDBPyConnection, reader: str, uid: str) -> int:
+    """How many rows of the files are about no sample of the pool."""
+    rows = connection.sql(
+        f"select count(*) from {reader} f where f.{_quoted(uid)} is not null and not exists "
+        f"(select 1 from samples s where s.uid = f.{_quoted(uid)}::varchar)"
+    ).fetchall()
+    return int(rows[0][0])
 
 
 def _write_part(
     store: Store,
     part: str,
-    shard: str,
-    rows: Iterator[tuple[Any, ...]],
+    shard: Shard,
+    found: pa.Table,
     config: dict[str, Any],
     is_caption: bool,
 ) -> Counts:
-    counts = Counts()
-    made: list[Row] = []
-    for _, uid, key, status, reason, detail, value in rows:
-        row = Row(uid, key, status, reason, detail)
-        if status == OK:
-            row = _filled(Row(uid, key), value, is_caption)
-        made.append(row)
-        if row.status == OK:
-            counts.ok += 1
-        else:
-            by_reason = counts.failed if row.status == FAILED else counts.dropped
-            by_reason[row.reason or ""] += 1
-    store.write_table(
-        f"{part}.parquet", table_of(made, CAPTION_FIELDS if is_caption else SCORE_FIELDS)
-    )
-    inputs = {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard}")}
-    store.write_marker(part, Marker(inputs, config, len(made), counts))
+    samples = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
+    positions, first = np.unique(found["position"].to_numpy(), return_index=True)
+    places = np.full(len(samples), -1, np.int64)
+    places[positions] = first
+    values = found["value"].combine_chunks().take(pa.array(places, mask=places < 0))
+    table = _part_table(samples, values, is_caption)
+    store.write_table(f"{part}.parquet", table)
+    counts = _counts(table)
+    inputs = {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard.name}")}
+    store.write_marker(part, Marker(inputs, config, len(samples), counts))
     return counts
 
 
-def _filled(row: Row, value: Any, is_caption: bool) -> Row:
-    if value is None or value != value:  # NaN
-        return Row(row.uid, row.key, DROPPED, "not_imported", "no value in the imported files")
+def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Table:
+    """The rows of a part: `values` beside those samples that are ok, the others as they are."""
     if is_caption:
-        return caption_rows(row, [Caption(str(value).strip())])[0]
-    return Row(row.uid, row.key, values=(0, float(value), None))
+        values = pc.utf8_trim_whitespace(values)
+    was_ok = pc.equal(samples["status"], OK)
+    missing = pc.and_(was_ok, pc.is_null(values, nan_is_null=True))
+    empty = pc.and_(was_ok, pc.equal(values, "") if is_caption else pa.scalar(False))
+    empty = pc.fill_null(empty, False)
+    kept = pc.and_(was_ok, pc.invert(pc.or_(missing, empty)))
+    nothing = pa.scalar(None, values.type)
+
+    def named(column: str, of_missing: str, of_empty: str) -> pa.Array:
+        otherwise = pc.if_else(empty, of_empty, samples[column])
+        return pc.if_else(missing, of_missing, otherwise)
+
+    columns = {
+        "uid": samples["uid"],
+        "key": samples["key"],
+        "status": named("status", DROPPED, DROPPED),
+        "reason": named("reason", "not_imported", "empty_caption"),
+        "detail": named("detail", "no value in the imported files", "the caption is empty"),
+        "k": pc.if_else(kept, 0, pa.scalar(None, pa.int32())),
+    }
+    chosen = pc.if_else(kept, values, nothing)
+    if not is_caption:
+        unknown = pa.nulls(len(samples), pa.bool_())
+        return pa.table(columns | {"score": chosen, "truncated": unknown})
+    flags = [None if text is None else caption_flags(text, "stop") for text in chosen.to_pylist()]
+    finish = pc.if_else(kept, "stop", pa.scalar(None, pa.string()))
+    listed = pa.array(flags, pa.list_(pa.string()))
+    return pa.table(columns | {"text": chosen, "finish": finish, "flags": listed})
+
+
+def _counts(table: pa.Table) -> Counts:
+    counts = Counts()
+    for group in table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        number = group["count_all"]
+        if group["status"] == OK:
+            counts.ok += number
+        else:
+            (counts.failed if group["status"] == FAILED else counts.dropped)[group["reason"]] += (
+                number
+            )
+    return counts
 
 
 def _quoted(name: str, mark: str = '"') -> str:

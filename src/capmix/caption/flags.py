@@ -1,6 +1,7 @@
 """What is wrong with a caption, as words beside it. Captions are never edited or dropped here."""
 
 import re
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,19 @@ REFUSAL = re.compile(
     r"language model|unable to (see|view|describe|process|help)|can('?t|not) (assist|help))\b",
     re.IGNORECASE,
 )
+# Without one of these in its lower-case form a text cannot match: most are told by that alone.
+BOILERPLATE_HINTS = (
+    "stock",
+    "royal",
+    "getty",
+    "alamy",
+    "mark",
+    "no image",
+    "click",
+    "right",
+    "wall",
+)
+REFUSAL_HINTS = ("sorry", "unable", "not", "can", "won't", "couldn't", "as an ai", "language model")
 FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language")
 LEAST = 0.01  # probability of the wanted language: one word is easily taken for another language
 
@@ -31,24 +45,31 @@ def caption_flags(
     (the length cap ended it); wrong_language (where `language`, ISO 639-1, is asked for: py3langid
     gives it less than LEAST of the probability).
     """
+    lowered = text.lower().replace("\u2019", "'")
     found = {
         "empty": not text.strip(),
-        "loop": _has_loop(WORD.findall(text.lower())),
+        "loop": _has_loop(WORD.findall(lowered)),
         "prompt_echo": bool(prompt and text.lower().startswith(prompt.strip().lower())),
-        "boilerplate": bool(BOILERPLATE.search(text)),
-        "refusal": bool(REFUSAL.search(text.replace("\u2019", "'"))),
+        "boilerplate": _matches(BOILERPLATE, BOILERPLATE_HINTS, lowered),
+        "refusal": _matches(REFUSAL, REFUSAL_HINTS, lowered),
         "unfinished": finish == "length",
         "wrong_language": bool(language and _is_other_language(text, language)),
     }
     return [name for name in FLAGS if found[name]]
 
 
+def _matches(pattern: re.Pattern[str], hints: tuple[str, ...], lowered: str) -> bool:
+    return any(hint in lowered for hint in hints) and bool(pattern.search(lowered))
+
+
 def _has_loop(words: list[str]) -> bool:
+    if max(Counter(words).values(), default=0) < 3:
+        return False
     for length in range(1, 7):
-        for start in range(len(words) - 3 * length + 1):
-            piece = words[start : start + length]
-            following = words[start + length : start + 3 * length]
-            if following == piece * 2:
+        same = 0
+        for word, later in zip(words, words[length:], strict=False):
+            same = same + 1 if word == later else 0
+            if same == 2 * length:
                 return True
     return False
 
