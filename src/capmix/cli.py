@@ -132,8 +132,24 @@ def _parser() -> argparse.ArgumentParser:
     mix.add_argument("--recipe", required=True, help="a shipped recipe's name or a .yaml file")
     mix.add_argument("--fraction", help="the recipe's fraction, over 0 and at most 1")
     mix.add_argument("--synthetic", help="the recipe's synthetic source")
+    mix.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other parameter of the recipe; may be given several times",
+    )
+    mix.add_argument(
+        "--list",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="uids for in_list('NAME'): DataComp's .npy, or a text file with one a line",
+    )
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
+    mix.add_argument("--npy", action="store_true", help="write DataComp's .npy of uids beside it")
     mix.add_argument("--seed", type=int, default=0)
+    mix.add_argument("--workers", type=int, help="threads (default: one a core)")
     mix.add_argument("--explain", action="store_true", help="print the SQL")
     mix.add_argument("--scorer", help="whose scores (default: the only one there is)")
     mix.set_defaults(run=_mix)
@@ -284,18 +300,30 @@ def _measure(options: argparse.Namespace) -> None:
 
 def _mix(options: argparse.Namespace) -> None:
     from capmix import jobs
+    from capmix.mix.mix import MixSettings
 
-    parameters = {}
+    parameters = {name: _number(value) for name, value in _pairs("--set", options.set).items()}
     if options.fraction is not None:
         parameters["fraction"] = _number(options.fraction)
     if options.synthetic is not None:
         parameters["synthetic"] = options.synthetic
+    settings = MixSettings(
+        options.seed, _pairs("--list", options.list), options.npy, options.workers
+    )
     summary = jobs.mix(
-        _work(options), options.recipe, parameters, options.scorer, options.seed, options.out
+        _work(options), options.recipe, parameters, options.scorer, settings, options.out
     )
     print("\n".join(summary.lines()))
     if options.explain:
         print(summary.sql)
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for name, sign, value in pairs:
+        if not name.isidentifier() or not sign or not value:
+            raise UserError(f"{option} {name}{sign}{value}: expected NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def _number(text: str) -> float | str:

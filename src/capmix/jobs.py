@@ -28,12 +28,14 @@ from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
 from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
-from capmix.mix.mix import Summary
+from capmix.mix.columns import ANNOTATIONS, Column, columns_of
+from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
 from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.index import index_stage
+from capmix.rows import STATUS_FIELDS
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import (
@@ -83,13 +85,11 @@ class Work:
 
     def sources(self) -> list[str]:
         """raw, and every source whose captions lie in the work directory."""
-        found = {part.split("/")[1] for part in self.store.parts("captions")}
-        return ["raw", *sorted(found)]
+        return ["raw", *self.store.folders("captions")]
 
     def scored(self, scorer: str) -> list[str]:
         """The sources that `scorer` has scored."""
-        parts = self.store.parts(scores_folder(scorer, "").rstrip("/"))
-        found = {part.split("/")[2] for part in parts}
+        found = self.store.folders(scores_folder(scorer, "").rstrip("/"))
         return [source for source in self.sources() if source in found]
 
     def scorer(self, wanted: str | None) -> str | None:
@@ -97,11 +97,29 @@ class Work:
 
         Raises UserError where there are several to choose from, or not the wanted one.
         """
-        found = sorted({part.split("/")[1] for part in self.store.parts("scores")})
+        found = self.store.folders("scores")
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
         have = ", ".join(found) or "none"
         raise UserError(f"--scorer: expected one that has scores in {self.store.root} ({have})")
+
+    def columns(self, scorer: str | None) -> dict[str, Column]:
+        """What recipes can speak about; `scorer` is the one whose scores are called S_score."""
+        scored = {name: self.scored(name) for name in self.store.folders("scores")}
+        if scorer is None and len(scored) > 1:
+            return columns_of(self.sources(), scored, None, self._annotations())
+        return columns_of(self.sources(), scored, self.scorer(scorer), self._annotations())
+
+    def _annotations(self) -> dict[str, list[str]]:
+        """The fields of every annotation that lies here."""
+        found = {}
+        for name in self.store.folders(ANNOTATIONS):
+            part = f"{ANNOTATIONS}/{name}/{self.pool.shards[0].name}.parquet"
+            if self.store.exists(part):
+                with self.store.open_table(part) as file:
+                    known = {field for field, _ in STATUS_FIELDS}
+                    found[name] = [one for one in file.schema_arrow.names if one not in known]
+        return found
 
 
 def open_work(
@@ -252,15 +270,13 @@ def mix(
     recipe: str,
     parameters: dict[str, Any] | None = None,
     scorer: str | None = None,
-    seed: int = 0,
+    settings: MixSettings = MixSettings(),
     output: str | None = None,
 ) -> Summary:
     """Apply a shipped recipe or a recipe file; writes `subsets/<name>.parquet`."""
     work.index()
     loaded = load_recipe(recipe, parameters)
-    name = work.scorer(scorer)
-    sources = work.scored(name) if name else work.sources()
-    return mix_subset(work.store, work.pool, loaded, name, sources, seed, output)
+    return mix_subset(work.store, work.pool, loaded, work.columns(scorer), settings, output)
 
 
 def export(work: Work, subset: str, directory: str, samples_per_shard: int = 10_000) -> Counts:

@@ -5,6 +5,7 @@ import time
 
 from capmix import jobs
 from capmix.config import Pipeline
+from capmix.mix.mix import MixSettings
 from capmix.pool import embedded_folder
 
 DEMO = "demo.yaml"
@@ -47,7 +48,8 @@ def _make_subsets(work: jobs.Work, pipeline: Pipeline, scorer: str | None) -> li
     if pipeline.mix is None:
         return names
     for recipe, parameters in pipeline.mix.entries():
-        summary = jobs.mix(work, recipe, parameters, scorer, pipeline.mix.seed)
+        settings = MixSettings(seed=pipeline.mix.seed)
+        summary = jobs.mix(work, recipe, parameters, scorer, settings)
         print("\n".join(summary.lines()), file=sys.stderr)
         names.append(summary.name)
     return names

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from capmix.mix.columns import measured_columns
 from capmix.mix.table import query, sample_table
 from capmix.pool import Pool
 from capmix.score.stage import scores_folder, texts_folder
@@ -37,7 +38,7 @@ def measure(
     def make() -> Marker:
         found: dict[str, dict[str, Any]] = {}
         rows_in = 0
-        with sample_table(store, pool, scorer, sources, seed=0) as connection:
+        with sample_table(store, pool, measured_columns(sources, scorer)) as connection:
             for source in sources:
                 table = query(connection, f"select {source}_text, {source}_score from samples")
                 rows_in = len(table)

@@ -3,7 +3,7 @@
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,18 +15,30 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Clause(BaseModel):
-    """A sample takes `source` if the condition `where` holds and the source has a text."""
+    """A sample takes `source` if the condition `where` holds and the source has a text.
+
+    `weight` (SQL) says how often: 2.3 means twice, and for three samples in ten a third time.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     source: str
     where: str = "true"
+    weight: str = "1"
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _as_sql(cls, weight: Any) -> Any:
+        return str(weight) if isinstance(weight, int | float) else weight
 
 
 class Recipe(BaseModel):
     """A mixing strategy. A sample takes the first clause that holds; it is left out if none does.
 
-    `parameters` fill the `{placeholders}` of name and clauses; `{percent}` is fraction x 100. With
-    `shuffle` the chosen texts are handed around among the chosen samples: a control.
+    With `keep: all` it takes every clause that holds, one row each. `distinct` names a column: of
+    the samples that are kept and share its value, the first in the pool stays. No row counts more
+    than `max_repeats` times, whatever its weight. `parameters` fill the `{placeholders}` of name
+    and clauses; `{percent}` is fraction x 100. With `shuffle` the chosen texts are handed around
+    among the chosen samples: a control.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,6 +47,9 @@ class Recipe(BaseModel):
     reference: str = ""
     parameters: dict[str, str | float] = Field(default_factory=dict)
     clauses: list[Clause] = Field(min_length=1)
+    keep: Literal["first", "all"] = "first"
+    distinct: str | None = None
+    max_repeats: int = Field(10, ge=1)
     shuffle: bool = False
 
     @field_validator("parameters", mode="before")
@@ -58,7 +73,11 @@ class Recipe(BaseModel):
 
         try:
             clauses = [
-                Clause(source=fill(clause.source), where=fill(clause.where))
+                Clause(
+                    source=fill(clause.source),
+                    where=fill(clause.where),
+                    weight=fill(clause.weight),
+                )
                 for clause in self.clauses
             ]
             name = fill(self.name)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from capmix.images import BadImageError, decode_image
+from capmix.mix.columns import measured_columns
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.mix.mix import Summary
 from capmix.mix.table import query, sample_table
@@ -53,7 +54,8 @@ def write_page(
     sources, else the first). `order` names recipes that are expected to rise.
     """
     shown = _shown_subset(list(found.summaries.values()), examples_of)
-    with sample_table(found.store, found.pool, found.scorer, found.sources, seed=0) as connection:
+    columns = measured_columns(found.sources, found.scorer)
+    with sample_table(found.store, found.pool, columns) as connection:
         scores = _scores(connection, found.sources)
         examples = _examples(found, connection, shown) if shown else []
     thresholds = {k: v for k, v in (shown.thresholds if shown else {}).items() if v is not None}

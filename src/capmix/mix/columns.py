@@ -1,0 +1,213 @@
+"""What recipes can speak about: columns of the parts, read side by side for one shard at a time.
+
+uid, shard, key       the sample
+width, height, bytes, sha256    its image as stored (pixels, bytes)
+draw                  uniform in [0, 1), from seed and uid alone
+raw_text, raw_score   the pool's own text and its similarity
+S_text, S_score       the same for the source S: its first caption
+S_flags, S_finish, S_truncated  see caption/flags.py; the scorer did not read the text's end
+S_kJ_...              the J-th of several captions (from 0); S_best_...: the one that scores highest
+S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
+NAME_COLUMN           what `capmix annotate` or `capmix import columns` wrote as NAME
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.pool.index import FOLDER as SAMPLES
+from capmix.rows import OK
+from capmix.score.stage import scores_folder, texts_folder
+from capmix.store import Store
+
+if TYPE_CHECKING:
+    from capmix.mix.inputs import Parts
+
+ANNOTATIONS = "columns"
+SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")
+CAPTION_FIELDS = ("text", "flags", "finish", "k")
+SCORE_FIELDS = ("score", "truncated")
+MAX_CAPTIONS = 64  # S_k0 to S_k63
+FIRST, BEST = 0, -1
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a column lies: a folder of parts and a field in them.
+
+    Of several captions of a sample, `pick` is the number of the one that is meant, or BEST by the
+    scores in the folder `judge`; None where a sample has only one row.
+    """
+
+    folder: str
+    field: str
+    pick: int | None = None
+    judge: str | None = None
+
+
+def source_names(source: str) -> dict[str, int]:
+    """The names that a clause can call `source` by, and the caption that each means."""
+    if source == "raw":
+        return {source: FIRST}
+    numbered = {f"{source}_k{k}": k for k in range(MAX_CAPTIONS)}
+    return {source: FIRST, f"{source}_best": BEST} | numbered
+
+
+def columns_of(
+    sources: Sequence[str],
+    scored: Mapping[str, Sequence[str]],
+    scorer: str | None,
+    annotations: Mapping[str, Sequence[str]],
+) -> dict[str, Column]:
+    """Every column by its name.
+
+    `scored` has the sources that each scorer has scored, `scorer` names the one that S_score means
+    and BEST is chosen by, and `annotations` has the fields of each annotation.
+    """
+    found = {name: Column(SAMPLES, name) for name in SAMPLE_FIELDS}
+    for source in sources:
+        for name, pick in source_names(source).items():
+            judge = None
+            if pick == BEST:
+                if source not in scored.get(scorer or "", ()):
+                    continue
+                judge = scores_folder(scorer or "", source)
+            found |= _source_columns(source, name, pick, judge, scored, scorer)
+    for annotation, fields in annotations.items():
+        folder = f"{ANNOTATIONS}/{annotation}"
+        found |= {f"{annotation}_{field}": Column(folder, field) for field in fields}
+    return found
+
+
+def measured_columns(sources: Sequence[str], scorer: str) -> dict[str, Column]:
+    """Texts, flags, scores and truncation of the sources that `scorer` has scored."""
+    found = columns_of(sources, {scorer: sources}, scorer, {})
+    names = {f"{s}_{field}" for s in sources for field in ("text", "flags", *SCORE_FIELDS)}
+    return {name: column for name, column in found.items() if name in names}
+
+
+def _source_columns(
+    source: str,
+    name: str,
+    pick: int,
+    judge: str | None,
+    scored: Mapping[str, Sequence[str]],
+    scorer: str | None,
+) -> dict[str, Column]:
+    fields = ("text",) if source == "raw" else CAPTION_FIELDS
+    texts = Column(texts_folder(source), "text", None if source == "raw" else pick, judge)
+    found = {f"{name}_{field}": replace(texts, field=field) for field in fields}
+    for one, of_one in scored.items():
+        if source in of_one:
+            scores = replace(texts, folder=scores_folder(one, source))
+            suffix = one.replace("-", "_").replace(".", "_")
+            for field in SCORE_FIELDS:
+                found[f"{name}_{field}_{suffix}"] = replace(scores, field=field)
+                if one == scorer:
+                    found[f"{name}_{field}"] = replace(scores, field=field)
+    return found
+
+
+def read_samples(
+    store: Store, shard: str, columns: Mapping[str, Column], parts: "Parts"
+) -> pa.Table:
+    """uid, key and `columns` of those samples of a shard that are ok, in pool order.
+
+    Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
+    a part does not, rows are found by uid. Of scores not even the uids are read where the markers
+    (`parts`) say that they belong to the texts, row by row.
+    """
+    whole = shard in parts.whole
+    fields = {column.field for column in columns.values() if column.folder == SAMPLES}
+    status = set() if whole else {"status"}
+    samples = _read(store, SAMPLES, shard, {"uid", "key", *fields, *status})
+    uids_of = {SAMPLES: samples["uid"]}
+    found: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
+    folders = dict.fromkeys(column.folder for column in columns.values())
+    for folder in sorted(folders, key=lambda one: one.startswith("scores/")):
+        here = {name: column for name, column in columns.items() if column.folder == folder}
+        if folder == SAMPLES:
+            found |= {name: samples[column.field] for name, column in here.items()}
+            continue
+        texts = uids_of.get(texts_folder(folder.rpartition("/")[2]))
+        needed = _fields_needed(here.values())
+        if texts is not None and folder in parts.following:
+            part = _read(store, folder, shard, needed - {"uid"}).append_column("uid", texts)
+        else:
+            part = _read(store, folder, shard, needed)
+        uids_of[folder] = part["uid"]
+        for pick in dict.fromkeys((column.pick, column.judge) for column in here.values()):
+            aligned = _aligned(_picked(store, shard, part, *pick), samples["uid"])
+            for name, column in here.items():
+                if (column.pick, column.judge) == pick:
+                    found[name] = aligned[column.field]
+    table = pa.table(found)
+    return table if whole else table.filter(pc.equal(samples["status"], OK))
+
+
+def can_read_alone(column: Column) -> bool:
+    """Whether a column can be read without knowing which samples are ok (see read_alone)."""
+    return column.folder != SAMPLES and column.judge is None
+
+
+def read_alone(store: Store, shard: str, column: Column) -> pa.Array:
+    """The column of a shard in which every sample is ok: nothing else is read for it."""
+    part = _read(store, column.folder, shard, _fields_needed([column]) - {"uid"})
+    return one_array(_picked(store, shard, part, column.pick, None)[column.field])
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _fields_needed(columns: Iterable[Column]) -> set[str]:
+    needed = {"uid"}
+    for column in columns:
+        needed |= {column.field, "k"} if column.pick is not None else {column.field}
+    return needed
+
+
+def _read(store: Store, folder: str, shard: str, fields: Iterable[str]) -> pa.Table:
+    return store.read_table(f"{folder}/{shard}.parquet", sorted(fields))
+
+
+def _picked(
+    store: Store, shard: str, part: pa.Table, pick: int | None, judge: str | None
+) -> pa.Table:
+    """One row a sample: the caption that `pick` means. Rows of a sample stand together."""
+    if pick is None or not len(part):
+        return part
+    if judge is None:
+        highest = pc.max(part["k"]).as_py() or 0
+        if pick == highest == 0:
+            return part
+        return part.filter(pc.equal(pc.fill_null(part["k"], 0), pick))
+    scores = _read(store, judge, shard, {"uid", "k", "score"})
+    if not (scores["uid"].equals(part["uid"]) and scores["k"].equals(part["k"])):
+        # The rows of both are those of the captions, except where a caption was not scored.
+        keys = pa.table({"uid": part["uid"], "k": part["k"], "place": np.arange(len(part))})
+        scores = keys.join(scores, ["uid", "k"], join_type="left outer").sort_by("place")
+    values = pc.fill_null(scores["score"], -np.inf).to_numpy()
+    uids = one_array(part["uid"])
+    begins = np.ones(len(part), bool)
+    same = pc.fill_null(pc.equal(uids[1:], uids[:-1]), False)
+    begins[1:] = ~same.to_numpy(zero_copy_only=False)
+    run = np.cumsum(begins) - 1
+    highest_of_run = np.maximum.reduceat(values, np.flatnonzero(begins))
+    is_highest = np.flatnonzero(values == highest_of_run[run])
+    first = is_highest[np.unique(run[is_highest], return_index=True)[1]]
+    return part.take(pa.array(first))
+
+
+def _aligned(part: pa.Table, uids: pa.ChunkedArray) -> pa.Table:
+    """The rows of `part` that belong to `uids`, in their order; null where there is none."""
+    if part["uid"].equals(uids):
+        return part
+    return part.take(pc.index_in(uids, value_set=one_array(part["uid"])))

@@ -1,0 +1,198 @@
+"""The conditions of recipes: SQL expressions, taken apart by DuckDB's own parser before they run.
+
+An expression may name columns and call functions on them. Sub-queries, windows and what reads
+anything else than the sample's own row are refused. Three functions are about more than one row
+and are replaced here by plain columns or constants:
+
+threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
+top(value, fraction)         value >= threshold(value, fraction)
+in_list('name')              the sample's uid stands in the list of that name
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import duckdb
+
+from capmix.errors import UserError
+from capmix.mix.recipe import check_fraction
+
+Node = dict[str, Any]
+LIST_COLUMN = "list_{}"
+REFUSED = {
+    "SUBQUERY": "sub-queries",
+    "WINDOW": "window functions",
+    "STAR": "*",
+    "PARAMETER": "parameters",
+    "LAMBDA": "lambda functions",
+}
+UNREPEATABLE = {
+    "random", "setseed", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "now", "today",
+    "current_date", "current_timestamp", "get_current_time", "get_current_timestamp", "nextval",
+    "currval", "getenv", "getvariable", "current_setting", "txid_current",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The value that the top `fraction` of the pool reaches; `value` is an SQL expression."""
+
+    value: str
+    fraction: float
+    columns: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"threshold({self.value}, {self.fraction:g})"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A checked SQL expression, and what must be there before it can be computed.
+
+    In `sql`, a name that `thresholds` has stands for that threshold's number.
+    """
+
+    sql: str
+    columns: frozenset[str]
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    functions: frozenset[str] = frozenset()
+
+    def filled(self, values: dict[Threshold, float]) -> str:
+        """The SQL with the numbers of its thresholds in it, as FLOAT."""
+        sql = self.sql
+        for name, threshold in self.thresholds.items():
+            # A double would compare otherwise with scores that lie on the threshold.
+            sql = sql.replace(name, f"('{values[threshold]!r}'::FLOAT)")
+        return sql
+
+
+def parse(text: str, place: str) -> Expression:
+    """The expression that `text` is. Raises UserError, which begins with `place`."""
+    node = _parsed(text, place)
+    thresholds: dict[str, Threshold] = {}
+    node = _replaced(node, thresholds, place)
+    columns = {name for threshold in thresholds.values() for name in threshold.columns}
+    columns |= _columns(node, place) - set(thresholds)
+    functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
+    return Expression(_sql(node), frozenset(columns), thresholds, functions)
+
+
+def _parsed(text: str, place: str) -> Node:
+    found = _serialized(f"select ({text}\n) from samples")
+    if found["error"]:
+        raise UserError(f"{place}: {found['error_message']}")
+    nodes = [statement["node"] for statement in found["statements"]]
+    expressions = nodes[0]["select_list"] if len(nodes) == 1 else []
+    plain = _serialized("select 1 from samples")["statements"][0]["node"]
+    if len(expressions) != 1 or _without_places(nodes[0]) != _without_places(plain):
+        raise UserError(f"{place}: expected one SQL expression")
+    node: Node = expressions[0]
+    for one in _walk(node):
+        if one["class"] in REFUSED:
+            raise UserError(f"{place}: {REFUSED[one['class']]} cannot stand in a recipe")
+        if _is_function(one) and one["function_name"].lower() in UNREPEATABLE:
+            name = one["function_name"]
+            raise UserError(f"{place}: {name} differs from run to run; chance is the column draw")
+    return node
+
+
+def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
+    """`node` with threshold, top and in_list replaced; `thresholds` takes what was found."""
+    if isinstance(node, list):
+        return [_replaced(one, thresholds, place) for one in node]
+    if not isinstance(node, dict):
+        return node
+    name = str(node.get("function_name", "")).lower() if node.get("class") == "FUNCTION" else ""
+    if name in ("threshold", "top"):
+        found = _threshold(node, place)
+        column = f"capmix_threshold_{len(thresholds)}_"
+        thresholds[column] = found
+        text = column if name == "threshold" else f"({found.value})::FLOAT >= {column}"
+        return _parsed(text, place)
+    if name == "in_list":
+        return _parsed(LIST_COLUMN.format(_list_name(node, place)), place)
+    return {key: _replaced(value, thresholds, place) for key, value in node.items()}
+
+
+def _threshold(node: Node, place: str) -> Threshold:
+    arguments = _arguments(node)
+    if len(arguments) != 2:
+        raise UserError(f"{place}: expected {node['function_name']}(value, fraction)")
+    fraction = _sql(arguments[1])
+    inside = (n["function_name"].lower() for n in _walk(arguments) if _is_function(n))
+    if {"threshold", "top"}.intersection(inside):
+        raise UserError(f"{place}: a threshold inside a threshold")
+    try:
+        number = check_fraction(json.loads(fraction))
+    except ValueError as error:
+        message = error if "expected" in str(error) else f"fraction {fraction}: expected a number"
+        raise UserError(f"{place}: {message}") from error
+    inner = _replaced(arguments[0], {}, place)
+    return Threshold(_sql(inner), number, frozenset(_columns(inner, place)))
+
+
+def _list_name(node: Node, place: str) -> str:
+    arguments = [_sql(argument) for argument in _arguments(node)]
+    name = arguments[0].strip("'") if len(arguments) == 1 else ""
+    if not name.isidentifier():
+        raise UserError(f"{place}: expected in_list('name') with a name given by --list name=FILE")
+    return name
+
+
+def _columns(node: Any, place: str) -> set[str]:
+    found = set()
+    for one in _walk(node):
+        if one["class"] == "COLUMN_REF":
+            if len(one["column_names"]) != 1:
+                raise UserError(f"{place}: no column {'.'.join(one['column_names'])!r}")
+            found.add(str(one["column_names"][0]))
+    return found
+
+
+def _walk(node: Any) -> Iterator[Node]:
+    if isinstance(node, dict):
+        if "class" in node:
+            yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for one in node:
+            yield from _walk(one)
+
+
+def _is_function(node: Node) -> bool:
+    return bool(node.get("class") == "FUNCTION" and not node.get("is_operator"))
+
+
+def _arguments(node: Node) -> list[Node]:
+    """DuckDB before 2.0 calls them children, and does not wrap them."""
+    listed = node.get("arguments") or node.get("children") or []
+    return [one.get("expression", one) for one in listed]
+
+
+def _without_places(node: Any) -> Any:
+    """The statement around the expression, without where it stood in the text."""
+    if isinstance(node, dict):
+        left_out = ("select_list", "query_location", "query_location_length")
+        return {k: _without_places(v) for k, v in node.items() if k not in left_out}
+    return [_without_places(one) for one in node] if isinstance(node, list) else node
+
+
+def _sql(node: Node) -> str:
+    statement = _serialized("select 1 from samples")
+    statement["statements"][0]["node"]["select_list"] = [node]
+    rows = _parser().execute("select json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()
+    return str(rows[0][0]).removeprefix("SELECT ").removesuffix(" FROM samples")
+
+
+def _serialized(sql: str) -> Node:
+    rows = _parser().execute("select json_serialize_sql(?)", [sql]).fetchall()
+    found: Node = json.loads(rows[0][0])
+    return found
+
+
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"enable_external_access": False, "lock_configuration": True})

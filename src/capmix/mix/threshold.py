@@ -1,0 +1,71 @@
+"""The score that the top fraction of a pool reaches: exact, in a few hundred kilobytes."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BINS = 1 << 16
+
+
+@dataclass
+class TopFraction:
+    """Finds the (n + 1)-th largest of N float32 values, n = int(N * fraction).
+
+    The rule is DataComp's (baselines/apply_filter.py, get_threshold): a value that is missing (NaN)
+    counts in N and sorts last. Where fewer values than n + 1 are there, the threshold is -inf and
+    all of them pass. Values come in batches, all of them twice, in any order: `count` sorts them
+    into bins by the upper 16 bits, `refine` those of the bin that holds the threshold by the
+    lower 16.
+    """
+
+    fraction: float
+    total: int = 0
+    upper: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    lower: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def count(self, values: np.ndarray) -> None:
+        """First time: float32 (N,)."""
+        self.total += len(values)
+        self.upper += np.bincount(_ordered(values) >> 16, minlength=BINS)
+
+    def refine(self, values: np.ndarray) -> None:
+        """Second time, once `count` has seen all of them."""
+        place = self._bin()
+        if place is not None:
+            bits = _ordered(values)
+            self.lower += np.bincount(bits[bits >> 16 == place[0]] & 0xFFFF, minlength=BINS)
+
+    def value(self) -> float:
+        """The threshold, a float32 number or -inf."""
+        place = self._bin()
+        if place is None:
+            return -math.inf
+        upper, before = place
+        position = int(self.total * self.fraction) - before
+        lower = _from_top(self.lower, position)[0]
+        return float(_value(np.uint32(upper << 16 | lower)))
+
+    def _bin(self) -> tuple[int, int] | None:
+        """The bin that holds the threshold, and how many values lie above that bin."""
+        position = int(self.total * self.fraction)
+        return _from_top(self.upper, position) if position < self.upper.sum() else None
+
+
+def _from_top(counts: np.ndarray, position: int) -> tuple[int, int]:
+    """The bin of the value at `position`, counted down from the top bin, and how many lie above."""
+    above = np.cumsum(counts[::-1])
+    index = int(np.searchsorted(above, position, side="right"))
+    return len(counts) - 1 - index, int(above[index] - counts[::-1][index])
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """uint32 numbers that sort as the float32 values do, NaN left out and -0 taken for 0."""
+    bits = (values[~np.isnan(values)] + np.float32(0)).view(np.uint32)
+    ordered: np.ndarray = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+    return ordered
+
+
+def _value(ordered: np.uint32) -> np.float32:
+    bits = ordered & np.uint32(0x7FFFFFFF) if ordered >> 31 else ~ordered
+    return np.uint32(bits).view(np.float32)

@@ -1,0 +1,135 @@
+"""uids as DataComp keeps them: pairs of 64-bit numbers, sorted, in .npy files."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.errors import UserError
+
+PAIR = np.dtype("u8,u8")
+HEX_DIGITS = 32
+PARTITIONS = 256
+
+
+def pairs_of(uids: pa.Array) -> np.ndarray:
+    """(N,) pairs u8,u8: the upper and the lower 64 bits of N uids of 32 hex digits each.
+
+    The form of DataComp's subset files. Raises UserError that names a uid of another form.
+    """
+    lengths = pc.binary_length(uids)
+    if len(uids) and not pc.all(pc.equal(lengths, HEX_DIGITS)).as_py():
+        other = uids.filter(pc.not_equal(pc.fill_null(lengths, 0), HEX_DIGITS))[0].as_py()
+        raise _not_hex(other)
+    offsets = np.frombuffer(uids.buffers()[1], np.int32)[uids.offset : uids.offset + len(uids) + 1]
+    data = memoryview(uids.buffers()[2] or b"")[offsets[0] : offsets[-1]] if len(uids) else b""
+    try:
+        numbers = np.frombuffer(bytes.fromhex(bytes(data).decode("ascii")), ">u8")
+    except ValueError as error:
+        raise _not_hex(next(uid for uid in uids.to_pylist() if not _is_hex(uid))) from error
+    pairs = np.empty(len(uids), PAIR)
+    pairs["f0"], pairs["f1"] = numbers[0::2], numbers[1::2]
+    return pairs
+
+
+def _is_hex(uid: str) -> bool:
+    try:
+        return len(bytes.fromhex(uid)) * 2 == len(uid)
+    except ValueError:
+        return False
+
+
+def _not_hex(uid: str | None) -> UserError:
+    return UserError(f"uid {uid!r}: expected {HEX_DIGITS} hex digits, as DataComp's uids have")
+
+
+class PairSorter:
+    """Sorts any number of records whose first two fields are a pair, within bounded memory.
+
+    Records go to a file by the first byte of their pair; each file is then sorted by itself.
+    """
+
+    def __init__(self, scratch: str, dtype: np.dtype = PAIR):
+        self.dtype = dtype
+        self._folder = Path(scratch)
+        self._files: list[BinaryIO] = [
+            (self._folder / f"{i:02x}").open("wb") for i in range(PARTITIONS)
+        ]
+
+    def add(self, records: np.ndarray) -> None:
+        parts = (records["f0"] >> np.uint64(56)).astype(np.uint8)
+        records = records[np.argsort(parts, kind="stable")]
+        ends = np.cumsum(np.bincount(parts, minlength=PARTITIONS))
+        for i, end in enumerate(ends):
+            start = ends[i - 1] if i else 0
+            if end > start:
+                self._files[i].write(records[start:end].tobytes())
+
+    def sorted(self) -> Iterator[np.ndarray]:
+        """All records, in order, some at a time; equal pairs in the order in which they came."""
+        for file in self._files:
+            file.close()
+            records = np.fromfile(file.name, self.dtype)
+            Path(file.name).unlink()
+            yield records[np.lexsort((records["f1"], records["f0"]))]
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def write_npy(stream: BinaryIO, batches: Iterator[np.ndarray], count: int) -> None:
+    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(PAIR), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(stream, header | {"shape": (count,)})
+    for batch in batches:
+        stream.write(batch.tobytes())
+
+
+class UidList:
+    """A list of uids from a .npy file of pairs (sorted or not) or a text file, one uid a line."""
+
+    def __init__(self, path: str):
+        pairs = _read_list(path)
+        self.digest = hashlib.sha256(pairs.tobytes()).hexdigest()[:32]
+        self._first = np.sort(pairs["f0"])
+        order = np.lexsort((pairs["f1"], pairs["f0"]))
+        self._second = pairs["f1"][order]
+
+    def has(self, uids: pa.Array) -> np.ndarray:
+        """bool (N,): which of N uids are in the list."""
+        asked = pairs_of(uids)
+        place = np.searchsorted(self._first, asked["f0"])
+        found = np.zeros(len(asked), bool)
+        open_ = np.arange(len(asked))
+        while len(open_):  # more than once only for uids that share their upper half
+            open_ = open_[place[open_] < len(self._first)]
+            open_ = open_[self._first[place[open_]] == asked["f0"][open_]]
+            found[open_] |= self._second[place[open_]] == asked["f1"][open_]
+            open_ = open_[~found[open_]]
+            place[open_] += 1
+        return found
+
+
+def _read_list(path: str) -> np.ndarray:
+    try:
+        if path.endswith(".npy"):
+            pairs: np.ndarray = np.load(path, allow_pickle=False)
+        else:
+            lines = Path(path).read_text("utf-8").split()
+            pairs = pairs_of(pa.array(lines, pa.string()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"uid list {path}: {error}") from error
+    if pairs.dtype != PAIR or pairs.ndim != 1:
+        raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")
+    return pairs
+
+
+def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A directory for what does not fit into memory, removed when it is done with."""
+    return tempfile.TemporaryDirectory(prefix="capmix-")
