@@ -21,9 +21,9 @@ OK, STOPPED, USER_ERROR = 0, 130, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for an error to mend, 130 if stopped."""
-    options = _parser().parse_args(arguments)
-    keep_freed_memory()
     try:
+        options = _parser().parse_args(arguments)
+        keep_freed_memory()
         options.run(options)
         return OK
     except UserError as error:
@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
     mix = _on_pool(commands, "mix", "apply a recipe and write the subset that it selects")
     mix.add_argument("--recipe", required=True, help="a shipped recipe's name or a .yaml file")
-    mix.add_argument("--fraction", help="the recipe's fraction, over 0 and at most 1")
-    mix.add_argument("--synthetic", help="the recipe's synthetic source")
+    mix.add_argument("--fraction", help="over 0 and at most 1; several, with commas: a sweep")
+    mix.add_argument("--synthetic", help="the recipe's synthetic source; several: a sweep")
     mix.add_argument(
         "--set",
         action="append",
@@ -139,13 +139,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="any other parameter of the recipe; may be given several times",
     )
+    mix.add_argument("--where", metavar="SQL", help="a condition for every clause of the recipe")
+    mix.add_argument("--distinct", metavar="COLUMN", help="one sample for each of its values")
     mix.add_argument(
-        "--list",
+        "--uids",
         action="append",
         default=[],
         metavar="NAME=FILE",
         help="uids for in_list('NAME'): DataComp's .npy, or a text file with one a line",
     )
+    mix.add_argument("--list", action=_ListRecipes, help="list the recipes that come with capmix")
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
     mix.add_argument("--npy", action="store_true", help="write DataComp's .npy of uids beside it")
     mix.add_argument("--seed", type=int, default=0)
@@ -155,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     mix.set_defaults(run=_mix)
 
     recipes = commands.add_parser("recipes", help="list the recipes that come with capmix")
-    recipes.set_defaults(run=_recipes)
+    recipes.set_defaults(run=lambda _: _print_recipes())
 
     export = _on_pool(commands, "export", "write a subset as WebDataset shards")
     export.add_argument("--subset", required=True)
@@ -301,21 +304,27 @@ def _measure(options: argparse.Namespace) -> None:
 def _mix(options: argparse.Namespace) -> None:
     from capmix import jobs
     from capmix.mix.mix import MixSettings
+    from capmix.mix.recipe import combinations
 
-    parameters = {name: _number(value) for name, value in _pairs("--set", options.set).items()}
-    if options.fraction is not None:
-        parameters["fraction"] = _number(options.fraction)
-    if options.synthetic is not None:
-        parameters["synthetic"] = options.synthetic
+    given = _pairs("--set", options.set)
+    given |= {"fraction": options.fraction} if options.fraction is not None else {}
+    given |= {"synthetic": options.synthetic} if options.synthetic is not None else {}
+    sweep = {name: [_number(one) for one in text.split(",")] for name, text in given.items()}
     settings = MixSettings(
-        options.seed, _pairs("--list", options.list), options.npy, options.workers
+        options.seed, _pairs("--uids", options.uids), options.npy, options.workers
     )
-    summary = jobs.mix(
-        _work(options), options.recipe, parameters, options.scorer, settings, options.out
-    )
-    print("\n".join(summary.lines()))
-    if options.explain:
-        print(summary.sql)
+    changes = {"where": options.where, "distinct": options.distinct}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    work, runs = _work(options), combinations(sweep)
+    if len(runs) > 1 and options.out:
+        raise UserError("--out names one subset, but several are asked for; leave it out")
+    for parameters in runs:
+        summary = jobs.mix(
+            work, options.recipe, parameters, options.scorer, settings, options.out, changes
+        )
+        print("\n".join(summary.lines()))
+        if options.explain:
+            print(summary.sql)
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
@@ -334,7 +343,18 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _recipes(options: argparse.Namespace) -> None:
+class _ListRecipes(argparse.Action):
+    """Like --help: prints and ends, whatever else is missing."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        _print_recipes()
+        parser.exit()
+
+
+def _print_recipes() -> None:
     from capmix.mix.recipe import load_recipe, shipped_recipes
 
     for name in shipped_recipes():

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.mix.recipe import describe, load_recipe
+from capmix.mix.recipe import combinations, describe, load_recipe
 from capmix.score.settings import ScoreSettings
 
 STAGES = ("caption", "score", "measure", "mix", "export", "train", "evaluate", "report")
@@ -20,7 +20,10 @@ class _Section(BaseModel):
 
 
 class MixSettings(_Section):
-    """`recipes`: a shipped name, a .yaml file, or a mapping with `recipe` and its parameters."""
+    """`recipes`: a shipped name, a .yaml file, or a mapping with `recipe` and its parameters.
+
+    A parameter that is a list stands for one subset for each of its values.
+    """
 
     recipes: list[str | dict[str, Any]] = Field(min_length=1)
     seed: int = 0
@@ -30,7 +33,8 @@ class MixSettings(_Section):
         found = []
         for entry in self.recipes:
             parameters = {"recipe": entry} if isinstance(entry, str) else dict(entry)
-            found.append((str(parameters.pop("recipe", "")), parameters))
+            recipe = str(parameters.pop("recipe", ""))
+            found += [(recipe, one) for one in combinations(parameters)]
         return found
 
 

@@ -272,10 +272,16 @@ def mix(
     scorer: str | None = None,
     settings: MixSettings = MixSettings(),
     output: str | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> Summary:
-    """Apply a shipped recipe or a recipe file; writes `subsets/<name>.parquet`."""
+    """Apply a shipped recipe or a recipe file; writes `subsets/<name>.parquet`.
+
+    `changes` are a condition `where` for every clause, or a column `distinct` (see Recipe).
+    """
     work.index()
-    loaded = load_recipe(recipe, parameters)
+    loaded = load_recipe(recipe, parameters, changes)
+    if changes and output is None:
+        raise UserError(f"recipe {loaded.name} with changes: name what comes of it with --out")
     return mix_subset(work.store, work.pool, loaded, work.columns(scorer), settings, output)
 
 

@@ -1,153 +1,306 @@
-import duckdb
+"""Recipes over hand-made parts, against plain Python and NumPy."""
+
+import math
+import tempfile
+from pathlib import Path
+
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from parts import HandMade, Made
 
 from capmix.errors import UserError
-from capmix.mix.mix import select, threshold
 from capmix.mix.recipe import Clause, Recipe, load_recipe
+from capmix.mix.threshold import TopFraction
 
-score = st.one_of(st.none(), st.integers(-5, 30).map(lambda i: np.float32(i / 100)))
-rows = st.lists(st.tuples(score, score), min_size=1, max_size=40)
+score = st.one_of(st.none(), st.integers(-5, 30).map(lambda i: float(np.float32(i / 100))))
+pairs = st.lists(st.tuples(score, score), min_size=1, max_size=40)
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
-def connection(scores: list[tuple[float | None, float | None]]) -> duckdb.DuckDBPyConnection:
-    raw, mini = zip(*scores, strict=True)
-    numbers = range(len(scores))
-    table = pa.table(
-        {
-            "uid": [f"u{i}" for i in numbers],
-            "shard": ["00000"] * len(scores),
-            "position": list(numbers),
-            "key": [str(i) for i in numbers],
-            "width": pa.array([100] * len(scores), pa.int32()),
-            "draw": [((i * 37) % 101) / 101 for i in numbers],
-            "raw_text": [None if s is None else f"raw {i}" for i, s in enumerate(raw)],
-            "raw_score": pa.array(raw, pa.float32()),
-            "mini_text": [None if s is None else f"mini {i}" for i, s in enumerate(mini)],
-            "mini_score": pa.array(mini, pa.float32()),
-        }
-    )
-    made = duckdb.connect()
-    made.register("given", table)
-    made.execute("create table samples as select * from given")
-    return made
+def made(scores: list[tuple[float | None, float | None]]) -> list[Made]:
+    """Samples u0, u1, ... with a raw text and a caption of mini where they have a score."""
+    return [
+        Made(
+            uid=f"{i:032x}",
+            raw=None if raw is None else f"raw {i}",
+            raw_score=raw,
+            captions={"mini": [] if mini is None else [f"mini {i}"]},
+            scores={"mini": [] if mini is None else [mini]},
+            size=(100 + i, 100),
+        )
+        for i, (raw, mini) in enumerate(scores)
+    ]
+
+
+def in_shards(samples: list[Made], size: int = 7) -> dict[str, list[Made]]:
+    starts = range(0, len(samples), size)
+    return {f"{i // size:05d}": samples[i : i + size] for i in starts}
+
+
+def work(samples: list[Made], size: int = 7) -> HandMade:
+    return HandMade(Path(tempfile.mkdtemp()), in_shards(samples, size))
 
 
 def datacomp_threshold(scores: np.ndarray, fraction: float) -> float:
     """DataComp baselines/apply_filter.py get_threshold, written again: NaN sorts last."""
-    return float(-np.sort(-scores)[int(len(scores) * fraction)])
+    n = int(len(scores) * fraction)
+    found = -np.sort(-scores)
+    return float(found[n]) if n < len(scores) else math.nan
 
 
-@given(st.lists(score, min_size=1, max_size=50), st.sampled_from([0.01, 0.1, 0.3, 0.5, 0.99]))
-def test_threshold_is_datacomps(scores: list[float | None], fraction: float) -> None:
-    values = np.array([np.nan if s is None else s for s in scores], np.float32)
-    expected = datacomp_threshold(values, fraction)
-    found = threshold(values, fraction)
-    if np.isnan(expected):
-        assert found == -np.inf  # too few scores: all of them pass
-    else:
-        assert found == expected
+@given(
+    st.lists(st.lists(score, max_size=20), min_size=1, max_size=4),
+    st.sampled_from([0.01, 0.1, 0.3, 0.5, 0.99, 1.0]),
+)
+def test_threshold_is_datacomps(batches: list[list[float | None]], fraction: float) -> None:
+    parts = [np.array([np.nan if s is None else s for s in b], np.float32) for b in batches]
+    top = TopFraction(fraction)
+    for part in parts:
+        top.count(part)
+    for part in reversed(parts):
+        top.refine(part)
+    expected = datacomp_threshold(np.concatenate(parts), fraction)
+    # Too few scores: all of them pass, where DataComp keeps none.
+    assert top.value() == (-math.inf if math.isnan(expected) else expected)
 
 
-@settings(deadline=None)
-@given(rows, st.sampled_from([0.1, 0.3, 0.5, 1.0]))
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1), st.floats(0.01, 1))
+def test_threshold_of_any_floats(values: list[float], fraction: float) -> None:
+    top = TopFraction(fraction)
+    top.count(np.array(values, np.float32))
+    top.refine(np.array(values, np.float32))
+    position = int(len(values) * fraction)
+    expected = sorted(values, reverse=True)[position] if position < len(values) else -math.inf
+    assert top.value() == expected
+
+
+@quick
+@given(pairs, st.sampled_from([0.1, 0.3, 0.5, 1.0]))
 def test_each_shipped_recipe_selects_what_plain_python_selects(
     scores: list[tuple[float | None, float | None]], fraction: float
 ) -> None:
     raw = np.array([np.nan if r is None else r for r, _ in scores], np.float32)
     mini = np.array([np.nan if m is None else m for _, m in scores], np.float32)
-    t_raw, t_mini = threshold(raw, fraction), threshold(mini, fraction)
+    t_raw, t_mini = (datacomp_threshold(scored, fraction) for scored in (raw, mini))
+    t_raw, t_mini = (-math.inf if math.isnan(t) else t for t in (t_raw, t_mini))
     ok_raw, ok_mini = ~np.isnan(raw), ~np.isnan(mini)
     top_raw, top_mini = ok_raw & (raw >= t_raw), ok_mini & (mini >= t_mini)
+    above = ok_mini & (mini >= t_raw)
     expected = {
-        "raw": np.where(ok_raw, "raw", ""),
-        "raw-top": np.where(top_raw, "raw", ""),
-        "synthetic": np.where(ok_mini, "mini", ""),
-        "synthetic-top": np.where(top_mini, "mini", ""),
-        "raw-top+synthetic": np.where(top_raw, "raw", np.where(ok_mini, "mini", "")),
-        "raw-top+synthetic-above": np.where(
-            top_raw, "raw", np.where(ok_mini & (mini >= t_raw), "mini", "")
-        ),
-        "best-source": np.where(
-            ok_raw & ((raw >= mini) | ~ok_mini), "raw", np.where(ok_mini, "mini", "")
-        ),
+        "raw": [np.where(ok_raw, "raw", "")],
+        "raw-top": [np.where(top_raw, "raw", "")],
+        "synthetic": [np.where(ok_mini, "mini", "")],
+        "synthetic-top": [np.where(top_mini, "mini", "")],
+        "raw-top+synthetic": [np.where(top_raw, "raw", np.where(ok_mini, "mini", ""))],
+        "raw-top+synthetic-above": [np.where(top_raw, "raw", np.where(above, "mini", ""))],
+        "best-source": [
+            np.where(ok_raw & ((raw >= mini) | ~ok_mini), "raw", np.where(ok_mini, "mini", ""))
+        ],
+        "both-above": [np.where(top_raw, "raw", ""), np.where(above, "mini", "")],
+        "datacomp-clip-score": [np.where(top_raw, "raw", "")],
+        "datacomp-no-filter": [np.where(ok_raw, "raw", "")],
     }
-    made = connection(scores)
-    for name, choice in expected.items():
-        parameters = {"fraction": fraction} if "top" in name else {}
-        recipe = load_recipe(name, parameters)
-        if not (choice != "").any():
+    here = work(made(scores))
+    for name, choices in expected.items():
+        needs_fraction = "top" in name or name in ("both-above", "datacomp-clip-score")
+        recipe = load_recipe(name, {"fraction": fraction} if needs_fraction else {})
+        wanted = [
+            (i, choice[i]) for i in range(len(scores)) for choice in choices if choice[i] != ""
+        ]
+        if not wanted:
             with pytest.raises(UserError, match="selects none"):
-                select(made, recipe)
+                here.mix(recipe, name)
             continue
-        table, summary = select(made, recipe)
-        found = {row["uid"]: row for row in table.to_pylist()}
-        assert {uid: row["source"] for uid, row in found.items()} == {
-            f"u{i}": source for i, source in enumerate(choice) if source
-        }
-        for uid, row in found.items():
-            assert row["text"] == f"{row['source']} {uid[1:]}"
-            own = raw if row["source"] == "raw" else mini
-            assert row["score"] == own[int(uid[1:])]
-        assert sum(summary.by_clause.values()) == summary.kept == len(found)
+        summary = here.mix(recipe, name)
+        rows = here.rows(name)
+        assert [(int(row["uid"], 16), row["source"]) for row in rows] == wanted
+        for row in rows:
+            number = int(row["uid"], 16)
+            assert row["text"] == f"{row['source']} {number}"
+            assert row["score"] == (raw if row["source"] == "raw" else mini)[number]
+            assert (row["k"], row["weight"]) == (0, 1)
+        assert sum(summary.by_clause.values()) == summary.kept == len(rows)
+        kept = len({row["uid"] for row in rows})
+        assert summary.rows_in == len(scores) == kept + sum(summary.dropped.values())
 
 
-@settings(deadline=None)
-@given(rows)
+@quick
+@given(pairs)
 def test_widening_a_fraction_never_removes_a_sample(
     scores: list[tuple[float | None, float | None]],
 ) -> None:
     if all(raw is None for raw, _ in scores):
         return
-    made = connection(scores)
+    here = work(made(scores))
     kept: set[str] = set()
     for fraction in (0.1, 0.3, 0.6, 1.0):
-        table, _ = select(made, load_recipe("raw-top", {"fraction": fraction}))
-        now = set(table.column("uid").to_pylist())
+        here.mix(load_recipe("raw-top", {"fraction": fraction}), f"top{fraction}")
+        now = {row["uid"] for row in here.rows(f"top{fraction}")}
         assert kept <= now
         kept = now
 
 
+@quick
+@given(pairs, st.randoms(), st.integers(1, 9))
+def test_shards_and_their_order_do_not_matter(
+    scores: list[tuple[float | None, float | None]], chance: object, size: int
+) -> None:
+    samples = made(scores)
+    recipe = mine("raw_score >= threshold(raw_score, 0.4) or draw < 0.5", weight="1 + draw")
+    try:
+        one = work(samples)
+        one.mix(recipe)
+    except UserError:
+        return
+    chance.shuffle(samples)  # type: ignore[attr-defined]
+    other = work(samples, size)
+    other.mix(recipe)
+
+    def kept(made: HandMade) -> list[tuple[object, ...]]:
+        return sorted((row["uid"], row["text"], row["weight"]) for row in made.rows())
+
+    assert kept(one) == kept(other)
+
+
+def mine(where: str = "true", source: str = "raw", weight: str = "1", **more: object) -> Recipe:
+    clause = Clause(source=source, where=where, weight=weight)
+    return Recipe(name="mine", about="mine", clauses=[clause], **more)  # type: ignore[arg-type]
+
+
 def test_a_threshold_on_the_score_itself_is_kept_in_float32() -> None:
-    scores = [(np.float32(i / 100), None) for i in range(100)]
+    here = work(made([(float(np.float32(i / 100)), None) for i in range(100)]), 30)
     for fraction in (0.29, 0.3, 0.31, 0.57):
-        table, _ = select(connection(scores), load_recipe("raw-top", {"fraction": fraction}))
-        assert len(table) == int(100 * fraction) + 1
+        summary = here.mix(load_recipe("raw-top", {"fraction": fraction}), f"t{fraction}")
+        assert summary.kept == int(100 * fraction) + 1
+    # A literal and a threshold on the grid, as numpy's float32 has them.
+    assert here.mix(mine("raw_score >= 0.29"), "literal").kept == 71
+    combined = mine("top(0.5 * raw_score + 0.5 * raw_score, 0.29)")
+    assert here.mix(combined, "combined").kept == int(100 * 0.29) + 1
+
+
+def test_workers_change_no_byte() -> None:
+    here = work(made([(0.1, 0.2), (0.3, 0.1), (0.2, None)] * 30))
+    recipe = load_recipe("raw-top+synthetic", {"fraction": 0.3})
+    files = []
+    for workers in (1, 2, 5):
+        here.mix(recipe, f"w{workers}", workers=workers, npy=True)
+        folder = Path(here.store.path("subsets"))
+        files.append([(folder / f"w{workers}.{end}").read_bytes() for end in ("parquet", "npy")])
+    assert files[0] == files[1] == files[2]
+
+
+def test_failed_samples_are_no_part_of_the_pool() -> None:
+    samples = made([(0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.4, 0.4)])
+    broken = [Made(f"{i:032x}", failed=True, captions={"mini": []}) for i in range(10, 20)]
+    here = work([samples[0], *broken, *samples[1:]])
+    summary = here.mix(load_recipe("raw-top", {"fraction": 0.5}))
+    assert (summary.rows_in, summary.kept) == (4, 3)
+    assert summary.thresholds == {"threshold(raw_score, 0.5)": pytest.approx(0.2)}
 
 
 def test_shuffling_moves_every_text_and_loses_none() -> None:
-    scores = [(np.float32(0.1), None)] * 30
-    table, _ = select(connection(scores), load_recipe("control-raw-shuffled"))
-    texts = table.column("text").to_pylist()
+    here = work(made([(0.1, None)] * 30))
+    here.mix(load_recipe("control-raw-shuffled"))
+    texts = [row["text"] for row in here.rows()]
     assert sorted(texts) == sorted(f"raw {i}" for i in range(30))
     assert all(text != f"raw {i}" for i, text in enumerate(texts))
 
 
-def recipe(source: str = "raw", where: str = "true") -> Recipe:
-    return Recipe(name="mine", about="mine", clauses=[Clause(source=source, where=where)])
+def test_the_best_of_several_captions_and_a_numbered_one() -> None:
+    several = [
+        Made("a" * 32, captions={"m": ["x0", "x1", "x2"]}, scores={"m": [0.1, 0.3, 0.3]}),
+        Made("b" * 32, captions={"m": ["y0", "y1", "y2"]}, scores={"m": [0.5, None, 0.2]}),
+        Made("c" * 32, captions={"m": []}),
+        Made("d" * 32, captions={"m": ["z0"]}, scores={"m": [None]}),
+    ]
+    here = work(several, 2)
+    here.mix(mine(source="m_best"), "best")
+    found = [(row["source"], row["k"], row["text"], row["score"]) for row in here.rows("best")]
+    assert found == [
+        ("m", 1, "x1", pytest.approx(0.3)),
+        ("m", 0, "y0", pytest.approx(0.5)),
+        ("m", 0, "z0", None),
+    ]
+    here.mix(mine(source="m"), "first")
+    assert [row["text"] for row in here.rows("first")] == ["x0", "y0", "z0"]
+    here.mix(mine("m_k2_score < m_best_score or m_k2_score is null", "m_k2"), "third")
+    assert [row["text"] for row in here.rows("third")] == ["y2"]
+
+
+def test_weights_repeat_by_chance_and_are_capped() -> None:
+    here = work(made([(0.1, None)] * 2_000), 500)
+    summary = here.mix(mine(weight="case when width < 1100 then 0.25 else 7.5 end", max_repeats=3))
+    weights = np.array([row["weight"] for row in here.rows()])
+    assert summary.dropped == {"weight 0": 2_000 - len(weights)}
+    assert set(weights) == {1, 3}
+    assert (weights == 3).sum() == 1_000
+    assert abs((weights == 1).sum() - 250) < 4 * math.sqrt(1_000 * 0.25 * 0.75)
+
+
+def test_distinct_keeps_the_first_that_was_chosen() -> None:
+    digests = ["x", "y", "x", "", "", "y", "z"]
+    samples = [
+        Made(f"{i:032x}", raw_score=i / 10, sha256=digest) for i, digest in enumerate(digests)
+    ]
+    here = work(samples, 2)
+    summary = here.mix(mine("raw_score > 0.05", distinct="sha256"))
+    assert [int(row["uid"], 16) for row in here.rows()] == [1, 2, 3, 4, 6]
+    assert summary.dropped == {"no clause holds": 1, "repeats an earlier sha256": 1}
+
+
+@quick
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=50), st.sets(st.integers(0, 60)))
+def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]) -> None:
+    """DataComp's own conversion: (int(uid[:16], 16), int(uid[16:], 16)), sorted."""
+    scale = 0x9E3779B97F4A7C15_0123456789ABCDEF
+    uids = [f"{n * scale % 2**128:032x}" for n in numbers]
+    here = work([Made(uid) for uid in dict.fromkeys(uids)])
+    pairs = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in dict.fromkeys(uids)]
+    here.mix(mine(weight="2"), npy=True)
+    found = np.load(here.store.path("subsets/out.npy"), allow_pickle=False)
+    expected = np.sort(np.array(pairs * 2, np.dtype("u8,u8")))
+    assert found.dtype == expected.dtype
+    assert (found == expected).all()
+    path = Path(here.store.path("list.txt"))
+    path.write_text("\n".join(f"{n * scale % 2**128:032x}" for n in listed))
+    wanted = [uid for uid in dict.fromkeys(uids) if uid in path.read_text()]
+    recipe = mine("in_list('good')")
+    for file in (str(path), here.store.path("subsets/out.npy")):
+        if file.endswith("npy"):
+            wanted = list(dict.fromkeys(uids))
+        elif not wanted:
+            continue
+        here.mix(recipe, "listed", lists={"good": file})
+        assert [row["uid"] for row in here.rows("listed")] == wanted
 
 
 @pytest.mark.parametrize(
-    ("given_recipe", "message"),
+    ("recipe", "message"),
     [
-        (recipe("blip2"), "no source 'blip2'; sources here: raw, mini"),
-        (recipe(where="row_score > 0"), "row_score.*Columns: uid"),
-        (recipe(where="raw_score >= threshold(raw_scores, 0.3)"), "no column 'raw_scores'"),
-        (recipe(where="raw_score >= threshold(raw_score, 30)"), "fraction 30"),
-        (recipe(where="raw_score >= threshold(raw_score, '30%')"), "fraction '30%'"),
-        (recipe(where="raw_score >"), "clause"),
-        (recipe(where="true); drop table samples; select (1"), "clause"),
-        (recipe(where="raw_score > 5"), "selects none of 3 samples"),
+        (mine(source="blip2"), "no source 'blip2'; sources here: raw, mini"),
+        (mine("row_score > 0"), "no column 'row_score'; columns: uid"),
+        (mine("raw_score >= threshold(raw_scores, 0.3)"), "no column 'raw_scores'"),
+        (mine("raw_score >= threshold(raw_score, 30)"), "fraction 30"),
+        (mine("raw_score >= threshold(raw_score, '30%')"), "fraction '30%'"),
+        (mine("top(raw_score)"), r"expected top\(value, fraction\)"),
+        (mine("raw_score >"), "clause 'raw where raw_score >'"),
+        (mine("raw_text > 5 and width = 'x'"), "clause 'raw where raw_text > 5"),
+        (mine("true) from samples; drop table samples; select (1"), "Only SELECT statements"),
+        (mine("true), (false"), "one SQL expression"),
+        (mine("exists(select 1)"), "sub-queries cannot stand in a recipe"),
+        (mine("row_number() over () < 3"), "window functions cannot"),
+        (mine("random() < 0.5"), "chance is the column draw"),
+        (mine("in_list('good')"), "no uid list 'good'"),
+        (mine(distinct="colour"), "distinct: no column 'colour'"),
+        (mine("raw_score > 5"), "selects none of 3 samples"),
     ],
 )
-def test_a_recipe_that_does_not_fit_names_clause_and_columns(
-    given_recipe: Recipe, message: str
-) -> None:
-    made = connection([(np.float32(0.1), np.float32(0.2))] * 3)
+def test_a_recipe_that_does_not_fit_names_clause_and_columns(recipe: Recipe, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        select(made, given_recipe)
+        work(made([(0.1, 0.2)] * 3)).mix(recipe)
     assert "mine" in str(caught.value)
-    assert len(made.sql("select * from samples").to_arrow_table()) == 3
+    assert "\n" not in str(caught.value)

@@ -42,11 +42,13 @@ def test_the_order_of_shards_and_a_second_run_change_nothing(
     assert first == second
 
 
-def test_a_uid_in_two_shards_is_kept_once(tmp_path: Path) -> None:
+def test_a_uid_in_two_shards_is_kept_once_where_asked_for(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=3)
     (pool / "00001.tar").write_bytes((pool / "00000.tar").read_bytes())
     work = jobs.open_work(str(pool), str(tmp_path / "work"))
-    assert jobs.mix(work, "raw").kept == 3
+    assert jobs.mix(work, "raw").kept == 6
+    distinct = jobs.mix(work, "raw", changes={"distinct": "uid"}, output="once")
+    assert (distinct.kept, distinct.dropped) == (3, {"repeats an earlier uid": 3})
 
 
 def test_a_missing_stage_is_named(work: jobs.Work) -> None:

@@ -138,7 +138,7 @@ def _list_name(node: Node, place: str) -> str:
     arguments = [_sql(argument) for argument in _arguments(node)]
     name = arguments[0].strip("'") if len(arguments) == 1 else ""
     if not name.isidentifier():
-        raise UserError(f"{place}: expected in_list('name') with a name given by --list name=FILE")
+        raise UserError(f"{place}: expected in_list('name') with a name given by --uids name=FILE")
     return name
 
 

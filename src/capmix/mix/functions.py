@@ -31,18 +31,17 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
         "imagenet_noun": _imagenet_noun,
     }
     for name in sorted(set(names) & set(make)):
-        one = make[name]()
-
-        def of_column(column: pa.Array, one: Callable[[str], Any] = one) -> pa.Array:
-            return pa.array([None if text is None else one(text) for text in column.to_pylist()])
-
+        of_column = _over_columns(make[name]())
         connection.create_function(
-            name,
-            of_column,
-            ["VARCHAR"],
-            TYPES[name],
-            type=PythonUDFType.ARROW,
+            name, of_column, ["VARCHAR"], TYPES[name], type=PythonUDFType.ARROW
         )
+
+
+def _over_columns(function: Callable[[str], Any]) -> Callable[[Any], pa.Array]:
+    def of_column(column: Any) -> pa.Array:
+        return pa.array([function(text) for text in column.to_pylist()])
+
+    return of_column
 
 
 @cache

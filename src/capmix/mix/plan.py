@@ -130,7 +130,7 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     prefix = LIST_COLUMN.format("")
     if name.startswith(prefix):
         given = ", ".join(lists) or "none"
-        return f"no uid list {name.removeprefix(prefix)!r} (--list NAME=FILE gave: {given})"
+        return f"no uid list {name.removeprefix(prefix)!r} (--uids NAME=FILE gave: {given})"
     if any(column.startswith(f"{name}_") for column in columns):
         name += " (several scorers have scored: choose one with --scorer)"
     return f"no column {name!r}; columns: {', '.join(_readable(columns))}"

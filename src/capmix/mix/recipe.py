@@ -1,5 +1,6 @@
 """Recipes: which text each sample gets, as an ordered list of clauses in a small YAML file."""
 
+import itertools
 import re
 from importlib import resources
 from pathlib import Path
@@ -34,7 +35,8 @@ class Clause(BaseModel):
 class Recipe(BaseModel):
     """A mixing strategy. A sample takes the first clause that holds; it is left out if none does.
 
-    With `keep: all` it takes every clause that holds, one row each. `distinct` names a column: of
+    A condition `where` of the recipe holds for every clause beside the clause's own. With
+    `keep: all` a sample takes every clause that holds, one row each. `distinct` names a column: of
     the samples that are kept and share its value, the first in the pool stays. No row counts more
     than `max_repeats` times, whatever its weight. `parameters` fill the `{placeholders}` of name
     and clauses; `{percent}` is fraction x 100. With `shuffle` the chosen texts are handed around
@@ -47,6 +49,7 @@ class Recipe(BaseModel):
     reference: str = ""
     parameters: dict[str, str | float] = Field(default_factory=dict)
     clauses: list[Clause] = Field(min_length=1)
+    where: str = "true"
     keep: Literal["first", "all"] = "first"
     distinct: str | None = None
     max_repeats: int = Field(10, ge=1)
@@ -75,11 +78,12 @@ class Recipe(BaseModel):
             clauses = [
                 Clause(
                     source=fill(clause.source),
-                    where=fill(clause.where),
+                    where=fill(_both(clause.where, self.where)),
                     weight=fill(clause.weight),
                 )
                 for clause in self.clauses
             ]
+            distinct = self.distinct and fill(self.distinct)
             name = fill(self.name)
         except KeyError as error:
             known = ", ".join(sorted(values)) or "none"
@@ -88,7 +92,14 @@ class Recipe(BaseModel):
             ) from error
         if not NAME.fullmatch(name):
             raise UserError(f"recipe name {name!r}: expected letters, digits and . _ + -")
-        return self.model_copy(update={"name": name, "clauses": clauses})
+        filled = {"name": name, "clauses": clauses, "where": "true", "distinct": distinct}
+        return self.model_copy(update=filled)
+
+
+def _both(clause: str, recipe: str) -> str:
+    """The two conditions as one; true is not written out."""
+    wanted = [condition for condition in (clause, recipe) if condition != "true"]
+    return " and ".join(wanted if len(wanted) < 2 else (f"({one})" for one in wanted)) or "true"
 
 
 def check_fraction(value: Any) -> float:
@@ -101,18 +112,25 @@ def check_fraction(value: Any) -> float:
     return float(value)
 
 
-def load_recipe(name_or_path: str, parameters: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    name_or_path: str,
+    parameters: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+) -> Recipe:
     """A shipped recipe by name, or one from a .yaml file, with its parameters replaced and filled.
 
-    Raises UserError where there is none, or where it does not say what a recipe must say.
+    `changes` replace `where` or `distinct`, which are about every clause. A recipe with `base` is
+    the shipped recipe of that name with what it says itself put over it. Raises UserError where
+    there is none, or where it does not say what a recipe must say.
     """
-    text = _recipe_text(name_or_path)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {name_or_path}: not YAML: {_one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"recipe {name_or_path}: expected name, about and clauses")
+    value = _recipe_value(name_or_path)
+    base = value.pop("base", None)
+    if base is not None:
+        if base not in shipped_recipes():
+            raise UserError(f"recipe {name_or_path}: base {base!r} is no shipped recipe")
+        under = _recipe_value(base)
+        own = value.get("parameters") or {}
+        value = under | value | {"parameters": (under.get("parameters") or {}) | own}
     defaults = value.get("parameters") or {}
     unknown = sorted(set(parameters or {}) - set(defaults))
     if unknown:
@@ -120,11 +138,19 @@ def load_recipe(name_or_path: str, parameters: dict[str, Any] | None = None) -> 
         raise UserError(
             f"recipe {name_or_path}: no parameter {unknown[0]!r} (its parameters: {known})"
         )
+    value |= {"parameters": defaults | (parameters or {}), **(changes or {})}
     try:
-        recipe = Recipe.model_validate(value | {"parameters": defaults | (parameters or {})})
+        recipe = Recipe.model_validate(value)
     except ValidationError as error:
         raise UserError(f"recipe {name_or_path}: {describe(error)}") from error
     return recipe.filled()
+
+
+def combinations(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of one value for each parameter; those that are lists have several."""
+    names = list(sweep)
+    values = [value if isinstance(value, list) else [value] for value in sweep.values()]
+    return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
 def shipped_recipes() -> list[str]:
@@ -141,6 +167,16 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = "unknown setting"
     return f"{where}: {message}" if where else message
+
+
+def _recipe_value(name_or_path: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(_recipe_text(name_or_path))
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {name_or_path}: not YAML: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"recipe {name_or_path}: expected name, about and clauses")
+    return value
 
 
 def _recipe_text(name_or_path: str) -> str:

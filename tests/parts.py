@@ -1,0 +1,118 @@
+"""Work directories that tests make by hand: parts as the stages write them, without any model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from capmix.caption.stage import FIELDS as CAPTION_FIELDS
+from capmix.mix.columns import columns_of
+from capmix.mix.mix import MixSettings, Summary, mix
+from capmix.mix.recipe import Recipe
+from capmix.pool import Shard
+from capmix.pool.index import FIELDS as SAMPLE_FIELDS
+from capmix.rows import DROPPED, FAILED, OK, Row, table_of
+from capmix.score.stage import FIELDS as SCORE_FIELDS
+from capmix.store import Counts, Marker, Store
+
+SCORER = "clip"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample: texts by source (several for a captioner), scores beside them, its size."""
+
+    uid: str
+    raw: str | None = "raw text"
+    raw_score: float | None = None
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    size: tuple[int, int] = (100, 100)
+    sha256: str = ""
+    failed: bool = False
+
+
+@dataclass
+class Shards:
+    """What a mix needs of a pool."""
+
+    shards: list[Shard]
+
+
+class HandMade:
+    """Parts of some shards in a folder, ready to be mixed."""
+
+    def __init__(self, folder: Path, shards: dict[str, list[Made]]):
+        self.store = Store(str(folder))
+        self.pool = Shards([Shard(name, "") for name in sorted(shards)])
+        samples = [sample for shard in shards.values() for sample in shard]
+        self.captioned = sorted({source for sample in samples for source in sample.captions})
+        for name, here in shards.items():
+            self._write(name, here)
+        self.columns = columns_of(
+            ["raw", *self.captioned], {SCORER: ["raw", *self.captioned]}, SCORER, {}
+        )
+
+    def mix(self, recipe: Recipe, output: str = "out", **settings: Any) -> Summary:
+        made = MixSettings(**settings)
+        return mix(self.store, self.pool, recipe, self.columns, made, output)  # type: ignore[arg-type]
+
+    def rows(self, output: str = "out") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.store.read_table(f"subsets/{output}.parquet").to_pylist()
+        return found
+
+    def _write(self, name: str, samples: list[Made]) -> None:
+        rows = [
+            Row(s.uid, s.uid, FAILED, "not_an_image", "broken")
+            if s.failed
+            else Row(s.uid, s.uid, values=(s.raw, *s.size, 1, s.sha256 or None))
+            for s in samples
+        ]
+        self._part(f"samples/{name}", rows, SAMPLE_FIELDS)
+        raw = [([s.raw], [s.raw_score]) for s in samples]
+        self._part(f"scores/{SCORER}/raw/{name}", self._scores(samples, raw), SCORE_FIELDS)
+        for source in self.captioned:
+            texts = [s.captions.get(source, []) for s in samples]
+            scores = [
+                s.scores.get(source, [None] * len(s.captions.get(source, []))) for s in samples
+            ]
+            captions = [
+                row
+                for s, of_sample in zip(samples, texts, strict=True)
+                for row in self._captions(s, of_sample)
+            ]
+            self._part(f"captions/{source}/{name}", captions, CAPTION_FIELDS)
+            both = list(zip(texts, scores, strict=True))
+            part = f"scores/{SCORER}/{source}/{name}"
+            self._part(part, self._scores(samples, both), SCORE_FIELDS)
+
+    def _captions(self, sample: Made, texts: Sequence[str]) -> list[Row]:
+        if sample.failed or not texts:
+            return [self._nothing(sample, "empty_caption")]
+        made = enumerate(texts)
+        return [Row(sample.uid, sample.uid, values=(k, t, "stop", [])) for k, t in made]
+
+    def _scores(self, samples: list[Made], of: list[tuple[Any, Any]]) -> list[Row]:
+        rows = []
+        for sample, (texts, scores) in zip(samples, of, strict=True):
+            if sample.failed or not texts:
+                rows.append(self._nothing(sample, "no_text"))
+                continue
+            for k, score in enumerate(scores):
+                row = Row(sample.uid, sample.uid, values=(k, score, False))
+                rows.append(self._nothing(sample, "no_text") if score is None else row)
+        return rows
+
+    @staticmethod
+    def _nothing(sample: Made, reason: str) -> Row:
+        status = FAILED if sample.failed else DROPPED
+        return Row(sample.uid, sample.uid, status, reason, reason)
+
+    def _part(self, part: str, rows: list[Row], fields: list[tuple[str, pa.DataType]]) -> None:
+        self.store.write_table(f"{part}.parquet", table_of(rows, fields))
+        ok = sum(row.status == OK for row in rows)
+        counts = Counts(ok=ok)
+        counts.dropped["none"] = len(rows) - ok
+        self.store.write_marker(part, Marker({}, {}, len(rows), counts))
