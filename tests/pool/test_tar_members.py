@@ -1,0 +1,73 @@
+"""Against Python's own tarfile."""
+
+import gzip
+import io
+import tarfile
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capmix.pool.tar_members import CHUNK, TarError, TarMembers
+
+FORMS = [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]
+name = st.text("abcé/._-", min_size=1, max_size=230).filter(lambda n: n.strip("/.") == n)
+
+
+@given(st.lists(st.tuples(name, st.binary(max_size=1500))), st.sampled_from(FORMS), st.booleans())
+def test_names_and_bytes_are_tarfiles(
+    members: list[tuple[str, bytes]], form: int, packed: bool
+) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for path, data in members:
+            info = tarfile.TarInfo(path)
+            info.size, info.mtime = len(data), 0.25
+            try:
+                archive.addfile(info, io.BytesIO(data))
+            except ValueError:
+                assert form == tarfile.USTAR_FORMAT  # the name is too long for it
+                return
+    expected = []
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        for info in archive:
+            content = archive.extractfile(info)
+            expected.append((info.name, content.read() if content else b""))
+    whole = gzip.compress(out.getvalue()) if packed else out.getvalue()
+    found = TarMembers(io.BytesIO(whole))
+    assert [(path, found.read()) for path, _ in found] == expected
+    skipped = TarMembers(io.BytesIO(whole))
+    assert [path for path, _ in skipped] == [path for path, _ in expected]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_large_members_are_skipped_and_read(packed: bool) -> None:
+    out = io.BytesIO()
+    data = [bytes([i]) * (CHUNK + 1000 * i) for i in range(4)]
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for i, one in enumerate(data):
+            info = tarfile.TarInfo(f"{i}.bin")
+            info.size = len(one)
+            archive.addfile(info, io.BytesIO(one))
+    whole = gzip.compress(out.getvalue()) if packed else out.getvalue()
+    members = TarMembers(io.BytesIO(whole))
+    read = [members.read() for path, _ in members if path in ("1.bin", "3.bin")]
+    assert read == [data[1], data[3]]
+
+
+@given(st.binary(max_size=2000))
+def test_other_bytes_are_told(data: bytes) -> None:
+    if len(data) >= 512 and not any(data[:512]):
+        return
+    with pytest.raises((TarError, zlib.error)):
+        list(TarMembers(io.BytesIO(data)))
+
+
+def test_a_member_that_breaks_off_is_told() -> None:
+    info = tarfile.TarInfo("a")
+    info.size = 5000
+    with pytest.raises(TarError, match="unexpected end"):
+        members = TarMembers(io.BytesIO(info.tobuf() + b"x" * 4000))
+        for _ in members:
+            members.read()
