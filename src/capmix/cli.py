@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
     mix.add_argument("--npy", action="store_true", help="write DataComp's .npy of uids beside it")
     mix.add_argument("--seed", type=int, default=0)
-    mix.add_argument("--workers", type=int, help="threads (default: one a core)")
+    mix.add_argument("--workers", type=_positive, help="threads (default: one a core)")
     mix.add_argument("--explain", action="store_true", help="print the SQL")
     mix.add_argument("--scorer", help="whose scores (default: the only one there is)")
     mix.set_defaults(run=_mix)
@@ -160,10 +160,18 @@ def _parser() -> argparse.ArgumentParser:
     recipes = commands.add_parser("recipes", help="list the recipes that come with capmix")
     recipes.set_defaults(run=lambda _: _print_recipes())
 
-    export = _on_pool(commands, "export", "write a subset as WebDataset shards")
+    export = _on_pool(commands, "export", "write a subset as shards of images and texts")
     export.add_argument("--subset", required=True)
     export.add_argument("--out", required=True, help="directory for the shards")
-    export.add_argument("--samples-per-shard", type=int, default=10_000)
+    export.add_argument("--samples-per-shard", type=_positive, default=10_000)
+    export.add_argument(
+        "--format",
+        choices=["webdataset", "parquet", "jsonl", "csv"],
+        default="webdataset",
+        help="tars (default); parquet with images, for Hugging Face datasets; image files with "
+        ".txt and JSON lines, for kohya and LLaVA; uid and text alone",
+    )
+    export.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     export.set_defaults(run=_export)
 
     train = _on_pool(commands, "train", "train a small CLIP on exported shards")
@@ -366,8 +374,22 @@ def _print_recipes() -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from capmix import jobs
+    from capmix.engine.local import cores
 
-    jobs.export(_work(options), options.subset, options.out, options.samples_per_shard)
+    jobs.export(
+        _work(options),
+        options.subset,
+        options.out,
+        options.samples_per_shard,
+        options.format,
+        options.workers or cores(),
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
+    return int(text)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -239,7 +239,7 @@ def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Tab
         "status": named("status", DROPPED, DROPPED),
         "reason": named("reason", "not_imported", "empty_caption"),
         "detail": named("detail", "no value in the imported files", "the caption is empty"),
-        "k": pc.if_else(kept, 0, pa.scalar(None, pa.int32())),
+        "k": pc.if_else(kept, pa.scalar(0, pa.int32()), pa.scalar(None, pa.int32())),
     }
     chosen = pc.if_else(kept, values, nothing)
     if not is_caption:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from capmix import export as exporting
 from capmix import import_columns
 from capmix.caption.captioner import ImageCaptioner
 from capmix.caption.flags import check_language
@@ -26,6 +25,8 @@ from capmix.engine.busy import Busy
 from capmix.engine.local import MAX_FAILURES, run_stage, run_stages
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
+from capmix.export.export import SAMPLES_PER_SHARD, Form
+from capmix.export.export import export as export_subset
 from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
 from capmix.mix.columns import ANNOTATIONS, Column, columns_of
@@ -285,10 +286,28 @@ def mix(
     return mix_subset(work.store, work.pool, loaded, work.columns(scorer), settings, output)
 
 
-def export(work: Work, subset: str, directory: str, samples_per_shard: int = 10_000) -> Counts:
-    """Write a subset as WebDataset shards."""
-    return exporting.export(
-        work.store, work.pool, subset, directory, samples_per_shard, work.max_failures
+def export(
+    work: Work,
+    subset: str,
+    directory: str,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    form: Form = "webdataset",
+    workers: int = 1,
+) -> Counts:
+    """Write a subset as shards of images and texts; see export.export for the forms.
+
+    With `workers` over 1 a script must guard its entry (`if __name__ == "__main__":`).
+    """
+    return export_subset(
+        work.store,
+        work.pool,
+        subset,
+        directory,
+        samples_per_shard,
+        work.max_failures,
+        form,
+        work.sources(),
+        workers,
     )
 
 

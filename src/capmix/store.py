@@ -79,8 +79,11 @@ class Store:
         return bool(self.fs.exists(self.path(name)))
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """Open a file that appears under its name only when the block ends without an error."""
+    def writing(self, name: str, sync: bool = True) -> Iterator[BinaryIO]:
+        """Open a file that appears under its name only when the block ends without an error.
+
+        Without `sync` it may be lost if the machine itself stops soon after.
+        """
         target = self.path(name)
         folder, _, base = target.rpartition("/")
         temporary = f"{folder}/.{base}.{_owner(os.getpid())}"
@@ -88,7 +91,7 @@ class Store:
             self.fs.makedirs(folder, exist_ok=True)
             with self.fs.open(temporary, "wb") as stream:
                 yield stream
-                if self.is_local:
+                if self.is_local and sync:
                     stream.flush()
                     os.fsync(stream.fileno())
             if self.is_local:
@@ -112,8 +115,8 @@ class Store:
                 with contextlib.suppress(OSError):
                     self.fs.rm_file(path)
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        with self.writing(name) as stream:
+    def write_bytes(self, name: str, data: bytes, sync: bool = True) -> None:
+        with self.writing(name, sync) as stream:
             stream.write(data)
 
     def read_bytes(self, name: str) -> bytes:

@@ -1,5 +1,6 @@
 """Map a stage over the missing shards in this process, with progress."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -121,3 +122,8 @@ def _summary(counts: Counts) -> str:
 
 def _reasons(reasons: "dict[str, int]") -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

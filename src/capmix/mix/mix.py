@@ -6,7 +6,6 @@ are kept. Nothing grows with the pool; the same input and seed give the same byt
 """
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from capmix.engine.local import cores
 from capmix.errors import UserError
 from capmix.mix.columns import Column, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
@@ -106,7 +106,7 @@ def mix(
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
     def make() -> Marker:
-        run = Run(store, plan, lists, _batches(parts.rows), parts, settings.workers or _cores())
+        run = Run(store, plan, lists, _batches(parts.rows), parts, settings.workers or cores())
         _check_types(run)
         summary, samples_kept = _write(run, name, settings.npy)
         counts = Counts(ok=samples_kept)
@@ -190,7 +190,3 @@ def _batches(rows: Mapping[str, int]) -> list[list[str]]:
             batches.append([])
             waiting = 0
     return [batch for batch in batches if batch]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -279,7 +279,8 @@ def _plain_name(plan: Plan, name: str) -> str:
 def _column(batch: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
     if name not in batch.column_names:
         return pa.nulls(len(batch), kind)
-    return one_array(batch[name])
+    column = one_array(batch[name])
+    return column if column.type == kind else column.cast(kind)
 
 
 def find_repeated(run: Run, values: Mapping[Threshold, float]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,19 @@ class Pool:
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
 
-    def read(self, shard: Shard) -> Iterator[Sample | BadSample]:
-        """Stream one shard's samples; see read_tar and read_files for what bad input becomes."""
+    def read(
+        self, shard: Shard, keys: Container[str] | None = None
+    ) -> Iterator[Sample | BadSample]:
+        """Stream one shard's samples, or those with `keys` alone; see read_tar and read_files for
+        what bad input becomes."""
         files = self.files[shard.name]
         if not files[0].endswith(TAR_SUFFIXES):
-            yield from read_files(self.fs, self.root, files, self.sidecars)
+            wanted = files if keys is None else [file for file in files if file in keys]
+            yield from read_files(self.fs, self.root, wanted, self.sidecars)
             return
         try:
             with self.fs.open(f"{self.root}/{files[0]}", "rb") as stream:
-                yield from read_tar(stream, shard.name)
+                yield from read_tar(stream, shard.name, keys)
         except OSError as error:
             detail = f"{files[0]}: {error}. Check that the file is there and readable."
             yield BadSample("", "unreadable_shard", detail)

@@ -1,0 +1,238 @@
+"""Export a subset: shards of a fixed number of samples, written by several processes.
+
+Each output shard is one unit of work, done when its marker says so: a killed export goes on, and
+the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
+img2dataset's readers), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image files
+and JSON lines, for kohya and LLaVA), `csv` (uid and text alone).
+"""
+
+import csv
+import io
+import multiprocessing
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from capmix.engine.local import MAX_FAILURES, run_stage
+from capmix.engine.stage import PartWriter, Stage, missing, run_one
+from capmix.errors import UserError
+from capmix.export.card import dataset_card
+from capmix.export.rows import SubsetRows
+from capmix.export.samples import chosen_samples, shards_of
+from capmix.export.tables import parquet_schema, write_images, write_parquet
+from capmix.export.webdataset import write_tar
+from capmix.mix.mix import Summary
+from capmix.pool import Pool, Shard, open_pool
+from capmix.score.stage import texts_folder
+from capmix.store import Counts, Store
+
+Form = Literal["webdataset", "parquet", "jsonl", "csv"]
+FORMS: tuple[Form, ...] = ("webdataset", "parquet", "jsonl", "csv")
+SAMPLES_PER_SHARD = 10_000
+ABOUT = "_capmix_export.json"
+OURS = re.compile(
+    r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
+    r"data|images|metadata\.jsonl|captions\.csv"
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export, in a form that can be sent to another process."""
+
+    pool: str
+    work: str
+    subset: str
+    directory: str
+    form: Form
+    samples_per_shard: int
+    sources: tuple[str, ...]
+
+
+def export(
+    store: Store,
+    pool: Pool,
+    subset: str,
+    directory: str,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    max_failures: float = MAX_FAILURES,
+    form: Form = "webdataset",
+    sources: Sequence[str] = ("raw",),
+    workers: int = 1,
+) -> Counts:
+    """Export `subsets/<subset>.parquet` to `directory`; finished shards are not written again.
+
+    `sources` are those whose captions are written beside the chosen one. With `workers` over 1,
+    that many processes write shards. Raises UserError where the directory holds something else, or
+    where the images of more than `max_failures` of the subset's rows are gone.
+    """
+    rows = SubsetRows(store, subset)
+    marker = store.read_marker(rows.part)
+    if marker is None:
+        raise UserError(f"no subset {subset!r} in {store.location}: run `capmix mix` first")
+    about = {
+        "subset": store.fingerprint(rows.part),
+        "samples_per_shard": samples_per_shard,
+        "form": form,
+        "sources": list(sources),
+    }
+    target = Store(directory)
+    target.sweep()
+    _claim(target, about)
+    if form == "csv":
+        counts = _write_csv(target, rows)
+    else:
+        places = pool.location, store.location, subset, directory
+        job = Export(*places, form, samples_per_shard, tuple(sources))
+        counts = _write_shards(job, store, pool, target, rows, workers, max_failures)
+    summary = Summary(**marker.extra["summary"])
+    models = _models(store, pool, sources)
+    card = dataset_card(subset, summary, marker.config["recipe"], models, form)
+    target.write_bytes("README.md", card.encode("utf-8", "replace"))
+    return counts
+
+
+def _write_shards(
+    job: Export,
+    store: Store,
+    pool: Pool,
+    target: Store,
+    rows: SubsetRows,
+    workers: int,
+    max_failures: float,
+) -> Counts:
+    shards = _output_shards(rows, job)
+    stage = _export_stage(job, pool, store, target, rows)
+    waiting = missing(stage, shards, target)
+    if workers > 1 and len(waiting) > 1:
+        _run_in_processes(job, waiting, min(workers, len(waiting)))
+    counts = run_stage(stage, shards, target, max_failures)
+    sizes = {}
+    for shard in shards:
+        marker = target.read_marker(stage.part(shard))
+        assert marker is not None
+        sizes[f"{shard.name}.tar"] = marker.counts.ok
+    if job.form == "webdataset":
+        target.write_json("sizes.json", sizes)
+    if job.form == "jsonl":
+        with target.writing("metadata.jsonl") as stream:
+            for shard in shards:
+                stream.write(target.read_bytes(f"{shard.name}.jsonl"))
+    return counts
+
+
+def _output_shards(rows: SubsetRows, job: Export) -> list[Shard]:
+    stamp = f"{job.form}, {job.samples_per_shard}"
+    count = range(0, rows.copies, job.samples_per_shard)
+    return [Shard(f"{i:08d}", stamp) for i in range(len(count))]
+
+
+def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: SubsetRows) -> Stage:
+    size = job.samples_per_shard
+    subset = store.fingerprint(rows.part)
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        start = int(shard.name) * size
+        wanted = rows.between(start, min(start + size, rows.copies))
+        copies = sum(wanted["times"].to_pylist())
+        out.count_in(copies)
+        samples = chosen_samples(pool, store, wanted, job.sources)
+        with target.writing(_file_name(job.form, shard.name)) as stream:
+            if job.form == "webdataset":
+                written = write_tar(stream, samples)
+            elif job.form == "parquet":
+                written = write_parquet(stream, samples, parquet_schema(job.sources))
+            else:
+                written = write_images(target, f"images/{shard.name}", stream, samples)
+        if job.form == "webdataset":
+            stats = {"count": copies, "successes": written}
+            target.write_json(f"{shard.name}_stats.json", stats)
+        out.count_ok(written)
+        for _ in range(copies - written):
+            out.count_failed("image_gone")
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        start = int(shard.name) * size
+        used = shards_of(rows.between(start, min(start + size, rows.copies)), pool)
+        return {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
+
+    config = {"size": size, "form": job.form, "sources": list(job.sources)}
+    return Stage(f"export {job.subset}", "_markers", config, inputs, run_shard)
+
+
+def _file_name(form: Form, shard: str) -> str:
+    names = {"webdataset": f"{shard}.tar", "parquet": f"data/train-{shard}.parquet"}
+    return names.get(form, f"{shard}.jsonl")
+
+
+def _run_in_processes(job: Export, shards: Sequence[Shard], workers: int) -> None:
+    # Not by fork: threads of libraries that are loaded already do not survive it.
+    context = multiprocessing.get_context("spawn")
+    bar = tqdm(total=len(shards), unit="shard", desc=f"export {job.subset}", leave=False,
+               disable=None)  # fmt: skip
+    with bar, ProcessPoolExecutor(workers, mp_context=context) as processes:
+        for _ in processes.map(_run_one, [(job, shard) for shard in shards]):
+            bar.update(1)
+
+
+def _run_one(work: tuple[Export, Shard]) -> None:
+    job, shard = work
+    stage, target = _opened(job)
+    run_one(stage, shard, target, lambda _: None)
+
+
+@cache
+def _opened(job: Export) -> tuple[Stage, Store]:
+    """In a process of its own: the stage, made once."""
+    store, target = Store(job.work), Store(job.directory)
+    rows = SubsetRows(store, job.subset)
+    return _export_stage(job, open_pool(job.pool), store, target, rows), target
+
+
+def _write_csv(target: Store, rows: SubsetRows) -> Counts:
+    counts = Counts()
+    columns = ["uid", "text", "source", "k", "score", "weight"]
+    with target.writing("captions.csv") as stream:
+        lines = io.TextIOWrapper(stream, "utf-8", errors="replace", newline="")
+        writer = csv.writer(lines)
+        writer.writerow(columns)
+        for table in rows.batches():
+            writer.writerows(zip(*(table[name].to_pylist() for name in columns), strict=True))
+            counts.ok += len(table)
+        lines.detach()  # flushes, and leaves the closing to the store
+    print(f"export {rows.name}: {counts.ok:,} rows", file=sys.stderr)
+    return counts
+
+
+def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:
+    """What wrote the captions of each source and what scored them, as the first markers say."""
+    first = pool.shards[0].name
+    folders = {f"captions of {one}": texts_folder(one) for one in sources if one != "raw"}
+    folders |= {f"scores {one}": f"scores/{one}/raw" for one in store.folders("scores")}
+    found = {}
+    for what, folder in folders.items():
+        marker = store.read_marker(f"{folder}/{first}")
+        if marker is not None:
+            shown = {k: v for k, v in marker.config.items() if k not in ("source", "digest")}
+            found[what] = ", ".join(f"{k} {v}" for k, v in shown.items())
+    return found
+
+
+def _claim(target: Store, about: dict[str, Any]) -> None:
+    """Make sure that the directory is new or is an export of ours; of an older one, clear it."""
+    known = target.read_json(ABOUT)
+    if known == about:
+        return
+    held = target.fs.ls(target.root, detail=False) if target.fs.exists(target.root) else []
+    if held and known is None:
+        raise UserError(f"{target.location} holds something else: export to an empty directory")
+    for path in held:
+        if OURS.fullmatch(path.rpartition("/")[2]):
+            target.fs.rm(path, recursive=True)
+    target.write_json(ABOUT, about)

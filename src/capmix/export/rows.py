@@ -1,0 +1,61 @@
+"""The rows of a subset in pieces: what one output shard holds, whatever the size of the whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from capmix.mix.mix import FOLDER as SUBSETS
+from capmix.store import Store
+
+
+@dataclass
+class SubsetRows:
+    """A subset read by numbers of copies: a row of weight 3 is three of them."""
+
+    store: Store
+    name: str
+
+    @property
+    def part(self) -> str:
+        return f"{SUBSETS}/{self.name}"
+
+    @property
+    def copies(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def between(self, start: int, stop: int) -> pa.Table:
+        """The rows that copies `start` to `stop` belong to, with two more columns: `first` is the
+        number of the row's first copy that is asked for, `times` how many of them are."""
+        rows = np.searchsorted(self._ends, [start, stop - 1], side="right")
+        table = self._read(int(rows[0]), int(rows[1]) + 1)
+        ends = self._ends[rows[0] : rows[1] + 1]
+        begins = ends - table["weight"].to_numpy()
+        first = np.maximum(start - begins, 0)
+        times = np.minimum(stop, ends) - np.maximum(start, begins)
+        return table.append_column("first", pa.array(first)).append_column("times", pa.array(times))
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The whole subset, a row group at a time."""
+        with self.store.open_table(f"{self.part}.parquet") as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, use_threads=False)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """int64 (rows,): how many copies there are up to the end of each row."""
+        weights = self.store.read_table(f"{self.part}.parquet", ["weight"])["weight"]
+        return np.cumsum(weights.to_numpy(), dtype=np.int64)
+
+    def _read(self, start: int, stop: int) -> pa.Table:
+        found, seen = [], 0
+        with self.store.open_table(f"{self.part}.parquet") as file:
+            for group in range(file.num_row_groups):
+                here = file.metadata.row_group(group).num_rows
+                if seen < stop and seen + here > start:
+                    table = file.read_row_group(group, use_threads=False)
+                    found.append(table.slice(max(start - seen, 0), stop - max(start, seen)))
+                seen += here
+        return pa.concat_tables(found)

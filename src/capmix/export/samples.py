@@ -1,0 +1,83 @@
+"""Images and all captions of the rows of a subset, in their order, out of the pool."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.pool import Pool, Sample, Shard
+from capmix.score.stage import texts_folder
+from capmix.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A sample with the text that was chosen for it.
+
+    `captions` are all its texts: caption_raw, caption_S for the first of source S, caption_S_k1 and
+    so on. `copies` are the numbers that its keys end in.
+    """
+
+    sample: Sample
+    row: dict[str, Any]
+    captions: dict[str, str]
+    copies: range
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What is written beside the image, as json or as columns."""
+        return self.captions | {
+            "caption_choice": self.row["source"],
+            "caption_choice_k": self.row["k"],
+            "caption_choice_score": self.row["score"],
+        }
+
+
+def chosen_samples(
+    pool: Pool, store: Store, rows: pa.Table, sources: Sequence[str]
+) -> Iterator[Chosen]:
+    """The samples that `rows` (see SubsetRows.between) name. One that is gone is left out.
+
+    Rows lie in pool order, so that each input shard is streamed once; members of samples that are
+    not asked for are skipped.
+    """
+    shards = {shard.name: shard for shard in pool.shards}
+    names = rows["shard"].combine_chunks()
+    for name in pc.unique(names).to_pylist():
+        here = rows.filter(pc.equal(names, name)).to_pylist()
+        wanted: dict[str, list[dict[str, Any]]] = {}
+        for row in here:
+            wanted.setdefault(row["key"], []).append(row)
+        captions = _captions(store, name, sources)
+        for sample in pool.read(shards[name], wanted.keys()):
+            if isinstance(sample, Sample):
+                for row in wanted.pop(sample.key, ()):
+                    copies = range(row["first"], row["first"] + row["times"])
+                    yield Chosen(sample, row, captions.get(sample.uid, {}), copies)
+            if not wanted:
+                break
+
+
+def _captions(store: Store, shard: str, sources: Sequence[str]) -> dict[str, dict[str, str]]:
+    """All texts of a shard's samples by uid and name of the field."""
+    found: dict[str, dict[str, str]] = {}
+    for source in sources:
+        fields = ["uid", "text"] if source == "raw" else ["uid", "text", "k"]
+        part = f"{texts_folder(source)}/{shard}.parquet"
+        if not store.exists(part):
+            continue
+        columns = store.read_table(part, fields).to_pydict()
+        numbers = columns.get("k") or [0] * len(columns["uid"])
+        for uid, text, k in zip(columns["uid"], columns["text"], numbers, strict=True):
+            if uid is not None and text is not None:
+                name = f"caption_{source}_k{k}" if k else f"caption_{source}"
+                found.setdefault(uid, {})[name] = text
+    return found
+
+
+def shards_of(rows: pa.Table, pool: Pool) -> list[Shard]:
+    """The input shards that `rows` come from."""
+    by_name = {shard.name: shard for shard in pool.shards}
+    return [by_name[name] for name in pc.unique(rows["shard"].combine_chunks()).to_pylist()]

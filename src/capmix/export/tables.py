@@ -1,0 +1,87 @@
+"""Write samples for tools that read no tars: parquet with images, or files and JSON lines."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capmix.export.samples import Chosen
+from capmix.store import Store
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+ROW_GROUP = 100  # samples: what the Hub's viewer reads at once; some MB of images
+
+
+def parquet_schema(sources: Iterable[str]) -> pa.Schema:
+    """Columns as Hugging Face datasets reads them; its metadata says that `image` is one."""
+    kinds: dict[str, tuple[pa.DataType, str]] = {
+        "uid": (pa.string(), "string"),
+        "text": (pa.string(), "string"),
+        "source": (pa.string(), "string"),
+        "k": (pa.int32(), "int32"),
+        "score": (pa.float32(), "float32"),
+        **{f"caption_{source}": (pa.string(), "string") for source in sources},
+    }
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features |= {name: {"dtype": kind, "_type": "Value"} for name, (_, kind) in kinds.items()}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    fields = [("image", IMAGE), *((name, kind) for name, (kind, _) in kinds.items())]
+    return pa.schema(fields, metadata=about)
+
+
+def write_parquet(stream: BinaryIO, samples: Iterable[Chosen], schema: pa.Schema) -> int:
+    """Write every copy of every sample; returns how many there were."""
+    written = 0
+    waiting: list[dict[str, Any]] = []
+    # Images do not get smaller: packing them costs time and saves nothing.
+    packed = {name: "none" if name == "image" else "zstd" for name in schema.names}
+    packed |= {"image.bytes": "none", "image.path": "zstd"}
+    packed.pop("image")
+    with pq.ParquetWriter(stream, schema, compression=packed, use_dictionary=["source"]) as writer:
+        for chosen in samples:
+            waiting += [_parquet_row(chosen, copy, schema) for copy in chosen.copies]
+            if len(waiting) >= ROW_GROUP:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                written, waiting = written + len(waiting), []
+        if waiting:
+            writer.write_table(pa.Table.from_pylist(waiting, schema))
+    return written + len(waiting)
+
+
+def _parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
+    sample, row = chosen.sample, chosen.row
+    image = {"bytes": sample.image, "path": f"{sample.uid}-{copy}.{sample.suffix}"}
+    fields = {"image": image, "uid": sample.uid, "text": row["text"], "source": row["source"]}
+    fields |= {"k": row["k"], "score": row["score"]} | chosen.captions
+    return {name: fields.get(name) for name in schema.names}
+
+
+def write_images(target: Store, folder: str, stream: BinaryIO, samples: Iterable[Chosen]) -> int:
+    """Image files below `folder`, each with its caption as .txt beside it, and JSON lines about
+    them: `file_name` and `text` as Hugging Face's imagefolder reads them, `image` and
+    `conversations` as LLaVA does. Returns how many copies there were."""
+    written = 0
+    for chosen in samples:
+        for copy in chosen.copies:
+            name = f"{folder}/{chosen.sample.uid}-{copy}"
+            path, text = f"{name}.{chosen.sample.suffix}", chosen.row["text"]
+            target.write_bytes(path, chosen.sample.image, sync=False)
+            target.write_bytes(f"{name}.txt", text.encode("utf-8"), sync=False)
+            line = {
+                "id": f"{chosen.sample.uid}-{copy}",
+                "file_name": path,
+                "image": path,
+                "text": text,
+                "source": chosen.row["source"],
+                "score": chosen.row["score"],
+                **chosen.captions,
+                "conversations": [
+                    {"from": "human", "value": "<image>\nDescribe this image."},
+                    {"from": "gpt", "value": text},
+                ],
+            }
+            stream.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            written += 1
+    return written

@@ -1,0 +1,79 @@
+"""Write samples as a WebDataset tar: image bytes untouched, `.txt` the chosen caption.
+
+Keys are `<uid>-<number of the copy>`, as DataComp's resharder names them. Members have no time and
+no owner: the same subset gives the same bytes.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterable
+from typing import BinaryIO
+
+from capmix.export.samples import Chosen
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+
+
+def write_tar(stream: BinaryIO, samples: Iterable[Chosen]) -> int:
+    """Write every copy of every sample; returns how many there were."""
+    written = 0
+    for chosen in samples:
+        text = chosen.row["text"].encode("utf-8")
+        for copy in chosen.copies:
+            key = f"{chosen.sample.uid}-{copy}"
+            _add(stream, f"{key}.{chosen.sample.suffix}", chosen.sample.image)
+            _add(stream, f"{key}.json", json_with(chosen, copy))
+            _add(stream, f"{key}.txt", text)
+            written += 1
+    stream.write(END)
+    return written
+
+
+def json_with(chosen: Chosen, copy: int) -> bytes:
+    """The sample's own json with the captions and the choice put into it.
+
+    Copies after the first have a uid of their own, so that no reader takes them for a mistake.
+    """
+    uid = f"{chosen.sample.uid}-{copy}" if copy else chosen.sample.uid
+    return json.dumps(chosen.sample.metadata | {"uid": uid} | chosen.fields).encode()
+
+
+def _add(stream: BinaryIO, name: str, data: bytes) -> None:
+    stream.write(_header(name, len(data)))
+    stream.write(data)
+    stream.write(bytes(-len(data) % BLOCK))
+
+
+def _template() -> tuple[bytes, int]:
+    """A header without name, size and checksum, and the sum of its bytes."""
+    info = tarfile.TarInfo()
+    info.mode = 0o644
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = bytes(12)
+    block[148:156] = b" " * 8
+    return bytes(block), sum(block)
+
+
+TEMPLATE, TEMPLATE_SUM = _template()
+
+
+def _header(name: str, size: int) -> bytes:
+    """A ustar header, as tarfile writes it, in a tenth of the time."""
+    encoded = name.encode("ascii")
+    if len(encoded) > 100 or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o644
+        return info.tobuf(tarfile.PAX_FORMAT)
+    digits = b"%011o\0" % size
+    total = TEMPLATE_SUM + sum(encoded) + sum(digits)
+    return b"".join(
+        (
+            encoded.ljust(100, b"\0"),
+            TEMPLATE[100:124],
+            digits,
+            TEMPLATE[136:148],
+            b"%06o\0 " % total,
+            TEMPLATE[156:],
+        )
+    )

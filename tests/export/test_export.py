@@ -1,0 +1,229 @@
+import csv
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parts import fresh_folder
+from samples import image_bytes, sample_members, tar_bytes, write_pool
+
+from capmix import jobs
+from capmix.errors import UserError
+from capmix.export.export import Form
+from capmix.pool import Sample, open_pool
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> jobs.Work:
+    write_pool(tmp_path / "pool", shards=3, samples=4)
+    made = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    jobs.mix(made, "raw")
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_images_are_untouched_and_texts_are_the_chosen_ones(
+    work: jobs.Work, tmp_path: Path
+) -> None:
+    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=5)
+    pool = open_pool(str(tmp_path / "out"))
+    found = [s for shard in pool.shards for s in pool.read(shard)]
+    numbers = [shard * 100 + row for shard in range(3) for row in range(4)]
+    assert [s.uid for s in found if isinstance(s, Sample)] == [f"{n:032x}" for n in numbers]
+    for sample, number in zip(found, numbers, strict=True):
+        assert isinstance(sample, Sample)
+        assert sample.key == f"{number:032x}-0"
+        assert sample.image == image_bytes(number)
+        assert sample.text == f"picture {number}"
+        assert sample.metadata["caption_choice"] == "raw"
+        assert sample.metadata["caption_raw"] == f"picture {number}"
+    sizes = json.loads((tmp_path / "out/sizes.json").read_text())
+    assert sizes == {"00000000.tar": 5, "00000001.tar": 5, "00000002.tar": 2}
+
+
+def test_the_same_subset_gives_the_same_bytes(work: jobs.Work, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        jobs.export(work, "raw", str(tmp_path / name), samples_per_shard=5)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_an_interrupted_export_goes_on(work: jobs.Work, tmp_path: Path) -> None:
+    jobs.export(work, "raw", str(tmp_path / "one"), samples_per_shard=5)
+    jobs.export(work, "raw", str(tmp_path / "two"), samples_per_shard=5)
+    (tmp_path / "two/00000001.tar").unlink()
+    (tmp_path / "two/_markers/00000001.json").unlink()
+    jobs.export(work, "raw", str(tmp_path / "two"), samples_per_shard=5)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_another_directory_is_refused_and_an_older_export_replaced(
+    work: jobs.Work, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds something else"):
+        jobs.export(work, "raw", str(other))
+    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=2)
+    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=12)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == ["00000000.tar"]
+
+
+def test_open_clips_own_reader_reads_the_shards(work: jobs.Work, tmp_path: Path) -> None:
+    from open_clip_train.data import get_dataset_size, get_wds_dataset
+
+    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=6)
+    shards = str(tmp_path / "out/{00000000..00000001}.tar")
+    assert get_dataset_size(shards) == (12, 2)
+
+    class Arguments:
+        train_data = val_data = shards
+        train_num_samples = val_num_samples = None
+        train_data_upsampling_factors = None
+        dataset_resampled = False
+        seed = workers = 0
+        batch_size, world_size, distributed = 4, 1, False
+
+    data = get_wds_dataset(Arguments(), lambda image: image.size[0], False, tokenizer=lambda t: [t])
+    texts = [text for _, batch in data.dataloader for text in batch]
+    assert sorted(texts) == sorted(f"picture {s * 100 + r}" for s in range(3) for r in range(4))
+
+
+def test_ustar_headers_hold_no_time_or_owner(work: jobs.Work, tmp_path: Path) -> None:
+    jobs.export(work, "raw", str(tmp_path / "out"))
+    with tarfile.open(tmp_path / "out/00000000.tar") as archive:
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in archive} == {(0, 0, 0, "")}
+
+
+def several_captions(tmp_path: Path) -> jobs.Work:
+    write_pool(tmp_path / "pool", shards=3, samples=4)
+    made = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    rows = [
+        f"{shard * 100 + row:032x},a <dog> | {shard}{row}" for shard in range(3) for row in range(4)
+    ]
+    (tmp_path / "c.csv").write_text("\n".join(["uid,text", *rows[:10]]))
+    jobs.import_captions(made, [str(tmp_path / "c.csv")], "blip2", "uid", "text")
+    (tmp_path / "r.yaml").write_text(
+        "{name: twice, about: x, clauses: [{source: blip2, weight: case when width < 50 "
+        "and position('2' in blip2_text) > 0 then 3 else 1 end}, {source: raw}]}"
+    )
+    jobs.mix(made, str(tmp_path / "r.yaml"))
+    return made
+
+
+def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    jobs.export(work, "twice", str(tmp_path / "out"), samples_per_shard=4)
+    pool = open_pool(str(tmp_path / "out"))
+    found = [s for shard in pool.shards for s in pool.read(shard) if isinstance(s, Sample)]
+    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    expected = [(f"{row['uid']}-{i}", row) for row in subset for i in range(row["weight"])]
+    assert sum(row["weight"] > 1 for row in subset) == 4
+    sizes = json.loads((tmp_path / "out/sizes.json").read_text())
+    assert set(sizes.values()) == {4}
+    assert [s.key for s in found] == [key for key, _ in expected]
+    for sample, (_, row) in zip(found, expected, strict=True):
+        number = int(row["uid"], 16)
+        assert (sample.image, sample.text) == (image_bytes(number), row["text"])
+        assert sample.metadata["caption_raw"] == f"picture {number}"
+        assert sample.metadata["caption"] == f"picture {number}"  # the original field
+        assert sample.metadata["caption_choice"] == row["source"]
+        if row["source"] == "blip2":
+            assert sample.metadata["caption_blip2"] == row["text"]
+    stats = json.loads((tmp_path / "out/00000000_stats.json").read_text())
+    assert stats == {"count": 4, "successes": 4}
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl", "csv"])
+def test_processes_and_interruptions_change_no_byte(tmp_path: Path, form: Form) -> None:
+    work = several_captions(tmp_path)
+    jobs.export(work, "twice", str(tmp_path / "one"), 3, form)
+    jobs.export(work, "twice", str(tmp_path / "two"), 3, form, workers=2)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    card = (tmp_path / "one/README.md").read_text()
+    assert "license: other" in card
+    assert "import" in card
+
+
+def test_the_parquet_form_opens_as_a_pool_would_see_it(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    jobs.export(work, "twice", str(tmp_path / "out"), 100, "parquet")
+    table = pq.read_table(tmp_path / "out/data/train-00000000.parquet", use_threads=False)
+    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    assert table["uid"].to_pylist() == [r["uid"] for r in subset for _ in range(r["weight"])]
+    first = table.slice(0, 1).to_pylist()[0]
+    assert first["image"]["bytes"] == image_bytes(int(first["uid"], 16))
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["image"] == {"_type": "Image"}
+    assert set(features) == set(table.column_names)
+
+
+def test_the_files_form_has_a_caption_beside_each_image(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    jobs.export(work, "twice", str(tmp_path / "out"), 5, "jsonl")
+    lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    for line in map(json.loads, lines):
+        image = tmp_path / "out" / line["file_name"]
+        assert image.read_bytes() == image_bytes(int(line["id"].split("-")[0], 16))
+        assert image.with_suffix(".txt").read_text() == line["text"]
+        assert line["conversations"][1]["value"] == line["text"]
+
+
+def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    jobs.export(work, "twice", str(tmp_path / "out"), form="csv")
+    with (tmp_path / "out/captions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    assert [(r["uid"], r["text"]) for r in rows] == [(r["uid"], r["text"]) for r in subset]
+
+
+def test_an_image_that_is_gone_is_a_failed_row(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    (tmp_path / "pool/00002.tar").write_bytes(tar_bytes(sample_members("000000000", 1)))
+    again = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    with pytest.raises(UserError, match="image_gone"):
+        jobs.export(again, "twice", str(tmp_path / "out"))
+    assert work.store.exists("subsets/twice.parquet")
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_resharding_equals_datacomps_resharder(weights: list[int]) -> None:
+    """Its rule, written again: `count` copies of each sample, keys uid-0 to uid-(count - 1)."""
+    folder = fresh_folder()
+    write_pool(folder / "pool", shards=3, samples=4)
+    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
+    uids = [f"{shard * 100 + row:032x}" for shard in range(3) for row in range(4)]
+    cases = " ".join(f"when '{u}' then {w}" for u, w in zip(uids, weights, strict=False))
+    recipe = (
+        f'{{name: r, about: x, clauses: [{{source: raw, weight: "case uid {cases} else 0 end"}}]}}'
+    )
+    (folder / "r.yaml").write_text(recipe)
+    wanted = {uid: weight for uid, weight in zip(uids, weights, strict=False) if weight}
+    if not wanted:
+        return
+    jobs.mix(work, str(folder / "r.yaml"))
+    jobs.export(work, "r", str(folder / "out"), samples_per_shard=5)
+    expected, found = [], []
+    for shard in range(3):
+        with tarfile.open(folder / f"pool/{shard:05d}.tar") as archive:
+            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        for key in dict.fromkeys(name.partition(".")[0] for name in members):
+            uid = json.loads(members[f"{key}.json"])["uid"]
+            for j in range(wanted.get(uid, 0)):
+                expected += [
+                    (f"{uid}-{j}.{end}", members[f"{key}.{end}"]) for end in ("jpg", "txt")
+                ]
+    for path in sorted((folder / "out").glob("*.tar")):
+        with tarfile.open(path) as archive:
+            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        found += [(name, data) for name, data in members.items() if not name.endswith("json")]
+    assert sorted(found) == sorted(expected)
