@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from capmix.errors import UserError
 
+BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
 TEMPORARY = re.compile(r"\.(\d+)\.tmp$")
 
@@ -89,7 +90,7 @@ class Store:
         temporary = f"{folder}/.{base}.{_owner(os.getpid())}"
         try:
             self.fs.makedirs(folder, exist_ok=True)
-            with self.fs.open(temporary, "wb") as stream:
+            with self._create(temporary) as stream:
                 yield stream
                 if self.is_local and sync:
                     stream.flush()
@@ -104,6 +105,12 @@ class Store:
             if isinstance(error, OSError):
                 raise UserError(f"cannot write {target}: {error.strerror or error}") from error
             raise
+
+    def _create(self, path: str) -> BinaryIO:
+        if self.is_local:  # fsspec's wrapper costs more than small writes do
+            return open(path, "wb", buffering=BUFFER)
+        made: BinaryIO = self.fs.open(path, "wb")
+        return made
 
     def sweep(self) -> None:
         """Remove what killed processes of this machine left half-written (local disks only)."""

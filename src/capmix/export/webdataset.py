@@ -22,9 +22,12 @@ def write_tar(stream: BinaryIO, samples: Iterable[Chosen]) -> int:
         text = chosen.row["text"].encode("utf-8")
         for copy in chosen.copies:
             key = f"{chosen.sample.uid}-{copy}"
-            _add(stream, f"{key}.{chosen.sample.suffix}", chosen.sample.image)
-            _add(stream, f"{key}.json", json_with(chosen, copy))
-            _add(stream, f"{key}.txt", text)
+            members = (
+                *_member(f"{key}.{chosen.sample.suffix}", chosen.sample.image),
+                *_member(f"{key}.json", json_with(chosen, copy)),
+                *_member(f"{key}.txt", text),
+            )
+            stream.write(b"".join(members))
             written += 1
     stream.write(END)
     return written
@@ -39,10 +42,8 @@ def json_with(chosen: Chosen, copy: int) -> bytes:
     return json.dumps(chosen.sample.metadata | {"uid": uid} | chosen.fields).encode()
 
 
-def _add(stream: BinaryIO, name: str, data: bytes) -> None:
-    stream.write(_header(name, len(data)))
-    stream.write(data)
-    stream.write(bytes(-len(data) % BLOCK))
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    return _header(name, len(data)), data, bytes(-len(data) % BLOCK)
 
 
 def _template() -> tuple[bytes, int]:

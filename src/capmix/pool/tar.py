@@ -6,7 +6,6 @@ webdataset and open_clip read it.
 """
 
 import json
-import posixpath
 import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
@@ -51,9 +50,9 @@ def read_tar(
     try:
         members = TarMembers(stream)
         for name, size in members:
-            directory, base = posixpath.split(name)
+            directory, slash, base = name.rpartition("/")
             stem, _, suffix = base.partition(".")
-            key = posixpath.join(directory, stem)
+            key = directory + slash + stem
             last_member = name
             if keys is not None and key not in keys:
                 continue

@@ -82,14 +82,17 @@ class _Plain:
             data, self._first = self._first[:size], self._first[size:]
             return data + self.read(size - len(data)) if len(data) < size else data
         data = self._stream.read(size)
-        while len(data) < size:
-            more = self._stream.read(size - len(data))
-            if not more:
-                break
+        return data if len(data) == size else self._read_on(data, size)
+
+    def _read_on(self, data: bytes, size: int) -> bytes:
+        """A stream may give less than it is asked for; only nothing at all is the end."""
+        while len(data) < size and (more := self._stream.read(size - len(data))):
             data += more
         return data
 
     def skip(self, size: int) -> None:
+        if not size:
+            return
         while size and self._first:
             size -= len(self.read(min(size, len(self._first))))
         if size > CHUNK and self._can_seek:
@@ -168,7 +171,9 @@ def _name(block: bytes) -> str:
 
 def _records(data: bytes) -> dict[str, str]:
     """PAX records: `length key=value`, length in bytes with itself and the line's end."""
-    found = {}
+    found: dict[str, str] = {}
+    if b"path=" not in data and b"size=" not in data:  # times, most often
+        return found
     while data and data[:1] != b"\0":
         length, blank, _ = data.partition(b" ")
         size = int(length) if length.isdigit() else 0
