@@ -35,6 +35,7 @@ from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
 from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED, Pool, open_pool
+from capmix.pool.index import FOLDER as SAMPLES
 from capmix.pool.index import index_stage
 from capmix.rows import STATUS_FIELDS
 from capmix.score.scorer import Scorer
@@ -107,20 +108,28 @@ class Work:
     def columns(self, scorer: str | None) -> dict[str, Column]:
         """What recipes can speak about; `scorer` is the one whose scores are called S_score."""
         scored = {name: self.scored(name) for name in self.store.folders("scores")}
-        if scorer is None and len(scored) > 1:
-            return columns_of(self.sources(), scored, None, self._annotations())
-        return columns_of(self.sources(), scored, self.scorer(scorer), self._annotations())
+        name = None if scorer is None and len(scored) > 1 else self.scorer(scorer)
+        folders = self.store.folders(ANNOTATIONS)
+        annotations = {one: self._fields(f"{ANNOTATIONS}/{one}") for one in folders}
+        of_pool = [field for field in self._fields(SAMPLES) if field != "text"]
+        return columns_of(self.sources(), scored, name, annotations, of_pool)
 
-    def _annotations(self) -> dict[str, list[str]]:
-        """The fields of every annotation that lies here."""
-        found = {}
-        for name in self.store.folders(ANNOTATIONS):
-            part = f"{ANNOTATIONS}/{name}/{self.pool.shards[0].name}.parquet"
-            if self.store.exists(part):
-                with self.store.open_table(part) as file:
-                    known = {field for field, _ in STATUS_FIELDS}
-                    found[name] = [one for one in file.schema_arrow.names if one not in known]
-        return found
+    def _fields(self, folder: str) -> list[str]:
+        """The columns of a folder of parts beside the status, as its first part has them."""
+        part = f"{folder}/{self.pool.shards[0].name}.parquet"
+        if not self.store.exists(part):
+            return []
+        known = {field for field, _ in STATUS_FIELDS}
+        with self.store.open_table(part) as file:
+            return [name for name in file.schema_arrow.names if name not in known]
+
+    def need_images(self, what: str) -> None:
+        """Raise UserError for a pool of metadata alone."""
+        if not self.pool.has_images:
+            raise UserError(
+                f"{what}: pool {self.pool.location} holds metadata without images. Download them "
+                "first (img2dataset), and open the tars as a pool of their own."
+            )
 
 
 def open_work(
@@ -155,6 +164,7 @@ def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = Fal
 def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings()) -> Counts:
     """Write the captions of `source`; see CaptionSettings for the models and how they are named."""
     check_source_name(source)
+    work.need_images("caption")
     if settings.language:
         check_language(settings.language)
     if settings.model == "mini":
@@ -205,6 +215,7 @@ def _image_captioner(settings: CaptionSettings, source: str) -> ImageCaptioner:
 
 def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Counts]:
     """Score the texts of each source against their images; see ScoreSettings."""
+    work.need_images("score")
     sources = settings.sources or work.sources()
     for source in sources:
         if source not in work.sources():
@@ -298,6 +309,8 @@ def export(
 
     With `workers` over 1 a script must guard its entry (`if __name__ == "__main__":`).
     """
+    if form != "csv":
+        work.need_images("export (csv needs none)")
     return export_subset(
         work.store,
         work.pool,

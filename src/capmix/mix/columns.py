@@ -8,6 +8,7 @@ S_text, S_score       the same for the source S: its first caption
 S_flags, S_finish, S_truncated  see caption/flags.py; the scorer did not read the text's end
 S_kJ_...              the J-th of several captions (from 0); S_best_...: the one that scores highest
 S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
+COLUMN                of a pool of metadata alone: any column of its own
 NAME_COLUMN           what `capmix annotate` or `capmix import columns` wrote as NAME
 """
 
@@ -62,13 +63,15 @@ def columns_of(
     scored: Mapping[str, Sequence[str]],
     scorer: str | None,
     annotations: Mapping[str, Sequence[str]],
+    of_pool: Sequence[str] = SAMPLE_FIELDS,
 ) -> dict[str, Column]:
     """Every column by its name.
 
+    `of_pool` are the fields of the index, with what a pool of metadata brought along.
     `scored` has the sources that each scorer has scored, `scorer` names the one that S_score means
     and BEST is chosen by, and `annotations` has the fields of each annotation.
     """
-    found = {name: Column(SAMPLES, name) for name in SAMPLE_FIELDS}
+    found = {name: Column(SAMPLES, name) for name in of_pool}
     for source in sources:
         for name, pick in source_names(source).items():
             judge = None
@@ -118,7 +121,7 @@ def read_samples(
     """uid, key and `columns` of those samples of a shard that are ok, in pool order.
 
     Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
-    a part does not, rows are found by uid. Of scores not even the uids are read where the markers
+    a part does not, rows are found by uid. NaN becomes null. Of scores not even the uids are read where the markers
     (`parts`) say that they belong to the texts, row by row.
     """
     whole = shard in parts.whole
@@ -145,8 +148,15 @@ def read_samples(
             for name, column in here.items():
                 if (column.pick, column.judge) == pick:
                     found[name] = aligned[column.field]
-    table = pa.table(found)
+    table = pa.table({name: _without_nan(column) for name, column in found.items()})
     return table if whole else table.filter(pc.equal(samples["status"], OK))
+
+
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Null for NaN, which SQL takes for the greatest number."""
+    if not pa.types.is_floating(column.type) or not pc.any(pc.is_nan(column)).as_py():
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def can_read_alone(column: Column) -> bool:

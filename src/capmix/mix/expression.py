@@ -110,11 +110,16 @@ def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
         found = _threshold(node, place)
         column = f"capmix_threshold_{len(thresholds)}_"
         thresholds[column] = found
-        text = column if name == "threshold" else f"({found.value})::FLOAT >= {column}"
-        return _parsed(text, place)
+        return _parsed(column if name == "threshold" else _top(found.value, column), place)
     if name == "in_list":
         return _parsed(LIST_COLUMN.format(_list_name(node, place)), place)
     return {key: _replaced(value, thresholds, place) for key, value in node.items()}
+
+
+def _top(value: str, threshold: str) -> str:
+    """NaN is the greatest number in SQL, but no score. Columns hold none (columns.read_samples)."""
+    least = f"({value})::FLOAT >= {threshold}"
+    return least if value.isidentifier() else f"{least} and not isnan(({value})::FLOAT)"
 
 
 def _threshold(node: Node, place: str) -> Threshold:

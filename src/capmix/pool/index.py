@@ -1,7 +1,8 @@
 """The first stage: what is in a pool. Writes `samples/<shard>.parquet`, without any pixels.
 
 Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
-in pixels as stored, `bytes`, `sha256` of the image.
+in pixels as stored, `bytes`, `sha256` of the image. For a pool of metadata alone, whatever it says
+of these, and its other columns (see parquet.read_metadata).
 """
 
 import hashlib
@@ -9,10 +10,12 @@ import io
 import warnings
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from capmix.engine.stage import PartWriter, Stage
 from capmix.images import IMAGE_FORMATS
+from capmix.pool.parquet import read_metadata
 from capmix.pool.pool import Pool
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.rows import FAILED, Row, table_of
@@ -31,6 +34,9 @@ def index_stage(pool: Pool) -> Stage:
     """The stage that lists a pool's samples."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
+        if not pool.has_images:
+            _index_metadata(pool, shard, out)
+            return
         rows = []
         for sample in pool.read(shard):
             out.count_in()
@@ -42,6 +48,21 @@ def index_stage(pool: Pool) -> Stage:
         out.write_table(table_of(rows, FIELDS))
 
     return Stage("index", FOLDER, {}, pool_inputs, run_shard)
+
+
+def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
+    try:
+        with pool.open_parquet(shard) as file:
+            table = read_metadata(file, shard.name)
+    except (OSError, pa.ArrowException) as error:
+        row = Row(None, "", FAILED, "unreadable_shard", f"{pool.files[shard.name][0]}: {error}")
+        table = table_of([row], FIELDS)
+    failed = pc.sum(pc.equal(table["status"], FAILED)).as_py() or 0
+    out.count_in(len(table))
+    out.count_ok(len(table) - failed)
+    for _ in range(failed):
+        out.count_failed("bad_uid" if len(table) > 1 else table["reason"][0].as_py())
+    out.write_table(table)
 
 
 def pool_inputs(shard: Shard) -> dict[str, str]:

@@ -1,16 +1,21 @@
-"""Open a pool wherever it lies: a directory of WebDataset tars, one tar, or a folder of images."""
+"""Open a pool wherever it lies: WebDataset tars, a folder of images, or parquet files."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from capmix.errors import UserError
 from capmix.pool.folder import is_image, read_files
+from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
 
@@ -18,6 +23,7 @@ EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
 READ_AHEAD = 1 << 20
 TAR_SUFFIXES = (".tar", ".tar.gz")
+PARQUET_SUFFIX = ".parquet"
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
 
@@ -33,12 +39,27 @@ class Pool:
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
 
+    @cached_property
+    def has_images(self) -> bool:
+        """False for parquet files of metadata alone. The first file tells."""
+        if not self._first_file.endswith(PARQUET_SUFFIX):
+            return True
+        with self.open_parquet(self.shards[0]) as file:
+            return ParquetForm.of(file.schema_arrow).image is not None
+
+    @property
+    def _first_file(self) -> str:
+        return self.files[self.shards[0].name][0]
+
     def read(
         self, shard: Shard, keys: Container[str] | None = None
     ) -> Iterator[Sample | BadSample]:
         """Stream one shard's samples, or those with `keys` alone; see read_tar and read_files for
         what bad input becomes."""
         files = self.files[shard.name]
+        if files[0].endswith(PARQUET_SUFFIX):
+            yield from self._read_parquet(shard, keys)
+            return
         if not files[0].endswith(TAR_SUFFIXES):
             wanted = files if keys is None else [file for file in files if file in keys]
             yield from read_files(self.fs, self.root, wanted, self.sidecars)
@@ -49,6 +70,23 @@ class Pool:
         except OSError as error:
             detail = f"{files[0]}: {error}. Check that the file is there and readable."
             yield BadSample("", "unreadable_shard", detail)
+
+    def _read_parquet(
+        self, shard: Shard, keys: Container[str] | None
+    ) -> Iterator[Sample | BadSample]:
+        try:
+            with self.open_parquet(shard) as file:
+                yield from read_parquet(file, shard.name, keys)
+        except (OSError, pa.ArrowException) as error:
+            detail = f"{self.files[shard.name][0]}: {error}. Check that the file is whole."
+            yield BadSample("", "unreadable_shard", detail)
+
+    @contextlib.contextmanager
+    def open_parquet(self, shard: Shard) -> Iterator[pq.ParquetFile]:
+        """The file of a shard of a parquet pool. Raises OSError or pa.ArrowException."""
+        path = f"{self.root}/{self.files[shard.name][0]}"
+        with self._open(path) as stream, pq.ParquetFile(stream) as file:
+            yield file
 
     def _open(self, path: str) -> BinaryIO:
         if "file" in self.fs.protocol:  # fsspec's wrapper costs more than small reads do
@@ -65,8 +103,8 @@ def embedded_folder() -> Path:
 def open_pool(location: str) -> Pool:
     """List the shards of a pool.
 
-    `location` is a directory or fsspec URL that holds tars (at any depth) or images, one .tar
-    file, or `embedded`. Raises UserError where there is neither a tar nor an image.
+    `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet
+    files, one such .tar or .parquet file, or `embedded`. Raises UserError where there is none.
     """
     path = str(embedded_folder() / "pool") if location == EMBEDDED else location
     fs, root = _file_system(path)
@@ -92,8 +130,12 @@ def open_pool(location: str) -> Pool:
         files = _folder_shards([name for name in visible if is_image(name)])
         sidecars = {name for name in visible if name.endswith((".txt", ".json"))}
     if not files:
+        tables = [name for name in visible if name.endswith(PARQUET_SUFFIX)]
+        files = {name.removesuffix(PARQUET_SUFFIX): [name] for name in tables}
+    if not files:
         raise UserError(
-            f"pool {location}: no .tar shard and no .jpg, .jpeg, .png or .webp image in it"
+            f"pool {location}: no .tar shard, no .jpg, .jpeg, .png or .webp image and no .parquet "
+            "file in it"
         )
     shards = [
         Shard(

@@ -1,0 +1,150 @@
+"""Read pools of parquet files: with images as Hugging Face datasets keeps them, or metadata alone.
+
+A file is a shard and a row a sample, keyed by its number. The image column is the first struct
+with a field `bytes`, or a binary column named as images are; the text is `text` or `caption`. A
+file without images (DataComp's metadata) can be mixed, to select before anything is downloaded.
+"""
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from capmix.pool.sample import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    SAFE_UID,
+    BadSample,
+    Sample,
+    uid_from_path,
+)
+from capmix.rows import FAILED, OK, STATUS_FIELDS
+
+TEXT_COLUMNS = ("text", "caption", "txt", "TEXT")
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+SIZES = {"width": ("width", "original_width"), "height": ("height", "original_height")}
+ROWS_AT_ONCE = 256  # with images, some tens of MB
+KEY_DIGITS = 9
+RESERVED = ("shard", "draw", "repeat_draw")  # what recipes have of their own
+MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+
+
+@dataclass(frozen=True)
+class ParquetForm:
+    """Which columns hold what; None where there is none."""
+
+    image: str | None
+    text: str | None
+    uid: str | None
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> "ParquetForm":
+        image = next((f.name for f in schema if _holds_images(f)), None)
+        text = next((name for name in TEXT_COLUMNS if name in schema.names), None)
+        return cls(image, text, "uid" if "uid" in schema.names else None)
+
+
+def _holds_images(field: pa.Field) -> bool:
+    kind = field.type
+    if pa.types.is_struct(kind):
+        return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
+    return _is_binary(kind) and field.name.lower() in IMAGE_COLUMNS
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def read_parquet(
+    file: pq.ParquetFile, shard: str, keys: Container[str] | None = None
+) -> Iterator[Sample | BadSample]:
+    """The samples of one file with images, or those with `keys` alone, in the order of its rows."""
+    form = ParquetForm.of(file.schema_arrow)
+    number = -1
+    seen: set[str] = set()
+    for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
+        for row in _rows(batch, number + 1, keys):
+            number = number + 1
+            key = f"{number:0{KEY_DIGITS}d}"
+            if row is not None:
+                yield _sample(row, form, key, shard, seen)
+
+
+def _rows(
+    batch: pa.RecordBatch, first: int, keys: Container[str] | None
+) -> Iterator[dict[str, Any] | None]:
+    """Rows one by one; None for those that are not wanted, which are not even made."""
+    for i in range(len(batch)):
+        wanted = keys is None or f"{first + i:0{KEY_DIGITS}d}" in keys
+        yield batch.slice(i, 1).to_pylist()[0] if wanted else None
+
+
+def _sample(
+    row: dict[str, Any], form: ParquetForm, key: str, shard: str, seen: set[str]
+) -> Sample | BadSample:
+    uid = row.get(form.uid) if form.uid else uid_from_path(f"{shard}/{key}")
+    if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
+        return BadSample(key, "bad_uid", f"uid {uid!r:.80}: expected letters, digits, '-' or '_'")
+    if uid in seen:
+        return BadSample(key, "duplicate_uid", f"uid {uid} stands in this file more than once")
+    seen.add(uid)
+    value = row.pop(form.image or "", None)
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not data:
+        return BadSample(key, "no_image", f"no bytes in column {form.image!r}")
+    if len(data) > MAX_IMAGE_BYTES:
+        return BadSample(key, "too_many_bytes", f"{len(data)} bytes; {MAX_IMAGE_BYTES} are read")
+    suffix = _suffix(data, value.get("path") if isinstance(value, dict) else None)
+    text = row.get(form.text) if form.text else None
+    known = {k: v for k, v in row.items() if isinstance(v, str | int | float | bool) or v is None}
+    return Sample(key, uid, data, suffix, text if isinstance(text, str) else None, known)
+
+
+def _suffix(data: bytes, path: str | None) -> str:
+    for magic, suffix in MAGIC.items():
+        if data.startswith(magic):
+            return suffix
+    ending = (path or "").rpartition(".")[2].lower()
+    return ending if ending in IMAGE_SUFFIXES else "jpg"
+
+
+def read_metadata(file: pq.ParquetFile, shard: str) -> pa.Table:
+    """The rows of a file without images, as the index keeps them: status columns, text, width and
+    height, sha256, and every other column of numbers, words or truth values under its own name."""
+    schema = file.schema_arrow
+    form = ParquetForm.of(schema)
+    plain = [f.name for f in schema if _is_plain(f.type)]
+    table = file.read(plain, use_threads=False)
+    count = len(table)
+    numbers = pc.cast(pa.array(range(count), pa.int64()), pa.string())
+    keys = pc.utf8_lpad(numbers, KEY_DIGITS, "0")
+    if form.uid is None:
+        uids = pa.array([uid_from_path(f"{shard}/{key}") for key in keys.to_pylist()])
+    else:
+        uids = table[form.uid].combine_chunks().cast(pa.string())
+    good = pc.fill_null(pc.match_substring_regex(uids, f"^(?:{SAFE_UID.pattern})$"), False)
+    nothing = pa.scalar(None, pa.string())
+    columns = {
+        "uid": pc.if_else(good, uids, nothing),
+        "key": keys,
+        "status": pc.if_else(good, OK, FAILED),
+        "reason": pc.if_else(good, nothing, "bad_uid"),
+        "detail": pc.if_else(good, nothing, pc.binary_join_element_wise("uid ", uids, "")),
+        "text": table[form.text].cast(pa.string()) if form.text else pa.nulls(count, pa.string()),
+        "bytes": pa.nulls(count, pa.int64()),
+        "sha256": table["sha256"] if "sha256" in plain else pa.nulls(count, pa.string()),
+    }
+    for side, names in SIZES.items():
+        name = next((one for one in names if one in plain), None)
+        columns[side] = table[name].cast(pa.int32()) if name else pa.nulls(count, pa.int32())
+    taken = {*columns, form.text, form.uid, *(name for name, _ in STATUS_FIELDS), *RESERVED}
+    others = {name: table[name] for name in plain if name not in taken and name.isidentifier()}
+    return pa.table(columns | others)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
+    return any(check(kind) for check in (*checks, pa.types.is_large_string))

@@ -1,0 +1,148 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from samples import image_bytes, write_pool
+
+from capmix import jobs
+from capmix.cli import main
+from capmix.errors import UserError
+from capmix.pool import BadSample, Sample, open_pool
+
+
+def write_dataset(folder: Path, rows: int = 6) -> Path:
+    """As Hugging Face datasets writes images: a struct of bytes and path."""
+    (folder / "data").mkdir(parents=True)
+    for part in range(2):
+        numbers = range(part * rows, (part + 1) * rows)
+        table = pa.table(
+            {
+                "image": [{"bytes": image_bytes(n), "path": f"{n}.jpg"} for n in numbers],
+                "caption": [f"picture {n}" for n in numbers],
+                "label": list(numbers),
+            }
+        )
+        pq.write_table(table, folder / f"data/train-{part:05d}.parquet", row_group_size=4)
+    return folder
+
+
+def test_a_dataset_with_images_is_a_pool(tmp_path: Path) -> None:
+    pool = open_pool(str(write_dataset(tmp_path / "d")))
+    assert [shard.name for shard in pool.shards] == ["data/train-00000", "data/train-00001"]
+    found = [s for shard in pool.shards for s in pool.read(shard)]
+    for number, sample in enumerate(found):
+        assert isinstance(sample, Sample)
+        assert (sample.image, sample.suffix) == (image_bytes(number), "jpg")
+        assert (sample.text, sample.metadata["label"]) == (f"picture {number}", number)
+    assert len({s.uid for s in found if isinstance(s, Sample)}) == 12
+    few = list(pool.read(pool.shards[1], {"000000003", "000000005"}))
+    assert few == [found[9], found[11]]
+
+
+def test_faulty_rows_are_named_and_neighbours_stay(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "image": pa.array([b"x", image_bytes(1), None, image_bytes(2)], pa.binary()),
+            "uid": ["../x", "a", "b", "a"],
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    (tmp_path / "q.parquet").write_bytes(b"PAR1 broken")
+    pool = open_pool(str(tmp_path))
+    found = [s for shard in pool.shards for s in pool.read(shard)]
+    reasons = [s.reason if isinstance(s, BadSample) else "ok" for s in found]
+    assert reasons == ["bad_uid", "ok", "no_image", "duplicate_uid", "unreadable_shard"]
+
+
+def test_the_whole_loop_takes_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        "caption d --work w --source mini",
+        "score d --work w --sources raw,mini",
+        "mix d --work w --recipe raw-top+synthetic",
+        "export d --work w --subset raw-top30+mini --out out --workers 1",
+    ):
+        assert main(command.split()) == 0
+    exported = open_pool("out")
+    found = [s for shard in exported.shards for s in exported.read(shard)]
+    assert len(found) == 12
+    digests = {hashlib.sha256(s.image).hexdigest() for s in found if isinstance(s, Sample)}
+    assert digests == {hashlib.sha256(image_bytes(n)).hexdigest() for n in range(12)}
+
+
+def write_metadata(folder: Path, rows: int = 200) -> tuple[list[str], np.ndarray]:
+    """DataComp's metadata files, without the columns that do not matter here."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    uids = [draw.bytes(16).hex() for _ in range(2 * rows)]
+    scores = (draw.integers(0, 40, 2 * rows) / 100).astype(np.float32)
+    scores[::17] = np.nan
+    for part in range(2):
+        here = slice(part * rows, (part + 1) * rows)
+        table = pa.table(
+            {
+                "uid": uids[here],
+                "url": ["http://127.0.0.1/x.jpg"] * rows,
+                "text": [f"text {i}" for i in range(rows)],
+                "original_width": [640] * rows,
+                "original_height": [480] * rows,
+                "clip_l14_similarity_score": scores[here],
+                "face_bboxes": [[[0.1, 0.1, 0.2, 0.2]]] * rows,
+                "sha256": [hashlib.sha256(str(i % 7).encode()).hexdigest() for i in range(rows)],
+            }
+        )
+        pq.write_table(table, folder / f"{part}.parquet")
+    return uids, scores
+
+
+def pairs(uids: list[str]) -> np.ndarray:
+    return np.sort(np.array([(int(u[:16], 16), int(u[16:], 16)) for u in uids], "u8,u8"))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.9])
+def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fraction: float) -> None:
+    """apply_filter.py: the (n + 1)-th largest, n = int(len * fraction); then score >= it."""
+    uids, scores = write_metadata(tmp_path / "metadata")
+    threshold = -np.sort(-scores)[int(len(scores) * fraction)]
+    expected = pairs([u for u, s in zip(uids, scores, strict=True) if s >= threshold])
+    work = jobs.open_work(str(tmp_path / "metadata"), str(tmp_path / "w"))
+    parameters = {"score": "clip_l14_similarity_score", "fraction": fraction}
+    settings = jobs.MixSettings(npy=True)
+    assert np.isnan(scores).any()
+    jobs.mix(work, "datacomp-clip-score", parameters, settings=settings, output="top")
+    found = np.load(tmp_path / "w/subsets/top.npy", allow_pickle=False)
+    if not np.isnan(threshold):
+        assert (found == expected).all()
+    level = {"score": "clip_l14_similarity_score", "threshold": 0.29}
+    jobs.mix(work, "datacomp-clip-score-threshold", level, settings=settings, output="level")
+    found = np.load(tmp_path / "w/subsets/level.npy", allow_pickle=False)
+    wanted = [u for u, s in zip(uids, scores, strict=True) if s >= np.float32(0.29)]
+    assert (found == pairs(wanted)).all()
+    everything = jobs.mix(work, "datacomp-no-filter", settings=settings)
+    assert everything.kept == 400
+    assert jobs.mix(work, "distinct-images").kept == 7
+
+
+def test_metadata_alone_cannot_be_captioned(tmp_path: Path) -> None:
+    write_metadata(tmp_path / "metadata")
+    work = jobs.open_work(str(tmp_path / "metadata"), str(tmp_path / "w"))
+    with pytest.raises(UserError, match="holds metadata without images"):
+        jobs.caption(work, "mini")
+    jobs.mix(work, "raw")
+    jobs.export(work, "raw", str(tmp_path / "out"), form="csv")
+    with pytest.raises(UserError, match="holds metadata without images"):
+        jobs.export(work, "raw", str(tmp_path / "out2"))
+
+
+def test_tars_come_before_tables(tmp_path: Path) -> None:
+    """DataComp's shards have a parquet file beside each tar."""
+    write_pool(tmp_path / "p", shards=1, samples=2)
+    pq.write_table(pa.table({"uid": ["x"]}), tmp_path / "p/00000.parquet")
+    assert (
+        len(list(open_pool(str(tmp_path / "p")).read(open_pool(str(tmp_path / "p")).shards[0])))
+        == 2
+    )
