@@ -128,6 +128,29 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--scorer", help="whose scores (default: the only one there is)")
     measure.set_defaults(run=_measure)
 
+    annotate = _on_pool(commands, "annotate", "columns for recipes, from saved embeddings")
+    annotate.add_argument(
+        "--method",
+        required=True,
+        choices=["clusters", "semdedup", "normsim", "cliploss"],
+        help="k-means and a reference set's clusters; near duplicates within clusters; closeness "
+        "to a reference set; negCLIPLoss",
+    )
+    annotate.add_argument("--name", help="what recipes call it (default: the method)")
+    annotate.add_argument("--embeddings", help="below embeddings/ (default: the only ones)")
+    annotate.add_argument("--reference", help=".npy of vectors, or a work directory with such")
+    annotate.add_argument("--clusters", type=_positive, help="default: one for 256 samples")
+    annotate.add_argument("--of", default="clusters", help="semdedup: a clusters annotation")
+    annotate.add_argument("--epsilon", type=float, default=0.05, help="semdedup: 1 - similarity")
+    annotate.add_argument("--norm", choices=["inf", "2"], default="inf", help="normsim")
+    annotate.add_argument("--source", default="raw", help="cliploss: whose texts")
+    annotate.add_argument("--model", default="mini", help="cliploss: the scorer, as in score")
+    annotate.add_argument("--temperature", type=float, default=0.01, help="cliploss")
+    annotate.add_argument("--batch", type=_positive, default=32_768, help="cliploss")
+    annotate.add_argument("--rounds", type=_positive, default=10, help="cliploss")
+    annotate.add_argument("--seed", type=int, default=0)
+    annotate.set_defaults(run=_annotate)
+
     mix = _on_pool(commands, "mix", "apply a recipe and write the subset that it selects")
     mix.add_argument("--recipe", required=True, help="a shipped recipe's name or a .yaml file")
     mix.add_argument("--fraction", help="over 0 and at most 1; several, with commas: a sweep")
@@ -307,6 +330,20 @@ def _measure(options: argparse.Namespace) -> None:
         print(source)
         for name, value in measures.items():
             print(f"  {name}: {value}")
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    from capmix import jobs
+    from capmix.annotate.annotate import AnnotateSettings
+    from capmix.score.settings import ScoreSettings
+
+    names = [field.name for field in fields(AnnotateSettings)]
+    settings = AnnotateSettings(**{name: getattr(options, name) for name in names})
+    scoring = ScoreSettings(model=options.model)
+    work = _work(options)
+    jobs.annotate(work, options.method, options.name, settings, scoring, options.embeddings)
 
 
 def _mix(options: argparse.Namespace) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from capmix import import_columns
+from capmix.annotate.annotate import AnnotateSettings, Method
+from capmix.annotate.annotate import annotate as annotate_samples
 from capmix.caption.captioner import ImageCaptioner
 from capmix.caption.flags import check_language
 from capmix.caption.image_stage import image_caption_stage
@@ -295,6 +297,33 @@ def mix(
     if changes and output is None:
         raise UserError(f"recipe {loaded.name} with changes: name what comes of it with --out")
     return mix_subset(work.store, work.pool, loaded, work.columns(scorer), settings, output)
+
+
+def annotate(
+    work: Work,
+    method: Method,
+    name: str | None = None,
+    settings: AnnotateSettings = AnnotateSettings(),
+    scoring: ScoreSettings = ScoreSettings(),
+    embeddings: str | None = None,
+) -> Counts:
+    """Columns for recipes, computed from saved embeddings; see AnnotateSettings.
+
+    `embeddings` names those below embeddings/ (default: the only ones); `scoring` the model that
+    cliploss encodes texts with, which must be the one that made them.
+    """
+    have = work.store.folders("embeddings")
+    chosen = embeddings or (have[0] if len(have) == 1 else "")
+    if chosen not in have:
+        raise UserError(
+            f"--embeddings {chosen}: expected one of {', '.join(have) or 'none'} in "
+            f"{work.store.root}/embeddings. `capmix score --save-embeddings` writes them."
+        )
+    called = name or method
+    check_source_name(called)
+    return annotate_samples(
+        work.store, work.pool, method, called, chosen, settings, lambda: _scorer(work, scoring)
+    )
 
 
 def export(

@@ -121,8 +121,8 @@ def read_samples(
     """uid, key and `columns` of those samples of a shard that are ok, in pool order.
 
     Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
-    a part does not, rows are found by uid. NaN becomes null. Of scores not even the uids are read where the markers
-    (`parts`) say that they belong to the texts, row by row.
+    a part does not, rows are found by uid. Of scores not even the uids are read where the markers
+    (`parts`) say that they belong to the texts, row by row. NaN becomes null.
     """
     whole = shard in parts.whole
     fields = {column.field for column in columns.values() if column.folder == SAMPLES}

@@ -1,0 +1,161 @@
+"""Annotations: columns about samples that are computed from embeddings, for recipes to use.
+
+Written to `columns/<name>/<shard>.parquet`; recipes call them NAME_COLUMN.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.annotate.cliploss import BATCH, ROUNDS, TEMPERATURE, negative_clip_loss
+from capmix.annotate.clusters import cluster
+from capmix.annotate.normsim import norm_similarity
+from capmix.annotate.semdedup import near_duplicates
+from capmix.annotate.vectors import (
+    ANNOTATIONS,
+    Columns,
+    Vectors,
+    image_vectors,
+    read_reference,
+    write_columns,
+)
+from capmix.embed import embeddings_folder
+from capmix.errors import UserError
+from capmix.mix.uids import scratch_folder
+from capmix.pool import Pool
+from capmix.rows import OK
+from capmix.score.scorer import Scorer
+from capmix.score.stage import texts_folder
+from capmix.store import Counts, Store
+
+Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
+METHODS: tuple[Method, ...] = ("clusters", "semdedup", "normsim", "cliploss")
+
+
+@dataclass(frozen=True)
+class AnnotateSettings:
+    """`reference` (clusters, normsim): a .npy file of vectors, or a work directory with embeddings.
+    `clusters` (clusters): how many; `of` (semdedup): the name of a clusters annotation, `epsilon`:
+    what is closer than 1 - epsilon repeats; `norm` (normsim): inf or 2; `source`, `temperature`,
+    `batch`, `rounds` (cliploss): see cliploss.py."""
+
+    reference: str | None = None
+    clusters: int | None = None
+    of: str = "clusters"
+    epsilon: float = 0.05
+    norm: Literal["inf", "2"] = "inf"
+    source: str = "raw"
+    temperature: float = TEMPERATURE
+    batch: int = BATCH
+    rounds: int = ROUNDS
+    seed: int = 0
+
+
+def annotate(
+    store: Store,
+    pool: Pool,
+    method: Method,
+    name: str,
+    embeddings: str,
+    settings: AnnotateSettings,
+    scorer: Callable[[], Scorer],
+) -> Counts:
+    """Write the columns of `method` as the annotation `name`, from `embeddings/<embeddings>`.
+
+    `scorer` gives the model that cliploss needs for the texts. Raises UserError where embeddings, a
+    reference or a clusters annotation is missing.
+    """
+    with scratch_folder() as scratch:
+        vectors = image_vectors(store, pool.shards, embeddings, scratch)
+        if method == "cliploss":
+            columns = _cliploss(store, vectors, scorer(), settings, scratch)
+        elif method == "clusters":
+            reference = _reference(settings, embeddings, vectors) if settings.reference else None
+            columns = cluster(vectors, settings.clusters, reference, settings.seed)
+        elif method == "normsim":
+            reference = _reference(settings, embeddings, vectors)
+            columns = norm_similarity(vectors, reference, settings.norm)
+        else:
+            numbers, similarity = _clusters_of(store, vectors, settings.of)
+            columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
+        config = {"method": method, "embeddings": embeddings, **asdict(settings)}
+        folder = embeddings_folder(embeddings)
+        counts = write_columns(store, vectors, name, columns, folder, config)
+    named = ", ".join(f"{name}_{column}" for column in columns)
+    print(f"annotate {name}: {counts.ok:,} samples have {named}", file=sys.stderr)
+    return counts
+
+
+def _reference(settings: AnnotateSettings, name: str, vectors: Vectors) -> np.ndarray:
+    if settings.reference is None:
+        raise UserError("annotate: expected --reference, a .npy file or a work directory")
+    return read_reference(settings.reference, name, vectors.array.shape[1])
+
+
+def _clusters_of(store: Store, vectors: Vectors, name: str) -> tuple[np.ndarray, np.ndarray]:
+    numbers, similarity = [], []
+    for shard in vectors.shards:
+        part = f"{ANNOTATIONS}/{name}/{shard.name}"
+        if store.read_marker(part) is None:
+            raise UserError(
+                f"no annotation {name!r}: run `capmix annotate --method clusters` first"
+            )
+        table = store.read_table(f"{part}.parquet", ["status", "cluster", "similarity"])
+        table = table.filter(pc.equal(table["status"], OK))
+        numbers.append(table["cluster"].to_numpy())
+        similarity.append(table["similarity"].to_numpy())
+    found = np.concatenate(numbers), np.concatenate(similarity)
+    if len(found[0]) != len(vectors):
+        raise UserError(f"annotation {name!r} is of other embeddings: run it again")
+    return found
+
+
+def _cliploss(
+    store: Store, vectors: Vectors, scorer: Scorer, settings: AnnotateSettings, scratch: str
+) -> Columns:
+    """Column `value`; null where a sample has no text."""
+    texts = texts_folder(settings.source)
+    with_text: list[np.ndarray] = []
+    files = {kind: (Path(scratch) / f"{kind}.bin").open("wb") for kind in ("pictures", "words")}
+    width, start = 0, 0
+    for shard, rows in zip(vectors.shards, vectors.rows, strict=True):
+        known = _first_texts(store, f"{texts}/{shard.name}")
+        seen = [row for row in rows if row.status == OK]
+        here = [i for i, row in enumerate(seen) if (known.get(row.uid or "") or "").strip()]
+        if here:
+            images = scorer.project_images(vectors.array[start : start + len(seen)][here])
+            words = scorer.encode_texts([known[seen[i].uid or ""] for i in here])
+            width = words.shape[1]
+            files["pictures"].write(images.astype(np.float16).tobytes())
+            files["words"].write(words.astype(np.float16).tobytes())
+        with_text.append(np.array(here, np.int64) + start)
+        start += len(seen)
+    for file in files.values():
+        file.close()
+    numbers = np.concatenate(with_text)
+    if not len(numbers):
+        raise UserError(f"no sample has a text of source {settings.source!r}")
+    pictures, written = (
+        Vectors(np.memmap(file.name, np.float16, "r").reshape(-1, width), [], [])
+        for file in files.values()
+    )
+    values = np.full(len(vectors), np.nan, np.float32)
+    values[numbers] = negative_clip_loss(
+        pictures, written, settings.temperature, settings.batch, settings.rounds, settings.seed
+    )
+    return {"value": (values, pa.float32())}
+
+
+def _first_texts(store: Store, part: str) -> dict[str, str]:
+    columns = store.read_table(f"{part}.parquet").select(["uid", "text"]).to_pydict()
+    found: dict[str, str] = {}
+    for uid, text in zip(columns["uid"], columns["text"], strict=True):
+        if uid is not None and text is not None:
+            found.setdefault(uid, text)
+    return found

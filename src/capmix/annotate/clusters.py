@@ -1,0 +1,78 @@
+"""k-means over image embeddings, and the clusters that are nearest to a reference set.
+
+DataComp's image-based filtering (arXiv 2304.14108, section 3; baselines/image_based_clustering.py
+and apply_filter.py): unit vectors are clustered by dot product; a sample is near the reference if
+its nearest centroid is the nearest one to some reference image.
+"""
+
+import sys
+
+import numpy as np
+import pyarrow as pa
+
+from capmix.annotate.vectors import Columns, Vectors
+from capmix.errors import UserError
+
+POINTS_PER_CENTROID = 256  # faiss trains with no more
+MAX_TRAINING_VECTORS = 4_000_000
+MOST_CLUSTERS = 100_000  # DataComp's number
+ITERATIONS = 20
+
+
+def cluster(
+    vectors: Vectors, clusters: int | None, reference: np.ndarray | None, seed: int
+) -> Columns:
+    """Columns `cluster` (number), `similarity` (to its centroid) and, with a reference,
+    `near_reference`. By default there is a cluster for 256 samples, at most 100,000."""
+    wanted = clusters or max(1, min(MOST_CLUSTERS, len(vectors) // POINTS_PER_CENTROID))
+    centroids = _centroids(vectors, wanted, seed)
+    found = [_nearest(batch, centroids) for batch in vectors.batches()]
+    numbers = np.concatenate([number for number, _ in found])
+    columns: Columns = {
+        "cluster": (numbers, pa.int32()),
+        "similarity": (np.concatenate([one for _, one in found]), pa.float32()),
+    }
+    if reference is not None:
+        near = np.unique(_nearest(reference, centroids)[0])
+        columns["near_reference"] = (np.isin(numbers, near), pa.bool_())
+        print(f"{len(near):,} of {wanted:,} clusters are near the reference", file=sys.stderr)
+    return columns
+
+
+def _centroids(vectors: Vectors, clusters: int, seed: int) -> np.ndarray:
+    """float32 (clusters, D), unit vectors; on a GPU where faiss has one."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("annotate clusters: pip install 'capmix[clusters]'") from error
+    if clusters > len(vectors):
+        raise UserError(f"--clusters {clusters}: there are {len(vectors)} images")
+    most = min(len(vectors), POINTS_PER_CENTROID * clusters, MAX_TRAINING_VECTORS)
+    chosen = np.random.default_rng(seed).choice(len(vectors), most, replace=False)
+    training = vectors.take(np.sort(chosen))
+    kmeans = faiss.Kmeans(
+        training.shape[1],
+        clusters,
+        niter=ITERATIONS,
+        seed=seed,
+        spherical=True,
+        gpu=getattr(faiss, "get_num_gpus", lambda: 0)() > 0,
+        max_points_per_centroid=POINTS_PER_CENTROID,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(training)
+    assert kmeans.centroids is not None
+    return np.asarray(kmeans.centroids)
+
+
+def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the centroid with the largest dot product, and that product."""
+    best = np.full(len(vectors), -np.inf, np.float32)
+    numbers = np.zeros(len(vectors), np.int32)
+    for start in range(0, len(centroids), 8_192):
+        products = vectors @ centroids[start : start + 8_192].T
+        here = products.argmax(axis=1)
+        value = products[np.arange(len(vectors)), here]
+        better = value > best
+        best[better], numbers[better] = value[better], here[better] + start
+    return numbers, best

@@ -1,0 +1,43 @@
+"""Near duplicates within clusters: SemDeDup (arXiv 2303.09540, section 3).
+
+The samples of a cluster are looked at from the least to the most similar to its centroid; one that
+is closer than 1 - epsilon to an earlier one repeats it. The first of each group stays.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from capmix.annotate.vectors import Columns, Vectors
+
+BLOCK = 4_096
+
+
+def near_duplicates(
+    vectors: Vectors, clusters: np.ndarray, similarity: np.ndarray, epsilon: float
+) -> Columns:
+    """Columns `repeats` (a near duplicate stays in its place) and `closest`, the largest similarity
+    to a sample before it. `clusters` and `similarity` (N,) are of annotate clusters."""
+    closest = np.full(len(vectors), -1.0, np.float32)
+    order = np.lexsort((np.arange(len(vectors)), similarity, clusters))
+    ends = np.flatnonzero(np.diff(clusters[order])) + 1
+    for members in np.split(order, ends):
+        closest[members] = _closest_before(vectors, members)
+    return {
+        "repeats": (closest > 1 - epsilon, pa.bool_()),
+        "closest": (closest, pa.float32()),
+    }
+
+
+def _closest_before(vectors: Vectors, members: np.ndarray) -> np.ndarray:
+    """The largest dot product with an earlier member; -1 for the first."""
+    found = np.full(len(members), -1.0, np.float32)
+    for start in range(0, len(members), BLOCK):
+        rows = vectors.take(members[start : start + BLOCK])
+        for other in range(0, start + 1, BLOCK):
+            columns = rows if other == start else vectors.take(members[other : other + BLOCK])
+            products = rows @ columns.T
+            if other == start:
+                products[np.triu_indices(len(rows))] = -1.0
+            here = slice(start, start + len(rows))
+            found[here] = np.maximum(found[here], products.max(axis=1))
+    return found

@@ -1,0 +1,144 @@
+"""All image embeddings of a pool as one array of unit vectors, read as they are needed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from capmix.embed import embeddings_folder
+from capmix.engine.stage import PartWriter
+from capmix.errors import UserError
+from capmix.pool import Shard
+from capmix.rows import OK, Row, rows_of, table_of
+from capmix.store import Counts, Marker, Store
+
+ANNOTATIONS = "columns"
+Columns = dict[str, tuple[np.ndarray, Any]]  # values (N,) and their Arrow type, by name
+
+
+@dataclass
+class Vectors:
+    """Unit vectors, float32 (N, D), of the samples of a pool that were embedded, in pool order."""
+
+    array: np.ndarray
+    rows: list[list[Row]]
+    shards: list[Shard]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batches(self, size: int = 16_384) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """float32 (n, D) of these samples."""
+        return unit(np.asarray(self.array[numbers], np.float32))
+
+    def by_shard(self, values: np.ndarray) -> Iterator[tuple[Shard, list[Row], np.ndarray]]:
+        """Each shard with its rows and those of `values` (N,) that belong to its ok rows."""
+        start = 0
+        for shard, rows in zip(self.shards, self.rows, strict=True):
+            count = sum(row.status == OK for row in rows)
+            yield shard, rows, values[start : start + count]
+            start += count
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors with length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+    return found
+
+
+def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str) -> Vectors:
+    """The embeddings `embeddings/<name>/image`. Raises UserError where a shard has none.
+
+    They are put one behind the other into a file in `scratch`, which is then read by the system as
+    it is needed.
+    """
+    folder = embeddings_folder(name)
+    rows: list[list[Row]] = []
+    path = Path(scratch) / "image.bin"
+    width = 0
+    with path.open("wb") as stream:
+        for shard in shards:
+            if store.read_marker(f"{folder}/{shard.name}") is None:
+                raise UserError(
+                    f"{store.path(folder)}: no embeddings of shard {shard.name}. Run "
+                    "`capmix score --save-embeddings` first."
+                )
+            array = store.read_array(f"{folder}/{shard.name}.npy")
+            rows.append(rows_of(store.read_table(f"{folder}/{shard.name}.parquet")))
+            width = array.shape[1]
+            stream.write(np.ascontiguousarray(array, np.float16).tobytes())
+    return Vectors(_mapped(path, width), rows, list(shards))
+
+
+def _mapped(path: Path, width: int) -> np.ndarray:
+    if not path.stat().st_size:
+        raise UserError("no image of this pool was embedded")
+    return np.memmap(path, np.float16, "r").reshape(-1, width)
+
+
+def read_reference(path: str, name: str, width: int) -> np.ndarray:
+    """Unit vectors, float32 (M, D), of a reference set.
+
+    `path` is a .npy file (M, D), or a work directory that holds embeddings of the same `name`.
+    Raises UserError where it is neither, or of another width than the pool's.
+    """
+    try:
+        if path.endswith(".npy"):
+            found = np.load(path, allow_pickle=False)
+        else:
+            store = Store(path)
+            parts = store.parts(embeddings_folder(name))
+            found = np.concatenate([store.read_array(f"{part}.npy") for part in parts])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"reference {path}: {error}. Expected a .npy file of vectors or a work directory with "
+            f"embeddings of {name}."
+        ) from error
+    if found.ndim != 2 or found.shape[1] != width:
+        raise UserError(f"reference {path}: vectors {found.shape}, the pool's have {width} numbers")
+    return unit(found.astype(np.float32))
+
+
+def write_columns(
+    store: Store,
+    vectors: Vectors,
+    name: str,
+    columns: Columns,
+    inputs: str,
+    config: dict[str, object],
+) -> Counts:
+    """Write `columns/<name>/<shard>.parquet`: a value (N,) and a type for each column.
+
+    `inputs` is the folder that the values were computed from; all of its parts bear on each.
+    """
+    digests = {f"{inputs}/{shard.name}": "" for shard in vectors.shards}
+    digests = {part: store.fingerprint(part) for part in digests}
+    total = Counts()
+    split = [vectors.by_shard(values) for values, _ in columns.values()]
+    fields = list(zip(columns, (kind for _, kind in columns.values()), strict=True))
+    for pieces in zip(*split, strict=True):
+        shard, rows, _ = pieces[0]
+        out = PartWriter(store, f"{ANNOTATIONS}/{name}/{shard.name}", lambda _: None)
+        values = iter(zip(*(piece[2].tolist() for piece in pieces), strict=True))
+        filled = [
+            Row(row.uid, row.key, values=next(values)) if row.status == OK else row for row in rows
+        ]
+        out.count_in(len(rows))
+        for row in filled:
+            if row.status == OK:
+                out.count_ok()
+            else:
+                out.count_failed(row.reason or "")
+        out.write_table(table_of(filled, fields))
+        part = f"{inputs}/{shard.name}"
+        marker = Marker({part: digests[part]}, config, out.rows_in, out.counts)
+        store.write_marker(out.part, marker)
+        total.add(out.counts)
+    return total
