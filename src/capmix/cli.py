@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     mix.add_argument("--list", action=_ListRecipes, help="list the recipes that come with capmix")
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
-    mix.add_argument("--npy", action="store_true", help="write DataComp's .npy of uids beside it")
+    mix.add_argument("--npy", action="store_true", help="DataComp's .npy of uids also for captions")
     mix.add_argument("--seed", type=int, default=0)
     mix.add_argument("--workers", type=_positive, help="threads (default: one a core)")
     mix.add_argument("--explain", action="store_true", help="print the SQL")

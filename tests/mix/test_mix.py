@@ -303,3 +303,14 @@ def test_a_recipe_that_does_not_fit_names_clause_and_columns(recipe: Recipe, mes
         work(made([(0.1, 0.2)] * 3)).mix(recipe)
     assert "mine" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_uids_of_another_form_have_no_npy_unless_it_is_asked_for() -> None:
+    here = work([Made("short"), Made("b" * 32)])
+    here.mix(mine())
+    assert not here.store.exists("subsets/out.npy")
+    with pytest.raises(UserError, match="uid 'short': expected 32 hex digits"):
+        here.mix(mine(), npy=True)
+    here = work([Made("c" * 32)])
+    here.mix(mine())
+    assert here.store.exists("subsets/out.npy")

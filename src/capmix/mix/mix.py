@@ -74,7 +74,8 @@ class Summary:
 @dataclass(frozen=True)
 class MixSettings:
     """How a recipe is applied: `seed` of every chance, `lists` of uids by name (files), whether
-    DataComp's .npy is written too, and the threads to use (default: one a core)."""
+    DataComp's .npy is written too (it always is where all texts are raw and all uids of its form),
+    and the threads to use (default: one a core)."""
 
     seed: int = 0
     lists: Mapping[str, str] = field(default_factory=dict)
@@ -93,8 +94,8 @@ def mix(
     """Write `subsets/<output>.parquet` (default: the recipe's name) unless it is up to date.
 
     Columns: uid, shard, key, source, k, text, score, weight (how often the row counts). Rows lie in
-    pool order. `columns` are what the recipe may use (columns.columns_of). With `settings.npy` the
-    uids go to a .npy file beside it, sorted, each as often as it counts. Raises UserError for a
+    pool order. `columns` are what the recipe may use (columns.columns_of). A .npy file beside it
+    (see MixSettings) has the uids, sorted, each as often as it counts. Raises UserError for a
     recipe that does not fit the columns or keeps nothing, and for parts that are missing or stale.
     """
     name = f"{FOLDER}/{output or recipe.name}"
@@ -131,7 +132,9 @@ def _write(run: Run, name: str, npy: bool) -> tuple[Summary, int]:
         tally = Tally(len(run.plan.steps))
         values = find_thresholds(run)
         repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
-        sorter = PairSorter(scratch) if npy else None
+        clauses = run.plan.recipe.clauses
+        all_raw = all(clause.source == "raw" for clause in clauses)
+        sorter = PairSorter(scratch) if npy or all_raw else None
         batches = kept_rows(run, values, tally, repeated)
         if run.plan.recipe.shuffle:
             batches = iter([shuffled(run, pa.concat_tables(batches))])
@@ -139,14 +142,26 @@ def _write(run: Run, name: str, npy: bool) -> tuple[Summary, int]:
             for table in batches:
                 if len(table):
                     writer.write_table(table)
-                if sorter is not None:
-                    pairs = pairs_of(one_array(table["uid"]))
-                    sorter.add(np.repeat(pairs, table["weight"].to_numpy()))
+                if sorter is not None and not _add_pairs(sorter, table, must=npy):
+                    sorter = None
         summary = _summary(run.plan, tally, values)
         if sorter is not None:
             with run.store.writing(f"{name}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
     return summary, tally.samples_kept
+
+
+def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
+    """False where uids are not of DataComp's form and need not be."""
+    try:
+        pairs = pairs_of(one_array(table["uid"]))
+    except UserError:
+        if must:
+            raise
+        sorter.close()
+        return False
+    sorter.add(np.repeat(pairs, table["weight"].to_numpy()))
+    return True
 
 
 def _summary(plan: Plan, tally: Tally, values: Mapping[Threshold, float]) -> Summary:
