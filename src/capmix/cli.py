@@ -189,9 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--samples-per-shard", type=_positive, default=10_000)
     export.add_argument(
         "--format",
-        choices=["webdataset", "parquet", "jsonl", "csv"],
+        choices=["webdataset", "datacomp", "parquet", "jsonl", "csv"],
         default="webdataset",
-        help="tars (default); parquet with images, for Hugging Face datasets; image files with "
+        help="tars (default); tars with untouched members, as DataComp's resharder writes them; "
+        "parquet with images, for Hugging Face datasets; image files with "
         ".txt and JSON lines, for kohya and LLaVA; uid and text alone",
     )
     export.add_argument("--workers", type=_positive, help="processes (default: one a core)")
@@ -349,7 +350,7 @@ def _annotate(options: argparse.Namespace) -> None:
 def _mix(options: argparse.Namespace) -> None:
     from capmix import jobs
     from capmix.mix.mix import MixSettings
-    from capmix.mix.recipe import combinations
+    from capmix.mix.recipe import combinations, load_recipe
 
     given = _pairs("--set", options.set)
     given |= {"fraction": options.fraction} if options.fraction is not None else {}
@@ -361,8 +362,12 @@ def _mix(options: argparse.Namespace) -> None:
     changes = {"where": options.where, "distinct": options.distinct}
     changes = {name: value for name, value in changes.items() if value is not None}
     work, runs = _work(options), combinations(sweep)
-    if len(runs) > 1 and options.out:
-        raise UserError("--out names one subset, but several are asked for; leave it out")
+    names = [load_recipe(options.recipe, parameters).name for parameters in runs]
+    if len(runs) > 1 and (options.out or len(set(names)) < len(names)):
+        raise UserError(
+            f"several subsets are asked for, but all would be called {options.out or names[0]}; "
+            "mix them one by one with --out"
+        )
     for parameters in runs:
         summary = jobs.mix(
             work, options.recipe, parameters, options.scorer, settings, options.out, changes

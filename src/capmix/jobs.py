@@ -117,13 +117,15 @@ class Work:
         return columns_of(self.sources(), scored, name, annotations, of_pool)
 
     def _fields(self, folder: str) -> list[str]:
-        """The columns of a folder of parts beside the status, as its first part has them."""
-        part = f"{folder}/{self.pool.shards[0].name}.parquet"
-        if not self.store.exists(part):
-            return []
+        """The columns of a folder of parts beside the status, as the first one that is not of
+        failed rows alone has them."""
         known = {field for field, _ in STATUS_FIELDS}
-        with self.store.open_table(part) as file:
-            return [name for name in file.schema_arrow.names if name not in known]
+        for shard in self.pool.shards:
+            marker = self.store.read_marker(f"{folder}/{shard.name}")
+            if marker is not None and marker.counts.ok:
+                with self.store.open_table(f"{folder}/{shard.name}.parquet") as file:
+                    return [name for name in file.schema_arrow.names if name not in known]
+        return []
 
     def need_images(self, what: str) -> None:
         """Raise UserError for a pool of metadata alone."""
@@ -318,6 +320,11 @@ def annotate(
         raise UserError(
             f"--embeddings {chosen}: expected one of {', '.join(have) or 'none'} in "
             f"{work.store.root}/embeddings. `capmix score --save-embeddings` writes them."
+        )
+    if method == "cliploss" and _scorer(work, scoring).encoder.name != chosen:
+        raise UserError(
+            f"cliploss: --model {scoring.model} has not made the embeddings {chosen!r}; name the "
+            "model that has"
         )
     called = name or method
     check_source_name(called)

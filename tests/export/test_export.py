@@ -3,6 +3,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -140,7 +141,7 @@ def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
     assert stats == {"count": 4, "successes": 4}
 
 
-@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("form", ["webdataset", "datacomp", "parquet", "jsonl", "csv"])
 def test_processes_and_interruptions_change_no_byte(tmp_path: Path, form: Form) -> None:
     work = several_captions(tmp_path)
     jobs.export(work, "twice", str(tmp_path / "one"), 3, form)
@@ -185,45 +186,80 @@ def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
     assert [(r["uid"], r["text"]) for r in rows] == [(r["uid"], r["text"]) for r in subset]
 
 
-def test_an_image_that_is_gone_is_a_failed_row(tmp_path: Path) -> None:
-    work = several_captions(tmp_path)
+def test_a_pool_that_changed_is_told(tmp_path: Path) -> None:
+    """Its keys may be those of other samples now."""
+    several_captions(tmp_path)
     (tmp_path / "pool/00002.tar").write_bytes(tar_bytes(sample_members("000000000", 1)))
     again = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
-    with pytest.raises(UserError, match="image_gone"):
+    with pytest.raises(UserError, match="00002 of the pool has changed since it was indexed"):
         jobs.export(again, "twice", str(tmp_path / "out"))
-    assert work.store.exists("subsets/twice.parquet")
+
+
+@pytest.mark.parametrize("size", [4, 5, 100])
+def test_both_captions_of_a_sample_have_keys_of_their_own(tmp_path: Path, size: int) -> None:
+    several_captions(tmp_path)
+    work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    (tmp_path / "b.yaml").write_text(
+        "{name: both, about: x, keep: all, clauses: [{source: raw, weight: 2}, {source: blip2}]}"
+    )
+    jobs.mix(work, str(tmp_path / "b.yaml"))
+    jobs.export(work, "both", str(tmp_path / "out"), size)
+    pool = open_pool(str(tmp_path / "out"))
+    found = [s for shard in pool.shards for s in pool.read(shard)]
+    assert all(isinstance(s, Sample) for s in found)
+    assert len({s.key for s in found}) == len(found) == 12 * 2 + 10
+    first = [s.text for s in found if s.key.startswith("0" * 32)]  # type: ignore[union-attr]
+    assert first == ["picture 0", "picture 0", "a <dog> | 00"]
+    jobs.export(work, "both", str(tmp_path / "files"), size, "jsonl")
+    assert len(list((tmp_path / "files").rglob("*.jpg"))) == 34
+
+
+def test_new_captions_make_a_new_export(tmp_path: Path) -> None:
+    work = several_captions(tmp_path)
+    jobs.mix(work, "raw")
+    jobs.export(work, "raw", str(tmp_path / "out"))
+    (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},a new one")
+    jobs.import_captions(work, [str(tmp_path / "c.csv")], "blip2", "uid", "text")
+    jobs.export(work, "raw", str(tmp_path / "out"))
+    pool = open_pool(str(tmp_path / "out"))
+    first = next(iter(pool.read(pool.shards[0])))
+    assert isinstance(first, Sample)
+    assert first.metadata["caption_blip2"] == "a new one"
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_resharding_equals_datacomps_resharder(weights: list[int]) -> None:
-    """Its rule, written again: `count` copies of each sample, keys uid-0 to uid-(count - 1)."""
+def test_resharding_a_subset_file_equals_datacomps_resharder(weights: list[int]) -> None:
+    """Its rule, written again: for each sample in the file `count` times, `count` copies of all its
+    members under the keys uid-0 to uid-(count - 1)."""
     folder = fresh_folder()
     write_pool(folder / "pool", shards=3, samples=4)
-    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
     uids = [f"{shard * 100 + row:032x}" for shard in range(3) for row in range(4)]
-    cases = " ".join(f"when '{u}' then {w}" for u, w in zip(uids, weights, strict=False))
-    recipe = (
-        f'{{name: r, about: x, clauses: [{{source: raw, weight: "case uid {cases} else 0 end"}}]}}'
-    )
-    (folder / "r.yaml").write_text(recipe)
-    wanted = {uid: weight for uid, weight in zip(uids, weights, strict=False) if weight}
-    if not wanted:
+    listed = [uid for uid, weight in zip(uids, weights, strict=False) for _ in range(weight)]
+    if not listed:
         return
-    jobs.mix(work, str(folder / "r.yaml"))
-    jobs.export(work, "r", str(folder / "out"), samples_per_shard=5)
+    pairs = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in listed], "u8,u8")
+    np.save(folder / "subset.npy", np.sort(pairs))
+    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
+    lists = jobs.MixSettings(lists={"list": str(folder / "subset.npy")})
+    jobs.mix(work, "uid-list", settings=lists)
+    jobs.export(work, "raw-of-list", str(folder / "out"), samples_per_shard=5, form="datacomp")
     expected, found = [], []
     for shard in range(3):
-        with tarfile.open(folder / f"pool/{shard:05d}.tar") as archive:
-            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+        members = tar_members(folder / f"pool/{shard:05d}.tar")
         for key in dict.fromkeys(name.partition(".")[0] for name in members):
             uid = json.loads(members[f"{key}.json"])["uid"]
-            for j in range(wanted.get(uid, 0)):
-                expected += [
-                    (f"{uid}-{j}.{end}", members[f"{key}.{end}"]) for end in ("jpg", "txt")
-                ]
+            for name, data in members.items():
+                if name.partition(".")[0] == key:
+                    end = name.partition(".")[2]
+                    expected += [(f"{uid}-{j}.{end}", data) for j in range(listed.count(uid))]
     for path in sorted((folder / "out").glob("*.tar")):
-        with tarfile.open(path) as archive:
-            members = {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
-        found += [(name, data) for name, data in members.items() if not name.endswith("json")]
+        found += tar_members(path).items()
     assert sorted(found) == sorted(expected)
+    again = np.load(folder / "work/subsets/raw-of-list.npy", allow_pickle=False)
+    assert (again == np.sort(pairs)).all()
+
+
+def tar_members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]

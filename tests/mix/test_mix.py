@@ -293,6 +293,12 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
         (mine("exists(select 1)"), "sub-queries cannot stand in a recipe"),
         (mine("row_number() over () < 3"), "window functions cannot"),
         (mine("random() < 0.5"), "chance is the column draw"),
+        (mine("current_localtimestamp() is not null"), "chance is the column draw"),
+        (mine("max(raw_score) > 0.1"), "max is about many rows"),
+        (mine("unnest([true, false])"), "unnest is about many rows"),
+        (mine("raw_score > threshold(max(raw_score), 0.3)"), "max is about many rows"),
+        (mine("raw_text::INTEGER > 3"), "Could not convert string"),
+        (mine(" + ".join(["raw_score"] * 900) + " > 0"), "mine"),
         (mine("in_list('good')"), "no uid list 'good'"),
         (mine(distinct="colour"), "distinct: no column 'colour'"),
         (mine("raw_score > 5"), "selects none of 3 samples"),
@@ -303,6 +309,36 @@ def test_a_recipe_that_does_not_fit_names_clause_and_columns(recipe: Recipe, mes
         work(made([(0.1, 0.2)] * 3)).mix(recipe)
     assert "mine" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_thresholds_of_later_captions_count_samples_that_have_none() -> None:
+    samples = [
+        Made(
+            f"{i:032x}",
+            captions={"m": ["a", "b"] if i < 5 else ["a"]},
+            scores={"m": [0.1, i / 10] if i < 5 else [0.1]},
+        )
+        for i in range(10)
+    ]
+    here = work(samples, 4)
+    one = here.mix(mine("top(m_k1_score, 0.3)", "m_k1"), "plain")
+    other = here.mix(mine("top(m_k1_score + 0, 0.3)", "m_k1"), "sum")
+    assert one.kept == other.kept == 4  # the fourth of ten
+    assert list(one.thresholds.values()) == list(other.thresholds.values())
+
+
+def test_a_condition_of_the_command_line_adds_to_the_recipes_own() -> None:
+    recipe = load_recipe("raw-top-image-based", {}, {"where": "width >= 300"})
+    assert "clusters_near_reference" in recipe.clauses[0].where
+    assert "width >= 300" in recipe.clauses[0].where
+
+
+def test_an_older_npy_goes_with_its_subset() -> None:
+    here = work(made([(0.1, 0.2)] * 3))
+    here.mix(mine())
+    assert here.store.exists("subsets/out.npy")
+    here.mix(mine(source="mini"))
+    assert not here.store.exists("subsets/out.npy")
 
 
 def test_uids_of_another_form_have_no_npy_unless_it_is_asked_for() -> None:

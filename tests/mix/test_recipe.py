@@ -50,3 +50,14 @@ def test_unknown_names_list_what_there_is() -> None:
         load_recipe("raw-bottom")
     with pytest.raises(UserError, match="its parameters: fraction"):
         load_recipe("raw-top", {"threshold": 0.3})
+
+
+def test_a_base_of_a_base_and_braces_of_a_regex(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "{base: raw-top-image-based, name: mine, where: \"regexp_matches(key, '[0-9]{4}')\"}"
+    )
+    recipe = load_recipe(str(path), {"fraction": 0.2})
+    assert recipe.name == "mine"
+    assert "{4}" in recipe.clauses[0].where
+    assert "threshold(raw_score, 0.2)" in recipe.clauses[0].where

@@ -146,3 +146,24 @@ def test_tars_come_before_tables(tmp_path: Path) -> None:
         len(list(open_pool(str(tmp_path / "p")).read(open_pool(str(tmp_path / "p")).shards[0])))
         == 2
     )
+
+
+def test_odd_types_and_broken_files_cost_no_neighbour(tmp_path: Path) -> None:
+    folder = tmp_path / "metadata"
+    folder.mkdir()
+    (folder / "0.parquet").write_bytes(b"PAR1 broken")
+    words = pa.array(["a text", "a text", "b"]).dictionary_encode()
+    width = pa.array([2**40, 300, -1])
+    score = pa.array([0.1, float("nan"), 0.3])
+    table = pa.table({"uid": ["a", "b", "c"], "text": words, "width": width, "s": score})
+    pq.write_table(table, folder / "1.parquet")
+    more = pa.table({"uid": ["d"], "text": pa.array(["x"], pa.large_string()), "s": [1]})
+    pq.write_table(more, folder / "2.parquet")
+    work = jobs.open_work(str(folder), str(tmp_path / "w"), max_failures=0.5)
+    clause = "{source: raw, where: s > 0.2}"
+    (tmp_path / "r.yaml").write_text(f"{{name: r, about: x, clauses: [{clause}]}}")
+    summary = jobs.mix(work, str(tmp_path / "r.yaml"))
+    assert (summary.rows_in, summary.kept) == (4, 2)
+    index = work.store.read_table("samples/1.parquet")
+    assert index["width"].to_pylist() == [None, 300, None]
+    assert index["text"].to_pylist() == ["a text", "a text", "b"]

@@ -71,3 +71,19 @@ def test_a_member_that_breaks_off_is_told() -> None:
         members = TarMembers(io.BytesIO(info.tobuf() + b"x" * 4000))
         for _ in members:
             members.read()
+
+
+@pytest.mark.parametrize("size", [b"-0000000001", b"00000000x01", b"+0000000001"])
+def test_a_size_that_is_no_number_is_told(size: bytes) -> None:
+    header = bytearray(tarfile.TarInfo("a").tobuf())
+    header[124:135] = size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(TarError, match="bad size"):
+        list(TarMembers(io.BytesIO(bytes(header) + b"x" * 4000)))
+
+
+def test_a_name_that_is_no_utf8_is_written_out() -> None:
+    header = tarfile.TarInfo("caf\xe9.jpg").tobuf(tarfile.GNU_FORMAT, "latin-1")
+    found = list(TarMembers(io.BytesIO(header + bytes(1024))))
+    assert found == [("caf\\xe9.jpg", 0)]

@@ -1,5 +1,6 @@
 """All image embeddings of a pool as one array of unit vectors, read as they are needed."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,14 @@ def write_columns(
 ) -> Counts:
     """Write `columns/<name>/<shard>.parquet`: a value (N,) and a type for each column.
 
-    `inputs` is the folder that the values were computed from; all of its parts bear on each.
+    `inputs` is the folder of the embeddings that the values were computed from.
     """
-    digests = {f"{inputs}/{shard.name}": "" for shard in vectors.shards}
-    digests = {part: store.fingerprint(part) for part in digests}
+    # A value depends on all parts, and on whatever else `values` came from: markers that name
+    # different values are not of one run (inputs.check_parts).
+    digest = hashlib.sha256()
+    for values_of, _ in columns.values():
+        digest.update(values_of.tobytes())
+    config = config | {"values": digest.hexdigest()[:32]}
     total = Counts()
     split = [vectors.by_shard(values) for values, _ in columns.values()]
     fields = list(zip(columns, (kind for _, kind in columns.values()), strict=True))
@@ -138,7 +143,7 @@ def write_columns(
                 out.count_failed(row.reason or "")
         out.write_table(table_of(filled, fields))
         part = f"{inputs}/{shard.name}"
-        marker = Marker({part: digests[part]}, config, out.rows_in, out.counts)
+        marker = Marker({part: store.fingerprint(part)}, config, out.rows_in, out.counts)
         store.write_marker(out.part, marker)
         total.add(out.counts)
     return total

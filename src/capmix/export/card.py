@@ -18,6 +18,7 @@ SIZES = (
 )
 FORMS = {
     "webdataset": "WebDataset tars: `.jpg` and the like, `.txt` (the chosen caption), `.json`",
+    "datacomp": "WebDataset tars: the pool's members, untouched, under keys `<uid>-<copy>`",
     "parquet": "parquet, images embedded; `datasets.load_dataset` reads it as it is",
     "jsonl": "image files, a `.txt` caption beside each, and `metadata.jsonl`",
     "csv": "`captions.csv`: uid, text, source, k, score, weight; no images",
@@ -37,7 +38,11 @@ def dataset_card(
         "license": "other",
         "task_categories": ["image-to-text", "text-to-image", "zero-shot-image-classification"],
         "size_categories": [size],
-        "tags": ["capmix", "image-text", *(["webdataset"] if form == "webdataset" else [])],
+        "tags": [
+            "capmix",
+            "image-text",
+            *(["webdataset"] if form in ("webdataset", "datacomp") else []),
+        ],
         "pretty_name": subset,
     }
     if form == "parquet":

@@ -2,7 +2,8 @@
 
 Each output shard is one unit of work, done when its marker says so: a killed export goes on, and
 the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
-img2dataset's readers), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image files
+img2dataset's readers), `datacomp` (the same with untouched members: what DataComp's resharder
+writes), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image files
 and JSON lines, for kohya and LLaVA), `csv` (uid and text alone).
 """
 
@@ -29,11 +30,12 @@ from capmix.export.tables import parquet_schema, write_images, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard, open_pool
+from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
 from capmix.store import Counts, Store
 
-Form = Literal["webdataset", "parquet", "jsonl", "csv"]
-FORMS: tuple[Form, ...] = ("webdataset", "parquet", "jsonl", "csv")
+Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
+TARS = ("webdataset", "datacomp")
 SAMPLES_PER_SHARD = 10_000
 ABOUT = "_capmix_export.json"
 OURS = re.compile(
@@ -72,6 +74,8 @@ def export(
     that many processes write shards. Raises UserError where the directory holds something else, or
     where the images of more than `max_failures` of the subset's rows are gone.
     """
+    if form == "datacomp" and not pool.is_tars:
+        raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
     rows = SubsetRows(store, subset)
     marker = store.read_marker(rows.part)
     if marker is None:
@@ -118,7 +122,7 @@ def _write_shards(
         marker = target.read_marker(stage.part(shard))
         assert marker is not None
         sizes[f"{shard.name}.tar"] = marker.counts.ok
-    if job.form == "webdataset":
+    if job.form in TARS:
         target.write_json("sizes.json", sizes)
     if job.form == "jsonl":
         with target.writing("metadata.jsonl") as stream:
@@ -140,17 +144,19 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
     def run_shard(shard: Shard, out: PartWriter) -> None:
         start = int(shard.name) * size
         wanted = rows.between(start, min(start + size, rows.copies))
+        for used in shards_of(wanted, pool):
+            _refuse_changed(store, used)
         copies = sum(wanted["times"].to_pylist())
         out.count_in(copies)
         samples = chosen_samples(pool, store, wanted, job.sources)
         with target.writing(_file_name(job.form, shard.name)) as stream:
-            if job.form == "webdataset":
-                written = write_tar(stream, samples)
+            if job.form in TARS:
+                written = write_tar(stream, samples, untouched=job.form == "datacomp")
             elif job.form == "parquet":
                 written = write_parquet(stream, samples, parquet_schema(job.sources))
             else:
                 written = write_images(target, f"images/{shard.name}", stream, samples)
-        if job.form == "webdataset":
+        if job.form in TARS:
             stats = {"count": copies, "successes": written}
             target.write_json(f"{shard.name}_stats.json", stats)
         out.count_ok(written)
@@ -160,15 +166,30 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
     def inputs(shard: Shard) -> dict[str, str]:
         start = int(shard.name) * size
         used = shards_of(rows.between(start, min(start + size, rows.copies)), pool)
-        return {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
+        found = {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
+        for folder in dict.fromkeys(texts_folder(source) for source in job.sources):
+            for one in used:
+                found[f"{folder}/{one.name}"] = store.fingerprint(f"{folder}/{one.name}")
+        return found
 
     config = {"size": size, "form": job.form, "sources": list(job.sources)}
     return Stage(f"export {job.subset}", "_markers", config, inputs, run_shard)
 
 
+def _refuse_changed(store: Store, shard: Shard) -> None:
+    """Keys of a shard that is not the one that was indexed may be those of other samples."""
+    indexed = store.read_marker(f"{SAMPLES}/{shard.name}")
+    if indexed is None or indexed.inputs.get("pool") != shard.fingerprint:
+        raise UserError(
+            f"shard {shard.name} of the pool has changed since it was indexed. Run `capmix mix` "
+            "again, after `caption` and `score` where they are needed."
+        )
+
+
 def _file_name(form: Form, shard: str) -> str:
-    names = {"webdataset": f"{shard}.tar", "parquet": f"data/train-{shard}.parquet"}
-    return names.get(form, f"{shard}.jsonl")
+    if form in TARS:
+        return f"{shard}.tar"
+    return f"data/train-{shard}.parquet" if form == "parquet" else f"{shard}.jsonl"
 
 
 def _run_in_processes(job: Export, shards: Sequence[Shard], workers: int) -> None:

@@ -28,12 +28,13 @@ class SubsetRows:
 
     def between(self, start: int, stop: int) -> pa.Table:
         """The rows that copies `start` to `stop` belong to, with two more columns: `first` is the
-        number of the row's first copy that is asked for, `times` how many of them are."""
+        number, among all copies of the sample, of the row's first that is asked for, and `times`
+        how many of them are."""
         rows = np.searchsorted(self._ends, [start, stop - 1], side="right")
         table = self._read(int(rows[0]), int(rows[1]) + 1)
         ends = self._ends[rows[0] : rows[1] + 1]
         begins = ends - table["weight"].to_numpy()
-        first = np.maximum(start - begins, 0)
+        first = np.maximum(start - begins, 0) + table["copy"].to_numpy()
         times = np.minimum(stop, ends) - np.maximum(start, begins)
         return table.append_column("first", pa.array(first)).append_column("times", pa.array(times))
 

@@ -54,6 +54,8 @@ def chosen_samples(
         for sample in pool.read(shards[name], wanted.keys()):
             if isinstance(sample, Sample):
                 for row in wanted.pop(sample.key, ()):
+                    if row["uid"] != sample.uid:
+                        continue
                     copies = range(row["first"], row["first"] + row["times"])
                     yield Chosen(sample, row, captions.get(sample.uid, {}), copies)
             if not wanted:

@@ -15,22 +15,30 @@ BLOCK = 512
 END = bytes(2 * BLOCK)
 
 
-def write_tar(stream: BinaryIO, samples: Iterable[Chosen]) -> int:
-    """Write every copy of every sample; returns how many there were."""
+def write_tar(stream: BinaryIO, samples: Iterable[Chosen], untouched: bool = False) -> int:
+    """Write every copy of every sample; returns how many there were.
+
+    With `untouched` the members of the pool's tars are written as they are, as DataComp's resharder
+    does; the chosen text is not.
+    """
     written = 0
     for chosen in samples:
-        text = chosen.row["text"].encode("utf-8")
         for copy in chosen.copies:
+            files = chosen.sample.members if untouched else _files(chosen, copy)
             key = f"{chosen.sample.uid}-{copy}"
-            members = (
-                *_member(f"{key}.{chosen.sample.suffix}", chosen.sample.image),
-                *_member(f"{key}.json", json_with(chosen, copy)),
-                *_member(f"{key}.txt", text),
-            )
-            stream.write(b"".join(members))
+            parts = (part for end, data in files.items() for part in _member(f"{key}.{end}", data))
+            stream.write(b"".join(parts))
             written += 1
     stream.write(END)
     return written
+
+
+def _files(chosen: Chosen, copy: int) -> dict[str, bytes]:
+    return {
+        chosen.sample.suffix: chosen.sample.image,
+        "json": json_with(chosen, copy),
+        "txt": chosen.row["text"].encode("utf-8"),
+    }
 
 
 def json_with(chosen: Chosen, copy: int) -> bytes:

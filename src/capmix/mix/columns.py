@@ -127,7 +127,7 @@ def read_samples(
     whole = shard in parts.whole
     fields = {column.field for column in columns.values() if column.folder == SAMPLES}
     status = set() if whole else {"status"}
-    samples = _read(store, SAMPLES, shard, {"uid", "key", *fields, *status})
+    samples = _read(store, SAMPLES, shard, {"uid", "key", *status}, fields)
     uids_of = {SAMPLES: samples["uid"]}
     found: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
     folders = dict.fromkeys(column.folder for column in columns.values())
@@ -184,8 +184,19 @@ def _fields_needed(columns: Iterable[Column]) -> set[str]:
     return needed
 
 
-def _read(store: Store, folder: str, shard: str, fields: Iterable[str]) -> pa.Table:
-    return store.read_table(f"{folder}/{shard}.parquet", sorted(fields))
+def _read(
+    store: Store, folder: str, shard: str, fields: Iterable[str], optional: Iterable[str] = ()
+) -> pa.Table:
+    """Some columns of a part; those of `optional` that it has not are null."""
+    part = f"{folder}/{shard}.parquet"
+    absent: set[str] = set()
+    if optional:
+        with store.open_table(part) as file:
+            absent = set(optional) - set(file.schema_arrow.names)
+    table = store.read_table(part, sorted({*fields, *optional} - absent))
+    for name in sorted(absent):
+        table = table.append_column(name, pa.nulls(len(table)))
+    return table
 
 
 def _picked(

@@ -1,12 +1,13 @@
 """The conditions of recipes: SQL expressions, taken apart by DuckDB's own parser before they run.
 
 An expression may name columns and call functions on them. Sub-queries, windows and what reads
-anything else than the sample's own row are refused. Three functions are about more than one row
+anything else than the sample's own row are refused. Some functions are about more than one row
 and are replaced here by plain columns or constants:
 
 threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
 top(value, fraction)         value >= threshold(value, fraction)
 in_list('name')              the sample's uid stands in the list of that name
+times_in_list('name')        how often it does
 """
 
 import json
@@ -29,11 +30,8 @@ REFUSED = {
     "PARAMETER": "parameters",
     "LAMBDA": "lambda functions",
 }
-UNREPEATABLE = {
-    "random", "setseed", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "now", "today",
-    "current_date", "current_timestamp", "get_current_time", "get_current_timestamp", "nextval",
-    "currval", "getenv", "getvariable", "current_setting", "txid_current",
-}  # fmt: skip
+UNREPEATABLE = {"age", "current_localtime", "current_localtimestamp", "getenv", "getvariable"}
+UNREPEATABLE |= {"current_setting"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,13 @@ class Expression:
 
 def parse(text: str, place: str) -> Expression:
     """The expression that `text` is. Raises UserError, which begins with `place`."""
+    try:
+        return _parse(text, place)
+    except RecursionError as error:
+        raise UserError(f"{place}: too deep an expression") from error
+
+
+def _parse(text: str, place: str) -> Expression:
     node = _parsed(text, place)
     thresholds: dict[str, Threshold] = {}
     node = _replaced(node, thresholds, place)
@@ -93,10 +98,34 @@ def _parsed(text: str, place: str) -> Node:
     for one in _walk(node):
         if one["class"] in REFUSED:
             raise UserError(f"{place}: {REFUSED[one['class']]} cannot stand in a recipe")
-        if _is_function(one) and one["function_name"].lower() in UNREPEATABLE:
-            name = one["function_name"]
-            raise UserError(f"{place}: {name} differs from run to run; chance is the column draw")
+        if _is_function(one):
+            _check_function(str(one["function_name"]).lower(), place)
     return node
+
+
+def _check_function(name: str, place: str) -> None:
+    of_many, unrepeatable = _other_functions()
+    if name in of_many:
+        raise UserError(f"{place}: {name} is about many rows; only a sample's own can be used")
+    if name in unrepeatable:
+        raise UserError(f"{place}: {name} differs from run to run; chance is the column draw")
+
+
+@cache
+def _other_functions() -> tuple[frozenset[str], frozenset[str]]:
+    """DuckDB's functions of many rows, and those whose answers differ from run to run."""
+    rows = _parser().execute(
+        "select function_name, function_type, coalesce(stability, '') from duckdb_functions()"
+    )
+    scalar, many, changing = set(), {"unnest"}, set(UNREPEATABLE)
+    for name, kind, stability in rows.fetchall():
+        if kind in ("scalar", "macro"):
+            scalar.add(name)
+        else:
+            many.add(name)
+        if stability in ("VOLATILE", "CONSISTENT_WITHIN_QUERY"):
+            changing.add(name)
+    return frozenset(many - scalar), frozenset(changing)
 
 
 def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
@@ -111,8 +140,9 @@ def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
         column = f"capmix_threshold_{len(thresholds)}_"
         thresholds[column] = found
         return _parsed(column if name == "threshold" else _top(found.value, column), place)
-    if name == "in_list":
-        return _parsed(LIST_COLUMN.format(_list_name(node, place)), place)
+    if name in ("in_list", "times_in_list"):
+        column = LIST_COLUMN.format(_list_name(node, place))
+        return _parsed(column if name == "times_in_list" else f"({column} > 0)", place)
     return {key: _replaced(value, thresholds, place) for key, value in node.items()}
 
 
@@ -143,7 +173,7 @@ def _list_name(node: Node, place: str) -> str:
     arguments = [_sql(argument) for argument in _arguments(node)]
     name = arguments[0].strip("'") if len(arguments) == 1 else ""
     if not name.isidentifier():
-        raise UserError(f"{place}: expected in_list('name') with a name given by --uids name=FILE")
+        raise UserError(f"{place}: expected a name in '' that --uids NAME=FILE gives")
     return name
 
 

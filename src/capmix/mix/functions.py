@@ -8,6 +8,7 @@ imagenet_noun(text)   one of its words is, in its first WordNet sense, a class o
 import os
 from collections.abc import Callable, Iterable
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import duckdb
@@ -65,6 +66,15 @@ def _language() -> Callable[[str], str]:
     return language
 
 
+def fingerprint(functions: Iterable[str]) -> dict[str, str]:
+    """What the answers of these functions depend on beside the text."""
+    path = os.environ.get(MODEL)
+    if "language" not in functions or not path or not os.path.exists(path):
+        return {}
+    about = os.stat(path)
+    return {"language": f"{os.path.basename(path)}, {about.st_size} bytes, {about.st_mtime_ns}"}
+
+
 def _bundled_model() -> str:
     from importlib import resources
 
@@ -85,9 +95,12 @@ def _imagenet_noun() -> Callable[[str], bool]:
     names: list[str] = ImageNetInfo("imagenet21k_goog").label_names()  # type: ignore[no-untyped-call]
     classes = {int(name[1:]) for name in names}
 
+    reading = Lock()  # NLTK reads from one open file, and there is a thread for each core
+
     @cache
     def is_class(word: str) -> bool:
-        senses = wordnet.synsets(word)
-        return bool(senses) and senses[0].offset() in classes
+        with reading:
+            senses = wordnet.synsets(word)
+            return bool(senses) and senses[0].offset() in classes
 
     return lambda text: any(is_class(word) for word in text.split())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column
+from capmix.mix.columns import ANNOTATIONS, Column
 from capmix.pool import Pool
 from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
@@ -42,6 +42,7 @@ def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
     rows: dict[str, int] = {}
     whole, following = set(), set(folders)
     of_part: dict[tuple[str, str], str] = {}
+    written: dict[str, str | None] = {}
     for folder in sorted(folders, key=lambda one: one.startswith("scores/")):
         total = hashlib.sha256()
         for shard in pool.shards:
@@ -54,6 +55,10 @@ def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
                 rows[shard.name] = int(marker["rows_in"])
                 if marker["counts"]["ok"] == marker["rows_in"]:
                     whole.add(shard.name)
+            if folder.startswith(ANNOTATIONS):
+                written.setdefault(folder, marker["config"].get("values"))
+                if marker["config"].get("values") != written[folder]:
+                    raise UserError(f"{store.path(folder)} is of two runs: annotate once more")
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
         digests[folder] = total.hexdigest()[:32]

@@ -17,6 +17,7 @@ from capmix.engine.local import cores
 from capmix.errors import UserError
 from capmix.mix.columns import Column, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.functions import fingerprint
 from capmix.mix.inputs import check_parts
 from capmix.mix.plan import Plan, check_types, make_plan
 from capmix.mix.recipe import Recipe
@@ -104,6 +105,7 @@ def mix(
     parts = check_parts(store, pool, plan.columns.values())
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
     config = {"recipe": recipe.model_dump(), "seed": settings.seed, "npy": settings.npy}
+    config["functions"] = fingerprint(plan.functions)
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
     def make() -> Marker:
@@ -148,6 +150,8 @@ def _write(run: Run, name: str, npy: bool) -> tuple[Summary, int]:
         if sorter is not None:
             with run.store.writing(f"{name}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
+        elif run.store.exists(f"{name}.npy"):
+            run.store.fs.rm_file(run.store.path(f"{name}.npy"))  # of an older subset
     return summary, tally.samples_kept
 
 

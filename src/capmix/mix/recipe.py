@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from capmix.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
 class Clause(BaseModel):
@@ -48,7 +55,7 @@ class Recipe(BaseModel):
     about: str
     reference: str = ""
     parameters: dict[str, str | float] = Field(default_factory=dict)
-    clauses: list[Clause] = Field(min_length=1)
+    clauses: list[Clause] = Field(min_length=1, max_length=100)
     where: str = "true"
     keep: Literal["first", "all"] = "first"
     distinct: str | None = None
@@ -64,6 +71,12 @@ class Recipe(BaseModel):
             elif isinstance(value, str) and not re.fullmatch(r"\w+", value):
                 raise ValueError(f"{name} {value!r}: expected letters, digits and '_'")
         return parameters or {}
+
+    @model_validator(mode="after")
+    def _check_shuffle(self) -> "Recipe":
+        if self.shuffle and self.keep == "all":
+            raise ValueError("shuffle: not with keep: all, where a text could stay in its place")
+        return self
 
     def filled(self) -> "Recipe":
         """This recipe with every placeholder filled in and no parameters left open."""
@@ -119,26 +132,22 @@ def load_recipe(
 ) -> Recipe:
     """A shipped recipe by name, or one from a .yaml file, with its parameters replaced and filled.
 
-    `changes` replace `where` or `distinct`, which are about every clause. A recipe with `base` is
-    the shipped recipe of that name with what it says itself put over it. Raises UserError where
-    there is none, or where it does not say what a recipe must say.
+    `changes` add to `where` or replace `distinct`, which are about every clause. A recipe with
+    `base` is the shipped recipe of that name with what it says itself put over it. Raises
+    UserError where there is none, or where it does not say what a recipe must say.
     """
-    value = _recipe_value(name_or_path)
-    base = value.pop("base", None)
-    if base is not None:
-        if base not in shipped_recipes():
-            raise UserError(f"recipe {name_or_path}: base {base!r} is no shipped recipe")
-        under = _recipe_value(base)
-        own = value.get("parameters") or {}
-        value = under | value | {"parameters": (under.get("parameters") or {}) | own}
-    defaults = value.get("parameters") or {}
+    value = _with_base(name_or_path)
+    defaults = value["parameters"]
     unknown = sorted(set(parameters or {}) - set(defaults))
     if unknown:
         known = ", ".join(sorted(defaults)) or "none"
         raise UserError(
             f"recipe {name_or_path}: no parameter {unknown[0]!r} (its parameters: {known})"
         )
-    value |= {"parameters": defaults | (parameters or {}), **(changes or {})}
+    value |= {"parameters": defaults | (parameters or {})}
+    if changes and "where" in changes:
+        changes = changes | {"where": _both(str(value.get("where", "true")), changes["where"])}
+    value |= changes or {}
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
@@ -167,6 +176,21 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         message = "unknown setting"
     return f"{where}: {message}" if where else message
+
+
+def _with_base(name_or_path: str) -> dict[str, Any]:
+    """What the recipe says, over what its base says; parameters of both together."""
+    value = _recipe_value(name_or_path)
+    parameters = value.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise UserError(f"recipe {name_or_path}: parameters: expected names with their defaults")
+    base = value.pop("base", None)
+    if base is None:
+        return value | {"parameters": parameters}
+    if base not in shipped_recipes() or base == name_or_path:
+        raise UserError(f"recipe {name_or_path}: base {base!r} is no shipped recipe")
+    under = _with_base(base)
+    return under | value | {"parameters": under["parameters"] | parameters}
 
 
 def _recipe_value(name_or_path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from capmix.engine.prefetch import prefetched
+from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.inputs import Parts
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("score", pa.float32()),
         ("weight", pa.int32()),
+        ("copy", pa.int32()),
     ]
 )
 
@@ -67,8 +69,13 @@ class Run:
         self.connection.register("batch", batch)
         try:
             found: pa.Table = self.connection.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            line = str(error).splitlines()[0]
+            raise UserError(f"recipe {self.plan.recipe.name}: {line}") from error
         finally:
             self.connection.unregister("batch")
+        if len(found) != len(batch):
+            raise UserError(f"recipe {self.plan.recipe.name}: an expression is not of single rows")
         return found
 
     def read(self, shards: Sequence[str], columns: Mapping[str, Column]) -> pa.Table:
@@ -79,9 +86,9 @@ class Run:
             numbers = pa.array(np.full(len(table), len(tables), np.int32))
             names_of = pa.DictionaryArray.from_arrays(numbers, pa.array(shards))
             tables.append(table.append_column("shard", names_of))
-        batch = pa.concat_tables(tables).combine_chunks()
+        batch = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         for name, uids in self.lists.items():
-            found = pa.array(uids.has(one_array(batch["uid"])))
+            found = pa.array(uids.times(one_array(batch["uid"])))
             batch = batch.append_column(LIST_COLUMN.format(name), found)
         return batch
 
@@ -143,10 +150,12 @@ def _values(run: Run, shards: list[str], threshold: Threshold) -> np.ndarray:
     """float32 (N,), NaN where there is none."""
     columns = run.plan.of_threshold(threshold)
     column = columns.get(threshold.value)
+    found = None
     if column is not None and can_read_alone(column) and run.parts.whole.issuperset(shards):
         parts = [read_alone(run.store, shard, column) for shard in shards]
-        found = pa.chunked_array(parts).cast(pa.float32())
-    else:
+        if all(len(part) == run.parts.rows[s] for part, s in zip(parts, shards, strict=True)):
+            found = pa.chunked_array(parts).cast(pa.float32())
+    if found is None:
         found = run.query(run.plan.value_sql(threshold), run.read(shards, columns))["v"]
     values: np.ndarray = pc.fill_null(found, np.nan).to_numpy()
     return values
@@ -266,8 +275,19 @@ def _rows(plan: Plan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
         "text": of_clause("text", pa.string()),
         "score": of_clause("score", pa.float32()),
         "weight": pa.array(chosen.weights),
+        "copy": pa.array(_first_copies(chosen)),
     }
     return pa.table(columns, schema=SCHEMA)
+
+
+def _first_copies(chosen: _Chosen) -> np.ndarray:
+    """int32: how much the earlier rows of the same sample weigh together."""
+    before = np.cumsum(chosen.weights) - chosen.weights
+    begins = np.ones(len(before), bool)
+    begins[1:] = np.diff(chosen.samples) != 0
+    first = np.maximum.accumulate(np.where(begins, before, 0))
+    found: np.ndarray = (before - first).astype(np.int32)
+    return found
 
 
 def _plain_name(plan: Plan, name: str) -> str:
@@ -290,7 +310,7 @@ def find_repeated(run: Run, values: Mapping[Threshold, float]) -> np.ndarray:
     The values' md5 stand for them. A missing value repeats nothing.
     """
     column = run.plan.recipe.distinct or ""
-    sql = f"select md5({column}::VARCHAR) as v from batch"
+    sql = f'select md5("{column}"::VARCHAR) as v from batch'
     repeated = []
     with scratch_folder() as scratch:
         sorter = PairSorter(scratch, ROW)

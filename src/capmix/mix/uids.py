@@ -97,21 +97,25 @@ class UidList:
     def __init__(self, path: str):
         pairs = _read_list(path)
         self.digest = hashlib.sha256(pairs.tobytes()).hexdigest()[:32]
-        self._first = np.sort(pairs["f0"])
-        order = np.lexsort((pairs["f1"], pairs["f0"]))
-        self._second = pairs["f1"][order]
+        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
+        is_new = np.ones(len(pairs), bool)
+        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
+        begins = np.flatnonzero(is_new)
+        self._counts = np.diff(begins, append=len(pairs)).astype(np.int32)
+        self._first, self._second = pairs["f0"][begins], pairs["f1"][begins]
 
-    def has(self, uids: pa.Array) -> np.ndarray:
-        """bool (N,): which of N uids are in the list."""
+    def times(self, uids: pa.Array) -> np.ndarray:
+        """int32 (N,): how often each of N uids is in the list."""
         asked = pairs_of(uids)
         place = np.searchsorted(self._first, asked["f0"])
-        found = np.zeros(len(asked), bool)
+        found = np.zeros(len(asked), np.int32)
         open_ = np.arange(len(asked))
         while len(open_):  # more than once only for uids that share their upper half
             open_ = open_[place[open_] < len(self._first)]
             open_ = open_[self._first[place[open_]] == asked["f0"][open_]]
-            found[open_] |= self._second[place[open_]] == asked["f1"][open_]
-            open_ = open_[~found[open_]]
+            same = self._second[place[open_]] == asked["f1"][open_]
+            found[open_[same]] = self._counts[place[open_[same]]]
+            open_ = open_[~same]
             place[open_] += 1
         return found
 
@@ -119,11 +123,11 @@ class UidList:
 def _read_list(path: str) -> np.ndarray:
     try:
         if path.endswith(".npy"):
-            pairs: np.ndarray = np.load(path, allow_pickle=False)
+            pairs: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         else:
             lines = Path(path).read_text("utf-8").split()
             pairs = pairs_of(pa.array(lines, pa.string()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"uid list {path}: {error}") from error
     if pairs.dtype != PAIR or pairs.ndim != 1:
         raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")

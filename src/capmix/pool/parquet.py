@@ -26,7 +26,7 @@ from capmix.rows import FAILED, OK, STATUS_FIELDS
 TEXT_COLUMNS = ("text", "caption", "txt", "TEXT")
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 SIZES = {"width": ("width", "original_width"), "height": ("height", "original_height")}
-ROWS_AT_ONCE = 256  # with images, some tens of MB
+ROWS_AT_ONCE = 16  # a few bytes of parquet can stand for images of the largest size allowed
 KEY_DIGITS = 9
 RESERVED = ("shard", "draw", "repeat_draw")  # what recipes have of their own
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
@@ -43,8 +43,9 @@ class ParquetForm:
     @classmethod
     def of(cls, schema: pa.Schema) -> "ParquetForm":
         image = next((f.name for f in schema if _holds_images(f)), None)
-        text = next((name for name in TEXT_COLUMNS if name in schema.names), None)
-        return cls(image, text, "uid" if "uid" in schema.names else None)
+        words = [f.name for f in schema if _is_text(f.type)]
+        text = next((name for name in TEXT_COLUMNS if name in words), None)
+        return cls(image, text, "uid" if "uid" in words else None)
 
 
 def _holds_images(field: pa.Field) -> bool:
@@ -52,6 +53,12 @@ def _holds_images(field: pa.Field) -> bool:
     if pa.types.is_struct(kind):
         return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
     return _is_binary(kind) and field.name.lower() in IMAGE_COLUMNS
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(check(kind) for check in checks)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -65,21 +72,19 @@ def read_parquet(
     form = ParquetForm.of(file.schema_arrow)
     number = -1
     seen: set[str] = set()
-    for batch in file.iter_batches(ROWS_AT_ONCE, use_threads=False):
-        for row in _rows(batch, number + 1, keys):
-            number = number + 1
+    needed = [f.name for f in file.schema_arrow if f.name == form.image or _is_plain(f.type)]
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=needed, use_threads=False):
+        for i in range(len(batch)):
+            number += 1
             key = f"{number:0{KEY_DIGITS}d}"
-            if row is not None:
-                yield _sample(row, form, key, shard, seen)
-
-
-def _rows(
-    batch: pa.RecordBatch, first: int, keys: Container[str] | None
-) -> Iterator[dict[str, Any] | None]:
-    """Rows one by one; None for those that are not wanted, which are not even made."""
-    for i in range(len(batch)):
-        wanted = keys is None or f"{first + i:0{KEY_DIGITS}d}" in keys
-        yield batch.slice(i, 1).to_pylist()[0] if wanted else None
+            if keys is not None and key not in keys:
+                continue
+            try:
+                row = batch.slice(i, 1).to_pylist()[0]
+            except (ValueError, OverflowError) as error:  # text that is no UTF-8, for instance
+                yield BadSample(key, "bad_row", str(error))
+                continue
+            yield _sample(row, form, key, shard, seen)
 
 
 def _sample(
@@ -138,13 +143,29 @@ def read_metadata(file: pq.ParquetFile, shard: str) -> pa.Table:
         "sha256": table["sha256"] if "sha256" in plain else pa.nulls(count, pa.string()),
     }
     for side, names in SIZES.items():
-        name = next((one for one in names if one in plain), None)
-        columns[side] = table[name].cast(pa.int32()) if name else pa.nulls(count, pa.int32())
+        name = next((f.name for f in table.schema if f.name in names and _is_number(f.type)), None)
+        columns[side] = _pixels(table[name]) if name else pa.nulls(count, pa.int32())
     taken = {*columns, form.text, form.uid, *(name for name, _ in STATUS_FIELDS), *RESERVED}
-    others = {name: table[name] for name in plain if name not in taken and name.isidentifier()}
+    named = [name for name in plain if name not in taken and name.isidentifier()]
+    others = {name: _plain(table[name]) for name in named}
     return pa.table(columns | others)
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
-    return any(check(kind) for check in (*checks, pa.types.is_large_string))
+    return _is_text(kind) or _is_number(kind) or bool(pa.types.is_boolean(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string()) if _is_text(column.type) else column
+
+
+def _pixels(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """int32; null for what no image is wide or high."""
+    numbers = column.cast(pa.float64(), safe=False)
+    possible = pc.and_(pc.greater(numbers, 0), pc.less(numbers, 2**31))
+    kept = pc.if_else(possible, numbers, pa.scalar(None, pa.float64()))
+    return pc.floor(kept).cast(pa.int32())

@@ -41,11 +41,20 @@ class Pool:
 
     @cached_property
     def has_images(self) -> bool:
-        """False for parquet files of metadata alone. The first file tells."""
+        """False for parquet files of metadata alone. The first one that can be read tells."""
         if not self._first_file.endswith(PARQUET_SUFFIX):
             return True
-        with self.open_parquet(self.shards[0]) as file:
-            return ParquetForm.of(file.schema_arrow).image is not None
+        for shard in self.shards:
+            with (
+                contextlib.suppress(OSError, pa.ArrowException),
+                self.open_parquet(shard) as file,
+            ):
+                return ParquetForm.of(file.schema_arrow).image is not None
+        return True
+
+    @property
+    def is_tars(self) -> bool:
+        return self._first_file.endswith(TAR_SUFFIXES)
 
     @property
     def _first_file(self) -> str:

@@ -16,7 +16,8 @@ class Sample:
     """One image with its raw text, as it lies in the pool.
 
     `text` is None where the pool has none. `metadata` is the sample's json object, or empty;
-    `label` is the class number that evaluation sets have in a cls member.
+    `label` is the class number that evaluation sets have in a cls member, `members` the sample's
+    files in a tar by suffix, byte for byte.
     """
 
     key: str
@@ -26,6 +27,7 @@ class Sample:
     text: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
     label: str | None = None
+    members: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

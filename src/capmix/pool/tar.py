@@ -45,6 +45,8 @@ def read_tar(
     then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could be read).
     """
     reader = _Reader(shard)
+    if keys is not None:
+        reader.expects_json = False  # what the first sample has is not seen
     group: _Group | None = None
     last_member = ""
     try:
@@ -55,6 +57,9 @@ def read_tar(
             key = directory + slash + stem
             last_member = name
             if keys is not None and key not in keys:
+                if group is not None:
+                    yield from reader.finish(group)
+                group = None
                 continue
             if group is None or group.key != key or suffix.lower() in group.members:
                 finished, group = group, None
@@ -149,7 +154,8 @@ class _Reader:
         self.uids.add(uid)
         text = raw_text(group.members.get("txt"), metadata)
         label = group.members["cls"].decode("ascii", "replace") if "cls" in group.members else None
-        return Sample(group.key, uid, group.members[suffix], suffix, text, metadata, label)
+        image, members = group.members[suffix], group.members
+        return Sample(group.key, uid, image, suffix, text, metadata, label, members)
 
 
 def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 BLOCK = 512
 CHUNK = 1 << 20
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
+MAX_NAME = 4096
 GZIP = b"\x1f\x8b"
 ZEROS = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
@@ -50,12 +51,14 @@ class TarMembers:
                 if size > MAX_HEADER_BYTES:
                     raise TarError(f"a header of {size} bytes")
                 data = self.read()
-                name = {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+                name = {"path": _text(data.rstrip(b"\0"))}
                 extended |= _records(data) if kind == PAX else name
                 continue
             if "size" in extended:
                 self._unread = size = _decimal(extended["size"])
             name_of = extended.get("path") or _name(block)
+            if len(name_of) > MAX_NAME:
+                raise TarError(f"a name of {len(name_of)} characters")
             extended = {}
             if kind in REGULAR and not name_of.endswith("/"):
                 yield name_of, size
@@ -149,8 +152,11 @@ def _number(field: bytes) -> int:
     """Octal digits, or a binary number where the first bit is set (GNU, for large files)."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 8)) - 1)
+    digits = field.strip(b" \0") or b"0"
+    if not digits.isdigit():  # int() would take a sign
+        raise TarError("bad size in a header")
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits, 8)
     except ValueError as error:
         raise TarError("bad size in a header") from error
 
@@ -166,7 +172,12 @@ def _name(block: bytes) -> str:
     if block[257:263] == b"ustar\0":
         prefix = block[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
-    return name.decode("utf-8", "surrogateescape")
+    return _text(name)
+
+
+def _text(name: bytes) -> str:
+    """A name that any file can hold: bytes that are no UTF-8 are written out."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _records(data: bytes) -> dict[str, str]:
@@ -174,12 +185,14 @@ def _records(data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     if b"path=" not in data and b"size=" not in data:  # times, most often
         return found
-    while data and data[:1] != b"\0":
-        length, blank, _ = data.partition(b" ")
+    start = 0
+    while start < len(data) and data[start] != 0:
+        blank = data.find(b" ", start, start + 12)
+        length = data[start:blank] if blank > 0 else b""
         size = int(length) if length.isdigit() else 0
-        record, data = data[len(length) + 1 : size - 1], data[size:]
-        key, sign, value = record.partition(b"=")
-        if not blank or not size or not sign:
+        key, sign, value = data[blank + 1 : start + size - 1].partition(b"=")
+        if not size or not sign:
             raise TarError("bad extended header")
-        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        found[key.decode("utf-8", "replace")] = _text(value)
+        start += size
     return {key: value for key, value in found.items() if key in ("path", "size")}
