@@ -36,11 +36,10 @@ from capmix.store import Counts, Marker, Store, once
 
 FOLDER = "subsets"
 ROWS_AT_ONCE = 200_000
-# Statistics of long texts take a fifth of the time. `store_schema` would make readers return
-# dictionaries where the column is one here.
+# zstd would make it half as large, and mixing a fifth slower. `store_schema` would make readers
+# return dictionaries where the column is one here.
 PARQUET = {
-    "compression": "zstd",
-    "compression_level": 1,
+    "compression": "snappy",
     "use_dictionary": ["shard", "source"],
     "write_statistics": ["shard", "score", "weight"],
     "store_schema": False,

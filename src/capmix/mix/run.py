@@ -24,6 +24,7 @@ from capmix.mix.uids import PAIR, PairSorter, UidList, pairs_of, scratch_folder
 from capmix.store import Store
 
 Result = TypeVar("Result")
+KEEP_AT_MOST = 32_000_000  # float32 values that need not be read twice: 128 MB
 ROW = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("row", "i8")])
 NO_CLAUSE, NO_WEIGHT, REPEATED = "no clause holds", "weight 0", "repeats an earlier {}"
 WORD = pa.dictionary(pa.int32(), pa.string())  # in memory; the file has plain strings
@@ -139,10 +140,16 @@ def find_thresholds(run: Run) -> dict[Threshold, float]:
     def of_batch(shards: list[str]) -> dict[str, np.ndarray]:
         return {value: _values(run, shards, one) for value, one in values.items()}
 
-    for times, about in ((TopFraction.count, "threshold"), (TopFraction.refine, "threshold")):
-        for read in run.each_batch(of_batch, about):
-            for threshold, top in found.items():
-                times(top, read[threshold.value])
+    kept: list[dict[str, np.ndarray]] = []
+    keep = sum(run.parts.rows.values()) * len(values) <= KEEP_AT_MOST
+    for read in run.each_batch(of_batch, "threshold"):
+        for threshold, top in found.items():
+            top.count(read[threshold.value])
+        if keep:
+            kept.append(read)
+    for read in kept if keep else run.each_batch(of_batch, "threshold"):
+        for threshold, top in found.items():
+            top.refine(read[threshold.value])
     return {threshold: top.value() for threshold, top in found.items()}
 
 
