@@ -174,7 +174,10 @@ def test_the_files_form_has_a_caption_beside_each_image(tmp_path: Path) -> None:
         image = tmp_path / "out" / line["file_name"]
         assert image.read_bytes() == image_bytes(int(line["id"].split("-")[0], 16))
         assert image.with_suffix(".txt").read_text() == line["text"]
-        assert line["conversations"][1]["value"] == line["text"]
+    llava = json.loads((tmp_path / "out/llava.json").read_text())
+    assert [(one["image"], one["conversations"][1]["value"]) for one in llava] == [
+        (line["file_name"], line["text"]) for line in map(json.loads, lines)
+    ]
 
 
 def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:

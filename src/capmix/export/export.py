@@ -4,7 +4,7 @@ Each output shard is one unit of work, done when its marker says so: a killed ex
 the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
 img2dataset's readers), `datacomp` (the same with untouched members: what DataComp's resharder
 writes), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image files
-and JSON lines, for kohya and LLaVA), `csv` (uid and text alone).
+with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid and text alone).
 """
 
 import csv
@@ -12,11 +12,11 @@ import io
 import multiprocessing
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, shards_of
-from capmix.export.tables import parquet_schema, write_images, write_parquet
+from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard, open_pool
@@ -40,7 +40,7 @@ SAMPLES_PER_SHARD = 10_000
 ABOUT = "_capmix_export.json"
 OURS = re.compile(
     r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
-    r"data|images|metadata\.jsonl|captions\.csv"
+    r"data|images|metadata\.jsonl|llava\.json|captions\.csv"
 )
 
 
@@ -125,10 +125,17 @@ def _write_shards(
     if job.form in TARS:
         target.write_json("sizes.json", sizes)
     if job.form == "jsonl":
-        with target.writing("metadata.jsonl") as stream:
-            for shard in shards:
-                stream.write(target.read_bytes(f"{shard.name}.jsonl"))
+        with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
+            lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
+            write_llava(llava, _noted(stream, lines))
     return counts
+
+
+def _noted(stream: BinaryIO, shards: Iterable[bytes]) -> Iterator[bytes]:
+    """Each line of each shard, once it is written to `stream` too."""
+    for data in shards:
+        stream.write(data)
+        yield from data.splitlines()
 
 
 def _output_shards(rows: SubsetRows, job: Export) -> list[Shard]:

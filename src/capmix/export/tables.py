@@ -60,8 +60,8 @@ def _parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]
 
 def write_images(target: Store, folder: str, stream: BinaryIO, samples: Iterable[Chosen]) -> int:
     """Image files below `folder`, each with its caption as .txt beside it, and JSON lines about
-    them: `file_name` and `text` as Hugging Face's imagefolder reads them, `image` and
-    `conversations` as LLaVA does. Returns how many copies there were."""
+    them with `file_name` and `text`, as Hugging Face's imagefolder reads them. Returns how many
+    copies there were."""
     written = 0
     for chosen in samples:
         for copy in chosen.copies:
@@ -72,16 +72,27 @@ def write_images(target: Store, folder: str, stream: BinaryIO, samples: Iterable
             line = {
                 "id": f"{chosen.sample.uid}-{copy}",
                 "file_name": path,
-                "image": path,
                 "text": text,
                 "source": chosen.row["source"],
                 "score": chosen.row["score"],
                 **chosen.captions,
-                "conversations": [
-                    {"from": "human", "value": "<image>\nDescribe this image."},
-                    {"from": "gpt", "value": text},
-                ],
             }
             stream.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             written += 1
     return written
+
+
+def write_llava(stream: BinaryIO, lines: Iterable[bytes]) -> None:
+    """The same samples as LLaVA reads them: a list of `id`, `image` and a `conversations` of two
+    turns. Of lines that write_images wrote."""
+    stream.write(b"[")
+    for number, line in enumerate(lines):
+        about = json.loads(line)
+        turns = [
+            {"from": "human", "value": "<image>\nDescribe this image."},
+            {"from": "gpt", "value": about["text"]},
+        ]
+        one = {"id": about["id"], "image": about["file_name"], "conversations": turns}
+        stream.write(b",\n" if number else b"\n")
+        stream.write(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace"))
+    stream.write(b"\n]\n")
