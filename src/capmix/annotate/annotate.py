@@ -18,7 +18,6 @@ from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
 from capmix.annotate.vectors import (
-    ANNOTATIONS,
     Columns,
     Vectors,
     image_vectors,
@@ -27,6 +26,7 @@ from capmix.annotate.vectors import (
 )
 from capmix.embed import embeddings_folder
 from capmix.errors import UserError
+from capmix.mix.columns import ANNOTATIONS
 from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
 from capmix.rows import OK

@@ -11,11 +11,11 @@ import numpy as np
 from capmix.embed import embeddings_folder
 from capmix.engine.stage import PartWriter
 from capmix.errors import UserError
+from capmix.mix.columns import ANNOTATIONS
 from capmix.pool import Shard
 from capmix.rows import OK, Row, rows_of, table_of
 from capmix.store import Counts, Marker, Store
 
-ANNOTATIONS = "columns"
 Columns = dict[str, tuple[np.ndarray, Any]]  # values (N,) and their Arrow type, by name
 
 
