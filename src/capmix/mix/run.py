@@ -45,10 +45,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Run:
-    """A plan with what it runs over.
-
-    `batches` are names of shards that are read together.
-    """
+    """A plan with what it runs over. `batches` are names of shards that are read together."""
 
     store: Store
     plan: Plan
@@ -262,15 +259,17 @@ def _weights(plan: Plan, answers: pa.Table, samples: np.ndarray, clauses: np.nda
 def _rows(plan: Plan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
     samples, clauses = pa.array(chosen.samples), chosen.clauses
     names = [step.clause.source for step in plan.steps]
+    samples_of = [chosen.samples[clauses == i] for i in range(len(names))]
+    # Where each row lies once those of a clause stand together.
+    place = pa.array(np.argsort(np.argsort(clauses, kind="stable"), kind="stable"))
 
     def of_clause(field: str, kind: pa.DataType) -> pa.Array:
         """The value of `field` that belongs to each row's clause."""
         of_each = [_column(batch, f"{name}_{field}", kind) for name in names]
         if len(of_each) == 1:
             return of_each[0].take(samples)
-        # The columns one below the other; all of them have as many rows as the batch.
-        place = clauses.astype(np.int64) * len(batch) + chosen.samples
-        return pa.concat_arrays(of_each).take(pa.array(place))
+        kept = [one.take(pa.array(of)) for one, of in zip(of_each, samples_of, strict=True)]
+        return pa.concat_arrays(kept).take(place)
 
     sources = pa.array([_plain_name(plan, name) for name in names])
     columns = {
