@@ -204,16 +204,15 @@ def annotate(
             f"--embeddings {chosen}: expected one of {', '.join(have) or 'none'} in "
             f"{work.store.root}/embeddings. `capmix score --save-embeddings` writes them."
         )
-    if method == "cliploss" and _scorer(work, scoring).encoder.name != chosen:
+    scorer = _scorer(work, scoring) if method == "cliploss" else None
+    if scorer is not None and scorer.encoder.name != chosen:
         raise UserError(
             f"cliploss: --model {scoring.model} has not made the embeddings {chosen!r}; name the "
             "model that has"
         )
     called = name or method
     check_source_name(called)
-    return annotate_samples(
-        work.store, work.pool, method, called, chosen, settings, lambda: _scorer(work, scoring)
-    )
+    return annotate_samples(work.store, work.pool, method, called, chosen, settings, scorer)
 
 
 def export(

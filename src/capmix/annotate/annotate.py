@@ -4,7 +4,6 @@ Written to `columns/<name>/<shard>.parquet`; recipes call them NAME_COLUMN.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,7 +34,6 @@ from capmix.score.stage import texts_folder
 from capmix.store import Counts, Store
 
 Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
-METHODS: tuple[Method, ...] = ("clusters", "semdedup", "normsim", "cliploss")
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,18 @@ def annotate(
     name: str,
     embeddings: str,
     settings: AnnotateSettings,
-    scorer: Callable[[], Scorer],
+    scorer: Scorer | None = None,
 ) -> Counts:
     """Write the columns of `method` as the annotation `name`, from `embeddings/<embeddings>`.
 
-    `scorer` gives the model that cliploss needs for the texts. Raises UserError where embeddings, a
-    reference or a clusters annotation is missing.
+    `scorer` is the model that made them, which cliploss needs for the texts. Raises UserError where
+    embeddings, a reference or a clusters annotation is missing.
     """
     with scratch_folder() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
         if method == "cliploss":
-            columns = _cliploss(store, vectors, scorer(), settings, scratch)
+            assert scorer is not None
+            columns = _cliploss(store, vectors, scorer, settings, scratch)
         elif method == "clusters":
             reference = _reference(settings, embeddings, vectors) if settings.reference else None
             columns = cluster(vectors, settings.clusters, reference, settings.seed)
@@ -153,7 +152,7 @@ def _cliploss(
 
 
 def _first_texts(store: Store, part: str) -> dict[str, str]:
-    columns = store.read_table(f"{part}.parquet").select(["uid", "text"]).to_pydict()
+    columns = store.read_table(f"{part}.parquet", ["uid", "text"]).to_pydict()
     found: dict[str, str] = {}
     for uid, text in zip(columns["uid"], columns["text"], strict=True):
         if uid is not None and text is not None:

@@ -11,17 +11,22 @@ BLOCK = 8_192
 def norm_similarity(vectors: Vectors, reference: np.ndarray, norm: str) -> Columns:
     """Column `value`: the p-norm of an image's cosine similarities to all reference images; for
     `inf` that is the largest of them, for `2` the root of the sum of their squares."""
-    found = [_norms(batch, reference, norm) for batch in vectors.batches()]
-    return {"value": (np.concatenate(found), pa.float32())}
-
-
-def _norms(batch: np.ndarray, reference: np.ndarray, norm: str) -> np.ndarray:
     if norm == "2":
         # The squares' sum is x' R x with R the sum of outer products: no need of the products.
         outer = (reference.T @ reference).astype(np.float64)
-        squares = np.einsum("nd,de,ne->n", batch, outer, batch, optimize=True)
-        norms: np.ndarray = np.sqrt(np.maximum(squares, 0)).astype(np.float32)
-        return norms
+        found = [_euclidean(batch, outer) for batch in vectors.batches()]
+    else:
+        found = [_largest(batch, reference) for batch in vectors.batches()]
+    return {"value": (np.concatenate(found), pa.float32())}
+
+
+def _euclidean(batch: np.ndarray, outer: np.ndarray) -> np.ndarray:
+    squares = np.einsum("nd,de,ne->n", batch, outer, batch, optimize=True)
+    norms: np.ndarray = np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+    return norms
+
+
+def _largest(batch: np.ndarray, reference: np.ndarray) -> np.ndarray:
     best = np.full(len(batch), -np.inf, np.float32)
     for start in range(0, len(reference), BLOCK):
         best = np.maximum(best, (batch @ reference[start : start + BLOCK].T).max(axis=1))

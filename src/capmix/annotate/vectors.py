@@ -92,12 +92,12 @@ def read_reference(path: str, name: str, width: int) -> np.ndarray:
     """
     try:
         if path.endswith(".npy"):
-            found = np.load(path, allow_pickle=False)
+            found: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # no pickle, no zip
         else:
             store = Store(path)
             parts = store.parts(embeddings_folder(name))
             found = np.concatenate([store.read_array(f"{part}.npy") for part in parts])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"reference {path}: {error}. Expected a .npy file of vectors or a work directory with "
             f"embeddings of {name}."

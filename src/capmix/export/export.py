@@ -25,7 +25,7 @@ from capmix.engine.stage import PartWriter, Stage, missing, run_one
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.rows import SubsetRows
-from capmix.export.samples import chosen_samples, shards_of
+from capmix.export.samples import chosen_samples
 from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
@@ -147,15 +147,20 @@ def _output_shards(rows: SubsetRows, job: Export) -> list[Shard]:
 def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: SubsetRows) -> Stage:
     size = job.samples_per_shard
     subset = store.fingerprint(rows.part)
+    by_name = {shard.name: shard for shard in pool.shards}
+
+    def copies_of(shard: Shard) -> tuple[int, int]:
+        start = int(shard.name) * size
+        return start, min(start + size, rows.copies)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        start = int(shard.name) * size
-        wanted = rows.between(start, min(start + size, rows.copies))
-        for used in shards_of(wanted, pool):
-            _refuse_changed(store, used)
-        copies = sum(wanted["times"].to_pylist())
+        start, stop = copies_of(shard)
+        used = [by_name[name] for name in rows.shards(start, stop)]
+        for one in used:
+            _refuse_changed(store, one)
+        copies = stop - start
         out.count_in(copies)
-        samples = chosen_samples(pool, store, wanted, job.sources)
+        samples = chosen_samples(pool, store, rows.between(start, stop), used, job.sources)
         with target.writing(_file_name(job.form, shard.name)) as stream:
             if job.form in TARS:
                 written = write_tar(stream, samples, untouched=job.form == "datacomp")
@@ -171,8 +176,7 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
             out.count_failed("image_gone")
 
     def inputs(shard: Shard) -> dict[str, str]:
-        start = int(shard.name) * size
-        used = shards_of(rows.between(start, min(start + size, rows.copies)), pool)
+        used = [by_name[name] for name in rows.shards(*copies_of(shard))]
         found = {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
         for folder in dict.fromkeys(texts_folder(source) for source in job.sources):
             for one in used:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.store import Store
@@ -30,13 +31,18 @@ class SubsetRows:
         """The rows that copies `start` to `stop` belong to, with two more columns: `first` is the
         number, among all copies of the sample, of the row's first that is asked for, and `times`
         how many of them are."""
-        rows = np.searchsorted(self._ends, [start, stop - 1], side="right")
-        table = self._read(int(rows[0]), int(rows[1]) + 1)
-        ends = self._ends[rows[0] : rows[1] + 1]
+        here = self._rows(start, stop)
+        table, ends = self._read(here), self._ends[here]
         begins = ends - table["weight"].to_numpy()
         first = np.maximum(start - begins, 0) + table["copy"].to_numpy()
         times = np.minimum(stop, ends) - np.maximum(start, begins)
         return table.append_column("first", pa.array(first)).append_column("times", pa.array(times))
+
+    def shards(self, start: int, stop: int) -> list[str]:
+        """Names of the input shards that copies `start` to `stop` come from, in pool order."""
+        names = self._read(self._rows(start, stop), ["shard"])["shard"]
+        found: list[str] = pc.unique(names).to_pylist()
+        return found
 
     def batches(self) -> Iterator[pa.Table]:
         """The whole subset, a row group at a time."""
@@ -50,13 +56,18 @@ class SubsetRows:
         weights = self.store.read_table(f"{self.part}.parquet", ["weight"])["weight"]
         return np.cumsum(weights.to_numpy(), dtype=np.int64)
 
-    def _read(self, start: int, stop: int) -> pa.Table:
+    def _rows(self, start: int, stop: int) -> slice:
+        first, last = np.searchsorted(self._ends, [start, stop - 1], side="right")
+        return slice(int(first), int(last) + 1)
+
+    def _read(self, rows: slice, columns: list[str] | None = None) -> pa.Table:
+        start, stop = rows.start, rows.stop
         found, seen = [], 0
         with self.store.open_table(f"{self.part}.parquet") as file:
             for group in range(file.num_row_groups):
                 here = file.metadata.row_group(group).num_rows
                 if seen < stop and seen + here > start:
-                    table = file.read_row_group(group, use_threads=False)
+                    table = file.read_row_group(group, columns, use_threads=False)
                     found.append(table.slice(max(start - seen, 0), stop - max(start, seen)))
                 seen += here
         return pa.concat_tables(found)

@@ -36,22 +36,21 @@ class Chosen:
 
 
 def chosen_samples(
-    pool: Pool, store: Store, rows: pa.Table, sources: Sequence[str]
+    pool: Pool, store: Store, rows: pa.Table, shards: Sequence[Shard], sources: Sequence[str]
 ) -> Iterator[Chosen]:
-    """The samples that `rows` (see SubsetRows.between) name. One that is gone is left out.
+    """The samples that `rows` (see SubsetRows.between) name, out of `shards`, which are those that
+    the rows come from. One that is gone is left out.
 
     Rows lie in pool order, so that each input shard is streamed once; members of samples that are
     not asked for are skipped.
     """
-    shards = {shard.name: shard for shard in pool.shards}
-    names = rows["shard"].combine_chunks()
-    for name in pc.unique(names).to_pylist():
-        here = rows.filter(pc.equal(names, name)).to_pylist()
+    for shard in shards:
+        here = rows.filter(pc.equal(rows["shard"], shard.name)).to_pylist()
         wanted: dict[str, list[dict[str, Any]]] = {}
         for row in here:
             wanted.setdefault(row["key"], []).append(row)
-        captions = _captions(store, name, sources)
-        for sample in pool.read(shards[name], wanted.keys()):
+        captions = _captions(store, shard.name, sources)
+        for sample in pool.read(shard, wanted.keys()):
             if isinstance(sample, Sample):
                 for row in wanted.pop(sample.key, ()):
                     if row["uid"] != sample.uid:
@@ -77,9 +76,3 @@ def _captions(store: Store, shard: str, sources: Sequence[str]) -> dict[str, dic
                 name = f"caption_{source}_k{k}" if k else f"caption_{source}"
                 found.setdefault(uid, {})[name] = text
     return found
-
-
-def shards_of(rows: pa.Table, pool: Pool) -> list[Shard]:
-    """The input shards that `rows` come from."""
-    by_name = {shard.name: shard for shard in pool.shards}
-    return [by_name[name] for name in pc.unique(rows["shard"].combine_chunks()).to_pylist()]

@@ -36,12 +36,12 @@ def write_tar(stream: BinaryIO, samples: Iterable[Chosen], untouched: bool = Fal
 def _files(chosen: Chosen, copy: int) -> dict[str, bytes]:
     return {
         chosen.sample.suffix: chosen.sample.image,
-        "json": json_with(chosen, copy),
+        "json": _json(chosen, copy),
         "txt": chosen.row["text"].encode("utf-8"),
     }
 
 
-def json_with(chosen: Chosen, copy: int) -> bytes:
+def _json(chosen: Chosen, copy: int) -> bytes:
     """The sample's own json with the captions and the choice put into it.
 
     Copies after the first have a uid of their own, so that no reader takes them for a mistake.

@@ -9,7 +9,7 @@ S_flags, S_finish, S_truncated  see caption/flags.py; the scorer did not read th
 S_kJ_...              the J-th of several captions (from 0); S_best_...: the one that scores highest
 S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
 COLUMN                of a pool of metadata alone: any column of its own
-NAME_COLUMN           what `capmix annotate` or `capmix import columns` wrote as NAME
+NAME_COLUMN           what `capmix annotate` wrote as NAME
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -106,8 +106,7 @@ def make_plan(
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
-    plan = Plan(recipe, steps, used, frozenset(asked), seed)
-    return plan
+    return Plan(recipe, steps, used, frozenset(asked), seed)
 
 
 def _step(
