@@ -143,6 +143,14 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; a row of zeros stays zeros."""
+    rows = vectors.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)
+    return scaled
+
+
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` items, the last one shorter."""
     stream = iter(items)

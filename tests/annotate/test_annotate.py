@@ -13,8 +13,9 @@ from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
-from capmix.annotate.vectors import Vectors, unit
+from capmix.annotate.vectors import Vectors
 from capmix.cli import main
+from capmix.embed import unit
 from capmix.errors import UserError
 
 

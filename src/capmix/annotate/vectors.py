@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from capmix.embed import embeddings_folder
+from capmix.embed import embeddings_folder, unit
 from capmix.engine.stage import PartWriter
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS
@@ -45,13 +45,6 @@ class Vectors:
             count = sum(row.status == OK for row in rows)
             yield shard, rows, values[start : start + count]
             start += count
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors with length 1; zeros stay zeros."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: np.ndarray = vectors / np.maximum(lengths, 1e-12)
-    return found
 
 
 def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str) -> Vectors:

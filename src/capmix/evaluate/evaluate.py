@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from capmix.embed import unit
 from capmix.evaluate.evalset import EvalSet
 from capmix.evaluate.metrics import classify, retrieve
-from capmix.mini.weights import unit
 from capmix.store import Counts, Marker, Store, once
 from capmix.train.tiny import TinyClip, load_tiny
 

@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from capmix.mini.weights import digest, load_weights, models_folder, unit
+from capmix.embed import unit
+from capmix.mini.weights import digest, load_weights, models_folder
 
 DIMENSIONS = 256
 MAX_CHARACTERS = 2000

@@ -26,11 +26,3 @@ def digest(*names: str) -> str:
     for name in names:
         total.update((models_folder() / name).read_bytes())
     return total.hexdigest()[:16]
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, float32; a row of zeros stays zeros."""
-    rows = vectors.astype(np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)
-    return scaled

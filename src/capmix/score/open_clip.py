@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from capmix.embed import unit
 from capmix.errors import UserError
-from capmix.mini.weights import unit
 from capmix.models import fingerprint
 
 SCHEMES = ("local-dir:", "hf-hub:")

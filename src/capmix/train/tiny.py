@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from capmix.embed import ImageEncoder, batched, embeddings_folder, read_embeddings
+from capmix.embed import ImageEncoder, batched, embeddings_folder, read_embeddings, unit
 from capmix.errors import UserError
 from capmix.images import BadImageError, decode_image
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
-from capmix.mini.weights import unit
 from capmix.pool import BadSample, Sample, open_pool
 from capmix.rows import OK
 from capmix.store import Counts, Marker, Store, once
