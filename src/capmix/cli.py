@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from capmix.cli_train import add_train
 from capmix.errors import UserError
 from capmix.memory import keep_freed_memory
 
@@ -198,14 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--workers", type=_positive, help="processes (default: one a core)")
     export.set_defaults(run=_export)
 
-    train = _on_pool(commands, "train", "train a small CLIP on exported shards")
-    train.add_argument("--data", required=True, help="directory that `capmix export` wrote")
-    train.add_argument(
-        "--name", required=True, help="the run's name; the subset's own, for reports"
-    )
-    train.add_argument("--scale", choices=["tiny"], default="tiny")
-    train.add_argument("--seeds", default="0", help="comma-separated (default: 0)")
-    train.set_defaults(run=_train)
+    add_train(commands)
 
     evaluate = _on_pool(commands, "eval", "evaluate checkpoints zero-shot")
     evaluate.add_argument("--name", required=True, help="name of the run below checkpoints/")
@@ -432,13 +426,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
     return int(text)
-
-
-def _train(options: argparse.Namespace) -> None:
-    from capmix import jobs
-
-    for checkpoint in jobs.train(_work(options), options.data, options.name, _seeds(options.seeds)):
-        print(checkpoint)
 
 
 def _seeds(text: str) -> list[int]:

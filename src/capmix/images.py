@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 
 from PIL import Image, ImageOps
 
@@ -33,6 +34,29 @@ def decode_image(
 
     Raises BadImageError with reason `not_an_image`, `too_many_pixels` or `broken_image`.
     """
+
+    def convert(image: Image.Image) -> Image.Image:
+        if input_side and image.format == "JPEG":
+            width, height = image.size
+            scale = _spare_scale(width, height, SPARE * input_side)
+            image.draft(None, (width // scale, height // scale))
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+    return _decode(data, max_pixels, convert)
+
+
+def decode_as_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to RGB as webdataset's `pilrgb`, and so open_clip's trainer and CLIP_benchmark, do.
+
+    Pixels alone: neither EXIF orientation nor transparency counts. Bounds and errors are those of
+    decode_image.
+    """
+    return _decode(data, max_pixels, lambda image: image.convert("RGB"))
+
+
+def _decode(
+    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own bound below replaces Pillow's bomb warning
         try:
@@ -48,10 +72,7 @@ def decode_image(
             detail = f"{width} x {height} pixels is over the bound of {max_pixels}"
             raise BadImageError("too_many_pixels", detail)
         try:
-            if input_side and image.format == "JPEG":
-                scale = _spare_scale(width, height, SPARE * input_side)
-                image.draft(None, (width // scale, height // scale))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return convert(image)
         except Exception as error:
             raise BadImageError(
                 "broken_image", f"{image.format} {width} x {height}: {error}"

@@ -41,6 +41,8 @@ from capmix.score.stage import (
     saved_score_stage,
 )
 from capmix.store import Counts
+from capmix.train.pairs import PoolSubset
+from capmix.train.scales import TrainSettings
 from capmix.work import Work as Work  # for callers of these jobs
 from capmix.work import open_work as open_work
 from capmix.work import reopen_work as reopen_work
@@ -240,6 +242,16 @@ def export(
         work.sources(),
         workers,
     )
+
+
+def training_source(work: Work, subset: str, settings: TrainSettings) -> PoolSubset:
+    """A subset of a pool to train on, without writing it anywhere; see train.train."""
+    work.need_images("train")
+    sources = [source for source, _ in settings.texts]
+    for source in sources:
+        if source not in work.sources():
+            raise UserError(f"--texts: no captions of source {source!r} in {work.store.location}")
+    return PoolSubset(work.pool, work.store, subset, sources)
 
 
 def train(work: Work, data: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> list[str]:

@@ -70,4 +70,5 @@ def gumbel(name: str, count: int) -> np.ndarray:
     """`count` standard Gumbel draws that depend on `name` alone, float64."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
     uniform = np.random.Generator(np.random.Philox(key=key)).random(count)
-    return -np.log(-np.log(np.maximum(uniform, 1e-300)))
+    noise: np.ndarray = -np.log(-np.log(np.maximum(uniform, 1e-300)))
+    return noise

@@ -25,12 +25,11 @@ from capmix.engine.stage import PartWriter, Stage, missing, run_one
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.rows import SubsetRows
-from capmix.export.samples import chosen_samples
+from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard, open_pool
-from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
 from capmix.store import Counts, Store
 
@@ -157,7 +156,7 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
         start, stop = copies_of(shard)
         used = [by_name[name] for name in rows.shards(start, stop)]
         for one in used:
-            _refuse_changed(store, one)
+            refuse_changed(store, one)
         copies = stop - start
         out.count_in(copies)
         samples = chosen_samples(pool, store, rows.between(start, stop), used, job.sources)
@@ -185,16 +184,6 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
 
     config = {"size": size, "form": job.form, "sources": list(job.sources)}
     return Stage(f"export {job.subset}", "_markers", config, inputs, run_shard)
-
-
-def _refuse_changed(store: Store, shard: Shard) -> None:
-    """Keys of a shard that is not the one that was indexed may be those of other samples."""
-    indexed = store.read_marker(f"{SAMPLES}/{shard.name}")
-    if indexed is None or indexed.inputs.get("pool") != shard.fingerprint:
-        raise UserError(
-            f"shard {shard.name} of the pool has changed since it was indexed. Run `capmix mix` "
-            "again, after `caption` and `score` where they are needed."
-        )
 
 
 def _file_name(form: Form, shard: str) -> str:

@@ -44,6 +44,28 @@ class SubsetRows:
         found: list[str] = pc.unique(names).to_pylist()
         return found
 
+    def shard_names(self) -> list[str]:
+        """Names of all input shards that rows come from, in pool order."""
+        found: dict[str, None] = {}
+        with self.store.open_table(f"{self.part}.parquet") as file:
+            for group in range(file.num_row_groups):
+                names = file.read_row_group(group, ["shard"], use_threads=False)["shard"]
+                found |= dict.fromkeys(pc.unique(names).to_pylist())
+        return list(found)
+
+    def of_shard(self, name: str) -> pa.Table:
+        """The rows of one input shard, with the columns `first` and `times` (see `between`)."""
+        found = []
+        with self.store.open_table(f"{self.part}.parquet") as file:
+            column = file.schema_arrow.names.index("shard")
+            for group in range(file.num_row_groups):
+                bounds = file.metadata.row_group(group).column(column).statistics
+                if bounds is None or not bounds.has_min_max or bounds.min <= name <= bounds.max:
+                    table = file.read_row_group(group, use_threads=False)
+                    found.append(table.filter(pc.equal(table["shard"], name)))
+        rows = pa.concat_tables(found)
+        return rows.append_column("first", rows["copy"]).append_column("times", rows["weight"])
+
     def batches(self) -> Iterator[pa.Table]:
         """The whole subset, a row group at a time."""
         with self.store.open_table(f"{self.part}.parquet") as file:

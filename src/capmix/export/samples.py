@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.errors import UserError
 from capmix.pool import Pool, Sample, Shard
+from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
 from capmix.store import Store
 
@@ -59,6 +61,17 @@ def chosen_samples(
                     yield Chosen(sample, row, captions.get(sample.uid, {}), copies)
             if not wanted:
                 break
+
+
+def refuse_changed(store: Store, shard: Shard) -> None:
+    """Raise UserError for a shard that is not the one that was indexed: its keys may be those of
+    other samples."""
+    indexed = store.read_marker(f"{SAMPLES}/{shard.name}")
+    if indexed is None or indexed.inputs.get("pool") != shard.fingerprint:
+        raise UserError(
+            f"shard {shard.name} of the pool has changed since it was indexed. Run `capmix mix` "
+            "again, after `caption` and `score` where they are needed."
+        )
 
 
 def _captions(store: Store, shard: str, sources: Sequence[str]) -> dict[str, dict[str, str]]:

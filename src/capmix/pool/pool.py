@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,7 +74,7 @@ class Pool:
             yield from read_files(self.fs, self.root, wanted, self.sidecars)
             return
         try:
-            with self._open(f"{self.root}/{files[0]}") as stream:
+            with self.open_tar(shard) as stream:
                 yield from read_tar(stream, shard.name, keys)
         except OSError as error:
             detail = f"{files[0]}: {error}. Check that the file is there and readable."
@@ -96,6 +96,15 @@ class Pool:
         path = f"{self.root}/{self.files[shard.name][0]}"
         with self._open(path) as stream, pq.ParquetFile(stream) as file:
             yield file
+
+    def open_tar(self, shard: Shard) -> BinaryIO:
+        """The bytes of a shard of a pool of tars. Raises OSError."""
+        return self._open(f"{self.root}/{self.files[shard.name][0]}")
+
+    def reopened(self) -> "Pool":
+        """The same pool for another process: connections to a remote one do not survive a fork."""
+        fs = type(self.fs)(*self.fs.storage_args, **self.fs.storage_options)
+        return replace(self, fs=fs)
 
     def _open(self, path: str) -> BinaryIO:
         if "file" in self.fs.protocol:  # fsspec's wrapper costs more than small reads do

@@ -85,7 +85,8 @@ class TransformersScorer:
                 ).to(self._device)
                 vectors.append(_unit(self._model.get_text_features(**tokens)))
         position = {text: row for row, text in enumerate(unique)}
-        return np.concatenate(vectors)[[position[text] for text in texts]]
+        found: np.ndarray = np.concatenate(vectors)[[position[text] for text in texts]]
+        return found
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
         """Which texts lose their end to the context length (the end token is kept)."""

@@ -1,0 +1,246 @@
+"""Images with their texts to train on: from exported shards, or from the pool itself.
+
+Both ways give the same pairs: an exported shard holds what the rows of the subset say, and the pool
+is joined with those rows while it streams. Nothing but images, texts and json is ever taken out of
+a tar; open_clip's own reader would unpickle members whose names ask for it.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, BinaryIO, Protocol
+
+from capmix.errors import UserError
+from capmix.export.rows import SubsetRows
+from capmix.export.samples import chosen_samples, refuse_changed
+from capmix.pool import BadSample, Pool, open_pool
+from capmix.pool.sample import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+from capmix.pool.tar_members import TarError, TarMembers
+from capmix.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and the text that the subset chose for it. `captions` are all texts of the sample,
+    named as export names them (caption_raw, caption_S, caption_S_k1), where they are asked for."""
+
+    key: str
+    image: bytes
+    text: str
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+class PairSource(Protocol):
+    """Where pairs come from. `shards` are drawn, by `weights` where there are any.
+
+    `identity` names the data: a run goes on only with the same.
+    """
+
+    @property
+    def shards(self) -> Sequence[str]: ...
+
+    @property
+    def weights(self) -> Sequence[float] | None: ...
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def read(self, shard: str) -> Iterator[Pair | BadSample]: ...
+
+    def reopened(self) -> "PairSource":
+        """The same for another process, with connections of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportedShards:
+    """Tars as `capmix export`, DataComp's resharder or img2dataset write them.
+
+    `directories` may have a weight each, that of each of its shards: as open_clip has it, a
+    directory is drawn in proportion to its weight times the number of its shards.
+    """
+
+    directories: Sequence[str]
+    directory_weights: Sequence[float] | None = None
+    with_captions: bool = False
+
+    @cached_property
+    def _pools(self) -> list[Pool]:
+        pools = [open_pool(directory) for directory in self.directories]
+        for pool in pools:
+            if not pool.is_tars:
+                raise UserError(
+                    f"{pool.location}: no tars to train on. `capmix export` writes some; a pool "
+                    "is trained on with --pool, --work and --subset."
+                )
+        return pools
+
+    @cached_property
+    def _places(self) -> list[tuple[Pool, int]]:
+        return [(pool, i) for pool in self._pools for i in range(len(pool.shards))]
+
+    @cached_property
+    def shards(self) -> Sequence[str]:
+        return [str(i) for i in range(len(self._places))]
+
+    @cached_property
+    def weights(self) -> Sequence[float] | None:
+        if self.directory_weights is None:
+            return None
+        both = zip(self._pools, self.directory_weights, strict=True)
+        return [weight for pool, weight in both for _ in pool.shards]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        prints = [
+            [shard.name, Store(pool.location).fingerprint(f"_markers/{shard.name}")
+             or shard.fingerprint]
+            for pool in self._pools
+            for shard in pool.shards
+        ]  # fmt: skip
+        return {"shards": prints, "weights": list(self.directory_weights or [])}
+
+    def open_clip_urls(self) -> str:
+        """The shards as open_clip's --train-data names them."""
+        return "::".join(_braces(pool) for pool in self._pools)
+
+    def read(self, shard: str) -> Iterator[Pair | BadSample]:
+        pool, number = self._places[int(shard)]
+        name = pool.shards[number].name
+        try:
+            with pool.open_tar(pool.shards[number]) as stream:
+                yield from read_pairs(stream, self.with_captions)
+        except OSError as error:
+            detail = f"{pool.location}, {name}: {error}. Check that the file is there and readable."
+            yield BadSample("", "unreadable_shard", detail)
+
+    def reopened(self) -> "ExportedShards":
+        again = replace(self)
+        again.__dict__["_pools"] = [pool.reopened() for pool in self._pools]
+        return again
+
+
+@dataclass(frozen=True)
+class PoolSubset:
+    """A pool that nothing was written from, with the rows of a subset.
+
+    `sources` are those whose texts come as `captions`; () for none.
+    """
+
+    pool: Pool
+    store: Store
+    subset: str
+    sources: Sequence[str] = ()
+    weights: Sequence[float] | None = None
+
+    @cached_property
+    def _rows(self) -> SubsetRows:
+        rows = SubsetRows(self.store, self.subset)
+        if self.store.read_marker(rows.part) is None:
+            raise UserError(
+                f"no subset {self.subset!r} in {self.store.location}: run `capmix mix` first"
+            )
+        return rows
+
+    @cached_property
+    def shards(self) -> Sequence[str]:
+        names = self._rows.shard_names()
+        by_name = {shard.name: shard for shard in self.pool.shards}
+        gone = [name for name in names if name not in by_name]
+        if gone:
+            raise UserError(
+                f"pool {self.pool.location} has no shard {gone[0]} that the subset {self.subset} "
+                f"takes samples from ({len(gone)} are gone). Bring them back or mix again."
+            )
+        for name in names:
+            refuse_changed(self.store, by_name[name])
+        return names
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"subset": self.subset, "rows": self.store.fingerprint(self._rows.part)}
+
+    def read(self, shard: str) -> Iterator[Pair | BadSample]:
+        rows = self._rows.of_shard(shard)
+        place = next(one for one in self.pool.shards if one.name == shard)
+        missing = dict.fromkeys(rows["key"].to_pylist())
+        for chosen in chosen_samples(self.pool, self.store, rows, [place], self.sources):
+            missing.pop(chosen.sample.key, None)
+            key, text = chosen.sample.uid, chosen.row["text"]
+            for copy in chosen.copies:
+                yield Pair(f"{key}-{copy}", chosen.sample.image, text, chosen.captions)
+        for key in missing:
+            yield BadSample(key, "image_gone", f"shard {shard} has no sample {key} any more")
+
+    def reopened(self) -> "PoolSubset":
+        return replace(self, pool=self.pool.reopened(), store=Store(self.store.location))
+
+
+def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair | BadSample]:
+    """The pairs of one tar as open_clip 3.3 groups them: neighbouring members with the same name up
+    to the first dot; a suffix that comes again begins another sample.
+
+    An image without a .txt member comes as a BadSample, as does a sample over the bounds of bytes.
+    """
+    members: dict[str, bytes] = {}
+    key, too_large = "", ""
+    wanted = {*IMAGE_SUFFIXES, "txt"} | ({"json"} if with_captions else set())
+    try:
+        tar = TarMembers(stream)
+        for name, size in tar:
+            directory, slash, base = name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            here, suffix = directory + slash + stem, suffix.lower()
+            if here != key or suffix in members:
+                if members or too_large:
+                    yield _pair(key, members, too_large)
+                key, members, too_large = here, {}, ""
+            if suffix not in wanted:
+                continue
+            bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+            if size > bound:
+                too_large = f"member {name}: {size} bytes, at most {bound} are read"
+                continue
+            members[suffix] = tar.read()
+    except (TarError, zlib.error, OSError, ValueError) as error:
+        yield BadSample("", "truncated_shard", f"breaks off after {key or 'nothing'} ({error})")
+        return
+    if members or too_large:
+        yield _pair(key, members, too_large)
+
+
+def _pair(key: str, members: dict[str, bytes], too_large: str) -> Pair | BadSample:
+    if too_large:
+        return BadSample(key, "too_many_bytes", too_large)
+    image = next((members[one] for one in ("jpg", "png", "jpeg", "webp") if one in members), None)
+    if image is None or "txt" not in members:
+        absent = "no_image" if image is None else "no_text"
+        return BadSample(key, absent, "expected an image and a .txt member of the same name")
+    text = members["txt"].decode("utf-8", "replace")
+    return Pair(key, image, text, _captions(members.get("json", b"{}")))
+
+
+def _captions(data: bytes) -> dict[str, str]:
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    named = {k: v for k, v in fields.items() if k.startswith("caption_") and isinstance(v, str)}
+    return {k: v for k, v in named.items() if not k.startswith("caption_choice")}
+
+
+def _braces(pool: Pool) -> str:
+    """The tars of a pool in brace notation where their names are consecutive numbers."""
+    files = [pool.files[shard.name][0] for shard in pool.shards]
+    stems = [file.removesuffix(".tar") for file in files]
+    first = stems[0]
+    if all(stem.isdigit() for stem in stems) and len(stems) > 1:
+        width = len(first)
+        run = [f"{int(first) + i:0{width}d}" for i in range(len(stems))]
+        if run == stems:
+            return f"{pool.root}/{{{first}..{stems[-1]}}}.tar"
+    return "::".join(f"{pool.root}/{file}" for file in files)

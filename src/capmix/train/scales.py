@@ -1,0 +1,143 @@
+"""DataComp's training scales, and the arguments that open_clip's trainer gets for them."""
+
+from dataclasses import dataclass, replace
+
+from capmix.errors import UserError
+
+CHECKPOINTS = 5
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale. `batch_size` is that of all devices together, `samples` how many are seen in all,
+    `warmup` is in steps. `beta2` None stands for open_clip's default for vision transformers, 0.98.
+    """
+
+    name: str
+    batch_size: int
+    learning_rate: float
+    samples: int
+    warmup: int
+    model: str
+    beta2: float | None = None
+    checkpoints: int = CHECKPOINTS
+    grad_checkpointing: bool = True
+
+
+# DataComp, scale_configs.py. `tiny` is ours: the embedded pool on a CPU, see docs/training.md.
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale("debug", 1024, 1e-4, 128_000, 500, "ViT-B-32"),
+        Scale("small", 4096, 5e-4, 12_800_000, 500, "ViT-B-32"),
+        Scale("medium", 4096, 5e-4, 128_000_000, 500, "ViT-B-32"),
+        Scale("large", 8192, 5e-4, 1_280_000_000, 500, "ViT-B-16"),
+        Scale("xlarge", 90_112, 1e-3, 12_800_000_000, 10_000, "ViT-L-14", beta2=0.95),
+        Scale(TINY, 256, 1e-3, 25_600, 10, "capmix-vit-tiny", None, 2, False),
+    )
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What a run is trained with. Values that are None are the scale's.
+
+    `accumulate` splits the batch of a device into so many. `exact` sees exactly the scale's number
+    of samples, where DataComp's way rounds up for each data-loader worker. `resample` draws shards
+    with replacement, as DataComp does; else every pass sees each sample once. `texts` gives each
+    visit of a sample one of its texts, by these probabilities of sources. `loss` is clip or siglip.
+    """
+
+    scale: str = TINY
+    seed: int = 0
+    model: str | None = None
+    loss: str = "clip"
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    samples: int | None = None
+    warmup: int | None = None
+    checkpoints: int | None = None
+    accumulate: int = 1
+    precision: str | None = None
+    device: str = "auto"
+    workers: int | None = None
+    exact: bool = False
+    resample: bool | None = None
+    texts: tuple[tuple[str, float], ...] = ()
+    grad_clip: float | None = None
+    log_every: int | None = None
+    report_to: str = ""
+    extra: tuple[str, ...] = ()
+
+    @property
+    def in_full(self) -> Scale:
+        """The scale with what these settings change of it. Raises UserError for an unknown one."""
+        if self.scale not in SCALES:
+            raise UserError(f"--scale {self.scale}: expected one of {', '.join(SCALES)}")
+        names = ("batch_size", "learning_rate", "samples", "warmup", "model", "checkpoints")
+        changes = {name: getattr(self, name) for name in names}
+        return replace(SCALES[self.scale], **{k: v for k, v in changes.items() if v is not None})
+
+    @property
+    def draws_shards(self) -> bool:
+        return self.scale != TINY if self.resample is None else self.resample
+
+    @property
+    def data_workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        return 1 if self.scale == TINY else 4
+
+    def device_batch(self, world_size: int) -> int:
+        """Samples that one device reads at once. Raises UserError where it does not divide."""
+        batch, parts = self.in_full.batch_size, world_size * self.accumulate
+        if batch % parts:
+            raise UserError(
+                f"batch size {batch} does not divide by {world_size} devices x {self.accumulate} "
+                "accumulated batches; choose another number, or --batch-size"
+            )
+        return batch // parts
+
+
+def open_clip_arguments(
+    settings: TrainSettings,
+    data: str,
+    logs: str,
+    name: str,
+    world_size: int,
+    on_cpu: bool = False,
+    data_weights: str | None = None,
+) -> list[str]:
+    """The command line of open_clip's trainer; for DataComp's scales that of DataComp's train.py.
+
+    `data` and `data_weights` are written as open_clip reads them: parts are joined by `::`. Without
+    a GPU (`on_cpu`) precision is float32 unless the settings name another.
+    """
+    scale = settings.in_full
+    tiny = settings.scale == TINY
+    precision = settings.precision or ("fp32" if on_cpu or tiny else "amp")
+    log_every = settings.log_every or (10 if tiny else 100)
+    arguments = ["--save-frequency", "0", "--ddp-static-graph", "--local-loss"]
+    arguments += ["--gather-with-grad"]
+    arguments += ["--grad-checkpointing"] if scale.grad_checkpointing else []
+    arguments += ["--train-data", data]
+    arguments += ["--train-num-samples", str(scale.samples // scale.checkpoints)]
+    arguments += ["--warmup", str(scale.warmup), "--dataset-type", "webdataset"]
+    arguments += ["--precision", precision, "--workers", str(settings.data_workers)]
+    arguments += ["--model", scale.model]
+    arguments += ["--batch-size", str(settings.device_batch(world_size))]
+    arguments += ["--epochs", str(scale.checkpoints), "--lr", str(scale.learning_rate)]
+    arguments += ["--logs", logs, "--name", name, "--seed", str(settings.seed)]
+    arguments += ["--accum-freq", str(settings.accumulate)]
+    arguments += ["--log-every-n-steps", str(log_every)]
+    arguments += ["--save-most-recent", "--resume", "latest"]
+    arguments += ["--dataset-resampled"] if settings.draws_shards else []
+    arguments += ["--report-to", settings.report_to] if settings.report_to else []
+    arguments += ["--wandb-project-name", "capmix"] if "wandb" in settings.report_to else []
+    arguments += ["--beta2", str(scale.beta2)] if scale.beta2 is not None else []
+    arguments += ["--train-data-upsampling-factors", data_weights] if data_weights else []
+    arguments += ["--grad-clip-norm", str(settings.grad_clip)] if settings.grad_clip else []
+    arguments += ["--siglip"] if settings.loss == "siglip" else []
+    arguments += ["--device", "cpu"] if on_cpu else []
+    return [*arguments, *settings.extra]

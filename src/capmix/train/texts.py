@@ -1,0 +1,52 @@
+"""One text for each visit of a sample, drawn from several: as LaCLIP (arXiv 2305.20088) draws among
+rewrites and VeCLIP (arXiv 2310.07699) between raw and synthetic texts."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+from capmix.errors import UserError
+
+TWO_NUMBERS = 16
+
+
+def parse_texts(text: str) -> tuple[tuple[str, float], ...]:
+    """`raw=0.5,blip2=0.5` as sources with their probabilities, which are scaled to sum to 1."""
+    pairs = [one.partition("=") for one in text.split(",")]
+    try:
+        weights = {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError as error:
+        raise UserError(f"--texts {text}: expected such as raw=0.5,blip2=0.5") from error
+    total = sum(weights.values())
+    if not all(weight >= 0 for weight in weights.values()) or not 0 < total < float("inf"):
+        raise UserError(f"--texts {text}: expected weights of 0 or more that are not all 0")
+    return tuple((name, weight / total) for name, weight in weights.items())
+
+
+def draw_text(
+    captions: Mapping[str, str], texts: Sequence[tuple[str, float]], visit: str, otherwise: str
+) -> str:
+    """One of a sample's texts: first a source by its probability, then one of its captions evenly.
+
+    Sources that have no text for this sample are left out, and the probabilities of the others
+    grow; where none has one it is `otherwise`. The same `visit` draws the same text.
+    """
+    choices = [(weight, _of_source(captions, source)) for source, weight in texts]
+    choices = [(weight, found) for weight, found in choices if found and weight > 0]
+    if not choices:
+        return otherwise
+    digest = hashlib.blake2b(visit.encode(), digest_size=TWO_NUMBERS).digest()
+    first, second = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:]))
+    left = first * sum(weight for weight, _ in choices)
+    chosen = choices[-1][1]
+    for weight, found in choices:
+        if left < weight:
+            chosen = found
+            break
+        left -= weight
+    return chosen[int(second * len(chosen))]
+
+
+def _of_source(captions: Mapping[str, str], source: str) -> list[str]:
+    name = re.compile(rf"caption_{re.escape(source)}(_k\d+)?")
+    return [text for field, text in captions.items() if name.fullmatch(field) and text.strip()]
