@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from capmix.cli_train import add_train
+from capmix.cli_train import add_evaluate, add_probe, add_train
 from capmix.errors import UserError
 from capmix.memory import keep_freed_memory
 
@@ -201,14 +201,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_train(commands)
 
-    evaluate = _on_pool(commands, "eval", "evaluate checkpoints zero-shot")
-    evaluate.add_argument("--name", required=True, help="name of the run below checkpoints/")
-    evaluate.add_argument(
-        "--evalsets",
-        default="embedded",
-        help="comma-separated folders in CLIP_benchmark's layout (default: embedded)",
-    )
-    evaluate.set_defaults(run=_evaluate)
+    add_evaluate(commands)
+    add_probe(commands)
 
     report = _on_pool(commands, "report", "write an HTML page about a work directory")
     report.add_argument("--out", help="the page (default: WORK/report/report.html)")
@@ -252,8 +246,7 @@ def _run_file(path: str, work: str | None, force: bool) -> None:
     from capmix.pipeline import run_pipeline
 
     pipeline = load_pipeline(path, **({"work": work} if work else {}))
-    page = run_pipeline(pipeline, force)
-    if page:
+    for page in run_pipeline(pipeline, force):
         print(f"report: {page}")
 
 
@@ -426,27 +419,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
     return int(text)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from capmix import jobs
-
-    work = _work(options)
-    checkpoints = work.store.parts(f"checkpoints/{options.name}")
-    if not checkpoints:
-        raise UserError(f"no checkpoint {options.name!r} in {options.work}: run `capmix train`")
-    for result in jobs.evaluate(work, checkpoints, options.evalsets.split(",")):
-        print(result.part)
-        for name, metrics in result.metrics.items():
-            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
-            print(f"  {name}: {shown}")
 
 
 def _report(options: argparse.Namespace) -> None:

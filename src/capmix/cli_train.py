@@ -74,14 +74,20 @@ def _train(options: argparse.Namespace) -> None:
 
 def _settings(options: argparse.Namespace) -> "TrainSettings":
     import shlex
-    from dataclasses import fields
 
+    from pydantic import ValidationError
+
+    from capmix.mix.recipe import describe
     from capmix.train.scales import TrainSettings
     from capmix.train.texts import parse_texts
 
-    given = {f.name: getattr(options, f.name) for f in fields(TrainSettings) if f.name in options}
-    given["texts"] = parse_texts(options.texts) if options.texts else ()
-    return TrainSettings(**given, extra=tuple(shlex.split(options.open_clip)))
+    options.texts = parse_texts(options.texts) if options.texts else {}
+    options.open_clip = shlex.split(options.open_clip)
+    try:
+        names = TrainSettings.model_fields
+        return TrainSettings(**{name: getattr(options, name) for name in names})
+    except ValidationError as error:
+        raise UserError(f"train: {describe(error)}") from error
 
 
 def _source(options: argparse.Namespace, settings: "TrainSettings") -> "PairSource":
@@ -106,3 +112,106 @@ def _weight(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise UserError(f"--data-weights: {text!r} is no number") from error
+
+
+def add_evaluate(commands: "Commands") -> None:
+    evaluate = commands.add_parser("eval", help="evaluate a run or an open_clip model zero-shot")
+    evaluate.add_argument("model", help="directory of a run, or ARCHITECTURE/TAG of open_clip")
+    evaluate.add_argument(
+        "--evalsets",
+        default="evalsets",
+        help="directory of evaluation sets, or `embedded` (default: evalsets)",
+    )
+    evaluate.add_argument(
+        "--tasks",
+        help="datacomp (all 40; the default), keys of its tasks, or paths of sets below "
+        "--evalsets; see docs/evaluation.md",
+    )
+    evaluate.add_argument("--out", help="directory for results (default: the run's)")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    evaluate.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    evaluate.set_defaults(run=_evaluate)
+
+    evalsets = commands.add_parser("evalsets", help="list or fetch DataComp's evaluation sets")
+    evalsets.add_argument("action", choices=["list", "fetch"])
+    evalsets.add_argument("--tasks", default="datacomp", help="datacomp, or keys with commas")
+    evalsets.add_argument("--out", default="evalsets", help="directory (default: evalsets)")
+    evalsets.set_defaults(run=_evalsets)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from capmix.evaluate.results import evaluate
+
+    found = evaluate(
+        options.model,
+        options.tasks,
+        options.evalsets,
+        options.out,
+        options.device,
+        options.dtype,
+    )
+    print("\n".join(found.text()))
+    if found.missing:
+        command = f"capmix evalsets fetch --out {options.evalsets} --tasks"
+        print(f"not there: {len(found.missing)} sets. {command} {','.join(found.missing)}")
+    if found.broken:
+        raise UserError("; ".join(found.broken))
+
+
+def _evalsets(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from capmix.evaluate.fetch import fetch
+    from capmix.evaluate.tasks import Task, chosen_tasks
+
+    tasks = chosen_tasks(options.tasks)
+    unknown = [task for task in tasks if not isinstance(task, Task)]
+    if unknown:
+        raise UserError(f"--tasks: {unknown[0]!r} is no task of DataComp; `capmix evalsets list`")
+    known = [task for task in tasks if isinstance(task, Task)]
+    if options.action == "fetch":
+        for folder in fetch(known, options.out):
+            print(folder)
+        return
+    for task in known:
+        there = any((Path(options.out) / name).exists() for name in task.folders)
+        print(
+            f"{'there  ' if there else 'missing'}  {task.key:<52} {task.images:>7,} images  "
+            f"{task.main_metric or 'no main metric':<22} {task.hub}"
+        )
+
+
+def add_probe(commands: "Commands") -> None:
+    probe = commands.add_parser(
+        "probe",
+        help="rank recipes in seconds each: small projections of frozen embeddings",
+        description="A proxy for training: see docs/evaluation.md for how well it agrees with it.",
+    )
+    probe.add_argument("pool", help="as in caption and mix")
+    probe.add_argument("--work", required=True, help="work directory that belongs to this pool")
+    probe.add_argument("--subsets", help="comma-separated (default: every one that mix wrote)")
+    probe.add_argument("--seeds", default="0,1,2,3,4", help="comma-separated (default: 0 to 4)")
+    probe.add_argument(
+        "--evalsets", default="embedded", help="comma-separated sets (default: embedded)"
+    )
+    probe.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    probe.set_defaults(run=_probe)
+
+
+def _probe(options: argparse.Namespace) -> None:
+    from capmix import jobs
+    from capmix.probe.rank import ranking
+
+    work = jobs.open_work(options.pool, options.work, options.max_failures)
+    subsets = options.subsets.split(",") if options.subsets else work.subsets()
+    if not subsets:
+        raise UserError(f"no subset in {options.work}: run `capmix mix` first")
+    results = jobs.probe(work, subsets, _seeds(options.seeds), options.evalsets.split(","))
+    print("\n".join(ranking(results)))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error

@@ -11,8 +11,11 @@ from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mix.recipe import combinations, describe, load_recipe
 from capmix.score.settings import ScoreSettings
+from capmix.train.scales import TrainSettings
 
-STAGES = ("caption", "score", "measure", "mix", "export", "train", "evaluate", "report")
+STAGES = (
+    "caption", "score", "measure", "mix", "export", "probe", "train", "evaluate", "report"
+)  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -42,15 +45,29 @@ class ExportSettings(_Section):
     samples_per_shard: int = Field(10_000, ge=1)
 
 
-class TrainSettings(_Section):
-    scale: Literal["tiny"] = "tiny"
+class ProbeSettings(_Section):
+    """`evalsets`: paths of evaluation sets; `embedded` stands for the embedded ones."""
+
     seeds: list[int] = Field([0, 1, 2], min_length=1)
+    evalsets: list[str] = Field(["embedded"], min_length=1)
+
+
+class TrainSection(TrainSettings):
+    """TrainSettings, with a run for each of `seeds` and recipes, straight from the pool."""
+
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+
+    def of_seed(self, seed: int) -> TrainSettings:
+        return TrainSettings(**self.model_dump(exclude={"seeds", "seed"}), seed=seed)
 
 
 class EvaluateSettings(_Section):
-    """`evalsets`: folders in CLIP_benchmark's layout; `embedded` stands for the embedded ones."""
+    """`evalsets`: the directory of evaluation sets, or `embedded`; `tasks` as in `capmix eval`."""
 
-    evalsets: list[str] = Field(["embedded"], min_length=1)
+    evalsets: str = "embedded"
+    tasks: str | None = None
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class ReportSettings(_Section):
@@ -63,9 +80,12 @@ class ReportSettings(_Section):
 
 
 class Pipeline(_Section):
-    """A whole run. A stage whose section is missing is not run."""
+    """A whole run. A stage whose section is missing is not run.
 
-    pool: str
+    `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
+    """
+
+    pool: str | dict[str, str]
     work: str
     max_failures: float = Field(0.01, ge=0, le=1)
     caption: dict[str, CaptionSettings] = Field(default_factory=dict)
@@ -73,9 +93,16 @@ class Pipeline(_Section):
     measure: _Section | None = None
     mix: MixSettings | None = None
     export: ExportSettings | None = None
-    train: TrainSettings | None = None
+    probe: ProbeSettings | None = None
+    train: TrainSection | None = None
     evaluate: EvaluateSettings | None = None
     report: ReportSettings | None = None
+
+    def pools(self) -> dict[str, tuple[str, str]]:
+        """Location and work directory of each pool by name; one that has none is called pool."""
+        if isinstance(self.pool, str):
+            return {"pool": (self.pool, self.work)}
+        return {name: (place, f"{self.work}/{name}") for name, place in self.pool.items()}
 
     def score_settings(self) -> ScoreSettings:
         """The score section; by default raw and the sources of this file are scored."""
@@ -87,7 +114,8 @@ class Pipeline(_Section):
 NEEDS = {
     "measure": "score",
     "export": "mix",
-    "train": "export",
+    "probe": "mix",
+    "train": "mix",
     "evaluate": "train",
     "report": "score",
 }

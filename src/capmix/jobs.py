@@ -247,34 +247,39 @@ def export(
 def training_source(work: Work, subset: str, settings: TrainSettings) -> PoolSubset:
     """A subset of a pool to train on, without writing it anywhere; see train.train."""
     work.need_images("train")
-    sources = [source for source, _ in settings.texts]
+    sources = list(settings.texts)
     for source in sources:
         if source not in work.sources():
             raise UserError(f"--texts: no captions of source {source!r} in {work.store.location}")
     return PoolSubset(work.pool, work.store, subset, sources)
 
 
-def train(work: Work, data: str, name: str, seeds: Sequence[int] = (0, 1, 2)) -> list[str]:
-    """Train small CLIPs on exported shards, one per seed; returns the checkpoints' names."""
+def probe(
+    work: Work,
+    subsets: Sequence[str],
+    seeds: Sequence[int] = (0, 1, 2),
+    evalsets: Sequence[str] = (EMBEDDED,),
+) -> dict[str, list[Any]]:
+    """Train a probe of each subset and seed, and evaluate it; `embedded` stands for the embedded
+    test sets. Returns the results of each subset, one a seed."""
+    work.need_images("probe")
     encoder = work.mini_encoder
-    from capmix.train.tiny import train_tiny
+    from capmix.evaluate.evalset import embedded_evalsets
+    from capmix.evaluate.other_sets import open_evalset
+    from capmix.probe.evalset import load_features
+    from capmix.probe.evaluate import evaluate
+    from capmix.probe.fit import train_probes
 
-    return train_tiny(work.store, data, name, seeds, encoder)
-
-
-def evaluate(
-    work: Work, checkpoints: Sequence[str], evalsets: Sequence[str] = (EMBEDDED,)
-) -> list[Any]:
-    """Evaluate checkpoints zero-shot; `embedded` stands for the embedded test sets."""
-    encoder = work.mini_encoder
-    from capmix.evaluate.evalset import embedded_evalsets, load_evalset
-    from capmix.evaluate.evaluate import evaluate as evaluate_one
-
+    embed(work.pool, encoder, work.store, work.max_failures)
     folders: list[str] = []
     for name in evalsets:
         folders += embedded_evalsets() if name == EMBEDDED else [name]
-    sets = [load_evalset(work.store, folder, encoder) for folder in folders]
-    return [evaluate_one(work.store, checkpoint, sets) for checkpoint in checkpoints]
+    sets = [load_features(work.store, open_evalset(folder), encoder) for folder in folders]
+    found: dict[str, list[Any]] = {}
+    for subset in subsets:
+        probes = train_probes(work.store, subset, seeds, encoder)
+        found[subset] = [evaluate(work.store, one, sets) for one in probes]
+    return found
 
 
 def report(

@@ -5,7 +5,8 @@ import time
 
 from capmix import jobs
 from capmix.config import Pipeline
-from capmix.mix.mix import MixSettings
+from capmix.experiment import Cell, run_cells, write_tables
+from capmix.mix.mix import MixSettings, Summary
 from capmix.pool import embedded_folder
 
 DEMO = "demo.yaml"
@@ -16,54 +17,71 @@ def demo_file() -> str:
     return str(embedded_folder() / DEMO)
 
 
-def run_pipeline(pipeline: Pipeline, force: bool = False) -> str | None:
-    """Run every stage that the file has. Returns the report's path where one was written."""
-    work = jobs.open_work(pipeline.pool, pipeline.work, pipeline.max_failures, force)
+def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
+    """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
+    cells: list[Cell] = []
+    pages = []
+    probes: dict[tuple[str, str], float] = {}
+    for name, (pool, directory) in pipeline.pools().items():
+        work = jobs.open_work(pool, directory, pipeline.max_failures, force)
+        subsets = _make_subsets(work, pipeline)
+        for subset, average in _probe(work, pipeline, subsets).items():
+            probes[name, subset] = average
+        if pipeline.train is not None:
+            cells += run_cells(work, name, subsets, pipeline.train, pipeline.evaluate)
+        if pipeline.report is not None:
+            pages.append(_report(work, pipeline, subsets))
+    if cells:
+        print("\n".join(write_tables(cells, pipeline.work, probes)))
+    return pages
+
+
+def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:
     for source, settings in pipeline.caption.items():
         jobs.caption(work, source, settings)
     if pipeline.score is not None:
         jobs.score(work, pipeline.score_settings())
-    scorer = pipeline.score_settings().name if pipeline.score is not None else None
+    scorer = _scorer(pipeline)
     if pipeline.measure is not None:
         jobs.measure(work, scorer)
-    names = _make_subsets(work, pipeline, scorer)
+    found: list[Summary] = []
+    if pipeline.mix is None:
+        return found
+    for recipe, parameters in pipeline.mix.entries():
+        mixing = MixSettings(seed=pipeline.mix.seed)
+        summary = jobs.mix(work, recipe, parameters, scorer, mixing)
+        print("\n".join(summary.lines()), file=sys.stderr)
+        found.append(summary)
     if pipeline.export is not None:
-        for name in names:
-            size = pipeline.export.samples_per_shard
-            jobs.export(work, name, _shards(work, name), size)
-    checkpoints = [one for name in names for one in _train(work, pipeline, name)]
-    if pipeline.evaluate is not None:
-        jobs.evaluate(work, checkpoints, pipeline.evaluate.evalsets)
-    if pipeline.report is None:
-        return None
-    settings_of_page = pipeline.report.model_dump()
-    path, table = jobs.report(work, scorer=scorer, recipes=names, **settings_of_page)
+        for summary in found:
+            shards = work.store.path(f"shards/{summary.name}")
+            jobs.export(work, summary.name, shards, pipeline.export.samples_per_shard)
+    return found
+
+
+def _scorer(pipeline: Pipeline) -> str | None:
+    return pipeline.score_settings().name if pipeline.score is not None else None
+
+
+def _probe(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> dict[str, float]:
+    """The average of each subset's probes in percent."""
+    if pipeline.probe is None:
+        return {}
+    from capmix.report.compare import compare
+
+    started = time.monotonic()
+    names = [summary.name for summary in subsets]
+    results = jobs.probe(work, names, pipeline.probe.seeds, pipeline.probe.evalsets)
+    seconds = time.monotonic() - started
+    print(f"probe: {len(names)} subsets, {seconds:.1f} s", file=sys.stderr)
+    return {row.name: row.average.mean for row in compare(results, baseline="")}
+
+
+def _report(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> str:
+    assert pipeline.report is not None
+    names = [summary.name for summary in subsets]
+    about_page = pipeline.report.model_dump()
+    path, table = jobs.report(work, scorer=_scorer(pipeline), recipes=names, **about_page)
     if table:
         print("\n".join(table))
     return path
-
-
-def _make_subsets(work: jobs.Work, pipeline: Pipeline, scorer: str | None) -> list[str]:
-    names: list[str] = []
-    if pipeline.mix is None:
-        return names
-    for recipe, parameters in pipeline.mix.entries():
-        settings = MixSettings(seed=pipeline.mix.seed)
-        summary = jobs.mix(work, recipe, parameters, scorer, settings)
-        print("\n".join(summary.lines()), file=sys.stderr)
-        names.append(summary.name)
-    return names
-
-
-def _shards(work: jobs.Work, name: str) -> str:
-    return work.store.path(f"shards/{name}")
-
-
-def _train(work: jobs.Work, pipeline: Pipeline, name: str) -> list[str]:
-    if pipeline.train is None:
-        return []
-    started = time.monotonic()
-    checkpoints = jobs.train(work, _shards(work, name), name, pipeline.train.seeds)
-    seconds = time.monotonic() - started
-    print(f"train {name}: {len(checkpoints)} seeds, {seconds:.1f} s", file=sys.stderr)
-    return checkpoints

@@ -9,6 +9,7 @@ from capmix.engine.local import MAX_FAILURES, run_stage
 from capmix.engine.stage import Stage, refuse_other_settings
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS, Column, columns_of
+from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.index import FOLDER as SAMPLES
 from capmix.pool.index import index_stage
@@ -55,6 +56,10 @@ class Work:
     def sources(self) -> list[str]:
         """raw, and every source whose captions lie in the work directory."""
         return ["raw", *self.store.folders("captions")]
+
+    def subsets(self) -> list[str]:
+        """The subsets that lie in the work directory."""
+        return [part.partition("/")[2] for part in self.store.parts(SUBSETS)]
 
     def scored(self, scorer: str) -> list[str]:
         """The sources that `scorer` has scored."""

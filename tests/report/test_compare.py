@@ -1,6 +1,6 @@
 import numpy as np
 
-from capmix.evaluate.evaluate import Result
+from capmix.probe.evaluate import Result
 from capmix.report.compare import compare, verdict
 
 

@@ -1,53 +1,66 @@
-"""Evaluation sets in CLIP_benchmark's WebDataset layout.
+"""Evaluation sets: DataComp's and CLIP_benchmark's WebDataset layout, and others of one's own.
 
-A folder with `test/*.tar`; for classification `classnames.txt` and
-`zeroshot_classification_templates.txt` (`{c}` is the class) and a `.cls` member per image; for
-retrieval `dataset_type.txt` saying `retrieval` and a `.txt` member with one caption a line.
+A WebDataset set is a folder with `test/*.tar`. For classification it has `classnames.txt`,
+`zeroshot_classification_templates.txt` (`{c}` is the class), and a `.cls` member beside each image,
+for WILDS and fairness sets a `.npy` of metadata too. For retrieval `dataset_type.txt` says
+`retrieval` and a `.txt` member holds one caption a line. The other forms are in other_sets.py.
 """
 
 import hashlib
+import io
 import json
-from dataclasses import dataclass
-from functools import cached_property
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from capmix.embed import ImageEncoder, embed, embeddings_folder, read_embeddings
 from capmix.errors import UserError
-from capmix.pool import Sample, embedded_folder, open_pool
-from capmix.rows import OK
-from capmix.store import Store
+from capmix.pool import embedded_folder
+from capmix.pool.sample import IMAGE_SUFFIXES
+from capmix.pool.tar_groups import TarGroup, tar_groups
+from capmix.pool.tar_members import TarError
+
+Kind = Literal["classification", "retrieval", "association"]
+CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image with its label, its captions, or a row of integers about it."""
+
+    key: str
+    image: bytes
+    label: int | None = None
+    texts: tuple[str, ...] = ()
+    metadata: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Association:
+    """A cue with candidate images, by key, of which some belong to it (WinoGAViL)."""
+
+    cue: str
+    candidates: tuple[str, ...]
+    chosen: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """An evaluation set with its images already embedded.
+    """A set on disk. `items` reads it from its start; `digest` changes with its files.
 
-    `embeddings` (N, dimensions) with `keys`; for classification `labels` int (N,), `classes` and
-    `templates`; for retrieval `texts` and `image_of_text` int (texts,).
+    `items` raises UserError for a file that is broken or not what the set's kind asks for.
     """
 
     name: str
-    keys: list[str]
-    embeddings: np.ndarray
-    labels: np.ndarray
-    classes: list[str]
-    templates: list[str]
-    texts: list[str]
-    image_of_text: np.ndarray
-
-    @property
-    def is_retrieval(self) -> bool:
-        return not self.classes
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits over everything that a result depends on."""
-        total = hashlib.sha256(self.embeddings.tobytes() + self.labels.tobytes())
-        lists = [self.classes, self.templates, self.texts, self.image_of_text.tolist()]
-        total.update(json.dumps(lists).encode())
-        return total.hexdigest()[:16]
+    kind: Kind
+    digest: str
+    items: Callable[[], Iterator[Item]]
+    classes: list[str] = field(default_factory=list)
+    templates: list[str] = field(default_factory=list)
+    associations: list[Association] = field(default_factory=list)
 
 
 def embedded_evalsets() -> list[str]:
@@ -55,66 +68,97 @@ def embedded_evalsets() -> list[str]:
     return [str(path) for path in sorted((embedded_folder() / "tuxpaint").glob("wds_*_test"))]
 
 
-def load_evalset(store: Store, folder: str, encoder: ImageEncoder) -> EvalSet:
-    """Read a set and embed its images, or take the embeddings that the work directory has.
-
-    Raises UserError where the folder does not have the layout, or an image cannot be read.
-    """
-    root = Path(folder)
-    if not (root / "test").is_dir():
-        raise UserError(f"evaluation set {folder}: no test/ folder with tars in it")
-    retrieval = (root / "dataset_type.txt").exists() and (
-        "retrieval" in (root / "dataset_type.txt").read_text("utf-8")
-    )
-    classes = [] if retrieval else _lines(root / "classnames.txt")
-    templates = [] if retrieval else _lines(root / "zeroshot_classification_templates.txt")
-    pool = open_pool(str(root / "test"))
-    own = Store(store.path(f"evalsets/{root.name}"))
-    embed(pool, encoder, own, max_failures=0.0, name=root.name)
-    keys: list[str] = []
-    labels: list[int] = []
-    texts: list[str] = []
-    image_of_text: list[int] = []
-    arrays = []
-    for shard in pool.shards:
-        part = f"{embeddings_folder(encoder.name)}/{shard.name}"
-        rows, array = read_embeddings(own, part)
-        arrays.append(array)
-        good = {row.key for row in rows if row.status == OK}
-        for sample in pool.read(shard):
-            if not isinstance(sample, Sample) or sample.key not in good:
-                continue
-            if retrieval:
-                captions = [line for line in (sample.text or "").split("\n") if line.strip()]
-                texts += captions
-                image_of_text += [len(keys)] * len(captions)
-            else:
-                labels.append(_label(sample, len(classes), folder))
-            keys.append(f"{shard.name}/{sample.key}")
-    return EvalSet(
-        root.name,
-        keys,
-        np.concatenate(arrays),
-        np.array(labels, np.int64),
-        classes,
-        templates,
-        texts,
-        np.array(image_of_text, np.int64),
-    )
+def is_webdataset(path: Path) -> bool:
+    return (path / "test").is_dir()
 
 
-def _lines(path: Path) -> list[str]:
+def webdataset_set(root: Path) -> EvalSet:
+    """A set in WebDataset layout. Raises UserError where a file of it is missing."""
+    told = root / "dataset_type.txt"
+    kind = told.read_text("utf-8").strip() if told.exists() else "classification"
+    if kind not in ("classification", "retrieval"):
+        raise UserError(f"evaluation set {root}: {kind} sets are not evaluated")
+    tars = _tars(root)
+    lists = [] if kind == "retrieval" else [root / CLASSES, root / TEMPLATES]
+    classes, templates = ([], []) if not lists else (read_lines(lists[0]), read_lines(lists[1]))
+
+    def items() -> Iterator[Item]:
+        for tar in tars:
+            yield from _read_tar(tar, kind == "retrieval", len(classes))
+
+    digest = files_digest([*tars, *lists])
+    return EvalSet(root.name, kind, digest, items, classes, templates)  # type: ignore[arg-type]
+
+
+def _tars(root: Path) -> list[Path]:
+    """The set's tars in the order of their numbers; all that nshards.txt promises."""
+    tars = sorted((root / "test").glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
+    if not tars:
+        raise UserError(f"evaluation set {root}: no tar in test/")
+    promise = root / "test" / "nshards.txt"
+    if promise.exists() and (count := promise.read_text("utf-8").strip()) != str(len(tars)):
+        raise UserError(
+            f"evaluation set {root}: {len(tars)} tars, but nshards.txt says {count:.20}. "
+            "`capmix evalsets fetch` fetches what is missing."
+        )
+    return tars
+
+
+def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[Item]:
+    wanted = {*IMAGE_SUFFIXES, "txt"} if retrieval else {*IMAGE_SUFFIXES, "cls", "npy"}
     try:
-        return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+        with path.open("rb") as stream:
+            for group in tar_groups(stream, wanted):
+                yield _item(path, group, retrieval, classes)
+    except (TarError, zlib.error, OSError) as error:
+        raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error
+
+
+def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> Item:
+    where = f"evaluation set {path}, sample {group.key}"
+    if group.too_large or group.image is None:
+        raise UserError(f"{where}: {group.too_large or 'expected an image'}")
+    members = group.members
+    if retrieval:
+        if "txt" not in members:
+            raise UserError(f"{where}: expected a .txt member of captions")
+        texts = members["txt"].decode("utf-8", "replace").splitlines()
+        return Item(group.key, group.image, texts=tuple(texts))
+    metadata = _integers(where, members["npy"]) if "npy" in members else ()
+    if "cls" not in members and not metadata:
+        raise UserError(f"{where}: expected a .cls member with the number of the class")
+    label = _label(where, members["cls"], classes) if "cls" in members else None
+    return Item(group.key, group.image, label, metadata=metadata)
+
+
+def _label(where: str, data: bytes, classes: int) -> int:
+    text = data.decode("ascii", "replace").strip()
+    if not text.isdigit() or int(text) >= classes:
+        raise UserError(f"{where}: label {text!r:.40}, expected 0 to {classes - 1}")
+    return int(text)
+
+
+def _integers(where: str, data: bytes) -> tuple[int, ...]:
+    try:
+        row = np.load(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{where}: .npy member: {error}") from error
+    return tuple(int(value) for value in np.ravel(row))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Stripped lines of a file, without blank ones. Raises UserError where it is missing."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"evaluation set: {path} is missing") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
-def _label(sample: Sample, classes: int, folder: str) -> int:
-    label = (sample.label or "").strip()
-    if not label.isdigit() or int(label) >= classes:
-        raise UserError(
-            f"evaluation set {folder}, sample {sample.key}: label {label!r}, "
-            f"expected 0 to {classes - 1}"
-        )
-    return int(label)
+def files_digest(paths: Sequence[Path]) -> str:
+    """16 hex digits over names, sizes and, of text files, contents."""
+    told = [
+        [path.name, path.stat().st_size, path.read_text("utf-8") if path.suffix == ".txt" else ""]
+        for path in paths
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -1,79 +1,86 @@
-"""Evaluate a trained student zero-shot on evaluation sets; one result file per checkpoint."""
+"""Zero-shot metrics of one model on one evaluation set."""
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from capmix.embed import unit
-from capmix.evaluate.evalset import EvalSet
-from capmix.evaluate.metrics import classify, retrieve
-from capmix.store import Counts, Marker, Store, once
-from capmix.train.tiny import TinyClip, load_tiny
+from capmix.errors import UserError
+from capmix.evaluate.evalset import EvalSet, Item
+from capmix.evaluate.groups import FACES, GROUP_METRICS, OBJECTIVES, faces
+from capmix.evaluate.metrics import association_metrics, classify, retrieve, top_classes
+from capmix.evaluate.vectors import Vectors
 
-FOLDER = "results"
-
-
-@dataclass(frozen=True)
-class Result:
-    """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
-
-    part: str
-    metrics: dict[str, dict[str, float]]
-    hits: dict[str, np.ndarray]
+Metrics = dict[str, Any]
+VOWELS = "aeiou"
 
 
-def evaluate(store: Store, checkpoint: str, evalsets: Sequence[EvalSet]) -> Result:
-    """Evaluate `checkpoint` (a name below `checkpoints/`) unless its result is up to date."""
-    part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
-    inputs = {"checkpoint": store.fingerprint(checkpoint)}
-    config: dict[str, Any] = {"evalsets": {evalset.name: evalset.digest for evalset in evalsets}}
+def evaluate_set(vectors: Vectors, evalset: EvalSet, task: str = "") -> Metrics:
+    """All metrics of a set; `task` is the key of DataComp's task where it is one.
 
-    def make() -> Marker:
-        student = load_tiny(store, checkpoint)
-        metrics: dict[str, dict[str, float]] = {}
-        hits: dict[str, np.ndarray] = {}
-        for evalset in evalsets:
-            metrics[evalset.name], found = _evaluate_one(student, evalset)
-            hits |= {f"{evalset.name}/{name}": values for name, values in found.items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **hits)
-        store.write_bytes(f"{part}.npz", buffer.getvalue())
-        rows = sum(len(evalset.keys) for evalset in evalsets)
-        return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
-
-    once(store, part, inputs, config, make)
-    return load_result(store, part)
-
-
-def load_result(store: Store, part: str) -> Result:
-    """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
-    marker = store.read_marker(part)
-    assert marker is not None, f"{part}: not evaluated"
-    with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
-        hits = {name: z[name] for name in z.files}
-    return Result(part, marker.extra["metrics"], hits)
+    Raises UserError where the set is not what its kind or the task asks for.
+    """
+    items, images = vectors.of_images(evalset)
+    if task in FACES:
+        return _faces(vectors, evalset, items, images)
+    if evalset.kind == "association":
+        return _associations(vectors, evalset, items, images)
+    if evalset.kind == "retrieval":
+        texts = [text for item in items for text in item.texts]
+        image_of_text = np.repeat(np.arange(len(items)), [len(item.texts) for item in items])
+        if not texts:
+            raise UserError(f"evaluation set {evalset.name}: no captions")
+        return dict(retrieve(images, vectors.of_texts(texts), image_of_text).metrics())
+    if any(item.label is None for item in items):
+        raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")
+    labels = np.array([item.label for item in items], np.int64)
+    classifier = vectors.classifier(evalset.classes, evalset.templates)
+    result = classify(images, classifier, labels)
+    metrics: Metrics = dict(result.metrics())
+    if task in GROUP_METRICS:
+        metrics |= GROUP_METRICS[task](result, _metadata(evalset, items))
+    return metrics
 
 
-def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[str]) -> np.ndarray:
-    """Unit vectors (classes, D): the mean over templates of each class's normalised embeddings."""
-    texts = [template.replace("{c}", name) for name in classes for template in templates]
-    embeddings = student.encode_texts(texts).reshape(len(classes), len(templates), -1)
-    return unit(embeddings.mean(axis=1))
+def usual_metric(evalset: EvalSet) -> str:
+    """The metric that a set goes by which is no task of DataComp's."""
+    usual = {"classification": "acc1", "retrieval": "mean_recall@1"}
+    return usual.get(evalset.kind, "avg_jaccard_score")
 
 
-def _evaluate_one(
-    student: TinyClip, evalset: EvalSet
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    images = student.project_images(evalset.embeddings)
-    if evalset.is_retrieval:
-        found = retrieve(images, student.encode_texts(evalset.texts), evalset.image_of_text)
-        return found.metrics(), {
-            "text_retrieval_recall@5": found.text_ranks < 5,
-            "image_retrieval_recall@5": found.image_ranks < 5,
-        }
-    classifier = zero_shot_classifier(student, evalset.classes, evalset.templates)
-    classification = classify(images, classifier, evalset.labels)
-    return classification.metrics(), {"acc1": classification.hits1}
+def _metadata(evalset: EvalSet, items: list[Item]) -> np.ndarray:
+    """int (N, fields). Raises UserError where it is missing."""
+    lengths = {len(item.metadata) for item in items}
+    if len(lengths) != 1 or lengths == {0}:
+        raise UserError(f"evaluation set {evalset.name}: expected a .npy of metadata beside images")
+    return np.array([item.metadata for item in items], np.int64)
+
+
+def _faces(vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray) -> Metrics:
+    predicted = {}
+    for objective in OBJECTIVES:
+        classes, templates = (
+            [line.partition(":")[2] for line in lines if line.partition(":")[0] == objective]
+            for lines in (evalset.classes, evalset.templates)
+        )
+        if not classes or not templates:
+            raise UserError(f"evaluation set {evalset.name}: no classes or templates {objective}:")
+        predicted[objective] = top_classes(images, vectors.classifier(classes, templates))[:, 0]
+    return dict(faces(predicted, _metadata(evalset, items)))
+
+
+def _associations(
+    vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray
+) -> Metrics:
+    row_of = {item.key: row for row, item in enumerate(items)}
+    cues = vectors.of_texts([_prompt(one.cue) for one in evalset.associations])
+    scores, chosen = [], []
+    for one, cue in zip(evalset.associations, cues, strict=True):
+        scores.append(images[[row_of[name] for name in one.candidates]] @ cue)
+        chosen.append(np.isin(one.candidates, one.chosen))
+    return dict(association_metrics(scores, chosen))
+
+
+def _prompt(cue: str) -> str:
+    """DataComp, wino_eval.py: the cue in lower case behind its article."""
+    name = cue.lower()
+    return f"{'An' if name[:1] in VOWELS else 'A'} {name}"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from capmix.evaluate.evaluate import Result
+from capmix.probe.evaluate import Result
 
 RESAMPLES = 1000
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capmix.evaluate.evaluate import FOLDER as RESULTS
-from capmix.evaluate.evaluate import Result, load_result
 from capmix.measure.measure import FOLDER as MEASURES
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.mix.mix import Summary
 from capmix.pool import Pool
+from capmix.probe.evaluate import FOLDER as RESULTS
+from capmix.probe.evaluate import Result, load_result
 from capmix.store import Store
 
 

@@ -5,6 +5,7 @@ their batch: what follows the end token cannot reach it through a causal mask, s
 the same and short captions cost a fraction of the 77 positions.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -59,9 +60,18 @@ class OpenClipScorer:
     weights.
     """
 
-    def __init__(self, model: str, name: str, device: str, dtype: Any, exact_decode: bool = False):
+    def __init__(
+        self,
+        model: str,
+        name: str,
+        device: str,
+        dtype: Any,
+        exact_decode: bool = False,
+        logit_bias: float | None = None,
+    ):
         self.name = name
-        self._model, preprocess, self._tokenizer = load_open_clip(model, device, dtype)
+        loaded = load_open_clip(model, device, dtype, logit_bias)
+        self._model, preprocess, self._tokenizer = loaded
         self._device = device
         self.encoder = OpenClipEncoder(name, self._model, preprocess, device, dtype, exact_decode)
         self.settings: dict[str, Any] = {
@@ -90,6 +100,14 @@ class OpenClipScorer:
         position = {text: row for row, text in enumerate(unique)}
         return vectors[[position[text] for text in texts]]
 
+    def weights_digest(self) -> str:
+        """16 hex digits over every weight: another checkpoint has others, wherever it lies."""
+        total = hashlib.sha256()
+        for name, weight in sorted(self._model.state_dict().items()):
+            values = weight.detach().float().cpu().contiguous().numpy()
+            total.update(name.encode() + values.tobytes())
+        return total.hexdigest()[:16]
+
     def too_long(self, texts: Sequence[str]) -> list[bool]:
         """Which texts lose their end to the context length (the end token is kept)."""
         limit = self._tokenizer.context_length
@@ -99,8 +117,13 @@ class OpenClipScorer:
         return [len(self._tokenizer.encode(text)) + 2 > limit for text in texts]
 
 
-def load_open_clip(name: str, device: str, dtype: Any) -> tuple[Any, Any, Any]:
-    """The model in evaluation mode, its preprocessing for inference, and its tokenizer."""
+def load_open_clip(
+    name: str, device: str, dtype: Any, logit_bias: float | None = None
+) -> tuple[Any, Any, Any]:
+    """The model in evaluation mode, its preprocessing for inference, and its tokenizer.
+
+    `logit_bias` is for checkpoints of SigLIP's loss, whose models have such a parameter.
+    """
     try:
         import open_clip
     except ImportError as error:
@@ -114,6 +137,7 @@ def load_open_clip(name: str, device: str, dtype: Any) -> tuple[Any, Any, Any]:
             pretrained=tag or None,
             precision=PRECISIONS[str(dtype).removeprefix("torch.")],
             device=device,
+            **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
         )
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, hubs and torch raise many types here

@@ -16,8 +16,9 @@ from capmix.errors import UserError
 from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.pool import BadSample, Pool, open_pool
-from capmix.pool.sample import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
-from capmix.pool.tar_members import TarError, TarMembers
+from capmix.pool.sample import IMAGE_SUFFIXES
+from capmix.pool.tar_groups import TarGroup, tar_groups
+from capmix.pool.tar_members import TarError
 from capmix.store import Store
 
 
@@ -179,47 +180,29 @@ class PoolSubset:
 
 
 def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair | BadSample]:
-    """The pairs of one tar as open_clip 3.3 groups them: neighbouring members with the same name up
-    to the first dot; a suffix that comes again begins another sample.
+    """The pairs of one tar as open_clip 3.3 groups them; see tar_groups.
 
     An image without a .txt member comes as a BadSample, as does a sample over the bounds of bytes.
     """
-    members: dict[str, bytes] = {}
-    key, too_large = "", ""
     wanted = {*IMAGE_SUFFIXES, "txt"} | ({"json"} if with_captions else set())
+    last = "nothing"
     try:
-        tar = TarMembers(stream)
-        for name, size in tar:
-            directory, slash, base = name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            here, suffix = directory + slash + stem, suffix.lower()
-            if here != key or suffix in members:
-                if members or too_large:
-                    yield _pair(key, members, too_large)
-                key, members, too_large = here, {}, ""
-            if suffix not in wanted:
-                continue
-            bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-            if size > bound:
-                too_large = f"member {name}: {size} bytes, at most {bound} are read"
-                continue
-            members[suffix] = tar.read()
+        for group in tar_groups(stream, wanted):
+            last = group.key
+            yield _pair(group)
     except (TarError, zlib.error, OSError, ValueError) as error:
-        yield BadSample("", "truncated_shard", f"breaks off after {key or 'nothing'} ({error})")
-        return
-    if members or too_large:
-        yield _pair(key, members, too_large)
+        yield BadSample("", "truncated_shard", f"breaks off after {last} ({error})")
 
 
-def _pair(key: str, members: dict[str, bytes], too_large: str) -> Pair | BadSample:
-    if too_large:
-        return BadSample(key, "too_many_bytes", too_large)
-    image = next((members[one] for one in ("jpg", "png", "jpeg", "webp") if one in members), None)
-    if image is None or "txt" not in members:
+def _pair(group: TarGroup) -> Pair | BadSample:
+    if group.too_large:
+        return BadSample(group.key, "too_many_bytes", group.too_large)
+    image, text = group.image, group.members.get("txt")
+    if image is None or text is None:
         absent = "no_image" if image is None else "no_text"
-        return BadSample(key, absent, "expected an image and a .txt member of the same name")
-    text = members["txt"].decode("utf-8", "replace")
-    return Pair(key, image, text, _captions(members.get("json", b"{}")))
+        return BadSample(group.key, absent, "expected an image and a .txt member of the same name")
+    captions = _captions(group.members.get("json", b"{}"))
+    return Pair(group.key, image, text.decode("utf-8", "replace"), captions)
 
 
 def _captions(data: bytes) -> dict[str, str]:

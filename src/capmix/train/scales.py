@@ -1,6 +1,9 @@
 """DataComp's training scales, and the arguments that open_clip's trainer gets for them."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from capmix.errors import UserError
 
@@ -39,36 +42,38 @@ SCALES = {
 }
 
 
-@dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(BaseModel):
     """What a run is trained with. Values that are None are the scale's.
 
     `accumulate` splits the batch of a device into so many. `exact` sees exactly the scale's number
     of samples, where DataComp's way rounds up for each data-loader worker. `resample` draws shards
     with replacement, as DataComp does; else every pass sees each sample once. `texts` gives each
-    visit of a sample one of its texts, by these probabilities of sources. `loss` is clip or siglip.
+    visit of a sample one of its texts, by these weights of sources. `open_clip` are more arguments
+    for its trainer.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: str = TINY
     seed: int = 0
     model: str | None = None
-    loss: str = "clip"
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    samples: int | None = None
-    warmup: int | None = None
-    checkpoints: int | None = None
-    accumulate: int = 1
+    loss: Literal["clip", "siglip"] = "clip"
+    batch_size: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    samples: int | None = Field(None, ge=1)
+    warmup: int | None = Field(None, ge=1)
+    checkpoints: int | None = Field(None, ge=1)
+    accumulate: int = Field(1, ge=1)
     precision: str | None = None
-    device: str = "auto"
-    workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(None, ge=0)
     exact: bool = False
     resample: bool | None = None
-    texts: tuple[tuple[str, float], ...] = ()
-    grad_clip: float | None = None
-    log_every: int | None = None
+    texts: dict[str, float] = Field(default_factory=dict)
+    grad_clip: float | None = Field(None, gt=0)
+    log_every: int | None = Field(None, ge=1)
     report_to: str = ""
-    extra: tuple[str, ...] = ()
+    open_clip: list[str] = Field(default_factory=list)
 
     @property
     def in_full(self) -> Scale:
@@ -140,4 +145,4 @@ def open_clip_arguments(
     arguments += ["--grad-clip-norm", str(settings.grad_clip)] if settings.grad_clip else []
     arguments += ["--siglip"] if settings.loss == "siglip" else []
     arguments += ["--device", "cpu"] if on_cpu else []
-    return [*arguments, *settings.extra]
+    return [*arguments, *settings.open_clip]

@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,7 +135,7 @@ class TrainingBatches(IterableDataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         resample: bool = True,
-        texts: Sequence[tuple[str, float]] = (),
+        texts: Mapping[str, float] | None = None,
     ):
         self.source, self.plan, self.epoch, self.tally = source, plan, epoch, tally
         self.preprocess, self.tokenize = preprocess, tokenize
@@ -183,7 +183,7 @@ def visited_pairs(
     epoch: int,
     tally: Tally,
     resample: bool,
-    texts: Sequence[tuple[str, float]] = (),
+    texts: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, Pair]]:
     """Pairs without end, with the shards that they come from, in the order the shards are drawn.
 

@@ -3,35 +3,38 @@ rewrites and VeCLIP (arXiv 2310.07699) between raw and synthetic texts."""
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from capmix.errors import UserError
 
 TWO_NUMBERS = 16
 
 
-def parse_texts(text: str) -> tuple[tuple[str, float], ...]:
-    """`raw=0.5,blip2=0.5` as sources with their probabilities, which are scaled to sum to 1."""
+def parse_texts(text: str) -> dict[str, float]:
+    """`raw=0.5,blip2=0.5` as sources with their weights. Raises UserError."""
     pairs = [one.partition("=") for one in text.split(",")]
     try:
-        weights = {name.strip(): float(value) for name, _, value in pairs}
+        return {name.strip(): float(value) for name, _, value in pairs}
     except ValueError as error:
         raise UserError(f"--texts {text}: expected such as raw=0.5,blip2=0.5") from error
-    total = sum(weights.values())
-    if not all(weight >= 0 for weight in weights.values()) or not 0 < total < float("inf"):
-        raise UserError(f"--texts {text}: expected weights of 0 or more that are not all 0")
-    return tuple((name, weight / total) for name, weight in weights.items())
+
+
+def check_texts(texts: Mapping[str, float]) -> None:
+    """Raise UserError for weights that nothing can be drawn by."""
+    good = all(weight >= 0 for weight in texts.values())
+    if texts and not (good and 0 < sum(texts.values()) < float("inf")):
+        raise UserError(f"texts {dict(texts)}: expected weights of 0 or more that are not all 0")
 
 
 def draw_text(
-    captions: Mapping[str, str], texts: Sequence[tuple[str, float]], visit: str, otherwise: str
+    captions: Mapping[str, str], texts: Mapping[str, float], visit: str, otherwise: str
 ) -> str:
-    """One of a sample's texts: first a source by its probability, then one of its captions evenly.
+    """One of a sample's texts: first a source by its weight, then one of its captions evenly.
 
-    Sources that have no text for this sample are left out, and the probabilities of the others
-    grow; where none has one it is `otherwise`. The same `visit` draws the same text.
+    Sources that have no text for this sample are left out; where none has one it is `otherwise`.
+    The same `visit` draws the same text.
     """
-    choices = [(weight, _of_source(captions, source)) for source, weight in texts]
+    choices = [(weight, _of_source(captions, source)) for source, weight in texts.items()]
     choices = [(weight, found) for weight, found in choices if found and weight > 0]
     if not choices:
         return otherwise

@@ -13,21 +13,21 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from capmix.engine.local import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.train.pairs import ExportedShards, PairSource
-from capmix.train.scales import TINY, Scale, TrainSettings, open_clip_arguments
+from capmix.train.scales import TINY, TrainSettings, open_clip_arguments
+from capmix.train.texts import check_texts
 
-ABOUT, METRICS, FAILURES, MODEL = "run.json", "metrics.jsonl", "failures.jsonl", "model.json"
+ABOUT, METRICS, FAILURES = "run.json", "metrics.jsonl", "failures.jsonl"
 CHECKPOINT = "checkpoints/epoch_latest.pt"
 # Where a run goes on may differ in these: they change no more than the order of samples.
-FREE = ("device", "workers", "log_every", "report_to", "accumulate")
+FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
 
 
 def train(
@@ -41,18 +41,20 @@ def train(
     Under torchrun every process calls this. Raises UserError where `directory` holds another run,
     where open_clip refuses, and after the run where more than `max_failures` of samples failed.
     """
-    main = _open_clip_main()
     run = Path(directory).resolve()
     world_size, rank = _environment("WORLD_SIZE", 1), _environment("RANK", 0)
-    settings, model = _with_model(settings, run)
-    about = _about(settings, source, model)
-    _check_passes(settings, source, world_size)
+    check_texts(settings.texts)
+    config = _config_file(settings)
+    settings = settings.model_copy(update={"model": config.stem}) if config else settings
+    about = _about(settings, source, config)
     known = _read_about(run)
     if rank == 0:
-        _claim(run, known, about, model)
+        _claim(run, known, about)
     if known is not None and known.get("finished"):
-        print(f"train {run}: finished before, nothing to do", file=sys.stderr)
         return str(run / CHECKPOINT)
+    _check_passes(settings, source, world_size)
+    main = _open_clip_main()
+    _know_model(settings.in_full.model, config)
     on_cpu = _on_cpu(settings)
     data = source.open_clip_urls() if isinstance(source, ExportedShards) else "pool"
     arguments = open_clip_arguments(
@@ -77,18 +79,23 @@ def read_run(directory: str) -> dict[str, Any]:
     return about
 
 
-def register_model(path: str | Path) -> str:
-    """Make the open_clip config file known; returns the model's name, the stem of the file."""
+def register_model(path: Path) -> None:
+    """Make an open_clip config file known by its stem. Raises UserError where it is none."""
     import open_clip
 
+    read_model(path)
+    open_clip.add_model_config(path)
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """What an open_clip config file holds. Raises UserError where it is none."""
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path}: no JSON file ({error})") from error
     if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
         raise UserError(f"model {path}: expected embed_dim, vision_cfg and text_cfg of open_clip")
-    open_clip.add_model_config(path)
-    return Path(path).stem
+    return value
 
 
 def _open_clip_main() -> Any:
@@ -99,37 +106,32 @@ def _open_clip_main() -> Any:
     return main
 
 
-def _with_model(settings: TrainSettings, run: Path) -> tuple[TrainSettings, dict[str, Any] | None]:
-    """The settings with the model's name in place of a config file, and what the file holds.
+def _config_file(settings: TrainSettings) -> Path | None:
+    """The .json file of the model, where it is not one that open_clip knows by name."""
+    name = settings.in_full.model
+    if settings.model is None and settings.scale == TINY:
+        return Path(__file__).parent / f"{name}.json"
+    return Path(name) if name.endswith(".json") else None
 
-    The run keeps a copy of the file, so that it can be evaluated wherever it goes.
-    """
+
+def _know_model(name: str, config: Path | None) -> None:
     import open_clip
 
-    name = settings.in_full.model
-    path = Path(name)
-    if settings.model is None and settings.scale == TINY:
-        path = Path(__file__).parent / f"{name}.json"
-    if path.suffix != ".json":
-        if name not in open_clip.list_models():
-            raise UserError(f"--model {name}: no model of open_clip, and no .json file of one")
-        return settings, None
-    name = register_model(path)
-    return replace(settings, model=name), {"name": name, "config": json.loads(path.read_text())}
+    if config is not None:
+        register_model(config)
+    elif name not in open_clip.list_models():
+        raise UserError(f"--model {name}: no model of open_clip, and no .json file of one")
 
 
-def _about(
-    settings: TrainSettings, source: PairSource, model: dict[str, Any] | None
-) -> dict[str, Any]:
-    scale: Scale = settings.in_full
-    fixed = {k: v for k, v in asdict(settings).items() if k not in FREE}
+def _about(settings: TrainSettings, source: PairSource, config: Path | None) -> dict[str, Any]:
+    """What makes a run the run that it is. `config` holds a model that open_clip does not know."""
     identity = json.dumps(source.identity, sort_keys=True)
     return {
-        "model": scale.model,
-        "scale": asdict(scale),
-        "settings": json.loads(json.dumps(fixed)),
+        "model": settings.in_full.model,
+        "scale": asdict(settings.in_full),
+        "settings": settings.model_dump(mode="json", exclude=FREE),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
-        "config": model and model["config"],
+        "config": read_model(config) if config is not None else None,
     }
 
 
@@ -143,9 +145,7 @@ def _read_about(run: Path) -> dict[str, Any] | None:
     return dict(about)
 
 
-def _claim(
-    run: Path, known: dict[str, Any] | None, about: dict[str, Any], model: dict[str, Any] | None
-) -> None:
+def _claim(run: Path, known: dict[str, Any] | None, about: dict[str, Any]) -> None:
     """Make the directory this run's own. Raises UserError where it is another's."""
     if known is None and run.exists() and any(run.iterdir()):
         raise UserError(f"--out {run}: holds something else; name an empty or a new directory")
@@ -157,8 +157,8 @@ def _claim(
         )
     if known is None:
         run.mkdir(parents=True, exist_ok=True)
-        if model is not None:
-            _write(run / MODEL, model["config"])
+        if about["config"] is not None:
+            _write(run / f"{about['model']}.json", about["config"])
         _write(run / ABOUT, about)
 
 

@@ -7,9 +7,9 @@ from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
-from capmix.train.tiny import TinySettings, load_tiny, load_training_set, train_tiny
+from capmix.probe.fit import ProbeSettings, load_probe, load_training_set, train_probes
 
-QUICK = TinySettings(steps=40, batch_size=64)
+QUICK = ProbeSettings(steps=40, batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_a_student_learns_its_training_pairs(
     exported: tuple[jobs.Work, str], tower: LiteTower
 ) -> None:
     work, data = exported
-    (name,) = train_tiny(work.store, data, "a", [0], tower, QUICK)
+    (name,) = train_probes(work.store, data, "a", [0], tower, QUICK)
     marker = work.store.read_marker(name)
     assert marker is not None
     losses = marker.extra["losses"]
     assert losses[-1] < losses[0] - 0.5
     samples = load_training_set(work.store, data, tower)
-    student = load_tiny(work.store, name)
+    student = load_probe(work.store, name)
     images = student.project_images(samples.images)
     assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
@@ -47,13 +47,13 @@ def test_the_seed_alone_decides_the_weights(
     exported: tuple[jobs.Work, str], tower: LiteTower
 ) -> None:
     work, data = exported
-    first = load_tiny(work.store, train_tiny(work.store, data, "b", [1], tower, QUICK)[0])
-    again = load_tiny(work.store, train_tiny(work.store, data, "c", [1], tower, QUICK)[0])
-    other = load_tiny(work.store, train_tiny(work.store, data, "c", [2], tower, QUICK)[0])
+    first = load_probe(work.store, train_probes(work.store, data, "b", [1], tower, QUICK)[0])
+    again = load_probe(work.store, train_probes(work.store, data, "c", [1], tower, QUICK)[0])
+    other = load_probe(work.store, train_probes(work.store, data, "c", [2], tower, QUICK)[0])
     assert np.array_equal(first.image_projection, again.image_projection)
     assert not np.array_equal(first.image_projection, other.image_projection)
 
 
 def test_what_is_no_export_is_named(tmp_path: Path, tower: LiteTower) -> None:
     with pytest.raises(UserError, match="capmix export"):
-        jobs.train(jobs.open_work("embedded", str(tmp_path / "w")), str(tmp_path), "x")
+        jobs.probe(jobs.open_work("embedded", str(tmp_path / "w")), str(tmp_path), "x")

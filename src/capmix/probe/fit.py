@@ -1,11 +1,10 @@
-"""Train a small CLIP on exported shards: the `tiny` scale, seconds on a CPU.
+"""Train probes on a subset: small projections of frozen towers, seconds on a CPU.
 
 Both towers are frozen (EfficientNet-Lite0 and the static text table) and a linear projection is
 trained on top of each with CLIP's symmetric contrastive loss: locked-tower training as in LiT
 (arXiv 2111.07991). Every recipe is given the same number of steps, as DataComp does.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from capmix.embed import ImageEncoder, batched, embeddings_folder, read_embeddings, unit
+from capmix.embed import ImageEncoder, embeddings_folder, read_embeddings, unit
 from capmix.errors import UserError
-from capmix.images import BadImageError, decode_image
+from capmix.export.rows import SubsetRows
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
-from capmix.pool import BadSample, Sample, open_pool
+from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.rows import OK
 from capmix.store import Counts, Marker, Store, once
 
 if TYPE_CHECKING:
     import torch
 
-FOLDER = "checkpoints"
+FOLDER = "probes"
 
 
 @dataclass(frozen=True)
-class TinySettings:
-    """Settings of the tiny scale, chosen on the development set of the embedded stamps."""
+class ProbeSettings:
+    """Settings that were chosen on the development set of the embedded stamps."""
 
     steps: int = 100
     batch_size: int = 256
@@ -45,7 +44,7 @@ class TinySettings:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Image features float16 (N, 1280) and text vectors float32 (N, 256) of exported samples."""
+    """Image features float16 (N, 1280) and text vectors float32 (N, 256) of a subset's rows."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -68,89 +67,86 @@ class TinyClip:
         return unit(text_tower().encode(texts) @ self.text_projection)
 
 
-def load_training_set(store: Store, directory: str, encoder: ImageEncoder) -> TrainingSet:
-    """Read exported shards; image features come from the work directory where it has them."""
+def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> TrainingSet:
+    """The rows of a subset, as often as their weights say, with saved image features.
+
+    Raises UserError where there is no row to train on.
+    """
     saved = _saved_embeddings(store, encoder)
     counts, images, texts = Counts(), [], []
-    pool = open_pool(directory)
-    for shard in pool.shards:
-        for batch in batched(pool.read(shard), encoder.batch_size):
-            for sample, features in _with_features(batch, saved, encoder):
-                if features is None or not isinstance(sample, Sample):
-                    counts.failed["unreadable"] += 1
-                elif not sample.text or not sample.text.strip():
-                    counts.dropped["no_text"] += 1
-                else:
-                    counts.ok += 1
-                    images.append(features)
-                    texts.append(sample.text)
+    for table in SubsetRows(store, subset).batches():
+        columns = (table[name].to_pylist() for name in ("uid", "text", "weight"))
+        for uid, text, times in zip(*columns, strict=True):
+            if uid not in saved:
+                counts.failed["unreadable"] += times
+            elif not text or not text.strip():
+                counts.dropped["no_text"] += times
+            else:
+                counts.ok += times
+                images += [saved[uid]] * times
+                texts += [text] * times
     if not texts:
-        raise UserError(f"{directory}: no sample with an image and a text to train on")
+        raise UserError(f"subset {subset}: no sample with an image and a text to train on")
     return TrainingSet(np.stack(images), text_tower().encode(texts), counts)
 
 
-def train_tiny(
+def train_probes(
     store: Store,
-    directory: str,
-    name: str,
+    subset: str,
     seeds: Sequence[int],
     encoder: ImageEncoder,
-    settings: TinySettings = TinySettings(),
+    settings: ProbeSettings = ProbeSettings(),
 ) -> list[str]:
-    """Train one student per seed into `checkpoints/<name>/seed<k>`; those there are kept.
+    """Train one probe per seed into `probes/<subset>/seed<k>`; those there are kept.
 
-    Returns the names of the checkpoints.
+    The pool's images must be embedded. Returns the names of the probes. Raises UserError where
+    there is no such subset.
     """
-    data = Store(directory)
-    sizes = data.read_json("sizes.json")
-    if sizes is None:
-        raise UserError(
-            f"{directory}: no sizes.json; `capmix train` reads what `capmix export` wrote"
-        )
-    shards = open_pool(directory).shards
-    inputs = {s.name: data.fingerprint(f"_markers/{s.name}") or s.fingerprint for s in shards}
+    part = f"{SUBSETS}/{subset}"
+    if store.read_marker(part) is None:
+        raise UserError(f"no subset {subset!r} in {store.location}: run `capmix mix` first")
+    inputs = {"subset": store.fingerprint(part)}
 
     @cache
     def training_set() -> TrainingSet:
-        return load_training_set(store, directory, encoder)
+        return load_training_set(store, subset, encoder)
 
     names = []
     for seed in seeds:
-        part = f"{FOLDER}/{name}/seed{seed}"
+        name = f"{FOLDER}/{subset}/seed{seed}"
         config = {
-            "scale": "tiny",
             "seed": seed,
             "image_tower": encoder.name,
             "text_tower": text_tower_digest(),
             **asdict(settings),
         }
 
-        def make(part: str = part, seed: int = seed, config: dict[str, Any] = config) -> Marker:
+        def make(name: str = name, seed: int = seed, config: dict[str, Any] = config) -> Marker:
             samples = training_set()
             student, losses = _fit(samples, seed, settings)
             tensors = {
                 "image_projection": student.image_projection,
                 "text_projection": student.text_projection,
             }
-            store.write_bytes(f"{part}.safetensors", save(tensors))
+            store.write_bytes(f"{name}.safetensors", save(tensors))
             counts = samples.counts
             return Marker(inputs, config, counts.total, counts, {"losses": losses})
 
-        once(store, part, inputs, config, make)
-        names.append(part)
+        once(store, name, inputs, config, make)
+        names.append(name)
     return names
 
 
-def load_tiny(store: Store, checkpoint: str) -> TinyClip:
-    """Read a checkpoint of train_tiny. Raises UserError where there is none."""
+def load_probe(store: Store, checkpoint: str) -> TinyClip:
+    """Read a probe of train_probes. Raises UserError where there is none."""
     try:
         tensors = load(store.fs.cat_file(store.path(f"{checkpoint}.safetensors")))
         return TinyClip(tensors["image_projection"], tensors["text_projection"])
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{store.path(checkpoint)}: no tiny checkpoint ({error})") from error
+        raise UserError(f"{store.path(checkpoint)}: no probe ({error})") from error
 
 
-def _fit(data: TrainingSet, seed: int, settings: TinySettings) -> tuple[TinyClip, list[float]]:
+def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[TinyClip, list[float]]:
     """Train one student; returns it and its loss every tenth of the way."""
     import torch
     from torch.nn import functional
@@ -189,7 +185,7 @@ def _fit(data: TrainingSet, seed: int, settings: TinySettings) -> tuple[TinyClip
 
 
 def _batches(
-    rows: int, settings: TinySettings, generator: "torch.Generator"
+    rows: int, settings: ProbeSettings, generator: "torch.Generator"
 ) -> Iterator["torch.Tensor"]:
     """Endless batches: whole shuffled passes, the short rest of a pass left out."""
     import torch
@@ -212,23 +208,3 @@ def _saved_embeddings(store: Store, encoder: ImageEncoder) -> dict[str, np.ndarr
         good = (row.uid or "" for row in rows if row.status == OK)
         saved.update(zip(good, array, strict=True))
     return saved
-
-
-def _with_features(
-    batch: list[Sample | BadSample], saved: dict[str, np.ndarray], encoder: ImageEncoder
-) -> Iterator[tuple[Sample | BadSample, np.ndarray | None]]:
-    """Each sample with its features: saved ones, or of the images encoded together; else None."""
-    known: dict[str, np.ndarray] = {}
-    decoded = {}
-    for sample in batch:
-        if not isinstance(sample, Sample):
-            continue
-        if sample.uid in saved:
-            known[sample.uid] = saved[sample.uid]
-            continue
-        with contextlib.suppress(BadImageError):
-            decoded[sample.uid] = encoder.prepare(decode_image(sample.image))
-    if decoded:
-        known |= zip(decoded, encoder.encode_pixels(list(decoded.values())), strict=True)
-    for sample in batch:
-        yield sample, known.get(sample.uid) if isinstance(sample, Sample) else None

@@ -1,0 +1,199 @@
+"""The 40 zero-shot tasks of DataComp: 38 count, two (FairFace, UTKFace) have no main metric.
+
+Keys, names, sizes, main metrics and folders are those of DataComp's tasklist.yml and of the hub
+repositories that its download_evalsets.py fetches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from capmix.errors import UserError
+
+DATACOMP = "datacomp"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. `images` is how many the full set has, `hub` the dataset repository of its data."""
+
+    key: str
+    name: str
+    images: int
+    main_metric: str | None
+    hub: str
+
+    @property
+    def folder(self) -> str:
+        """What its folder is called below the directory of evaluation sets."""
+        return self.hub.partition("/")[2]
+
+    @property
+    def folders(self) -> list[str]:
+        """The names that its folder may have: DataComp's, then CLIP_benchmark's."""
+        other = CLIP_BENCHMARK.get(self.key, self.folder.removesuffix("_test"))
+        return list(dict.fromkeys([self.folder, other, f"{other}_test"]))
+
+
+# What CLIP_benchmark calls the retrieval sets in WebDataset form.
+CLIP_BENCHMARK = {
+    "retrieval/flickr_1k_test_image_text_retrieval": "wds_flickr30k",
+    "retrieval/mscoco_2014_5k_test_image_text_retrieval": "wds_mscoco_captions",
+}
+
+TASKS = (
+    Task(
+        "vtab/caltech101",
+        "Caltech-101",
+        6085,
+        "mean_per_class_recall",
+        "djghosh/wds_vtab-caltech101_test",
+    ),
+    Task("cifar10", "CIFAR-10", 10000, "acc1", "djghosh/wds_cifar10_test"),
+    Task("vtab/cifar100", "CIFAR-100", 10000, "acc1", "djghosh/wds_vtab-cifar100_test"),
+    Task(
+        "vtab/clevr_count_all",
+        "CLEVR Counts",
+        15000,
+        "acc1",
+        "djghosh/wds_vtab-clevr_count_all_test",
+    ),
+    Task(
+        "vtab/clevr_closest_object_distance",
+        "CLEVR Distance",
+        15000,
+        "acc1",
+        "djghosh/wds_vtab-clevr_closest_object_distance_test",
+    ),
+    Task("country211", "Country211", 21100, "acc1", "djghosh/wds_country211_test"),
+    Task("vtab/dtd", "Describable Textures", 1880, "acc1", "djghosh/wds_vtab-dtd_test"),
+    Task("vtab/eurosat", "EuroSAT", 5400, "acc1", "djghosh/wds_vtab-eurosat_test"),
+    Task(
+        "fgvc_aircraft",
+        "FGVC Aircraft",
+        3333,
+        "mean_per_class_recall",
+        "djghosh/wds_fgvc_aircraft_test",
+    ),
+    Task("food101", "Food-101", 25250, "acc1", "djghosh/wds_food101_test"),
+    Task("gtsrb", "GTSRB", 12630, "acc1", "djghosh/wds_gtsrb_test"),
+    Task("imagenet1k", "ImageNet 1k", 50000, "acc1", "djghosh/wds_imagenet1k_test"),
+    Task("imagenet_sketch", "ImageNet Sketch", 50889, "acc1", "djghosh/wds_imagenet_sketch_test"),
+    Task("imagenetv2", "ImageNet v2", 10000, "acc1", "djghosh/wds_imagenetv2_test"),
+    Task("imagenet-a", "ImageNet-A", 7500, "acc1", "djghosh/wds_imagenet-a_test"),
+    Task("imagenet-o", "ImageNet-O", 2000, "acc1", "djghosh/wds_imagenet-o_test"),
+    Task("imagenet-r", "ImageNet-R", 30000, "acc1", "djghosh/wds_imagenet-r_test"),
+    Task(
+        "vtab/kitti_closest_vehicle_distance",
+        "KITTI Vehicle Distance",
+        711,
+        "acc1",
+        "djghosh/wds_vtab-kitti_closest_vehicle_distance_test",
+    ),
+    Task("mnist", "MNIST", 10000, "acc1", "djghosh/wds_mnist_test"),
+    Task("objectnet", "ObjectNet", 18574, "acc1", "djghosh/wds_objectnet_test"),
+    Task(
+        "vtab/flowers",
+        "Oxford Flowers-102",
+        6149,
+        "mean_per_class_recall",
+        "djghosh/wds_vtab-flowers_test",
+    ),
+    Task(
+        "vtab/pets", "Oxford-IIIT Pet", 3669, "mean_per_class_recall", "djghosh/wds_vtab-pets_test"
+    ),
+    Task("voc2007", "Pascal VOC 2007", 14976, "acc1", "djghosh/wds_voc2007_test"),
+    Task("vtab/pcam", "PatchCamelyon", 32768, "acc1", "djghosh/wds_vtab-pcam_test"),
+    Task("renderedsst2", "Rendered SST2", 1821, "acc1", "djghosh/wds_renderedsst2_test"),
+    Task("vtab/resisc45", "RESISC45", 6300, "acc1", "djghosh/wds_vtab-resisc45_test"),
+    Task("cars", "Stanford Cars", 8041, "acc1", "djghosh/wds_cars_test"),
+    Task("stl10", "STL-10", 8000, "acc1", "djghosh/wds_stl10_test"),
+    Task("sun397", "SUN397", 108754, "acc1", "djghosh/wds_sun397_test"),
+    Task("vtab/svhn", "SVHN", 26032, "acc1", "djghosh/wds_vtab-svhn_test"),
+    Task(
+        "retrieval/flickr_1k_test_image_text_retrieval",
+        "Flickr",
+        1000,
+        "mean_recall@1",
+        "nlphuji/flickr_1k_test_image_text_retrieval",
+    ),
+    Task(
+        "retrieval/mscoco_2014_5k_test_image_text_retrieval",
+        "MSCOCO",
+        5000,
+        "mean_recall@1",
+        "nlphuji/mscoco_2014_5k_test_image_text_retrieval",
+    ),
+    Task("misc/winogavil", "WinoGAViL", 3563, "jaccard_score_10-12", "nlphuji/winogavil"),
+    Task("wilds/iwildcam", "iWildCam", 42791, "F1-macro_all", "djghosh/wds_wilds-iwildcam_test"),
+    Task("wilds/camelyon17", "Camelyon17", 85054, "acc1", "djghosh/wds_wilds-camelyon17_test"),
+    Task("wilds/fmow", "FMoW", 22108, "acc_worst_region", "djghosh/wds_wilds-fmow_test"),
+    Task(
+        "fairness/dollar_street",
+        "Dollar Street",
+        3503,
+        "acc_top5_wg",
+        "djghosh/wds_dollar_street_test",
+    ),
+    Task("fairness/geode", "GeoDE", 12488, "acc_wg", "djghosh/wds_geode_test"),
+    Task("fairness/fairface", "FairFace", 10954, None, "djghosh/wds_fairface_test"),
+    Task("fairness/utkface", "UTKFace", 23703, None, "djghosh/wds_utkface_test"),
+)
+
+# DataComp, aggregate_scores.py: names of tasks by group.
+GROUPS = {
+    "ImageNet": ("ImageNet 1k",),
+    "ImageNet dist. shifts": (
+        "ImageNet Sketch",
+        "ImageNet v2",
+        "ImageNet-A",
+        "ImageNet-O",
+        "ImageNet-R",
+        "ObjectNet",
+    ),
+    "VTAB": (
+        "Caltech-101",
+        "CIFAR-100",
+        "CLEVR Counts",
+        "CLEVR Distance",
+        "Describable Textures",
+        "EuroSAT",
+        "KITTI Vehicle Distance",
+        "Oxford Flowers-102",
+        "Oxford-IIIT Pet",
+        "PatchCamelyon",
+        "RESISC45",
+        "SVHN",
+        "SUN397",
+    ),
+    "Retrieval": ("Flickr", "MSCOCO", "WinoGAViL"),
+}
+COUNTED = sum(task.main_metric is not None for task in TASKS)
+
+
+def chosen_tasks(text: str) -> list[Task | str]:
+    """Tasks that `text` names, with commas: `datacomp` (all 40), keys, or paths of other sets."""
+    by_key = {task.key: task for task in TASKS}
+    found: list[Task | str] = []
+    for name in (part.strip() for part in text.split(",")):
+        if not name:
+            raise UserError(f"--tasks {text}: expected names of tasks with commas between them")
+        found += TASKS if name == DATACOMP else [by_key.get(name, name)]
+    return list(dict.fromkeys(found))
+
+
+def aggregates(main_metrics: dict[str, float]) -> dict[str, Any]:
+    """Plain means over groups of tasks, by DataComp's names; `main_metrics` by task name.
+
+    A group whose tasks are not all there has None. The average over all 38 is `Average`; over fewer
+    it is `Average of N of 38`, which no other tool's average can be compared with.
+    """
+    found: dict[str, Any] = {}
+    for group, names in GROUPS.items():
+        values = [main_metrics[name] for name in names if name in main_metrics]
+        found[group] = sum(values) / len(values) if len(values) == len(names) else None
+    known = [task.name for task in TASKS if task.main_metric and task.name in main_metrics]
+    values = [main_metrics[name] for name in known]
+    if values:
+        called = "Average" if len(known) == COUNTED else f"Average of {len(known)} of {COUNTED}"
+        found[called] = sum(values) / len(values)
+    return found

@@ -1,0 +1,77 @@
+"""An evaluation set with the features that a probe's frozen tower gives its images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from capmix.embed import ImageEncoder, batched
+from capmix.engine.prefetch import prefetched
+from capmix.errors import UserError
+from capmix.evaluate.evalset import EvalSet, Item
+from capmix.images import BadImageError, decode_image
+from capmix.store import Counts, Marker, Store, once
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """`features` float16 (N, dimensions) of a set's `items`, whose images are left out."""
+
+    evalset: EvalSet
+    items: list[Item]
+    features: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int (N,), of a classification set."""
+        return np.array([item.label for item in self.items], np.int64)
+
+    @property
+    def texts(self) -> list[str]:
+        """All captions of a retrieval set."""
+        return [text for item in self.items for text in item.texts]
+
+    @property
+    def image_of_text(self) -> np.ndarray:
+        """int (texts,)."""
+        return np.repeat(np.arange(len(self.items)), [len(item.texts) for item in self.items])
+
+
+def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> FeatureSet:
+    """Features out of the work directory, where they are computed once.
+
+    Raises UserError for a set of another kind, or an image that cannot be read.
+    """
+    if evalset.kind == "association":
+        raise UserError(f"evaluation set {evalset.name}: probes take classification and retrieval")
+    part = f"evalsets/{evalset.name}/{encoder.name}"
+    inputs = {"evalset": evalset.digest}
+
+    def make() -> Marker:
+        arrays = [
+            encoder.encode_pixels([future.result() for _, future in batch])
+            for batch in batched(
+                prefetched(
+                    evalset.items(),
+                    lambda item: _prepared(evalset, encoder, item),
+                    encoder.workers,
+                    3 * encoder.batch_size,
+                ),
+                encoder.batch_size,
+            )
+        ]
+        features = np.concatenate(arrays).astype(np.float16)
+        store.write_array(f"{part}.npy", features)
+        return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
+
+    once(store, part, inputs, {"encoder": encoder.name}, make)
+    items = [Item(i.key, b"", i.label, i.texts, i.metadata) for i in evalset.items()]
+    return FeatureSet(evalset, items, store.read_array(f"{part}.npy"))
+
+
+def _prepared(evalset: EvalSet, encoder: ImageEncoder, item: Item) -> np.ndarray:
+    try:
+        image = decode_image(item.image, input_side=encoder.input_side)
+    except BadImageError as error:
+        raise UserError(f"evaluation set {evalset.name}, sample {item.key}: {error}") from error
+    prepared: np.ndarray = encoder.prepare(image)
+    return prepared

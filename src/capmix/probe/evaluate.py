@@ -1,0 +1,88 @@
+"""Evaluate a probe zero-shot on evaluation sets; one result file per checkpoint."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from capmix.embed import unit
+from capmix.evaluate.metrics import Retrieval, classify, retrieve
+from capmix.probe.evalset import FeatureSet
+from capmix.probe.fit import TinyClip, load_probe
+from capmix.store import Counts, Marker, Store, once
+
+FOLDER = "probe_results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
+
+    part: str
+    metrics: dict[str, dict[str, Any]]
+    hits: dict[str, np.ndarray]
+
+
+def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> Result:
+    """Evaluate `checkpoint` (a name below `probes/`) unless its result is up to date."""
+    part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
+    inputs = {"checkpoint": store.fingerprint(checkpoint)}
+    config: dict[str, Any] = {
+        "evalsets": {one.evalset.name: one.evalset.digest for one in evalsets}
+    }
+
+    def make() -> Marker:
+        student = load_probe(store, checkpoint)
+        metrics: dict[str, dict[str, Any]] = {}
+        hits: dict[str, np.ndarray] = {}
+        for one in evalsets:
+            name = one.evalset.name
+            metrics[name], found = _evaluate_one(student, one)
+            hits |= {f"{name}/{metric}": values for metric, values in found.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **hits)
+        store.write_bytes(f"{part}.npz", buffer.getvalue())
+        rows = sum(len(one.items) for one in evalsets)
+        return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
+
+    once(store, part, inputs, config, make)
+    return load_result(store, part)
+
+
+def load_result(store: Store, part: str) -> Result:
+    """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
+    marker = store.read_marker(part)
+    assert marker is not None, f"{part}: not evaluated"
+    with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
+        hits = {name: z[name] for name in z.files}
+    return Result(part, marker.extra["metrics"], hits)
+
+
+def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[str]) -> np.ndarray:
+    """Unit vectors (classes, D): the mean over templates of each class's normalised embeddings."""
+    texts = [template.replace("{c}", name) for name in classes for template in templates]
+    embeddings = student.encode_texts(texts).reshape(len(classes), len(templates), -1)
+    return unit(embeddings.mean(axis=1))
+
+
+def _evaluate_one(
+    student: TinyClip, features: FeatureSet
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    images = student.project_images(features.features)
+    evalset = features.evalset
+    if evalset.kind == "retrieval":
+        found = retrieve(images, student.encode_texts(features.texts), features.image_of_text)
+        return _recalls(found), {
+            "text_retrieval_recall@5": found.text_ranks < 5,
+            "image_retrieval_recall@5": found.image_ranks < 5,
+        }
+    classifier = zero_shot_classifier(student, evalset.classes, evalset.templates)
+    classification = classify(images, classifier, features.labels)
+    return dict(classification.metrics()), {"acc1": classification.hits1}
+
+
+def _recalls(found: Retrieval) -> dict[str, Any]:
+    metrics = found.metrics((1, 5))
+    return {name: value for name, value in metrics.items() if not name.startswith("mean")}
