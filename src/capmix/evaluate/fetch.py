@@ -8,12 +8,9 @@ from pathlib import Path
 from capmix.errors import UserError
 from capmix.evaluate.tasks import Task
 
-PATTERNS = [
-    "*.txt",
-    "*.tar",
-    "*.csv",
-    "*.zip",
-]  # data; the repositories' Python is left where it is
+HUB: str | None = None  # the client's own: HF_ENDPOINT, else the Hub
+# Data alone: the Python of the repositories is left where it is.
+PATTERNS = ["*.txt", "*.tar", "*.csv", "*.zip"]
 
 
 def fetch(tasks: Sequence[Task], directory: str) -> list[Path]:
@@ -23,11 +20,6 @@ def fetch(tasks: Sequence[Task], directory: str) -> list[Path]:
     """
     try:
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-        )
     except ImportError as error:
         raise UserError("evalsets fetch: pip install huggingface_hub") from error
     folders = []
@@ -35,15 +27,16 @@ def fetch(tasks: Sequence[Task], directory: str) -> list[Path]:
         folder = Path(directory) / task.folder
         print(f"evalsets: {number} of {len(tasks)}, {task.hub}", file=sys.stderr)
         try:
-            info = HfApi().dataset_info(task.hub, files_metadata=True)
+            info = HfApi(endpoint=HUB).dataset_info(task.hub, files_metadata=True)
             snapshot_download(
                 task.hub,
                 repo_type="dataset",
                 revision=info.sha,
                 local_dir=folder,
                 allow_patterns=PATTERNS,
+                endpoint=HUB,
             )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:  # the client and its HTTP library raise many types
             first = " ".join(str(error).split())[:300]
             raise UserError(
                 f"evalsets: {task.hub} cannot be fetched ({first}). The same command goes on."
