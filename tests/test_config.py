@@ -21,6 +21,9 @@ HEAD = "pool: p\nwork: w\n"
         ("mix: {recipes: [{recipe: raw-top, fraction: 0}]}\n", "fraction 0"),
         ("mix: {recipes: [{recipe: raw-top, fraction: 1.5}]}\n", "fraction 1.5"),
         ("mix: {recipes: [raw, raw]}\n", "two recipes make the subset 'raw'"),
+        ("mix: {recipes: [raw]}\ntrain: {scale: tiny, loss: x}\n", "train.loss"),
+        ("train: {scale: tiny}\n", "train needs the stage 'mix'"),
+        ("evaluate: {tasks: imagenet1k}\n", "evaluate needs the stage 'train'"),
         ("score: [\n", "not YAML"),
     ],
 )
@@ -36,7 +39,8 @@ def test_a_faulty_file_is_told_before_anything_runs(
 
 def test_the_shipped_files_are_valid() -> None:
     root = Path(__file__).parent.parent
-    files = [*root.glob("examples/p*.yaml"), root / "src/capmix/embedded/demo.yaml"]
-    assert len(files) == 3
+    files = [path for path in root.glob("examples/*.yaml") if path.name != "recipe.yaml"]
+    files.append(root / "src/capmix/embedded/demo.yaml")
+    assert len(files) == 7
     for file in files:
         load_pipeline(str(file))

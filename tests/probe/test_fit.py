@@ -5,15 +5,17 @@ import pytest
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
+from capmix.embed import embed
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
 from capmix.probe.fit import ProbeSettings, load_probe, load_training_set, train_probes
 
 QUICK = ProbeSettings(steps=40, batch_size=64)
+SUBSET = "oracle-keywords"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[jobs.Work, str]:
+def work(tmp_path_factory: pytest.TempPathFactory) -> jobs.Work:
     folder = tmp_path_factory.mktemp("train")
     from capmix.pool import embedded_folder
 
@@ -23,37 +25,42 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[jobs.Work, str]:
     work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
     jobs.caption(work, "keywords", CaptionSettings(model="field:keywords"))
     jobs.mix(work, "oracle")
-    out = str(folder / "shards")
-    jobs.export(work, "oracle-keywords", out)
-    return work, out
+    embed(work.pool, work.mini_encoder, work.store)
+    return work
 
 
-def test_a_student_learns_its_training_pairs(
-    exported: tuple[jobs.Work, str], tower: LiteTower
-) -> None:
-    work, data = exported
-    (name,) = train_probes(work.store, data, "a", [0], tower, QUICK)
+def test_a_probe_learns_its_training_pairs(work: jobs.Work, tower: LiteTower) -> None:
+    (name,) = train_probes(work.store, SUBSET, [0], tower, QUICK)
     marker = work.store.read_marker(name)
     assert marker is not None
     losses = marker.extra["losses"]
     assert losses[-1] < losses[0] - 0.5
-    samples = load_training_set(work.store, data, tower)
-    student = load_probe(work.store, name)
-    images = student.project_images(samples.images)
+    samples = load_training_set(work.store, SUBSET, tower)
+    images = load_probe(work.store, name).project_images(samples.images)
     assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
 
-def test_the_seed_alone_decides_the_weights(
-    exported: tuple[jobs.Work, str], tower: LiteTower
-) -> None:
-    work, data = exported
-    first = load_probe(work.store, train_probes(work.store, data, "b", [1], tower, QUICK)[0])
-    again = load_probe(work.store, train_probes(work.store, data, "c", [1], tower, QUICK)[0])
-    other = load_probe(work.store, train_probes(work.store, data, "c", [2], tower, QUICK)[0])
+def test_the_seed_alone_decides_the_weights(work: jobs.Work, tower: LiteTower) -> None:
+    probes = [train_probes(work.store, SUBSET, [1, 2], tower, QUICK) for _ in range(2)]
+    first, other = (load_probe(work.store, name) for name in probes[0])
+    for name in probes[0]:
+        work.store.fs.rm(work.store.path(f"{name}.json"))
+    again = load_probe(work.store, train_probes(work.store, SUBSET, [1], tower, QUICK)[0])
     assert np.array_equal(first.image_projection, again.image_projection)
     assert not np.array_equal(first.image_projection, other.image_projection)
 
 
-def test_what_is_no_export_is_named(tmp_path: Path, tower: LiteTower) -> None:
-    with pytest.raises(UserError, match="capmix export"):
-        jobs.probe(jobs.open_work("embedded", str(tmp_path / "w")), str(tmp_path), "x")
+def test_rows_come_as_often_as_they_weigh(work: jobs.Work, tower: LiteTower) -> None:
+    once = load_training_set(work.store, SUBSET, tower)
+    path = Path(work.store.path("twice.yaml"))
+    path.write_text("name: twice\nabout: x\nclauses: [{source: raw, weight: length(key) % 3}]\n")
+    jobs.mix(work, str(path), output="weighted")
+    weights = work.store.read_table("subsets/weighted.parquet", ["weight"])["weight"]
+    twice = load_training_set(work.store, "weighted", tower)
+    assert len(once.images) == once.counts.ok
+    assert twice.counts.total == sum(weights.to_pylist())
+
+
+def test_a_missing_subset_is_named(work: jobs.Work) -> None:
+    with pytest.raises(UserError, match="no subset 'none'"):
+        jobs.probe(work, ["none"])
