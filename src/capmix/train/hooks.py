@@ -112,9 +112,8 @@ def _train_one_epoch(theirs: Any, run: Path, tally: Tally) -> Any:
 
 
 def _log_to_file(log_file: str | None, level: int) -> None:
-    """open_clip's log goes to the run's out.log; what people need to see is Progress's."""
+    """open_clip's log goes to the run's out.log alone; what people need to see is Progress's."""
+    handler = logging.FileHandler(log_file) if log_file else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
+    logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
-    if log_file:
-        handler = logging.FileHandler(log_file)
-        handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
-        logging.root.addHandler(handler)

@@ -95,12 +95,7 @@ class ExportedShards:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        prints = [
-            [shard.name, Store(pool.location).fingerprint(f"_markers/{shard.name}")
-             or shard.fingerprint]
-            for pool in self._pools
-            for shard in pool.shards
-        ]  # fmt: skip
+        prints = [_fingerprints(pool) for pool in self._pools]
         return {"shards": prints, "weights": list(self.directory_weights or [])}
 
     def open_clip_urls(self) -> str:
@@ -176,7 +171,9 @@ class PoolSubset:
             yield BadSample(key, "image_gone", f"shard {shard} has no sample {key} any more")
 
     def reopened(self) -> "PoolSubset":
-        return replace(self, pool=self.pool.reopened(), store=Store(self.store.location))
+        again = replace(self, pool=self.pool.reopened(), store=Store(self.store.location))
+        again.__dict__["shards"] = self.shards  # they were checked
+        return again
 
 
 def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair | BadSample]:
@@ -214,6 +211,14 @@ def _captions(data: bytes) -> dict[str, str]:
         return {}
     named = {k: v for k, v in fields.items() if k.startswith("caption_") and isinstance(v, str)}
     return {k: v for k, v in named.items() if not k.startswith("caption_choice")}
+
+
+def _fingerprints(pool: Pool) -> list[list[str]]:
+    """Names of shards with what changes when they do: of an export of ours, the markers'."""
+    store = Store(pool.location)
+    markers = [store.fingerprint(f"_markers/{shard.name}") for shard in pool.shards]
+    both = zip(pool.shards, markers, strict=True)
+    return [[shard.name, marker or shard.fingerprint] for shard, marker in both]
 
 
 def _braces(pool: Pool) -> str:

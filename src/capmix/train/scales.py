@@ -37,7 +37,7 @@ SCALES = {
         Scale("medium", 4096, 5e-4, 128_000_000, 500, "ViT-B-32"),
         Scale("large", 8192, 5e-4, 1_280_000_000, 500, "ViT-B-16"),
         Scale("xlarge", 90_112, 1e-3, 12_800_000_000, 10_000, "ViT-L-14", beta2=0.95),
-        Scale(TINY, 256, 1e-3, 25_600, 10, "capmix-vit-tiny", None, 2, False),
+        Scale(TINY, 128, 1e-3, 10_240, 10, "capmix-rn-tiny", None, 2, False),
     )
 }
 

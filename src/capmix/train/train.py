@@ -9,6 +9,7 @@ checkpoints/epoch_latest.pt. It goes on after its last checkpoint.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from capmix.train.texts import check_texts
 
 ABOUT, METRICS, FAILURES = "run.json", "metrics.jsonl", "failures.jsonl"
 CHECKPOINT = "checkpoints/epoch_latest.pt"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # Where a run goes on may differ in these: they change no more than the order of samples.
 FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
 
@@ -62,7 +64,7 @@ def train(
     )
     from capmix.train.hooks import hooked
 
-    with hooked(main, settings, source, run) as tally, _quiet_logging():
+    with hooked(main, settings, source, run) as tally, _quiet_logging(), _told(run):
         if main.main(arguments) == -1:
             raise UserError(f"train {run}: open_clip refused to start; its reason is above")
     if rank == 0:
@@ -206,13 +208,30 @@ def _environment(name: str, otherwise: int) -> int:
 
 
 @contextlib.contextmanager
+def _told(run: Path) -> Iterator[None]:
+    """Errors that the user can mend, without the traceback that a data worker or torch puts on."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2]) from error
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if not full and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UserError(
+            f"train {run}: cannot be written ({error}). Make room; the same command goes on."
+        ) from error
+
+
+@contextlib.contextmanager
 def _quiet_logging() -> Iterator[None]:
     """The root logger as it was, whatever open_clip adds to it."""
     handlers, level = list(logging.root.handlers), logging.root.level
     try:
         yield
     finally:
-        for handler in set(logging.root.handlers) - set(handlers):
-            handler.close()
+        for handler in logging.root.handlers:
+            if handler not in handlers:
+                handler.close()
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
