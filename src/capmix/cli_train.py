@@ -60,8 +60,12 @@ def add_train(commands: "Commands") -> None:
     train.add_argument("--report-to", default="", help="tensorboard, wandb or both with a comma")
     train.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
     train.add_argument(
-        "--open-clip", default="", metavar="'ARGUMENTS'", help="more arguments for its trainer"
+        "--open-clip",
+        default="",
+        metavar="'ARGUMENTS'",
+        help="more arguments for its trainer, such as --open-clip='--lock-text'",
     )
+    train.add_argument("--force", action="store_true", help="remove a run of other settings")
     train.set_defaults(run=_train)
 
 
@@ -69,7 +73,8 @@ def _train(options: argparse.Namespace) -> None:
     from capmix.train.train import train
 
     settings = _settings(options)
-    print(train(settings, _source(options, settings), options.out, options.max_failures))
+    source = _source(options, settings)
+    print(train(settings, source, options.out, options.max_failures, options.force))
 
 
 def _settings(options: argparse.Namespace) -> "TrainSettings":
@@ -156,6 +161,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"not there: {len(found.missing)} sets. {command} {','.join(found.missing)}")
     if found.broken:
         raise UserError("; ".join(found.broken))
+    if not found.lines:
+        raise UserError(f"eval: none of the evaluation sets is below {options.evalsets}")
 
 
 def _evalsets(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def predictions(seed: int, rows: int = 200, classes: int = 8) -> Classification:
     top = np.stack([random.permutation(classes)[:5] for _ in range(rows)])
     right = random.random(rows) < 0.4
     top[right, 0] = labels[right]
-    return Classification(top, labels, classes)
+    return Classification(top, top[:, 0], labels, classes)
 
 
 @given(seeds)
@@ -65,7 +65,8 @@ def test_worst_groups_are_those_with_images(seed: int) -> None:
 
 def test_fmow_counts_the_region_other_as_datacomp_does() -> None:
     labels = np.zeros(4, int)
-    result = Classification(np.array([[0], [0], [1], [1]]), labels, 62)
+    first = np.array([0, 0, 1, 1])
+    result = Classification(first[:, None], first, labels, 62)
     metadata = np.array([[0, 3, 0], [1, 3, 0], [1, 4, 0], [5, 4, 0]])
     found = fmow(result, metadata)
     assert found["acc_worst_region"] == 0.0

@@ -113,6 +113,15 @@ def break_pickle(root: Path) -> None:
     (root / "test/0.tar").write_bytes(tar_bytes(members))
 
 
+def break_array(root: Path) -> None:
+    members = [("s0.jpg", image_bytes(0)), ("s0.cls", b"0"), ("s0.npy", b"")]
+    (root / "test/0.tar").write_bytes(tar_bytes(members))
+
+
+def break_text(root: Path) -> None:
+    (root / "classnames.txt").write_bytes(b"caf\xe9")
+
+
 def break_image(root: Path) -> None:
     (root / "test/0.tar").write_bytes(tar_bytes([("s0.cls", b"1")]))
 
@@ -138,6 +147,8 @@ def break_kind(root: Path) -> None:
     [
         (break_label, "label '6', expected 0 to 5"),
         (break_pickle, "sample s0: .npy member"),
+        (break_array, "sample s0: .npy member"),
+        (break_text, "classnames.txt: 'utf-8' codec"),
         (break_image, "sample s0: expected an image"),
         (break_tar, "Fetch it again"),
         (break_number, "1 tars, but nshards.txt says 2"),
@@ -150,6 +161,24 @@ def test_a_broken_set_is_told(tmp_path: Path, damage: object, told: str) -> None
     damage(root)  # type: ignore[operator]
     with pytest.raises(UserError, match=told):
         list(open_evalset(str(root)).items())
+
+
+def test_the_digest_changes_with_the_data_and_not_with_its_time(tmp_path: Path) -> None:
+    root = write_classification(tmp_path / "set", [0, 1, 2, 3, 4, 5])
+    before = open_evalset(str(root)).digest
+    tar = root / "test/0.tar"
+    data = tar.read_bytes()
+    tar.write_bytes(data)
+    assert open_evalset(str(root)).digest == before
+    changed = data.replace(b"webp", b"webq", 1)
+    tar.write_bytes(changed)
+    assert open_evalset(str(root)).digest != before
+    folders = tmp_path / "folders"
+    (folders / "dog").mkdir(parents=True)
+    (folders / "dog/0.jpg").write_bytes(image_bytes(0))
+    before = open_evalset(str(folders)).digest
+    (folders / "dog").rename(folders / "hound")
+    assert open_evalset(str(folders)).digest != before
 
 
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from capmix.evaluate.results import evaluate
 from capmix.evaluate.tasks import TASKS
 
 LABELS = [n % 6 for n in range(40)]
+# Captions that occur twice, as some of MSCOCO's do.
 CAPTIONS = [[f"picture {n}", f"a thing {n % 7}", f"number {n}"][: 1 + n % 3] for n in range(30)]
 
 
@@ -197,12 +198,14 @@ def test_results_of_other_weights_are_never_taken_for_done(
     write_classification(tmp_path / "sets/wds_mnist_test", LABELS[:20])
     where = str(tmp_path / "sets"), str(tmp_path / "out"), "cpu"
     evaluate(model, "cifar10,mnist", *where)
+    evaluate(model, "cifar10", *where, "bfloat16")
+    assert len((tmp_path / "out/eval_results.jsonl").read_text().splitlines()) == 2
     other = open_clip_folder(tmp_path / "other", CLIP | {"embed_dim": 20})
     found = evaluate(other, "mnist", *where)
-    assert "2 results are of other weights" in capsys.readouterr().err
+    assert "2 results are of another model" in capsys.readouterr().err
     lines = (tmp_path / "out/eval_results.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["mnist"]
-    assert found.lines[0]["weights"] == json.loads(lines[0])["weights"]
+    assert found.lines[0]["fingerprint"] == json.loads(lines[0])["fingerprint"]
 
 
 def test_what_is_done_is_kept_and_a_changed_set_evaluated_again(
@@ -264,6 +267,44 @@ def test_shared_images_and_texts_are_encoded_once(
     tasks = "vtab/clevr_count_all,vtab/clevr_closest_object_distance"
     evaluate(model, tasks, str(tmp_path / "sets"), str(tmp_path / "out"), "cpu")
     assert counts == {"images": len(LABELS), "texts": len(CLASSES) * len(TEMPLATES)}
+
+
+def test_another_activation_or_preprocessing_is_another_model(tmp_path: Path) -> None:
+    plain = open_clip_folder(tmp_path / "plain", CLIP)
+    quick = open_clip_folder(tmp_path / "quick", CLIP | {"quick_gelu": True})
+    moved = Path(open_clip_folder(tmp_path / "moved", CLIP).removeprefix("local-dir:"))
+    about = json.loads((moved / "open_clip_config.json").read_text())
+    about["preprocess_cfg"]["mean"] = [0.4] * 3
+    (moved / "open_clip_config.json").write_text(json.dumps(about))
+    write_classification(tmp_path / "sets/wds_cifar10_test", LABELS)
+    prints = [
+        evaluate(one, "cifar10", str(tmp_path / "sets"), str(tmp_path / str(n)), "cpu").lines[0][
+            "fingerprint"
+        ]
+        for n, one in enumerate((plain, plain, quick, f"local-dir:{moved}"))
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_results_of_another_tool_are_not_written_over(model: str, tmp_path: Path) -> None:
+    write_classification(tmp_path / "sets/wds_cifar10_test", LABELS)
+    (tmp_path / "out").mkdir()
+    line = {"key": "cifar10", "dataset": "CIFAR-10", "metrics": {"main_metric": 0.5}}
+    (tmp_path / "out/eval_results.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="results of another tool"):
+        evaluate(model, "cifar10", str(tmp_path / "sets"), str(tmp_path / "out"), "cpu")
+
+
+def test_sets_of_ones_own_stand_in_a_file_of_their_own(model: str, tmp_path: Path) -> None:
+    for name in ("wds_cifar10_test", "Flickr"):
+        write_classification(tmp_path / "sets" / name, LABELS)
+    where = str(tmp_path / "sets"), str(tmp_path / "out"), "cpu"
+    found = evaluate(model, "cifar10,Flickr", *where)
+    assert [line["dataset"] for line in found.lines] == ["CIFAR-10", "Flickr"]
+    assert "Average of 1 of 38" in found.aggregates
+    (line,) = (tmp_path / "out/eval_results.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "cifar10"
 
 
 def test_a_hub_model_needs_a_place_for_its_results(model: str, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ for WILDS and fairness sets a `.npy` of metadata too. For retrieval `dataset_typ
 
 import hashlib
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from capmix.pool.tar_groups import TarGroup, tar_groups
 from capmix.pool.tar_members import TarError
 
 Kind = Literal["classification", "retrieval", "association"]
+MAX_HASHED = 1 << 26
+MAX_METADATA = 64  # iWildCam has the most, nine
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
 
@@ -75,7 +76,7 @@ def is_webdataset(path: Path) -> bool:
 def webdataset_set(root: Path) -> EvalSet:
     """A set in WebDataset layout. Raises UserError where a file of it is missing."""
     told = root / "dataset_type.txt"
-    kind = told.read_text("utf-8").strip() if told.exists() else "classification"
+    kind = " ".join(read_lines(told)) if told.exists() else "classification"
     if kind not in ("classification", "retrieval"):
         raise UserError(f"evaluation set {root}: {kind} sets are not evaluated")
     tars = _tars(root)
@@ -86,7 +87,7 @@ def webdataset_set(root: Path) -> EvalSet:
         for tar in tars:
             yield from _read_tar(tar, kind == "retrieval", len(classes))
 
-    digest = files_digest([*tars, *lists])
+    digest = files_digest(root, [*tars, *lists])
     return EvalSet(root.name, kind, digest, items, classes, templates)  # type: ignore[arg-type]
 
 
@@ -110,7 +111,7 @@ def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[Item]:
         with path.open("rb") as stream:
             for group in tar_groups(stream, wanted):
                 yield _item(path, group, retrieval, classes)
-    except (TarError, zlib.error, OSError) as error:
+    except (TarError, zlib.error, OSError, ValueError) as error:
         raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error
 
 
@@ -141,9 +142,9 @@ def _label(where: str, data: bytes, classes: int) -> int:
 def _integers(where: str, data: bytes) -> tuple[int, ...]:
     try:
         row = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{where}: .npy member: {error}") from error
-    return tuple(int(value) for value in np.ravel(row))
+        return tuple(int(value) for value in np.ravel(row)[:MAX_METADATA])
+    except Exception as error:  # numpy raises many types on bytes that are no array
+        raise UserError(f"{where}: .npy member: {type(error).__name__}: {error}") from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -152,13 +153,17 @@ def read_lines(path: Path) -> list[str]:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"evaluation set: {path} is missing") from error
+    except ValueError as error:
+        raise UserError(f"evaluation set: {path}: {error}") from error
     return [line.strip() for line in lines if line.strip()]
 
 
-def files_digest(paths: Sequence[Path]) -> str:
-    """16 hex digits over names, sizes and, of text files, contents."""
-    told = [
-        [path.name, path.stat().st_size, path.read_text("utf-8") if path.suffix == ".txt" else ""]
-        for path in paths
-    ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+def files_digest(root: Path, paths: Sequence[Path]) -> str:
+    """16 hex digits over names and contents; where they are large, over names, sizes and times."""
+    sizes = [path.stat().st_size for path in paths]
+    large = sum(sizes) > MAX_HASHED
+    total = hashlib.sha256()
+    for path, size in zip(paths, sizes, strict=True):
+        told = f"{path.stat().st_mtime_ns}".encode() if large else path.read_bytes()
+        total.update(f"{path.relative_to(root)}\0{size}\0".encode() + told)
+    return total.hexdigest()[:16]

@@ -6,8 +6,8 @@ import numpy as np
 
 from capmix.errors import UserError
 from capmix.evaluate.evalset import EvalSet, Item
-from capmix.evaluate.groups import FACES, GROUP_METRICS, OBJECTIVES, faces
-from capmix.evaluate.metrics import association_metrics, classify, retrieve, top_classes
+from capmix.evaluate.groups import COLUMNS, FACES, GROUP_METRICS, OBJECTIVES, faces
+from capmix.evaluate.metrics import association_metrics, classify, retrieve
 from capmix.evaluate.vectors import Vectors
 
 Metrics = dict[str, Any]
@@ -21,7 +21,7 @@ def evaluate_set(vectors: Vectors, evalset: EvalSet, task: str = "") -> Metrics:
     """
     items, images = vectors.of_images(evalset)
     if task in FACES:
-        return _faces(vectors, evalset, items, images)
+        return _faces(vectors, evalset, items, images, COLUMNS[task])
     if evalset.kind == "association":
         return _associations(vectors, evalset, items, images)
     if evalset.kind == "retrieval":
@@ -37,7 +37,7 @@ def evaluate_set(vectors: Vectors, evalset: EvalSet, task: str = "") -> Metrics:
     result = classify(images, classifier, labels)
     metrics: Metrics = dict(result.metrics())
     if task in GROUP_METRICS:
-        metrics |= GROUP_METRICS[task](result, _metadata(evalset, items))
+        metrics |= GROUP_METRICS[task](result, _metadata(evalset, items, COLUMNS[task]))
     return metrics
 
 
@@ -47,15 +47,19 @@ def usual_metric(evalset: EvalSet) -> str:
     return usual.get(evalset.kind, "avg_jaccard_score")
 
 
-def _metadata(evalset: EvalSet, items: list[Item]) -> np.ndarray:
-    """int (N, fields). Raises UserError where it is missing."""
+def _metadata(evalset: EvalSet, items: list[Item], columns: int) -> np.ndarray:
+    """int (N, fields), at least as many fields as `columns`. Raises UserError where it is not."""
     lengths = {len(item.metadata) for item in items}
-    if len(lengths) != 1 or lengths == {0}:
-        raise UserError(f"evaluation set {evalset.name}: expected a .npy of metadata beside images")
+    if len(lengths) != 1 or min(lengths) < columns:
+        raise UserError(
+            f"evaluation set {evalset.name}: expected .npy members of {columns} numbers or more"
+        )
     return np.array([item.metadata for item in items], np.int64)
 
 
-def _faces(vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray) -> Metrics:
+def _faces(
+    vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray, columns: int
+) -> Metrics:
     predicted = {}
     for objective in OBJECTIVES:
         classes, templates = (
@@ -64,8 +68,8 @@ def _faces(vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.nda
         )
         if not classes or not templates:
             raise UserError(f"evaluation set {evalset.name}: no classes or templates {objective}:")
-        predicted[objective] = top_classes(images, vectors.classifier(classes, templates))[:, 0]
-    return dict(faces(predicted, _metadata(evalset, items)))
+        predicted[objective] = (images @ vectors.classifier(classes, templates).T).argmax(axis=1)
+    return dict(faces(predicted, _metadata(evalset, items, columns)))
 
 
 def _associations(

@@ -37,34 +37,35 @@ def by_group(
 def iwildcam(result: Classification, metadata: np.ndarray) -> Metrics:
     """Macro F1 and recall over the classes that occur."""
     recalls, scores = [], []
-    predicted = result.top[:, 0]
+    predicted = result.first
     for label in np.unique(result.labels):
         right = ((predicted == label) & (result.labels == label)).sum()
         recalls.append(right / (result.labels == label).sum())
         scores.append(2 * right / ((predicted == label).sum() + (result.labels == label).sum()))
     return {
-        "acc_avg": float(result.hits1.mean()),
+        "acc_avg": float((predicted == result.labels).mean()),
         "recall-macro_all": float(np.mean(recalls)),
         "F1-macro_all": float(np.mean(scores)),
     }
 
 
 def camelyon17(result: Classification, metadata: np.ndarray) -> Metrics:
-    return by_group("acc", result.hits1, ["slide"], [metadata[:, 1]])
+    return by_group("acc", result.first == result.labels, ["slide"], [metadata[:, 1]])
 
 
 def fmow(result: Classification, metadata: np.ndarray) -> Metrics:
     """`acc_worst_region` counts the region Other, as DataComp's does though it means not to;
     `acc_worst_region_without_other` does not."""
     region, year = metadata[:, 0], metadata[:, 1]
-    found = by_group("acc", result.hits1, ["year"], [year])
+    hits = result.first == result.labels
+    found = by_group("acc", hits, ["year"], [year])
     found["acc_worst_year"] = found.pop("acc_wg")
-    regions = by_group("acc", result.hits1, ["region"], [region])
+    regions = by_group("acc", hits, ["region"], [region])
     found |= regions | {"acc_worst_region": regions["acc_wg"]}
     del found["acc_wg"]
     named = region != OTHER_REGION
     if named.any():
-        without = by_group("acc", result.hits1[named], ["region"], [region[named]])
+        without = by_group("acc", hits[named], ["region"], [region[named]])
         found["acc_worst_region_without_other"] = without["acc_wg"]
     return found
 
@@ -74,13 +75,13 @@ def dollar_street(result: Classification, metadata: np.ndarray) -> Metrics:
 
 
 def geode(result: Classification, metadata: np.ndarray) -> Metrics:
-    return by_group("acc", result.hits1, ["region"], [metadata[:, 0]])
+    return by_group("acc", result.first == result.labels, ["region"], [metadata[:, 0]])
 
 
 def faces(predicted: dict[str, np.ndarray], metadata: np.ndarray) -> Metrics:
     """FairFace and UTKFace. `predicted` int (N,) by objective; `metadata` int (N, 4): age, gender,
     race, race_binary. Race counts as right where white or not is."""
-    age, gender, race, binary = metadata.T
+    age, gender, race, binary = metadata[:, :4].T
     groups = ["race_binary"], [binary]
     found = by_group("acc_race", (predicted["race"] != 1).astype(int) == binary, *groups)
     found |= by_group("acc_gender", predicted["gender"] == gender, *groups)
@@ -101,3 +102,13 @@ GROUP_METRICS: dict[str, Callable[[Classification, np.ndarray], Metrics]] = {
     "fairness/geode": geode,
 }
 FACES = ("fairness/fairface", "fairness/utkface")
+# Columns of metadata that are read.
+COLUMNS = {
+    "wilds/iwildcam": 0,
+    "wilds/camelyon17": 2,
+    "wilds/fmow": 2,
+    "fairness/dollar_street": 1,
+    "fairness/geode": 1,
+    "fairness/fairface": 4,
+    "fairness/utkface": 4,
+}

@@ -7,13 +7,17 @@ import numpy as np
 
 BLOCK = 4096  # rows of scores at once
 TOP = 5
+RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class Classification:
-    """`top` int (N, up to 5): the best classes of each image, best first; `labels` int (N,)."""
+    """`top` int (N, up to 5): the best classes of each image, best first; `first` int (N,): the
+    first of those with the highest score (they differ from `top` where classes are equal, as the
+    two `missile` of ImageNet); `labels` int (N,); `classes` is how many there are."""
 
     top: np.ndarray
+    first: np.ndarray
     labels: np.ndarray
     classes: int
 
@@ -31,10 +35,10 @@ class Classification:
 
     def metrics(self) -> dict[str, float | None]:
         """acc5 is None where there are fewer than five classes."""
-        hits = self.hits1
+        hits = self.first == self.labels
         recalls = [hits[self.labels == label].mean() for label in np.unique(self.labels)]
         return {
-            "acc1": float(hits.mean()),
+            "acc1": float(self.hits1.mean()),
             "acc5": float(self.hits5.mean()) if self.classes >= TOP else None,
             "mean_per_class_recall": float(np.mean(recalls)),
         }
@@ -43,59 +47,67 @@ class Classification:
 def classify(images: np.ndarray, classifier: np.ndarray, labels: np.ndarray) -> Classification:
     """Zero-shot classification.
 
-    `images` (N, D) and `classifier` (classes, D) are unit vectors; `labels` int (N,).
+    `images` (N, D) and `classifier` (classes, D) are unit vectors, float32; `labels` int (N,).
     """
-    return Classification(top_classes(images, classifier), labels, len(classifier))
-
-
-def top_classes(images: np.ndarray, classifier: np.ndarray) -> np.ndarray:
-    """int (N, up to 5): the classes with the highest scores of each image, best first."""
-    found = []
+    top, first = [], []
     for start in range(0, len(images), BLOCK):
-        scores = images[start : start + BLOCK] @ classifier.T
-        first = min(TOP, scores.shape[1])
-        some = np.argpartition(-scores, first - 1, axis=1)[:, :first]
-        order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
-        found.append(np.take_along_axis(some, order, axis=1))
-    return np.concatenate(found)
+        scores = 100 * images[start : start + BLOCK] @ classifier.T
+        top.append(_top(scores, TOP))
+        first.append(scores.argmax(axis=1))
+    return Classification(np.concatenate(top), np.concatenate(first), labels, len(classifier))
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Rank of the best right answer, from 0: int (images,) and int (texts,)."""
+    """Whether a right answer is among the first k: bool (images,) for texts, (texts,) for images,
+    by k."""
 
-    text_ranks: np.ndarray
-    image_ranks: np.ndarray
+    text_hits: dict[int, np.ndarray]
+    image_hits: dict[int, np.ndarray]
 
-    def metrics(self, recall_at: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`text_retrieval_recall@k` is image -> text, `image_retrieval_recall@k` text -> image."""
         found = {}
-        for k in recall_at:
-            found[f"text_retrieval_recall@{k}"] = float((self.text_ranks < k).mean())
-            found[f"image_retrieval_recall@{k}"] = float((self.image_ranks < k).mean())
+        for k, hits in self.text_hits.items():
+            found[f"text_retrieval_recall@{k}"] = float(hits.mean())
+            found[f"image_retrieval_recall@{k}"] = float(self.image_hits[k].mean())
         both = found["text_retrieval_recall@1"], found["image_retrieval_recall@1"]
         return found | {"mean_recall@1": sum(both) / 2}
 
 
 def retrieve(images: np.ndarray, texts: np.ndarray, image_of_text: np.ndarray) -> Retrieval:
-    """Retrieval both ways over unit vectors (images, D) and (texts, D).
+    """Retrieval both ways over unit vectors (images, D) and (texts, D), float32.
 
     `image_of_text` int (texts,) names each text's image.
     """
-    image_ranks = np.empty(len(texts), np.int64)
+    text_hits: dict[int, list[np.ndarray]] = {k: [] for k in RECALL_AT}
+    image_hits: dict[int, list[np.ndarray]] = {k: [] for k in RECALL_AT}
     for start in range(0, len(texts), BLOCK):
         scores = texts[start : start + BLOCK] @ images.T
-        own = scores[np.arange(len(scores)), image_of_text[start : start + BLOCK]]
-        image_ranks[start : start + BLOCK] = (scores > own[:, None]).sum(axis=1)
-    text_ranks = np.full(len(images), len(texts))
+        own = image_of_text[start : start + BLOCK, None]
+        for k, hits in image_hits.items():
+            hits.append((_top(scores, k) == own).any(axis=1))
     for start in range(0, len(images), BLOCK):
         scores = images[start : start + BLOCK] @ texts.T
-        right = image_of_text[None, :] == np.arange(start, start + len(scores))[:, None]
-        best = np.where(right, scores, -np.inf).max(axis=1)
-        has = np.isfinite(best)
-        ranks = (scores > best[:, None]).sum(axis=1)
-        text_ranks[start : start + BLOCK][has] = ranks[has]
-    return Retrieval(text_ranks, image_ranks)
+        numbers = np.arange(start, start + len(scores))[:, None]
+        for k, hits in text_hits.items():
+            hits.append((image_of_text[_top(scores, k)] == numbers).any(axis=1))
+    return Retrieval(
+        {k: np.concatenate(hits) for k, hits in text_hits.items()},
+        {k: np.concatenate(hits) for k, hits in image_hits.items()},
+    )
+
+
+def _top(scores: np.ndarray, k: int) -> np.ndarray:
+    """int (rows, up to k): columns with the highest scores, best first.
+
+    By torch, as the reference tools: which of equal scores comes first is its matter.
+    """
+    import torch
+
+    top = torch.topk(torch.from_numpy(scores), min(k, scores.shape[1]), dim=1).indices
+    found: np.ndarray = top.numpy()
+    return found
 
 
 def association_metrics(

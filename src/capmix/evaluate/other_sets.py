@@ -4,6 +4,7 @@ the zip with a CSV in which the hub has Flickr, MSCOCO and WinoGAViL for DataCom
 import csv
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _folders_set(root: Path) -> EvalSet:
 
     told = [path for paths in images for path in paths]
     lists = [root / name for name in (CLASSES, TEMPLATES) if (root / name).exists()]
-    digest = files_digest([*told, *lists])
+    digest = files_digest(root, [*told, *lists])
     return EvalSet(root.name, "classification", digest, items, classes, templates)
 
 
@@ -99,14 +100,19 @@ def _pairs_set(path: Path) -> EvalSet:
         )
 
     def items() -> Iterator[Item]:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(256, columns=[image, text]):
-                for row in batch.to_pylist():
+        try:
+            with pq.ParquetFile(path) as file:
+                rows = (
+                    row
+                    for batch in file.iter_batches(256, columns=[image, text])
+                    for row in batch.to_pylist()
+                )
+                for number, row in enumerate(rows):
                     yield _pair(f"evaluation set {path}, row {number}", row[image], row[text])
-                    number += 1
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"evaluation set {path}: {error}") from error
 
-    return EvalSet(path.stem, "retrieval", files_digest([path]), items)
+    return EvalSet(path.stem, "retrieval", files_digest(path.parent, [path]), items)
 
 
 def _pair(where: str, image: Any, texts: Any) -> Item:
@@ -121,10 +127,13 @@ def _zip_set(root: Path, table: Path, archive: Path) -> EvalSet:
     """`filename` and `raw` (captions as JSON): retrieval. `cue`, `candidates` and `associations`
     (names of images without .jpg, as JSON): association."""
     csv.field_size_limit(MAX_CELL)
-    with table.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        with table.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, restval=""))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"evaluation set {table}: {error}") from error
     columns = set(rows[0]) if rows else set()
-    digest = files_digest([table, archive])
+    digest = files_digest(root, [table, archive])
     if {"filename", "raw"} <= columns:
         texts = {row["filename"]: _strings(table, row["raw"]) for row in rows}
 
@@ -176,5 +185,5 @@ def _zip_members(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]
                 if places[name].file_size > MAX_IMAGE_BYTES:
                     raise UserError(f"evaluation set {archive}: {name} is too large")
                 yield name, file.read(places[name])
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
         raise UserError(f"evaluation set {archive}: {error}. Fetch it again.") from error

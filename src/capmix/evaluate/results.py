@@ -1,14 +1,9 @@
-"""Evaluate a model on many tasks, and keep the results of the very same model.
+"""Evaluate a model on many tasks: one load, and what is done is kept (results_file.py)."""
 
-`eval_results.jsonl` has a line for each task in the form of DataComp's evaluate.py, which its
-aggregate_scores.py reads: key, dataset, metrics with main_metric. Beside them each line says which
-weights, precision and data it is of; a line of others is never taken for done.
-"""
-
+import contextlib
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +12,21 @@ from capmix.errors import UserError
 from capmix.evaluate.evalset import EvalSet, embedded_evalsets
 from capmix.evaluate.evaluate import evaluate_set, usual_metric
 from capmix.evaluate.other_sets import open_evalset
+from capmix.evaluate.results_file import ResultsFile
 from capmix.evaluate.tasks import DATACOMP, Task, aggregates, chosen_tasks
 from capmix.evaluate.vectors import Vectors
 from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED, embedded_folder
 
-RESULTS, SUMMARY = "eval_results.jsonl", "eval_summary.json"
+RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
 RUN_ABOUT = "run.json"
 SIGLIP_BIAS = -10.0  # what open_clip's trainer starts from; the checkpoint's own value replaces it
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Lines of results in the order asked for, group means, and what could not be evaluated."""
+    """Lines of results in the order asked for, means over groups of all of DataComp's tasks that
+    are known of the model, and what could not be evaluated."""
 
     lines: list[dict[str, Any]]
     aggregates: dict[str, Any]
@@ -65,60 +62,65 @@ def evaluate(
     from capmix.score.open_clip import OpenClipScorer
 
     folder = _results_folder(model, out)
-    root = str(embedded_folder() / "tuxpaint") if evalsets == EMBEDDED else evalsets
-    names = ",".join(Path(path).name for path in embedded_evalsets())
-    usual = names if evalsets == EMBEDDED else DATACOMP
-    found, missing, broken = _sets(chosen_tasks(tasks or usual), root)
+    found, missing, broken = open_sets(tasks, evalsets)
     if not found:
         return Evaluated([], {}, missing, broken)
     name, bias = _loadable(model)
     place, torch_dtype = device_and_dtype(device, dtype)
     scorer = OpenClipScorer(name, "eval", place, torch_dtype, exact_decode=True, logit_bias=bias)
-    of_model = {"weights": scorer.weights_digest(), "precision": dtype}
+    of_model = scorer.digest(), dtype
+    known = ResultsFile.of(folder, RESULTS, *of_model)
+    others = ResultsFile.of(folder, OTHERS, *of_model)
     vectors = Vectors(scorer)
-    lines: list[dict[str, Any]] = []
-    known = _known(folder, of_model)
-    for task, evalset in found:
-        key = task if isinstance(task, str) else task.key
-        line = known.get(key)
-        if line is None or line["data"] != evalset.digest:
-            try:
-                line = _line(vectors, task, evalset) | of_model
-            except UserError as error:
-                broken.append(str(error))
-                known.pop(key, None)
-                continue
-        lines.append(line)
-        known[key] = line
-        _write(folder / RESULTS, "".join(json.dumps(one) + "\n" for one in known.values()))
-        print(f"eval {line['dataset']}: {_shown(line)}", file=sys.stderr)
-    counted = [line for line in known.values() if line["metrics"]["main_metric"] is not None]
-    means = aggregates({line["dataset"]: line["metrics"]["main_metric"] for line in counted})
-    _write(folder / SUMMARY, json.dumps(of_model | means, indent=1))
+    lines = []
+    with _all_bits():
+        for task, evalset in found:
+            file = known if isinstance(task, Task) else others
+            key = task.key if isinstance(task, Task) else task
+            line = file.done(key, evalset.digest)
+            if line is None:
+                try:
+                    line = file.put(_line(vectors, task, evalset))
+                except UserError as error:
+                    broken.append(str(error))
+                    file.drop(key)
+                    continue
+            lines.append(line)
+            print(f"eval {line['dataset']}: {_shown(line)}", file=sys.stderr)
+    main = {line["dataset"]: line["metrics"]["main_metric"] for line in known.lines.values()}
+    means = aggregates({name: value for name, value in main.items() if value is not None})
+    summary = {"fingerprint": of_model[0], "precision": dtype} | means
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1), "utf-8")
     return Evaluated(lines, means, missing, broken)
 
 
-def _sets(
-    tasks: Sequence[Task | str], evalsets: str
+def open_sets(
+    tasks: str | None, evalsets: str
 ) -> tuple[list[tuple[Task | str, EvalSet]], list[str], list[str]]:
-    """Tasks with their sets, the keys of those that are not there, and what is broken."""
+    """Tasks with their sets (see evaluate), the keys of those that are not there, and what is
+    broken."""
+    root = embedded_folder() / "tuxpaint" if evalsets == EMBEDDED else Path(evalsets)
+    names = ",".join(Path(path).name for path in embedded_evalsets())
+    chosen = chosen_tasks(tasks or (names if evalsets == EMBEDDED else DATACOMP))
     found: list[tuple[Task | str, EvalSet]] = []
     missing, broken = [], []
-    for task in tasks:
-        names = [task] if isinstance(task, str) else task.folders
-        paths = [Path(evalsets) / name for name in names]
+    for task in chosen:
+        paths = _places(root, task)
         path = next((path for path in paths if path.exists()), None)
         if path is None and isinstance(task, Task):
             missing.append(task.key)
-            continue
-        if path is None:
+        elif path is None:
             broken.append(f"{task}: no task of DataComp, and no set at {paths[0]}")
-            continue
-        try:
-            found.append((task, open_evalset(str(path))))
-        except UserError as error:
-            broken.append(str(error))
+        else:
+            try:
+                found.append((task, open_evalset(str(path))))
+            except UserError as error:
+                broken.append(str(error))
     return found, missing, broken
+
+
+def _places(root: Path, task: Task | str) -> list[Path]:
+    return [root / name for name in ([task] if isinstance(task, str) else task.folders)]
 
 
 def _line(vectors: Vectors, task: Task | str, evalset: EvalSet) -> dict[str, Any]:
@@ -142,13 +144,14 @@ def _loadable(model: str) -> tuple[str, float | None]:
     """The model as open_clip loads it, and the start of its logit bias if it has one."""
     if not (Path(model) / RUN_ABOUT).exists():
         return model, None
-    from capmix.train.train import CHECKPOINT, read_run, register_model
+    from capmix.train.model import know_model
+    from capmix.train.run import Run
+    from capmix.train.train import read_run
 
-    about, checkpoint = read_run(model), Path(model).resolve() / CHECKPOINT
+    about, checkpoint = read_run(model), Run(Path(model).resolve()).checkpoint
     if not checkpoint.exists():
-        raise UserError(f"{model}: no checkpoint yet; `capmix train` writes {CHECKPOINT}")
-    if about["config"] is not None:
-        register_model(Path(model).resolve() / f"{about['model']}.json")
+        raise UserError(f"{model}: no checkpoint yet; `capmix train` writes {checkpoint}")
+    know_model(about["model"], about["config"])
     bias = SIGLIP_BIAS if about["settings"]["loss"] == "siglip" else None
     return f"{about['model']}/{checkpoint}", bias
 
@@ -162,22 +165,15 @@ def _results_folder(model: str, out: str | None) -> Path:
     return folder
 
 
-def _known(folder: Path, of_model: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Lines by task of the very same weights at the same precision; others are forgotten."""
+@contextlib.contextmanager
+def _all_bits() -> Iterator[None]:
+    """float32 that is float32: GPUs would multiply with fewer bits (TF32)."""
+    import torch
+
+    backends = torch.backends
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
     try:
-        lines = [json.loads(line) for line in (folder / RESULTS).read_text("utf-8").splitlines()]
-        kept = {line["key"]: line for line in lines if of_model.items() <= line.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder / RESULTS}: no results of ours ({error}); remove it") from error
-    if len(kept) < len(lines):
-        what = "other weights or another precision"
-        print(f"eval: {len(lines) - len(kept)} results are of {what}, left out", file=sys.stderr)
-    return kept
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+        yield
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before

@@ -75,8 +75,8 @@ def _evaluate_one(
     if evalset.kind == "retrieval":
         found = retrieve(images, student.encode_texts(features.texts), features.image_of_text)
         return _recalls(found), {
-            "text_retrieval_recall@5": found.text_ranks < 5,
-            "image_retrieval_recall@5": found.image_ranks < 5,
+            "text_retrieval_recall@5": found.text_hits[5],
+            "image_retrieval_recall@5": found.image_hits[5],
         }
     classifier = zero_shot_classifier(student, evalset.classes, evalset.templates)
     classification = classify(images, classifier, features.labels)
@@ -84,5 +84,5 @@ def _evaluate_one(
 
 
 def _recalls(found: Retrieval) -> dict[str, Any]:
-    metrics = found.metrics((1, 5))
-    return {name: value for name, value in metrics.items() if not name.startswith("mean")}
+    shown = ("retrieval_recall@1", "retrieval_recall@5")
+    return {name: value for name, value in found.metrics().items() if name.endswith(shown)}

@@ -7,6 +7,7 @@ the same and short captions cost a fraction of the 77 positions.
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,9 +72,11 @@ class OpenClipScorer:
     ):
         self.name = name
         loaded = load_open_clip(model, device, dtype, logit_bias)
-        self._model, preprocess, self._tokenizer = loaded
+        self._model, self._preprocess, self._tokenizer = loaded
         self._device = device
-        self.encoder = OpenClipEncoder(name, self._model, preprocess, device, dtype, exact_decode)
+        self.encoder = OpenClipEncoder(
+            name, self._model, self._preprocess, device, dtype, exact_decode
+        )
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(weights_path(model)),
@@ -100,9 +103,10 @@ class OpenClipScorer:
         position = {text: row for row, text in enumerate(unique)}
         return vectors[[position[text] for text in texts]]
 
-    def weights_digest(self) -> str:
-        """16 hex digits over every weight: another checkpoint has others, wherever it lies."""
-        total = hashlib.sha256()
+    def digest(self) -> str:
+        """16 hex digits over every weight, the architecture and the preprocessing of images."""
+        about = f"{self._model} {self._preprocess}"
+        total = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", about).encode())
         for name, weight in sorted(self._model.state_dict().items()):
             values = weight.detach().float().cpu().contiguous().numpy()
             total.update(name.encode() + values.tobytes())

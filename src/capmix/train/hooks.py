@@ -3,22 +3,23 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from capmix.train.pairs import PairSource
-from capmix.train.progress import Progress
+from capmix.train.progress import Progress, Steps
+from capmix.train.run import Run
 from capmix.train.scales import TrainSettings
-from capmix.train.stream import Tally, TrainingBatches, plan_epoch
+from capmix.train.stream import CONTEXT, EpochPlan, Tally, TrainingBatches, plan_epoch
 
 
 @contextlib.contextmanager
-def hooked(main: Any, settings: TrainSettings, source: PairSource, run: Path) -> Iterator[Tally]:
+def hooked(main: Any, settings: TrainSettings, source: PairSource, run: Run) -> Iterator[None]:
     """Put our data and progress into `main`, the module open_clip_train.main, and take them out."""
-    tally = Tally(str(run / "failures.jsonl"))
+    tally = Tally(str(run.failures))
     names = {
         "get_data": _get_data(main.get_data, settings, source, tally),
         "train_one_epoch": _train_one_epoch(main.train_one_epoch, run, tally),
@@ -28,10 +29,31 @@ def hooked(main: Any, settings: TrainSettings, source: PairSource, run: Path) ->
     try:
         for name, ours in names.items():
             setattr(main, name, ours)
-        yield tally
+        yield
     finally:
         for name, original in theirs.items():
             setattr(main, name, original)
+
+
+class Waited:
+    """A data loader that adds up the seconds that were waited for its batches."""
+
+    def __init__(self, loader: Iterable[Any], plan: EpochPlan, world_size: int):
+        self.loader, self.plan, self.seconds = loader, plan, 0.0
+        # What open_clip asks of a loader.
+        self.num_batches = len(plan.sizes)
+        self.num_samples = sum(plan.sizes) * world_size
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.seconds += time.perf_counter() - started
+            yield batch
 
 
 def _get_data(theirs: Any, settings: TrainSettings, source: PairSource, tally: Tally) -> Any:
@@ -65,21 +87,20 @@ def _get_data(theirs: Any, settings: TrainSettings, source: PairSource, tally: T
             settings.draws_shards,
             settings.texts,
         )
-        loader: Any = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             batches,
             batch_size=None,
             num_workers=args.workers,
             persistent_workers=args.workers > 0,
+            multiprocessing_context=CONTEXT if args.workers else None,
         )
-        loader.num_batches = len(plan.sizes)
-        loader.num_samples = sum(plan.sizes) * args.world_size
-        data["train"] = DataInfo(loader, shared_epoch=shared)
+        data["train"] = DataInfo(Waited(loader, plan, args.world_size), shared_epoch=shared)
         return data
 
     return get_data
 
 
-def _train_one_epoch(theirs: Any, run: Path, tally: Tally) -> Any:
+def _train_one_epoch(theirs: Any, run: Run, tally: Tally) -> Any:
     progress: list[Progress] = []
 
     def train_one_epoch(
@@ -94,21 +115,32 @@ def _train_one_epoch(theirs: Any, run: Path, tally: Tally) -> Any:
         args: Any,
         tb_writer: Any = None,
     ) -> None:
+        before = tally.ok, tally.failed
         if args.rank == 0 and not progress:
-            steps = data["train"].dataloader.num_batches // args.accum_freq
-            at_once = args.batch_size * args.world_size * args.accum_freq
-            whole = steps * args.epochs
-            progress.append(
-                Progress(run / "metrics.jsonl", whole, steps, at_once, tally, tb_writer)
-            )
+            loader = data["train"].dataloader
+            steps = Steps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
+            progress.append(Progress(run.metrics, steps, loader, tally, tb_writer))
             progress[0].resume_at(epoch)
         writer = progress[0] if progress else None
         theirs(
             model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args,
             tb_writer=writer,
         )  # fmt: skip
+        ok, failed = _of_all_devices(tally.ok - before[0], tally.failed - before[1], args)
+        if args.rank == 0:
+            run.note_counts(epoch, ok, failed)
 
     return train_one_epoch
+
+
+def _of_all_devices(ok: int, failed: int, args: Any) -> tuple[int, int]:
+    if not args.distributed:
+        return ok, failed
+    import torch
+
+    counts = torch.tensor([ok, failed], device=args.device)
+    torch.distributed.all_reduce(counts)
+    return int(counts[0]), int(counts[1])
 
 
 def _log_to_file(log_file: str | None, level: int) -> None:

@@ -19,6 +19,7 @@ from capmix.pool import BadSample, Pool, open_pool
 from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import TarGroup, tar_groups
 from capmix.pool.tar_members import TarError
+from capmix.score.stage import texts_folder
 from capmix.store import Store
 
 
@@ -129,7 +130,10 @@ class PoolSubset:
     store: Store
     subset: str
     sources: Sequence[str] = ()
-    weights: Sequence[float] | None = None
+
+    @property
+    def weights(self) -> None:
+        """None: rows have weights of their own."""
 
     @cached_property
     def _rows(self) -> SubsetRows:
@@ -154,9 +158,16 @@ class PoolSubset:
             refuse_changed(self.store, by_name[name])
         return names
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        return {"subset": self.subset, "rows": self.store.fingerprint(self._rows.part)}
+        texts = {
+            source: [
+                self.store.fingerprint(f"{texts_folder(source)}/{name}") for name in self.shards
+            ]
+            for source in self.sources
+        }
+        rows = self.store.fingerprint(self._rows.part)
+        return {"subset": self.subset, "rows": rows, "texts": texts}
 
     def read(self, shard: str) -> Iterator[Pair | BadSample]:
         rows = self._rows.of_shard(shard)

@@ -1,16 +1,51 @@
 """What a training run says while it runs: a line now and then, and metrics as JSON lines."""
 
 import json
+import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from capmix.train.stream import Tally
 
 LOSS = "train/loss"
+
+
+class Waiting(Protocol):
+    """Whatever knows for how many seconds its batches were waited for."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The optimizer's steps of a run: `sizes` of a device's batches in an epoch, of which
+    `accumulated` make a step, on `world_size` devices, for `epochs`."""
+
+    sizes: Sequence[int]
+    accumulated: int
+    world_size: int
+    epochs: int
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.sizes) // self.accumulated
+
+    @property
+    def total(self) -> int:
+        return self.per_epoch * self.epochs
+
+    def samples(self, steps: int) -> int:
+        """How many samples were seen after so many steps of the run."""
+        epochs, rest = divmod(steps, self.per_epoch)
+        seen = [0, *accumulate(self.sizes)]
+        whole = seen[self.per_epoch * self.accumulated]
+        return self.world_size * (epochs * whole + seen[rest * self.accumulated])
 
 
 @dataclass
@@ -18,26 +53,28 @@ class Progress:
     """Takes the numbers that open_clip's trainer hands to a TensorBoard writer (add_scalar), writes
     one line of metrics.jsonl for each step that is logged, and hands them on to `writer`.
 
-    `data_wait` is the share of a step's time that the device waited for data.
+    `data_wait` is the share of the time since the line before that was waited for data.
     """
 
     file: Path
-    steps: int
-    steps_per_epoch: int
-    samples_per_step: int
+    steps: Steps
+    loader: Waiting
     tally: Tally
     writer: Any = None
     _started: float = field(default_factory=time.monotonic)
     _first_step: int | None = None
+    _last: tuple[float, float] = (0.0, 0.0)
     _numbers: dict[str, float] = field(default_factory=dict)
 
     def resume_at(self, epoch: int) -> None:
-        """Drop the lines of steps that are made again."""
+        """Drop the lines of steps that are made again, and what a kill left of a line."""
+        self._last = time.monotonic(), self.loader.seconds
         if not self.file.exists():
             return
-        lines = self.file.read_text("utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        self.file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        kept = [line for line in self.file.read_text("utf-8").splitlines() if _is_of(line, epoch)]
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        os.replace(temporary, self.file)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         if self.writer is not None:
@@ -48,31 +85,38 @@ class Progress:
             self._numbers = {}
 
     def _write(self, step: int, numbers: dict[str, float]) -> None:
-        seconds = time.monotonic() - self._started
+        now = time.monotonic()
+        seconds = now - self._last[0]
+        waited, self._last = self.loader.seconds - self._last[1], (now, self.loader.seconds)
         if self._first_step is None:
-            self._first_step, self._started, seconds = step, time.monotonic(), 0.0
+            self._first_step, self._started = step, now
         done = step + 1
         line = {
-            "epoch": step // self.steps_per_epoch,
+            "epoch": step // self.steps.per_epoch,
             "step": done,
-            "samples": done * self.samples_per_step,
+            "samples": self.steps.samples(done),
             "loss": round(numbers["loss"], 6),
             "learning_rate": numbers["lr"],
             "logit_scale": round(numbers["scale"], 4),
             "samples_per_second": round(numbers["samples_per_second"], 1),
-            "data_wait": round(numbers["data_time"] / max(numbers["batch_time"], 1e-9), 4),
+            "data_wait": round(waited / max(seconds, 1e-9), 4),
             "failed": self.tally.failed,
         }
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         since = done - self._first_step - 1
-        left = f", {_time(seconds / since * (self.steps - done))} left" if since else ""
+        left = (now - self._started) / since * (self.steps.total - done) if since else None
         print(
-            f"train: step {done:,} of {self.steps:,}, loss {line['loss']:.4f}, "
-            f"{line['samples_per_second']:,.0f} samples/s{left}, {line['failed']:,} failed",
+            f"train: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}, "
+            f"{line['samples_per_second']:,.0f} samples/s"
+            f"{'' if left is None else f', {timedelta(seconds=round(left))} left'}, "
+            f"{line['failed']:,} failed",
             file=sys.stderr,
         )
 
 
-def _time(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _is_of(line: str, before: int) -> bool:
+    try:
+        return bool(json.loads(line)["epoch"] < before)
+    except (ValueError, KeyError, TypeError):
+        return False

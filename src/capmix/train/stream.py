@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # open_clip_train/data.py: _SAMPLE_SHUFFLE_SIZE and _SAMPLE_SHUFFLE_INITIAL.
 BUFFER, INITIAL = 5000, 1000
+# Workers share counters and take functions of open_clip's with them, which no pickle can.
+HOPELESS = 1000
+CONTEXT = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ def plan_epoch(
 
 @dataclass
 class Tally:
-    """Counts over all workers of a device, and the file that bad samples are written to, once."""
+    """Counts over all workers of a device, and the file that bad samples are written to, by each
+    worker once."""
 
     failures: str | None = None
-    _ok: Any = field(default_factory=lambda: multiprocessing.Value("q"))
-    _failed: Any = field(default_factory=lambda: multiprocessing.Value("q"))
+    _ok: Any = field(default_factory=lambda: CONTEXT.Value("q"))
+    _failed: Any = field(default_factory=lambda: CONTEXT.Value("q"))
     _seen: set[tuple[str, str]] = field(default_factory=set)
 
     @property
@@ -166,12 +169,21 @@ class TrainingBatches(IterableDataset[Any]):
     def _decoded(
         self, pairs: Iterator[tuple[str, Pair]]
     ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
+        """Raises UserError where no image of a thousand in a row can be decoded."""
+        failures = 0
         for shard, pair in pairs:
             try:
                 image = decode_as_stored(pair.image)
             except BadImageError as error:
                 self.tally.count_failed(shard, pair.key, error.reason, str(error))
+                failures += 1
+                if failures == HOPELESS:
+                    raise UserError(
+                        f"train: {failures:,} images in a row cannot be decoded, the last for: "
+                        f"{error}"
+                    ) from error
                 continue
+            failures = 0
             yield self.preprocess(image), self.tokenize(pair.text)
 
 
@@ -189,42 +201,52 @@ def visited_pairs(
 
     Raises UserError when as many shards as there are have given nothing.
     """
-    draws = _drawn(source, rng) if resample else _passes(source, place, seed, epoch)
-    visits: Counter[str] = Counter()
+    visits = _drawn(source, rng, place) if resample else _passes(source, place, seed, epoch)
     barren = 0
-    for shard in draws:
+    for shard, visit in visits:
         found = 0
-        for pair in source.read(shard):
+        for pair in _read(source, shard):
             if isinstance(pair, BadSample):
                 tally.count_failed(shard, pair.key, pair.reason, pair.detail)
                 continue
             found += 1
             if texts:
-                visit = f"{seed}/{epoch}/{visits[shard]}/{pair.key}"
-                text = draw_text(pair.captions, texts, visit, otherwise=pair.text)
+                name = f"{seed}/{epoch}/{visit}/{pair.key}"
+                text = draw_text(pair.captions, texts, name, otherwise=pair.text)
                 pair = Pair(pair.key, pair.image, text)
             yield shard, pair
-        visits[shard] += 1
         barren = 0 if found else barren + 1
         if barren >= max(10, len(source.shards)):
             raise UserError(
-                f"{barren} shards in a row gave no image with a text; failures.jsonl of the run "
-                "says why"
+                f"train: {barren} shards in a row gave no image with a text; failures.jsonl of the "
+                "run says why"
             )
 
 
-def _drawn(source: PairSource, rng: random.Random) -> Iterator[str]:
+def _read(source: PairSource, shard: str) -> Iterator[Pair | BadSample]:
+    try:
+        yield from source.read(shard)
+    except UserError:
+        raise
+    except Exception as error:  # clients of remote stores raise many types; others go on
+        yield BadSample("", "unreadable_shard", f"{type(error).__name__}: {error}")
+
+
+def _drawn(source: PairSource, rng: random.Random, place: Place) -> Iterator[tuple[str, str]]:
+    """Shards drawn with replacement, each with a name of this visit alone."""
     weights = None if source.weights is None else list(itertools.accumulate(source.weights))
-    while True:
-        yield rng.choices(source.shards, cum_weights=weights)[0]
+    for number in itertools.count():
+        shard = rng.choices(source.shards, cum_weights=weights)[0]
+        yield shard, f"{place.number}/{number}"
 
 
-def _passes(source: PairSource, place: Place, seed: int, epoch: int) -> Iterator[str]:
+def _passes(source: PairSource, place: Place, seed: int, epoch: int) -> Iterator[tuple[str, str]]:
     """Whole passes over all shards, each in an order of its own, shared out among all workers."""
     for number in itertools.count():
         order = list(source.shards)
         random.Random(f"{seed}/{epoch}/{number}").shuffle(order)
-        yield from order[place.number :: place.of]
+        for shard in order[place.number :: place.of]:
+            yield shard, str(number)
 
 
 def shuffled(items: Iterator[Item], rng: random.Random, size: int, initial: int) -> Iterator[Item]:

@@ -2,10 +2,8 @@
 
 open_clip_train.main.main runs as it is, with the arguments that DataComp's train.py gives it. Three
 of its names are ours while it runs: get_data (batches out of train/stream.py), train_one_epoch
-(the same, with a writer for the numbers) and setup_logging (to the file alone).
-
-A run is a directory: run.json (what it was trained with), metrics.jsonl, failures.jsonl, out.log,
-checkpoints/epoch_latest.pt. It goes on after its last checkpoint.
+(the same, with a writer for the numbers) and setup_logging (to the file alone). The run's directory
+is described in train/run.py.
 """
 
 import contextlib
@@ -13,23 +11,29 @@ import errno
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from capmix.engine.local import MAX_FAILURES
 from capmix.errors import UserError
-from capmix.train.pairs import ExportedShards, PairSource
-from capmix.train.scales import TINY, TrainSettings, open_clip_arguments
+from capmix.train.model import config_file, know_model, read_config
+from capmix.train.pairs import ExportedShards, Pair, PairSource
+from capmix.train.run import Run
+from capmix.train.scales import TrainSettings, open_clip_arguments
 from capmix.train.texts import check_texts
 
-ABOUT, METRICS, FAILURES = "run.json", "metrics.jsonl", "failures.jsonl"
-CHECKPOINT = "checkpoints/epoch_latest.pt"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# Where a run goes on may differ in these: they change no more than the order of samples.
+# Settings of the machine and not of the run: it goes on with others.
 FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
+# Arguments of open_clip that make another model than the checkpoint's name says.
+OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
+               "--force-custom-text", "--image-")  # fmt: skip
+REPORTS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+FIRST_PAIRS = 100
 
 
 def train(
@@ -37,95 +41,83 @@ def train(
     source: PairSource,
     directory: str,
     max_failures: float = MAX_FAILURES,
+    force: bool = False,
 ) -> str:
     """Train, or go on after the last checkpoint; returns the checkpoint's path.
 
-    Under torchrun every process calls this. Raises UserError where `directory` holds another run,
-    where open_clip refuses, and after the run where more than `max_failures` of samples failed.
+    Under torchrun or srun every process calls this. With `force` a run of other settings or data in
+    `directory` is removed. Raises UserError where `directory` holds something else, where settings,
+    data and open_clip do not fit each other, and where more than `max_failures` of samples failed.
     """
-    run = Path(directory).resolve()
-    world_size, rank = _environment("WORLD_SIZE", 1), _environment("RANK", 0)
-    check_texts(settings.texts)
-    config = _config_file(settings)
+    run = Run(Path(directory).resolve())
+    rank, world_size = _place()
+    check_settings(settings)
+    config = config_file(settings)
+    model = read_config(config) if config else None
     settings = settings.model_copy(update={"model": config.stem}) if config else settings
-    about = _about(settings, source, config)
-    known = _read_about(run)
-    if rank == 0:
-        _claim(run, known, about)
-    if known is not None and known.get("finished"):
-        return str(run / CHECKPOINT)
-    _check_passes(settings, source, world_size)
-    main = _open_clip_main()
-    _know_model(settings.in_full.model, config)
-    on_cpu = _on_cpu(settings)
-    data = source.open_clip_urls() if isinstance(source, ExportedShards) else "pool"
-    arguments = open_clip_arguments(
-        settings, data, str(run.parent), run.name, world_size, on_cpu, _weights(source)
-    )
-    from capmix.train.hooks import hooked
-
-    with hooked(main, settings, source, run) as tally, _quiet_logging(), _told(run):
-        if main.main(arguments) == -1:
-            raise UserError(f"train {run}: open_clip refused to start; its reason is above")
-    if rank == 0:
-        _write(run / ABOUT, about | {"finished": True})
-    _check_failures(tally, run, max_failures)
-    return str(run / CHECKPOINT)
+    about = _about(settings, source, model)
+    if force and rank == 0 and _is_other(run, about):
+        run.remove()
+    run.refuse_others(about)
+    if not run.finished:
+        _check_source(settings, source, world_size)
+        arguments = _arguments(settings, source, run, world_size)
+        know_model(settings.in_full.model, model)
+        with run.claimed(about) if rank == 0 else contextlib.nullcontext():
+            _run_open_clip(arguments, settings, source, run)
+            if rank == 0:
+                run.finish(about)
+    run.check_failures(max_failures)
+    return str(run.checkpoint)
 
 
 def read_run(directory: str) -> dict[str, Any]:
     """What a run was trained with: see _about. Raises UserError where there is no run."""
-    about = _read_about(Path(directory))
+    about = Run(Path(directory)).about()
     if about is None:
         raise UserError(f"{directory}: no run.json; expected a directory of `capmix train`")
     return about
 
 
-def register_model(path: Path) -> None:
-    """Make an open_clip config file known by its stem. Raises UserError where it is none."""
-    import open_clip
+def check_settings(settings: TrainSettings) -> None:
+    """Raise UserError for settings that cannot be trained with, whatever the data."""
+    scale = settings.in_full
+    check_texts(settings.texts)
+    if scale.samples < scale.checkpoints:
+        raise UserError(f"train: {scale.samples} samples for {scale.checkpoints} checkpoints")
+    if settings.exact and scale.samples % scale.checkpoints:
+        raise UserError(
+            f"--exact: {scale.samples:,} samples do not divide by {scale.checkpoints} checkpoints"
+        )
+    for argument in settings.open_clip:
+        if argument.startswith(OTHER_MODEL):
+            raise UserError(
+                f"--open-clip {argument}: `capmix eval` would build another model. Write it into a "
+                ".json of the model (image_size, quick_gelu, context_length) and name it by --model"
+            )
+    for name in filter(None, settings.report_to.split(",")):
+        if name not in REPORTS or find_spec(REPORTS[name]) is None:
+            raise UserError(f"--report-to {name}: expected tensorboard or wandb, installed")
+    config = config_file(settings)
+    if config is not None:
+        read_config(config)
 
-    read_model(path)
-    open_clip.add_model_config(path)
 
-
-def read_model(path: Path) -> dict[str, Any]:
-    """What an open_clip config file holds. Raises UserError where it is none."""
+def _place() -> tuple[int, int]:
+    """Rank and number of all processes, from the same variables as open_clip takes them."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: no JSON file ({error})") from error
-    if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
-        raise UserError(f"model {path}: expected embed_dim, vision_cfg and text_cfg of open_clip")
-    return value
-
-
-def _open_clip_main() -> Any:
-    try:
-        import open_clip_train.main as main
+        from open_clip_train.distributed import is_using_distributed, world_info_from_env
     except ImportError as error:
         raise UserError(f"train: {error}. pip install 'capmix[train]'") from error
-    return main
+    if not is_using_distributed():
+        return 0, 1
+    _, rank, world_size = world_info_from_env()
+    return rank, world_size
 
 
-def _config_file(settings: TrainSettings) -> Path | None:
-    """The .json file of the model, where it is not one that open_clip knows by name."""
-    name = settings.in_full.model
-    if settings.model is None and settings.scale == TINY:
-        return Path(__file__).parent / f"{name}.json"
-    return Path(name) if name.endswith(".json") else None
-
-
-def _know_model(name: str, config: Path | None) -> None:
-    import open_clip
-
-    if config is not None:
-        register_model(config)
-    elif name not in open_clip.list_models():
-        raise UserError(f"--model {name}: no model of open_clip, and no .json file of one")
-
-
-def _about(settings: TrainSettings, source: PairSource, config: Path | None) -> dict[str, Any]:
+def _about(
+    settings: TrainSettings, source: PairSource, model: dict[str, Any] | None
+) -> dict[str, Any]:
     """What makes a run the run that it is. `config` holds a model that open_clip does not know."""
     identity = json.dumps(source.identity, sort_keys=True)
     return {
@@ -133,44 +125,16 @@ def _about(settings: TrainSettings, source: PairSource, config: Path | None) -> 
         "scale": asdict(settings.in_full),
         "settings": settings.model_dump(mode="json", exclude=FREE),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
-        "config": read_model(config) if config is not None else None,
+        "config": model,
     }
 
 
-def _read_about(run: Path) -> dict[str, Any] | None:
-    try:
-        about = json.loads((run / ABOUT).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{run / ABOUT}: {error}; remove the directory to train anew") from error
-    return dict(about)
+def _is_other(run: Run, about: dict[str, Any]) -> bool:
+    known = run.about()
+    return known is not None and any(known.get(key) != about[key] for key in about)
 
 
-def _claim(run: Path, known: dict[str, Any] | None, about: dict[str, Any]) -> None:
-    """Make the directory this run's own. Raises UserError where it is another's."""
-    if known is None and run.exists() and any(run.iterdir()):
-        raise UserError(f"--out {run}: holds something else; name an empty or a new directory")
-    others = [key for key in about if known is not None and known.get(key) != about[key]]
-    if others:
-        raise UserError(
-            f"--out {run}: holds a run with other {', '.join(others)}. Name another directory, or "
-            "the same settings and data to go on with it."
-        )
-    if known is None:
-        run.mkdir(parents=True, exist_ok=True)
-        if about["config"] is not None:
-            _write(run / f"{about['model']}.json", about["config"])
-        _write(run / ABOUT, about)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), "utf-8")
-    os.replace(temporary, path)
-
-
-def _check_passes(settings: TrainSettings, source: PairSource, world_size: int) -> None:
+def _check_source(settings: TrainSettings, source: PairSource, world_size: int) -> None:
     if not source.shards:
         raise UserError("train: the subset has no row to train on")
     readers = world_size * max(1, settings.data_workers)
@@ -179,47 +143,87 @@ def _check_passes(settings: TrainSettings, source: PairSource, world_size: int) 
             f"train: {len(source.shards)} shards cannot be shared out among {readers} data "
             "workers; lower --workers, or draw shards with --resample"
         )
+    weights = source.weights
+    if weights is not None and not settings.draws_shards:
+        raise UserError("--data-weights: only where shards are drawn; pass --resample")
+    if weights is not None and not all(0 < weight < math.inf for weight in weights):
+        raise UserError("--data-weights: expected numbers over 0")
+    for name in _absent(settings, source):
+        raise UserError(f"--texts: no text of source {name!r} in the data's first samples")
 
 
-def _on_cpu(settings: TrainSettings) -> bool:
+def _absent(settings: TrainSettings, source: PairSource) -> Sequence[str]:
+    """Sources to draw texts from that none of the first samples has."""
+    absent = [name for name, weight in settings.texts.items() if weight > 0]
+    if not absent:
+        return absent
+    for number, pair in enumerate(source.read(source.shards[0])):
+        if isinstance(pair, Pair):
+            absent = [name for name in absent if f"caption_{name}" not in pair.captions]
+        if not absent or number == FIRST_PAIRS:
+            break
+    return absent
+
+
+def _arguments(settings: TrainSettings, source: PairSource, run: Run, world_size: int) -> list[str]:
+    """open_clip's command line. Raises UserError where it does not take it."""
+    from open_clip_train.params import parse_args
+
+    shards = source if isinstance(source, ExportedShards) else None
+    weights = shards.directory_weights if shards else None
+    arguments = open_clip_arguments(
+        settings,
+        shards.open_clip_urls() if shards else "pool",
+        str(run.path.parent),
+        run.path.name,
+        world_size,
+        _on_cpu(settings, world_size),
+        None if weights is None else "::".join(str(weight) for weight in weights),
+    )
+    try:
+        parse_args(arguments)
+    except SystemExit as error:
+        raise UserError("train: open_clip does not take these arguments; see above") from error
+    return arguments
+
+
+def _on_cpu(settings: TrainSettings, world_size: int) -> bool:
     import torch
 
-    if settings.device == "auto":
-        return not torch.cuda.is_available()
-    return settings.device == "cpu"
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise UserError("--device cuda: torch sees no GPU; `capmix doctor` says what is there")
+    on_cpu = settings.device == "cpu" or not there
+    if on_cpu and world_size > 1:
+        raise UserError("train: open_clip trains on several devices only where they are GPUs")
+    return on_cpu
 
 
-def _weights(source: PairSource) -> str | None:
-    weights = source.directory_weights if isinstance(source, ExportedShards) else None
-    return None if weights is None else "::".join(str(weight) for weight in weights)
+def _run_open_clip(
+    arguments: list[str], settings: TrainSettings, source: PairSource, run: Run
+) -> None:
+    import open_clip_train.main as main
 
+    from capmix.train.hooks import hooked
 
-def _check_failures(tally: Any, run: Path, max_failures: float) -> None:
-    total = tally.ok + tally.failed
-    if total and tally.failed / total > max_failures:
-        raise UserError(
-            f"train {run}: finished, but {tally.failed:,} of {total:,} samples failed, over the "
-            f"bound of {max_failures:.1%}; {FAILURES} there names them"
-        )
-
-
-def _environment(name: str, otherwise: int) -> int:
-    return int(os.environ.get(name, otherwise))
+    with hooked(main, settings, source, run), _quiet_logging(), _torch_as_it_was(), _told(run):
+        if main.main(arguments) == -1:
+            raise UserError(f"train {run.path}: open_clip refused to start; see above")
 
 
 @contextlib.contextmanager
-def _told(run: Path) -> Iterator[None]:
+def _told(run: Run) -> Iterator[None]:
     """Errors that the user can mend, without the traceback that a data worker or torch puts on."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).rpartition("UserError: ")[2]) from error
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
     except (OSError, RuntimeError) as error:
         full = isinstance(error, OSError) and error.errno in DISK_ERRORS
         if not full and "PytorchStreamWriter" not in str(error):
             raise
         raise UserError(
-            f"train {run}: cannot be written ({error}). Make room; the same command goes on."
+            f"train {run.path}: cannot be written ({error}). Make room; the same command goes on."
         ) from error
 
 
@@ -235,3 +239,16 @@ def _quiet_logging() -> Iterator[None]:
                 handler.close()
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """open_clip lets GPUs multiply with fewer bits; what comes after in this process shall not."""
+    import torch
+
+    backends = torch.backends
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark = before
