@@ -2,11 +2,12 @@
 
     python benchmarks/train.py [--samples N] [--model M] [--batch-size B] [--accumulate A] ...
 
-All three train the same model on the same images of web size (512 pixels): open_clip's own trainer
-and capmix on exported shards, capmix also on the pool that they were exported from. Without a GPU
+All train the same model on the same images of web size (640 x 480): open_clip's own trainer and
+capmix on exported shards, capmix also on the pool that they were exported from, with a subset of
+every row and with one of every third, of which most of the pool is skipped over. Without a GPU
 the model is a small one, so that the time goes into reading, decoding and cropping, which is what
 the ways differ in. On a GPU: --model ViT-B-32 --batch-size 4096 --accumulate 4 --workers 12. The
-share of time that the device waited for data is the median over steps.
+share of the time that was waited for data is of the whole epoch, its start included.
 """
 
 import argparse
@@ -17,14 +18,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from caption import write_pool
 
 from capmix import jobs
+from capmix.train.hooks import Waited
+from capmix.train.model import config_file, know_model, read_config
 from capmix.train.pairs import ExportedShards, PoolSubset
 from capmix.train.scales import TrainSettings, open_clip_arguments
-from capmix.train.train import register_model, train
+from capmix.train.stream import EpochPlan
+from capmix.train.train import train
 
 SMALL = {
     "embed_dim": 32,
@@ -34,7 +39,8 @@ SMALL = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }  # fmt: skip
 ROUNDS = 3
-ALONE, SHARDS, POOL = "open_clip alone", "capmix, shards", "capmix, pool and subset"
+ALONE, SHARDS = "open_clip alone", "capmix, shards"
+POOLS = {"capmix, pool, all": "raw", "capmix, pool, a third": "control-raw-random33"}
 
 
 def main() -> None:
@@ -59,8 +65,9 @@ def main() -> None:
         write_pool(folder / "pool", options.images)
         work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
         jobs.mix(work, "raw")
+        jobs.mix(work, "control-random", {"fraction": 0.33})
         jobs.export(work, "raw", str(folder / "shards"), samples_per_shard=options.images // 2)
-        rates: dict[str, list[float]] = {ALONE: [], SHARDS: [], POOL: []}
+        rates: dict[str, list[float]] = {ALONE: [], SHARDS: []} | {name: [] for name in POOLS}
         waits: dict[str, list[float]] = {name: [] for name in rates}
         for number in range(ROUNDS):
             for name in rates:
@@ -81,44 +88,36 @@ def _in_its_own_process(
     here, there = context.Pipe()
     process = context.Process(target=_run, args=(there, name, folder, settings, number))
     process.start()
+    there.close()  # so that one that dies is noticed
     found: tuple[float, float] = here.recv()
     process.join()
     return found
 
 
-def _run(pipe: object, name: str, folder: Path, settings: TrainSettings, number: int) -> None:
+def _run(pipe: Any, name: str, folder: Path, settings: TrainSettings, number: int) -> None:
     multiprocessing.set_start_method("fork", force=True)
     run = folder / f"{name.replace(' ', '-').replace(',', '')}-{number}"
     shards = ExportedShards([str(folder / "shards")])
     import open_clip_train.main as trainer
 
-    started, theirs = [0.0], trainer.train_one_epoch
-    waits: list[float] = []
+    theirs = trainer.train_one_epoch
+    found: list[tuple[float, float]] = []
 
-    class Waits:
-        """Takes the numbers of each step as a TensorBoard writer does."""
-
-        def __init__(self, inner: object):
-            self.inner, self.data = inner, 0.0
-
-        def add_scalar(self, what: str, value: float, step: int) -> None:
-            if what == "train/data_time":
-                self.data = value
-            if what == "train/batch_time" and step > 0:  # the first step starts the workers
-                waits.append(self.data / value)
-            if self.inner is not None:
-                self.inner.add_scalar(what, value, step)  # type: ignore[attr-defined]
-
-    def timed(*arguments: object, tb_writer: object = None) -> None:
-        started[0] = time.perf_counter()
-        theirs(*arguments, tb_writer=Waits(tb_writer))
-        started[0] = time.perf_counter() - started[0]
+    def timed(model: Any, data: dict[str, Any], *others: Any, tb_writer: Any = None) -> None:
+        loader = data["train"].dataloader
+        waited = loader if isinstance(loader, Waited) else _counting(loader)
+        data["train"].dataloader = waited
+        started = time.perf_counter()
+        theirs(model, data, *others, tb_writer=tb_writer)
+        seconds = time.perf_counter() - started
+        found.append((loader.num_samples / seconds, waited.seconds / seconds))
 
     trainer.train_one_epoch = timed
     if name == ALONE:
-        if settings.model and settings.model.endswith(".json"):
-            register_model(Path(settings.model))
-            settings = settings.model_copy(update={"model": Path(settings.model).stem})
+        config = config_file(settings)
+        if config is not None:
+            settings = settings.model_copy(update={"model": config.stem})
+            know_model(config.stem, read_config(config))
         on_cpu = not torch.cuda.is_available()
         urls = shards.open_clip_urls()
         trainer.main(open_clip_arguments(settings, urls, str(folder), run.name, 1, on_cpu))
@@ -126,9 +125,14 @@ def _run(pipe: object, name: str, folder: Path, settings: TrainSettings, number:
         train(settings, shards, str(run))
     else:
         work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-        train(settings, PoolSubset(work.pool, work.store, "raw"), str(run))
-    seen = settings.in_full.samples
-    pipe.send((seen / started[0], statistics.median(waits)))  # type: ignore[attr-defined]
+        train(settings, PoolSubset(work.pool, work.store, POOLS[name]), str(run))
+    pipe.send(found[0])
+
+
+def _counting(loader: Any) -> Waited:
+    """open_clip's loader with the same clock."""
+    plan = EpochPlan([loader.num_samples // loader.num_batches] * loader.num_batches, 1)
+    return Waited(loader, plan, 1)
 
 
 if __name__ == "__main__":

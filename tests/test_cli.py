@@ -30,8 +30,7 @@ def test_every_stage_is_a_command(
         "measure pool --work w",
         "mix pool --work w --recipe raw-top+synthetic --fraction 0.3 --explain",
         "export pool --work w --subset raw-top30+mini --out shards",
-        "train pool --work w --data shards --name mixed --seeds 0,1",
-        "eval pool --work w --name mixed",
+        "probe pool --work w --seeds 0,1",
         "report pool --work w",
         "recipes",
         "doctor",
@@ -56,7 +55,6 @@ def test_every_stage_is_a_command(
         ("mix pool --work w --recipe raw-top --fraction 1.5", "over 0 and at most 1"),
         ("export pool --work w --subset nothing --out o", "capmix mix"),
         ("run missing.yaml", "missing.yaml"),
-        ("train pool --work w --data pool --name x --seeds a", "whole numbers"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

@@ -8,7 +8,9 @@ from evalsets import write_classification
 from samples import write_pool
 from tiny_clip import CLIP, open_clip_folder
 
-from capmix.cli import main
+from capmix.cli import _parser, main
+from capmix.cli_train import _settings, command_line
+from capmix.train.scales import TrainSettings
 
 MODEL = CLIP | {
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
@@ -83,3 +85,12 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert told in error_of(arguments, capsys)
+
+
+def test_settings_go_through_a_shell_and_come_back() -> None:
+    settings = TrainSettings(
+        scale="small", seed=3, loss="siglip", samples=128, exact=True, resample=False,
+        texts={"raw": 0.5, "b": 1.0}, learning_rate=1e-4, open_clip=["--lock-text", "--wd", "0.1"],
+    )  # fmt: skip
+    line = ["train", "--out", "o", "--data", "d", *command_line(settings)]
+    assert _settings(_parser().parse_args(line)) == settings

@@ -55,8 +55,8 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
         for recipe in ("raw", "control-raw-random50")
         for seed in (0, 1)
     }
-    run = tmp_path / "work/first/runs/raw/seed1"
-    lines = [json.loads(line) for line in (run / "eval_results.jsonl").read_text().splitlines()]
+    run = tmp_path / "work/first/runs/raw-seed1"
+    lines = [json.loads(line) for line in (run / "eval_other_sets.jsonl").read_text().splitlines()]
     own = [c for c in cells if (c["pool"], c["recipe"], c["seed"]) == ("first", "raw", 1)]
     numbers = {(c["evalset"], c["metric"]): c["value"] for c in own}
     for line in lines:

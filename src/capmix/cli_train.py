@@ -1,6 +1,7 @@
 """The commands that train and evaluate: train, eval, evalsets, probe."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 from capmix.errors import UserError
@@ -78,8 +79,6 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> "TrainSettings":
-    import shlex
-
     from pydantic import ValidationError
 
     from capmix.mix.recipe import describe
@@ -93,6 +92,20 @@ def _settings(options: argparse.Namespace) -> "TrainSettings":
         return TrainSettings(**{name: getattr(options, name) for name in names})
     except ValidationError as error:
         raise UserError(f"train: {describe(error)}") from error
+
+
+def command_line(settings: "TrainSettings") -> list[str]:
+    """The options of `capmix train` that give these settings."""
+    found = []
+    for name, value in settings.model_dump(exclude_defaults=True).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            found.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            found.append(f"{option}={','.join(f'{key}={one}' for key, one in value.items())}")
+        else:
+            found.append(f"{option}={shlex.join(value) if isinstance(value, list) else value}")
+    return found
 
 
 def _source(options: argparse.Namespace, settings: "TrainSettings") -> "PairSource":

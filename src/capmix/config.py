@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mix.recipe import combinations, describe, load_recipe
 from capmix.score.settings import ScoreSettings
 from capmix.train.scales import TrainSettings
+from capmix.train.train import check_settings
 
 STAGES = (
     "caption", "score", "measure", "mix", "export", "probe", "train", "evaluate", "report"
@@ -53,12 +54,23 @@ class ProbeSettings(_Section):
 
 
 class TrainSection(TrainSettings):
-    """TrainSettings, with a run for each of `seeds` and recipes, straight from the pool."""
+    """TrainSettings, with a run for each of `seeds` and recipes, straight from the pool.
+
+    With `devices` over 1, each run is started by torchrun on so many GPUs of this machine.
+    """
 
     seeds: list[int] = Field([0, 1, 2], min_length=1)
+    devices: int = Field(1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_seeds(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "seed" in value:
+            raise ValueError("unknown setting 'seed'; a grid has `seeds`, a list")
+        return value
 
     def of_seed(self, seed: int) -> TrainSettings:
-        return TrainSettings(**self.model_dump(exclude={"seeds", "seed"}), seed=seed)
+        return TrainSettings(**self.model_dump(exclude={"seeds", "seed", "devices"}), seed=seed)
 
 
 class EvaluateSettings(_Section):
@@ -152,7 +164,20 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
         if getattr(pipeline, stage) is not None and getattr(pipeline, needed) is None:
             raise UserError(f"pipeline {path}: {stage} needs the stage {needed!r} in the file")
     _check_recipes(path, pipeline)
+    _check_training(path, pipeline)
     return pipeline
+
+
+def _check_training(path: str, pipeline: Pipeline) -> None:
+    """So are a model or a batch that do not fit, before the days that runs may take."""
+    if pipeline.train is None:
+        return
+    try:
+        settings = pipeline.train.of_seed(0)
+        check_settings(settings)
+        settings.device_batch(pipeline.train.devices)
+    except UserError as error:
+        raise UserError(f"pipeline {path}: {error}") from error
 
 
 def _check_recipes(path: str, pipeline: Pipeline) -> None:

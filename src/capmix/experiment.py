@@ -5,6 +5,7 @@ deviation over seeds; both as parquet and as CSV.
 """
 
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from capmix import jobs
+from capmix.cli_train import command_line
 from capmix.config import EvaluateSettings, TrainSection
 from capmix.errors import UserError
 from capmix.mix.mix import Summary
@@ -44,29 +46,41 @@ def run_cells(
     training: TrainSection,
     evaluating: EvaluateSettings | None,
 ) -> list[Cell]:
-    """Train and evaluate each subset with each seed, in `runs/<subset>/seed<k>`.
+    """Train and evaluate each subset with each seed, in `runs/<subset>-seed<k>`.
 
     Cells that are finished are not made again. Raises UserError where a set cannot be evaluated.
     """
-    from capmix.train.train import train
-
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     cells = []
-    for number, summary in enumerate(subsets):
-        for seed in training.seeds:
-            run = work.store.path(f"{RUNS}/{summary.name}/seed{seed}")
-            settings = training.of_seed(seed)
-            done = number * len(training.seeds) + training.seeds.index(seed) + 1
-            of = len(subsets) * len(training.seeds)
-            print(f"run {done} of {of}: {summary.name}, seed {seed}", file=sys.stderr)
-            started = time.monotonic()
-            source = jobs.training_source(work, summary.name, settings)
-            train(settings, source, run, work.max_failures)
-            numbers = _evaluated(run, evaluating) if evaluating else {}
-            print(f"run {done} of {of}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-            cells.append(Cell(pool, summary.name, summary.kept, seed, numbers))
+    grid = [(summary, seed) for summary in subsets for seed in training.seeds]
+    for number, (summary, seed) in enumerate(grid, 1):
+        called = f"run {number} of {len(grid)}, {summary.name}, seed {seed}"
+        print(called, file=sys.stderr)
+        started = time.monotonic()
+        run = work.store.path(f"{RUNS}/{summary.name}-seed{seed}")
+        _train(work, summary.name, training, seed, run)
+        numbers = _evaluated(run, evaluating) if evaluating else {}
+        print(f"{called}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+        cells.append(Cell(pool, summary.name, summary.kept, seed, numbers))
     return cells
+
+
+def _train(work: jobs.Work, subset: str, training: TrainSection, seed: int, run: str) -> None:
+    settings = training.of_seed(seed)
+    if training.devices == 1:
+        from capmix.train.train import train
+
+        source = jobs.training_source(work, subset, settings)
+        train(settings, source, run, work.max_failures, work.force)
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += [str(training.devices), "-m", "capmix", "train", "--out", run, "--subset", subset]
+    command += ["--pool", work.pool.location, "--work", work.store.location]
+    command += ["--max-failures", str(work.max_failures), *command_line(settings)]
+    command += ["--force"] if work.force else []
+    if subprocess.run(command).returncode:  # noqa: S603
+        raise UserError(f"{run}: the training failed; its reason is above")
 
 
 def _evaluated(run: str, settings: EvaluateSettings) -> dict[tuple[str, str], float]:

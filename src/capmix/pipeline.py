@@ -1,10 +1,12 @@
 """Run the stages of a pipeline file in order; what is done is skipped."""
 
+import os
 import sys
 import time
 
 from capmix import jobs
 from capmix.config import Pipeline
+from capmix.errors import UserError
 from capmix.experiment import Cell, run_cells, write_tables
 from capmix.mix.mix import MixSettings, Summary
 from capmix.pool import embedded_folder
@@ -19,6 +21,9 @@ def demo_file() -> str:
 
 def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
     """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
+    _check_evalsets(pipeline)
     cells: list[Cell] = []
     pages = []
     probes: dict[tuple[str, str], float] = {}
@@ -34,6 +39,20 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
     if cells:
         print("\n".join(write_tables(cells, pipeline.work, probes)))
     return pages
+
+
+def _check_evalsets(pipeline: Pipeline) -> None:
+    """Look for the evaluation sets before anything is made. Raises UserError for broken ones."""
+    if pipeline.evaluate is None:
+        return
+    from capmix.evaluate.results import open_sets
+
+    found, missing, broken = open_sets(pipeline.evaluate.tasks, pipeline.evaluate.evalsets)
+    fetch = f"capmix evalsets fetch --out {pipeline.evaluate.evalsets} --tasks {','.join(missing)}"
+    if missing:
+        print(f"evaluate: {len(missing)} sets are not there. {fetch}", file=sys.stderr)
+    if broken or not found:
+        raise UserError(f"evaluate: {'; '.join(broken) or f'no evaluation set is there. {fetch}'}")
 
 
 def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:

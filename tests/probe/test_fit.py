@@ -8,6 +8,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.embed import embed
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
+from capmix.probe import fit
 from capmix.probe.fit import ProbeSettings, load_probe, load_training_set, train_probes
 
 QUICK = ProbeSettings(steps=40, batch_size=64)
@@ -59,6 +60,22 @@ def test_rows_come_as_often_as_they_weigh(work: jobs.Work, tower: LiteTower) -> 
     twice = load_training_set(work.store, "weighted", tower)
     assert len(once.images) == once.counts.ok
     assert twice.counts.total == sum(weights.to_pylist())
+
+
+def test_of_a_large_subset_some_shards_are_taken(
+    work: jobs.Work, tower: LiteTower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = load_training_set(work.store, SUBSET, tower)
+    pool = Path(work.pool.root)
+    (tmp_path / "pool").mkdir()
+    for name in ("00000.tar.gz", "00001.tar.gz"):
+        (tmp_path / "pool" / name).write_bytes((pool / "00000.tar.gz").read_bytes())
+    two = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    jobs.mix(two, "raw")
+    embed(two.pool, tower, two.store)
+    monkeypatch.setattr(fit, "MAX_ROWS", 10)
+    some = load_training_set(two.store, "raw", tower)
+    assert 0 < len(some.images) < 1.1 * len(whole.images) + 100
 
 
 def test_a_missing_subset_is_named(work: jobs.Work) -> None:

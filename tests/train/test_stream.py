@@ -142,6 +142,46 @@ def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_no_two_visits_draw_by_the_same_name() -> None:
+    """Whether another pass, another epoch or another worker makes them."""
+    texts = {"raw": 1, "b": 1}
+    one = {f"s{i}": ["x"] for i in range(400)}
+    for resample in (False, True):
+        first, other = (
+            visits(Listed(one), 800, texts=texts, resample=resample, place=Place(0, 1, w, 2))
+            for w in (0, 1)
+        )
+        assert first[:200] != first[200:400]
+        assert first != other
+
+
+def test_a_store_that_fails_costs_one_shard() -> None:
+    class Failing(Listed):
+        def read(self, shard: str) -> Iterator[Pair | BadSample]:
+            if shard == "s0":
+                raise LookupError("the client's own error")
+            yield from super().read(shard)
+
+    tally = Tally()
+    stream = visited_pairs(Failing(SIX), random.Random(0), Place(), 0, 0, tally, False)
+    texts = [pair.text for _, pair in itertools.islice(stream, 25)]
+    assert len(set(texts)) == 25
+    assert tally.failed == 1
+
+
+def test_images_that_never_decode_end_the_run() -> None:
+    class Broken(Listed):
+        def read(self, shard: str) -> Iterator[Pair | BadSample]:
+            yield Pair("bad", b"no image", "0/0")
+
+    plan = plan_epoch(8, 4, 1, 0, 1, exact=True)
+    dataset = TrainingBatches(
+        Broken(SIX), plan, lambda: 0, lambda image: image, lambda text: text, Tally()
+    )
+    with pytest.raises(UserError, match="in a row cannot be decoded"):
+        list(dataset)
+
+
 def test_shards_that_give_nothing_end_the_run() -> None:
     with pytest.raises(UserError, match="gave no image with a text"):
         visits(Listed({"a": [None], "b": []}), 1)

@@ -9,6 +9,7 @@ from samples import sample_members, tar_bytes, write_pool
 from capmix.errors import UserError
 from capmix.evaluate.results import evaluate
 from capmix.train.pairs import ExportedShards
+from capmix.train.run import Run
 from capmix.train.scales import TrainSettings
 from capmix.train.train import read_run, train
 
@@ -108,18 +109,103 @@ def test_siglip_is_trained_exactly_and_evaluated(
     assert [line["metric"] for line in found.lines] == ["acc1", "mean_recall@1"]
 
 
-def test_failures_over_the_bound_are_told_at_the_end(
+def test_failures_over_the_bound_are_told_whenever_the_run_is_asked_for(
     settings: TrainSettings, tmp_path: Path
 ) -> None:
     members = [*sample_members("a", 1), ("b.jpg", b"broken"), ("b.txt", b"x")]
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/00000.tar").write_bytes(tar_bytes(members))
-    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
-    with pytest.raises(UserError, match="samples failed, over the bound of 1.0%"):
-        train(quick, ExportedShards([str(tmp_path / "shards")]), str(tmp_path / "run"))
+    source = ExportedShards([str(tmp_path / "shards")])
+    quick = settings.model_copy(update={"samples": 16, "checkpoints": 2})
+    for _ in range(2):
+        with pytest.raises(UserError, match="samples failed, over the bound of 1.0%"):
+            train(quick, source, str(tmp_path / "run"))
     lines = (tmp_path / "run/failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["b"]
-    assert read_run(str(tmp_path / "run"))["finished"]
+    counts = json.loads((tmp_path / "run/counts.json").read_text())
+    assert [ok for ok, _ in counts.values()] == [8, 8]
+    assert train(quick, source, str(tmp_path / "run"), max_failures=1.0)
+
+
+def test_what_a_kill_left_of_a_start_is_started_anew(
+    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.tmp").write_text("{")
+    (run / "run.json").write_text('{"model": "other"}')
+    (run / "run.lock").touch()
+    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
+    train(quick, shards, str(run))
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 0, "st')
+    about = json.loads((run / "run.json").read_text())
+    del about["finished"]
+    (run / "run.json").write_text(json.dumps(about))
+    train(quick, shards, str(run))
+    assert read_run(str(run))["finished"]
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    with run.claimed({}), pytest.raises(UserError, match="another process trains there"):
+        train(settings, shards, str(tmp_path / "run"))
+
+
+def test_force_removes_a_run_of_other_settings(
+    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
+) -> None:
+    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
+    train(quick, shards, str(tmp_path / "run"))
+    other = quick.model_copy(update={"seed": 1})
+    train(other, shards, str(tmp_path / "run"), force=True)
+    assert read_run(str(tmp_path / "run"))["settings"]["seed"] == 1
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(
+    shards: ExportedShards,
+    settings: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import open_clip_train.main as main
+
+    def full(value: Any, path: str) -> None:
+        raise RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0")
+
+    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(main.torch, "save", full)
+        with pytest.raises(UserError, match="Make room; the same command goes on"):
+            train(quick, shards, str(tmp_path / "run"))
+    assert Path(train(quick, shards, str(tmp_path / "run"))).exists()
+
+
+def test_samples_of_exact_epochs_are_counted_as_they_are(
+    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
+) -> None:
+    changes = {"samples": 40, "checkpoints": 2, "exact": True, "batch_size": 16}
+    train(settings.model_copy(update=changes), shards, str(tmp_path / "run"))
+    assert [line["samples"] for line in metrics(tmp_path / "run")] == [16, 20, 36, 40]
+
+
+def test_under_srun_the_batch_is_that_of_all_devices(
+    shards: ExportedShards,
+    settings: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from capmix.train import train as module
+
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert module._place() == (3, 4)
+    drawing = settings.model_copy(update={"resample": True})
+    with pytest.raises(UserError, match="only where they are GPUs"):
+        train(drawing, shards, str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +214,15 @@ def test_failures_over_the_bound_are_told_at_the_end(
         ({"model": "ViT-Z"}, "no model of open_clip"),
         ({"model": "none.json"}, "no JSON file"),
         ({"workers": 9}, "3 shards cannot be shared out among 9"),
+        ({"workers": 9, "resample": False, "scale": "debug"}, "3 shards cannot be shared out"),
         ({"texts": {"raw": 0.0}}, "not all 0"),
+        ({"texts": {"nobody": 1.0}}, "no text of source 'nobody'"),
+        ({"exact": True, "samples": 65}, "do not divide by 4 checkpoints"),
+        ({"samples": 3}, "3 samples for 4 checkpoints"),
+        ({"open_clip": ["--force-image-size", "32"]}, "would build another model"),
+        ({"open_clip": ["--no-such"]}, "does not take these arguments"),
+        ({"report_to": "tensorbord"}, "expected tensorboard or wandb"),
+        ({"device": "cuda"}, "torch sees no GPU"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_trained(
@@ -138,8 +232,11 @@ def test_what_cannot_be_is_told_before_anything_is_trained(
     changes: dict[str, Any],
     told: str,
 ) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
     with pytest.raises(UserError, match=told):
         train(settings.model_copy(update=changes), shards, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_gets_the_same_numbers(

@@ -5,6 +5,7 @@ trained on top of each with CLIP's symmetric contrastive loss: locked-tower trai
 (arXiv 2111.07991). Every recipe is given the same number of steps, as DataComp does.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from safetensors.numpy import load, save
 
 from capmix.embed import ImageEncoder, embeddings_folder, read_embeddings, unit
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = "probes"
+MAX_ROWS = 100_000  # a probe sees 25,600; their features are about 1 GB
 
 
 @dataclass(frozen=True)
@@ -70,24 +73,43 @@ class TinyClip:
 def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> TrainingSet:
     """The rows of a subset, as often as their weights say, with saved image features.
 
-    Raises UserError where there is no row to train on.
+    Of a large subset, those of some whole shards, up to MAX_ROWS and a shard more; all subsets take
+    them in the same order. Raises UserError where there is no row to train on.
     """
-    saved = _saved_embeddings(store, encoder)
     counts, images, texts = Counts(), [], []
-    for table in SubsetRows(store, subset).batches():
+    for table, features in _shards(store, SubsetRows(store, subset), encoder):
         columns = (table[name].to_pylist() for name in ("uid", "text", "weight"))
         for uid, text, times in zip(*columns, strict=True):
-            if uid not in saved:
+            if uid not in features:
                 counts.failed["unreadable"] += times
             elif not text or not text.strip():
                 counts.dropped["no_text"] += times
             else:
                 counts.ok += times
-                images += [saved[uid]] * times
+                images += [features[uid]] * times
                 texts += [text] * times
     if not texts:
         raise UserError(f"subset {subset}: no sample with an image and a text to train on")
     return TrainingSet(np.stack(images), text_tower().encode(texts), counts)
+
+
+def _shards(
+    store: Store, rows: SubsetRows, encoder: ImageEncoder
+) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
+    """Rows of input shards, and the features of their images by uid, in pool order."""
+    names = rows.shard_names()
+    drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    tables: dict[str, pa.Table] = {}
+    copies = 0
+    while drawn and copies < MAX_ROWS:
+        name = drawn.pop()
+        tables[name] = rows.of_shard(name)
+        copies += sum(tables[name]["weight"].to_pylist())
+    for name in names:
+        if name in tables:
+            kept, array = read_embeddings(store, f"{embeddings_folder(encoder.name)}/{name}")
+            good = (row.uid or "" for row in kept if row.status == OK)
+            yield tables.pop(name), dict(zip(good, array, strict=True))
 
 
 def train_probes(
@@ -199,12 +221,3 @@ def _batches(
 def _scaled(features: np.ndarray) -> np.ndarray:
     """Square root of the non-negative features, then unit length: float32 (N, 1280)."""
     return unit(np.sqrt(np.maximum(features.astype(np.float32), 0)))
-
-
-def _saved_embeddings(store: Store, encoder: ImageEncoder) -> dict[str, np.ndarray]:
-    saved: dict[str, np.ndarray] = {}
-    for part in store.parts(embeddings_folder(encoder.name)):
-        rows, array = read_embeddings(store, part)
-        good = (row.uid or "" for row in rows if row.status == OK)
-        saved.update(zip(good, array, strict=True))
-    return saved
