@@ -77,20 +77,22 @@ def _write_sets(root: Path, images: int) -> dict[str, str]:
             root / f"wds_task{number}_test", labels, classes, TEMPLATES, first_image=first
         )
         tasks[f"wds_task{number}_test"] = "zeroshot_classification"
-    for number in (8, 9):
+    # It knows sets of captions by their names alone.
+    for number, name in ((8, "wds_flickr30k_test"), (9, "wds_mscoco_captions_test")):
         captions = [
             [f"{WORDS[(i + j) % 16]} and {WORDS[(3 * i + j) % 16]} {i} {j}" for j in range(5)]
-            for i in range(images // 4)
+            for i in range(max(12, images // 2))
         ]
-        write_retrieval(root / f"wds_task{number}_test", captions, first_image=1000 * number)
-        tasks[f"wds_task{number}_test"] = "zeroshot_retrieval"
+        write_retrieval(root / name, captions, first_image=1000 * number)
+        tasks[name] = "zeroshot_retrieval"
     return tasks
 
 
 def _clip_benchmark(folder: Path, model: str, name: str, kind: str) -> dict[str, float]:
     out = folder / f"{name}.json"
     command = [
-        str(BIN / "clip_benchmark"), "eval", "--dataset", f"wds/{name}",
+        str(BIN / "clip_benchmark"), "eval",
+        "--dataset", f"wds/{name.removeprefix('wds_').removesuffix('_test')}",
         "--dataset_root", str(folder / "sets" / name), "--model", model, "--pretrained", "",
         "--task", kind, "--recall_k", "1", "5", "10", "--no_amp", "--output", str(out),
     ]  # fmt: skip
@@ -103,7 +105,7 @@ def _capmix(folder: Path, model: str, names: list[str]) -> dict[str, dict[str, f
     command = [str(BIN / "capmix"), "eval", model, "--evalsets", str(folder / "sets")]
     command += ["--tasks", ",".join(names), "--out", str(folder / "out")]
     subprocess.run(command, check=True, capture_output=True)
-    lines = (folder / "out/eval_results.jsonl").read_text().splitlines()
+    lines = (folder / "out/eval_other_sets.jsonl").read_text().splitlines()
     return {line["key"]: line["metrics"] for line in map(json.loads, lines)}
 
 

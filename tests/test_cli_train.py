@@ -73,7 +73,7 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
         (["train", "--out", "o", "--data", "d", "--data-weights", "x"], "'x' is no number"),
         (["train", "--out", "o", "--data", "d", "--scale", "huge"], "expected one of"),
         (["probe", "embedded", "--work", "w", "--seeds", "x"], "no subset in w"),
-        (["eval", "none/tag", "--tasks", "cifar10"], "say with --out"),
+        (["eval", "none/tag", "--tasks", "cifar10"], "none of the evaluation sets is below"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -145,7 +145,9 @@ def add_evaluate(commands: "Commands") -> None:
         help="datacomp (all 40; the default), keys of its tasks, or paths of sets below "
         "--evalsets; see docs/evaluation.md",
     )
-    evaluate.add_argument("--out", help="directory for results (default: the run's)")
+    evaluate.add_argument(
+        "--out", help="directory for results (default: the run's, or below ./evaluations)"
+    )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     evaluate.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     evaluate.set_defaults(run=_evaluate)
@@ -158,7 +160,7 @@ def add_evaluate(commands: "Commands") -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from capmix.evaluate.results import evaluate
+    from capmix.evaluate.results import evaluate, results_folder
 
     found = evaluate(
         options.model,
@@ -169,6 +171,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.dtype,
     )
     print("\n".join(found.text()))
+    if found.lines:
+        print(f"results: {results_folder(options.model, options.out)}")
     if found.missing:
         command = f"capmix evalsets fetch --out {options.evalsets} --tasks"
         print(f"not there: {len(found.missing)} sets. {command} {','.join(found.missing)}")

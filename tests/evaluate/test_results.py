@@ -25,7 +25,7 @@ from tiny_clip import CLIP, open_clip_folder
 from torch.nn import functional
 
 from capmix.errors import UserError
-from capmix.evaluate.results import evaluate
+from capmix.evaluate.results import evaluate, results_folder
 from capmix.evaluate.tasks import TASKS
 
 LABELS = [n % 6 for n in range(40)]
@@ -307,6 +307,11 @@ def test_sets_of_ones_own_stand_in_a_file_of_their_own(model: str, tmp_path: Pat
     assert json.loads(line)["key"] == "cifar10"
 
 
-def test_a_hub_model_needs_a_place_for_its_results(model: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say with --out"):
-        evaluate(model, "cifar10", str(tmp_path))
+def test_results_of_a_hub_model_have_a_place_of_their_own(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert results_folder("ViT-B-32/openai", None) == Path("evaluations/ViT-B-32-openai")
+    monkeypatch.chdir(tmp_path)
+    write_classification(tmp_path / "sets/wds_cifar10_test", LABELS)
+    evaluate(model, "cifar10", "sets", device="cpu")
+    assert results_folder(model, None).joinpath("eval_results.jsonl").exists()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,13 +56,13 @@ def evaluate(
     """Evaluate a run's directory, or an open_clip model as `capmix score` names it.
 
     `tasks` (see chosen_tasks) lie below `evalsets`, or where their path says; with `evalsets`
-    `embedded` they are by default the embedded test sets, else DataComp's 40. Results go to `out`,
-    of a run by default to its own directory. Tasks whose sets are not there are named, and so are
+    `embedded` they are by default the embedded test sets, else DataComp's 40. Results go to
+    results_folder(model, out). Tasks whose sets are not there are named, and so are
     broken sets; the others are evaluated all the same.
     """
     from capmix.score.open_clip import OpenClipScorer
 
-    folder = _results_folder(model, out)
+    folder = results_folder(model, out)
     found, missing, broken = open_sets(tasks, evalsets)
     if not found:
         return Evaluated([], {}, missing, broken)
@@ -69,6 +70,7 @@ def evaluate(
     place, torch_dtype = device_and_dtype(device, dtype)
     scorer = OpenClipScorer(name, "eval", place, torch_dtype, exact_decode=True, logit_bias=bias)
     of_model = scorer.digest(), dtype
+    folder.mkdir(parents=True, exist_ok=True)
     known = ResultsFile.of(folder, RESULTS, *of_model)
     others = ResultsFile.of(folder, OTHERS, *of_model)
     vectors = Vectors(scorer)
@@ -156,13 +158,13 @@ def _loadable(model: str) -> tuple[str, float | None]:
     return f"{about['model']}/{checkpoint}", bias
 
 
-def _results_folder(model: str, out: str | None) -> Path:
-    is_run = (Path(model) / RUN_ABOUT).exists()
-    if out is None and not is_run:
-        raise UserError(f"eval {model}: no directory of a run; say with --out where results go")
-    folder = Path(out or model)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def results_folder(model: str, out: str | None) -> Path:
+    """Where results of a model go: `out`, else a run's own directory, else one that is named after
+    the model below `evaluations`."""
+    if out is None and not (Path(model) / RUN_ABOUT).exists():
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
+        return Path("evaluations") / name
+    return Path(out or model)
 
 
 @contextlib.contextmanager

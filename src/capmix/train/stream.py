@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # open_clip_train/data.py: _SAMPLE_SHUFFLE_SIZE and _SAMPLE_SHUFFLE_INITIAL.
 BUFFER, INITIAL = 5000, 1000
-# Workers share counters and take functions of open_clip's with them, which no pickle can.
 HOPELESS = 1000
+# Workers share counters and take functions of open_clip's with them, which no pickle can.
 CONTEXT = multiprocessing.get_context("fork")
 
 
