@@ -1,5 +1,4 @@
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -96,26 +95,6 @@ def test_pairs_are_those_of_open_clips_own_reader(tmp_path: Path) -> None:
         ]
     assert ours == theirs
     assert len(ours) == 8
-
-
-class Hostile:
-    def __init__(self, target: str):
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open, (self.target, "w")
-
-
-def test_a_pickle_in_a_shard_runs_nothing(tmp_path: Path) -> None:
-    """webdataset's decode, which open_clip's trainer calls, unpickles such members."""
-    proof = tmp_path / "proof"
-    data = pickle.dumps(Hostile(str(proof)))
-    members = sample_members("a", 1) + [(f"a.{end}", data) for end in ("pickle", "pyd", "pkl")]
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards/00000.tar").write_bytes(tar_bytes(members))
-    (pair,) = all_pairs(ExportedShards([str(tmp_path / "shards")], None, True))
-    assert pair.text == "a text"
-    assert not proof.exists()
 
 
 def test_bad_samples_and_a_tar_that_breaks_off_are_told(tmp_path: Path) -> None:

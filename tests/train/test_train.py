@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,25 @@ def test_under_srun_the_batch_is_that_of_all_devices(
     drawing = settings.model_copy(update={"resample": True})
     with pytest.raises(UserError, match="only where they are GPUs"):
         train(drawing, shards, str(tmp_path / "run"))
+
+
+class Hostile:
+    def __init__(self, target: str):
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.target, "w")
+
+
+def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Path) -> None:
+    """webdataset's decode, which open_clip's own loader calls, unpickles such members."""
+    data = pickle.dumps(Hostile(str(tmp_path / "proof")))
+    members = sample_members("a", 1) + [(f"a.{end}", data) for end in ("pickle", "pyd", "pkl")]
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/00000.tar").write_bytes(tar_bytes(members))
+    quick = settings.model_copy(update={"samples": 8, "checkpoints": 1})
+    assert train(quick, ExportedShards([str(tmp_path / "shards")]), str(tmp_path / "run"))
+    assert not (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize(
