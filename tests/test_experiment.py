@@ -1,6 +1,7 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import yaml
 from samples import write_pool
 
 from capmix.config import load_pipeline
+from capmix.errors import UserError
 from capmix.experiment import Cell, summarised, write_tables
 from capmix.pipeline import run_pipeline
 
@@ -75,6 +77,45 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
     run_pipeline(load_pipeline(str(experiment)))
     assert checkpoint.stat().st_mtime_ns == before
     assert pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist() == cells
+
+
+def test_force_trains_runs_of_other_settings_anew(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["pool"] = content["pool"]["first"]
+    content["mix"] = {"recipes": ["raw"]}
+    content["train"]["seeds"] = [0]
+    experiment.write_text(yaml.safe_dump(content))
+    run_pipeline(load_pipeline(str(experiment)))
+    content["train"]["learning_rate"] = 0.01
+    experiment.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="holds a run with other scale, settings"):
+        run_pipeline(load_pipeline(str(experiment)))
+    run_pipeline(load_pipeline(str(experiment)), force=True)
+    about = json.loads((tmp_path / "work/runs/raw-seed0/run.json").read_text())
+    assert about["scale"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "ViT-B32"}, "no model of open_clip"),
+        ({"open_clip": ["--no-such"]}, "does not take these arguments"),
+        ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
+        ({"exact": True, "samples": 15, "accumulate": 2}, "do not divide"),
+        ({"devices": 2}, "only where they are GPUs"),
+    ],
+)
+def test_what_would_stop_the_first_run_is_told_before_anything_is_made(
+    experiment: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["train"] |= changes
+    experiment.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=told):
+        run_pipeline(load_pipeline(str(experiment)))
+    assert not (tmp_path / "work/first/samples").exists()
 
 
 def test_one_seed_has_no_deviation() -> None:

@@ -40,11 +40,11 @@ def add_train(commands: "Commands") -> None:
     train.add_argument("--batch-size", type=int, help="of all devices (default: the scale's)")
     train.add_argument("--learning-rate", type=float, help="default: the scale's")
     train.add_argument("--warmup", type=int, metavar="STEPS", help="default: the scale's")
-    train.add_argument("--checkpoints", type=int, help="times the run is saved (default: 5)")
+    train.add_argument("--checkpoints", type=int, help="times it is saved (default: 5; tiny: 2)")
     train.add_argument("--accumulate", type=int, default=1, help="parts of a device's batch")
     train.add_argument("--precision", help="amp, amp_bf16, fp32, ... (default: amp; CPU: fp32)")
     train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    train.add_argument("--workers", type=int, help="data workers of a device (default: 4)")
+    train.add_argument("--workers", type=int, help="data workers of a device (default: 4; tiny: 1)")
     train.add_argument(
         "--exact",
         action="store_true",
@@ -66,7 +66,6 @@ def add_train(commands: "Commands") -> None:
         metavar="'ARGUMENTS'",
         help="more arguments for its trainer, such as --open-clip='--lock-text'",
     )
-    train.add_argument("--force", action="store_true", help="remove a run of other settings")
     train.set_defaults(run=_train)
 
 
@@ -75,7 +74,7 @@ def _train(options: argparse.Namespace) -> None:
 
     settings = _settings(options)
     source = _source(options, settings)
-    print(train(settings, source, options.out, options.max_failures, options.force))
+    print(train(settings, source, options.out, options.max_failures))
 
 
 def _settings(options: argparse.Namespace) -> "TrainSettings":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +21,9 @@ from capmix.cli_train import command_line
 from capmix.config import EvaluateSettings, TrainSection
 from capmix.errors import UserError
 from capmix.mix.mix import Summary
-from capmix.probe.rank import agreement
+from capmix.probe.agreement import agreement
 from capmix.store import Store
+from capmix.train.run import Run
 
 MEAN = "mean of all sets"
 MAIN = "main_metric"
@@ -39,6 +41,21 @@ class Cell:
     numbers: dict[tuple[str, str], float]
 
 
+def check_training(work: jobs.Work, training: TrainSection, captioned: Sequence[str]) -> None:
+    """Raise UserError for what would stop the first run; `captioned` are sources that will be."""
+    from capmix.train.train import check_machine, place
+
+    if place()[1] > 1:
+        raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
+    if not work.store.is_local:
+        raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
+    work.need_images("train")
+    unknown = set(training.texts) - {*captioned, *work.sources()}
+    if unknown:
+        raise UserError(f"train: no captions of source {min(unknown)!r}, which texts names")
+    check_machine(training.of_seed(training.seeds[0]), training.devices)
+
+
 def run_cells(
     work: jobs.Work,
     pool: str,
@@ -50,8 +67,6 @@ def run_cells(
 
     Cells that are finished are not made again. Raises UserError where a set cannot be evaluated.
     """
-    if not work.store.is_local:
-        raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     cells = []
     grid = [(summary, seed) for summary in subsets for seed in training.seeds]
     for number, (summary, seed) in enumerate(grid, 1):
@@ -67,24 +82,26 @@ def run_cells(
 
 
 def _train(work: jobs.Work, subset: str, training: TrainSection, seed: int, run: str) -> None:
-    settings = training.of_seed(seed)
-    if training.devices == 1:
-        from capmix.train.train import train
+    from capmix.train.train import about_run, train
 
-        source = jobs.training_source(work, subset, settings)
-        train(settings, source, run, work.max_failures, work.force)
+    settings = training.of_seed(seed)
+    source = jobs.training_source(work, subset, settings)
+    there = Run(Path(run).resolve())
+    if work.force and there.is_other(about_run(settings, source)):
+        there.remove()
+    if training.devices == 1 or there.finished:
+        train(settings, source, run, work.max_failures)
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(training.devices), "-m", "capmix", "train", "--out", run, "--subset", subset]
     command += ["--pool", work.pool.location, "--work", work.store.location]
     command += ["--max-failures", str(work.max_failures), *command_line(settings)]
-    command += ["--force"] if work.force else []
     if subprocess.run(command).returncode:  # noqa: S603
         raise UserError(f"{run}: the training failed; its reason is above")
 
 
 def _evaluated(run: str, settings: EvaluateSettings) -> dict[tuple[str, str], float]:
-    from capmix.evaluate.results import evaluate
+    from capmix.evaluate.results import evaluate, means_of
 
     found = evaluate(
         run, settings.tasks, settings.evalsets, device=settings.device, dtype=settings.dtype
@@ -98,8 +115,10 @@ def _evaluated(run: str, settings: EvaluateSettings) -> dict[tuple[str, str], fl
         if value is not None
     }
     main = [value for (_, metric), value in numbers.items() if metric == MAIN]
-    means = {name: value for name, value in found.aggregates.items() if value is not None}
-    means[MEAN] = statistics.mean(main)
+    # Of these tasks alone: the run's directory may hold results of others.
+    means = {name: value for name, value in means_of(found.lines).items() if value is not None}
+    if main:
+        means[MEAN] = statistics.mean(main)
     return numbers | {(name, MAIN): value for name, value in means.items()}
 
 

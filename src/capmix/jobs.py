@@ -274,7 +274,10 @@ def probe(
     folders: list[str] = []
     for name in evalsets:
         folders += embedded_evalsets() if name == EMBEDDED else [name]
-    sets = [load_features(work.store, open_evalset(folder), encoder) for folder in folders]
+    opened = [open_evalset(folder) for folder in folders]
+    if len({one.name for one in opened}) < len(opened):
+        raise UserError(f"probe: two evaluation sets have the same name in {', '.join(folders)}")
+    sets = [load_features(work.store, one, encoder) for one in opened]
     found: dict[str, list[Any]] = {}
     for subset in subsets:
         probes = train_probes(work.store, subset, seeds, encoder)

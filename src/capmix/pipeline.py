@@ -1,13 +1,12 @@
 """Run the stages of a pipeline file in order; what is done is skipped."""
 
-import os
 import sys
 import time
 
 from capmix import jobs
 from capmix.config import Pipeline
 from capmix.errors import UserError
-from capmix.experiment import Cell, run_cells, write_tables
+from capmix.experiment import Cell, check_training, run_cells, write_tables
 from capmix.mix.mix import MixSettings, Summary
 from capmix.pool import embedded_folder
 
@@ -21,14 +20,14 @@ def demo_file() -> str:
 
 def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
     """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
     _check_evalsets(pipeline)
     cells: list[Cell] = []
     pages = []
     probes: dict[tuple[str, str], float] = {}
     for name, (pool, directory) in pipeline.pools().items():
         work = jobs.open_work(pool, directory, pipeline.max_failures, force)
+        if pipeline.train is not None:
+            check_training(work, pipeline.train, list(pipeline.caption))
         subsets = _make_subsets(work, pipeline)
         for subset, average in _probe(work, pipeline, subsets).items():
             probes[name, subset] = average

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from capmix.probe.agreement import agreement
 from capmix.probe.evaluate import Result
-from capmix.probe.rank import agreement, ranking
+from capmix.probe.rank import ranking
 
 numbers = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12)
 

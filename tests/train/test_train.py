@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -128,42 +129,53 @@ def test_failures_over_the_bound_are_told_whenever_the_run_is_asked_for(
     assert train(quick, source, str(tmp_path / "run"), max_failures=1.0)
 
 
-def test_what_a_kill_left_of_a_start_is_started_anew(
+def test_what_a_kill_left_is_taken_up(
     shards: ExportedShards, settings: TrainSettings, tmp_path: Path
 ) -> None:
+    """Half of a start, a line that was cut off, and the end before the run is called finished."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.tmp").write_text("{")
     (run / "run.json").write_text('{"model": "other"}')
     (run / "run.lock").touch()
-    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
+    quick = settings.model_copy(update={"samples": 16, "checkpoints": 2})
     train(quick, shards, str(run))
+    whole = metrics(run)
+    state = torch.load(run / "checkpoints/epoch_latest.pt", weights_only=True)
+    torch.save(state | {"epoch": 1}, run / "checkpoints/epoch_latest.pt")
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 0, "st')
     about = json.loads((run / "run.json").read_text())
     del about["finished"]
     (run / "run.json").write_text(json.dumps(about))
     train(quick, shards, str(run))
+    assert [line["step"] for line in metrics(run)] == [line["step"] for line in whole] == [1, 2]
     assert read_run(str(run))["finished"]
+
+
+def hold(folder: str, told: Any, release: Any) -> None:
+    with Run(Path(folder)).claimed({}):
+        told.set()
+        release.wait(60)
 
 
 def test_two_processes_do_not_train_in_one_directory(
     shards: ExportedShards, settings: TrainSettings, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run")
-    with run.claimed({}), pytest.raises(UserError, match="another process trains there"):
-        train(settings, shards, str(tmp_path / "run"))
-
-
-def test_force_removes_a_run_of_other_settings(
-    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
-) -> None:
-    quick = settings.model_copy(update={"samples": 16, "checkpoints": 1})
-    train(quick, shards, str(tmp_path / "run"))
-    other = quick.model_copy(update={"seed": 1})
-    train(other, shards, str(tmp_path / "run"), force=True)
-    assert read_run(str(tmp_path / "run"))["settings"]["seed"] == 1
-    assert len(metrics(tmp_path / "run")) == 2
+    context = multiprocessing.get_context("fork")
+    told, release = context.Event(), context.Event()
+    run = tmp_path / "run"
+    process = context.Process(target=hold, args=(str(run), told, release))
+    process.start()
+    assert told.wait(60)
+    with pytest.raises(UserError, match="another process trains there"):
+        train(settings, shards, str(run))
+    with pytest.raises(UserError, match="another process trains there"):
+        Run(run).remove()
+    release.set()
+    process.join()
+    Run(run).remove()
+    assert not run.exists()
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(
@@ -203,7 +215,7 @@ def test_under_srun_the_batch_is_that_of_all_devices(
 
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert module._place() == (3, 4)
+    assert module.place() == (3, 4)
     drawing = settings.model_copy(update={"resample": True})
     with pytest.raises(UserError, match="only where they are GPUs"):
         train(drawing, shards, str(tmp_path / "run"))
@@ -239,6 +251,7 @@ def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Pat
         ({"texts": {"nobody": 1.0}}, "no text of source 'nobody'"),
         ({"exact": True, "samples": 65}, "do not divide by 4 checkpoints"),
         ({"samples": 3}, "3 samples for 4 checkpoints"),
+        ({"samples": 16, "accumulate": 4}, "too few for one step of 4"),
         ({"open_clip": ["--force-image-size", "32"]}, "would build another model"),
         ({"open_clip": ["--no-such"]}, "does not take these arguments"),
         ({"report_to": "tensorbord"}, "expected tensorboard or wandb"),

@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,16 @@ def evaluate(
                     continue
             lines.append(line)
             print(f"eval {line['dataset']}: {_shown(line)}", file=sys.stderr)
-    main = {line["dataset"]: line["metrics"]["main_metric"] for line in known.lines.values()}
-    means = aggregates({name: value for name, value in main.items() if value is not None})
+    means = means_of(list(known.lines.values()))
     summary = {"fingerprint": of_model[0], "precision": dtype} | means
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1), "utf-8")
     return Evaluated(lines, means, missing, broken)
+
+
+def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over DataComp's groups of tasks; see aggregates."""
+    main = {line["dataset"]: line["metrics"]["main_metric"] for line in lines}
+    return aggregates({name: value for name, value in main.items() if value is not None})
 
 
 def open_sets(
@@ -130,7 +135,7 @@ def _line(vectors: Vectors, task: Task | str, evalset: EvalSet) -> dict[str, Any
         key, name, metric = task.key, task.name, task.main_metric
         metrics = evaluate_set(vectors, evalset, task.key)
     else:
-        key, name, metric = task, evalset.name, usual_metric(evalset)
+        key, name, metric = task, task, usual_metric(evalset)
         metrics = evaluate_set(vectors, evalset)
     metrics["main_metric"] = None if metric is None else metrics.get(metric)
     about = {"metric": metric, "data": evalset.digest}

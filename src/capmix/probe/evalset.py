@@ -59,12 +59,16 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
                 encoder.batch_size,
             )
         ]
+        if not arrays:
+            raise UserError(f"evaluation set {evalset.name}: no image in it")
         features = np.concatenate(arrays).astype(np.float16)
         store.write_array(f"{part}.npy", features)
         return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
 
     once(store, part, inputs, {"encoder": encoder.name}, make)
     items = [Item(i.key, b"", i.label, i.texts, i.metadata) for i in evalset.items()]
+    if evalset.kind == "classification" and any(item.label is None for item in items):
+        raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")
     return FeatureSet(evalset, items, store.read_array(f"{part}.npy"))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from capmix.embed import unit
 from capmix.evaluate.metrics import Retrieval, classify, retrieve
 from capmix.probe.evalset import FeatureSet
-from capmix.probe.fit import TinyClip, load_probe
+from capmix.probe.fit import Probe, load_probe
 from capmix.store import Counts, Marker, Store, once
 
 FOLDER = "probe_results"
@@ -60,7 +60,7 @@ def load_result(store: Store, part: str) -> Result:
     return Result(part, marker.extra["metrics"], hits)
 
 
-def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[str]) -> np.ndarray:
+def zero_shot_classifier(student: Probe, classes: list[str], templates: list[str]) -> np.ndarray:
     """Unit vectors (classes, D): the mean over templates of each class's normalised embeddings."""
     texts = [template.replace("{c}", name) for name in classes for template in templates]
     embeddings = student.encode_texts(texts).reshape(len(classes), len(templates), -1)
@@ -68,7 +68,7 @@ def zero_shot_classifier(student: TinyClip, classes: list[str], templates: list[
 
 
 def _evaluate_one(
-    student: TinyClip, features: FeatureSet
+    student: Probe, features: FeatureSet
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     images = student.project_images(features.features)
     evalset = features.evalset

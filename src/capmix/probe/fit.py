@@ -55,8 +55,8 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class TinyClip:
-    """A trained student: two linear projections of frozen towers into one space."""
+class Probe:
+    """Two trained linear projections of frozen towers into one space."""
 
     image_projection: np.ndarray
     text_projection: np.ndarray
@@ -159,16 +159,16 @@ def train_probes(
     return names
 
 
-def load_probe(store: Store, checkpoint: str) -> TinyClip:
+def load_probe(store: Store, checkpoint: str) -> Probe:
     """Read a probe of train_probes. Raises UserError where there is none."""
     try:
         tensors = load(store.fs.cat_file(store.path(f"{checkpoint}.safetensors")))
-        return TinyClip(tensors["image_projection"], tensors["text_projection"])
+        return Probe(tensors["image_projection"], tensors["text_projection"])
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{store.path(checkpoint)}: no probe ({error})") from error
 
 
-def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[TinyClip, list[float]]:
+def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[Probe, list[float]]:
     """Train one student; returns it and its loss every tenth of the way."""
     import torch
     from torch.nn import functional
@@ -203,7 +203,7 @@ def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[TinyCli
         if (step + 1) % max(1, settings.steps // 10) == 0:
             losses.append(round(float(loss.detach()) / 2, 6))
     projections = [weight.detach().numpy() for weight in weights]
-    return TinyClip(*projections), losses
+    return Probe(*projections), losses
 
 
 def _batches(

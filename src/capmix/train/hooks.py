@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from capmix.train.pairs import PairSource
@@ -115,6 +116,8 @@ def _train_one_epoch(theirs: Any, run: Run, tally: Tally) -> Any:
         args: Any,
         tb_writer: Any = None,
     ) -> None:
+        # So that what the model draws (patch dropout) is the same after a resume.
+        torch.manual_seed(((args.seed << 20) + epoch << 16) + args.rank)
         before = tally.ok, tally.failed
         if args.rank == 0 and not progress:
             loader = data["train"].dataloader
@@ -136,8 +139,6 @@ def _train_one_epoch(theirs: Any, run: Run, tally: Tally) -> Any:
 def _of_all_devices(ok: int, failed: int, args: Any) -> tuple[int, int]:
     if not args.distributed:
         return ok, failed
-    import torch
-
     counts = torch.tensor([ok, failed], device=args.device)
     torch.distributed.all_reduce(counts)
     return int(counts[0]), int(counts[1])

@@ -179,7 +179,8 @@ class PoolSubset:
             for copy in chosen.copies:
                 yield Pair(f"{key}-{copy}", chosen.sample.image, text, chosen.captions)
         for key in missing:
-            yield BadSample(key, "image_gone", f"shard {shard} has no sample {key} any more")
+            detail = f"shard {shard} has no sample {key} any more, or it cannot be read"
+            yield BadSample(key, "image_gone", detail)
 
     def reopened(self) -> "PoolSubset":
         again = replace(self, pool=self.pool.reopened(), store=Store(self.store.location))

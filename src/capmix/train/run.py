@@ -68,22 +68,36 @@ class Run:
                 "directory, or remove this one; with the same settings and data it goes on."
             )
 
+    def is_other(self, about: dict[str, Any]) -> bool:
+        """Whether a run lies here that is another than `about`."""
+        known = self.about()
+        return known is not None and any(known.get(key) != about[key] for key in about)
+
     def remove(self) -> None:
-        """Remove a run of ours."""
-        if self.about() is not None:
-            shutil.rmtree(self.path)
+        """Remove a run of ours. Raises UserError where a process trains there."""
+        with self._locked():
+            aside = self.path.with_name(f".{self.path.name}.removed")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path.rename(aside)
+        shutil.rmtree(aside)
 
     @contextlib.contextmanager
     def claimed(self, about: dict[str, Any]) -> Iterator[None]:
-        """Hold the directory against other processes; the lock goes when this one ends."""
+        """Hold the directory against other processes."""
         self.refuse_others(about)
         self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._write(ABOUT, about)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock goes when this process ends, whatever its data workers do."""
         with (self.path / LOCK).open("a") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
                 raise UserError(f"--out {self.path}: another process trains there") from error
-            self._write(ABOUT, about)
             yield
 
     def finish(self, about: dict[str, Any]) -> None:

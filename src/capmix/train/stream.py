@@ -52,12 +52,17 @@ def plan_epoch(
 
     open_clip rounds the number of batches up to a multiple of the workers (data.py, get_wds_dataset
     of 3.3). With `exact` there are as many samples as asked for: the last batch of each device is
-    smaller. Raises UserError where `exact` does not divide.
+    smaller. Raises UserError where `exact` does not divide, or an epoch has no step.
     """
     workers = max(1, workers)
     at_once = batch_size * world_size
     if not exact:
         of_a_worker = math.ceil(math.ceil(samples / at_once) / workers)
+        if of_a_worker * workers < accumulate:
+            raise UserError(
+                f"train: an epoch of {samples:,} samples has {of_a_worker * workers} batches, too "
+                f"few for one step of {accumulate}"
+            )
         return EpochPlan([batch_size] * of_a_worker * workers, workers)
     steps, rest = divmod(samples, at_once * accumulate)
     if rest % (world_size * accumulate):

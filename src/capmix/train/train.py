@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
 REPORTS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-FIRST_PAIRS = 100
+FIRST_SHARDS, FIRST_PAIRS = 5, 100
 
 
 def train(
@@ -41,28 +42,23 @@ def train(
     source: PairSource,
     directory: str,
     max_failures: float = MAX_FAILURES,
-    force: bool = False,
 ) -> str:
     """Train, or go on after the last checkpoint; returns the checkpoint's path.
 
-    Under torchrun or srun every process calls this. With `force` a run of other settings or data in
-    `directory` is removed. Raises UserError where `directory` holds something else, where settings,
-    data and open_clip do not fit each other, and where more than `max_failures` of samples failed.
+    Under torchrun or srun every process calls this. Raises UserError where `directory` holds
+    something else or another run, where settings, data and open_clip do not fit each other, and
+    where more than `max_failures` of samples failed.
     """
     run = Run(Path(directory).resolve())
-    rank, world_size = _place()
+    rank, world_size = place()
     check_settings(settings)
-    config = config_file(settings)
-    model = read_config(config) if config else None
-    settings = settings.model_copy(update={"model": config.stem}) if config else settings
-    about = _about(settings, source, model)
-    if force and rank == 0 and _is_other(run, about):
-        run.remove()
+    about = about_run(settings, source)
     run.refuse_others(about)
     if not run.finished:
         _check_source(settings, source, world_size)
+        check_machine(settings, world_size)
+        settings = _with_model_name(settings)
         arguments = _arguments(settings, source, run, world_size)
-        know_model(settings.in_full.model, model)
         with run.claimed(about) if rank == 0 else contextlib.nullcontext():
             _run_open_clip(arguments, settings, source, run)
             if rank == 0:
@@ -71,8 +67,23 @@ def train(
     return str(run.checkpoint)
 
 
+def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
+    """What makes a run the run that it is. `config` holds a model that open_clip does not know."""
+    path = config_file(settings)
+    config = read_config(path) if path is not None else None
+    named = _with_model_name(settings)
+    identity = json.dumps(source.identity, sort_keys=True)
+    return {
+        "model": named.in_full.model,
+        "scale": asdict(named.in_full),
+        "settings": named.model_dump(mode="json", exclude=FREE),
+        "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "config": config,
+    }
+
+
 def read_run(directory: str) -> dict[str, Any]:
-    """What a run was trained with: see _about. Raises UserError where there is no run."""
+    """What a run was trained with: see about_run. Raises UserError where there is no run."""
     about = Run(Path(directory)).about()
     if about is None:
         raise UserError(f"{directory}: no run.json; expected a directory of `capmix train`")
@@ -103,7 +114,27 @@ def check_settings(settings: TrainSettings) -> None:
         read_config(config)
 
 
-def _place() -> tuple[int, int]:
+def check_machine(settings: TrainSettings, world_size: int) -> None:
+    """Raise UserError where open_clip, this machine and the settings do not fit each other."""
+    from capmix.train.stream import plan_epoch
+
+    on_cpu = _on_cpu(settings, world_size)
+    path = config_file(settings)
+    named = _with_model_name(settings)
+    know_model(named.in_full.model, read_config(path) if path is not None else None)
+    _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, on_cpu))
+    scale = settings.in_full
+    plan_epoch(
+        scale.samples // scale.checkpoints,
+        settings.device_batch(world_size),
+        world_size,
+        settings.data_workers,
+        settings.accumulate,
+        settings.exact,
+    )
+
+
+def place() -> tuple[int, int]:
     """Rank and number of all processes, from the same variables as open_clip takes them."""
     try:
         from open_clip_train.distributed import is_using_distributed, world_info_from_env
@@ -115,23 +146,10 @@ def _place() -> tuple[int, int]:
     return rank, world_size
 
 
-def _about(
-    settings: TrainSettings, source: PairSource, model: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What makes a run the run that it is. `config` holds a model that open_clip does not know."""
-    identity = json.dumps(source.identity, sort_keys=True)
-    return {
-        "model": settings.in_full.model,
-        "scale": asdict(settings.in_full),
-        "settings": settings.model_dump(mode="json", exclude=FREE),
-        "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
-        "config": model,
-    }
-
-
-def _is_other(run: Run, about: dict[str, Any]) -> bool:
-    known = run.about()
-    return known is not None and any(known.get(key) != about[key] for key in about)
+def _with_model_name(settings: TrainSettings) -> TrainSettings:
+    """The settings with the name of a config file's model in place of the file."""
+    path = config_file(settings)
+    return settings if path is None else settings.model_copy(update={"model": path.stem})
 
 
 def _check_source(settings: TrainSettings, source: PairSource, world_size: int) -> None:
@@ -148,30 +166,24 @@ def _check_source(settings: TrainSettings, source: PairSource, world_size: int) 
         raise UserError("--data-weights: only where shards are drawn; pass --resample")
     if weights is not None and not all(0 < weight < math.inf for weight in weights):
         raise UserError("--data-weights: expected numbers over 0")
-    for name in _absent(settings, source):
+    for name in _absent(settings, source) if isinstance(source, ExportedShards) else ():
         raise UserError(f"--texts: no text of source {name!r} in the data's first samples")
 
 
 def _absent(settings: TrainSettings, source: PairSource) -> Sequence[str]:
-    """Sources to draw texts from that none of the first samples has."""
+    """Sources to draw texts from that none of some first samples has."""
     absent = [name for name, weight in settings.texts.items() if weight > 0]
-    if not absent:
-        return absent
-    for number, pair in enumerate(source.read(source.shards[0])):
-        if isinstance(pair, Pair):
-            absent = [name for name in absent if f"caption_{name}" not in pair.captions]
-        if not absent or number == FIRST_PAIRS:
-            break
+    for shard in source.shards[:FIRST_SHARDS]:
+        for pair in islice(source.read(shard), FIRST_PAIRS if absent else 0):
+            if isinstance(pair, Pair):
+                absent = [name for name in absent if f"caption_{name}" not in pair.captions]
     return absent
 
 
 def _arguments(settings: TrainSettings, source: PairSource, run: Run, world_size: int) -> list[str]:
-    """open_clip's command line. Raises UserError where it does not take it."""
-    from open_clip_train.params import parse_args
-
     shards = source if isinstance(source, ExportedShards) else None
     weights = shards.directory_weights if shards else None
-    arguments = open_clip_arguments(
+    return open_clip_arguments(
         settings,
         shards.open_clip_urls() if shards else "pool",
         str(run.path.parent),
@@ -180,11 +192,15 @@ def _arguments(settings: TrainSettings, source: PairSource, run: Run, world_size
         _on_cpu(settings, world_size),
         None if weights is None else "::".join(str(weight) for weight in weights),
     )
+
+
+def _parsed(arguments: list[str]) -> None:
+    from open_clip_train.params import parse_args
+
     try:
         parse_args(arguments)
     except SystemExit as error:
         raise UserError("train: open_clip does not take these arguments; see above") from error
-    return arguments
 
 
 def _on_cpu(settings: TrainSettings, world_size: int) -> bool:
