@@ -26,7 +26,7 @@ from caption import write_pool
 from capmix import jobs
 from capmix.train.hooks import Waited
 from capmix.train.model import config_file, know_model, read_config
-from capmix.train.pairs import ExportedShards, PoolSubset
+from capmix.train.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.train.scales import TrainSettings, open_clip_arguments
 from capmix.train.stream import EpochPlan
 from capmix.train.train import train
@@ -67,6 +67,9 @@ def main() -> None:
         jobs.mix(work, "raw")
         jobs.mix(work, "control-random", {"fraction": 0.33})
         jobs.export(work, "raw", str(folder / "shards"), samples_per_shard=options.images // 2)
+        _print_reading(ExportedShards([str(folder / "shards")]), SHARDS)
+        for name, subset in POOLS.items():
+            _print_reading(PoolSubset(work.pool, work.store, subset), name)
         rates: dict[str, list[float]] = {ALONE: [], SHARDS: []} | {name: [] for name in POOLS}
         waits: dict[str, list[float]] = {name: [] for name in rates}
         for number in range(ROUNDS):
@@ -79,6 +82,16 @@ def main() -> None:
             rate = statistics.median(found)
             wait = statistics.median(waits[name])
             print(f"{name:<26} {rate:8.1f} samples/s  {rate / base:5.3f} x  waits {wait:.1%}")
+
+
+def _print_reading(source: PairSource, name: str) -> None:
+    """Microseconds a sample of reading alone, nothing decoded: the median of 15 passes."""
+    found = []
+    for _ in range(15):
+        started = time.perf_counter()
+        count = sum(1 for shard in source.shards for _ in source.read(shard))
+        found.append((time.perf_counter() - started) / count)
+    print(f"{name:<26} {1e6 * statistics.median(found):8.1f} us a sample to read", flush=True)
 
 
 def _in_its_own_process(

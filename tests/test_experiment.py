@@ -77,6 +77,10 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
     run_pipeline(load_pipeline(str(experiment)))
     assert checkpoint.stat().st_mtime_ns == before
     assert pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist() == cells
+    content = yaml.safe_load(experiment.read_text())
+    content["train"]["devices"] = 2  # what is finished needs no such machine
+    experiment.write_text(yaml.safe_dump(content))
+    run_pipeline(load_pipeline(str(experiment)))
 
 
 def test_force_trains_runs_of_other_settings_anew(

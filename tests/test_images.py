@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from samples import image_bytes
 
-from capmix.images import BadImageError, decode_image
+from capmix.images import BadImageError, decode_as_stored, decode_image
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -117,3 +117,19 @@ def test_a_palette_with_transparency_is_laid_on_white() -> None:
     image.putpalette([10, 20, 30] + [0] * 765)
     decoded = decode_image(encoded(image, "PNG", transparency=0))
     assert decoded.getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "I;16", "CMYK"])
+def test_as_stored_means_as_webdataset_decodes(mode: str) -> None:
+    """`pilrgb`, by which open_clip's trainer and CLIP_benchmark decode."""
+    from webdataset.autodecode import imagehandler
+
+    noise = np.random.default_rng(0).integers(0, 255, (6, 9, 4), np.uint8)
+    image = Image.fromarray(noise, "RGBA")
+    image = Image.new("I;16", (9, 6), 40_000) if mode == "I;16" else image.convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees, which it shall not see
+    data = encoded(image, kind, exif=exif)
+    theirs = imagehandler("pilrgb")("x.png" if kind == "PNG" else "x.jpg", data)
+    assert np.array_equal(np.asarray(decode_as_stored(data)), np.asarray(theirs))

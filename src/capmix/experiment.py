@@ -41,8 +41,14 @@ class Cell:
     numbers: dict[tuple[str, str], float]
 
 
-def check_training(work: jobs.Work, training: TrainSection, captioned: Sequence[str]) -> None:
-    """Raise UserError for what would stop the first run; `captioned` are sources that will be."""
+def check_training(
+    work: jobs.Work, training: TrainSection, captioned: Sequence[str], subsets: Sequence[str]
+) -> None:
+    """Raise UserError for what would stop a run of `subsets` that is not finished; `captioned` are
+    sources that will be."""
+    runs = (_run(work, subset, seed) for subset in subsets for seed in training.seeds)
+    if work.store.is_local and all(Run(Path(run)).finished for run in runs):
+        return
     from capmix.train.train import check_machine, place
 
     if place()[1] > 1:
@@ -73,12 +79,16 @@ def run_cells(
         called = f"run {number} of {len(grid)}, {summary.name}, seed {seed}"
         print(called, file=sys.stderr)
         started = time.monotonic()
-        run = work.store.path(f"{RUNS}/{summary.name}-seed{seed}")
+        run = _run(work, summary.name, seed)
         _train(work, summary.name, training, seed, run)
         numbers = _evaluated(run, evaluating) if evaluating else {}
         print(f"{called}: {time.monotonic() - started:.1f} s", file=sys.stderr)
         cells.append(Cell(pool, summary.name, summary.kept, seed, numbers))
     return cells
+
+
+def _run(work: jobs.Work, subset: str, seed: int) -> str:
+    return work.store.path(f"{RUNS}/{subset}-seed{seed}")
 
 
 def _train(work: jobs.Work, subset: str, training: TrainSection, seed: int, run: str) -> None:

@@ -8,6 +8,7 @@ from capmix.config import Pipeline
 from capmix.errors import UserError
 from capmix.experiment import Cell, check_training, run_cells, write_tables
 from capmix.mix.mix import MixSettings, Summary
+from capmix.mix.recipe import load_recipe
 from capmix.pool import embedded_folder
 
 DEMO = "demo.yaml"
@@ -26,8 +27,9 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
     probes: dict[tuple[str, str], float] = {}
     for name, (pool, directory) in pipeline.pools().items():
         work = jobs.open_work(pool, directory, pipeline.max_failures, force)
-        if pipeline.train is not None:
-            check_training(work, pipeline.train, list(pipeline.caption))
+        if pipeline.train is not None and pipeline.mix is not None:
+            names = [load_recipe(*entry).name for entry in pipeline.mix.entries()]
+            check_training(work, pipeline.train, list(pipeline.caption), names)
         subsets = _make_subsets(work, pipeline)
         for subset, average in _probe(work, pipeline, subsets).items():
             probes[name, subset] = average
