@@ -159,7 +159,7 @@ def add_evaluate(commands: "Commands") -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from capmix.evaluate.results import evaluate, results_folder
+    from capmix.evaluate.results import evaluate, fetch_command, results_folder
 
     found = evaluate(
         options.model,
@@ -173,8 +173,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if found.lines:
         print(f"results: {results_folder(options.model, options.out)}")
     if found.missing:
-        command = f"capmix evalsets fetch --out {options.evalsets} --tasks"
-        print(f"not there: {len(found.missing)} sets. {command} {','.join(found.missing)}")
+        command = fetch_command(found.missing, options.evalsets)
+        print(f"not there: {len(found.missing)} sets. {command}")
     if found.broken:
         raise UserError("; ".join(found.broken))
     if not found.lines:

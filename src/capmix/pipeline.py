@@ -46,14 +46,16 @@ def _check_evalsets(pipeline: Pipeline) -> None:
     """Look for the evaluation sets before anything is made. Raises UserError for broken ones."""
     if pipeline.evaluate is None:
         return
-    from capmix.evaluate.results import open_sets
+    from capmix.evaluate.results import fetch_command, open_sets
 
     found, missing, broken = open_sets(pipeline.evaluate.tasks, pipeline.evaluate.evalsets)
-    fetch = f"capmix evalsets fetch --out {pipeline.evaluate.evalsets} --tasks {','.join(missing)}"
-    if missing:
-        print(f"evaluate: {len(missing)} sets are not there. {fetch}", file=sys.stderr)
+    told = (
+        f"{len(missing)} sets are not there. {fetch_command(missing, pipeline.evaluate.evalsets)}"
+    )
     if broken or not found:
-        raise UserError(f"evaluate: {'; '.join(broken) or f'no evaluation set is there. {fetch}'}")
+        raise UserError(f"evaluate: {'; '.join(broken) or told}")
+    if missing:
+        print(f"evaluate: {told}", file=sys.stderr)
 
 
 def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:

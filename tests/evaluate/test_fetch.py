@@ -11,7 +11,7 @@ import pytest
 from evalsets import write_classification
 
 from capmix.errors import UserError
-from capmix.evaluate import fetch as fetch_module
+from capmix.evaluate.fetch import fetch
 from capmix.evaluate.other_sets import open_evalset
 from capmix.evaluate.tasks import TASKS
 
@@ -25,6 +25,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     root: Path
     lies = 0
     requested: list[str]
+    address: str
 
     def log_message(self, *_: object) -> None:
         """Nothing on the terminal."""
@@ -83,32 +84,29 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(fetch_module, "HUB", address)
+    handler.address = address
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield handler
     server.shutdown()
 
 
 def test_a_set_is_fetched_and_what_is_there_is_kept(hub: type[Hub], tmp_path: Path) -> None:
-    (folder,) = fetch_module.fetch([TASK], str(tmp_path / "sets"))
+    (folder,) = fetch([TASK], str(tmp_path / "sets"), hub.address)
     assert folder == tmp_path / "sets/wds_cifar10_test"
     assert len(list(open_evalset(str(folder)).items())) == 4
     assert not (folder / "script.py").exists()
     asked = len(hub.requested)
     (folder / "test/0.tar").unlink()
-    fetch_module.fetch([TASK], str(tmp_path / "sets"))
+    fetch([TASK], str(tmp_path / "sets"), hub.address)
     assert hub.requested[asked:] == ["test/0.tar"]
 
 
 def test_a_file_of_another_size_is_told(hub: type[Hub], tmp_path: Path) -> None:
     hub.lies = 1
     with pytest.raises(UserError, match="Remove it and fetch again"):
-        fetch_module.fetch([TASK], str(tmp_path / "sets"))
+        fetch([TASK], str(tmp_path / "sets"), hub.address)
 
 
-def test_a_hub_that_is_not_there_is_told(
-    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fetch_module, "HUB", "http://127.0.0.1:9")
+def test_a_hub_that_is_not_there_is_told(hub: type[Hub], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be fetched"):
-        fetch_module.fetch([TASK], str(tmp_path / "sets"))
+        fetch([TASK], str(tmp_path / "sets"), "http://127.0.0.1:9")

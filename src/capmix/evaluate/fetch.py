@@ -8,13 +8,14 @@ from pathlib import Path
 from capmix.errors import UserError
 from capmix.evaluate.tasks import Task
 
-HUB: str | None = None  # the client's own: HF_ENDPOINT, else the Hub
 # Data alone: the Python of the repositories is left where it is.
 PATTERNS = ["*.txt", "*.tar", "*.csv", "*.zip"]
 
 
-def fetch(tasks: Sequence[Task], directory: str) -> list[Path]:
+def fetch(tasks: Sequence[Task], directory: str, endpoint: str | None = None) -> list[Path]:
     """Fetch the sets of `tasks` into folders below `directory`; returns the folders.
+
+    `endpoint` is the Hub's address; by default what its client takes, HF_ENDPOINT or the Hub's own.
 
     Raises UserError where the Hub cannot be reached, or a file does not have the size it tells.
     """
@@ -27,14 +28,14 @@ def fetch(tasks: Sequence[Task], directory: str) -> list[Path]:
         folder = Path(directory) / task.folder
         print(f"evalsets: {number} of {len(tasks)}, {task.hub}", file=sys.stderr)
         try:
-            info = HfApi(endpoint=HUB).dataset_info(task.hub, files_metadata=True)
+            info = HfApi(endpoint=endpoint).dataset_info(task.hub, files_metadata=True)
             snapshot_download(
                 task.hub,
                 repo_type="dataset",
                 revision=info.sha,
                 local_dir=folder,
                 allow_patterns=PATTERNS,
-                endpoint=HUB,
+                endpoint=endpoint,
             )
         except Exception as error:  # the client and its HTTP library raise many types
             first = " ".join(str(error).split())[:300]

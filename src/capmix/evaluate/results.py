@@ -14,7 +14,7 @@ from capmix.evaluate.evalset import EvalSet, embedded_evalsets
 from capmix.evaluate.evaluate import evaluate_set, usual_metric
 from capmix.evaluate.other_sets import open_evalset
 from capmix.evaluate.results_file import ResultsFile
-from capmix.evaluate.tasks import DATACOMP, Task, aggregates, chosen_tasks
+from capmix.evaluate.tasks import DATACOMP, TASKS, Task, aggregates, chosen_tasks
 from capmix.evaluate.vectors import Vectors
 from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED, embedded_folder
@@ -93,6 +93,12 @@ def evaluate(
     summary = {"fingerprint": of_model[0], "precision": dtype} | means
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1), "utf-8")
     return Evaluated(lines, means, missing, broken)
+
+
+def fetch_command(missing: Sequence[str], evalsets: str) -> str:
+    """What fetches the sets of these tasks."""
+    tasks = DATACOMP if len(missing) == len(TASKS) else ",".join(missing)
+    return f"capmix evalsets fetch --out {evalsets} --tasks {tasks}"
 
 
 def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
