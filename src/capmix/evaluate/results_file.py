@@ -7,13 +7,13 @@ fingerprint: a line of another is never taken for done.
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.store import Store
 
 OURS = ("key", "dataset", "metrics", "metric", "data", "fingerprint", "precision")
 
@@ -68,7 +68,5 @@ class ResultsFile:
         return lines
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        lines = (json.dumps(line) + "\n" for line in self.lines.values())
-        temporary.write_text("".join(lines), "utf-8")
-        os.replace(temporary, self.path)
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines.values())
+        Store(str(self.path.parent)).write_bytes(self.path.name, lines.encode())

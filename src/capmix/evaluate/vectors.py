@@ -6,6 +6,7 @@ ImageNet and its shifts, 80 templates each). An image is known by its bytes, a t
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -100,7 +101,7 @@ class Vectors:
 def _noted(evalset: EvalSet, items: list[Item], keys: list[bytes]) -> Iterable[Item]:
     """Each item as it is; `items` and `keys` keep the rest of it and its image's key."""
     for item in evalset.items():
-        items.append(Item(item.key, b"", item.label, item.texts, item.metadata))
+        items.append(replace(item, image=b""))
         keys.append(_key(item.image))
         yield item
 

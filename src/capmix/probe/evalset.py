@@ -1,6 +1,6 @@
 """An evaluation set with the features that a probe's frozen tower gives its images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
         return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
 
     once(store, part, inputs, {"encoder": encoder.name}, make)
-    items = [Item(i.key, b"", i.label, i.texts, i.metadata) for i in evalset.items()]
+    items = [replace(item, image=b"") for item in evalset.items()]
     if evalset.kind == "classification" and any(item.label is None for item in items):
         raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")
     return FeatureSet(evalset, items, store.read_array(f"{part}.npy"))

@@ -1,7 +1,6 @@
 """What a training run says while it runs: a line now and then, and metrics as JSON lines."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from capmix.store import Store
 from capmix.train.stream import Tally
 
 LOSS = "train/loss"
@@ -72,9 +72,8 @@ class Progress:
         if not self.file.exists():
             return
         kept = [line for line in self.file.read_text("utf-8").splitlines() if _is_of(line, epoch)]
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        os.replace(temporary, self.file)
+        lines = "".join(f"{line}\n" for line in kept)
+        Store(str(self.file.parent)).write_bytes(self.file.name, lines.encode())
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         if self.writer is not None:

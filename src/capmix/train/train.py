@@ -33,7 +33,7 @@ FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
 # Arguments of open_clip that make another model than the checkpoint's name says.
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
-REPORTS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+REPORTS = ("tensorboard", "wandb")
 FIRST_SHARDS, FIRST_PAIRS = 5, 100
 
 
@@ -107,7 +107,7 @@ def check_settings(settings: TrainSettings) -> None:
                 ".json of the model (image_size, quick_gelu, context_length) and name it by --model"
             )
     for name in filter(None, settings.report_to.split(",")):
-        if name not in REPORTS or find_spec(REPORTS[name]) is None:
+        if name not in REPORTS or find_spec(name) is None:
             raise UserError(f"--report-to {name}: expected tensorboard or wandb, installed")
     config = config_file(settings)
     if config is not None:
