@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from capmix.cli_report import add_measure, add_report, add_view
 from capmix.cli_train import add_evaluate, add_probe, add_train
 from capmix.errors import UserError
 from capmix.memory import keep_freed_memory
@@ -125,9 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--force", action="store_true", help="write over a model's captions")
     imported.set_defaults(run=_import)
 
-    measure = _on_pool(commands, "measure", "diversity and noise of every scored source")
-    measure.add_argument("--scorer", help="whose scores (default: the only one there is)")
-    measure.set_defaults(run=_measure)
+    add_measure(_on_pool(commands, "measure", "diversity, noise and topics of texts by source"))
 
     annotate = _on_pool(commands, "annotate", "columns for recipes, from saved embeddings")
     annotate.add_argument(
@@ -204,10 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_probe(commands)
 
-    report = _on_pool(commands, "report", "write an HTML page about a work directory")
-    report.add_argument("--out", help="the page (default: WORK/report/report.html)")
-    report.add_argument("--scorer", help="whose scores (default: the only one there is)")
-    report.set_defaults(run=_report)
+    add_report(commands)
+    add_view(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, which device, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -254,7 +251,7 @@ def _caption(options: argparse.Namespace) -> None:
     from capmix import jobs
     from capmix.caption.settings import CaptionSettings
 
-    settings = _settings(CaptionSettings, options)
+    settings = settings_of(CaptionSettings, options)
     jobs.caption(_work(options), options.source, settings)
 
 
@@ -263,7 +260,7 @@ def _score(options: argparse.Namespace) -> None:
     from capmix.score.settings import ScoreSettings
 
     options.sources = options.sources.split(",")
-    jobs.score(_work(options), _settings(ScoreSettings, options))
+    jobs.score(_work(options), settings_of(ScoreSettings, options))
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -299,7 +296,7 @@ def _exact_decode(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _settings(kind: "type[Model]", options: argparse.Namespace) -> "Model":
+def settings_of(kind: "type[Model]", options: argparse.Namespace) -> "Model":
     """The settings that the options of the same names hold."""
     from pydantic import ValidationError
 
@@ -309,15 +306,6 @@ def _settings(kind: "type[Model]", options: argparse.Namespace) -> "Model":
         return kind(**{name: getattr(options, name) for name in kind.model_fields})
     except ValidationError as error:
         raise UserError(f"{options.command}: {describe(error)}") from error
-
-
-def _measure(options: argparse.Namespace) -> None:
-    from capmix import jobs
-
-    for source, measures in jobs.measure(_work(options), options.scorer).items():
-        print(source)
-        for name, value in measures.items():
-            print(f"  {name}: {value}")
 
 
 def _annotate(options: argparse.Namespace) -> None:
@@ -419,13 +407,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
     return int(text)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from capmix import jobs
-
-    path, table = jobs.report(_work(options), options.out, options.scorer)
-    print("\n".join([*table, f"report: {path}"]))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
+from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, describe, load_recipe
 from capmix.score.settings import ScoreSettings
 from capmix.train.scales import TrainSettings
@@ -89,6 +90,7 @@ class ReportSettings(_Section):
     baseline: str = "raw"
     order: list[str] = Field(default_factory=list)
     note: str = ""
+    examples: int = Field(240, ge=0)
 
 
 class Pipeline(_Section):
@@ -102,7 +104,7 @@ class Pipeline(_Section):
     max_failures: float = Field(0.01, ge=0, le=1)
     caption: dict[str, CaptionSettings] = Field(default_factory=dict)
     score: ScoreSettings | None = None
-    measure: _Section | None = None
+    measure: MeasureSettings | None = None
     mix: MixSettings | None = None
     export: ExportSettings | None = None
     probe: ProbeSettings | None = None
@@ -124,7 +126,6 @@ class Pipeline(_Section):
 
 
 NEEDS = {
-    "measure": "score",
     "export": "mix",
     "probe": "mix",
     "train": "mix",

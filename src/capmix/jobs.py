@@ -9,7 +9,7 @@ jobs.score(work)
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capmix import import_columns
 from capmix.annotate.annotate import AnnotateSettings, Method
@@ -28,6 +28,7 @@ from capmix.export.export import SAMPLES_PER_SHARD, Form
 from capmix.export.export import export as export_subset
 from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
+from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
@@ -44,8 +45,12 @@ from capmix.store import Counts
 from capmix.train.pairs import PoolSubset
 from capmix.train.scales import TrainSettings
 from capmix.work import Work as Work  # for callers of these jobs
+from capmix.work import has_mini
 from capmix.work import open_work as open_work
 from capmix.work import reopen_work as reopen_work
+
+if TYPE_CHECKING:
+    from capmix.report.page import PageSettings
 
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -160,10 +165,26 @@ def _refuse_captions(work: Work, source: str) -> None:
             )
 
 
-def measure(work: Work, scorer: str | None = None) -> dict[str, dict[str, Any]]:
-    """Measures of every scored source; see measure.measure."""
-    name = work.scorer(scorer) or "mini"
-    return measure_texts(work.store, work.pool, name, work.scored(name))
+def measure(
+    work: Work,
+    scorer: str | None = None,
+    sources: Sequence[str] | None = None,
+    settings: MeasureSettings = MeasureSettings(),
+    scoring: ScoreSettings = ScoreSettings(),
+) -> dict[str, Any]:
+    """Measures of raw and of every source (or of `sources`); see measure.measure.
+
+    `scoring` names the model whose text tower finds topics; the embedded one by default, where it
+    is installed.
+    """
+    work.index()
+    chosen = work.known_sources(sources)
+    name = work.scorer(scorer)
+    scored = [source for source in work.scored(name) if source in chosen] if name else []
+    encoder = None
+    if settings.topics and (scoring.model != "mini" or has_mini()):
+        encoder = _scorer(work, scoring)
+    return measure_texts(work.store, work.pool, name, chosen, scored, settings, encoder)
 
 
 def mix(
@@ -290,25 +311,38 @@ def report(
     out: str | None = None,
     scorer: str | None = None,
     recipes: Sequence[str] | None = None,
-    baseline: str = "raw",
-    order: Sequence[str] = (),
-    **page: Any,
+    results: str | None = None,
+    figures: str | None = None,
+    settings: "PageSettings | None" = None,
 ) -> tuple[str, list[str]]:
     """Write the HTML page about what the work directory holds; returns its path and the table.
 
-    `recipes` names the subsets to show (default: all); see page.write_page for the rest.
+    `recipes` names the subsets to show (default: all), `results` the directory of a grid of trained
+    runs (default: the work directory), `figures` a directory for PDF, PNG and CSV files of the
+    figures.
     """
     from capmix.report.compare import compare, verdict
     from capmix.report.gather import gather
-    from capmix.report.page import write_page
+    from capmix.report.page import PageSettings, write_page
     from capmix.report.table import results_table
 
-    name = work.scorer(scorer) or "mini"
-    found = gather(work.store, work.pool, name, work.scored(name), recipes)
-    rows = compare(found.results, baseline) if found.results else []
+    work.index()
+    page = settings or PageSettings()
+    found = gather(work, work.scorer(scorer), recipes, results)
+    rows = compare(found.probes, page.baseline) if found.probes else []
     path = out or work.store.path("report/report.html")
-    write_page(found, rows, path, baseline=baseline, order=order, **page)
-    return path, [*results_table(found, rows, baseline), "", *verdict(rows, order)] if rows else []
+    made = write_page(found, rows, path, page)
+    if figures is not None:
+        from capmix.report.draw import write_figures
+
+        write_figures(made, figures)
+    if not rows:
+        return path, []
+    return path, [
+        *results_table(found, rows, page.baseline),
+        "",
+        *verdict(rows, page.order),
+    ]
 
 
 def _scorer(work: Work, settings: ScoreSettings) -> Scorer:

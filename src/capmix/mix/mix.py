@@ -20,7 +20,7 @@ from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
 from capmix.mix.inputs import check_parts
 from capmix.mix.plan import Plan, check_types, make_plan
-from capmix.mix.recipe import Recipe
+from capmix.mix.recipe import NAME, Recipe
 from capmix.mix.run import (
     SCHEMA,
     Run,
@@ -98,7 +98,10 @@ def mix(
     (see MixSettings) has the uids, sorted, each as often as it counts. Raises UserError for a
     recipe that does not fit the columns or keeps nothing, and for parts that are missing or stale.
     """
-    name = f"{FOLDER}/{output or recipe.name}"
+    called = output or recipe.name
+    if not NAME.fullmatch(called):
+        raise UserError(f"--out {called}: expected letters, digits and . _ + -")
+    name = f"{FOLDER}/{called}"
     plan = make_plan(recipe, columns, settings.lists, settings.seed)
     lists = {one: UidList(path) for one, path in settings.lists.items() if _asked(plan, one)}
     parts = check_parts(store, pool, plan.columns.values())
@@ -111,6 +114,7 @@ def mix(
         run = Run(store, plan, lists, _batches(parts.rows), parts, settings.workers or cores())
         _check_types(run)
         summary, samples_kept = _write(run, name, settings.npy)
+        summary.name = called
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
         return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})

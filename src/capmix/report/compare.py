@@ -73,7 +73,7 @@ def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
             f"{row.name}: {change.mean:+.1f} points [{change.low:+.1f}, {change.high:+.1f}], {word}"
         )
     known = [by_name[name] for name in order if name in by_name]
-    if len(known) == len(order):
+    if order and len(known) == len(order):
         means = [row.average.mean for row in known]
         rises = all(a < b for a, b in pairwise(means))
         chain = " < ".join(order)

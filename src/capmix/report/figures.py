@@ -1,69 +1,231 @@
-"""The report's figures, as SVG text."""
+"""The paper's figures, of what one work directory holds."""
 
-import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 
-from capmix.report.compare import RecipeResult
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "capmix"  # the same figure gives the same bytes
-matplotlib.rcParams["font.family"] = "sans-serif"
-
-from matplotlib import pyplot  # noqa: E402  (the backend is chosen first)
-
-COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2")
+from capmix.report.captioners import Captioner
+from capmix.report.figure import Figure, Series
+from capmix.report.gather import Found, Subset
+from capmix.report.outcomes import Outcome
 
 
-def histogram(scores: dict[str, np.ndarray], thresholds: dict[str, float]) -> str:
-    """Similarity histograms by source over one axis, thresholds as dashed lines."""
-    figure, axes = pyplot.subplots(figsize=(9.6, 3.4))
-    low = min(float(values.min()) for values in scores.values())
-    high = max(float(values.max()) for values in scores.values())
-    bins = np.linspace(low, high, 60).tolist()
-    for colour, (source, values) in zip(COLOURS, scores.items(), strict=False):
-        label = f"{source} (mean {values.mean():.3f}, {len(values):,} texts)"
-        axes.hist(values, bins, histtype="stepfilled", alpha=0.3, color=colour)
-        axes.hist(values, bins, histtype="step", linewidth=1.5, color=colour, label=label)
-    for name, value in thresholds.items():
-        axes.axvline(value, color="#333", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"{name} = {value:.3f}",
-            (value, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
+def all_figures(
+    found: Found, outcomes: Sequence[Outcome], rows: Sequence[Captioner], shown: Subset | None
+) -> list[Figure]:
+    """Those that there are numbers for; `shown` is the subset whose thresholds are drawn in."""
+    made = [
+        similarity(found, shown),
+        recipes(outcomes),
+        fractions(found, outcomes),
+        *tradeoffs(outcomes),
+        *diversity(found),
+        *temperatures(rows),
+        texts_map(found),
+    ]
+    return [figure for figure in made if figure is not None]
+
+
+def similarity(found: Found, shown: Subset | None) -> Figure | None:
+    """Histograms of similarity by source, as shares, with the recipe's thresholds."""
+    series = []
+    for source in found.scored:
+        noise = found.population["sources"][source]["noise"]
+        if noise["scored"]:
+            edges, counts = noise["histogram"]["edges"], noise["histogram"]["counts"]
+            middles = ((np.array(edges[1:]) + np.array(edges[:-1])) / 2).tolist()
+            width = edges[1] - edges[0]
+            density = [count / noise["scored"] / width for count in counts]
+            label = f"{source} (mean {noise['mean']:.3f}, {noise['scored']:,} texts)"
+            series.append(Series(label, middles, density, "steps"))
+    if not series:
+        return None
+    thresholds = shown.summary.thresholds if shown else {}
+    marks = [(name, value) for name, value in thresholds.items() if value is not None]
+    about = "Histograms of the image-text cosine similarity of each source. " + "; ".join(
+        one.name for one in series
+    )
+    if shown and marks:
+        about += f". Dashed: thresholds of {shown.name}"
+    return Figure(
+        "similarity",
+        "Image-text similarity by source",
+        about,
+        f"cosine similarity ({found.scorer})",
+        "% of texts for each 0.01",
+        series,
+        marks=marks,
+    )
+
+
+def recipes(outcomes: Sequence[Outcome]) -> Figure | None:
+    """The average of each recipe with its interval."""
+    if not outcomes:
+        return None
+    best = max(outcomes, key=lambda one: one.average)
+    ends = "95 % interval" if outcomes[0].of == "probes" else "one standard deviation over seeds"
+    one = Series(
+        outcomes[0].of,
+        [outcome.average for outcome in outcomes],
+        [outcome.subset for outcome in outcomes],
+        "points",
+        [outcome.low for outcome in outcomes],
+        [outcome.high for outcome in outcomes],
+    )
+    about = f"The average of each recipe, with {ends}. Highest: {best.subset}, {best.average:.1f} %"
+    return Figure("recipes", "Recipes", about, f"average, % ({ends})", "recipe", [one])
+
+
+def fractions(found: Found, outcomes: Sequence[Outcome]) -> Figure | None:
+    """The average against the fraction of the pool that is kept, a line for each strategy."""
+    by_strategy: dict[str, list[tuple[float, Outcome]]] = {}
+    for outcome in outcomes:
+        subset = found.subsets.get(outcome.subset)
+        if subset is not None:
+            by_strategy.setdefault(subset.strategy, []).append((subset.fraction, outcome))
+    series = []
+    for strategy, points in by_strategy.items():
+        points.sort(key=lambda point: point[0])
+        series.append(
+            Series(
+                strategy,
+                [fraction for fraction, _ in points],
+                [outcome.average for _, outcome in points],
+                "line" if len(points) > 1 else "points",
+                [outcome.low for _, outcome in points],
+                [outcome.high for _, outcome in points],
+                [outcome.subset for _, outcome in points],
+            )
         )
-    axes.set_xlabel("image-text cosine similarity")
-    axes.set_ylabel("texts")
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
-    return _svg(figure)
+    if not series:
+        return None
+    about = (
+        "The average of each recipe against the fraction of the pool that it keeps; recipes that "
+        f"differ in the fraction alone are joined. {len(outcomes)} recipes"
+    )
+    return Figure(
+        "fractions",
+        "Accuracy against the fraction kept",
+        about,
+        "rows kept, as a fraction of the pool's samples",
+        "average, %",
+        series,
+    )
 
 
-def comparison(rows: Sequence[RecipeResult]) -> str:
-    """The average of each recipe with its 95 % interval, one row each."""
-    figure, axes = pyplot.subplots(figsize=(9.6, 0.32 * len(rows) + 0.9))
-    for position, row in enumerate(rows):
-        colour = "#999" if row.name.startswith(("control", "oracle")) else COLOURS[0]
-        axes.plot([row.average.low, row.average.high], [position] * 2, color=colour, linewidth=2)
-        axes.plot(row.average.mean, position, "o", color=colour)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("average of zero-shot accuracy and retrieval recall@5, % (95 % interval)")
-    axes.grid(axis="x", color="#ddd")
-    axes.set_axisbelow(True)
-    return _svg(figure)
+def tradeoffs(outcomes: Sequence[Outcome]) -> list[Figure]:
+    """ImageNet (or classification) against the average and against retrieval."""
+    made = []
+    for name, title in (("average", "the average"), ("retrieval", "retrieval")):
+        points = [
+            (outcome.classes, getattr(outcome, name), outcome.subset)
+            for outcome in outcomes
+            if outcome.classes is not None and getattr(outcome, name) is not None
+        ]
+        if len(points) > 1:
+            made.append(
+                Figure(
+                    f"classes-{name}",
+                    f"Classification against {title}",
+                    f"{len(points)} recipes, a point each: zero-shot classification and {title}",
+                    "ImageNet, or mean zero-shot accuracy, %",
+                    f"{title}, %",
+                    [Series(name, [x], [y], "points") for x, y, name in points],
+                )
+            )
+    return made
 
 
-def _svg(figure: "matplotlib.figure.Figure") -> str:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def diversity(found: Found) -> list[Figure]:
+    """Unique trigrams and nouns against the number of texts, both on logarithmic axes."""
+    sources = found.population["sources"]
+    trigrams = [
+        Series(source, one["curve"]["texts"], one["curve"]["unique_trigrams"])
+        for source, one in sources.items()
+        if one["texts"] and one["unique_trigrams"]
+    ]
+    nouns = []
+    for source, one in (found.sampled or {"sources": {}})["sources"].items():
+        if one["nouns"]:
+            x, y = zip(*one["nouns_curve"], strict=True)
+            nouns.append(Series(source, x, y))
+    made = []
+    for what, series, total in (("trigrams", trigrams, "unique_trigrams"), ("nouns", nouns, None)):
+        if series:
+            ends = ", ".join(f"{one.name} {one.y[-1]:,}" for one in series)
+            made.append(
+                Figure(
+                    f"diversity-{what}",
+                    f"Different {what} against the number of texts",
+                    f"Different {what} in growing samples of each source; in the largest: {ends}"
+                    + ("" if total else " (on the sample that is tagged)"),
+                    "texts",
+                    f"different {what}",
+                    series,
+                    x_log=True,
+                    y_log=True,
+                )
+            )
+    return made
+
+
+def temperatures(rows: Sequence[Captioner]) -> list[Figure]:
+    """Of captioners of which several differ in temperature: similarity, diversity and results."""
+    by_model: dict[str, list[Captioner]] = {}
+    for row in rows:
+        if row.temperature is not None:
+            by_model.setdefault(row.model, []).append(row)
+    swept = {
+        model: sorted(of_model, key=lambda row: row.temperature or 0.0)
+        for model, of_model in by_model.items()
+        if len({row.temperature for row in of_model}) > 1
+    }
+    made = []
+    for what, title in (
+        ("similarity", "mean similarity"),
+        ("trigrams", "different trigrams"),
+        ("average", "average, %"),
+    ):
+        series = []
+        for model, of_model in swept.items():
+            known = [row for row in of_model if getattr(row, what) is not None]
+            if len(known) > 1:
+                x = [float(row.temperature or 0.0) for row in known]
+                labels = [row.source for row in known]
+                series.append(Series(model, x, [getattr(r, what) for r in known], labels=labels))
+        if series:
+            made.append(
+                Figure(
+                    f"temperature-{what}",
+                    f"Sampling temperature and {title.removesuffix(', %')}",
+                    f"{title} of the captions of each model at several sampling temperatures",
+                    "sampling temperature",
+                    title,
+                    series,
+                )
+            )
+    return made
+
+
+def texts_map(found: Found) -> Figure | None:
+    """t-SNE of text embeddings, all sources over the same axes."""
+    table = found.texts_map
+    if table is None:
+        return None
+    series = []
+    for source in dict.fromkeys(table["source"].to_pylist()):
+        rows = [row for row in table.to_pylist() if row["source"] == source]
+        series.append(
+            Series(
+                source,
+                [round(row["x"], 3) for row in rows],
+                [round(row["y"], 3) for row in rows],
+                "points",
+                labels=[row["text"] for row in rows],
+            )
+        )
+    about = (
+        "A point for each of some texts of each source, near to texts of like meaning; where one "
+        "source alone has points, the other does not speak of such things"
+    )
+    return Figure("map", "Map of texts (t-SNE)", about, "", " ", series)

@@ -1,142 +1,212 @@
 """Write a self-contained HTML page about one work directory: no network, opens from disk."""
 
 import base64
-import io
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
-from capmix.images import BadImageError, decode_image
-from capmix.mix.columns import measured_columns
-from capmix.mix.mix import FOLDER as SUBSETS
-from capmix.mix.mix import Summary
-from capmix.mix.table import query, sample_table
-from capmix.pool import Pool, Sample
+from capmix.measure.population import read_sample
+from capmix.report.captioners import captioners, rank_correlations
 from capmix.report.compare import RecipeResult, verdict
-from capmix.report.figures import comparison, histogram
-from capmix.report.gather import Found
+from capmix.report.examples import Steps, data_url, decisions, example_rows, thumbnails
+from capmix.report.figure import Figure
+from capmix.report.figures import all_figures
+from capmix.report.gather import Found, Subset
+from capmix.report.interactive import plotly_figure
+from capmix.report.outcomes import of_probes
 from capmix.report.table import short_name, shown_metrics
 from capmix.store import Store
 
-EXAMPLES = 60
-THUMBNAIL = 160
+EXAMPLES = 240
+CONTENTS = {
+    "recipes": "Recipes",
+    "figures": "Figures",
+    "captions": "Captions",
+    "thresholds": "Try thresholds",
+    "samples": "Samples",
+    "conservation": "In and out",
+    "settings": "Settings",
+}
 
 
 @dataclass(frozen=True)
-class Example:
-    """One sample as the page shows it. `texts` holds (source, text, score, chosen)."""
+class PageSettings:
+    """`examples_of` names the subset whose thresholds and choice are shown first (default: the
+    first that mixes sources, else the first). `order` names recipes that are expected to rise,
+    `examples` is the number of samples in the page."""
 
-    uid: str
-    image: str
-    texts: list[tuple[str, str, float | None, bool]]
-    left_out: bool
+    examples_of: str | None = None
+    baseline: str = "raw"
+    order: Sequence[str] = ()
+    note: str = ""
+    examples: int = EXAMPLES
 
 
 def write_page(
-    found: Found,
-    rows: Sequence[RecipeResult],
-    out: str,
-    examples_of: str | None = None,
-    baseline: str = "raw",
-    order: Sequence[str] = (),
-    note: str = "",
-) -> None:
-    """Write the page to the local file `out`.
-
-    `examples_of` names the subset whose choice the examples show (default: the first that mixes
-    sources, else the first). `order` names recipes that are expected to rise.
-    """
-    shown = _shown_subset(list(found.summaries.values()), examples_of)
-    columns = measured_columns(found.sources, found.scorer)
-    with sample_table(found.store, found.pool, columns) as connection:
-        scores = _scores(connection, found.sources)
-        examples = _examples(found, connection, shown) if shown else []
-    thresholds = {k: v for k, v in (shown.thresholds if shown else {}).items() if v is not None}
-    page = _template().render(
-        found=found,
-        version=metadata.version("capmix"),
-        note=note,
-        rows=rows,
-        metrics=shown_metrics(rows),
-        verdict=verdict(rows, order),
-        baseline=baseline,
-        comparison=Markup(comparison(rows)) if rows else "",
-        histogram=Markup(histogram(scores, thresholds)) if scores else "",
-        shown=shown,
-        examples=examples,
-    )
+    found: Found, rows: Sequence[RecipeResult], out: str, settings: PageSettings = PageSettings()
+) -> list[Figure]:
+    """Write the page to the local file `out`; returns its figures."""
+    figures, page = render_page(found, rows, settings)
     path = Path(out).resolve()
     Store(str(path.parent)).write_bytes(path.name, page.encode())
+    return figures
 
 
-def _scores(connection: Any, sources: Sequence[str]) -> dict[str, np.ndarray]:
-    """The scores of each source that has any, float32."""
-    found = {}
-    for source in sources:
-        column = query(connection, f"select {source}_score as s from samples").column("s")
-        if len(column) > column.null_count:
-            found[source] = column.drop_null().to_numpy()
-    return found
-
-
-def _shown_subset(summaries: Sequence[Summary], wanted: str | None) -> Summary | None:
-    named = [summary for summary in summaries if summary.name == wanted]
-    mixed = [summary for summary in summaries if len(summary.by_clause) > 1]
-    return next(iter([*named, *mixed, *summaries]), None)
-
-
-def _examples(found: Found, connection: Any, shown: Summary) -> list[Example]:
-    """The 60 samples with the lowest `draw`: a fair sample, the same for every recipe."""
-    subset = found.store.read_table(f"{SUBSETS}/{shown.name}.parquet")
-    chosen = dict(
-        zip(subset.column("uid").to_pylist(), subset.column("source").to_pylist(), strict=True)
+def render_page(
+    found: Found, rows: Sequence[RecipeResult], settings: PageSettings, token: str = ""
+) -> tuple[list[Figure], str]:
+    """The figures and the page. With a `token` it asks its server for samples and images."""
+    shown = _shown_subset(list(found.subsets.values()), settings.examples_of)
+    outcomes = found.runs or of_probes(rows)
+    of_sources = captioners(found, outcomes)
+    figures = all_figures(found, outcomes, of_sources, shown)
+    steps = found.population["steps"]
+    data = {
+        "figures": [
+            plotly_figure(figure) | {"name": figure.name, "csv": figure.csv()} for figure in figures
+        ],
+        "steps": _with_bounds(steps, shown) if steps else None,
+        "samples": found.population["samples"],
+        "sources": found.sources,
+        "scored": found.scored,
+        "scorer": found.scorer,
+        "subsets": list(found.subsets),
+        "shown": shown.name if shown else None,
+        "flags": sorted({f for s in found.population["sources"].values() for f in s["flags"]}),
+        "api": token,
+        "shards": [shard.name for shard in found.work.pool.shards] if token else [],
+        "examples": [] if token else _examples(found, settings.examples),
+    }
+    data["about"] = (
+        "Samples are read from the pool when they are asked for."
+        if token
+        else f"{len(data['examples']):,} samples drawn by chance, the same for every recipe."
     )
-    columns = ", ".join(f"{source}_text, {source}_score" for source in found.sources)
-    table = query(
-        connection, f"select uid, shard, {columns} from samples order by draw limit {EXAMPLES}"
+    plotly, script = _plotly(), _resource("page.js")
+    contents = [
+        (anchor, name)
+        for anchor, name in CONTENTS.items()
+        if (anchor != "recipes" or outcomes) and (anchor != "thresholds" or steps)
+    ]
+    page = _template().render(
+        found=found,
+        title=found.work.pool.location,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        version=metadata.version("capmix"),
+        digest=_digest(found),
+        note=settings.note,
+        contents=contents,
+        outcomes=outcomes,
+        rows=rows,
+        metrics=shown_metrics(rows),
+        verdict=verdict(rows, settings.order),
+        baseline=settings.baseline,
+        figures=figures,
+        overlaps=_overlaps(found),
+        captioners=of_sources,
+        correlations=rank_correlations(of_sources),
+        policy=_policy([plotly, script], token),
+        css=Markup(_resource("page.css")),
+        data=Markup(_in_script(json.dumps(data, allow_nan=False))),
+        plotly=Markup(plotly),
+        script=Markup(script),
     )
-    rows = [list(row.values()) for row in table.to_pylist()]
-    images = _thumbnails(found.pool, {row[0]: row[1] for row in rows})
-    examples = []
-    for uid, _, *values in rows:
-        texts = [
-            (source, values[2 * i] or "", values[2 * i + 1], chosen.get(uid) == source)
-            for i, source in enumerate(found.sources)
-        ]
-        examples.append(Example(uid, images.get(uid, ""), texts, uid not in chosen))
-    return examples
+    return figures, page
 
 
-def _thumbnails(pool: Pool, shard_of: dict[str, str]) -> dict[str, str]:
-    """Data URLs of small WebP copies of the images of these uids."""
-    urls: dict[str, str] = {}
-    for shard in pool.shards:
-        wanted = {uid for uid, name in shard_of.items() if name == shard.name}
-        for sample in pool.read(shard) if wanted else ():
-            if not isinstance(sample, Sample) or sample.uid not in wanted:
-                continue
-            try:
-                image = decode_image(sample.image)
-            except BadImageError:
-                continue
-            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            out = io.BytesIO()
-            image.save(out, "WEBP", quality=80)
-            urls[sample.uid] = "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
-            if wanted <= urls.keys():
-                break
-    return urls
+def steps_of_page(found: Found) -> Steps | None:
+    """The scale of the thresholds that can be moved."""
+    steps = found.population["steps"]
+    return Steps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
+
+
+def _examples(found: Found, count: int) -> list[dict[str, Any]]:
+    table = read_sample(found.store).slice(0, count)
+    rows = example_rows(table, found.sources, found.scored, steps_of_page(found))
+    images = thumbnails(found.work.pool, rows) if found.work.pool.has_images else {}
+    of_subset = {
+        name: decisions(found.store, name, [row["uid"] for row in rows]) for name in found.subsets
+    }
+    for i, row in enumerate(rows):
+        row["image"] = data_url(images[row["uid"]]) if row["uid"] in images else None
+        row["decisions"] = {name: chosen[i] for name, chosen in of_subset.items()}
+    return rows
+
+
+def _shown_subset(subsets: Sequence[Subset], wanted: str | None) -> Subset | None:
+    named = [subset for subset in subsets if subset.name == wanted]
+    mixed = [subset for subset in subsets if len(subset.recipe["clauses"]) > 1]
+    with_threshold = [subset for subset in mixed if subset.summary.thresholds]
+    return next(iter([*named, *with_threshold, *mixed, *subsets]), None)
+
+
+def _with_bounds(steps: dict[str, Any], shown: Subset | None) -> dict[str, Any]:
+    """The least and the greatest step of each source, where its threshold starts (at that of the
+    subset that is shown, if it has one, else at the least), and whether that subset uses it."""
+    columns = range(len(steps["sources"]))
+    known = [[c[i] for c in steps["cells"] if c[i] is not None] for i in columns]
+    least, most = [min(one, default=0) for one in known], [max(one, default=0) for one in known]
+    thresholds = [v for v in shown.summary.thresholds.values() if v is not None] if shown else []
+    start = least
+    if thresholds:
+        step = round(thresholds[0] * steps["scale"] / steps["unit"])
+        start = [min(max(step, low), high) for low, high in zip(least, most, strict=True)]
+    used = (
+        {clause["source"] for clause in shown.recipe["clauses"]} if thresholds and shown else None
+    )
+    is_used = [used is None or source in used for source in steps["sources"]]
+    return steps | {"least": least, "most": most, "start": start, "used": is_used}
+
+
+def _overlaps(found: Found) -> dict[tuple[str, str], float | None]:
+    pairs = found.sampled["overlap"] if found.sampled else []
+    return {(pair["first"], pair["second"]): pair["words"] for pair in pairs}
+
+
+def _digest(found: Found) -> str:
+    """Of all settings of captioners, scorers and recipes."""
+    recipes = {name: subset.recipe for name, subset in found.subsets.items()}
+    text = json.dumps([found.settings, recipes], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _policy(scripts: Sequence[str], token: str) -> str:
+    """Nothing runs but these scripts, and nothing is fetched but from the page's own server."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    allowed = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)
+    images = "img-src data: 'self'; connect-src 'self'" if token else "img-src data:"
+    return (
+        f"default-src 'none'; {images}; style-src 'unsafe-inline'; script-src {allowed}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _in_script(text: str) -> str:
+    """JSON that cannot end the script element that it stands in."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script.replace("</script", "<\\/script")
+
+
+def _resource(name: str) -> str:
+    return (resources.files("capmix.report") / name).read_text("utf-8")
 
 
 def _template() -> jinja2.Template:
-    text = (resources.files("capmix.report") / "page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["short"] = short_name
-    return environment.from_string(text)
+    environment.filters["tojson_text"] = lambda value: json.dumps(value, sort_keys=True)
+    return environment.from_string(_resource("page.html"))

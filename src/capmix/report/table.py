@@ -20,7 +20,7 @@ def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> 
         average, change = row.average, row.against_baseline
         text = f"{average.mean:5.1f} [{average.low:5.1f}, {average.high:5.1f}]"
         against = f"{change.mean:+5.1f} [{change.low:+5.1f}, {change.high:+5.1f}]" if change else ""
-        count = found.summaries[row.name].kept
+        count = found.subsets[row.name].summary.kept
         body = " ".join(f"{cell:>11}" for cell in cells)
         lines.append(f"{row.name:<{width}} {count:>8,} {body} {text:>20} {against:>22}")
     return lines

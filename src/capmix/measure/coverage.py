@@ -1,0 +1,161 @@
+"""What the texts of each source speak of: topics, and a map of all sources over the same axes.
+
+Topics are k-means clusters of text embeddings, named by the words that set them apart. The map is
+t-SNE. Both come from scikit-learn, with the embeddings of one scorer's text tower.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from capmix.errors import UserError
+from capmix.measure.population import PART as POPULATION
+from capmix.measure.population import read_sample
+from capmix.measure.settings import MeasureSettings
+from capmix.score.scorer import Scorer
+from capmix.store import Counts, Marker, Store, once
+
+PART = "measures/coverage"
+TEXTS_OF_SOURCE = 5_000  # at most, for topics
+TOPIC_WORDS = 5
+TEXTS_AT_ONCE = 512
+
+
+def measure_coverage(
+    store: Store, sources: Sequence[str], settings: MeasureSettings, scorer: Scorer
+) -> dict[str, Any]:
+    """`topics`: of each its words and its share of each source's texts. `effective_topics` of each
+    source: exp of the entropy of its shares, 1 to the number of topics. Writes
+    `measures/coverage.parquet`, the map: source, uid, text, topic, x, y.
+
+    Raises UserError where scikit-learn is missing.
+    """
+    try:
+        import sklearn
+    except ImportError as error:
+        raise UserError("topics and the map of texts: pip install 'capmix[measure]'") from error
+    inputs = {POPULATION: store.fingerprint(POPULATION)}
+    config = {
+        "sources": list(sources),
+        "scorer": scorer.settings,
+        "scikit-learn": sklearn.__version__,
+    } | settings.model_dump(include={"topics", "map_points", "seed"})
+
+    def make() -> Marker:
+        table = read_sample(store)
+        texts = _texts(table, sources)
+        if len(texts) < 2 * settings.topics:
+            raise UserError(
+                f"--topics {settings.topics}: the sample has {len(texts)} texts; ask for fewer"
+            )
+        vectors = _encode(scorer, texts["text"].to_pylist())
+        topic = _topics(vectors, settings)
+        words = _topic_words(texts["text"].to_pylist(), topic, settings.topics)
+        shares = _shares(texts["source"].to_pylist(), topic, sources, settings.topics)
+        _write_map(store, texts, vectors, topic, sources, settings)
+        order = np.argsort(-shares.mean(axis=0), kind="stable")
+        found = {
+            "topics": [
+                {
+                    "topic": int(number),
+                    "words": words[number],
+                    "shares": dict(zip(sources, shares[:, number].tolist(), strict=True)),
+                }
+                for number in order
+            ],
+            "effective_topics": dict(zip(sources, _effective(shares), strict=True)),
+        }
+        return Marker(inputs, config, len(texts), Counts(ok=len(texts)), found)
+
+    marker, _ = once(store, PART, inputs, config, make)
+    return marker.extra
+
+
+def _texts(table: pa.Table, sources: Sequence[str]) -> pa.Table:
+    """uid, source and text of the lowest draws that have a text, source by source."""
+    tables = []
+    for source in sources:
+        texts = table.select(["uid", f"{source}_text"]).rename_columns(["uid", "text"])
+        keep = [i for i, text in enumerate(texts["text"].to_pylist()) if text][:TEXTS_OF_SOURCE]
+        texts = texts.take(pa.array(keep, pa.int64()))
+        tables.append(texts.append_column("source", pa.repeat(pa.scalar(source), len(texts))))
+    return pa.concat_tables(tables)
+
+
+def _encode(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
+    pieces = []
+    starts = range(0, len(texts), TEXTS_AT_ONCE)
+    for start in tqdm(starts, unit="batch", desc="topics", leave=False, disable=None):
+        pieces.append(scorer.encode_texts(texts[start : start + TEXTS_AT_ONCE]))
+    return np.concatenate(pieces)
+
+
+def _topics(vectors: np.ndarray, settings: MeasureSettings) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    model = KMeans(settings.topics, n_init=4, random_state=settings.seed)
+    found: np.ndarray = model.fit_predict(vectors)
+    return found
+
+
+def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[list[str]]:
+    """The words of highest TF-IDF, each topic's texts taken for one document."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    documents = ["" for _ in range(topics)]
+    joined: list[list[str]] = [[] for _ in documents]
+    for text, number in zip(texts, topic.tolist(), strict=True):
+        joined[number].append(text)
+    documents = ["\n".join(one) for one in joined]
+    try:
+        model = TfidfVectorizer(stop_words="english", sublinear_tf=True, max_features=20_000)
+        weights = model.fit_transform(documents)
+    except ValueError:  # no word that is not a stop word
+        return [[] for _ in documents]
+    names = model.get_feature_names_out()
+    found = []
+    for row in weights:
+        best = np.argsort(-row.toarray()[0], kind="stable")[:TOPIC_WORDS]
+        found.append([str(names[i]) for i in best if row[0, i] > 0])
+    return found
+
+
+def _shares(
+    of_text: Sequence[str], topic: np.ndarray, sources: Sequence[str], topics: int
+) -> np.ndarray:
+    """(sources, topics): the share of each topic in the texts of each source."""
+    shares = np.zeros((len(sources), topics))
+    np.add.at(shares, (np.array([sources.index(one) for one in of_text]), topic), 1)
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
+    return shares
+
+
+def _effective(shares: np.ndarray) -> list[float]:
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return [float(value) for value in np.exp(-(shares * logs).sum(axis=1))]
+
+
+def _write_map(
+    store: Store,
+    texts: pa.Table,
+    vectors: np.ndarray,
+    topic: np.ndarray,
+    sources: Sequence[str],
+    settings: MeasureSettings,
+) -> None:
+    from sklearn.manifold import TSNE
+
+    of_text = np.array(texts["source"].to_pylist())
+    chosen = np.concatenate(
+        [np.flatnonzero(of_text == source)[: settings.map_points] for source in sources]
+    )
+    neighbours = min(30.0, (len(chosen) - 1) / 3)  # scikit-learn's default where there are enough
+    model = TSNE(init="pca", perplexity=neighbours, random_state=settings.seed)
+    places = model.fit_transform(vectors[chosen])
+    table = texts.take(pa.array(chosen)).append_column("topic", pa.array(topic[chosen], pa.int32()))
+    for name, values in zip("xy", places.T.astype(np.float32), strict=True):
+        table = table.append_column(name, pa.array(values))
+    store.write_table(f"{PART}.parquet", table)

@@ -1,0 +1,76 @@
+"""Measures as lines for a terminal."""
+
+from typing import Any
+
+
+def measure_lines(found: dict[str, Any]) -> list[str]:
+    """A table with a row for each source, then references, agreement and topics."""
+    population, sampled = found["population"], found["sampled"]
+    lines = [
+        f"{population['samples']:,} samples; nouns, openings and topics on "
+        f"{population['sampled']:,} of them"
+        + (f" ({sampled['tagger']})" if sampled["tagger"] else "")
+    ]
+    lines += _table(
+        ["source", "texts", "unique", "words", "vocabulary", "trigrams", "distinct-3", "nouns",
+         "noun share", "mean score", "truncated", "flagged"],
+        [_row(name, one, sampled["sources"][name]) for name, one in population["sources"].items()],
+    )  # fmt: skip
+    for pair in population["agreement"]:
+        if pair["samples"]:
+            lines.append(
+                f"{pair['first']} scores higher than {pair['second']} on "
+                f"{pair['first_higher']:.1%} of samples (mean difference "
+                f"{pair['difference']:+.4f}); {pair['above_top']:.1%} of {pair['second']} texts "
+                f"reach what the best 30 % of {pair['first']} reach"
+            )
+    if found["references"]:
+        metrics = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "CLIPScore", "RefCLIPScore")
+        about = found["references"]
+        lines.append(f"against references, {about['images']:,} images, tokens: {about['tokens']}")
+        rows = [
+            [name, *(_number(one[metric], ".4f") for metric in metrics)]
+            for name, one in about["sources"].items()
+        ]
+        lines += _table(["source", *metrics], rows)
+    if found["coverage"]:
+        effective = found["coverage"]["effective_topics"].items()
+        topics = len(found["coverage"]["topics"])
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in effective)
+        lines.append(f"effective number of {topics} topics: {shown}")
+    return lines
+
+
+def _row(name: str, population: dict[str, Any], sampled: dict[str, Any]) -> list[str]:
+    noise = population["noise"] or {"mean": None}
+    return [
+        name,
+        f"{population['texts']:,}",
+        f"{population['unique_texts']:,}",
+        f"{population['mean_words']:.1f}",
+        f"{population['vocabulary']:,}",
+        f"{population['unique_trigrams']:,}",
+        f"{population['distinct_3']:.3f}",
+        _number(sampled["nouns"], ","),
+        _number(sampled.get("noun_share"), ".1%"),
+        _number(noise["mean"], ".4f"),
+        _number(population["truncated"], ","),
+        f"{sum(population['flags'].values()):,}",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in [heads, *rows]
+    ]

@@ -1,0 +1,73 @@
+"""How well texts fit their images: the distribution of similarity, and how sources agree."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+BINS = 100
+TOP = 0.3  # the fraction of raw texts that the paper's filter keeps most often
+
+
+class Noise:
+    """The scores of one source: four bytes a sample are kept until `result`."""
+
+    def __init__(self) -> None:
+        self._scores: list[np.ndarray] = []
+
+    def add(self, scores: pa.ChunkedArray) -> None:
+        """Take float32 scores; null where a text has none."""
+        self._scores.append(scores.to_numpy().astype(np.float32))
+
+    def all(self) -> np.ndarray:
+        """Every score so far, float32 (samples,), NaN where there is none."""
+        if len(self._scores) > 1:
+            self._scores = [np.concatenate(self._scores)]
+        return self._scores[0] if self._scores else np.empty(0, np.float32)
+
+    def result(self) -> dict[str, Any]:
+        """mean, deciles (11 values, least to greatest), top (what the best 30 % reach), and a
+        histogram over BINS bins of equal width: its `edges` and `counts`."""
+        scores = np.sort(self.all())
+        scores = scores[: len(scores) - int(np.isnan(scores).sum())]
+        if not len(scores):
+            return {"scored": 0, "mean": None, "deciles": [], "top": None, "histogram": None}
+        counts, edges = np.histogram(scores, BINS)
+        return {
+            "scored": len(scores),
+            "mean": float(scores.mean(dtype=np.float64)),
+            "deciles": [float(v) for v in np.quantile(scores, np.linspace(0, 1, 11))],
+            "top": float(np.quantile(scores, 1 - TOP)),
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        }
+
+
+def agreement(noise: Mapping[str, Noise]) -> list[dict[str, Any]]:
+    """Of each two sources, over the samples that have both scores.
+
+    `correlation` (Pearson's) of the scores, `first_higher`: the share of samples whose first score
+    is the higher one, `difference`: the mean of first less second, and `above_top`: of the second
+    source's texts, the share that reaches what the best 30 % of the first source's reach.
+    """
+    found = []
+    for first, second in combinations(noise, 2):
+        a, b = noise[first].all().astype(np.float64), noise[second].all().astype(np.float64)
+        top = noise[first].result()["top"]
+        above = float(np.mean(b[~np.isnan(b)] >= top)) if top is not None and len(b) else None
+        both = ~(np.isnan(a) | np.isnan(b))
+        a, b = a[both], b[both]
+        varies = len(a) > 1 and a.std() > 0 and b.std() > 0
+        found.append(
+            {
+                "first": first,
+                "second": second,
+                "samples": len(a),
+                "correlation": float(np.corrcoef(a, b)[0, 1]) if varies else None,
+                "first_higher": float(np.mean(a > b)) if len(a) else None,
+                "difference": float(np.mean(a - b)) if len(a) else None,
+                "above_top": above,
+            }
+        )
+    return found

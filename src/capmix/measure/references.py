@@ -1,0 +1,228 @@
+"""Reference metrics of captions: CIDEr, BLEU-4, ROUGE-L, METEOR, CLIPScore and RefCLIPScore.
+
+The first four are those of pycocoevalcap. Its tokeniser (Stanford's PTBTokenizer) and METEOR need
+Java; without Java, words are found as in words.py, figures are then not comparable with published
+ones, and METEOR is left out. The result names the tokenisation.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from capmix.errors import UserError
+from capmix.measure.population import Population
+from capmix.measure.words import WORD
+from capmix.mix.columns import read_samples
+from capmix.mix.inputs import check_parts
+from capmix.score.scorer import Scorer
+from capmix.store import Counts, Marker, once
+
+PART = "measures/references"
+CLIP_WEIGHT = 2.5  # w of Hessel et al. 2021, arXiv 2104.08718, section 3
+SOURCE = "source:"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with references, and what each source says of it: text and score."""
+
+    references: list[str]
+    texts: dict[str, str | None]
+    scores: dict[str, float | None]
+
+
+def measure_references(
+    population: Population, given: str, java: bool = True, scorer: Scorer | None = None
+) -> dict[str, Any]:
+    """The metrics of each source on the samples that have references.
+
+    `given` is a COCO or NoCaps annotation file (see load_references) or source:NAME. RefCLIPScore
+    needs `scorer`, the one whose scores are measured. Raises UserError where no sample has any.
+    """
+    columns = population.columns()
+    parts = check_parts(population.store, population.pool, columns.values())
+    name = given.removeprefix(SOURCE) if given.startswith(SOURCE) else None
+    if name is not None and name not in population.sources:
+        raise UserError(f"--references {given}: no texts of that source; have {population.sources}")
+    inputs = dict(parts.digests)
+    if name is None:
+        about = Path(given).stat() if Path(given).exists() else None
+        inputs["references"] = f"{about.st_size} {about.st_mtime_ns}" if about else ""
+    sources = [source for source in population.sources if source != name]
+    config: dict[str, Any] = {"references": given, "sources": sources, "scorer": population.scorer}
+    config |= {"java": java and has_java(), "text_encoder": scorer.name if scorer else None}
+
+    def make() -> Marker:
+        by_key = load_references(given) if name is None else None
+        items: list[Item] = []
+        rows = 0
+        for shard in population.pool.shards:
+            table = read_samples(population.store, shard.name, columns, parts)
+            rows += len(table)
+            items += _items(table, population, by_key, name)
+        if not items:
+            raise UserError(
+                f"--references {given}: no sample of the pool has any. A file's image names "
+                "(without suffix) or ids must be the samples' uids or keys."
+            )
+        metrics = {source: _metrics(items, source, java, scorer) for source in sources}
+        counts = Counts(ok=len(items))
+        counts.dropped.update({"no reference": rows - len(items)})
+        extra = {
+            "images": len(items),
+            "tokens": "PTBTokenizer" if config["java"] else "words in lower case",
+            "sources": metrics,
+        }
+        return Marker(inputs, config, rows, counts, extra)
+
+    marker, _ = once(population.store, PART, inputs, config, make)
+    return marker.extra
+
+
+def has_java() -> bool:
+    return shutil.which("java") is not None
+
+
+def load_references(path: str) -> dict[str, list[str]]:
+    """References by image id and by file name without suffix, from an annotation file.
+
+    The form of COCO and NoCaps: `annotations` with `image_id` and `caption`, `images` with `id` and
+    `file_name`. Raises UserError for another one.
+    """
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+        names = {
+            image["id"]: PurePosixPath(str(image["file_name"])).stem
+            for image in value.get("images", ())
+        }
+        found: dict[str, list[str]] = {}
+        for one in value["annotations"]:
+            found.setdefault(str(one["image_id"]), []).append(str(one["caption"]))
+        for number, name in names.items():
+            if str(number) in found:
+                found.setdefault(name, found[str(number)])
+    except (OSError, ValueError) as error:
+        raise UserError(f"--references {path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--references {path}: expected COCO's form, annotations with image_id and caption"
+        ) from error
+    return found
+
+
+def _items(
+    table: pa.Table, population: Population, by_key: Mapping[str, list[str]] | None, own: str | None
+) -> list[Item]:
+    found = []
+    for row in table.to_pylist():
+        if by_key is None:
+            references = [row[f"{own}_text"]] if row[f"{own}_text"] else []
+        else:
+            stem = PurePosixPath(row["key"]).stem
+            names = (row["uid"], row["key"], stem, stem.lstrip("0"))
+            references = next((by_key[name] for name in names if name in by_key), [])
+        if references:
+            texts = {source: row[f"{source}_text"] for source in population.sources}
+            scores = {source: row[f"{source}_score"] for source in population.scored}
+            found.append(Item(references, texts, scores))
+    return found
+
+
+def _metrics(
+    items: Sequence[Item], source: str, java: bool, scorer: Scorer | None
+) -> dict[str, Any]:
+    """A missing caption counts as an empty one; CLIPScores are of captions that have a score."""
+    candidates = [item.texts.get(source) or "" for item in items]
+    metrics: dict[str, Any] = {"captions": sum(map(bool, candidates))}
+    metrics |= text_metrics(candidates, [item.references for item in items], java)
+    scored = [item for item in items if item.scores.get(source) is not None]
+    metrics["CLIPScore"] = metrics["RefCLIPScore"] = None
+    if scored:
+        similarity = np.array([item.scores[source] for item in scored], np.float64)
+        metrics["CLIPScore"] = float(clip_score(similarity).mean())
+        if scorer is not None:
+            texts = [item.texts[source] or "" for item in scored]
+            closest = _closest(scorer, texts, [item.references for item in scored])
+            metrics["RefCLIPScore"] = float(ref_clip_score(similarity, closest).mean())
+    return metrics
+
+
+def text_metrics(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], java: bool = True
+) -> dict[str, float | None]:
+    """CIDEr, BLEU-4, ROUGE-L and METEOR (None without Java) of one candidate for each image.
+
+    Raises UserError unless pycocoevalcap is installed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise UserError("reference metrics: pip install 'capmix[measure]'") from error
+    use_java = java and has_java()
+    texts = [[text] for text in candidates]
+    result, truth = _tokens(texts, use_java), _tokens(references, use_java)
+    found: dict[str, float | None] = {
+        "CIDEr": float(Cider().compute_score(truth, result)[0]),
+        "BLEU-4": float(Bleu(4).compute_score(truth, result, verbose=0)[0][3]),
+        "ROUGE-L": float(Rouge().compute_score(truth, result)[0]),
+        "METEOR": None,
+    }
+    if use_java:
+        found["METEOR"] = float(Meteor().compute_score(truth, result)[0])
+    return found
+
+
+def _tokens(texts: Sequence[Sequence[str]], java: bool) -> dict[int, list[str]]:
+    lines = {i: [" ".join(text.split()) for text in of_image] for i, of_image in enumerate(texts)}
+    if not java:
+        return {i: [" ".join(WORD.findall(t.lower())) for t in one] for i, one in lines.items()}
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    asked = {i: [{"caption": text} for text in one] for i, one in lines.items()}
+    found: dict[int, list[str]] = PTBTokenizer().tokenize(asked)
+    return found
+
+
+def clip_score(similarity: np.ndarray) -> np.ndarray:
+    """CLIP-S = 2.5 x max(cos, 0) of cosine similarities (arXiv 2104.08718, section 3)."""
+    score: np.ndarray = CLIP_WEIGHT * np.maximum(similarity, 0)
+    return score
+
+
+def ref_clip_score(similarity: np.ndarray, closest: np.ndarray) -> np.ndarray:
+    """RefCLIP-S: the harmonic mean of CLIP-S and max(cos, 0) of the closest reference's text."""
+    of_image, of_text = clip_score(similarity), np.maximum(closest, 0)
+    both = of_image + of_text
+    mean: np.ndarray = np.divide(
+        2 * of_image * of_text, both, out=np.zeros_like(both), where=both > 0
+    )
+    return mean
+
+
+def _closest(
+    scorer: Scorer, texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Cosine similarity of each text to its closest reference."""
+    flat = [reference for of_image in references for reference in of_image]
+    vectors = _encode(scorer, [*texts, *flat])
+    of_texts, of_references = vectors[: len(texts)], vectors[len(texts) :]
+    counts = [len(of_image) for of_image in references]
+    owner = np.repeat(np.arange(len(texts)), counts)
+    similarity = (of_references * of_texts[owner]).sum(axis=1)
+    starts = np.cumsum([0, *counts[:-1]])
+    highest: np.ndarray = np.maximum.reduceat(similarity, starts)
+    return highest.astype(np.float64)
+
+
+def _encode(scorer: Scorer, texts: Sequence[str], at_once: int = 1024) -> np.ndarray:
+    pieces = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
+    return np.concatenate([scorer.encode_texts(piece) for piece in pieces])

@@ -1,0 +1,98 @@
+"""How many samples reach which thresholds, for several sources at once.
+
+A threshold that stands on a step of the scale can be moved without reading a score again: what a
+recipe of the form "the first source whose score reaches its threshold" keeps is a sum over cells.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+STEPS = 120  # about so many between the least and the greatest score of the first batch
+MOST_CELLS = 50_000
+NO_SCORE = -(2**31)
+
+
+class StepCounts:
+    """Counts samples by the step that each source's score reaches.
+
+    The steps are the float32 numbers nearest to whole multiples of `size`, and a score reaches the
+    highest that it is not below: a recipe's `score >= 0.215` says the same.
+    """
+
+    def __init__(self, sources: Sequence[str]):
+        self.sources = sources
+        self._unit = 0  # a step is the unit over the scale
+        self._scale = 1
+        self._cells: Counter[tuple[int, ...]] = Counter()
+
+    def add(self, scores: Sequence[pa.ChunkedArray]) -> None:
+        """Take the scores of some samples, a column for each source; null for no score."""
+        if not self.sources:
+            return
+        columns = [column.to_numpy().astype(np.float32) for column in scores]
+        if not self._unit:
+            self._choose(columns)
+        reached = np.stack([steps_of(one, self._unit, self._scale) for one in columns], axis=1)
+        cells, counts = np.unique(reached, axis=0, return_counts=True)
+        for cell, count in zip(cells.tolist(), counts.tolist(), strict=True):
+            self._cells[tuple(cell)] += count
+        while len(self._cells) > MOST_CELLS:
+            self._coarsen()
+
+    def result(self) -> dict[str, Any] | None:
+        """`sources`, the steps as `unit` and `scale` (step i is at i x unit / scale), and `cells`:
+        the steps that the sources' scores reach, null for no score, and the number of samples."""
+        if not self._cells:
+            return None
+        cells = [
+            [*(None if step == NO_SCORE else step for step in cell), count]
+            for cell, count in sorted(self._cells.items())
+        ]
+        return {
+            "sources": list(self.sources),
+            "unit": self._unit,
+            "scale": self._scale,
+            "cells": cells,
+        }
+
+    def _choose(self, columns: Sequence[np.ndarray]) -> None:
+        """1, 2 or 5 times a power of ten."""
+        values = np.concatenate(columns)
+        values = values[np.isfinite(values)]
+        span = float(values.max() - values.min()) if len(values) else 1.0
+        wanted = max(span, 1e-6) / STEPS
+        power = math.floor(math.log10(wanted))
+        unit = next(one for one in (1, 2, 5, 10) if one * 10.0**power >= wanted)
+        self._unit = unit * 10**power if power > 0 else unit
+        self._scale = 10**-power if power < 0 else 1
+
+    def _coarsen(self) -> None:
+        """Join steps, two by two; those that stay keep their value."""
+        coarser: Counter[tuple[int, ...]] = Counter()
+        for cell, count in self._cells.items():
+            joined = tuple(step if step == NO_SCORE else step // 2 for step in cell)
+            coarser[joined] += count
+        self._cells = coarser
+        self._unit *= 2
+
+
+def steps_of(values: np.ndarray, unit: int, scale: int) -> np.ndarray:
+    """The highest step that each score (float32) reaches, int64; NO_SCORE where there is none."""
+    known = np.isfinite(values)
+    steps = np.full(len(values), NO_SCORE, np.int64)
+    close = np.floor(values[known].astype(np.float64) * scale / unit).astype(np.int64)
+    # Division may be off by one at a step itself: the step's own value decides.
+    close -= values[known] < step_value(close, unit, scale)
+    close += values[known] >= step_value(close + 1, unit, scale)
+    steps[known] = close
+    return steps
+
+
+def step_value(steps: np.ndarray, unit: int, scale: int) -> np.ndarray:
+    """The score at these steps, float32, as SQL reads the decimal number."""
+    return (steps.astype(np.float64) * unit / scale).astype(np.float32)

@@ -1,0 +1,72 @@
+"""The table of captioners: which metric of captions tells how useful they are for training?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from capmix.probe.agreement import agreement
+from capmix.report.gather import Found
+from capmix.report.outcomes import Outcome
+
+FEWEST = 3  # of which a rank correlation says anything at all
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """One source: its settings, its measures, and what training on it alone gives, in percent."""
+
+    source: str
+    model: str
+    temperature: float | None
+    cider: float | None
+    clip_score: float | None
+    similarity: float | None
+    trigrams: int
+    nouns: int | None
+    classes: float | None
+    retrieval: float | None
+    average: float | None
+
+
+def captioners(found: Found, outcomes: Sequence[Outcome]) -> list[Captioner]:
+    """A row for each source; the last three columns are of the subset that takes it alone."""
+    alone = {subset.only_source: name for name, subset in found.subsets.items()}
+    by_subset = {outcome.subset: outcome for outcome in outcomes}
+    rows = []
+    for source, measures in found.population["sources"].items():
+        settings = found.settings.get(f"captions/{source}", {})
+        metrics = (found.references or {"sources": {}})["sources"].get(source, {})
+        of_sample = (found.sampled or {"sources": {}})["sources"].get(source, {})
+        outcome = by_subset.get(alone.get(source, ""))
+        rows.append(
+            Captioner(
+                source,
+                str(settings.get("model", "the pool" if source == "raw" else "imported")),
+                settings.get("temperature"),
+                metrics.get("CIDEr"),
+                metrics.get("CLIPScore"),
+                (measures["noise"] or {}).get("mean"),
+                measures["unique_trigrams"],
+                of_sample.get("nouns"),
+                outcome.classes if outcome else None,
+                outcome.retrieval if outcome else None,
+                outcome.average if outcome else None,
+            )
+        )
+    return rows
+
+
+def rank_correlations(rows: Sequence[Captioner]) -> list[tuple[str, str, float, int]]:
+    """Metric, result, Kendall's tau-b between them, and over how many sources, where three or more
+    have both. Raw text is one of the sources."""
+    names = {field.name for field in fields(Captioner)}
+    found = []
+    for metric in ("cider", "clip_score", "similarity", "trigrams", "nouns"):
+        for result in ("classes", "retrieval", "average"):
+            assert {metric, result} <= names
+            pairs = [(getattr(row, metric), getattr(row, result)) for row in rows]
+            known = [(a, b) for a, b in pairs if a is not None and b is not None]
+            if len(known) >= FEWEST:
+                tau = agreement(*zip(*known, strict=True))
+                if tau == tau:  # not NaN
+                    found.append((metric, result, tau, len(known)))
+    return found

@@ -1,0 +1,286 @@
+"use strict";
+// Texts of samples are web texts: they go into the page as text nodes and nothing else.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const PAGE = 24;
+
+  function element(name, attributes = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (value === true) made.setAttribute(key, "");
+      else if (value !== false && value !== null) made.setAttribute(key, String(value));
+    }
+    made.append(...children);
+    return made;
+  }
+
+  // Figures -----------------------------------------------------------------------------------
+
+  function theme() {
+    const style = getComputedStyle(document.documentElement);
+    const ink = style.getPropertyValue("--ink").trim();
+    const grid = style.getPropertyValue("--grid").trim();
+    return {
+      "font.color": ink, "font.family": "system-ui, sans-serif",
+      "xaxis.gridcolor": grid, "yaxis.gridcolor": grid,
+      "xaxis.linecolor": grid, "yaxis.linecolor": grid,
+    };
+  }
+
+  function drawFigures() {
+    const options = { responsive: true, displaylogo: false, displayModeBar: false };
+    for (const plot of document.querySelectorAll("[data-figure]")) {
+      const figure = data.figures[plot.dataset.figure];
+      Plotly.newPlot(plot, figure.data, figure.layout, options).then(
+        () => Plotly.relayout(plot, theme()));
+    }
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      for (const plot of document.querySelectorAll("[data-figure]")) Plotly.relayout(plot, theme());
+    });
+    for (const button of document.querySelectorAll("[data-csv]")) {
+      button.addEventListener("click", () => {
+        const figure = data.figures[button.dataset.csv];
+        const url = URL.createObjectURL(new Blob([figure.csv], { type: "text/csv" }));
+        element("a", { href: url, download: `${figure.name}.csv` }).click();
+        setTimeout(() => URL.revokeObjectURL(url), 1000);
+      });
+    }
+  }
+
+  // Thresholds --------------------------------------------------------------------------------
+
+  const steps = data.steps;
+  const order = steps ? steps.sources.map((name, column) => ({
+    name, column, used: steps.used[column], step: steps.start[column],
+  })) : [];
+
+  const decimals = (scale) => Math.round(Math.log10(scale));
+  const valueOf = (step) => (step * steps.unit / steps.scale).toFixed(decimals(steps.scale));
+
+  function decide(reached) {
+    for (const one of order) {
+      const step = reached[one.column];
+      if (one.used && step !== null && step >= one.step) return one.name;
+    }
+    return null;
+  }
+
+  function countKept() {
+    const kept = Object.fromEntries(order.map((one) => [one.name, 0]));
+    for (const cell of steps.cells) {
+      const chosen = decide(cell);
+      if (chosen !== null) kept[chosen] += cell[cell.length - 1];
+    }
+    return kept;
+  }
+
+  function recipe() {
+    const used = order.filter((one) => one.used);
+    if (!used.length) return "# no source is used: nothing is kept\n";
+    const name = used.map((one) => one.name + valueOf(one.step)).join("+").slice(0, 100);
+    const lines = [`name: "${name}"`, "about: Thresholds chosen in a report of capmix."];
+    if (data.scorer) lines.push(`# scores of the scorer ${data.scorer}`);
+    lines.push("clauses:");
+    for (const one of used) {
+      lines.push(`  - {source: ${one.name}, where: "${one.name}_score >= ${valueOf(one.step)}"}`);
+    }
+    return lines.join("\n") + "\n";
+  }
+
+  function buildSliders() {
+    const box = document.getElementById("sliders");
+    box.replaceChildren();
+    order.forEach((one, position) => {
+      const use = element("input", { type: "checkbox", checked: one.used });
+      const up = element("button", { type: "button", "aria-label": `${one.name} before` }, "↑");
+      up.disabled = position === 0;
+      const range = element("input", {
+        type: "range", min: steps.least[one.column], max: steps.most[one.column] + 1, step: 1,
+        value: one.step, "data-source": one.name, "aria-label": `threshold of ${one.name}`,
+      });
+      const value = element("output", {});
+      const count = element("output", { "data-kept": one.name });
+      const label = element("label", { class: "use" }, use, one.name);
+      box.append(element("div", { class: "threshold" },
+        element("div", { class: "use" }, label, up), range, value, count));
+      const show = () => {
+        value.textContent = `≥ ${valueOf(one.step)}`;
+        range.setAttribute("aria-valuetext", valueOf(one.step));
+      };
+      use.addEventListener("change", () => { one.used = use.checked; moved(); });
+      range.addEventListener("input", () => { one.step = Number(range.value); show(); moved(); });
+      up.addEventListener("click", () => {
+        order.splice(position - 1, 0, ...order.splice(position, 1));
+        buildSliders(); moved();
+      });
+      show();
+    });
+  }
+
+  function moved() {
+    const kept = countKept();
+    const total = Object.values(kept).reduce((a, b) => a + b, 0);
+    const share = (count) => `${count.toLocaleString("en")} (${(100 * count / data.samples).toFixed(1)} %)`;
+    for (const output of document.querySelectorAll("[data-kept]")) {
+      output.textContent = `keeps ${share(kept[output.dataset.kept])}`;
+    }
+    const text = document.getElementById("kept");
+    text.dataset.total = total;
+    text.textContent = `${share(total)} of ${data.samples.toLocaleString("en")} samples are kept; ` +
+      `${(data.samples - total).toLocaleString("en")} are left out.`;
+    document.getElementById("recipe").value = recipe();
+    if (filters.elements.decided.value === "") showSamples();
+  }
+
+  async function copyRecipe() {
+    const area = document.getElementById("recipe");
+    const told = document.getElementById("copied");
+    try {
+      await navigator.clipboard.writeText(area.value);
+    } catch {
+      area.select();
+      document.execCommand("copy");
+    }
+    told.textContent = "copied";
+    setTimeout(() => { told.textContent = ""; }, 2000);
+  }
+
+  // Samples -----------------------------------------------------------------------------------
+
+  const filters = document.getElementById("filters");
+  let samples = data.examples;
+  let shown = PAGE;
+
+  function fill(select, options) {
+    select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
+  }
+
+  function buildFilters() {
+    const named = (names) => names.map((name) => [name, name]);
+    const own = steps ? [["", "the thresholds above"]] : [];
+    fill(filters.elements.decided, [...own, ...named(data.subsets)]);
+    if (data.shown) filters.elements.decided.value = data.shown;
+    fill(filters.elements.decision,
+      [["", "any"], ...named(data.sources).map(([v, t]) => [v, `kept: ${t}`]), ["-", "left out"]]);
+    const byScore = data.scored.flatMap((s) => [[`-${s}`, `${s}: highest first`], [`+${s}`, `${s}: lowest first`]]);
+    fill(filters.elements.sort, [["", "chance"], ...byScore]);
+    fill(filters.elements.source, named(data.scored));
+    fill(filters.elements.flag, [["", "any"], ["-", "none"], ["+", "some"], ...named(data.flags)]);
+    filters.addEventListener("submit", (event) => event.preventDefault());
+    filters.addEventListener("input", async (event) => {
+      shown = PAGE;
+      if (event.target.name === "shard") await fetchSamples();
+      if (event.target.name === "decided" || event.target.name === "shard") await fetchDecisions();
+      showSamples();
+    });
+    document.getElementById("more").addEventListener("click", () => {
+      shown += PAGE;
+      showSamples();
+    });
+  }
+
+  function decisionOf(sample) {
+    const by = filters.elements.decided.value;
+    if (by === "") return steps ? decide(sample.steps) : null;
+    return sample.decisions ? sample.decisions[by] : undefined;
+  }
+
+  function matches(sample) {
+    const { decision, source, least, most, flag } = filters.elements;
+    const decided = decisionOf(sample);
+    if (decision.value === "-" && decided !== null) return false;
+    if (decision.value && decision.value !== "-" && decided !== decision.value) return false;
+    if (source.value && (least.value !== "" || most.value !== "")) {
+      const score = sample.texts[source.value].score;
+      if (score === null) return false;
+      if (least.value !== "" && score < Number(least.value)) return false;
+      if (most.value !== "" && score > Number(most.value)) return false;
+    }
+    if (flag.value) {
+      const flags = Object.values(sample.texts).flatMap((one) => one.flags);
+      if (flag.value === "-") return flags.length === 0;
+      if (flag.value === "+") return flags.length > 0;
+      return flags.includes(flag.value);
+    }
+    return true;
+  }
+
+  function showSamples() {
+    const found = samples.filter(matches);
+    const by = filters.elements.sort.value;
+    if (by) {
+      const sign = by[0] === "-" ? -1 : 1;
+      const score = (sample) => sample.texts[by.slice(1)].score;
+      found.sort((a, b) => (score(a) === null) - (score(b) === null) || sign * (score(a) - score(b)));
+    }
+    document.getElementById("examples").replaceChildren(...found.slice(0, shown).map(card));
+    const text = document.getElementById("matching");
+    text.dataset.count = found.length;
+    text.textContent = `${found.length.toLocaleString("en")} of ${samples.length.toLocaleString("en")} samples match.`;
+    document.getElementById("more").hidden = found.length <= shown;
+  }
+
+  function card(sample) {
+    const decided = decisionOf(sample);
+    const source = sample.image || (data.api ? `image?${new URLSearchParams(
+      { token: data.api, shard: sample.shard, key: sample.key, uid: sample.uid })}` : null);
+    const picture = source
+      ? element("img", { src: source, alt: `sample ${sample.key}`, loading: "lazy" })
+      : element("span", { class: "quiet" }, "no image");
+    const texts = Object.entries(sample.texts).map(([name, one]) => {
+      const head = element("div", {}, element("span", { class: "who" }, name));
+      if (one.score !== null) head.append(element("span", { class: "score" }, one.score.toFixed(3)));
+      const said = element("bdi", { dir: "auto" }, one.text === null ? "(none)" : one.text);
+      const flags = one.flags.map((flag) => element("span", { class: "flag" }, flag));
+      const chosen = decided === name;
+      if (chosen) head.append(element("span", { class: "quiet" }, " ✓ chosen"));
+      return element("div", { class: chosen ? "said chosen" : "said" }, head, said, ...flags);
+    });
+    const told = decided === undefined ? "" : decided === null ? "left out" : `takes ${decided}`;
+    return element("li", { class: "example", "data-uid": sample.uid, "data-decision": decided || "" },
+      element("div", { class: "picture" }, picture), ...texts,
+      element("p", { class: "decision" }, `${told}${told ? " · " : ""}${sample.shard}/${sample.key}`));
+  }
+
+  // The server of `capmix view` gives rows and decisions when they are asked for.
+
+  async function ask(path, parameters) {
+    const answer = await fetch(`${path}?${new URLSearchParams({ token: data.api, ...parameters })}`);
+    if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
+    return answer.json();
+  }
+
+  async function fetchSamples() {
+    if (!data.api) return;
+    samples = await ask("rows", { shard: filters.elements.shard.value });
+  }
+
+  async function fetchDecisions() {
+    const subset = filters.elements.decided.value;
+    if (!data.api || subset === "") return;
+    const asked = samples;
+    const found = await ask("decisions", { subset, shard: filters.elements.shard.value });
+    asked.forEach((sample, i) => { (sample.decisions ||= {})[subset] = found[i]; });
+  }
+
+  async function start() {
+    buildFilters();
+    document.getElementById("about-samples").textContent = data.about;
+    if (data.api) {
+      document.getElementById("shard-choice").hidden = false;
+      fill(filters.elements.shard, [["", "a fair sample of all"], ...data.shards.map((s) => [s, s])]);
+      await fetchSamples();
+    }
+    if (steps) {
+      buildSliders();
+      moved();
+      document.getElementById("copy").addEventListener("click", copyRecipe);
+    }
+    showSamples();
+    document.documentElement.dataset.ready = "yes";
+    drawFigures();
+    await fetchDecisions();
+    showSamples();
+  }
+  start();
+})();

@@ -1,0 +1,144 @@
+"""Serve the report on this machine alone, with samples and images read from the pool on demand."""
+
+import secrets
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from capmix.errors import UserError
+from capmix.measure.population import read_sample
+from capmix.mix.columns import read_samples
+from capmix.mix.inputs import Parts, check_parts
+from capmix.report.compare import compare
+from capmix.report.examples import decisions, example_rows, thumbnails
+from capmix.report.gather import Found, gather
+from capmix.report.page import PageSettings, render_page, steps_of_page
+from capmix.work import Work
+
+HOST = "127.0.0.1"
+THUMBNAILS = 2_000  # kept in memory: some 20 MB
+READERS = 4  # shards read for images at a time
+
+
+def serve(work: Work, scorer: str | None, results: str | None, port: int) -> None:
+    """Serve until stopped. Prints the address, which has the token without which nothing is given.
+
+    Raises UserError where the server's packages are missing, or the port is taken.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError("capmix view: pip install 'capmix[view]'") from error
+    token = secrets.token_urlsafe(24)
+    listener = _listen(port)
+    found = gather(work, work.scorer(scorer), None, results)
+    print(f"http://{HOST}:{listener.getsockname()[1]}/?token={token}", flush=True)
+    config = uvicorn.Config(make_app(found, token), log_level="warning", access_log=False)
+    uvicorn.Server(config).run([listener])
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UserError(f"--port {port}: {error}; choose another, or 0 for any free one") from error
+    return listener
+
+
+class Reader:
+    """What the server reads for the page: rows of the fair sample or of one shard, and images."""
+
+    def __init__(self, found: Found):
+        self.found = found
+        self._steps = steps_of_page(found)
+        self._names = {shard.name for shard in found.work.pool.shards}
+        self._locks = [Lock() for _ in range(READERS)]
+        self._parts: Parts | None = None
+        self.rows = lru_cache(maxsize=4)(self._rows)
+        self.decisions = lru_cache(maxsize=16)(self._decisions)
+        self.image = lru_cache(maxsize=THUMBNAILS)(self._image)
+
+    def _rows(self, shard: str) -> list[dict[str, Any]]:
+        """Of `shard`, or of the fair sample where it is empty. KeyError: no such shard."""
+        found = self.found
+        table = self._of_shard(shard) if shard else read_sample(found.store)
+        return example_rows(table, found.sources, found.scored, self._steps)
+
+    def _of_shard(self, shard: str) -> pa.Table:
+        if shard not in self._names:
+            raise KeyError(shard)
+        columns = self.found.columns()
+        if self._parts is None:
+            self._parts = check_parts(self.found.store, self.found.work.pool, columns.values())
+        table = read_samples(self.found.store, shard, columns, self._parts)
+        return table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)))
+
+    def _decisions(self, subset: str, shard: str) -> list[str | None]:
+        """For each of `rows(shard)`; raises KeyError for no such subset."""
+        if subset not in self.found.subsets:
+            raise KeyError(subset)
+        uids = [row["uid"] for row in self.rows(shard)]
+        return decisions(self.found.store, subset, uids, shard or None)
+
+    def _image(self, shard: str, key: str, uid: str) -> bytes:
+        """A thumbnail as WebP. Raises KeyError where there is no such image, or none to decode."""
+        if shard not in self._names:
+            raise KeyError(shard)
+        with self._locks[hash(shard) % READERS]:
+            row = {"shard": shard, "key": key, "uid": uid}
+            return thumbnails(self.found.work.pool, [row])[uid]
+
+
+def make_app(found: Found, token: str) -> Any:
+    """The server as an ASGI application: /, /rows, /decisions and /image, each with the token."""
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    reader = Reader(found)
+
+    def answering(read: Callable[..., Any], answer: Callable[[Any], Response], *names: str) -> Any:
+        """A handler: checks the token, calls `read` in a thread with the query's `names`."""
+
+        async def handler(request: Request) -> Response:
+            given = request.query_params.get("token", "")
+            if not secrets.compare_digest(given.encode(), token.encode()):
+                return PlainTextResponse("the address that capmix view printed has a token", 403)
+            values = [request.query_params.get(name, "") for name in names]
+            try:
+                found = await run_in_threadpool(read, *values)
+            except KeyError as error:
+                return PlainTextResponse(f"there is no {error}", 404)
+            return answer(found)
+
+        return handler
+
+    def webp(data: bytes) -> Response:
+        return Response(data, media_type="image/webp", headers={"Cache-Control": "max-age=3600"})
+
+    return Starlette(
+        routes=[
+            Route("/", answering(lambda: _page(found, token), HTMLResponse)),
+            Route("/rows", answering(reader.rows, JSONResponse, "shard")),
+            Route("/decisions", answering(reader.decisions, JSONResponse, "subset", "shard")),
+            Route("/image", answering(reader.image, webp, "shard", "key", "uid")),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
+    )
+
+
+def _page(found: Found, token: str) -> str:
+    settings = PageSettings()
+    rows = compare(found.probes, settings.baseline) if found.probes else []
+    return render_page(found, rows, settings, token)[1]
