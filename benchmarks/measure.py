@@ -3,10 +3,10 @@
     python benchmarks/measure.py [MILLIONS [ROUNDS]]
 
 Captions of 3 to 15 words are generated, whose words are drawn from 3 million by a power law. Three
-ways take their turns, each in a process of its own: trigrams alone; all that `capmix measure` counts
-of texts (texts, words, bigrams, trigrams, at nested sizes); the same by HyperLogLog. The opponent is
-a set of tuples of the same words, over at most the first PLAIN_AT_MOST rows: what it keeps does not
-fit memory else. Ratios are of rows a second.
+ways take their turns, each in a process of its own: trigrams alone; all that `capmix measure`
+counts of texts (texts, words, bigrams, trigrams, at nested sizes); the same by HyperLogLog. The
+opponent is a set of tuples of the same words, over at most the first PLAIN_AT_MOST rows: what it
+keeps does not fit memory else. Ratios are of rows a second.
 """
 
 import multiprocessing
@@ -55,8 +55,9 @@ def main() -> None:
                 count = len(here) * ROWS
                 rates[name].append(count / seconds)
                 print(
-                    f"{name:<22} {count:>12,} rows {seconds:7.1f} s {count / seconds:10,.0f} rows/s "
-                    f"peak {peak:.2f} GiB, {found:,} different trigrams",
+                    f"{name:<22} {count:>12,} rows {seconds:7.1f} s "
+                    f"{count / seconds:10,.0f} rows/s peak {peak:.2f} GiB, "
+                    f"{found:,} different trigrams",
                     flush=True,
                 )
         medians = {name: statistics.median(of_way) for name, of_way in rates.items()}
@@ -97,7 +98,7 @@ def _timed(
 def _batches(files: list[str]) -> Iterator[Split]:
     def read(item: tuple[int, str]) -> Split:
         number, path = item
-        texts = pq.read_table(path, use_threads=False)["text"].chunk(0)
+        texts = pa.concat_arrays(pq.read_table(path, use_threads=False)["text"].chunks)
         draws = np.random.default_rng(number).random(len(texts))
         return split_batch(texts, np.searchsorted(LEVELS, draws, side="right").astype(np.uint8))
 

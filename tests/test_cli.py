@@ -37,7 +37,7 @@ def test_every_stage_is_a_command(
     ):
         assert main(command.split()) == 0, command
     out = capsys.readouterr().out
-    assert "unique_trigrams" in out
+    assert "distinct-3" in out
     assert "select coalesce" in out
     assert (tmp_path / "w/report/report.html").exists()
 

@@ -101,6 +101,7 @@ class Diversity:
         self._texts = duckdb.connect(
             config={"temp_directory": str(folder / "texts"), "memory_limit": "1GB", "threads": 2}
         )
+        self._texts.execute("set enable_progress_bar = false")
         self._texts.execute("create table texts (text varchar, level utinyint)")
 
     def add(self, batch: Split) -> None:

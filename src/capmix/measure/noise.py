@@ -54,8 +54,8 @@ def agreement(noise: Mapping[str, Noise]) -> list[dict[str, Any]]:
     found = []
     for first, second in combinations(noise, 2):
         a, b = noise[first].all().astype(np.float64), noise[second].all().astype(np.float64)
-        top = noise[first].result()["top"]
-        above = float(np.mean(b[~np.isnan(b)] >= top)) if top is not None and len(b) else None
+        top, scored = noise[first].result()["top"], b[~np.isnan(b)]
+        above = float(np.mean(scored >= top)) if top is not None and len(scored) else None
         both = ~(np.isnan(a) | np.isnan(b))
         a, b = a[both], b[both]
         varies = len(a) > 1 and a.std() > 0 and b.std() > 0

@@ -35,9 +35,9 @@ def serve(work: Work, scorer: str | None, results: str | None, port: int) -> Non
         raise UserError("capmix view: pip install 'capmix[view]'") from error
     token = secrets.token_urlsafe(24)
     listener = _listen(port)
-    found = gather(work, work.scorer(scorer), None, results)
+    app = make_app(gather(work, work.scorer(scorer), None, results), token)
     print(f"http://{HOST}:{listener.getsockname()[1]}/?token={token}", flush=True)
-    config = uvicorn.Config(make_app(found, token), log_level="warning", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(config).run([listener])
 
 
@@ -46,6 +46,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # who asks before the server runs waits
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(f"--port {port}: {error}; choose another, or 0 for any free one") from error
@@ -107,6 +108,9 @@ def make_app(found: Found, token: str) -> Any:
     from starlette.routing import Route
 
     reader = Reader(found)
+    settings = PageSettings()
+    compared = compare(found.probes, settings.baseline) if found.probes else []
+    page = render_page(found, compared, settings, token)[1]
 
     def answering(read: Callable[..., Any], answer: Callable[[Any], Response], *names: str) -> Any:
         """A handler: checks the token, calls `read` in a thread with the query's `names`."""
@@ -129,16 +133,10 @@ def make_app(found: Found, token: str) -> Any:
 
     return Starlette(
         routes=[
-            Route("/", answering(lambda: _page(found, token), HTMLResponse)),
+            Route("/", answering(lambda: page, HTMLResponse)),
             Route("/rows", answering(reader.rows, JSONResponse, "shard")),
             Route("/decisions", answering(reader.decisions, JSONResponse, "subset", "shard")),
             Route("/image", answering(reader.image, webp, "shard", "key", "uid")),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
     )
-
-
-def _page(found: Found, token: str) -> str:
-    settings = PageSettings()
-    rows = compare(found.probes, settings.baseline) if found.probes else []
-    return render_page(found, rows, settings, token)[1]

@@ -1,0 +1,70 @@
+"""Debian's Chromium, headless, for tests of pages. Without it these tests are skipped."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@dataclass
+class Seen:
+    """What a page did while it was open."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def until(self, expression: str) -> None:
+        """Wait until an expression of the page is true (Playwright's own way needs `eval`, which
+        the page's policy forbids)."""
+        for _ in range(100):
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"not true after 10 s: {expression}")
+
+    def axe(self) -> list[str]:
+        """Rules of axe-core that the page breaks, and where."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = Axe().run(self.page).response["violations"]
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+
+@contextmanager
+def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
+    """A page of capmix that is drawn, in a browser of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            accept_downloads=True,
+        )
+        page = context.new_page()
+        seen = Seen(page)
+        page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+        page.on("request", lambda request: seen.requests.append(request.url))
+
+        def dismiss(dialog: object) -> None:
+            seen.dialogs.append(dialog.message)  # type: ignore[attr-defined]
+            dialog.dismiss()  # type: ignore[attr-defined]
+
+        page.on("dialog", dismiss)
+        page.goto(url)
+        page.wait_for_selector("html[data-ready=yes]")
+        page.wait_for_selector(".js-plotly-plot .main-svg >> nth=0")
+        try:
+            yield seen
+        finally:
+            browser.close()

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from parts import SCORER, HandMade, Made, fresh_folder
+
+from capmix.errors import UserError
+from capmix.measure.coverage import measure_coverage
+from capmix.measure.population import Population, measure_population
+from capmix.measure.settings import MeasureSettings
+
+SETTINGS = MeasureSettings(topics=2, map_points=20)
+
+
+class ByFirstWord:
+    """A text tower that knows dogs and cars, and a little more."""
+
+    name = "words"
+    settings = {"model": "words"}  # noqa: RUF012
+
+    def encode_texts(self, texts: list[str]) -> np.ndarray:
+        random = np.random.default_rng(len(texts))
+        about = np.array([[("dog" in text), ("car" in text)] for text in texts], np.float32)
+        return np.hstack([about, random.normal(0, 0.01, (len(texts), 2))]).astype(np.float32)
+
+
+def test_topics_and_shares_of_two_plain_subjects() -> None:
+    made = [
+        Made(f"{i:032x}", "a dog barks" if i % 4 else "a car drives", 0.1, {"mini": ["my dog"]}, {})
+        for i in range(20)
+    ]
+    here = HandMade(fresh_folder(), {"00000": made})
+    measure_population(
+        Population(here.store, here.pool, SCORER, ["raw", "mini"], ["raw"], SETTINGS)  # type: ignore[arg-type]
+    )
+    found = measure_coverage(here.store, ["raw", "mini"], SETTINGS, ByFirstWord())  # type: ignore[arg-type]
+    dogs, cars = found["topics"]
+    assert "dog" in dogs["words"]
+    assert set(cars["words"]) == {"car", "drives"}
+    assert dogs["shares"] == {"raw": 0.75, "mini": 1.0}
+    assert cars["shares"] == {"raw": 0.25, "mini": 0.0}
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert found["effective_topics"]["raw"] == pytest.approx(np.exp(entropy))
+    assert found["effective_topics"]["mini"] == pytest.approx(1)
+    points = here.store.read_table("measures/coverage.parquet")
+    assert len(points) == 40
+    assert np.isfinite(points["x"].to_numpy()).all()
+    with pytest.raises(UserError, match="the sample has 40 texts; ask for fewer"):
+        many = MeasureSettings(topics=30)
+        measure_coverage(here.store, ["raw", "mini"], many, ByFirstWord())  # type: ignore[arg-type]
