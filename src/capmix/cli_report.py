@@ -65,7 +65,7 @@ def add_report(commands: "Commands") -> None:
     report.add_argument("--recipes", help="subsets to show, comma-separated (default: all)")
     report.add_argument("--results", help="directory of `capmix run` with trained runs")
     report.add_argument("--figures", help="directory for PDF, PNG and CSV files of the figures")
-    report.add_argument("--examples", type=int, default=240, help="samples in the page")
+    report.add_argument("--examples", type=_count, default=240, help="samples in the page")
     report.add_argument("--examples-of", help="the subset that is shown first")
     report.add_argument("--baseline", default="raw", help="the subset to compare with")
     report.set_defaults(run=_report)
@@ -107,6 +107,12 @@ def _view(options: argparse.Namespace) -> None:
     from capmix.report.view import serve
 
     serve(_work(options), options.scorer, options.results, options.port)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
 
 
 def _on_work(command: argparse.ArgumentParser) -> None:

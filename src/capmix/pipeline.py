@@ -106,7 +106,12 @@ def _report(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> str:
     names = [summary.name for summary in subsets]
     page = PageSettings(**pipeline.report.model_dump())
     path, table = jobs.report(
-        work, None, _scorer(pipeline), names, results=pipeline.work, settings=page
+        work,
+        None,
+        _scorer(pipeline),
+        names,
+        results=pipeline.work if pipeline.train else None,
+        settings=page,
     )
     if table:
         print("\n".join(table))

@@ -28,10 +28,12 @@ def test_topics_and_shares_of_two_plain_subjects() -> None:
         for i in range(20)
     ]
     here = HandMade(fresh_folder(), {"00000": made})
-    measure_population(
+    population = measure_population(
         Population(here.store, here.pool, SCORER, ["raw", "mini"], ["raw"], SETTINGS)  # type: ignore[arg-type]
     )
-    found = measure_coverage(here.store, ["raw", "mini"], SETTINGS, ByFirstWord())  # type: ignore[arg-type]
+    found = measure_coverage(
+        here.store, population["digests"], ["raw", "mini"], SETTINGS, ByFirstWord()
+    )  # type: ignore[arg-type]
     dogs, cars = found["topics"]
     assert "dog" in dogs["words"]
     assert set(cars["words"]) == {"car", "drives"}
@@ -45,4 +47,4 @@ def test_topics_and_shares_of_two_plain_subjects() -> None:
     assert np.isfinite(points["x"].to_numpy()).all()
     with pytest.raises(UserError, match="the sample has 40 texts; ask for fewer"):
         many = MeasureSettings(topics=30)
-        measure_coverage(here.store, ["raw", "mini"], many, ByFirstWord())  # type: ignore[arg-type]
+        measure_coverage(here.store, population["digests"], ["raw", "mini"], many, ByFirstWord())  # type: ignore[arg-type]

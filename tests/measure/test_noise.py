@@ -81,3 +81,24 @@ def test_scores_of_another_range_have_steps_of_their_own() -> None:
 
 def test_no_scores_have_no_steps() -> None:
     assert StepCounts([]).result() is None
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.3], [1.0, 1.0000001], [0.5]])
+def test_scores_that_hardly_differ_have_a_histogram(values: list[float]) -> None:
+    noise = Noise()
+    noise.add(column([*values, float("inf"), None]))
+    found = noise.result()
+    assert found["scored"] == sum(found["histogram"]["counts"]) == len(values)
+
+
+def test_many_sources_end_in_a_bounded_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first six sources; steps -1 and 0 are never joined, so 3^6 cells may stay."""
+    monkeypatch.setattr("capmix.measure.steps.MOST_CELLS", 3**6)
+    counts = StepCounts([f"s{i}" for i in range(17)])
+    values = np.random.default_rng(0).normal(0, 0.05, (17, 20_000)).astype(np.float32)
+    counts.add([pa.chunked_array([pa.array(one)]) for one in values])
+    found = counts.result()
+    assert found is not None
+    assert found["sources"] == [f"s{i}" for i in range(6)]
+    assert len(found["cells"]) <= 3**6
+    assert sum(cell[-1] for cell in found["cells"]) == 20_000

@@ -48,9 +48,10 @@ def test_all_samples_that_are_ok_are_measured() -> None:
     assert raw["texts"] == 39 - 4  # no text of 0, 11, 22, 33
     assert raw["unique_texts"] == 9
     assert mini["unique_texts"] == 39
-    assert raw["noise"]["scored"] == 39 - 6  # no score of 0, 7, ..., 35
+    # No score of 0, 7, ..., 35, and none that counts of 11, 22 and 33, which have no text.
+    assert raw["noise"]["scored"] == 39 - 6 - 3
     assert raw["truncated"] == 0
-    assert found["agreement"][0]["samples"] == 33
+    assert found["agreement"][0]["samples"] == 30
 
 
 def test_shards_and_their_order_do_not_matter() -> None:
@@ -129,3 +130,11 @@ def test_steps_keep_what_a_recipe_with_these_thresholds_keeps(
     here.mix(Recipe(name="out", about="", clauses=clauses))
     rows = here.rows()
     assert {s: sum(row["source"] == s for row in rows) for s in kept} == kept
+
+
+def test_a_score_without_a_text_counts_for_nothing() -> None:
+    """Imported scores can have one; no recipe takes such a row."""
+    made = [Made("a" * 8, None, 0.4), Made("b" * 8, "a text", 0.3)]
+    found = measured(HandMade(fresh_folder(), {"00000": made}))
+    assert found["sources"]["raw"]["noise"]["scored"] == 1
+    assert sum(cell[-1] for cell in found["steps"]["cells"] if cell[0] is not None) == 1

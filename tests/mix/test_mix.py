@@ -350,3 +350,10 @@ def test_uids_of_another_form_have_no_npy_unless_it_is_asked_for() -> None:
     here = work([Made("c" * 32)])
     here.mix(mine())
     assert here.store.exists("subsets/out.npy")
+
+
+def test_a_subset_stays_among_the_subsets_and_has_its_own_name() -> None:
+    here = HandMade(fresh_folder(), {"00000": [Made("a" * 32)]})
+    with pytest.raises(UserError, match=r"--out \.\./x: expected letters"):
+        here.mix(load_recipe("raw"), output="../x")
+    assert here.mix(load_recipe("raw"), output="mine").name == "mine"

@@ -1,13 +1,19 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from samples import sample_members, tar_bytes, write_pool
 
 from capmix import jobs
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+from capmix.measure.settings import MeasureSettings
+from capmix.mix.mix import Summary
 from capmix.report.figure import Figure, Series
-from capmix.report.page import PageSettings
+from capmix.report.gather import Subset
+from capmix.report.page import PageSettings, _with_bounds
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -85,3 +91,79 @@ def test_csv_has_intervals_and_labels() -> None:
     assert figure.csv().splitlines() == [
         "series,x,y,low,high,label", "a,1.0,2.0,1.5,2.5,'@sum(1)", "t,0.5,,,,"
     ]  # fmt: skip
+
+
+def test_a_work_directory_elsewhere_takes_its_report(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), "memory://report-test/work")
+    path, _ = jobs.report(work)
+    assert path == work.store.path("report/report.html")
+    assert work.store.exists("report/report.html")
+
+
+def test_names_that_are_not_there_are_told(work: jobs.Work, tmp_path: Path) -> None:
+    out = str(tmp_path / "p.html")
+    for asked, told in (
+        ({"recipes": ["typo"]}, "no subset 'typo', only raw-top40"),
+        ({"results": str(tmp_path)}, "no results/summary.parquet"),
+        ({"settings": PageSettings(examples_of="zz")}, "no subset 'zz' to show"),
+    ):
+        with pytest.raises(UserError, match=told):
+            jobs.report(work, out, **asked)
+
+
+def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> None:
+    """New captions under the same name: the subset, the probes and the measures are of the old."""
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"), force=True)
+    measures = MeasureSettings(topics=2, map_points=10, references="source:raw", java=False)
+    jobs.caption(work, "mini")
+    jobs.score(work)
+    jobs.measure(work, settings=measures)
+    jobs.mix(work, "synthetic")
+    jobs.mix(work, "raw")
+    before = Path(jobs.report(work)[0]).read_text("utf-8")
+    assert "left out" not in before.partition('id="data"')[0].partition("<main")[0]
+    assert "CIDEr" in before
+    jobs.caption(work, "mini", CaptionSettings(temperature=3.0))
+    jobs.score(work)
+    after = Path(jobs.report(work)[0]).read_text("utf-8")
+    head = after.partition("<main")[0]
+    assert "The subset mini is left out" in head
+    assert "The nouns, languages and openings are left out" in head
+    assert "The topics and map are left out" in head
+    assert "The reference metrics are left out" in head
+    assert data_of(after)["subsets"] == ["raw"]
+
+
+def recipe(*clauses: tuple[str, str], thresholds: dict[str, float]) -> Subset:
+    summary = Summary("s", 10, 5, {}, dict(thresholds), {}, 0.5, "")
+    made = [{"source": source, "where": where, "weight": "1"} for source, where in clauses]
+    return Subset("s", summary, {"clauses": made, "shuffle": False, "distinct": None})
+
+
+def test_sliders_start_where_the_shown_recipe_stands() -> None:
+    steps = {"sources": ["raw", "keywords", "mini"], "unit": 1, "scale": 100,
+             "cells": [[10, 5, 20, 1], [40, 6, 60, 2], [None, 7, 30, 1]]}  # fmt: skip
+    top = {"threshold(raw_score, 0.3)": 0.31, "threshold(mini_score, 0.1)": 0.47}
+    both = recipe(("mini", "top(mini_score, 0.1)"), ("raw", "top(raw_score, 0.3)"), thresholds=top)
+    found = _with_bounds(steps, both)
+    assert found["start"] == [31, 5, 47]
+    assert found["used"] == [True, False, True]
+    assert found["order"] == [2, 0, 1]
+    rest = recipe(("raw", "raw_score >= threshold(raw_score, 0.3)"), ("mini", "true"),
+                  thresholds={"threshold(raw_score, 0.3)": 0.31})  # fmt: skip
+    assert _with_bounds(steps, rest)["start"] == [31, 5, 20]
+    size = recipe(("raw", "top(width, 0.5)"), thresholds={"threshold(width, 0.5)": 300.0})
+    assert _with_bounds(steps, size)["start"] == [10, 5, 20]
+    plain = recipe(("mini", "mini_score >= 0.25"), thresholds={})
+    assert _with_bounds(steps, plain)["start"] == [10, 5, 25]
+    assert _with_bounds(steps, None)["used"] == [True, True, True]
+
+
+def test_strategies_and_sources_are_told_by_their_recipes() -> None:
+    subset = recipe(("blip2", "true"), thresholds={})
+    assert subset.only_source == "blip2"
+    assert replace(subset, recipe=subset.recipe | {"distinct": "raw_text"}).only_source is None
+    named = replace(
+        subset, name="blip2-top2", recipe=subset.recipe | {"parameters": {"fraction": 0.02}}
+    )
+    assert named.strategy == "blip2-top"

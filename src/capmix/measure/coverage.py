@@ -4,7 +4,7 @@ Topics are k-means clusters of text embeddings, named by the words that set them
 t-SNE. Both come from scikit-learn, with the embeddings of one scorer's text tower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from capmix.errors import UserError
-from capmix.measure.population import PART as POPULATION
-from capmix.measure.population import read_sample
+from capmix.measure.population import read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.score.scorer import Scorer
 from capmix.store import Counts, Marker, Store, once
@@ -21,11 +20,16 @@ from capmix.store import Counts, Marker, Store, once
 PART = "measures/coverage"
 TEXTS_OF_SOURCE = 5_000  # at most, for topics
 TOPIC_WORDS = 5
+LONGEST_WORD = 40
 TEXTS_AT_ONCE = 512
 
 
 def measure_coverage(
-    store: Store, sources: Sequence[str], settings: MeasureSettings, scorer: Scorer
+    store: Store,
+    digests: Mapping[str, str],
+    sources: Sequence[str],
+    settings: MeasureSettings,
+    scorer: Scorer,
 ) -> dict[str, Any]:
     """`topics`: of each its words and its share of each source's texts. `effective_topics` of each
     source: exp of the entropy of its shares, 1 to the number of topics. Writes
@@ -37,12 +41,12 @@ def measure_coverage(
         import sklearn
     except ImportError as error:
         raise UserError("topics and the map of texts: pip install 'capmix[measure]'") from error
-    inputs = {POPULATION: store.fingerprint(POPULATION)}
+    inputs = text_digests(digests, sources)
     config = {
         "sources": list(sources),
         "scorer": scorer.settings,
         "scikit-learn": sklearn.__version__,
-    } | settings.model_dump(include={"topics", "map_points", "seed"})
+    } | settings.model_dump(include={"topics", "map_points", "sample", "seed"})
 
     def make() -> Marker:
         table = read_sample(store)
@@ -119,7 +123,7 @@ def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[l
     found = []
     for row in weights:
         best = np.argsort(-row.toarray()[0], kind="stable")[:TOPIC_WORDS]
-        found.append([str(names[i]) for i in best if row[0, i] > 0])
+        found.append([str(names[i])[:LONGEST_WORD] for i in best if row[0, i] > 0])
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.measure.coverage import measure_coverage
 from capmix.measure.population import Population, measure_population
-from capmix.measure.references import measure_references
+from capmix.measure.references import SOURCE, load_references, measure_references
 from capmix.measure.sampled import measure_sampled
 from capmix.measure.settings import MeasureSettings
 from capmix.pool import Pool
@@ -31,10 +31,13 @@ def measure(
     `population` (population.py), `sampled` (sampled.py), and, None where not asked for or not
     possible, `references` and `coverage`.
     """
+    if settings.references and not settings.references.startswith(SOURCE):
+        load_references(settings.references)  # a mistake is told before the pass over the pool
     population = Population(store, pool, scorer, sources, scored, settings)
     found: dict[str, Any] = {"population": measure_population(population)}
+    digests = found["population"]["digests"]
     shards = [shard.name for shard in pool.shards]
-    found["sampled"] = measure_sampled(store, sources, shards, settings)
+    found["sampled"] = measure_sampled(store, digests, sources, shards, settings)
     if found["sampled"]["tagger"] is None:
         print("measure: no nouns without a tagger: pip install 'capmix[measure]'", file=sys.stderr)
     found["references"] = found["coverage"] = None
@@ -45,7 +48,7 @@ def measure(
         )
     if settings.topics and text_encoder is not None:
         try:
-            found["coverage"] = measure_coverage(store, sources, settings, text_encoder)
+            found["coverage"] = measure_coverage(store, digests, sources, settings, text_encoder)
         except UserError as error:
             print(f"measure: no topics: {error}", file=sys.stderr)
     return found

@@ -30,11 +30,14 @@ class Noise:
     def result(self) -> dict[str, Any]:
         """mean, deciles (11 values, least to greatest), top (what the best 30 % reach), and a
         histogram over BINS bins of equal width: its `edges` and `counts`."""
-        scores = np.sort(self.all())
-        scores = scores[: len(scores) - int(np.isnan(scores).sum())]
+        scores = self.all()
+        scores = np.sort(scores[np.isfinite(scores)])
         if not len(scores):
             return {"scored": 0, "mean": None, "deciles": [], "top": None, "histogram": None}
-        counts, edges = np.histogram(scores, BINS)
+        least, greatest = float(scores[0]), float(scores[-1])
+        if greatest - least < 1e-6:  # BINS bins between need not exist as numbers
+            least, greatest = least - 0.005, greatest + 0.005
+        counts, edges = np.histogram(scores.astype(np.float64), BINS, (least, greatest))
         return {
             "scored": len(scores),
             "mean": float(scores.mean(dtype=np.float64)),
@@ -52,11 +55,12 @@ def agreement(noise: Mapping[str, Noise]) -> list[dict[str, Any]]:
     source's texts, the share that reaches what the best 30 % of the first source's reach.
     """
     found = []
+    tops = {name: of_source.result()["top"] for name, of_source in noise.items()}
     for first, second in combinations(noise, 2):
         a, b = noise[first].all().astype(np.float64), noise[second].all().astype(np.float64)
-        top, scored = noise[first].result()["top"], b[~np.isnan(b)]
+        top, scored = tops[first], b[np.isfinite(b)]
         above = float(np.mean(scored >= top)) if top is not None and len(scored) else None
-        both = ~(np.isnan(a) | np.isnan(b))
+        both = np.isfinite(a) & np.isfinite(b)
         a, b = a[both], b[both]
         varies = len(a) > 1 and a.std() > 0 and b.std() > 0
         found.append(

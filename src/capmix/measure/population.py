@@ -25,6 +25,7 @@ from capmix.mix.inputs import Parts, check_parts
 from capmix.mix.plan import DRAW, locked_connection
 from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
+from capmix.score.stage import texts_folder
 from capmix.store import Counts, Marker, Store, once
 
 PART = "measures/population"
@@ -61,7 +62,8 @@ class Population:
 
 
 def measure_population(population: Population) -> dict[str, Any]:
-    """`sources`: the measures of each; `agreement` of each pair; `steps` (see StepCounts)."""
+    """`sources`: the measures of each; `agreement` of each pair; `steps` (see StepCounts);
+    `digests` of the folders that were read."""
     columns = population.columns()
     store = population.store
     parts = check_parts(store, population.pool, columns.values())
@@ -81,12 +83,28 @@ def measure_population(population: Population) -> dict[str, Any]:
         return Marker(parts.digests, config, rows, counts, found)
 
     marker, _ = once(store, PART, parts.digests, config, make)
-    return marker.extra
+    return marker.extra | {"digests": marker.inputs}
 
 
 def read_sample(store: Store) -> pa.Table:
     """The samples with the lowest draws, lowest first."""
     return store.read_table(f"{SAMPLE}.parquet")
+
+
+def scores_of_texts(table: pa.Table, scored: Sequence[str]) -> pa.Table:
+    """No score where there is no text, as imported scores can have: no recipe takes such a row."""
+    for source in scored:
+        place = table.schema.get_field_index(f"{source}_score")
+        has_text = pc.is_valid(table[f"{source}_text"])
+        if not pc.all(has_text).as_py():
+            scores = pc.if_else(has_text, table.column(place), pa.scalar(None, pa.float32()))
+            table = table.set_column(place, f"{source}_score", scores)
+    return table
+
+
+def text_digests(digests: Mapping[str, str], sources: Sequence[str]) -> dict[str, str]:
+    """Of the folders that hold the texts of these sources."""
+    return {texts_folder(source): digests[texts_folder(source)] for source in sources}
 
 
 def levels_of(samples: int) -> list[int]:
@@ -157,6 +175,7 @@ def _batches(
             table = read_samples(population.store, shard, columns, parts)
             tables.append(table.append_column("shard", pa.repeat(pa.scalar(shard), len(table))))
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        table = scores_of_texts(table, population.scored)
         with connection.cursor() as cursor:
             cursor.register("batch", table.select(["uid"]))
             draws = cursor.sql(f"select {draw}::FLOAT as draw from batch").to_arrow_table()["draw"]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.errors import UserError
-from capmix.measure.population import Population
+from capmix.measure.population import Population, scores_of_texts
 from capmix.measure.words import WORD
 from capmix.mix.columns import read_samples
 from capmix.mix.inputs import check_parts
@@ -64,6 +64,7 @@ def measure_references(
         rows = 0
         for shard in population.pool.shards:
             table = read_samples(population.store, shard.name, columns, parts)
+            table = scores_of_texts(table, population.scored)
             rows += len(table)
             items += _items(table, population, by_key, name)
         if not items:
@@ -125,7 +126,7 @@ def _items(
             references = [row[f"{own}_text"]] if row[f"{own}_text"] else []
         else:
             stem = PurePosixPath(row["key"]).stem
-            names = (row["uid"], row["key"], stem, stem.lstrip("0"))
+            names = (row["uid"], row["key"], stem)
             references = next((by_key[name] for name in names if name in by_key), [])
         if references:
             texts = {source: row[f"{source}_text"] for source in population.sources}
@@ -145,8 +146,9 @@ def _metrics(
     metrics["CLIPScore"] = metrics["RefCLIPScore"] = None
     if scored:
         similarity = np.array([item.scores[source] for item in scored], np.float64)
-        metrics["CLIPScore"] = float(clip_score(similarity).mean())
-        if scorer is not None:
+        is_cosine = bool((np.abs(similarity) <= 1.001).all())  # imported ones can be 100 times it
+        metrics["CLIPScore"] = float(clip_score(similarity).mean()) if is_cosine else None
+        if scorer is not None and is_cosine:
             texts = [item.texts[source] or "" for item in scored]
             closest = _closest(scorer, texts, [item.references for item in scored])
             metrics["RefCLIPScore"] = float(ref_clip_score(similarity, closest).mean())

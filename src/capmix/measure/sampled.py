@@ -1,7 +1,7 @@
 """Measures of the single caption, on the pool's sample: nouns, languages, openings, K captions."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from capmix.caption.stage import captions_folder
 from capmix.errors import UserError
 from capmix.measure.nouns import Tagger, load_tagger
-from capmix.measure.population import SAMPLE, levels_of, read_sample
+from capmix.measure.population import levels_of, read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.words import WORD, common_openings
 from capmix.store import Counts, Marker, Store, once
@@ -24,27 +24,25 @@ TEXTS_AT_ONCE = 500
 
 
 def measure_sampled(
-    store: Store, sources: Sequence[str], shards: Sequence[str], settings: MeasureSettings
+    store: Store,
+    digests: Mapping[str, str],
+    sources: Sequence[str],
+    shards: Sequence[str],
+    settings: MeasureSettings,
 ) -> dict[str, Any]:
     """`tagger`, `sources`: measures of each on the sample's texts, `overlap`: of each two sources.
 
-    Needs measure_population. Of a source: texts, nouns (different ones), noun_share (of words: the
-    grounding ratio), nouns_a_text, nouns_curve (texts, nouns), languages (texts by fastText's
-    ISO 639-1 code; None where it is not installed), openings, and several (see _several).
+    Needs measure_population, whose `digests` these are. Of a source: texts, nouns (different ones),
+    noun_share (of words: the grounding ratio), nouns_a_text, nouns_curve (texts, nouns), languages
+    (texts by fastText's ISO 639-1 code; None where it is not installed), openings, and several (see
+    _several).
     """
     from capmix.mix.functions import fingerprint
 
-    inputs = {SAMPLE: store.fingerprint("measures/population")}
-    inputs |= {
-        f"{captions_folder(source)}/{shard}": store.fingerprint(
-            f"{captions_folder(source)}/{shard}"
-        )
-        for source in sources
-        for shard in shards[:SHARDS_OF_CAPTIONS]
-        if source != "raw"
-    }
+    inputs = text_digests(digests, sources)
     tagger_name, tagger = _tagger()
-    config = {"sources": list(sources), "tagger": tagger_name}
+    config: dict[str, Any] = {"sources": list(sources), "tagger": tagger_name}
+    config |= settings.model_dump(include={"sample", "seed"})
     config |= fingerprint(["language"])
 
     def make() -> Marker:

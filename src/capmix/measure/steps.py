@@ -13,19 +13,21 @@ import numpy as np
 import pyarrow as pa
 
 STEPS = 120  # about so many between the least and the greatest score of the first batch
-MOST_CELLS = 50_000
+MOST_CELLS = 200_000
+MOST_SOURCES = 6
 NO_SCORE = -(2**31)
 
 
 class StepCounts:
-    """Counts samples by the step that each source's score reaches.
+    """Counts samples by the step that each source's score reaches; of the first MOST_SOURCES.
 
-    The steps are the float32 numbers nearest to whole multiples of `size`, and a score reaches the
-    highest that it is not below: a recipe's `score >= 0.215` says the same.
+    The steps are the float32 numbers nearest to whole multiples of a size, and a score reaches the
+    highest that it is not below: a recipe's `score >= 0.215` says the same. Where there are too
+    many cells to keep, steps are joined, two by two.
     """
 
     def __init__(self, sources: Sequence[str]):
-        self.sources = sources
+        self.sources = sources[:MOST_SOURCES]
         self._unit = 0  # a step is the unit over the scale
         self._scale = 1
         self._cells: Counter[tuple[int, ...]] = Counter()
@@ -34,7 +36,7 @@ class StepCounts:
         """Take the scores of some samples, a column for each source; null for no score."""
         if not self.sources:
             return
-        columns = [column.to_numpy().astype(np.float32) for column in scores]
+        columns = [column.to_numpy().astype(np.float32) for column in scores[:MOST_SOURCES]]
         if not self._unit:
             self._choose(columns)
         reached = np.stack([steps_of(one, self._unit, self._scale) for one in columns], axis=1)
@@ -72,7 +74,10 @@ class StepCounts:
         self._scale = 10**-power if power < 0 else 1
 
     def _coarsen(self) -> None:
-        """Join steps, two by two; those that stay keep their value."""
+        """Join steps, two by two; those that stay keep their value.
+
+        It ends: of steps -1 and 0, which are joined with no other, there are at most 3^6 cells.
+        """
         coarser: Counter[tuple[int, ...]] = Counter()
         for cell, count in self._cells.items():
             joined = tuple(step if step == NO_SCORE else step // 2 for step in cell)

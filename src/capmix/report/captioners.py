@@ -30,6 +30,7 @@ class Captioner:
 def captioners(found: Found, outcomes: Sequence[Outcome]) -> list[Captioner]:
     """A row for each source; the last three columns are of the subset that takes it alone."""
     alone = {subset.only_source: name for name, subset in found.subsets.items()}
+    alone |= {n: n for n, subset in found.subsets.items() if subset.only_source == n}
     by_subset = {outcome.subset: outcome for outcome in outcomes}
     rows = []
     for source, measures in found.population["sources"].items():

@@ -7,6 +7,7 @@ import numpy as np
 from capmix.report.captioners import Captioner
 from capmix.report.figure import Figure, Series
 from capmix.report.gather import Found, Subset
+from capmix.report.interactive import LONGEST_LABEL
 from capmix.report.outcomes import Outcome
 
 
@@ -41,7 +42,12 @@ def similarity(found: Found, shown: Subset | None) -> Figure | None:
     if not series:
         return None
     thresholds = shown.summary.thresholds if shown else {}
-    marks = [(name, value) for name, value in thresholds.items() if value is not None]
+    scores = tuple(f"threshold({source}_score, " for source in found.scored)
+    marks = [
+        (name, value)
+        for name, value in thresholds.items()
+        if value is not None and name.startswith(scores)
+    ]
     about = "Histograms of the image-text cosine similarity of each source. " + "; ".join(
         one.name for one in series
     )
@@ -221,7 +227,7 @@ def texts_map(found: Found) -> Figure | None:
                 [round(row["x"], 3) for row in rows],
                 [round(row["y"], 3) for row in rows],
                 "points",
-                labels=[row["text"] for row in rows],
+                labels=[row["text"][:LONGEST_LABEL] for row in rows],
             )
         )
     about = (

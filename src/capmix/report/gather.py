@@ -1,22 +1,24 @@
 """Collect what a work directory holds for the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from capmix.errors import UserError
 from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
-from capmix.mix.columns import Column
+from capmix.mix.columns import ANNOTATIONS, Column
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.mix.mix import Summary
 from capmix.probe.evaluate import FOLDER as RESULTS
 from capmix.probe.evaluate import Result, load_result
+from capmix.probe.fit import FOLDER as PROBES
 from capmix.report.outcomes import Outcome, of_runs, read_summary
-from capmix.store import Store
+from capmix.store import Marker, Store
 from capmix.work import Work
 
 
@@ -38,13 +40,15 @@ class Subset:
         """The name without the fraction that was asked for."""
         fraction = self.recipe.get("parameters", {}).get("fraction")
         percent = "" if fraction is None else f"{float(fraction) * 100:g}"
-        return self.name.replace(percent, "", 1) if percent else self.name
+        before, found, after = self.name.rpartition(percent) if percent else ("", "", self.name)
+        return before + after if found else self.name
 
     @property
     def only_source(self) -> str | None:
         """The source of a subset that takes every text of one source, as it stands."""
         clauses = self.recipe["clauses"]
-        plain = len(clauses) == 1 and clauses[0]["where"] == "true" and not self.recipe["shuffle"]
+        whole = {"where": "true", "weight": "1", "source": clauses[0]["source"]}
+        plain = clauses == [whole] and not self.recipe["shuffle"] and not self.recipe["distinct"]
         return str(clauses[0]["source"]) if plain else None
 
 
@@ -66,6 +70,7 @@ class Found:
     runs: list[Outcome]
     conservation: list[dict[str, Any]]
     settings: dict[str, dict[str, Any]]
+    notes: list[str]
 
     def columns(self) -> dict[str, Column]:
         """What the samples' rows are read with."""
@@ -90,32 +95,96 @@ def gather(
     store = work.store
     sources, scored = work.sources(), work.scored(scorer) if scorer else []
     population = _population(work, scorer, sources, scored)
-    subsets = _subsets(store)
-    names = list(subsets) if recipes is None else [name for name in recipes if name in subsets]
-    probes: dict[str, list[Result]] = {}
-    for part in store.parts(RESULTS):
-        name = part.split("/")[1]
-        if name in names:
-            probes.setdefault(name, []).append(load_result(store, part))
-    mapped = _if_of_now(store, coverage.PART, sources)
+    present = _Present(store, population, sources, [])
+    subsets = present.subsets(recipes)
+    sampled_marker = present.measured(sampled.PART, "nouns, languages and openings")
+    mapped = present.measured(coverage.PART, "topics and map")
     table = store.read_table(f"{coverage.PART}.parquet") if mapped else None
     rows = read_summary(Store(results) if results else store, store.root.rpartition("/")[2])
+    if results and not rows:
+        raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
     return Found(
         work,
         scorer,
         sources,
         scored,
-        {name: subsets[name] for name in names},
+        subsets,
         population,
-        _if_of_now(store, sampled.PART, sources),
-        _if_of_now(store, references.PART, sources, of_population=False),
+        sampled_marker,
+        present.measured(references.PART, "reference metrics"),
         mapped,
         table,
-        {name: probes[name] for name in names if name in probes},
+        present.probes(subsets),
         of_runs(rows),
         _conservation(store),
         _settings(store),
+        present.notes,
     )
+
+
+@dataclass
+class _Present:
+    """Reads what was made of the texts and scores that lie there now, and notes what was not."""
+
+    store: Store
+    population: dict[str, Any]
+    sources: Sequence[str]
+    notes: list[str]
+
+    def measured(self, part: str, what: str) -> dict[str, Any] | None:
+        marker = self.store.read_marker(part)
+        if marker is None:
+            return None
+        if not self._is_of_now(marker):
+            self.notes.append(
+                f"The {what} are left out: texts or scores were written again since they were "
+                "measured. `capmix measure` makes them anew."
+            )
+            return None
+        return _in_order(marker.extra, self.sources) if "sources" in marker.extra else marker.extra
+
+    def subsets(self, wanted: Sequence[str] | None) -> dict[str, Subset]:
+        """Raises UserError for a wanted one that is not there."""
+        found = {}
+        for part in self.store.parts(SUBSETS):
+            marker, name = self.store.read_marker(part), part.partition("/")[2]
+            if marker is None or (wanted is not None and name not in wanted):
+                continue
+            if self._is_of_now(marker):
+                summary = Summary(**marker.extra["summary"])
+                found[name] = Subset(name, summary, marker.config["recipe"])
+            else:
+                self.notes.append(
+                    f"The subset {name} is left out: texts or scores were written again since it "
+                    "was mixed. Mix it once more."
+                )
+        known = {part.partition("/")[2] for part in self.store.parts(SUBSETS)}
+        for name in wanted or ():
+            if name not in known:
+                raise UserError(f"no subset {name!r}, only {', '.join(sorted(known)) or 'none'}")
+        return {name: found[name] for name in wanted or found if name in found}
+
+    def probes(self, subsets: Iterable[str]) -> dict[str, list[Result]]:
+        """The results of probes that were trained on the subsets as they are now."""
+        found: dict[str, list[Result]] = {}
+        for name in subsets:
+            now = self.store.fingerprint(f"{SUBSETS}/{name}")
+            for part in self.store.parts(f"{RESULTS}/{name}"):
+                probe = f"{PROBES}/{part.partition('/')[2]}"
+                trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
+                if trained is None or marker is None or trained.inputs["subset"] != now:
+                    continue
+                if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
+                    found.setdefault(name, []).append(load_result(self.store, part))
+        return found
+
+    def _is_of_now(self, marker: Marker) -> bool:
+        """Whether the folders it was made from are as they were, and the sample is the same."""
+        now: dict[str, str] = self.population["digests"]
+        same = all(now.get(name, digest) == digest for name, digest in marker.inputs.items())
+        drawn = {name: marker.config.get(name) for name in ("sample", "seed")}
+        is_sampled = "sample" in marker.config
+        return same and (not is_sampled or drawn == self.population["drawn"])
 
 
 def _population(
@@ -127,7 +196,8 @@ def _population(
     known = {name: marker.config[name] for name in names} if marker else {}
     settings = MeasureSettings(**known)
     asked = Population(work.store, work.pool, scorer, sources, scored, settings)
-    return _in_order(measure_population(asked), sources)
+    drawn = {"sample": settings.sample, "seed": settings.seed}
+    return _in_order(measure_population(asked), sources) | {"drawn": drawn}
 
 
 def _in_order(measures: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
@@ -136,33 +206,10 @@ def _in_order(measures: dict[str, Any], sources: Sequence[str]) -> dict[str, Any
     return measures | {"sources": {name: of_source[name] for name in sources if name in of_source}}
 
 
-def _if_of_now(
-    store: Store, part: str, sources: Sequence[str], of_population: bool = True
-) -> dict[str, Any] | None:
-    """What a part of the measures found, unless the pool's texts were measured again since."""
-    marker = store.read_marker(part)
-    if marker is None:
-        return None
-    if of_population and store.fingerprint(POPULATION) not in marker.inputs.values():
-        return None
-    return _in_order(marker.extra, sources) if "sources" in marker.extra else marker.extra
-
-
-def _subsets(store: Store) -> dict[str, Subset]:
-    found = {}
-    for part in store.parts(SUBSETS):
-        marker = store.read_marker(part)
-        if marker is not None:
-            name = part.partition("/")[2]
-            summary = Summary(**marker.extra["summary"])
-            found[name] = Subset(name, summary, marker.config["recipe"])
-    return found
-
-
 def _conservation(store: Store) -> list[dict[str, Any]]:
     """Rows in, ok, dropped and failed of every stage folder, summed over its parts."""
     rows: dict[str, dict[str, Any]] = {}
-    for top in ("samples", "embeddings", "captions", "scores", "subsets"):
+    for top in ("samples", "embeddings", "captions", "scores", ANNOTATIONS, "subsets"):
         for part in store.parts(top):
             marker = store.read_marker(part)
             if marker is None:

@@ -60,11 +60,7 @@ def _trace(figure: Figure, number: int, series: Series) -> dict[str, Any]:
         "mode": {"line": "lines+markers" if few else "lines", "points": "markers"}.get(
             series.kind, "lines"
         ),
-        "line": {
-            "color": colour,
-            "width": 2,
-            "shape": "hvh" if series.kind == "steps" else "linear",
-        },
+        "line": {"color": colour, "width": 2, "shape": SHAPES.get(series.kind, "linear")},
         "marker": {
             "color": colour,
             "size": 9 if few else 5,

@@ -50,8 +50,8 @@
   // Thresholds --------------------------------------------------------------------------------
 
   const steps = data.steps;
-  const order = steps ? steps.sources.map((name, column) => ({
-    name, column, used: steps.used[column], step: steps.start[column],
+  const order = steps ? steps.order.map((column) => ({
+    name: steps.sources[column], column, used: steps.used[column], step: steps.start[column],
   })) : [];
 
   const decimals = (scale) => Math.round(Math.log10(scale));
@@ -82,7 +82,7 @@
     if (data.scorer) lines.push(`# scores of the scorer ${data.scorer}`);
     lines.push("clauses:");
     for (const one of used) {
-      lines.push(`  - {source: ${one.name}, where: "${one.name}_score >= ${valueOf(one.step)}"}`);
+      lines.push(`  - {source: "${one.name}", where: "${one.name}_score >= ${valueOf(one.step)}"}`);
     }
     return lines.join("\n") + "\n";
   }
@@ -107,14 +107,22 @@
         value.textContent = `≥ ${valueOf(one.step)}`;
         range.setAttribute("aria-valuetext", valueOf(one.step));
       };
-      use.addEventListener("change", () => { one.used = use.checked; moved(); });
-      range.addEventListener("input", () => { one.step = Number(range.value); show(); moved(); });
+      use.addEventListener("change", () => { one.used = use.checked; changed(); });
+      range.addEventListener("input", () => { one.step = Number(range.value); show(); changed(); });
       up.addEventListener("click", () => {
         order.splice(position - 1, 0, ...order.splice(position, 1));
-        buildSliders(); moved();
+        buildSliders();
+        const again = [...box.querySelectorAll("button")][position - 1];
+        (again.disabled ? box.querySelector("input") : again).focus();
+        changed();
       });
       show();
     });
+  }
+
+  function changed() {
+    filters.elements.decided.value = "";
+    moved();
   }
 
   function moved() {
@@ -169,9 +177,8 @@
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("input", async (event) => {
       shown = PAGE;
-      if (event.target.name === "shard") await fetchSamples();
-      if (event.target.name === "decided" || event.target.name === "shard") await fetchDecisions();
       showSamples();
+      if (event.target.name === "decided" || event.target.name === "shard") await fetchAll();
     });
     document.getElementById("more").addEventListener("click", () => {
       shown += PAGE;
@@ -222,7 +229,7 @@
 
   function card(sample) {
     const decided = decisionOf(sample);
-    const source = sample.image || (data.api ? `image?${new URLSearchParams(
+    const source = sample.image || (data.api && data.images ? `image?${new URLSearchParams(
       { token: data.api, shard: sample.shard, key: sample.key, uid: sample.uid })}` : null);
     const picture = source
       ? element("img", { src: source, alt: `sample ${sample.key}`, loading: "lazy" })
@@ -236,7 +243,7 @@
       if (chosen) head.append(element("span", { class: "quiet" }, " ✓ chosen"));
       return element("div", { class: chosen ? "said chosen" : "said" }, head, said, ...flags);
     });
-    const told = decided === undefined ? "" : decided === null ? "left out" : `takes ${decided}`;
+    const told = decided === undefined ? "reading the decision …" : decided === null ? "left out" : `takes ${decided}`;
     return element("li", { class: "example", "data-uid": sample.uid, "data-decision": decided || "" },
       element("div", { class: "picture" }, picture), ...texts,
       element("p", { class: "decision" }, `${told}${told ? " · " : ""}${sample.shard}/${sample.key}`));
@@ -250,17 +257,36 @@
     return answer.json();
   }
 
+  // An answer that another question has overtaken is let go.
   async function fetchSamples() {
     if (!data.api) return;
-    samples = await ask("rows", { shard: filters.elements.shard.value });
+    const shard = filters.elements.shard.value;
+    const found = await ask("rows", { shard });
+    if (filters.elements.shard.value !== shard) return;
+    samples = found;
+    showSamples();
   }
 
   async function fetchDecisions() {
     const subset = filters.elements.decided.value;
     if (!data.api || subset === "") return;
+    const shard = filters.elements.shard.value;
     const asked = samples;
-    const found = await ask("decisions", { subset, shard: filters.elements.shard.value });
+    const found = await ask("decisions", { subset, shard });
+    if (asked !== samples || filters.elements.shard.value !== shard) return;
     asked.forEach((sample, i) => { (sample.decisions ||= {})[subset] = found[i]; });
+    showSamples();
+  }
+
+  async function fetchAll() {
+    try {
+      await fetchSamples();
+      await fetchDecisions();
+    } catch (error) {
+      document.getElementById("examples").replaceChildren();
+      document.getElementById("matching").textContent =
+        `The server of capmix view does not answer (${error.message}).`;
+    }
   }
 
   async function start() {
@@ -269,7 +295,6 @@
     if (data.api) {
       document.getElementById("shard-choice").hidden = false;
       fill(filters.elements.shard, [["", "a fair sample of all"], ...data.shards.map((s) => [s, s])]);
-      await fetchSamples();
     }
     if (steps) {
       buildSliders();
@@ -279,8 +304,7 @@
     showSamples();
     document.documentElement.dataset.ready = "yes";
     drawFigures();
-    await fetchDecisions();
-    showSamples();
+    await fetchAll();
   }
   start();
 })();

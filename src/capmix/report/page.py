@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -13,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from capmix.errors import UserError
 from capmix.measure.population import read_sample
 from capmix.report.captioners import captioners, rank_correlations
 from capmix.report.compare import RecipeResult, verdict
@@ -26,6 +28,8 @@ from capmix.report.table import short_name, shown_metrics
 from capmix.store import Store
 
 EXAMPLES = 240
+FIRST_ROWS = 24
+PAGE = "report/report.html"
 CONTENTS = {
     "recipes": "Recipes",
     "figures": "Figures",
@@ -51,12 +55,21 @@ class PageSettings:
 
 
 def write_page(
-    found: Found, rows: Sequence[RecipeResult], out: str, settings: PageSettings = PageSettings()
+    found: Found,
+    rows: Sequence[RecipeResult],
+    out: str | None,
+    settings: PageSettings = PageSettings(),
 ) -> list[Figure]:
-    """Write the page to the local file `out`; returns its figures."""
+    """Write the page to the local file `out`, or to PAGE in the work directory; its figures.
+
+    Raises UserError where `settings` name a subset that is not there.
+    """
     figures, page = render_page(found, rows, settings)
-    path = Path(out).resolve()
-    Store(str(path.parent)).write_bytes(path.name, page.encode())
+    if out is None:
+        found.store.write_bytes(PAGE, page.encode())
+    else:
+        path = Path(out).resolve()
+        Store(str(path.parent)).write_bytes(path.name, page.encode())
     return figures
 
 
@@ -64,6 +77,7 @@ def render_page(
     found: Found, rows: Sequence[RecipeResult], settings: PageSettings, token: str = ""
 ) -> tuple[list[Figure], str]:
     """The figures and the page. With a `token` it asks its server for samples and images."""
+    _check_names(found, rows, settings)
     shown = _shown_subset(list(found.subsets.values()), settings.examples_of)
     outcomes = found.runs or of_probes(rows)
     of_sources = captioners(found, outcomes)
@@ -82,8 +96,9 @@ def render_page(
         "shown": shown.name if shown else None,
         "flags": sorted({f for s in found.population["sources"].values() for f in s["flags"]}),
         "api": token,
+        "images": found.work.pool.has_images,
         "shards": [shard.name for shard in found.work.pool.shards] if token else [],
-        "examples": [] if token else _examples(found, settings.examples),
+        "examples": _first_rows(found) if token else _examples(found, settings.examples),
     }
     data["about"] = (
         "Samples are read from the pool when they are asked for."
@@ -113,6 +128,7 @@ def render_page(
         overlaps=_overlaps(found),
         captioners=of_sources,
         correlations=rank_correlations(of_sources),
+        step=f"{steps['unit'] / steps['scale']:g}" if steps else "",
         policy=_policy([plotly, script], token),
         css=Markup(_resource("page.css")),
         data=Markup(_in_script(json.dumps(data, allow_nan=False))),
@@ -128,6 +144,12 @@ def steps_of_page(found: Found) -> Steps | None:
     return Steps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
 
 
+def _first_rows(found: Found) -> list[dict[str, Any]]:
+    """What a served page shows before it has asked for anything."""
+    table = read_sample(found.store).slice(0, FIRST_ROWS)
+    return example_rows(table, found.sources, found.scored, steps_of_page(found))
+
+
 def _examples(found: Found, count: int) -> list[dict[str, Any]]:
     table = read_sample(found.store).slice(0, count)
     rows = example_rows(table, found.sources, found.scored, steps_of_page(found))
@@ -141,6 +163,15 @@ def _examples(found: Found, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _check_names(found: Found, rows: Sequence[RecipeResult], settings: PageSettings) -> None:
+    have = ", ".join(found.subsets) or "none"
+    if settings.examples_of is not None and settings.examples_of not in found.subsets:
+        raise UserError(f"no subset {settings.examples_of!r} to show examples of, only {have}")
+    trained = [row.name for row in rows]
+    if settings.baseline != PageSettings.baseline and trained and settings.baseline not in trained:
+        raise UserError(f"no probes of {settings.baseline!r} to compare with, only {trained}")
+
+
 def _shown_subset(subsets: Sequence[Subset], wanted: str | None) -> Subset | None:
     named = [subset for subset in subsets if subset.name == wanted]
     mixed = [subset for subset in subsets if len(subset.recipe["clauses"]) > 1]
@@ -149,21 +180,44 @@ def _shown_subset(subsets: Sequence[Subset], wanted: str | None) -> Subset | Non
 
 
 def _with_bounds(steps: dict[str, Any], shown: Subset | None) -> dict[str, Any]:
-    """The least and the greatest step of each source, where its threshold starts (at that of the
-    subset that is shown, if it has one, else at the least), and whether that subset uses it."""
-    columns = range(len(steps["sources"]))
-    known = [[c[i] for c in steps["cells"] if c[i] is not None] for i in columns]
+    """The least and the greatest step of each source; where its threshold starts and whether it is
+    used: as in the clauses of the subset that is shown, in their `order`."""
+    sources = steps["sources"]
+    known = [[c[i] for c in steps["cells"] if c[i] is not None] for i in range(len(sources))]
     least, most = [min(one, default=0) for one in known], [max(one, default=0) for one in known]
-    thresholds = [v for v in shown.summary.thresholds.values() if v is not None] if shown else []
-    start = least
-    if thresholds:
-        step = round(thresholds[0] * steps["scale"] / steps["unit"])
-        start = [min(max(step, low), high) for low, high in zip(least, most, strict=True)]
-    used = (
-        {clause["source"] for clause in shown.recipe["clauses"]} if thresholds and shown else None
-    )
-    is_used = [used is None or source in used for source in steps["sources"]]
-    return steps | {"least": least, "most": most, "start": start, "used": is_used}
+    start, used = list(least), [shown is None] * len(sources)
+    order: list[int] = []
+    for clause in shown.recipe["clauses"] if shown else []:
+        if clause["source"] in sources and sources.index(clause["source"]) not in order:
+            at = sources.index(clause["source"])
+            order.append(at)
+            used[at] = True
+            value = _score_threshold(clause, shown.summary.thresholds if shown else {})
+            if value is not None:
+                step = round(value * steps["scale"] / steps["unit"])
+                start[at] = min(max(step, least[at]), most[at])
+    if not order:
+        used = [True] * len(sources)
+    order += [i for i in range(len(sources)) if i not in order]
+    bounds = {"least": least, "most": most, "start": start, "used": used, "order": order}
+    return steps | bounds
+
+
+def _score_threshold(
+    clause: Mapping[str, Any], thresholds: Mapping[str, float | None]
+) -> float | None:
+    """What a clause asks of its own source's score, where that is all it asks."""
+    score = re.escape(f"{clause['source']}_score")
+    top = re.fullmatch(rf"top\(({score}, [\d.]+)\)", clause["where"])
+    least = re.fullmatch(rf"{score} >= (.+)", clause["where"])
+    if top is not None:
+        return thresholds.get(f"threshold({top[1]})")
+    if least is None:
+        return None
+    try:
+        return float(least[1])
+    except ValueError:
+        return thresholds.get(least[1])
 
 
 def _overlaps(found: Found) -> dict[tuple[str, str], float | None]:

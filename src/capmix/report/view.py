@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.errors import UserError
-from capmix.measure.population import read_sample
+from capmix.measure.population import read_sample, scores_of_texts
 from capmix.mix.columns import read_samples
 from capmix.mix.inputs import Parts, check_parts
 from capmix.report.compare import compare
@@ -21,6 +21,13 @@ from capmix.work import Work
 
 HOST = "127.0.0.1"
 THUMBNAILS = 2_000  # kept in memory: some 20 MB
+# The address has the token: no other page is told it or may frame this one, and nothing is kept.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 READERS = 4  # shards read for images at a time
 
 
@@ -79,6 +86,7 @@ class Reader:
         if self._parts is None:
             self._parts = check_parts(self.found.store, self.found.work.pool, columns.values())
         table = read_samples(self.found.store, shard, columns, self._parts)
+        table = scores_of_texts(table, self.found.scored)
         return table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)))
 
     def _decisions(self, subset: str, shard: str) -> list[str | None]:
@@ -124,12 +132,14 @@ def make_app(found: Found, token: str) -> Any:
                 found = await run_in_threadpool(read, *values)
             except KeyError as error:
                 return PlainTextResponse(f"there is no {error}", 404)
-            return answer(found)
+            response = answer(found)
+            response.headers.update(HEADERS)
+            return response
 
         return handler
 
     def webp(data: bytes) -> Response:
-        return Response(data, media_type="image/webp", headers={"Cache-Control": "max-age=3600"})
+        return Response(data, media_type="image/webp")
 
     return Starlette(
         routes=[
