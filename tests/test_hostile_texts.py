@@ -30,7 +30,7 @@ def test_texts_of_a_pool(tmp_path: Path) -> None:
     assert (counts.ok, dict(counts.dropped)) == (5, {"empty_caption": 2})
     scored = jobs.score(work, ScoreSettings(sources=["raw", "other"]))
     assert (scored["raw"].ok, dict(scored["raw"].dropped)) == (4, {"no_text": 3})
-    assert jobs.measure(work)["other"]["flags"] == {"loop": 1}
+    assert jobs.measure(work)["population"]["sources"]["other"]["flags"] == {"loop": 1}
     jobs.mix(work, "raw", output="all")
     jobs.export(work, "all", str(tmp_path / "out"))
     subset = pq.read_table(tmp_path / "w/subsets/all.parquet", use_threads=False)

@@ -66,6 +66,17 @@ def test_scores_of_parquet_files_set_the_threshold(place: Path) -> None:
     assert top["score"].to_pylist() == pytest.approx([0.2, 1.0, 0.2])
 
 
+def test_a_score_that_is_no_number_is_none(place: Path) -> None:
+    """An infinite one would pass every threshold."""
+    values = [float("inf"), float("-inf"), float("nan"), 0.5, None, 0.1, 0.2, 0.3]
+    pq.write_table(pa.table({"uid": UIDS[:8], "score": values}), place / "s.parquet")
+    assert run("import scores s.parquet --source raw --work w --pool pool") == 0
+    kept = [pq.read_table(place / f"w/scores/imported/raw/0000{i}.parquet", use_threads=False)
+            for i in range(2)]  # fmt: skip
+    scores = [value for table in kept for value in table["score"].to_pylist()]
+    assert scores == pytest.approx([None, None, None, 0.5, None, 0.1, 0.2, 0.3])
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -73,7 +84,7 @@ def test_scores_of_parquet_files_set_the_threshold(place: Path) -> None:
         ("import captions no.csv --source b --work w --pool pool", "no file no.csv"),
         ("import captions pool --source b --work w --pool pool", "expected a file ending in .csv"),
         ("import captions c.csv --source raw --work w --pool pool", "source raw"),
-        ("import captions c.csv --source b --work new", "name its pool with --pool"),
+        ("import captions c.csv --source b --work new", "no pool.json in it; name its pool"),
         ("import scores c.csv --source b --work w --pool pool", "no captions of source 'b'"),
     ],
 )

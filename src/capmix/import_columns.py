@@ -222,8 +222,10 @@ def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Tab
     """The rows of a part: `values` beside those samples that are ok, the others as they are."""
     if is_caption:
         values = pc.utf8_trim_whitespace(values)
+    else:  # an infinite score would pass every threshold
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     was_ok = pc.equal(samples["status"], OK)
-    missing = pc.and_(was_ok, pc.is_null(values, nan_is_null=True))
+    missing = pc.and_(was_ok, pc.is_null(values))
     empty = pc.and_(was_ok, pc.equal(values, "") if is_caption else pa.scalar(False))
     empty = pc.fill_null(empty, False)
     kept = pc.and_(was_ok, pc.invert(pc.or_(missing, empty)))

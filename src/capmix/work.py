@@ -140,7 +140,7 @@ def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = Fal
     """Open a work directory with the pool that it belongs to."""
     known = Store(work).read_json(ABOUT)
     if known is None:
-        raise UserError(f"work directory {work}: no {ABOUT}; name its pool too")
+        raise UserError(f"work directory {work}: no {ABOUT} in it; name its pool")
     return open_work(known["pool"], work, max_failures, force)
 
 

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +6,7 @@ from parts import SCORER, HandMade, Made, fresh_folder
 from samples import write_pool
 
 from capmix import jobs
+from capmix.cli import main
 from capmix.errors import UserError
 from capmix.measure import nouns
 from capmix.measure.measure import measure
@@ -98,22 +98,14 @@ def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
     assert jobs.mix(work, str(recipe)).kept == 3
 
 
-def test_the_command_prints_a_table(tmp_path: Path) -> None:
-    pool = write_pool(tmp_path / "pool", shards=1, samples=30)
-    work = ["--work", str(tmp_path / "w")]
-    run = [sys.executable, "-m", "capmix"]
-    subprocess.run([*run, "caption", str(pool), *work, "--source", "mini"], check=True)
-    subprocess.run([*run, "score", str(pool), *work, "--sources", "raw,mini"], check=True)
-    measured = subprocess.run(
-        [*run, "measure", str(pool), *work, "--references", "source:mini", "--no-java"]
-        + ["--topics", "3", "--map-points", "10"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool = [str(write_pool(tmp_path / "pool", shards=1, samples=30)), "--work", str(tmp_path / "w")]
+    assert main(["caption", *pool, "--source", "mini"]) == 0
+    assert main(["score", *pool, "--sources", "raw,mini"]) == 0
+    asked = ["--references", "source:mini", "--no-java", "--topics", "3", "--map-points", "10"]
+    assert main(["measure", *pool, *asked]) == 0
+    printed = capsys.readouterr().out
     for part in ("distinct-3", "raw scores higher than mini", "CIDEr", "number of 3 topics"):
-        assert part in measured.stdout
-    wrong = subprocess.run([*run, "measure", str(pool), *work, "--sources", "raw,blip"],
-                           check=False, capture_output=True, text=True)  # fmt: skip
-    assert wrong.returncode == 2
-    assert "no captions of source 'blip' here, only raw, mini" in wrong.stderr
+        assert part in printed
+    assert main(["measure", *pool, "--sources", "raw,blip"]) == 2
+    assert "no captions of source 'blip' here, only raw, mini" in capsys.readouterr().err

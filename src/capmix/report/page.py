@@ -30,6 +30,10 @@ from capmix.store import Store
 EXAMPLES = 240
 FIRST_ROWS = 24
 PAGE = "report/report.html"
+HEADER_SETTINGS = (
+    "revision", "prompt", "temperature", "top_k", "min_tokens", "max_tokens", "captions_per_image",
+    "seed",
+)  # fmt: skip
 CONTENTS = {
     "recipes": "Recipes",
     "figures": "Figures",
@@ -117,6 +121,7 @@ def render_page(
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=metadata.version("capmix"),
         digest=_digest(found),
+        sources=[(name, _source_words(found, name)) for name in found.sources],
         note=settings.note,
         contents=contents,
         outcomes=outcomes,
@@ -223,6 +228,20 @@ def _score_threshold(
 def _overlaps(found: Found) -> dict[tuple[str, str], float | None]:
     pairs = found.sampled["overlap"] if found.sampled else []
     return {(pair["first"], pair["second"]): pair["words"] for pair in pairs}
+
+
+def _source_words(found: Found, source: str) -> str:
+    """Where a source's texts come from: the model with its revision and sampling settings."""
+    if source == "raw":
+        return "the pool's own texts"
+    settings = found.settings.get(f"captions/{source}", {})
+    words = [str(settings.get("model", "imported"))]
+    words += [
+        f"{name.replace('_', ' ')} {settings[name]}"
+        for name in HEADER_SETTINGS
+        if settings.get(name) is not None
+    ]
+    return ", ".join(words)
 
 
 def _digest(found: Found) -> str:
