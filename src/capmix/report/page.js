@@ -303,7 +303,7 @@
     }
     showSamples();
     document.documentElement.dataset.ready = "yes";
-    drawFigures();
+    document.addEventListener("DOMContentLoaded", drawFigures);  // plotly.js comes last
     await fetchAll();
   }
   start();

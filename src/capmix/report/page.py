@@ -109,7 +109,7 @@ def render_page(
         if token
         else f"{len(data['examples']):,} samples drawn by chance, the same for every recipe."
     )
-    plotly, script = _plotly(), _resource("page.js")
+    plotly, script = plotly_js(), _resource("page.js")
     contents = [
         (anchor, name)
         for anchor, name in CONTENTS.items()
@@ -134,7 +134,8 @@ def render_page(
         captioners=of_sources,
         correlations=rank_correlations(of_sources),
         step=f"{steps['unit'] / steps['scale']:g}" if steps else "",
-        policy=_policy([plotly, script], token),
+        policy=_policy([script] if token else [script, plotly], token),
+        token=token,
         css=Markup(_resource("page.css")),
         data=Markup(_in_script(json.dumps(data, allow_nan=False))),
         plotly=Markup(plotly),
@@ -255,6 +256,7 @@ def _policy(scripts: Sequence[str], token: str) -> str:
     """Nothing runs but these scripts, and nothing is fetched but from the page's own server."""
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     allowed = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)
+    allowed += " 'self'" if token else ""  # plotly.js: no other answer of the server is a script
     images = "img-src data: 'self'; connect-src 'self'" if token else "img-src data:"
     return (
         f"default-src 'none'; {images}; style-src 'unsafe-inline'; script-src {allowed}; "
@@ -267,7 +269,8 @@ def _in_script(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _plotly() -> str:
+def plotly_js() -> str:
+    """The library as the text of one script element."""
     from plotly.offline import get_plotlyjs
 
     script: str = get_plotlyjs()

@@ -16,7 +16,7 @@ from capmix.mix.inputs import Parts, check_parts
 from capmix.report.compare import compare
 from capmix.report.examples import decisions, example_rows, thumbnails
 from capmix.report.gather import Found, gather
-from capmix.report.page import PageSettings, render_page, steps_of_page
+from capmix.report.page import PageSettings, plotly_js, render_page, steps_of_page
 from capmix.work import Work
 
 HOST = "127.0.0.1"
@@ -141,9 +141,13 @@ def make_app(found: Found, token: str) -> Any:
     def webp(data: bytes) -> Response:
         return Response(data, media_type="image/webp")
 
+    def script(text: str) -> Response:
+        return Response(text, media_type="text/javascript")
+
     return Starlette(
         routes=[
             Route("/", answering(lambda: page, HTMLResponse)),
+            Route("/plotly.js", answering(plotly_js, script)),
             Route("/rows", answering(reader.rows, JSONResponse, "shard")),
             Route("/decisions", answering(reader.decisions, JSONResponse, "subset", "shard")),
             Route("/image", answering(reader.image, webp, "shard", "key", "uid")),
