@@ -86,13 +86,6 @@ def columns_of(
     return found
 
 
-def measured_columns(sources: Sequence[str], scorer: str) -> dict[str, Column]:
-    """Texts, flags, scores and truncation of the sources that `scorer` has scored."""
-    found = columns_of(sources, {scorer: sources}, scorer, {})
-    names = {f"{s}_{field}" for s in sources for field in ("text", "flags", *SCORE_FIELDS)}
-    return {name: column for name, column in found.items() if name in names}
-
-
 def _source_columns(
     source: str,
     name: str,
