@@ -16,6 +16,9 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
          "noun share", "mean score", "truncated", "flagged"],
         [_row(name, one, sampled["sources"][name]) for name, one in population["sources"].items()],
     )  # fmt: skip
+    errors = [one.get("standard_error") for one in population["sources"].values()]
+    if any(errors):
+        lines.append(f"different things are counted by HyperLogLog: ± {2 * errors[0]:.1%} (95 %)")
     for pair in population["agreement"]:
         if pair["samples"]:
             lines.append(
