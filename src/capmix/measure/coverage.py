@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from capmix.errors import UserError
+from capmix.measure.encode import encode_all
 from capmix.measure.population import read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.score.scorer import Scorer
@@ -21,7 +21,6 @@ PART = "measures/coverage"
 TEXTS_OF_SOURCE = 5_000  # at most, for topics
 TOPIC_WORDS = 5
 LONGEST_WORD = 40
-TEXTS_AT_ONCE = 512
 
 
 def measure_coverage(
@@ -55,7 +54,7 @@ def measure_coverage(
             raise UserError(
                 f"--topics {settings.topics}: the sample has {len(texts)} texts; ask for fewer"
             )
-        vectors = _encode(scorer, texts["text"].to_pylist())
+        vectors = encode_all(scorer, texts["text"].to_pylist())
         topic = _topics(vectors, settings)
         words = _topic_words(texts["text"].to_pylist(), topic, settings.topics)
         shares = _shares(texts["source"].to_pylist(), topic, sources, settings.topics)
@@ -87,14 +86,6 @@ def _texts(table: pa.Table, sources: Sequence[str]) -> pa.Table:
         texts = texts.take(pa.array(keep, pa.int64()))
         tables.append(texts.append_column("source", pa.repeat(pa.scalar(source), len(texts))))
     return pa.concat_tables(tables)
-
-
-def _encode(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
-    pieces = []
-    starts = range(0, len(texts), TEXTS_AT_ONCE)
-    for start in tqdm(starts, unit="batch", desc="topics", leave=False, disable=None):
-        pieces.append(scorer.encode_texts(texts[start : start + TEXTS_AT_ONCE]))
-    return np.concatenate(pieces)
 
 
 def _topics(vectors: np.ndarray, settings: MeasureSettings) -> np.ndarray:

@@ -21,7 +21,7 @@ from capmix.measure.noise import Noise, agreement
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.steps import StepCounts
 from capmix.mix.columns import Column, columns_of, one_array, read_samples
-from capmix.mix.inputs import Parts, check_parts
+from capmix.mix.inputs import Parts, check_parts, shard_batches
 from capmix.mix.plan import DRAW, locked_connection
 from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
@@ -186,15 +186,7 @@ def _batches(
         }
         return Batch(table.append_column("draw", draws), splits)
 
-    groups: list[list[str]] = [[]]
-    waiting = 0
-    for shard, count in parts.rows.items():
-        groups[-1].append(shard)
-        waiting += count
-        if waiting >= ROWS_AT_ONCE:
-            groups.append([])
-            waiting = 0
-    groups = [group for group in groups if group]
+    groups = shard_batches(parts.rows, ROWS_AT_ONCE)
     with tqdm(total=rows, unit="row", desc="measure", leave=False, disable=None) as bar:
         for _, future in prefetched(groups, read, workers=2, ahead=3):
             batch = future.result()

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.errors import UserError
+from capmix.measure.encode import encode_all
 from capmix.measure.population import Population, scores_of_texts
 from capmix.measure.words import WORD
 from capmix.mix.columns import read_samples
@@ -215,7 +216,7 @@ def _closest(
 ) -> np.ndarray:
     """Cosine similarity of each text to its closest reference."""
     flat = [reference for of_image in references for reference in of_image]
-    vectors = _encode(scorer, [*texts, *flat])
+    vectors = encode_all(scorer, [*texts, *flat])
     of_texts, of_references = vectors[: len(texts)], vectors[len(texts) :]
     counts = [len(of_image) for of_image in references]
     owner = np.repeat(np.arange(len(texts)), counts)
@@ -223,8 +224,3 @@ def _closest(
     starts = np.cumsum([0, *counts[:-1]])
     highest: np.ndarray = np.maximum.reduceat(similarity, starts)
     return highest.astype(np.float64)
-
-
-def _encode(scorer: Scorer, texts: Sequence[str], at_once: int = 1024) -> np.ndarray:
-    pieces = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
-    return np.concatenate([scorer.encode_texts(piece) for piece in pieces])

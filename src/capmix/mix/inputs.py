@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,22 @@ def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
         digests[folder] = total.hexdigest()[:32]
     rows = {shard.name: rows[shard.name] for shard in pool.shards}
     return Parts(digests, rows, frozenset(whole), frozenset(following))
+
+
+def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
+    """Shards in pool order, as many at a time as have `at_once` rows.
+
+    Neither cores nor memory count: the batches are the row groups of a subset.
+    """
+    batches: list[list[str]] = [[]]
+    waiting = 0
+    for shard, count in rows.items():
+        batches[-1].append(shard)
+        waiting += count
+        if waiting >= at_once:
+            batches.append([])
+            waiting = 0
+    return [batch for batch in batches if batch]
 
 
 def _marker(store: Store, pool: Pool, folder: str, shard: str) -> bytes:

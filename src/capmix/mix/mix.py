@@ -18,7 +18,7 @@ from capmix.errors import UserError
 from capmix.mix.columns import Column, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
-from capmix.mix.inputs import check_parts
+from capmix.mix.inputs import check_parts, shard_batches
 from capmix.mix.plan import Plan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe
 from capmix.mix.run import (
@@ -111,7 +111,14 @@ def mix(
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
     def make() -> Marker:
-        run = Run(store, plan, lists, _batches(parts.rows), parts, settings.workers or cores())
+        run = Run(
+            store,
+            plan,
+            lists,
+            shard_batches(parts.rows, ROWS_AT_ONCE),
+            parts,
+            settings.workers or cores(),
+        )
         _check_types(run)
         summary, samples_kept = _write(run, name, settings.npy)
         summary.name = called
@@ -196,19 +203,3 @@ def _summary(plan: Plan, tally: Tally, values: Mapping[Threshold, float]) -> Sum
 
 def _asked(plan: Plan, name: str) -> bool:
     return LIST_COLUMN.format(name) in plan.lists
-
-
-def _batches(rows: Mapping[str, int]) -> list[list[str]]:
-    """Shards in pool order, as many at a time as have ROWS_AT_ONCE rows.
-
-    Neither cores nor memory count: the batches are the row groups of the subset.
-    """
-    batches: list[list[str]] = [[]]
-    waiting = 0
-    for shard, count in rows.items():
-        batches[-1].append(shard)
-        waiting += count
-        if waiting >= ROWS_AT_ONCE:
-            batches.append([])
-            waiting = 0
-    return [batch for batch in batches if batch]
