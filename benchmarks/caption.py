@@ -112,8 +112,6 @@ def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
     from capmix.caption.image_stage import image_caption_stage
     from capmix.caption.settings import CaptionSettings
     from capmix.caption.transformers import TransformersCaptioner
-    from capmix.engine.busy import Busy
-    from capmix.engine.local import run_stage
     from capmix.memory import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
@@ -123,8 +121,7 @@ def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
     def run() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             work = jobs.open_work(str(folder / "pool"), scratch)
-            stage = image_caption_stage(work.pool, captioner, "blip", Busy())
-            run_stage(stage, work.pool.shards, work.store)
+            work.run(lambda: [image_caption_stage(work.pool, captioner, "blip")])
 
     return run
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from capmix import jobs
 from capmix.engine.local import cores
+from capmix.engine.settings import EngineSettings
 
 PER_SHARD = 5_000
 IMAGE_BYTES = 50_000
@@ -61,7 +62,8 @@ def main() -> None:
 
 
 def _capmix(work: jobs.Work, out: Path, workers: int) -> None:
-    jobs.export(work, "raw", str(out), PER_SHARD, workers=workers)
+    work.engine = EngineSettings(workers=workers)
+    jobs.export(work, "raw", str(out), PER_SHARD)
 
 
 def _copy(source: Path, out: Path) -> None:

@@ -142,7 +142,6 @@ def _data_juicer(folder: Path, images: list[bytes], texts: list[list[str]]) -> R
 
 def _capmix(folder: Path, name: str) -> Run:
     from capmix import jobs
-    from capmix.engine.busy import Busy
     from capmix.memory import keep_freed_memory
     from capmix.score.open_clip import OpenClipScorer
     from capmix.score.stage import ImagePass, fresh_score_stage
@@ -152,13 +151,10 @@ def _capmix(folder: Path, name: str) -> Run:
     scorer = OpenClipScorer(name, "b32", "cpu", torch.float32)
 
     def run() -> None:
-        busy = Busy()
-        images = ImagePass(work.pool, scorer, busy)
-        stages = [fresh_score_stage(work.store, scorer, s, images, busy) for s in SOURCES]
+        images = ImagePass(work.pool, scorer)
         for part in work.store.parts("scores"):
             work.store.fs.rm_file(work.store.path(f"{part}.json"))
-        jobs.run_stages(stages, work.pool.shards, work.store, 0.0)
-        print(f"capmix: {busy.share()}", file=sys.stderr)
+        work.run(lambda: [fresh_score_stage(work.store, scorer, s, images) for s in SOURCES])
 
     return run
 

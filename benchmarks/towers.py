@@ -91,7 +91,7 @@ def _runtime(name: str) -> Run:
 
 def _whole_path() -> float:
     """Read, decode and encode the embedded pool's images and texts; no writing."""
-    from capmix.embed import batched
+    from capmix.batches import batched
     from capmix.images import decode_image
     from capmix.mini.image_tower import BATCH, LiteTower
     from capmix.mini.text_tower import text_tower

@@ -1,5 +1,5 @@
-import sys
+"""`python -m capmix` is the command `capmix`."""
 
-from capmix.cli import main
+from capmix.cli import entry
 
-sys.exit(main())
+entry()

@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from capmix.cli_engine import add_engine, add_failures, add_plan, engine_of
 from capmix.cli_report import add_measure, add_report, add_view
 from capmix.cli_train import add_evaluate, add_probe, add_train
 from capmix.errors import UserError
 from capmix.memory import keep_freed_memory
+from capmix.stopping import GO_ON, end_now, stopped_by_signals
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -18,7 +20,15 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=BaseModel)
 
-OK, STOPPED, USER_ERROR = 0, 130, 2
+OK, USER_ERROR, STOPPED = 0, 2, 130
+
+
+def entry() -> NoReturn:
+    """The command `capmix`: run it and end the process."""
+    code = main()
+    if code == STOPPED:
+        end_now(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         keep_freed_memory()
-        options.run(options)
+        with stopped_by_signals():
+            options.run(options)
         return OK
     except UserError as error:
-        print(f"capmix: {error}", file=sys.stderr)
+        from capmix.storage import without_secrets
+
+        print(f"capmix: {without_secrets(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("\ncapmix: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"\n{GO_ON}", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--retries", type=int, default=5, help="of a request to a busy server")
     caption.add_argument("--language", help="flag captions in another one, such as en")
     _exact_decode(caption)
+    add_engine(caption)
     caption.add_argument(
         "--compile-decoder",
         action="store_true",
@@ -108,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     _exact_decode(score)
+    add_engine(score)
     score.set_defaults(run=_score)
 
     imported = commands.add_parser("import", help="captions or scores that others computed, by uid")
@@ -195,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "parquet with images, for Hugging Face datasets; image files with "
         ".txt and JSON lines, for kohya and LLaVA; uid and text alone",
     )
-    export.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    add_engine(export, batches=False)
     export.set_defaults(run=_export)
 
     add_train(commands)
@@ -205,6 +220,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add_report(commands)
     add_view(commands)
+
+    add_failures(commands)
+    add_plan(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, which device, what is missing")
     doctor.set_defaults(run=_doctor)
@@ -225,7 +243,11 @@ def _on_pool(
 def _work(options: argparse.Namespace) -> "Work":
     from capmix import jobs
 
-    return jobs.open_work(options.pool, options.work, options.max_failures, options.force)
+    how = options.max_failures, options.force
+    if "engine" not in options:
+        return jobs.open_work(options.pool, options.work, *how)
+    retry = getattr(options, "retry_failed", False)
+    return jobs.open_work(options.pool, options.work, *how, engine_of(options), retry)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -393,13 +415,10 @@ def _export(options: argparse.Namespace) -> None:
     from capmix import jobs
     from capmix.engine.local import cores
 
+    if options.engine == "local" and options.workers is None:
+        options.workers = cores()
     jobs.export(
-        _work(options),
-        options.subset,
-        options.out,
-        options.samples_per_shard,
-        options.format,
-        options.workers or cores(),
+        _work(options), options.subset, options.out, options.samples_per_shard, options.format
     )
 
 

@@ -5,25 +5,21 @@ Writes `embeddings/<encoder>/image/<shard>.npy`, float16 (rows ok, dimensions), 
 array. Captioners, scorers and trainers that share an encoder read these instead of the images.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
-from capmix.engine.local import MAX_FAILURES, run_stage
-from capmix.engine.prefetch import prefetched
-from capmix.engine.stage import PartWriter, Stage, missing
+from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
+from capmix.engine.stage import PartWriter, Stage
 from capmix.images import BadImageError, decode_image
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.index import bad_row, pool_inputs
 from capmix.rows import FAILED, OK, Row, rows_of, table_of
-from capmix.store import Counts, Store
-
-Item = TypeVar("Item")
-BATCHES_AHEAD = 3
+from capmix.store import Store
 
 
 class ImageEncoder(Protocol):
@@ -56,29 +52,22 @@ def embeddings_folder(encoder_name: str) -> str:
     return f"embeddings/{encoder_name}/image"
 
 
-def embed(
+def embed_stage(
     pool: Pool,
     encoder: ImageEncoder,
-    store: Store,
-    max_failures: float = MAX_FAILURES,
-    busy: Busy | None = None,
     name: str | None = None,
-) -> Counts:
-    """Embed every image of a pool that is not embedded yet. `name` is what progress calls it."""
-    stage = embed_stage(pool, encoder, name, busy)
-    if missing(stage, pool.shards, store):
-        encoder.load()
-    return run_stage(stage, pool.shards, store, max_failures)
-
-
-def embed_stage(
-    pool: Pool, encoder: ImageEncoder, name: str | None = None, busy: Busy | None = None
+    batch_timeout: float = BATCH_TIMEOUT,
 ) -> Stage:
-    """The stage that runs `encoder` over a pool's images, whose work is noted in `busy`."""
-    noted = busy or Busy()
+    """The stage that runs `encoder` over a pool's images. `name` is what progress calls it."""
+    batches = Batches(batch_timeout)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows, embeddings = embed_shard(pool, encoder, shard, noted, out)
+        rows, embeddings = embed_shard(pool, encoder, shard, batches, out.busy)
+        out.count_in(len(rows))
+        for row in rows:
+            if row.reason:
+                out.count_failed(row.reason)
+        out.count_ok(len(embeddings))
         out.write_array(embeddings.astype(np.float16))
         out.write_table(table_of(rows, []))
 
@@ -88,14 +77,12 @@ def embed_stage(
 
 
 def embed_shard(
-    pool: Pool, encoder: ImageEncoder, shard: Shard, busy: Busy, out: PartWriter | None = None
+    pool: Pool, encoder: ImageEncoder, shard: Shard, batches: Batches, busy: Busy
 ) -> tuple[list[Row], np.ndarray]:
-    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images.
-
-    Rows are counted in `out` where it is given.
-    """
+    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images."""
+    encoder.load()
     rows: list[Row] = []
-    embeddings = [np.empty((0, encoder.dimensions), np.float32)]
+    vectors: list[np.ndarray] = []
     samples = prefetched(
         pool.read(shard),
         lambda sample: _prepared(sample, encoder),
@@ -105,21 +92,25 @@ def embed_shard(
     for batch in batched(samples, encoder.batch_size):
         done = [future.result() for _, future in batch]
         pixels = [prepared for row, prepared in done if row.reason is None]
-        if pixels:
-            with busy.working(len(pixels)):
-                embeddings.append(encoder.encode_pixels(pixels))
-        rows += [row for row, _ in done]
-        if out is not None:
-            _count(out, [row for row, _ in done])
-    return rows, np.concatenate(embeddings)
+        with busy.working(len(pixels)):
+            found = iter(batches.run(lambda some: list(encoder.encode_pixels(some)), pixels))
+        for row, _ in done:
+            if row.reason is None:
+                row = _embedded(row, next(found), vectors)
+            rows.append(row)
+    if not vectors:
+        return rows, np.empty((0, encoder.dimensions), np.float32)
+    return rows, np.stack(vectors)
 
 
-def _count(out: PartWriter, rows: list[Row]) -> None:
-    out.count_in(len(rows))
-    for row in rows:
-        if row.reason:
-            out.count_failed(row.reason)
-    out.count_ok(sum(row.reason is None for row in rows))
+def _embedded(row: Row, vector: np.ndarray | SampleError, vectors: list[np.ndarray]) -> Row:
+    """The row of an image by what the model made of it; a vector goes to `vectors`."""
+    if isinstance(vector, SampleError):
+        return Row(row.uid, row.key, FAILED, vector.reason, str(vector))
+    if not np.isfinite(vector).all():
+        return Row(row.uid, row.key, FAILED, "not_finite", "the model gave NaN or infinity")
+    vectors.append(vector)
+    return row
 
 
 def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:
@@ -149,10 +140,3 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)
     return scaled
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    stream = iter(items)
-    while batch := list(islice(stream, size)):
-        yield batch

@@ -7,22 +7,19 @@ jobs.score(work)
 """
 
 import re
-import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from capmix import import_columns
 from capmix.annotate.annotate import AnnotateSettings, Method
 from capmix.annotate.annotate import annotate as annotate_samples
-from capmix.caption.captioner import ImageCaptioner
+from capmix.caption.captioners import caption_stages
+from capmix.caption.captioners import needs_gpu as captioner_needs_gpu
 from capmix.caption.flags import check_language
-from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
-from capmix.caption.stage import caption_stage, captions_folder, check_source_name, field_stage
-from capmix.embed import embed
-from capmix.engine.busy import Busy
-from capmix.engine.local import run_stages
-from capmix.engine.stage import refuse_other_settings
+from capmix.caption.stage import captions_folder, check_source_name
+from capmix.embed import embed_stage
 from capmix.errors import UserError
 from capmix.export.export import SAMPLES_PER_SHARD, Form
 from capmix.export.export import export as export_subset
@@ -32,20 +29,15 @@ from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
-from capmix.models import device_and_dtype
 from capmix.pool import EMBEDDED
-from capmix.score.scorer import Scorer
+from capmix.score.scorers import make_scorer, score_stages
+from capmix.score.scorers import needs_gpu as scorer_needs_gpu
 from capmix.score.settings import ScoreSettings
-from capmix.score.stage import (
-    ImagePass,
-    fresh_score_stage,
-    saved_score_stage,
-)
 from capmix.store import Counts
 from capmix.train.pairs import PoolSubset
 from capmix.train.scales import TrainSettings
 from capmix.work import Work as Work  # for callers of these jobs
-from capmix.work import has_mini
+from capmix.work import has_mini, require_mini
 from capmix.work import open_work as open_work
 from capmix.work import reopen_work as reopen_work
 
@@ -62,49 +54,10 @@ def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings
     if settings.language:
         check_language(settings.language)
     if settings.model == "mini":
-        return _caption_mini(work, source, settings)
-    if settings.model.startswith("field:"):
-        work.index()
-        field = settings.model.removeprefix("field:")
-        return work.run(field_stage(work.pool, field, source), keep_other_settings=True)
-    captioner = _image_captioner(settings, source)
+        require_mini()
     work.index()
-    busy = Busy()
-    stage = image_caption_stage(work.pool, captioner, source, busy, settings.language)
-    if not work.force:
-        refuse_other_settings(stage, work.pool.shards, work.store)
-    counts = work.run(stage)
-    if busy.images:
-        here = "" if settings.model.startswith("server:") else f", {busy.share()}"
-        print(f"{stage.name}: {busy.rate()}{here}", file=sys.stderr)
-    return counts
-
-
-def _caption_mini(work: Work, source: str, settings: CaptionSettings) -> Counts:
-    encoder = work.mini_encoder
-    from capmix.caption.mini import MiniCaptioner
-
-    captioner = MiniCaptioner(encoder, settings)
-    stage = caption_stage(work.store, captioner, source, settings.language)
-    if not work.force:
-        refuse_other_settings(stage, work.pool.shards, work.store)
-    work.index()
-    embed(work.pool, encoder, work.store, work.max_failures)
-    return work.run(stage)
-
-
-def _image_captioner(settings: CaptionSettings, source: str) -> ImageCaptioner:
-    if settings.model.startswith("open_clip:"):
-        from capmix.caption.open_clip import CocaCaptioner
-
-        return CocaCaptioner(settings)
-    if settings.model.startswith("server:"):
-        from capmix.caption.server import ServerCaptioner
-
-        return ServerCaptioner(settings, source)
-    from capmix.caption.transformers import TransformersCaptioner
-
-    return TransformersCaptioner(settings)
+    make_stages = partial(caption_stages, work.pool, work.store, source, settings)
+    return work.run(make_stages, protect=True, needs_gpu=captioner_needs_gpu(settings))[-1]
 
 
 def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Counts]:
@@ -114,19 +67,12 @@ def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Co
     for source in sources:
         if source not in work.sources():
             raise UserError(f"no captions of source {source!r}: run `capmix caption` for it first")
-    scorer = _scorer(work, settings)
+    if settings.model == "mini":
+        require_mini()
     work.index()
-    busy = Busy()
-    if settings.save_embeddings or settings.model == "mini":
-        embed(work.pool, scorer.encoder, work.store, work.max_failures, busy)
-        stages = [saved_score_stage(work.store, scorer, source, busy) for source in sources]
-    else:
-        images = ImagePass(work.pool, scorer, busy)
-        stages = [fresh_score_stage(work.store, scorer, source, images, busy) for source in sources]
-    counts = run_stages(stages, work.pool.shards, work.store, work.max_failures)
-    if busy.images:
-        print(f"score by {scorer.name}: {busy.rate()}, {busy.share()}", file=sys.stderr)
-    return dict(zip(sources, counts, strict=True))
+    make_stages = partial(score_stages, work.pool, work.store, sources, settings)
+    counts = work.run(make_stages, needs_gpu=scorer_needs_gpu(settings))
+    return dict(zip(sources, counts[-len(sources) :], strict=True))
 
 
 def import_captions(
@@ -184,7 +130,7 @@ def measure(
     encoder = None
     wanted = settings.topics or settings.references
     if wanted and (scoring.model != "mini" or has_mini()):
-        encoder = _scorer(work, scoring)
+        encoder = make_scorer(scoring)
     return measure_texts(work.store, work.pool, name, chosen, scored, settings, encoder)
 
 
@@ -228,7 +174,7 @@ def annotate(
             f"--embeddings {chosen}: expected one of {', '.join(have) or 'none'} in "
             f"{work.store.root}/embeddings. `capmix score --save-embeddings` writes them."
         )
-    scorer = _scorer(work, scoring) if method == "cliploss" else None
+    scorer = make_scorer(scoring) if method == "cliploss" else None
     if scorer is not None and scorer.encoder.name != chosen:
         raise UserError(
             f"cliploss: --model {scoring.model} has not made the embeddings {chosen!r}; name the "
@@ -245,12 +191,8 @@ def export(
     directory: str,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     form: Form = "webdataset",
-    workers: int = 1,
 ) -> Counts:
-    """Write a subset as shards of images and texts; see export.export for the forms.
-
-    With `workers` over 1 a script must guard its entry (`if __name__ == "__main__":`).
-    """
+    """Write a subset as shards of images and texts; see export.export for the forms."""
     if form != "csv":
         work.need_images("export (csv needs none)")
     return export_subset(
@@ -262,7 +204,7 @@ def export(
         work.max_failures,
         form,
         work.sources(),
-        workers,
+        work.engine,
     )
 
 
@@ -292,7 +234,7 @@ def probe(
     from capmix.probe.evaluate import evaluate
     from capmix.probe.fit import train_probes
 
-    embed(work.pool, encoder, work.store, work.max_failures)
+    work.run(lambda: [embed_stage(work.pool, encoder)])
     folders: list[str] = []
     for name in evalsets:
         folders += embedded_evalsets() if name == EMBEDDED else [name]
@@ -344,21 +286,3 @@ def report(
         "",
         *verdict(rows, page.order),
     ]
-
-
-def _scorer(work: Work, settings: ScoreSettings) -> Scorer:
-    if settings.model == "mini":
-        encoder = work.mini_encoder
-        from capmix.score.mini import MiniScorer
-
-        return MiniScorer(encoder)
-    device, dtype = device_and_dtype(settings.device, settings.dtype)
-    if settings.model.startswith("transformers:"):
-        from capmix.score.transformers import TransformersScorer
-
-        return TransformersScorer(
-            settings.model, settings.name, device, dtype, settings.exact_decode
-        )
-    from capmix.score.open_clip import OpenClipScorer
-
-    return OpenClipScorer(settings.model, settings.name, device, dtype, settings.exact_decode)

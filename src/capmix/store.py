@@ -2,7 +2,8 @@
 
 A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, each to
 a temporary name that is then renamed. The marker `<folder>/<shard>.json` is written last. A part
-whose marker does not match (other inputs, other settings) counts as missing.
+whose marker does not match (other inputs, other settings, a file that is gone or has another size)
+counts as missing.
 """
 
 import contextlib
@@ -11,22 +12,28 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
+import tempfile
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+from capmix.storage import again, open_file_system
 
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
-TEMPORARY = re.compile(r"\.(\d+)\.tmp$")
+TEMPORARY = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.tmp$")
+SPOOLED = 64 * 2**20  # bytes of a file for a remote place that are held in memory
 
 
 @dataclass
@@ -53,7 +60,7 @@ class Marker:
 
     `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
     part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
-    they leave it: the two must agree.
+    they leave it: the two must agree. `files` are the part's files with their sizes in bytes.
     """
 
     inputs: dict[str, str]
@@ -61,6 +68,19 @@ class Marker:
     rows_in: int
     counts: Counts
     extra: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What lay below some folders: sizes by name, and the markers' bytes."""
+
+    folders: tuple[str, ...]
+    sizes: dict[str, int]
+    markers: dict[str, bytes]
+
+    def covers(self, name: str) -> bool:
+        return name.startswith(self.folders)
 
 
 class Store:
@@ -68,16 +88,51 @@ class Store:
 
     def __init__(self, location: str):
         self.location = location
-        self.fs, root = fsspec.core.url_to_fs(location)
+        self.fs, root = open_file_system(location, "work directory")
         self.root = root.rstrip("/")
         self.is_local = "file" in self.fs.protocol
+        self._listing: _Listing | None = None
 
     def path(self, name: str) -> str:
         """Full path of a file of this work directory; `name` uses forward slashes."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        return bool(again(lambda: self.fs.exists(self.path(name))))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file; -1 where there is none."""
+        if self._listing is not None and self._listing.covers(name):
+            return self._listing.sizes.get(name, -1)
+        try:
+            if self.is_local:
+                return os.stat(self.path(name)).st_size
+            return int(again(lambda: self.fs.info(self.path(name)))["size"])
+        except OSError:
+            return -1
+
+    @contextlib.contextmanager
+    def listed(self, folders: Iterable[str]) -> Iterator[None]:
+        """Within the block, sizes and markers below `folders` are as they lay there at its start.
+
+        On a remote file system that is one listing of each folder and markers read side by side,
+        in place of several calls, one after the other, for each part. A local disk needs none.
+        """
+        if self.is_local:
+            yield
+            return
+        names = tuple(f"{folder}/" for folder in dict.fromkeys(folders))
+        sizes: dict[str, int] = {}
+        for name in names:
+            found = again(partial(self.fs.find, self.path(name), detail=True))
+            sizes |= {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
+        paths = {self.path(name): name for name in sizes if name.endswith(".json")}
+        data = again(lambda: self.fs.cat(list(paths), on_error="omit")) if paths else {}
+        self._listing = _Listing(names, sizes, {paths[path]: data[path] for path in data})
+        try:
+            yield
+        finally:
+            self._listing = None
 
     @contextlib.contextmanager
     def writing(self, name: str, sync: bool = True) -> Iterator[BinaryIO]:
@@ -86,31 +141,47 @@ class Store:
         Without `sync` it may be lost if the machine itself stops soon after.
         """
         target = self.path(name)
-        folder, _, base = target.rpartition("/")
-        temporary = f"{folder}/.{base}.{_owner(os.getpid())}"
+        opened = self._written_local(target, sync) if self.is_local else self._uploaded(target)
         try:
-            self.fs.makedirs(folder, exist_ok=True)
-            with self._create(temporary) as stream:
+            with opened as stream:
                 yield stream
-                if self.is_local and sync:
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+
+    @contextlib.contextmanager
+    def _written_local(self, target: str, sync: bool) -> Iterator[BinaryIO]:
+        folder = target.rpartition("/")[0]
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{_owner(os.getpid())}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            # fsspec's wrapper costs more than small writes do
+            with open(temporary, "wb", buffering=BUFFER) as stream:
+                yield stream
+                if sync:
                     stream.flush()
                     os.fsync(stream.fileno())
-            if self.is_local:
-                os.replace(temporary, target)
-            else:
-                self.fs.mv(temporary, target)
-        except BaseException as error:
+            os.replace(temporary, target)
+        except BaseException:
             with contextlib.suppress(OSError):
-                self.fs.rm_file(temporary)
-            if isinstance(error, OSError):
-                raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+                os.remove(temporary)
             raise
 
-    def _create(self, path: str) -> BinaryIO:
-        if self.is_local:  # fsspec's wrapper costs more than small writes do
-            return open(path, "wb", buffering=BUFFER)
-        made: BinaryIO = self.fs.open(path, "wb")
-        return made
+    @contextlib.contextmanager
+    def _uploaded(self, target: str) -> Iterator[BinaryIO]:
+        """An object store shows an object when all of it is there; what broke off is not sent."""
+        with tempfile.SpooledTemporaryFile(SPOOLED) as stream:
+            yield stream  # type: ignore[misc]
+            stream.seek(0)
+
+            def send() -> None:
+                stream.seek(0)
+                if stream._rolled:  # type: ignore[attr-defined]
+                    with self.fs.open(target, "wb") as out:
+                        shutil.copyfileobj(stream, out, SPOOLED)
+                else:
+                    self.fs.pipe_file(target, stream.read())
+
+            again(send)
 
     def sweep(self) -> None:
         """Remove what killed processes of this machine left half-written (local disks only)."""
@@ -118,20 +189,27 @@ class Store:
             return
         for path in self.fs.find(self.root):
             found = TEMPORARY.search(path)
-            if found and path.endswith(_owner(int(found[1]))) and not _is_running(int(found[1])):
+            if not found or is_running(int(found[1])):
+                continue
+            if f".{_owner(int(found[1]))}." in path:
                 with contextlib.suppress(OSError):
                     self.fs.rm_file(path)
 
-    def write_bytes(self, name: str, data: bytes, sync: bool = True) -> None:
+    def write_bytes(self, name: str, data: bytes, sync: bool = True) -> int:
+        """Returns how many bytes there were, as all writers of whole files do."""
         with self.writing(name, sync) as stream:
             stream.write(data)
+        return len(data)
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file. Raises OSError where there is none."""
+        if self._listing is not None and name.endswith(".json") and self._listing.covers(name):
+            if name not in self._listing.markers:
+                raise FileNotFoundError(name)
+            return self._listing.markers[name]
         if self.is_local:  # a tenth of what fsspec takes, and a pool has many markers
-            with open(self.path(name), "rb") as stream:
-                return stream.read()
-        data: bytes = self.fs.cat_file(self.path(name))
+            return again(lambda: Path(self.path(name)).read_bytes())
+        data: bytes = again(lambda: self.fs.cat_file(self.path(name)))
         return data
 
     def write_json(self, name: str, value: Any) -> None:
@@ -144,10 +222,10 @@ class Store:
         except (OSError, ValueError):
             return None
 
-    def write_table(self, name: str, table: pa.Table) -> None:
+    def write_table(self, name: str, table: pa.Table) -> int:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, **parquet_options(table.schema))
-        self.write_bytes(name, buffer.getvalue())
+        return self.write_bytes(name, buffer.getvalue())
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A table, or some of its columns. Raises UserError where one is missing or unreadable."""
@@ -161,7 +239,7 @@ class Store:
                     raise UserError(f"{self.path(name)}: no column {absent[0]!r}, only {have}")
                 return file.read(columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot read {self.path(name)}: {error}") from error
+            raise UserError(_unreadable(self.path(name), error)) from error
 
     @contextlib.contextmanager
     def open_table(self, name: str) -> Iterator[pq.ParquetFile]:
@@ -174,15 +252,17 @@ class Store:
             with self.fs.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
                 yield file
 
-    def write_array(self, name: str, array: np.ndarray) -> None:
+    def write_array(self, name: str, array: np.ndarray) -> int:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        self.write_bytes(name, buffer.getvalue())
+        return self.write_bytes(name, buffer.getvalue())
 
     def read_array(self, name: str) -> np.ndarray:
-        array: np.ndarray = np.load(
-            io.BytesIO(self.fs.cat_file(self.path(name))), allow_pickle=False
-        )
+        """Raises UserError where it is missing or unreadable."""
+        try:
+            array: np.ndarray = np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(_unreadable(self.path(name), error)) from error
         return array
 
     def write_marker(self, part: str, marker: Marker) -> None:
@@ -202,9 +282,8 @@ class Store:
         try:
             counts = value["counts"]
             kept = Counts(counts["ok"], Counter(counts["dropped"]), Counter(counts["failed"]))
-            return Marker(
-                value["inputs"], value["config"], value["rows_in"], kept, value.get("extra", {})
-            )
+            about = value.get("extra", {}), value.get("files", {})
+            return Marker(value["inputs"], value["config"], value["rows_in"], kept, *about)
         except (TypeError, KeyError):
             return None
 
@@ -216,22 +295,32 @@ class Store:
             return ""
 
     def is_done(self, part: str, inputs: dict[str, str], config: dict[str, Any]) -> bool:
+        """Whether the part is there as its marker says, made of these inputs with this config."""
         marker = self.read_marker(part)
-        return marker is not None and marker.inputs == inputs and marker.config == config
+        return (
+            marker is not None
+            and marker.inputs == inputs
+            and marker.config == config
+            and all(self.size(name) == size for name, size in marker.files.items())
+        )
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right below `folder`, sorted; none where it is missing."""
         path = self.path(folder)
-        if not self.fs.exists(path):
+        try:
+            found = again(lambda: self.fs.ls(path, detail=True))
+        except FileNotFoundError:
             return []
-        found = self.fs.ls(path, detail=True)
         return sorted(one["name"].rpartition("/")[2] for one in found if one["type"] == "directory")
+
+    def files(self, folder: str) -> list[str]:
+        """Names of all files below `folder`, sorted."""
+        found = again(lambda: self.fs.find(self.path(folder)))
+        return sorted(path[len(self.root) + 1 :] for path in found)
 
     def parts(self, folder: str) -> list[str]:
         """Names of the finished parts below `folder`, without suffix, sorted."""
-        found = self.fs.find(self.path(folder))
-        names = (path[len(self.root) + 1 :] for path in found if path.endswith(".json"))
-        return sorted(name.removesuffix(".json") for name in names)
+        return [name[: -len(".json")] for name in self.files(folder) if name.endswith(".json")]
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -244,10 +333,17 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _owner(process: int) -> str:
-    return f"{socket.gethostname()}.{process}.tmp"
+    return f"{socket.gethostname()}.{process}"
 
 
-def _is_running(process: int) -> bool:
+def _unreadable(path: str, error: Exception) -> str:
+    return (
+        f"cannot read {path}: {error}. If the file is damaged, delete it: the command that made it "
+        "makes it again"
+    )
+
+
+def is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from capmix.engine.local import MAX_FAILURES, run_stage
-from capmix.engine.stage import Stage, refuse_other_settings
+from capmix.engine.budget import MAX_FAILURES
+from capmix.engine.run import run_job
+from capmix.engine.settings import EngineSettings
+from capmix.engine.worker import Job, MakeStages
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS, Column, columns_of
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.index import FOLDER as SAMPLES
-from capmix.pool.index import index_stage
+from capmix.pool.index import index_stages
 from capmix.rows import STATUS_FIELDS
 from capmix.score.stage import scores_folder
 from capmix.store import Counts, Store
@@ -29,7 +31,10 @@ class Work:
     store: Store
     max_failures: float = MAX_FAILURES
     force: bool = False
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    retry_failed: bool = False
     _indexed: bool = field(default=False, repr=False)
+    _rows: int | None = field(default=None, repr=False)
 
     @cached_property
     def mini_encoder(self) -> Any:
@@ -39,20 +44,29 @@ class Work:
 
         return LiteTower()
 
-    def run(self, stage: Stage, keep_other_settings: bool = False) -> Counts:
-        if keep_other_settings and not self.force:
-            refuse_other_settings(stage, self.pool.shards, self.store)
-        return run_stage(stage, self.pool.shards, self.store, self.max_failures)
+    def run(
+        self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False
+    ) -> list[Counts]:
+        """Make what is missing of some stages; the counts of each.
+
+        `protect` refuses parts that other settings made, unless the work is forced. For an engine
+        of more than this process, `make_stages` is a functools.partial of a function of a module.
+        """
+        protect = protect and not self.force
+        shards, store = self.pool.shards, self.store
+        job = Job(make_stages, shards, store, protect, self.retry_failed, needs_gpu)
+        return run_job(job, self.max_failures, self.engine, self._rows)
 
     def index(self) -> None:
         """List the pool's samples, once."""
         if self._indexed:
             return
-        if not self.run(index_stage(self.pool)).total:
+        (counts,) = self.run(partial(index_stages, self.pool))
+        if not counts.total:
             raise UserError(
                 f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
             )
-        self._indexed = True
+        self._indexed, self._rows = True, counts.total
 
     def sources(self) -> list[str]:
         """raw, and every source whose captions lie in the work directory."""
@@ -116,11 +130,17 @@ class Work:
 
 
 def open_work(
-    pool: str, work: str, max_failures: float = MAX_FAILURES, force: bool = False
+    pool: str,
+    work: str,
+    max_failures: float = MAX_FAILURES,
+    force: bool = False,
+    engine: EngineSettings = EngineSettings(),
+    retry_failed: bool = False,
 ) -> Work:
     """Open a pool with its work directory, and make the directory if it is new.
 
-    Raises UserError if the pool has no shards, or if the directory belongs to another pool.
+    With `retry_failed`, what failed before is made again by whatever is run on it. Raises UserError
+    if the pool has no shards, or if the directory belongs to another pool.
     """
     opened, store = open_pool(pool), Store(work)
     store.sweep()
@@ -133,15 +153,20 @@ def open_work(
             f"work directory {work} belongs to the pool {known.get('pool')}, not to {location}. "
             f"Choose another --work; if the pool was moved, delete {work}/{ABOUT} first."
         )
-    return Work(opened, store, max_failures, force)
+    return Work(opened, store, max_failures, force, engine, retry_failed)
 
 
 def reopen_work(work: str, max_failures: float = MAX_FAILURES, force: bool = False) -> Work:
     """Open a work directory with the pool that it belongs to."""
+    return open_work(pool_of(work), work, max_failures, force)
+
+
+def pool_of(work: str) -> str:
+    """The pool that a work directory belongs to. Raises UserError where it does not say."""
     known = Store(work).read_json(ABOUT)
-    if known is None:
+    if not isinstance(known, dict) or "pool" not in known:
         raise UserError(f"work directory {work}: no {ABOUT} in it; name its pool")
-    return open_work(known["pool"], work, max_failures, force)
+    return str(known["pool"])
 
 
 def has_mini() -> bool:

@@ -12,8 +12,6 @@ from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.busy import Busy
-from capmix.engine.local import run_stage
 from capmix.pool import Sample
 
 
@@ -36,8 +34,7 @@ class Fragile:
 
 def test_a_failing_batch_is_split_until_the_bad_one_stands_alone(tmp_path: Path) -> None:
     work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 7)), str(tmp_path / "w"), 1.0)
-    stage = image_caption_stage(work.pool, Fragile(), "s", Busy())
-    counts = run_stage(stage, work.pool.shards, work.store, 1.0)
+    (counts,) = work.run(lambda: [image_caption_stage(work.pool, Fragile(), "s")])
     assert (counts.ok, dict(counts.failed)) == (6, {"model_error": 1})
     rows = work.store.read_table("captions/s/00000.parquet").to_pylist()
     assert [row["text"] for row in rows] == [None if i == 2 else f"saw {i:032x}" for i in range(7)]

@@ -18,7 +18,7 @@ from samples import image_bytes
 from tiny_models import llava
 
 from capmix import jobs
-from capmix.caption.image_stage import CaptionError
+from capmix.batches import SampleError
 from capmix.caption.server import ServerCaptioner
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
@@ -133,10 +133,10 @@ def test_a_request_that_keeps_failing_is_one_failed_sample(
     misbehaving: Callable[[Answer], str],
 ) -> None:
     one = captioner(misbehaving(lambda i, _: said("x") if i == 0 else (500, b"no")), retries=1)
-    with pytest.raises(CaptionError, match="status 500") as told:
+    with pytest.raises(SampleError, match="status 500") as told:
         one.prepare(SAMPLE)
     assert told.value.reason == "server_error"
-    with pytest.raises(CaptionError):
+    with pytest.raises(SampleError):
         one.prepare(SAMPLE)
     with pytest.raises(UserError, match="3 requests failed in a row"):
         one.prepare(SAMPLE)

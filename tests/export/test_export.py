@@ -12,6 +12,7 @@ from parts import fresh_folder
 from samples import image_bytes, sample_members, tar_bytes, write_pool
 
 from capmix import jobs
+from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.export.export import Form
 from capmix.pool import Sample, open_pool
@@ -145,7 +146,8 @@ def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
 def test_processes_and_interruptions_change_no_byte(tmp_path: Path, form: Form) -> None:
     work = several_captions(tmp_path)
     jobs.export(work, "twice", str(tmp_path / "one"), 3, form)
-    jobs.export(work, "twice", str(tmp_path / "two"), 3, form, workers=2)
+    work.engine = EngineSettings(workers=2)
+    jobs.export(work, "twice", str(tmp_path / "two"), 3, form)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     card = (tmp_path / "one/README.md").read_text()
     assert "license: other" in card

@@ -5,7 +5,7 @@ import pytest
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
-from capmix.embed import embed
+from capmix.embed import embed_stage
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
 from capmix.probe import fit
@@ -26,7 +26,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> jobs.Work:
     work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
     jobs.caption(work, "keywords", CaptionSettings(model="field:keywords"))
     jobs.mix(work, "oracle")
-    embed(work.pool, work.mini_encoder, work.store)
+    work.run(lambda: [embed_stage(work.pool, work.mini_encoder)])
     return work
 
 
@@ -72,7 +72,7 @@ def test_of_a_large_subset_some_shards_are_taken(
         (tmp_path / "pool" / name).write_bytes((pool / "00000.tar.gz").read_bytes())
     two = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
     jobs.mix(two, "raw")
-    embed(two.pool, tower, two.store)
+    two.run(lambda: [embed_stage(two.pool, tower)])
     monkeypatch.setattr(fit, "MAX_ROWS", 10)
     some = load_training_set(two.store, "raw", tower)
     assert 0 < len(some.images) < 1.1 * len(whole.images) + 100

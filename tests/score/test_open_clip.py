@@ -10,12 +10,12 @@ from samples import sample_members, tar_bytes
 from tiny_clip import CLIP, COCA, open_clip_folder
 
 from capmix import jobs
-from capmix.engine.busy import Busy
 from capmix.errors import UserError
 from capmix.images import decode_image
 from capmix.pool import Sample
 from capmix.score.open_clip import OpenClipScorer, load_open_clip
 from capmix.score.settings import ScoreSettings
+from capmix.score.stage import ImagePass, fresh_score_stage
 
 TEXTS = [
     "a cat",
@@ -85,10 +85,9 @@ def test_one_image_pass_serves_every_source(name: str, tmp_path: Path) -> None:
     seen = []
     scorer = OpenClipScorer(name, "s", "cpu", torch.float32)
     scorer.encoder._model.visual.register_forward_hook(lambda *_: seen.append(1))
-    busy = Busy()
-    images = jobs.ImagePass(work.pool, scorer, busy)
-    stages = [jobs.fresh_score_stage(work.store, scorer, s, images, busy) for s in ("raw", "mini")]
-    jobs.run_stages(stages, work.pool.shards, work.store, 0.0)
+    images = ImagePass(work.pool, scorer)
+    sources = ("raw", "mini")
+    work.run(lambda: [fresh_score_stage(work.store, scorer, one, images) for one in sources])
     assert len(seen) == 1
 
 

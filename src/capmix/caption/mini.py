@@ -31,7 +31,7 @@ class MiniCaptioner:
         self._head = Head("captioner")
         self._scale = float(load_weights("captioner")["scale"][0])
         self._phrases = (models_folder() / PHRASES).read_text("utf-8").splitlines()
-        self._vectors = self._head.encode_texts(self._phrases)
+        self._vectors = self._head.encode_texts(self._phrases).astype(np.float64)
         files = ("captioner.safetensors", "imagenet_names.safetensors", PHRASES, *TEXT_FILES)
         self.settings: dict[str, Any] = {
             "model": "mini",

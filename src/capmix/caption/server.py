@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
+from capmix.batches import SampleError
 from capmix.caption.captioner import Caption
-from capmix.caption.image_stage import CaptionError
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
@@ -71,7 +71,7 @@ class ServerCaptioner:
         }
 
     def prepare(self, sample: Sample) -> list[Caption]:
-        """The captions of one image. Raises BadImageError, or CaptionError if the server fails."""
+        """The captions of one image. Raises BadImageError, or SampleError if the server fails."""
         body = self._body(self._data_url(sample), self._fields)
         captions: list[Caption] = []
         while len(captions) < self._wanted.captions_per_image:
@@ -133,7 +133,7 @@ class ServerCaptioner:
             try:
                 self._post(self._body(url, fields))
                 return fields
-            except CaptionError as error:
+            except SampleError as error:
                 problem = str(error)
                 if error.reason != "refused":
                     break
@@ -144,7 +144,7 @@ class ServerCaptioner:
         try:
             return [_caption(choice) for choice in answer["choices"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise CaptionError(
+            raise SampleError(
                 "bad_answer", f"{self._url}: no choices in {str(answer)[:200]}"
             ) from error
 
@@ -169,7 +169,7 @@ class ServerCaptioner:
                 return _json(response, self._url)
             problem = f"status {response.status}: {response.data[:200]!r}"
             if response.status in (400, 422):
-                raise CaptionError("refused", f"{self._url}: {problem}")
+                raise SampleError("refused", f"{self._url}: {problem}")
             if response.status not in RETRIED:
                 break
             wait = max(wait, _retry_after(response))
@@ -180,7 +180,7 @@ class ServerCaptioner:
                     f"captioner {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in a "
                     f"row ({problem}). Mend the server and run again: finished shards are kept."
                 )
-        raise CaptionError("server_error", f"{self._url}: {problem}")
+        raise SampleError("server_error", f"{self._url}: {problem}")
 
     def _only_model(self) -> str:
         """The model that the server offers, where it offers one."""
@@ -209,7 +209,7 @@ def _json(response: Any, url: str) -> Any:
         return response.json()
     except ValueError as error:
         start = response.data[:100]
-        raise CaptionError("bad_answer", f"{url}: expected json, got {start!r}") from error
+        raise SampleError("bad_answer", f"{url}: expected json, got {start!r}") from error
 
 
 def _retry_after(response: Any) -> float:

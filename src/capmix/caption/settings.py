@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from capmix.batches import BATCH_TIMEOUT
+
 
 class CaptionSettings(BaseModel):
     """How one source is captioned. The defaults are the paper's (arXiv 2307.10350, section 3).
@@ -16,7 +18,8 @@ class CaptionSettings(BaseModel):
     the prompt and without the end token. `temperature` 0 takes the likeliest token.
     `language` (ISO 639-1) flags captions in another one. `exact_decode` decodes every pixel of
     large JPEGs (see images.py). `compile_decoder` gives a model of transformers a cache of fixed
-    size, and on a GPU a compiled decoder: a minute at the start, less for each token.
+    size, and on a GPU a compiled decoder: a minute at the start, less for each token. A batch that
+    takes over `batch_timeout` seconds has failed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +44,7 @@ class CaptionSettings(BaseModel):
     language: str | None = None
     exact_decode: bool = False
     compile_decoder: bool = False
+    batch_timeout: float = Field(default=BATCH_TIMEOUT, gt=0)
 
     def sampling(self) -> dict[str, object]:
         """What decides how tokens are drawn; it goes into every marker."""

@@ -73,7 +73,7 @@ def caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
-    return Stage(f"caption {source}", captions_folder(source), config, inputs, run_shard)
+    return Stage(f"caption {source}", captions_folder(source), config, inputs, run_shard, (folder,))
 
 
 def asked_language(language: str | None) -> dict[str, str]:

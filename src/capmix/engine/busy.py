@@ -3,15 +3,15 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
+@dataclass
 class Busy:
-    """Seconds that the model worked and images that it saw, since this object was made."""
+    """Seconds that the model worked, and images that it saw."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.images = 0
-        self._started = time.monotonic()
+    seconds: float = 0.0
+    images: int = 0
 
     @contextmanager
     def working(self, images: int) -> Iterator[None]:
@@ -21,10 +21,6 @@ class Busy:
         self.seconds += time.monotonic() - started
         self.images += images
 
-    def rate(self) -> str:
-        """Images per second of wall time."""
-        return f"{self.images / (time.monotonic() - self._started):,.1f} images/s"
-
-    def share(self) -> str:
-        """The share of wall time in which the model worked."""
-        return f"model busy {self.seconds / (time.monotonic() - self._started):.0%}"
+    def add(self, other: "Busy") -> None:
+        self.seconds += other.seconds
+        self.images += other.images

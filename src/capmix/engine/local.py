@@ -1,127 +1,193 @@
-"""Map a stage over the missing shards in this process, with progress."""
+"""The local engine: this process, or one worker process per GPU of this machine."""
 
+import contextlib
+import multiprocessing
 import os
-import sys
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
-from tqdm import tqdm
-
-from capmix.engine.stage import Stage, missing, run_one
+from capmix.engine.settings import EngineSettings
+from capmix.engine.stage import OnCount
+from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
-from capmix.pool import Shard
-from capmix.rows import FAILED, rows_of
-from capmix.store import Counts, Store
 
-MAX_FAILURES = 0.01
+JOINED_WITHIN = 2.0  # seconds
 
 
-def run_stage(
-    stage: Stage, shards: Sequence[Shard], store: Store, max_failures: float = MAX_FAILURES
-) -> Counts:
-    """Make every missing part of `stage` and return the counts over all its parts.
+class InProcess:
+    """Every shard in this process, one after the other."""
 
-    Progress (rows/s, time left, ok / dropped / failed) goes to standard error. Raises UserError
-    when more than `max_failures` (a fraction) of all rows failed: what was made stays.
+    workers = 1
+
+    def __init__(self, job: Job):
+        self._worker = Worker(job)
+
+    def plan(self) -> Plan:
+        return self._worker.plan()
+
+    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+        for task in tasks:
+            yield self._worker.run(task, on_count)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Processes:
+    """`workers` processes, each with its own GPU or its share of the cores.
+
+    A process that dies costs the shard that it was at; another takes its place.
     """
-    return run_stages([stage], shards, store, max_failures)[0]
+
+    def __init__(self, job: Job, workers: int, gpus: Sequence[str]):
+        self.workers = workers
+        self._job, self._gpus = job, gpus
+        self._processes: dict[int, Process] = {}
+
+    def plan(self) -> Plan:
+        """Raises UserError if the worker does, or cannot be started."""
+        plan = self._process(0).ask(None)
+        if isinstance(plan, Plan):
+            return plan
+        raise UserError(plan.message)
+
+    def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
+        waiting = deque(tasks)
+        idle = deque(range(min(self.workers, len(tasks))))
+        at_work: dict[int, Task] = {}
+        while waiting or at_work:
+            while waiting and idle:
+                number, task = idle.popleft(), waiting.popleft()
+                self._process(number).send(task)
+                at_work[number] = task
+            ready = wait([self._processes[number].connection for number in at_work])
+            for number in [n for n in at_work if self._processes[n].connection in ready]:
+                task = at_work.pop(number)
+                idle.append(number)
+                reply = self._processes[number].receive()
+                if reply is None:
+                    reply = Reply(task, FAILED, message=self._buried(number))
+                yield reply
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.end()
+
+    def _process(self, number: int) -> "Process":
+        if number not in self._processes:
+            self._processes[number] = Process(
+                self._job, self._environment(number), self._cores(number)
+            )
+        return self._processes[number]
+
+    def _environment(self, number: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": self._gpus[number]} if number < len(self._gpus) else {}
+
+    def _cores(self, number: int) -> list[int]:
+        """The cores of one of several workers without a GPU; none where they are too few."""
+        if self._gpus or not hasattr(os, "sched_getaffinity"):
+            return []
+        return sorted(os.sched_getaffinity(0))[number :: self.workers]
+
+    def _buried(self, number: int) -> str:
+        return f"its worker process ended ({self._processes.pop(number).end()})"
 
 
-def run_stages(
-    stages: Sequence[Stage], shards: Sequence[Shard], store: Store, max_failures: float
-) -> list[Counts]:
-    """run_stage for several stages, shard by shard, so that they can share what a shard costs."""
-    found = []
-    made = _run_all(stages, shards, store)
-    for stage in stages:
-        counts = Counts()
-        for shard in shards:
-            marker = store.read_marker(stage.part(shard))
-            if marker is not None:
-                counts.add(marker.counts)
-        rows, seconds = made.get(stage.name, (0, 0.0))
-        rate = f"{rows / max(seconds, 1e-6):,.0f} rows/s, {seconds:.1f} s"
-        prefix, suffix = ("", f"; {rate}") if stage.name in made else ("done before, ", "")
-        print(f"{stage.name}: {prefix}{_summary(counts)}{suffix}", file=sys.stderr)
-        if counts.failed:
-            example = _first_failure(stage, shards, store)
-            check_failures(stage.name, counts, max_failures, example)
-            print(f"{stage.name}: {example}", file=sys.stderr)
-        found.append(counts)
-    return found
+class Process:
+    """A worker in a process of its own, started by spawn: threads do not survive a fork."""
+
+    def __init__(self, job: Job, environment: dict[str, str], cores: Sequence[int]):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        arguments = (job, theirs, environment, list(cores), os.getpid())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, task: Task | None) -> None:
+        with contextlib.suppress(OSError):  # the answer, or its lack, tells
+            self.connection.send(task)
+
+    def receive(self) -> Any:
+        """The answer; None where the process has ended."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def ask(self, task: Task | None) -> Any:
+        self.send(task)
+        answer = self.receive()
+        if answer is None:
+            raise UserError(f"a worker process ended while it started ({self.end()})")
+        return answer
+
+    def end(self) -> str:
+        """Stop the process if it still runs; how it ended."""
+        self._process.join(timeout=0.2 if self._process.exitcode is None else None)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(JOINED_WITHIN)
+            self._process.kill()
+        self.connection.close()
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"signal {-code}"
+        return f"exit code {code}"
 
 
-def _run_all(
-    stages: Sequence[Stage], shards: Sequence[Shard], store: Store
-) -> dict[str, tuple[int, float]]:
-    """Make what is missing; rows and seconds by the name of each stage that had something to do."""
-    waiting = {stage.name: {s.name for s in missing(stage, shards, store)} for stage in stages}
-    todo = [(s, stage) for s in shards for stage in stages if s.name in waiting[stage.name]]
-    made: dict[str, tuple[int, float]] = {}
-    shown = Counts()
-    if not todo:
-        return made
-    total = len(shards) * len(stages)
-    with tqdm(
-        total=total,
-        initial=total - len(todo),
-        unit="part",
-        desc=stages[0].name,
-        leave=False,
-        disable=None,
-    ) as bar:
-        started = time.monotonic()
-
-        def on_count(change: Counts) -> None:
-            shown.add(change)
-            rate = shown.total / max(time.monotonic() - started, 1e-6)
-            bar.set_postfix_str(f"{rate:,.0f} rows/s, {_summary(shown)}", refresh=False)
-            bar.update(0)
-
-        for shard, stage in todo:
-            before = time.monotonic()
-            bar.set_description(stage.name, refresh=False)
-            counts = run_one(stage, shard, store, on_count)
-            rows, seconds = made.get(stage.name, (0, 0.0))
-            made[stage.name] = rows + counts.total, seconds + time.monotonic() - before
-            bar.update(1)
-    return made
+def _serve(
+    job: Job, connection: Connection, environment: dict[str, str], cores: list[int], parent: int
+) -> None:
+    """The life of a worker process: it answers None with the plan, and a task with a reply."""
+    os.environ.update(environment)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    worker: Worker | None = None
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or Worker(job)
+            answer = worker.plan() if task is None else worker.run(task, lambda _: None)
+        except UserError as error:
+            answer = Reply(task, STOPPED, message=str(error))
+        connection.send(answer)
 
 
-def check_failures(name: str, counts: Counts, max_failures: float, example: str) -> None:
-    """Raise UserError if the share of failed rows is over the budget. `example` is one of them."""
-    failed = counts.failed.total()
-    if failed > max_failures * counts.total:
-        raise UserError(
-            f"{name}: {failed} of {counts.total} rows failed ({_reasons(counts.failed)}), over the "
-            f"budget of {max_failures:.1%}. {example}. The parts list every failed row; mend the "
-            "input and run again, or allow more with --max-failures."
-        )
+def _end_with(parent: int) -> None:
+    """End when the parent has been killed, so that no orphan holds a GPU."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
-def _first_failure(stage: Stage, shards: Sequence[Shard], store: Store) -> str:
-    """Where the first failed row is and why it failed."""
-    for shard in shards:
-        marker = store.read_marker(stage.part(shard))
-        if marker is None or not marker.counts.failed:
-            continue
-        if not store.exists(f"{stage.part(shard)}.parquet"):
-            return f"The first is in shard {shard.name}: {_reasons(marker.counts.failed)}"
-        rows = rows_of(store.read_table(f"{stage.part(shard)}.parquet"))
-        row = next(row for row in rows if row.status == FAILED)
-        sample = f", sample {row.key!r}" if row.key else ""
-        return f"The first: shard {shard.name}{sample}: {row.detail}".rstrip(".")
-    return "The parts say which"
+def local_engine(job: Job, settings: EngineSettings) -> InProcess | Processes:
+    """This process; or processes where several are asked for, or there are several GPUs."""
+    gpus = _visible_gpus() if job.needs_gpu else []
+    workers = settings.workers or (len(gpus) if len(gpus) > 1 else 0)
+    if not workers:
+        return InProcess(job)
+    if gpus and workers > len(gpus):
+        raise UserError(f"--workers {workers}: this machine has {len(gpus)} GPUs; one worker each")
+    return Processes(job, workers, gpus)
 
 
-def _summary(counts: Counts) -> str:
-    text = f"{counts.ok:,} ok, {counts.dropped.total():,} dropped, {counts.failed.total():,} failed"
-    reasons = _reasons(counts.dropped + counts.failed)
-    return f"{text} ({reasons})" if reasons else text
+def _visible_gpus() -> list[str]:
+    import torch
 
-
-def _reasons(reasons: "dict[str, int]") -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count()
+    return [one for one in named.split(",") if one][:count] or [str(i) for i in range(count)]
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+BATCHES_AHEAD = 3
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -19,16 +20,16 @@ def prefetched(
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     stream = iter(items)
-    with ThreadPoolExecutor(workers) as threads:
-        try:
-            for item in islice(stream, ahead):
-                waiting.append((item, threads.submit(work, item)))
-            while waiting:
-                item, future = waiting.popleft()
-                future.exception()  # waits
-                for following in islice(stream, 1):
-                    waiting.append((following, threads.submit(work, following)))
-                yield item, future
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    threads = ThreadPoolExecutor(workers)
+    try:
+        for item in islice(stream, ahead):
+            waiting.append((item, threads.submit(work, item)))
+        while waiting:
+            item, future = waiting.popleft()
+            future.exception()  # waits
+            for following in islice(stream, 1):
+                waiting.append((following, threads.submit(work, following)))
+            yield item, future
+    finally:
+        # Whoever stops early, as with Ctrl-C, does not wait for a request of two minutes.
+        threads.shutdown(wait=False, cancel_futures=True)

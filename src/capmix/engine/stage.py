@@ -4,13 +4,16 @@ An engine calls `run_one` for every shard that `missing` names, in whatever proc
 likes. It never sees images or captions.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from capmix.engine.busy import Busy
+from capmix.engine.redo import Redo
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.store import Counts, Marker, Store
@@ -19,13 +22,21 @@ OnCount = Callable[[Counts], None]
 
 
 class PartWriter:
-    """Where a stage puts one shard's part, and where it counts every row in and out."""
+    """Where a stage puts one shard's part, and where it counts every row in and out.
 
-    def __init__(self, store: Store, part: str, on_count: OnCount):
+    `keys` are those of the samples that are asked for; None stands for all of the shard.
+    `busy` is where a stage notes what its model does.
+    """
+
+    def __init__(self, store: Store, part: str, on_count: OnCount, redo: Redo | None = None):
         self.store = store
         self.part = part
+        self.keys = None if redo is None else redo.keys
         self.rows_in = 0
         self.counts = Counts()
+        self.busy = Busy()
+        self.files: dict[str, int] = {}
+        self._redo = redo
         self._on_count = on_count
 
     def count_in(self, rows: int = 1) -> None:
@@ -49,10 +60,18 @@ class PartWriter:
         self._on_count(change)
 
     def write_table(self, table: pa.Table) -> None:
-        self.store.write_table(f"{self.part}.parquet", table)
+        if self._redo is not None:
+            table = self._redo.merged(table)
+        name = f"{self.part}.parquet"
+        self.files[name] = self.store.write_table(name, table)
 
     def write_array(self, array: np.ndarray) -> None:
-        self.store.write_array(f"{self.part}.npy", array)
+        name = f"{self.part}.npy"
+        self.files[name] = self.store.write_array(name, array)
+
+    def note_file(self, name: str) -> None:
+        """A file that was written beside the part belongs to it."""
+        self.files[name] = self.store.size(name)
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,9 @@ class Stage:
     """A function from one shard to one part, with all that its result depends on.
 
     `folder` is where its parts lie in the work directory, `inputs` names what a shard's part is
-    made from (name -> fingerprint), `config` is every setting that its content depends on.
+    made from (name -> fingerprint), `config` is every setting that its content depends on. `reads`
+    are the folders whose fingerprints `inputs` gives. With `by_sample`, run_shard heeds the `keys`
+    of the writer.
     """
 
     name: str
@@ -68,45 +89,76 @@ class Stage:
     config: dict[str, Any]
     inputs: Callable[[Shard], dict[str, str]]
     run_shard: Callable[[Shard, PartWriter], None]
+    reads: tuple[str, ...] = ()
+    by_sample: bool = False
 
     def part(self, shard: Shard) -> str:
         return f"{self.folder}/{shard.name}"
 
 
+@dataclass
+class Outcome:
+    """What making a part came to: the rows of this run, and seconds."""
+
+    counts: Counts = field(default_factory=Counts)
+    busy: Busy = field(default_factory=Busy)
+    seconds: float = 0.0
+
+    def add(self, other: "Outcome") -> None:
+        self.counts.add(other.counts)
+        self.busy.add(other.busy)
+        self.seconds += other.seconds
+
+
 def missing(stage: Stage, shards: Iterable[Shard], store: Store) -> list[Shard]:
-    """The shards whose part is not there, or was made from other inputs or settings."""
-    return [
-        shard
-        for shard in shards
-        if not store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
-    ]
+    """The shards whose part is not there, not whole, or made from other inputs or settings."""
+    with store.listed([stage.folder, *stage.reads]):
+        return [shard for shard in shards if not is_done(stage, shard, store)]
 
 
-def run_one(stage: Stage, shard: Shard, store: Store, on_count: OnCount) -> Counts:
-    """Make one part and then its marker. Any engine is a caller of this function."""
+def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
+    return store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
+
+
+def run_one(
+    stage: Stage, shard: Shard, store: Store, on_count: OnCount, retry: bool = False
+) -> Outcome:
+    """Make one part and then its marker. Any engine is a caller of this function.
+
+    With `retry`, of a part that is done the samples that failed alone, where the stage can.
+    """
+    started = time.monotonic()
     inputs = stage.inputs(shard)
-    writer = PartWriter(store, stage.part(shard), on_count)
+    part = stage.part(shard)
+    redo = None
+    if retry and stage.by_sample and store.is_done(part, inputs, stage.config):
+        redo = Redo.of(store, part)
+    writer = PartWriter(store, part, on_count, redo)
     stage.run_shard(shard, writer)
-    store.write_marker(writer.part, Marker(inputs, stage.config, writer.rows_in, writer.counts))
-    return writer.counts
+    rows_in, counts = writer.rows_in, writer.counts
+    if redo is not None:
+        rows_in, counts = redo.counts(writer.rows_in, writer.counts)
+    store.write_marker(part, Marker(inputs, stage.config, rows_in, counts, files=writer.files))
+    return Outcome(writer.counts, writer.busy, time.monotonic() - started)
 
 
-def refuse_other_settings(stage: Stage, shards: Iterable[Shard], store: Store) -> None:
+def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -> None:
     """Raise UserError if parts of this stage stand there that other settings made.
 
     Captions can cost days: they are never overwritten because a flag changed.
     """
-    for shard in shards:
-        marker = store.read_marker(stage.part(shard))
-        if marker is None or marker.config == stage.config:
-            continue
-        names = sorted(set(marker.config) | set(stage.config))
-        changes = [
-            f"{name} {marker.config.get(name)!r} -> {stage.config.get(name)!r}"
-            for name in names
-            if marker.config.get(name) != stage.config.get(name)
-        ]
-        raise UserError(
-            f"{store.path(stage.folder)} was made with other settings ({'; '.join(changes)}). "
-            "Choose another name or work directory, or pass --force to make it again."
-        )
+    with store.listed([stage.folder]):
+        for shard in shards:
+            marker = store.read_marker(stage.part(shard))
+            if marker is None or marker.config == stage.config:
+                continue
+            names = sorted(set(marker.config) | set(stage.config))
+            changes = [
+                f"{name} {marker.config.get(name)!r} -> {stage.config.get(name)!r}"
+                for name in names
+                if marker.config.get(name) != stage.config.get(name)
+            ]
+            raise UserError(
+                f"{store.path(stage.folder)} was made with other settings ({'; '.join(changes)}). "
+                "Choose another name or work directory, or pass --force to make it again."
+            )

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from capmix.embed import ImageEncoder, batched
+from capmix.batches import batched
+from capmix.embed import ImageEncoder
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.evaluate.evalset import EvalSet, Item

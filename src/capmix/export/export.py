@@ -9,19 +9,18 @@ with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid a
 
 import csv
 import io
-import multiprocessing
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any, BinaryIO, Literal
 
-from tqdm import tqdm
-
-from capmix.engine.local import MAX_FAILURES, run_stage
-from capmix.engine.stage import PartWriter, Stage, missing, run_one
+from capmix.engine.budget import MAX_FAILURES
+from capmix.engine.run import run_job
+from capmix.engine.settings import EngineSettings
+from capmix.engine.stage import PartWriter, Stage
+from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.rows import SubsetRows
@@ -29,7 +28,7 @@ from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
-from capmix.pool import Pool, Shard, open_pool
+from capmix.pool import Pool, Shard
 from capmix.score.stage import texts_folder
 from capmix.store import Counts, Store
 
@@ -37,6 +36,7 @@ Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
 TARS = ("webdataset", "datacomp")
 SAMPLES_PER_SHARD = 10_000
 ABOUT = "_capmix_export.json"
+MARKERS = "_markers"
 OURS = re.compile(
     r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
     r"data|images|metadata\.jsonl|llava\.json|captions\.csv"
@@ -47,10 +47,10 @@ OURS = re.compile(
 class Export:
     """One export, in a form that can be sent to another process."""
 
-    pool: str
-    work: str
+    pool: Pool
+    store: Store
+    target: Store
     subset: str
-    directory: str
     form: Form
     samples_per_shard: int
     sources: tuple[str, ...]
@@ -65,13 +65,13 @@ def export(
     max_failures: float = MAX_FAILURES,
     form: Form = "webdataset",
     sources: Sequence[str] = ("raw",),
-    workers: int = 1,
+    engine: EngineSettings = EngineSettings(),
 ) -> Counts:
     """Export `subsets/<subset>.parquet` to `directory`; finished shards are not written again.
 
-    `sources` are those whose captions are written beside the chosen one. With `workers` over 1,
-    that many processes write shards. Raises UserError where the directory holds something else, or
-    where the images of more than `max_failures` of the subset's rows are gone.
+    `sources` are those whose captions are written beside the chosen one. Raises
+    UserError where the directory holds something else, or where the images of more than
+    `max_failures` of the subset's rows are gone.
     """
     if form == "datacomp" and not pool.is_tars:
         raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
@@ -91,9 +91,8 @@ def export(
     if form == "csv":
         counts = _write_csv(target, rows)
     else:
-        places = pool.location, store.location, subset, directory
-        job = Export(*places, form, samples_per_shard, tuple(sources))
-        counts = _write_shards(job, store, pool, target, rows, workers, max_failures)
+        work = Export(pool, store, target, subset, form, samples_per_shard, tuple(sources))
+        counts = _write_shards(work, rows, engine, max_failures)
     summary = Summary(**marker.extra["summary"])
     models = _models(store, pool, sources)
     card = dataset_card(subset, summary, marker.config["recipe"], models, form)
@@ -102,28 +101,21 @@ def export(
 
 
 def _write_shards(
-    job: Export,
-    store: Store,
-    pool: Pool,
-    target: Store,
-    rows: SubsetRows,
-    workers: int,
-    max_failures: float,
+    work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
 ) -> Counts:
-    shards = _output_shards(rows, job)
-    stage = _export_stage(job, pool, store, target, rows)
-    waiting = missing(stage, shards, target)
-    if workers > 1 and len(waiting) > 1:
-        _run_in_processes(job, waiting, min(workers, len(waiting)))
-    counts = run_stage(stage, shards, target, max_failures)
+    shards, target = _output_shards(rows, work), work.target
+    job = Job(partial(_export_stages, work), shards, target)
+    if engine.name == "local" and len(shards) < 2:
+        engine = EngineSettings()
+    (counts,) = run_job(job, max_failures, engine)
     sizes = {}
     for shard in shards:
-        marker = target.read_marker(stage.part(shard))
+        marker = target.read_marker(f"{MARKERS}/{shard.name}")
         assert marker is not None
         sizes[f"{shard.name}.tar"] = marker.counts.ok
-    if job.form in TARS:
+    if work.form in TARS:
         target.write_json("sizes.json", sizes)
-    if job.form == "jsonl":
+    if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
             write_llava(llava, _noted(stream, lines))
@@ -137,14 +129,16 @@ def _noted(stream: BinaryIO, shards: Iterable[bytes]) -> Iterator[bytes]:
         yield from data.splitlines()
 
 
-def _output_shards(rows: SubsetRows, job: Export) -> list[Shard]:
-    stamp = f"{job.form}, {job.samples_per_shard}"
-    count = range(0, rows.copies, job.samples_per_shard)
+def _output_shards(rows: SubsetRows, work: Export) -> list[Shard]:
+    stamp = f"{work.form}, {work.samples_per_shard}"
+    count = range(0, rows.copies, work.samples_per_shard)
     return [Shard(f"{i:08d}", stamp) for i in range(len(count))]
 
 
-def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: SubsetRows) -> Stage:
-    size = job.samples_per_shard
+def _export_stages(work: Export) -> list[Stage]:
+    pool, store, target = work.pool, work.store, work.target
+    rows = SubsetRows(store, work.subset)
+    size = work.samples_per_shard
     subset = store.fingerprint(rows.part)
     by_name = {shard.name: shard for shard in pool.shards}
 
@@ -159,17 +153,20 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
             refuse_changed(store, one)
         copies = stop - start
         out.count_in(copies)
-        samples = chosen_samples(pool, store, rows.between(start, stop), used, job.sources)
-        with target.writing(_file_name(job.form, shard.name)) as stream:
-            if job.form in TARS:
-                written = write_tar(stream, samples, untouched=job.form == "datacomp")
-            elif job.form == "parquet":
-                written = write_parquet(stream, samples, parquet_schema(job.sources))
+        samples = chosen_samples(pool, store, rows.between(start, stop), used, work.sources)
+        name = _file_name(work.form, shard.name)
+        with target.writing(name) as stream:
+            if work.form in TARS:
+                written = write_tar(stream, samples, untouched=work.form == "datacomp")
+            elif work.form == "parquet":
+                written = write_parquet(stream, samples, parquet_schema(work.sources))
             else:
                 written = write_images(target, f"images/{shard.name}", stream, samples)
-        if job.form in TARS:
+        if work.form in TARS:
             stats = {"count": copies, "successes": written}
             target.write_json(f"{shard.name}_stats.json", stats)
+            out.note_file(f"{shard.name}_stats.json")
+        out.note_file(name)
         out.count_ok(written)
         for _ in range(copies - written):
             out.count_failed("image_gone")
@@ -177,43 +174,19 @@ def _export_stage(job: Export, pool: Pool, store: Store, target: Store, rows: Su
     def inputs(shard: Shard) -> dict[str, str]:
         used = [by_name[name] for name in rows.shards(*copies_of(shard))]
         found = {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
-        for folder in dict.fromkeys(texts_folder(source) for source in job.sources):
+        for folder in dict.fromkeys(texts_folder(source) for source in work.sources):
             for one in used:
                 found[f"{folder}/{one.name}"] = store.fingerprint(f"{folder}/{one.name}")
         return found
 
-    config = {"size": size, "form": job.form, "sources": list(job.sources)}
-    return Stage(f"export {job.subset}", "_markers", config, inputs, run_shard)
+    config = {"size": size, "form": work.form, "sources": list(work.sources)}
+    return [Stage(f"export {work.subset}", MARKERS, config, inputs, run_shard)]
 
 
 def _file_name(form: Form, shard: str) -> str:
     if form in TARS:
         return f"{shard}.tar"
     return f"data/train-{shard}.parquet" if form == "parquet" else f"{shard}.jsonl"
-
-
-def _run_in_processes(job: Export, shards: Sequence[Shard], workers: int) -> None:
-    # Not by fork: threads of libraries that are loaded already do not survive it.
-    context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=len(shards), unit="shard", desc=f"export {job.subset}", leave=False,
-               disable=None)  # fmt: skip
-    with bar, ProcessPoolExecutor(workers, mp_context=context) as processes:
-        for _ in processes.map(_run_one, [(job, shard) for shard in shards]):
-            bar.update(1)
-
-
-def _run_one(work: tuple[Export, Shard]) -> None:
-    job, shard = work
-    stage, target = _opened(job)
-    run_one(stage, shard, target, lambda _: None)
-
-
-@cache
-def _opened(job: Export) -> tuple[Stage, Store]:
-    """In a process of its own: the stage, made once."""
-    store, target = Store(job.work), Store(job.directory)
-    rows = SubsetRows(store, job.subset)
-    return _export_stage(job, open_pool(job.pool), store, target, rows), target
 
 
 def _write_csv(target: Store, rows: SubsetRows) -> Counts:

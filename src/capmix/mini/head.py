@@ -17,12 +17,16 @@ CONSE_CLASSES = 10
 
 
 class Head:
-    """Loads `<name>.safetensors`: features (1280, D), conse (256, D), text (256, D)."""
+    """Loads `<name>.safetensors`: features (1280, D), conse (256, D), text (256, D).
+
+    Products are float64 and then rounded: in float32 they differ with the number of threads, and
+    one worker's scores must be another's.
+    """
 
     def __init__(self, name: str):
-        self._weights = {k: v.astype(np.float32) for k, v in load_weights(name).items()}
-        self._class_vectors = load_weights("imagenet_names")["vectors"].astype(np.float32)
-        self._classifier, self._bias = imagenet_classifier()
+        self._weights = {k: v.astype(np.float64) for k, v in load_weights(name).items()}
+        self._class_vectors = load_weights("imagenet_names")["vectors"].astype(np.float64)
+        self._classifier, self._bias = (array.astype(np.float64) for array in imagenet_classifier())
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D), of image features float16 (N, 1280)."""
@@ -40,7 +44,7 @@ def image_inputs(
     embeddings: np.ndarray, classifier: np.ndarray, bias: np.ndarray, class_vectors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a head sees of image features (N, 1280): unit square roots (N, 1280), ConSE (N, 256)."""
-    features = embeddings.astype(np.float32)
+    features = embeddings.astype(classifier.dtype)
     logits = features @ classifier.T + bias
     likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))
     best = np.argsort(-logits, axis=1, kind="stable")[:, :CONSE_CLASSES]

@@ -16,6 +16,7 @@ from capmix.pool.sample import (
     uid_from_path,
 )
 from capmix.pool.tar import raw_text
+from capmix.storage import again
 
 
 def read_files(
@@ -36,7 +37,7 @@ def read_files(
 def _read_one(
     fs: fsspec.AbstractFileSystem, root: str, image: str, sidecars: set[str]
 ) -> Sample | BadSample:
-    if fs.size(f"{root}/{image}") > MAX_IMAGE_BYTES:
+    if again(lambda: fs.size(f"{root}/{image}")) > MAX_IMAGE_BYTES:
         return BadSample(image, "too_many_bytes", f"{image}: at most {MAX_IMAGE_BYTES} are read")
     stem = image.rpartition(".")[0]
     text = _read_sidecar(fs, root, f"{stem}.txt", sidecars)
@@ -49,7 +50,7 @@ def _read_one(
     uid = metadata.get("uid") or uid_from_path(image)
     if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
         return BadSample(image, "bad_uid", f"{stem}.json: uid {uid!r:.80}")
-    data = fs.cat_file(f"{root}/{image}")
+    data = again(lambda: fs.cat_file(f"{root}/{image}"))
     caption = raw_text(text, metadata)
     suffix = PurePosixPath(image).suffix.lstrip(".").lower()
     return Sample(image, uid, data, suffix, caption and caption.strip("\r\n"), metadata)
@@ -62,7 +63,7 @@ def _read_sidecar(
         return None
     if fs.size(f"{root}/{name}") > MAX_TEXT_BYTES:
         raise ValueError(f"{name}: at most {MAX_TEXT_BYTES} bytes are read")
-    data: bytes = fs.cat_file(f"{root}/{name}")
+    data: bytes = again(lambda: fs.cat_file(f"{root}/{name}"))
     return data
 
 

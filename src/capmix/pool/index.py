@@ -30,8 +30,8 @@ FIELDS = [
 ]
 
 
-def index_stage(pool: Pool) -> Stage:
-    """The stage that lists a pool's samples."""
+def index_stages(pool: Pool) -> list[Stage]:
+    """The one stage that lists a pool's samples."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         if not pool.has_images:
@@ -47,7 +47,7 @@ def index_stage(pool: Pool) -> Stage:
                 out.count_ok()
         out.write_table(table_of(rows, FIELDS))
 
-    return Stage("index", FOLDER, {}, pool_inputs, run_shard)
+    return [Stage("index", FOLDER, {}, pool_inputs, run_shard)]
 
 
 def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import re
-from collections.abc import Container, Iterator
+import time
+from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +20,19 @@ from capmix.pool.folder import is_image, read_files
 from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
+from capmix.storage import FIRST_WAIT, TRIES, again, is_final, open_file_system, storage_errors
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
 READ_AHEAD = 1 << 20
 TAR_SUFFIXES = (".tar", ".tar.gz")
 PARQUET_SUFFIX = ".parquet"
+SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX, ".jpg", ".jpeg", ".png", ".webp", ".txt", ".json")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_DIGITS = 8
+ASKED_AT_ONCE = 32
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
-PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
+Read = Callable[[], Iterator[Sample | BadSample]]
 
 
 @dataclass(frozen=True)
@@ -67,28 +74,21 @@ class Pool:
         what bad input becomes."""
         files = self.files[shard.name]
         if files[0].endswith(PARQUET_SUFFIX):
-            yield from self._read_parquet(shard, keys)
-            return
-        if not files[0].endswith(TAR_SUFFIXES):
-            wanted = files if keys is None else [file for file in files if file in keys]
-            yield from read_files(self.fs, self.root, wanted, self.sidecars)
-            return
-        try:
-            with self.open_tar(shard) as stream:
-                yield from read_tar(stream, shard.name, keys)
-        except OSError as error:
-            detail = f"{files[0]}: {error}. Check that the file is there and readable."
-            yield BadSample("", "unreadable_shard", detail)
+            return _read_again(lambda: self._read_parquet(shard, keys), files[0])
+        if files[0].endswith(TAR_SUFFIXES):
+            return _read_again(lambda: self._read_tar(shard, keys), files[0])
+        wanted = files if keys is None else [file for file in files if file in keys]
+        return read_files(self.fs, self.root, wanted, self.sidecars)
+
+    def _read_tar(self, shard: Shard, keys: Container[str] | None) -> Iterator[Sample | BadSample]:
+        with self.open_tar(shard) as stream:
+            yield from read_tar(stream, shard.name, keys)
 
     def _read_parquet(
         self, shard: Shard, keys: Container[str] | None
     ) -> Iterator[Sample | BadSample]:
-        try:
-            with self.open_parquet(shard) as file:
-                yield from read_parquet(file, shard.name, keys)
-        except (OSError, pa.ArrowException) as error:
-            detail = f"{self.files[shard.name][0]}: {error}. Check that the file is whole."
-            yield BadSample("", "unreadable_shard", detail)
+        with self.open_parquet(shard) as file:
+            yield from read_parquet(file, shard.name, keys)
 
     @contextlib.contextmanager
     def open_parquet(self, shard: Shard) -> Iterator[pq.ParquetFile]:
@@ -113,6 +113,29 @@ class Pool:
         return opened
 
 
+def _read_again(read: Read, file: str) -> Iterator[Sample | BadSample]:
+    """The samples of one file, read from its start again where the storage fails: those that were
+    given already are not given twice."""
+    given, wait = 0, FIRST_WAIT
+    for attempt in range(TRIES):
+        try:
+            for number, sample in enumerate(read()):
+                if number >= given:
+                    given = number + 1
+                    yield sample
+            return
+        except pa.ArrowInvalid as error:
+            detail = f"{file}: {error}. Check that the file is whole."
+            break
+        except storage_errors() as error:
+            detail = f"{file}: {error}. Check that the file is there and readable."
+            if attempt == TRIES - 1 or is_final(error):
+                break
+        time.sleep(wait)
+        wait *= 2
+    yield BadSample("", "unreadable_shard", detail)
+
+
 def embedded_folder() -> Path:
     """Where the pool, evaluation sets and weights that ship with capmix lie."""
     return Path(__file__).parent.parent / "embedded"
@@ -122,18 +145,12 @@ def open_pool(location: str) -> Pool:
     """List the shards of a pool.
 
     `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet
-    files, one such .tar or .parquet file, or `embedded`. Raises UserError where there is none.
+    files, one such .tar or .parquet file, several as `{00000..00041}.tar`, or `embedded`. Raises
+    UserError where there is none.
     """
     path = str(embedded_folder() / "pool") if location == EMBEDDED else location
-    fs, root = _file_system(path)
-    if not fs.exists(root):
-        raise UserError(f"pool {location}: no such file or directory")
-    if fs.isfile(root):
-        root, _, name = root.rpartition("/")
-        found = {name: fs.info(f"{root}/{name}")}
-    else:
-        listing = fs.find(root, detail=True)
-        found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
+    fs, root = open_file_system(path, "pool")
+    root, found = _list(fs, root.rstrip("/"), location)
     visible = {name: info for name, info in sorted(found.items()) if not _is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
     if tars:
@@ -155,25 +172,55 @@ def open_pool(location: str) -> Pool:
             f"pool {location}: no .tar shard, no .jpg, .jpeg, .png or .webp image and no .parquet "
             "file in it"
         )
-    shards = [
-        Shard(
-            name, _fingerprint({file: visible[file] for file in _with_sidecars(members, sidecars)})
-        )
-        for name, members in files.items()
-    ]
+    shards = []
+    for name, members in files.items():
+        about = {file: visible[file] for file in _with_sidecars(members, sidecars)}
+        size = sum(info["size"] or 0 for info in about.values())
+        shards.append(Shard(name, _fingerprint(about), size))
     return Pool(location, shards, fs, root, files, sidecars)
 
 
-def _file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    protocol = path.split("://", 1)[0] if "://" in path else "file"
-    if protocol not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise UserError(f"pool {path}: protocol {protocol!r} is not one of {known}")
+def _list(
+    fs: fsspec.AbstractFileSystem, root: str, location: str
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The pool's directory, and every file in it by its path there with what is known of it.
+
+    One listing, of as many calls as its pages are; never a call a file where it tells sizes.
+    """
     try:
-        fs, root = fsspec.core.url_to_fs(path)
-    except ImportError as error:
-        raise UserError(f"pool {path}: {error}") from error
-    return fs, root.rstrip("/")
+        if BRACES.search(root):
+            root, names = _expanded(root)
+            return root, _about(fs, root, names)
+        listing = again(lambda: fs.find(root, detail=True))
+        if list(listing) == [root]:
+            root, _, name = root.rpartition("/")
+            return root, _about(fs, root, [name])
+    except OSError as error:
+        raise UserError(f"pool {location}: {error or type(error).__name__}") from error
+    if not listing and not fs.exists(root):
+        raise UserError(f"pool {location}: no such file or directory")
+    found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
+    if any(info.get("size") is None for info in found.values()):  # a web server's index page
+        return root, _about(fs, root, [name for name in found if name.endswith(SUFFIXES)])
+    return root, found
+
+
+def _expanded(pattern: str) -> tuple[str, list[str]]:
+    """The directory and file names of `directory/{00000..00041}.tar`."""
+    root, _, name = pattern.rpartition("/")
+    found = BRACES.search(name)
+    if found is None or len(found[1]) > MAX_DIGITS:
+        raise OSError("expected one range such as {00000..00041}, in the name of the file")
+    first, last = found[1], found[2]
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return root, [name[: found.start()] + number + name[found.end() :] for number in numbers]
+
+
+def _about(fs: fsspec.AbstractFileSystem, root: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """What the file system says of each file, asked side by side."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        found = threads.map(lambda name: again(lambda: fs.info(f"{root}/{name}")), names)
+        return dict(zip(names, found, strict=True))
 
 
 def _is_hidden(name: str) -> bool:
@@ -195,7 +242,9 @@ def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
     """Size and time of change (or etag) of a file; a digest over names and these for several."""
     stamps = []
     for name, info in files.items():
-        changed = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created")
+        # S3; Google and HTTP; a local disk; Azure; Hugging Face
+        stamps_of = ("ETag", "etag", "mtime", "last_modified", "blob_id", "created")
+        changed = next((info[name] for name in stamps_of if info.get(name)), None)
         stamps.append(f"{name}: {info['size']} bytes, changed {changed}")
     if len(stamps) == 1:
         return stamps[0]

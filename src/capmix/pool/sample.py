@@ -43,11 +43,13 @@ class BadSample:
 class Shard:
     """One unit of work. `name` is its path inside the pool without suffix and names every part.
 
-    `fingerprint` changes when the shard's bytes do (size and time of change, or an etag).
+    `fingerprint` changes when the shard's bytes do (size and time of change, or an etag). `bytes`
+    is how many there are, where that is known.
     """
 
     name: str
     fingerprint: str
+    bytes: int = 0
 
 
 def uid_from_path(path: str) -> str:

@@ -43,6 +43,7 @@ def read_tar(
     With `keys`, of these alone: the bytes of others are skipped. Memory holds one sample, and the
     keys and uids already seen. A tar that breaks off gives every whole sample before the break,
     then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could be read).
+    Raises OSError where the storage fails.
     """
     reader = _Reader(shard)
     if keys is not None:
@@ -67,7 +68,7 @@ def read_tar(
                     yield from reader.finish(finished)
                 group = _Group(key)
             _take(group, members, name, size, suffix.lower())
-    except (TarError, zlib.error, OSError, ValueError) as error:
+    except (TarError, zlib.error, ValueError) as error:
         yield _broken_tar(shard, last_member, error)
         return
     if group is not None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from capmix.embed import ImageEncoder, batched
+from capmix.batches import batched
+from capmix.embed import ImageEncoder
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.evaluate.evalset import EvalSet, Item

@@ -3,7 +3,9 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from capmix.batches import BATCH_TIMEOUT
 
 
 class ScoreSettings(BaseModel):
@@ -12,7 +14,8 @@ class ScoreSettings(BaseModel):
     `model`: `mini`; `transformers:ID` for CLIP, SigLIP or SigLIP 2 of a hub id or folder; else an
     open_clip name, `ARCHITECTURE/TAG`, `local-dir:FOLDER` or `hf-hub:ID`. With `save_embeddings`
     the image vectors are kept as float16 and scores come from them, also those of later sources.
-    `exact_decode` decodes every pixel of large JPEGs (see images.py).
+    `exact_decode` decodes every pixel of large JPEGs (see images.py). A batch that takes over
+    `batch_timeout` seconds has failed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,6 +26,7 @@ class ScoreSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     exact_decode: bool = False
+    batch_timeout: float = Field(default=BATCH_TIMEOUT, gt=0)
 
     @property
     def name(self) -> str:

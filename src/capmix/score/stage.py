@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.caption.stage import captions_folder
 from capmix.embed import embed_shard, embeddings_folder, read_embeddings
 from capmix.engine.busy import Busy
@@ -22,6 +23,7 @@ from capmix.score.scorer import Scorer
 from capmix.store import Store
 
 FIELDS = [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())]
+TEXTS_AT_ONCE = 2048
 Embedded = tuple[list[Row], np.ndarray]
 
 
@@ -36,53 +38,63 @@ def texts_folder(source: str) -> str:
 class ImagePass:
     """Embeddings of one shard at a time, for every source that asks: one decode, one image pass."""
 
-    def __init__(self, pool: Pool, scorer: Scorer, busy: Busy):
-        self._pool, self._encoder, self._busy = pool, scorer.encoder, busy
+    def __init__(self, pool: Pool, scorer: Scorer, batch_timeout: float = BATCH_TIMEOUT):
+        self._pool, self._encoder = pool, scorer.encoder
+        self._batches = Batches(batch_timeout)
         self._last: tuple[str, Embedded] | None = None
 
-    def __call__(self, shard: Shard) -> Embedded:
+    def __call__(self, shard: Shard, busy: Busy) -> Embedded:
         """Status rows, and float32 (rows that are ok, dimensions)."""
         if self._last is None or self._last[0] != shard.name:
-            self._last = shard.name, embed_shard(self._pool, self._encoder, shard, self._busy)
+            found = embed_shard(self._pool, self._encoder, shard, self._batches, busy)
+            self._last = shard.name, found
         return self._last[1]
 
 
-def saved_score_stage(store: Store, scorer: Scorer, source: str, busy: Busy) -> Stage:
+def saved_score_stage(
+    store: Store, scorer: Scorer, source: str, batch_timeout: float = BATCH_TIMEOUT
+) -> Stage:
     """Scoring from the embeddings that lie in the work directory."""
     folder = embeddings_folder(scorer.encoder.name)
 
     def inputs(shard: Shard) -> dict[str, str]:
         return {folder: store.fingerprint(f"{folder}/{shard.name}")}
 
-    def embedded(shard: Shard) -> Embedded:
+    def embedded(shard: Shard, _: Busy) -> Embedded:
         return read_embeddings(store, f"{folder}/{shard.name}")
 
-    return score_stage(store, scorer, source, embedded, inputs, busy)
+    return score_stage(store, scorer, source, embedded, inputs, (folder,), batch_timeout)
 
 
 def fresh_score_stage(
-    store: Store, scorer: Scorer, source: str, images: ImagePass, busy: Busy
+    store: Store,
+    scorer: Scorer,
+    source: str,
+    images: ImagePass,
+    batch_timeout: float = BATCH_TIMEOUT,
 ) -> Stage:
     """Scoring from the pool's images; embeddings are not kept."""
-    return score_stage(store, scorer, source, images, pool_inputs, busy)
+    return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout)
 
 
 def score_stage(
     store: Store,
     scorer: Scorer,
     source: str,
-    embedded: Callable[[Shard], Embedded],
+    embedded: Callable[[Shard, Busy], Embedded],
     image_inputs: Callable[[Shard], dict[str, str]],
-    busy: Busy,
+    image_folders: tuple[str, ...],
+    batch_timeout: float,
 ) -> Stage:
     """The stage in which `scorer` compares every text of `source` with its image's embedding."""
     texts = texts_folder(source)
+    batches = Batches(batch_timeout)
 
     def inputs(shard: Shard) -> dict[str, str]:
         return image_inputs(shard) | {texts: store.fingerprint(f"{texts}/{shard.name}")}
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        samples, embeddings = embedded(shard)
+        samples, embeddings = embedded(shard, out.busy)
         seen = (row for row in samples if row.status == OK)
         position = {row.uid: i for i, row in enumerate(seen)}
         problem = {row.uid: row for row in samples if row.status != OK and row.uid}
@@ -94,15 +106,14 @@ def score_stage(
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
-        if todo:
-            pictures = scorer.project_images(embeddings[[position[rows[i].uid] for i in todo]])
-            scored = [captions[i] for i in todo]
-            with busy.working(0):
-                words = scorer.encode_texts(scored)
+        for some in batched(todo, TEXTS_AT_ONCE):
+            pictures = scorer.project_images(embeddings[[position[rows[i].uid] for i in some]])
+            scored = [captions[i] for i in some]
+            with out.busy.working(0):
+                words = batches.run(lambda texts: list(scorer.encode_texts(texts)), scored)
             too_long = scorer.too_long(scored)
-            scores = np.einsum("nd,nd->n", pictures, words, dtype=np.float32)
-            for i, score, cut in zip(todo, scores.tolist(), too_long, strict=True):
-                rows[i] = _scored(rows[i], numbers[i], score, cut)
+            for i, picture, word, cut in zip(some, pictures, words, too_long, strict=True):
+                rows[i] = _scored(rows[i], numbers[i], picture, word, cut)
         for row in rows:
             out.count_in()
             if row.status == OK:
@@ -115,7 +126,8 @@ def score_stage(
 
     config = {"source": source, **scorer.settings}
     name = f"score {source} by {scorer.name}"
-    return Stage(name, scores_folder(scorer.name, source), config, inputs, run_shard)
+    reads = (*image_folders, texts)
+    return Stage(name, scores_folder(scorer.name, source), config, inputs, run_shard, reads)
 
 
 def _unscored(row: Row, text: str | None, problem: dict[str, Row]) -> Row:
@@ -128,7 +140,12 @@ def _unscored(row: Row, text: str | None, problem: dict[str, Row]) -> Row:
     return row
 
 
-def _scored(row: Row, k: int, score: float, truncated: bool) -> Row:
+def _scored(
+    row: Row, k: int, picture: np.ndarray, words: np.ndarray | SampleError, truncated: bool
+) -> Row:
+    if isinstance(words, SampleError):
+        return Row(row.uid, row.key, FAILED, words.reason, str(words))
+    score = float(np.einsum("d,d->", picture, words, dtype=np.float32))
     if math.isnan(score):
         return Row(row.uid, row.key, FAILED, "nan_score", "the scorer gave NaN")
     return Row(row.uid, row.key, values=(k, score, truncated))

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from capmix.engine.local import MAX_FAILURES
+from capmix.engine.budget import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.train.model import config_file, know_model, read_config
 from capmix.train.pairs import ExportedShards, Pair, PairSource

@@ -1,0 +1,82 @@
+"""How many rows may fail, and what a run says of those that did."""
+
+from collections.abc import Mapping, Sequence
+
+from capmix.errors import UserError
+from capmix.pool import Shard
+from capmix.rows import FAILED, Row, rows_of
+from capmix.store import Counts, Store
+
+MAX_FAILURES = 0.01
+EXAMPLES = 3
+LOOKED_AT = 20  # parts with failures, for examples of different reasons
+ENOUGH_ROWS = 1000  # after which a run whose rows mostly fail is ended
+
+
+def check_failures(
+    name: str,
+    counts: Counts,
+    max_failures: float,
+    examples: Sequence[str],
+    rows: int | None = None,
+) -> None:
+    """Raise UserError if the share of failed rows is over the budget.
+
+    `rows` is how many there are where not all are counted yet.
+    """
+    failed = counts.failed.total()
+    so_far = "" if rows is None else f" so far, of {rows:,} rows in all,"
+    if failed > max_failures * counts.total:
+        shown = ". ".join(examples)
+        raise UserError(
+            f"{name}: {failed:,} of {counts.total:,} rows failed{so_far} "
+            f"({reasons(counts.failed)}), over the budget of {max_failures:.1%}. {shown}. "
+            "`capmix failures` lists them all; mend the input and run again (--retry-failed), or "
+            "allow more with --max-failures."
+        )
+
+
+def is_hopeless(counts: Counts, max_failures: float, rows: int | None) -> bool:
+    """Whether a run that is under way need not go on: more have failed than may of all `rows`, or
+    most of what was done, as when a disk or a model is gone."""
+    failed = counts.failed.total()
+    if failed <= max_failures * counts.total:
+        return False
+    if rows is not None and failed > max_failures * max(rows, counts.total):
+        return True
+    return counts.total >= ENOUGH_ROWS and failed > counts.total / 2
+
+
+def examples(store: Store, folder: str, shards: Sequence[Shard]) -> list[str]:
+    """Where some failed rows are and why they failed, of different reasons where there are."""
+    found: list[tuple[str, Row]] = []
+    looked_at = 0
+    for shard in shards:
+        if looked_at == LOOKED_AT:
+            break
+        part = f"{folder}/{shard.name}"
+        marker = store.read_marker(part)
+        if marker is None or not marker.counts.failed:
+            continue
+        looked_at += 1
+        if store.exists(f"{part}.parquet"):
+            rows = rows_of(store.read_table(f"{part}.parquet"))
+            found += [(shard.name, row) for row in rows if row.status == FAILED]
+        else:
+            found.append((shard.name, Row(None, "", FAILED, None, reasons(marker.counts.failed))))
+    first_of: dict[str | None, tuple[str, Row]] = {}
+    for one in found:
+        first_of.setdefault(one[1].reason, one)
+    chosen = list(first_of.values())
+    chosen += [one for one in found if one not in chosen]
+    return [_line(shard, row) for shard, row in chosen[:EXAMPLES]]
+
+
+def _line(shard: str, row: Row) -> str:
+    sample = f", sample {row.key!r}" if row.key else ""
+    return f"Shard {shard}{sample}: {row.detail}".rstrip(".")
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """Each reason with its number."""
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))

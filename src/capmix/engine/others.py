@@ -1,0 +1,60 @@
+"""Runs that work in one directory at the same time: they say so, and share the shards.
+
+Nothing depends on it. Parts appear whole, each shard is looked at again before it is begun, and
+two runs that make the same part make the same bytes.
+"""
+
+import os
+import random
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from capmix.engine.worker import Task
+from capmix.store import Store, is_running
+
+FOLDER = "running"
+
+
+@contextmanager
+def announced(store: Store) -> Iterator[list[str]]:
+    """Within the block this run is written down in the work directory; gives who else is there."""
+    others = _others(store)
+    if others:
+        print(
+            f"another run works in {store.location} ({', '.join(others)}): the shards are shared. "
+            f"If it has died, delete {store.path(FOLDER)}.",
+            file=sys.stderr,
+        )
+    name = f"{FOLDER}/{uuid.uuid4().hex[:12]}"
+    store.write_json(name, {"host": socket.gethostname(), "process": os.getpid()})
+    try:
+        yield others
+    finally:
+        with suppress(OSError):
+            store.fs.rm_file(store.path(name))
+
+
+def _others(store: Store) -> list[str]:
+    """Runs of other machines, and those of this one whose process lives."""
+    found = []
+    for name in store.files(FOLDER):
+        about = store.read_json(name)
+        if not isinstance(about, dict):
+            continue
+        host, process = str(about.get("host")), about.get("process")
+        if host == socket.gethostname() and isinstance(process, int) and not is_running(process):
+            with suppress(OSError):
+                store.fs.rm_file(store.path(name))
+        else:
+            found.append(f"process {process} on {host}")
+    return found
+
+
+def shuffled(tasks: Sequence[Task]) -> list[Task]:
+    """In an order of this run alone, so that two runs seldom begin the same shard together."""
+    order = list(tasks)
+    random.shuffle(order)
+    return order

@@ -1,0 +1,144 @@
+"""The Ray engine: the same workers as actors of a cluster, one model load an actor.
+
+Only the job (the pool's listing and settings), shard names and counts travel. Images are read,
+and parts written, where the actor runs.
+"""
+
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from capmix.engine.settings import EngineSettings
+from capmix.engine.stage import OnCount
+from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
+from capmix.errors import UserError
+
+STARTS = 3  # an actor that dies as often before it is ready is given up
+READY = "ready"
+
+
+class Actor:
+    """A Worker that is made when it is first asked; errors to mend come back as replies."""
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._worker: Worker | None = None
+
+    def ready(self) -> Any:
+        return self._answer(lambda _: READY)
+
+    def plan(self) -> Any:
+        return self._answer(lambda worker: worker.plan())
+
+    def run(self, task: Task) -> Any:
+        return self._answer(lambda worker: worker.run(task, lambda _: None))
+
+    def _answer(self, question: Callable[[Worker], Any]) -> Any:
+        try:
+            self._worker = self._worker or Worker(self._job)
+            return question(self._worker)
+        except UserError as error:
+            return Reply(None, STOPPED, message=str(error))
+
+
+class Cluster:
+    """Actors of a Ray cluster. One that dies, with its node or alone, costs the shard it was at."""
+
+    def __init__(self, job: Job, settings: EngineSettings):
+        self._ray = _connected(settings.address)
+        gpus, cpus, room = _resources(self._ray, job, settings)
+        self.workers = min(settings.workers or room, max(1, len(job.shards)))
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)
+        self._make: Callable[[], Any] = partial(remote(Actor).remote, self._ray.put(job))
+        self._actors: list[Any] = []
+
+    def plan(self) -> Plan:
+        """Raises UserError if the worker does, or dies."""
+        self._actors = [self._make()]
+        try:
+            plan = self._ray.get(self._actors[0].plan.remote())
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"ray: the first worker failed: {_first_line(error)}") from error
+        if isinstance(plan, Plan):
+            return plan
+        raise UserError(plan.message)
+
+    def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
+        """Actors are asked for a shard when they are ready, so that one that waits for a node, or
+        is started again, holds up no other."""
+        wanted = min(self.workers, len(tasks))
+        self._actors += [self._make() for _ in range(wanted - len(self._actors))]
+        waiting = deque(tasks)
+        starts = dict.fromkeys(range(wanted), 1)
+        asked: dict[Any, tuple[int, Task | None]] = {}
+        for number in range(wanted):
+            asked[self._actors[number].ready.remote()] = number, None
+        while waiting or any(task for _, task in asked.values()):
+            if not asked:
+                raise UserError("ray: every worker failed to start; see the logs of its actors")
+            (reference,), _ = self._ray.wait(list(asked), num_returns=1)
+            number, task = asked.pop(reference)
+            actor = self._actors[number]
+            try:
+                answer = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                if task is not None:
+                    starts[number] = 0
+                    yield Reply(task, FAILED, message=f"its worker ended: {_first_line(error)}")
+                if starts[number] < STARTS:
+                    starts[number] += 1
+                    asked[actor.ready.remote()] = number, None
+                continue
+            if answer != READY:
+                yield answer
+            if waiting:
+                following = waiting.popleft()
+                asked[actor.run.remote(following)] = number, following
+
+    def close(self) -> None:
+        for actor in self._actors:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor)
+        self._actors = []
+
+
+def _connected(address: str | None) -> Any:
+    """The ray module, connected. Raises UserError where it is not installed or not reached."""
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--engine ray needs Ray: pip install 'capmix[ray]'") from error
+    if ray.is_initialized():
+        return ray
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
+    place = address or os.environ.get("RAY_ADDRESS") or "local"
+    # Whoever reaches Ray's ports can run code: one that is started here listens to this machine.
+    about: Any = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    try:
+        ray.init(place, log_to_driver=False, logging_level=logging.WARNING,
+                 **about if place == "local" else {})  # fmt: skip
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"ray: no cluster at {place}: {error}") from error
+    return ray
+
+
+def _resources(ray: Any, job: Job, settings: EngineSettings) -> tuple[float, float, int]:
+    """GPUs and CPUs of an actor, and how many actors the cluster has room for now."""
+    have = ray.cluster_resources()
+    gpus = settings.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if job.needs_gpu and have.get("GPU", 0) else 0.0
+    rooms = [
+        int(have.get(name, 0) / wanted)
+        for name, wanted in (("GPU", gpus), ("CPU", settings.cpus_per_worker))
+        if wanted
+    ]
+    return gpus, settings.cpus_per_worker, max(1, min(rooms, default=1))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

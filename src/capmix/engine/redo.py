@@ -1,0 +1,55 @@
+"""Make again the samples of a part that failed, and leave all its other rows as they are."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.rows import FAILED
+from capmix.store import Counts, Marker, Store
+
+# Reasons that speak of a file: it may be read next time, and nothing of it is known yet.
+OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar")
+
+
+@dataclass(frozen=True)
+class Redo:
+    """The part as it is, and the keys of its samples that are to be made again."""
+
+    table: pa.Table
+    marker: Marker
+    keys: frozenset[str]
+
+    @classmethod
+    def of(cls, store: Store, part: str) -> "Redo | None":
+        """The failed samples of a part; None where a file could not be read, so that all of the
+        shard has to be made again. A sample that the pool itself has broken stays as it is."""
+        marker = store.read_marker(part)
+        assert marker is not None
+        table = store.read_table(f"{part}.parquet")
+        failed = table.filter(pc.equal(table["status"], FAILED)).select(["uid", "key", "reason"])
+        if pc.any(pc.is_in(failed["reason"], pa.array(OF_FILES))).as_py():
+            return None
+        known = failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist()
+        broken = failed.filter(pc.is_null(failed["uid"]))["key"].to_pylist()
+        return cls(table, marker, frozenset(known) - frozenset(broken))
+
+    def merged(self, new: pa.Table) -> pa.Table:
+        """The part with the new rows of each sample in the place of its old one."""
+        places: dict[str, list[int]] = {}
+        for number, key in enumerate(new["key"].to_pylist()):
+            places.setdefault(key, []).append(len(self.table) + number)
+        order: list[int] = []
+        for number, key in enumerate(self.table["key"].to_pylist()):
+            order += places[key] if key in self.keys else [number]
+        return pa.concat_tables([self.table, new]).take(pa.array(order, pa.int64()))
+
+    def counts(self, rows_in: int, new: Counts) -> tuple[int, Counts]:
+        """Rows in, and counts, of the merged part; `rows_in` and `new` are of the samples made."""
+        is_made = pc.is_in(self.table["key"], pa.array(sorted(self.keys), pa.string()))
+        before = Counter(self.table.filter(is_made)["reason"].to_pylist())
+        old = self.marker.counts
+        counts = Counts(old.ok, old.dropped.copy(), old.failed - before)
+        counts.add(new)
+        return self.marker.rows_in - len(self.keys) + rows_in, counts

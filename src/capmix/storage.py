@@ -1,0 +1,81 @@
+"""Places that fsspec reaches: a local path, s3://, gs://, hf://, http(s):// and some more."""
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import fsspec
+
+from capmix.errors import UserError
+
+Result = TypeVar("Result")
+
+PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
+READ_ONLY = ("http", "https")
+TRIES = 4
+FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+FULL = (27, 28, 30, 36, 122)  # EFBIG, ENOSPC, EROFS, ENAMETOOLONG, EDQUOT: no wait makes room
+OTHER_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("httpx", "HTTPError"),
+)
+SECRET = re.compile(r"(://)[^/@\s]+@")
+
+
+def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path in it.
+
+    Listings are not cached: other machines write there too. Raises UserError where the protocol is
+    none of PROTOCOLS, its package is not installed, or it cannot be written to and `what` must.
+    """
+    protocol = location.split("://", 1)[0] if "://" in location else "file"
+    if protocol not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise UserError(f"{what} {location}: protocol {protocol!r} is not one of {known}")
+    if protocol in READ_ONLY and what != "pool":
+        raise UserError(f"{what} {location}: {protocol} can only be read from; name another place")
+    try:
+        fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
+    except ImportError as error:
+        raise UserError(f"{what} {location}: {error}") from error
+    return fs, root
+
+
+def again(call: Callable[[], Result]) -> Result:
+    """What `call` returns; tried again where the storage fails in a way that may pass.
+
+    Raises OSError: the last one, or at once one that no wait mends.
+    """
+    wait = FIRST_WAIT
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except storage_errors() as error:
+            if attempt == TRIES - 1 or is_final(error):
+                raise error if isinstance(error, OSError) else OSError(str(error)) from error
+        time.sleep(wait)
+        wait *= 2
+    raise AssertionError("not reached")
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether an error of the storage says that trying again is of no use."""
+    return isinstance(error, FINAL) or getattr(error, "errno", None) in FULL
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What file systems raise where the storage fails; not all of them raise OSError alone."""
+    found: list[type[Exception]] = [OSError]
+    for module, name in OTHER_ERRORS:
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def without_secrets(text: str) -> str:
+    """A URL as it may be shown: without the user and password that may stand in it."""
+    return SECRET.sub(r"\1", text)
