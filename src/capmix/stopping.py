@@ -47,8 +47,9 @@ def stopped_by_signals() -> Iterator[None]:
 def _forget() -> None:
     """A forked process, a data loader's for instance, is ended by its parent and tells nobody."""
     with contextlib.suppress(ValueError):
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is _interrupt:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -9,7 +9,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from capmix.engine.settings import EngineSettings
@@ -22,24 +21,29 @@ READY = "ready"
 
 
 class Actor:
-    """A Worker that is made when it is first asked; errors to mend come back as replies."""
+    """A Worker that is made when it is first asked; errors to mend come back as replies.
 
-    def __init__(self, job: Job):
-        self._job = job
+    The job comes with every question, as a reference in a list: Ray leaves such a one alone, and it
+    is fetched once. An actor that was started again has nothing to remember.
+    """
+
+    def __init__(self) -> None:
         self._worker: Worker | None = None
 
-    def ready(self) -> Any:
-        return self._answer(lambda _: READY)
+    def ready(self, job: list[Any]) -> Any:
+        return self._answer(job, lambda _: READY)
 
-    def plan(self) -> Any:
-        return self._answer(lambda worker: worker.plan())
+    def plan(self, job: list[Any]) -> Any:
+        return self._answer(job, lambda worker: worker.plan())
 
-    def run(self, task: Task) -> Any:
-        return self._answer(lambda worker: worker.run(task, lambda _: None))
+    def run(self, job: list[Any], task: Task) -> Any:
+        return self._answer(job, lambda worker: worker.run(task, lambda _: None))
 
-    def _answer(self, question: Callable[[Worker], Any]) -> Any:
+    def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
+        import ray
+
         try:
-            self._worker = self._worker or Worker(self._job)
+            self._worker = self._worker or Worker(ray.get(job[0]))
             return question(self._worker)
         except UserError as error:
             return Reply(None, STOPPED, message=str(error))
@@ -53,16 +57,17 @@ class Cluster:
         gpus, cpus, room = _resources(self._ray, job, settings)
         self.workers = min(settings.workers or room, max(1, len(job.shards)))
         remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)
-        self._make: Callable[[], Any] = partial(remote(Actor).remote, self._ray.put(job))
+        self._make: Callable[[], Any] = remote(Actor).remote
+        self._job = [self._ray.put(job)]
         self._actors: list[Any] = []
 
     def plan(self) -> Plan:
         """Raises UserError if the worker does, or dies."""
         self._actors = [self._make()]
         try:
-            plan = self._ray.get(self._actors[0].plan.remote())
+            plan = self._ray.get(self._actors[0].plan.remote(self._job))
         except self._ray.exceptions.RayError as error:
-            raise UserError(f"ray: the first worker failed: {_first_line(error)}") from error
+            raise UserError(f"ray: the first worker failed: {_about(error)}") from error
         if isinstance(plan, Plan):
             return plan
         raise UserError(plan.message)
@@ -76,7 +81,7 @@ class Cluster:
         starts = dict.fromkeys(range(wanted), 1)
         asked: dict[Any, tuple[int, Task | None]] = {}
         for number in range(wanted):
-            asked[self._actors[number].ready.remote()] = number, None
+            asked[self._actors[number].ready.remote(self._job)] = number, None
         while waiting or any(task for _, task in asked.values()):
             if not asked:
                 raise UserError("ray: every worker failed to start; see the logs of its actors")
@@ -88,16 +93,16 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 if task is not None:
                     starts[number] = 0
-                    yield Reply(task, FAILED, message=f"its worker ended: {_first_line(error)}")
+                    yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
                 if starts[number] < STARTS:
                     starts[number] += 1
-                    asked[actor.ready.remote()] = number, None
+                    asked[actor.ready.remote(self._job)] = number, None
                 continue
             if answer != READY:
                 yield answer
             if waiting:
                 following = waiting.popleft()
-                asked[actor.run.remote(following)] = number, following
+                asked[actor.run.remote(self._job, following)] = number, following
 
     def close(self) -> None:
         for actor in self._actors:
@@ -140,5 +145,7 @@ def _resources(ray: Any, job: Job, settings: EngineSettings) -> tuple[float, flo
     return gpus, settings.cpus_per_worker, max(1, min(rooms, default=1))
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _about(error: Exception) -> str:
+    """Ray's first line says what died, and the last one why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"

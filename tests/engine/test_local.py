@@ -1,0 +1,81 @@
+"""Worker processes write the bytes that one process writes, and outlive one of them."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from null_models import deadly_captions, null_captions, null_scores
+from samples import write_pool
+
+from capmix import jobs
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.settings import EngineSettings
+from capmix.errors import UserError
+from capmix.score.settings import ScoreSettings
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:
+    """Captions and scores of a pool; all files of the work directory."""
+    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened.index()
+    opened.run(partial(null_captions, opened.pool))
+    opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
+    return files(work)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_processes_write_the_same_bytes(tmp_path: Path, workers: int) -> None:
+    pool = write_pool(tmp_path / "pool", shards=5, samples=20)
+    whole = null_run(pool, tmp_path / "one", EngineSettings())
+    assert len(whole) == 1 + 5 * 2 * 4
+    assert null_run(pool, tmp_path / "n", EngineSettings(workers=workers)) == whole
+
+
+def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=3, samples=10)
+    found = []
+    for name, engine in (("one", EngineSettings()), ("two", EngineSettings(workers=2))):
+        work = jobs.open_work(str(pool), str(tmp_path / name), engine=engine)
+        jobs.caption(work, "mini", CaptionSettings(captions_per_image=2))
+        jobs.score(work, ScoreSettings(sources=["raw", "mini"]))
+        found.append(files(tmp_path / name))
+    assert found[0] == found[1]
+
+
+def test_a_worker_that_dies_costs_one_attempt_at_one_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=4, samples=6)
+    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+    told = capsys.readouterr().err
+    assert "shard 00002: its worker process ended (exit code 7); tried again later" in told
+
+
+def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
+    tmp_path: Path,
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=4, samples=6)
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    with pytest.raises(UserError, match=r"1 of 4 shards .*00002: its worker process ended"):
+        work.run(partial(deadly_captions, work.pool, str(deaths), 99, "000020003"))
+    assert len(list(deaths.iterdir())) == 3
+    assert work.store.parts("captions/null") == [f"captions/null/0000{i}" for i in (0, 1, 3)]
+
+
+def test_errors_to_mend_end_a_run_of_processes(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool")
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    with pytest.raises(UserError, match="captioner no-such-model"):
+        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))

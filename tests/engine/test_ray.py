@@ -1,0 +1,98 @@
+"""Ray writes the bytes that one process writes; an actor or a node that dies costs one attempt."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from null_models import deadly_captions, null_captions, null_scores
+from samples import write_pool
+
+from capmix import jobs
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.settings import EngineSettings
+from capmix.errors import UserError
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without CPUs and a node of four, as processes of this machine."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made.add_node(num_cpus=4)
+    made.wait_for_nodes()
+    where = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}}
+    ray.init(made.address, log_to_driver=False, logging_level="error", runtime_env=where)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:
+    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened.index()
+    opened.run(partial(null_captions, opened.pool))
+    opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
+    return files(work)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int) -> None:
+    pool = write_pool(tmp_path / "pool", shards=5, samples=20)
+    whole = null_run(pool, tmp_path / "one", EngineSettings())
+    assert null_run(pool, tmp_path / "n", EngineSettings(name="ray", workers=workers)) == whole
+
+
+def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
+    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=4, samples=6)
+    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    engine = EngineSettings(name="ray", workers=2)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=engine)
+    work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+    assert "shard 00002: its worker ended" in capsys.readouterr().err
+
+
+def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=12, samples=8)
+    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    second = cluster.add_node(num_cpus=4)
+    cluster.wait_for_nodes()
+    engine = EngineSettings(name="ray", workers=8)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=engine)
+
+    import threading
+
+    def lose_a_node() -> None:
+        deadline = time.monotonic() + 60
+        while not work.store.parts("captions") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        cluster.remove_node(second, allow_graceful=False)
+
+    thread = threading.Thread(target=lose_a_node)
+    thread.start()
+    work.run(partial(null_captions, work.pool, "null", 0.2))
+    thread.join()
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+
+
+def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
+    engine = EngineSettings(name="ray", workers=2)
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
+    with pytest.raises(UserError, match="captioner no-such-model"):
+        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))

@@ -1,0 +1,143 @@
+"""Models that cost nothing, so that a test sees the engine alone; and some that misbehave.
+
+Functions of a module, as an engine of several processes needs them.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from capmix.batches import BATCH_TIMEOUT
+from capmix.caption.captioner import Caption
+from capmix.caption.image_stage import image_caption_stage
+from capmix.engine.stage import Stage
+from capmix.pool import Pool, Sample
+from capmix.score.stage import ImagePass, fresh_score_stage
+from capmix.store import Store
+
+
+class NullCaptioner:
+    """Two captions an image, which its uid alone decides. `seconds` is what an image takes."""
+
+    def __init__(self, seconds: float = 0.0, batch_size: int = 16):
+        self.settings: dict[str, Any] = {"model": "null"}
+        self.batch_size, self.workers = batch_size, 2
+        self.seconds = seconds
+
+    def prepare(self, sample: Sample) -> str:
+        return hashlib.sha256(sample.image).hexdigest()[:8]
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        time.sleep(self.seconds * len(uids))
+        return [
+            [Caption(f"{digest} number {k} of {uid} by {source}") for k in range(2)]
+            for digest, uid in zip(prepared, uids, strict=True)
+        ]
+
+
+def null_captions(pool: Pool, source: str = "null", seconds: float = 0.0) -> list[Stage]:
+    return [image_caption_stage(pool, NullCaptioner(seconds), source)]
+
+
+class NullScorer:
+    """A vector of 8 numbers from the bytes of image or text."""
+
+    name = "null"
+    settings: dict[str, Any] = {"model": "null"}  # noqa: RUF012
+    dimensions, batch_size, workers = 8, 16, 2
+    input_side: int | None = None
+
+    @property
+    def encoder(self) -> "NullScorer":
+        return self
+
+    def load(self) -> None:
+        pass
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        return _vector(image.tobytes())
+
+    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(pixels)
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        return embeddings.astype(np.float32)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([_vector(text.encode()) for text in texts])
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        return [len(text) > 70 for text in texts]
+
+
+def null_scores(pool: Pool, store: Store, sources: Sequence[str]) -> list[Stage]:
+    scorer = NullScorer()
+    images = ImagePass(pool, scorer)
+    return [fresh_score_stage(store, scorer, source, images) for source in sources]
+
+
+def _vector(data: bytes) -> np.ndarray:
+    digest = np.frombuffer(hashlib.sha256(data).digest()[:8], np.uint8).astype(np.float32)
+    vector: np.ndarray = digest / np.linalg.norm(digest)
+    return vector
+
+
+def deadly_captions(pool: Pool, folder: str, times: int, key: str) -> list[Stage]:
+    """Ends its process at the sample `key`, `times` times in all; `folder` holds the count."""
+    return [image_caption_stage(pool, _Deadly(folder, times, key), "null")]
+
+
+class _Deadly(NullCaptioner):
+    def __init__(self, folder: str, times: int, key: str):
+        super().__init__()
+        self._folder, self._times, self._key = Path(folder), times, key
+
+    def prepare(self, sample: Sample) -> str:
+        if sample.key == self._key and len(list(self._folder.iterdir())) < self._times:
+            (self._folder / str(time.monotonic_ns())).touch()
+            os._exit(7)
+        return super().prepare(sample)
+
+
+def failing_captions(pool: Pool, uids: Sequence[str]) -> list[Stage]:
+    """The model raises on some images."""
+    return [image_caption_stage(pool, Failing(uids), "null")]
+
+
+class Failing(NullCaptioner):
+    def __init__(self, uids: Sequence[str]):
+        super().__init__()
+        self._uids = set(uids)
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        if self._uids & set(uids):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().caption(prepared, uids, source)
+
+
+def hung_captions(pool: Pool, uid: str, timeout: float = BATCH_TIMEOUT) -> list[Stage]:
+    """The model never comes back from one image."""
+    return [image_caption_stage(pool, _Hung(uid), "null", batch_timeout=timeout)]
+
+
+class _Hung(NullCaptioner):
+    def __init__(self, uid: str):
+        super().__init__()
+        self._uid = uid
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        while self._uid in uids:
+            time.sleep(1)
+        return super().caption(prepared, uids, source)
