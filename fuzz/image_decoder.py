@@ -17,7 +17,14 @@ import atheris
 from harness import fuzz
 
 with atheris.instrument_imports(include=["capmix", "PIL"]):
-    from PIL import Image, PngImagePlugin
+    from PIL import (  # noqa: F401  # noqa: F401
+        Image,
+        JpegImagePlugin,
+        MpoImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
 
     from capmix.images import MAX_PIXELS, BadImageError, decode_as_stored, decode_image
 

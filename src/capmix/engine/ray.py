@@ -24,7 +24,7 @@ class Actor:
     """A Worker that is made when it is first asked; errors to mend come back as replies.
 
     The job comes with every question, as a reference in a list: Ray leaves such a one alone, and it
-    is fetched once. An actor that was started again has nothing to remember.
+    is fetched once.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Cluster:
         self._ray = _connected(settings.address)
         gpus, cpus, room = _resources(self._ray, job, settings)
         self.workers = min(settings.workers or room, max(1, len(job.shards)))
-        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1)
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus)
         self._make: Callable[[], Any] = remote(Actor).remote
         self._job = [self._ray.put(job)]
         self._actors: list[Any] = []
@@ -73,8 +73,8 @@ class Cluster:
         raise UserError(plan.message)
 
     def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
-        """Actors are asked for a shard when they are ready, so that one that waits for a node, or
-        is started again, holds up no other."""
+        """Actors are asked for a shard when they are ready, so that one that waits for a node holds
+        up no other. For one that dies another is made, wherever there is room."""
         wanted = min(self.workers, len(tasks))
         self._actors += [self._make() for _ in range(wanted - len(self._actors))]
         waiting = deque(tasks)
@@ -87,7 +87,6 @@ class Cluster:
                 raise UserError("ray: every worker failed to start; see the logs of its actors")
             (reference,), _ = self._ray.wait(list(asked), num_returns=1)
             number, task = asked.pop(reference)
-            actor = self._actors[number]
             try:
                 answer = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
@@ -96,13 +95,15 @@ class Cluster:
                     yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
                 if starts[number] < STARTS:
                     starts[number] += 1
-                    asked[actor.ready.remote(self._job)] = number, None
+                    self._actors[number] = self._make()
+                    asked[self._actors[number].ready.remote(self._job)] = number, None
                 continue
             if answer != READY:
                 yield answer
             if waiting:
                 following = waiting.popleft()
-                asked[actor.run.remote(self._job, following)] = number, following
+                reference = self._actors[number].run.remote(self._job, following)
+                asked[reference] = number, following
 
     def close(self) -> None:
         for actor in self._actors:

@@ -38,6 +38,11 @@ def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
     folders = {SAMPLES}
     for column in columns:
         folders |= {column.folder, column.judge or column.folder}
+    with store.listed(folders):
+        return _check(store, pool, folders)
+
+
+def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     digests: dict[str, str] = {}
     rows: dict[str, int] = {}
     whole, following = set(), set(folders)

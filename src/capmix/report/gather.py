@@ -210,8 +210,9 @@ def _conservation(store: Store) -> list[dict[str, Any]]:
     """Rows in, ok, dropped and failed of every stage folder, summed over its parts."""
     rows: dict[str, dict[str, Any]] = {}
     for top in ("samples", "embeddings", "captions", "scores", ANNOTATIONS, "subsets"):
-        for part in store.parts(top):
-            marker = store.read_marker(part)
+        with store.listed([top]):
+            markers = {part: store.read_marker(part) for part in store.parts(top)}
+        for part, marker in markers.items():
             if marker is None:
                 continue
             folder = part if top == "subsets" else part.rpartition("/")[0]

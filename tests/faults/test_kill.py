@@ -1,0 +1,207 @@
+"""Killed at random moments, a run goes on where it was and ends with an undisturbed run's files."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from null_models import null_captions, null_scores
+from samples import write_pool
+
+from capmix import jobs
+from capmix.engine.settings import EngineSettings
+from capmix.errors import UserError
+from capmix.store import Store
+
+SCRIPT = str(Path(__file__).parent / "one_stage.py")
+STAGES = ("index", "caption", "score", "export")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
+    """A pool, and a work directory in which everything before the stage `until` is done."""
+    pool = write_pool(folder / "pool", shards=shards, samples=20)
+    work = jobs.open_work(str(pool), str(folder / "before"))
+    if until != "index":
+        work.index()
+    if until in ("score", "export"):
+        work.run(partial(null_captions, work.pool))
+    if until == "export":
+        work.run(partial(null_scores, work.pool, work.store, ["raw", "null"]))
+        recipe = folder / "all.yaml"
+        recipe.write_text("name: all\nabout: x\nclauses: [{source: raw}]\n")
+        jobs.mix(work, str(recipe))
+    return pool, folder / "before"
+
+
+def started(stage: str, pool: Path, work: Path, *workers: str) -> "subprocess.Popen[str]":
+    """The stage as a process that is just about to begin."""
+    command = [sys.executable, SCRIPT, stage, str(pool), str(work), *workers]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def rows_add_up(work: Path) -> None:
+    store = Store(str(work))
+    for part in store.parts(""):
+        marker = store.read_marker(part)
+        if marker is not None:
+            assert marker.rows_in == marker.counts.total, part
+
+
+def kill_and_go_on(tmp_path: Path, stage: str, kills: int, *workers: str) -> None:
+    pool, before = prepared(tmp_path, stage)
+    whole = tmp_path / "whole"
+    shutil.copytree(before, whole)
+    begun = time.monotonic()
+    process = started(stage, pool, whole, *workers)
+    ready = time.monotonic()
+    assert process.wait() == 0
+    seconds = time.monotonic() - ready
+    expected = files(whole)
+    draw = random.Random(stage)
+    unfinished = 0
+    for number in range(kills):
+        work = tmp_path / f"killed{number}"
+        shutil.copytree(before, work)
+        process = started(stage, pool, work, *workers)
+        time.sleep(draw.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        unfinished += files(work) != expected
+        process = started(stage, pool, work)
+        assert process.wait() == 0
+        if workers:  # orphans end by themselves
+            deadline = time.monotonic() + 10
+            while files(work) != expected and time.monotonic() < deadline:
+                time.sleep(0.2)
+        assert files(work) == expected
+        rows_add_up(work)
+        shutil.rmtree(work)
+    assert unfinished > kills // 4, f"{seconds:.1f} s, begun {ready - begun:.1f} s before"
+
+
+@pytest.mark.parametrize("stage", ["caption", "export"])
+def test_a_process_killed_goes_on(tmp_path: Path, stage: str) -> None:
+    kill_and_go_on(tmp_path, stage, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_process_killed_at_20_moments_goes_on(tmp_path: Path, stage: str) -> None:
+    kill_and_go_on(tmp_path, stage, kills=20)
+
+
+@pytest.mark.slow
+def test_a_parent_of_processes_killed_goes_on_and_leaves_no_orphan(tmp_path: Path) -> None:
+    kill_and_go_on(tmp_path, "caption", 3, "2")
+    time.sleep(1)
+    found = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert found.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+    made.add_node(num_cpus=2)
+    made.wait_for_nodes()
+    where = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}}
+    ray.init(made.address, log_to_driver=False, logging_level="error", runtime_env=where)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def disturbed(harm: Callable[[], None], is_over: threading.Event, draw: random.Random) -> None:
+    while not is_over.wait(draw.uniform(0.5, 3)):
+        harm()
+
+
+def ray_run(
+    tmp_path: Path, stage: str, harm: Callable[[], None], enough: Callable[[], bool]
+) -> None:
+    """Runs of a stage on Ray, each of them harmed, until it is `enough`."""
+    pool, before = prepared(tmp_path, stage, shards=30)
+    whole = tmp_path / "whole"
+    shutil.copytree(before, whole)
+    ray_stage(stage, pool, whole, EngineSettings())
+    number = 0
+    while not enough():
+        number += 1
+        work = tmp_path / f"harmed{number}"
+        shutil.copytree(before, work)
+        is_over = threading.Event()
+        arguments = (harm, is_over, random.Random(number))
+        thread = threading.Thread(target=disturbed, args=arguments)
+        thread.start()
+        try:
+            while files(work) != files(whole):  # a shard may lose its worker three times
+                with suppress(UserError):
+                    ray_stage(stage, pool, work, EngineSettings(name="ray", workers=2))
+        finally:
+            is_over.set()
+            thread.join()
+        rows_add_up(work)
+
+
+def ray_stage(stage: str, pool: Path, work: Path, engine: EngineSettings) -> None:
+    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    if stage == "index":
+        opened.index()
+    elif stage == "caption":
+        opened.run(partial(null_captions, opened.pool, "null", 0.02))
+    elif stage == "score":
+        opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
+    else:
+        jobs.export(opened, "all", f"{work}/out", samples_per_shard=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_ray_actors_killed_at_20_moments(cluster: Any, tmp_path: Path, stage: str) -> None:
+    killed = []
+
+    def harm() -> None:
+        found = subprocess.run(["pgrep", "-f", "ray::Actor"], capture_output=True, text=True)
+        actors = found.stdout.split()
+        if actors:
+            victim = int(random.choice(actors))
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+
+    ray_run(tmp_path, stage, harm, lambda: len(killed) >= 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_ray_nodes_killed(cluster: Any, tmp_path: Path, stage: str) -> None:
+    lost = []
+
+    def harm() -> None:
+        node = cluster.add_node(num_cpus=2)
+        time.sleep(random.uniform(0.5, 4))
+        cluster.remove_node(node, allow_graceful=False)
+        lost.append(node)
+
+    ray_run(tmp_path, stage, harm, lambda: len(lost) >= 5)

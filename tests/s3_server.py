@@ -1,0 +1,63 @@
+"""A server that speaks S3, in a thread of the test: moto's."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import s3fs
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+BUCKET = "bucket"
+SETTINGS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@dataclass
+class S3:
+    """`requests` are those that were made, as `METHOD path?query`. Of those that `fails` names, the
+    next `faults` are answered with that status."""
+
+    requests: list[str] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)
+    fails: Callable[[str], bool] = lambda _: True
+
+    @property
+    def fs(self) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """A server, and an environment in which s3:// means it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    s3, app = S3(), DomainDispatcherApplication(create_backend_app)
+
+    def watched(environ: Any, start_response: Any) -> Any:
+        query = environ.get("QUERY_STRING", "")
+        s3.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{query}")
+        if s3.faults and s3.fails(s3.requests[-1]):
+            start_response(f"{s3.faults.pop(0)} fault", [("Content-Length", "0")])
+            return [b""]
+        return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, watched, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = SETTINGS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        s3.fs.mkdir(BUCKET)
+        yield s3
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.shutdown()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
