@@ -57,7 +57,7 @@ def extended(record: bytes, name: bytes) -> bytes:
         (header(b"a.jpg") + END, ["ok"]),
         (header(b"a.txt", HUGE) + END, ["truncated_shard"]),
         (header(b"a.bin", HUGE) + END, ["truncated_shard"]),
-        (header(b"a.jpg") + header(b"b", HUGE) + END, ["truncated_shard"]),
+        (header(b"a.jpg") + header(b"b", HUGE) + END, ["ok", "truncated_shard"]),
         (extended(b"size=" + b"9" * 30, b"a.bin") + END, ["truncated_shard"]),
         (extended(b"size=" + b"9" * 30, b"a.jpg") + END, ["truncated_shard"]),
         (extended(b"size=-1", b"a.jpg") + END, ["not_a_tar"]),
@@ -114,7 +114,7 @@ ALIASES = f"b0: &b0 [x]\n{LEVELS}"
         "!!bool x",
         "2001-99-99",
         "9" * 5000,
-        "[" * 3000,
+        "[" * 500,
         "&a {base: *a}",
         f"{ALIASES}base: *b5",
         f"{ALIASES}parameters: {{fraction: *b5}}",
@@ -230,16 +230,21 @@ def test_exif_segments_of_a_jpeg_are_bounded() -> None:
 
 
 MEASURED = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from capmix.images import decode_image
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
 data = sys.stdin.buffer.read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 decode_image(data)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_memory_of_transparency_is_bounded(kind: str) -> None:
     """20 bytes a pixel: 2 GB for the largest image that is read."""

@@ -23,7 +23,7 @@ OTHER_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("httpx", "HTTPError"),
 )
-SECRET = re.compile(r"(://)[^/@\s]+@")
+SECRET = re.compile(r"(https?://)[^/@\s]+@")
 
 
 def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -38,6 +38,11 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
         raise UserError(f"{what} {location}: protocol {protocol!r} is not one of {known}")
     if protocol in READ_ONLY and what != "pool":
         raise UserError(f"{what} {location}: {protocol} can only be read from; name another place")
+    if protocol in READ_ONLY and without_secrets(location) != location:
+        raise UserError(
+            f"{what} {without_secrets(location)}: the address holds a password, which would be "
+            "written down in the work directory; let the server ask for none, or fetch the files"
+        )
     try:
         fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:

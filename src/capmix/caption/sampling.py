@@ -44,11 +44,14 @@ def sample_top_k(
 ) -> "torch.Tensor":
     """One token per row, int64 (N,), from logits (N, V): softmax of the K largest / temperature.
 
-    Temperature 0 takes the largest.
+    Temperature 0 takes the largest. Raises ValueError for NaN, which any choice would hide.
     """
+    count = 1 if temperature == 0 else min(top_k, logits.shape[-1])
+    values, tokens = logits.topk(count, dim=-1)
+    if bool(values[:, 0].isnan().any()):  # NaN counts as the largest
+        raise ValueError("the model gave NaN for a token")
     if temperature == 0:
         return logits.argmax(dim=-1)
-    values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     noisy = values.double() / temperature + gumbel_noise(keys, step, tokens)
     return tokens.gather(1, noisy.argmax(dim=1, keepdim=True)).squeeze(1)
 

@@ -23,6 +23,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.images import decode_image
 from capmix.pool import Sample
+from capmix.storage import without_secrets
 
 PREFIX = "server:"
 KEY_VARIABLE = "CAPMIX_SERVER_KEY"
@@ -48,6 +49,11 @@ class ServerCaptioner:
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise UserError(f"captioner {settings.model}: expected server:http://HOST:PORT/v1")
+        if without_secrets(self._url) != self._url:
+            raise UserError(
+                f"captioner {without_secrets(settings.model)}: the address holds a password, which "
+                f"would stand in every marker; give the server's key in {KEY_VARIABLE}"
+            )
         self.workers = settings.concurrency
         self.batch_size = settings.concurrency
         self._pool = urllib3.PoolManager(

@@ -43,7 +43,8 @@ class Redo:
         order: list[int] = []
         for number, key in enumerate(self.table["key"].to_pylist()):
             order += places[key] if key in self.keys else [number]
-        return pa.concat_tables([self.table, new]).take(pa.array(order, pa.int64()))
+        old = self.table.cast(new.schema)  # parquet has names of its own within lists
+        return pa.concat_tables([old, new]).take(pa.array(order, pa.int64()))
 
     def counts(self, rows_in: int, new: Counts) -> tuple[int, Counts]:
         """Rows in, and counts, of the merged part; `rows_in` and `new` are of the samples made."""

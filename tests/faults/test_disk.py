@@ -1,0 +1,134 @@
+"""Disks that are full or read-only, and parts that were damaged after they were made."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from null_models import null_captions, null_scores
+from samples import write_pool
+
+from capmix import jobs
+from capmix.errors import UserError
+from capmix.store import Store
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def captioned(pool: Path, work: Path) -> None:
+    opened = jobs.open_work(str(pool), str(work))
+    opened.run(partial(null_captions, opened.pool))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=6, samples=30)
+    captioned(pool, tmp_path / "whole")
+    work = small_disk / "work"
+    work.mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        captioned(pool, work)
+    made = files(work)
+    assert [name for name in made if name.endswith(".tmp")] == []
+    assert 0 < sum(name.startswith("captions") for name in made) < 12
+    command = ["mount", "-o", "remount,size=2m", str(small_disk)]
+    subprocess.run(command, check=True)
+    captioned(pool, work)
+    assert files(work) == files(tmp_path / "whole")
+
+
+def test_a_part_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
+    """Everyone's full disk: a limit on the size of a file."""
+    script = (
+        "import resource, sys\n"
+        "from capmix.store import Store\n"
+        "from capmix.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try:\n"
+        "    Store(sys.argv[1]).write_bytes('a/part', bytes(3 << 20))\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert "cannot write" in found.stdout, found.stderr
+    assert "File too large" in found.stdout
+    assert os.listdir(tmp_path / "a") == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
+
+
+def test_a_read_only_work_directory_is_told(small_disk: Path, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool")
+    captioned(pool, small_disk / "done")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match=r"cannot write .*: Read-only file system"):
+        captioned(pool, small_disk / "new")
+    captioned(pool, small_disk / "done")  # what is done needs no writing
+
+
+@pytest.mark.parametrize("harm", ["delete", "cut", "empty", "torn marker", "no marker"])
+def test_a_part_that_was_damaged_is_noticed_and_made_again(tmp_path: Path, harm: str) -> None:
+    pool = write_pool(tmp_path / "pool", shards=3)
+    work = tmp_path / "work"
+    captioned(pool, work)
+    before = files(work)
+    part, marker = (work / f"captions/null/00001.{end}" for end in ("parquet", "json"))
+    if harm == "delete":
+        part.unlink()
+    elif harm == "cut":
+        part.write_bytes(part.read_bytes()[:-100])
+    elif harm == "empty":
+        part.write_bytes(b"")
+    elif harm == "torn marker":
+        marker.write_text(marker.read_text()[:50])
+    else:
+        marker.unlink()
+    others = {p: p.stat().st_mtime_ns for p in work.rglob("0000[02].*")}
+    captioned(pool, work)
+    assert files(work) == before
+    assert others == {p: p.stat().st_mtime_ns for p in work.rglob("0000[02].*")}
+
+
+def test_a_damaged_part_that_others_read_is_one_clear_line(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool")
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work.index()
+    work.run(partial(null_captions, work.pool))
+    (tmp_path / "w/captions/null/00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"cannot read .*00001.parquet.*delete it"):
+        work.run(partial(null_scores, work.pool, work.store, ["null"]))
+
+
+def test_parts_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    work.run(partial(null_captions, work.pool))
+    marker = tmp_path / "w/captions/null/00001.json"
+    value = json.loads(marker.read_text())
+    value["config"]["temperature"] = 1.0
+    marker.write_text(json.dumps(value))
+    expected = r"other settings \(temperature 1.0 -> None\). Choose another name .* --force"
+    with pytest.raises(UserError, match=expected):
+        work.run(partial(null_captions, work.pool), protect=True)
+    work.force = True
+    work.run(partial(null_captions, work.pool), protect=True)
+    marker_now = Store(str(tmp_path / "w")).read_marker("captions/null/00001")
+    assert marker_now is not None
+    assert "temperature" not in marker_now.config

@@ -1,0 +1,218 @@
+"""Models that run out of memory, raise, give NaN or hang: no sample takes its neighbours along."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from null_models import (
+    Failing,
+    NullCaptioner,
+    NullScorer,
+    failing_captions,
+    hung_captions,
+    null_captions,
+)
+from samples import write_pool
+
+from capmix import jobs
+from capmix.batches import Batches, SampleError
+from capmix.caption.captioner import Caption
+from capmix.caption.image_stage import image_caption_stage
+from capmix.caption.sampling import sample_top_k
+from capmix.embed import embed_stage
+from capmix.errors import UserError
+from capmix.score.stage import ImagePass, fresh_score_stage
+
+
+class Hungry(NullCaptioner):
+    """Has room for `room` images, as a GPU has; `seen` are the sizes of its batches."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.seen = room, list[int]()
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        self.seen.append(len(uids))
+        if len(uids) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().caption(prepared, uids, source)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = str(write_pool(tmp_path / "pool", shards=2, samples=40))
+    whole = jobs.open_work(pool, str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    work, model = jobs.open_work(pool, str(tmp_path / "w")), Hungry(5)
+    work.run(lambda: [image_caption_stage(work.pool, model, "null")])
+    for shard in ("00000", "00001"):
+        part = f"captions/null/{shard}.parquet"
+        assert (tmp_path / "w" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+    assert model.seen[:3] == [16, 8, 4]
+    assert max(model.seen[3:]) == 4
+    assert "a batch of 8 does not fit into memory: 4 from here on" in capsys.readouterr().err
+
+
+def test_one_image_that_never_fits_is_one_failed_row() -> None:
+    def model(items: Sequence[int]) -> list[int]:
+        if 3 in items:
+            raise MemoryError
+        return list(items)
+
+    found = Batches().run(model, range(8))
+    assert [one for one in found if not isinstance(one, SampleError)] == [0, 1, 2, 4, 5, 6, 7]
+    assert isinstance(found[3], SampleError)
+    assert found[3].reason == "out_of_memory"
+
+
+def test_a_model_that_raises_on_some_images_fails_on_these_alone(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 2, 10)), str(tmp_path / "w"), 1.0)
+    bad = [f"{number:032x}" for number in (0, 3, 4, 109)]
+    (counts,) = work.run(partial(failing_captions, work.pool, bad))
+    assert (counts.ok, dict(counts.failed)) == (16, {"model_error": 4})
+
+
+class NotFinite(NullScorer):
+    """NaN for every image whose first number is large, infinity for texts with a 3."""
+
+    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        vectors = np.stack(pixels)
+        vectors[vectors[:, 0] > 0.4] = np.nan
+        return vectors
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = super().encode_texts(texts)
+        vectors[["3" in text for text in texts]] = np.nan
+        return vectors
+
+
+def test_vectors_that_are_no_numbers_are_failed_rows(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 20)), str(tmp_path / "w"), 1.0)
+    work.index()
+    model = NotFinite()
+    images = ImagePass(work.pool, model)
+    (counts,) = work.run(lambda: [fresh_score_stage(work.store, model, "raw", images)])
+    assert counts.failed["not_finite"] > 0
+    assert counts.failed["nan_score"] > 0
+    assert counts.total == 20
+    scores = work.store.read_table("scores/null/raw/00000.parquet", ["score"])["score"]
+    assert np.isfinite(scores.drop_null().to_numpy()).all()
+    (embedded,) = work.run(lambda: [embed_stage(work.pool, model)])
+    assert embedded.failed == {"not_finite": counts.failed["not_finite"]}
+    assert np.isfinite(work.store.read_array("embeddings/null/image/00000.npy")).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.75])
+def test_nan_logits_are_an_error_and_not_a_token(temperature: float) -> None:
+    logits = torch.zeros(3, 50)
+    logits[1, 7] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        sample_top_k(logits, torch.zeros(3, dtype=torch.int64), 0, 10, temperature)
+
+
+def test_a_model_that_hangs_on_one_image_fails_on_that_one_alone(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 8)), str(tmp_path / "w"), 1.0)
+    started = time.monotonic()
+    (counts,) = work.run(partial(hung_captions, work.pool, f"{5:032x}", 0.3))
+    assert (counts.ok, dict(counts.failed)) == (7, {"model_hung": 1})
+    assert time.monotonic() - started < 10
+    rows = work.store.read_table("captions/null/00000.parquet").to_pylist()
+    (row,) = (row for row in rows if row["status"] == "failed")
+    assert row["detail"] == "no answer within 0.3 s (--batch-timeout)"
+
+
+STUCK = """
+import sys
+sys.path.insert(0, {tests!r})
+from functools import partial
+from null_models import stuck_captions
+from capmix import jobs
+from capmix.engine.settings import EngineSettings
+
+if __name__ == "__main__":
+    work = jobs.open_work({pool!r}, {work!r}, engine=EngineSettings(workers={workers}))
+    try:
+        work.run(partial(stuck_captions, work.pool, {uid!r}, 0.5))
+    except jobs.UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_model_that_cannot_be_interrupted_ends_its_process(
+    tmp_path: Path, workers: int | None
+) -> None:
+    """Code in C that never returns, as a kernel that hangs on a GPU: a worker is started again and
+    the shard reported; a run without workers ends, and says where it stood."""
+    pool = str(write_pool(tmp_path / "p", 3, 4))
+    script = tmp_path / "script.py"
+    about = {"tests": str(Path(__file__).parent.parent), "pool": pool, "workers": workers}
+    script.write_text(STUCK.format(work=str(tmp_path / "w"), uid=f"{102:032x}", **about))
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert "Timeout (0:00:01)!" in found.stderr
+    if workers is None:
+        assert found.returncode == 1
+        return
+    assert "1 of 3 shards could not be processed in 3 attempts (00001" in found.stdout
+    assert (tmp_path / "w/captions/null/00002.json").exists()
+
+
+def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
+    pool = str(write_pool(tmp_path / "p", 3, 10))
+    whole = jobs.open_work(pool, str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    work = jobs.open_work(pool, str(tmp_path / "w"), max_failures=1.0)
+    work.run(partial(failing_captions, work.pool, [f"{i:032x}" for i in (2, 7, 205)]))
+    untouched = (tmp_path / "w/captions/null/00001.parquet").stat().st_mtime_ns
+    seen: list[str] = []
+
+    class Watching(NullCaptioner):
+        def caption(
+            self, prepared: Sequence[str], uids: Sequence[str], source: str
+        ) -> list[list[Caption]]:
+            seen.extend(uids)
+            return super().caption(prepared, uids, source)
+
+    work.retry_failed = True
+    work.run(lambda: [image_caption_stage(work.pool, Watching(), "null")])
+    assert seen == [f"{i:032x}" for i in (2, 7, 205)]
+    assert (tmp_path / "w/captions/null/00001.parquet").stat().st_mtime_ns == untouched
+    for path in sorted((tmp_path / "whole").rglob("*")):
+        if path.is_file():
+            again = tmp_path / "w" / path.relative_to(tmp_path / "whole")
+            assert again.read_bytes() == path.read_bytes(), path
+
+
+def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
+    from samples import BAD, sample_members, tar_bytes
+
+    members = [*sample_members("a", 1), *BAD["no_json"], *sample_members("c", 3)]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
+    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    (first,) = work.run(partial(failing_captions, work.pool, [f"{3:032x}"]))
+    assert dict(first.failed) == {"no_json": 1, "model_error": 1}
+    work.retry_failed = True
+    (second,) = work.run(partial(null_captions, work.pool))
+    assert (second.ok, dict(second.failed)) == (2, {"no_json": 1})
+    keys = work.store.read_table("captions/null/0.parquet")["key"].to_pylist()
+    assert keys == ["a", "a", "bad", "c", "c"]
+
+
+def test_a_run_over_its_budget_ends_early_with_three_examples(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 6, 20)), str(tmp_path / "w"), 0.02)
+    work.index()
+    bad = [f"{shard * 100 + row:032x}" for shard in range(6) for row in range(2)]
+    with pytest.raises(UserError, match=r"stopped early: 4 of 40 rows failed so far") as told:
+        work.run(lambda: [image_caption_stage(work.pool, Failing(bad), "null")])
+    assert str(told.value).count("Shard 0000") == 3
+    assert len(work.store.parts("captions")) == 2

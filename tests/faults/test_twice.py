@@ -1,0 +1,54 @@
+"""Two runs on one work directory: the second says so, the shards are shared, no part is torn."""
+
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from null_models import null_captions
+from samples import write_pool
+
+from capmix import jobs
+from capmix.store import Store
+
+SCRIPT = str(Path(__file__).parent / "one_stage.py")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_two_runs_share_the_shards(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=40, samples=20)
+    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole.run(partial(null_captions, whole.pool))
+    runs = []
+    for _ in range(2):
+        command = [sys.executable, SCRIPT, "caption", str(pool), str(tmp_path / "w")]
+        pipe = subprocess.PIPE
+        runs.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+        assert runs[-1].stdout is not None
+        runs[-1].stdout.readline()
+        time.sleep(0.2)
+    told = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert files(tmp_path / "w") == files(tmp_path / "whole")
+    assert f"another run works in {tmp_path}/w (process {runs[0].pid} on " in told[1]
+    assert "another run" not in told[0]
+    assert all("800 ok, 0 dropped, 0 failed" in text for text in told)
+
+
+def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=20, samples=20)
+    command = [sys.executable, SCRIPT, "caption", str(pool), str(tmp_path / "w")]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "w/captions").glob("*/*.json")):
+        time.sleep(0.02)
+    run.kill()
+    run.communicate()
+    assert Store(str(tmp_path / "w")).files("running")
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0
+    assert "another run" not in found.stderr
+    assert Store(str(tmp_path / "w")).files("running") == []
