@@ -17,7 +17,7 @@ import atheris
 from harness import fuzz
 
 with atheris.instrument_imports(include=["capmix", "PIL"]):
-    from PIL import (  # noqa: F401  # noqa: F401
+    from PIL import (  # noqa: F401  # Pillow would import these at the first image
         Image,
         JpegImagePlugin,
         MpoImagePlugin,
