@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("pipeline", help="YAML file; see examples/")
     run.add_argument("--work", help="work directory, instead of the file's")
     run.add_argument("--force", action="store_true", help="make again what other settings made")
+    run.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     run.set_defaults(run=_run)
 
     caption = _on_pool(commands, "caption", "write captions for every image of a pool")
@@ -141,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--force", action="store_true", help="write over a model's captions")
     imported.set_defaults(run=_import)
 
-    add_measure(_on_pool(commands, "measure", "diversity, noise and topics of texts by source"))
+    measure = _on_pool(commands, "measure", "diversity, noise and topics of texts by source")
+    add_measure(measure)
+    add_engine(measure, batches=False)
 
     annotate = _on_pool(commands, "annotate", "columns for recipes, from saved embeddings")
     annotate.add_argument(
@@ -253,19 +256,19 @@ def _work(options: argparse.Namespace) -> "Work":
 def _demo(options: argparse.Namespace) -> None:
     from capmix.pipeline import demo_file
 
-    _run_file(demo_file(), options.work, force=False)
+    _run_file(demo_file(), options.work)
 
 
 def _run(options: argparse.Namespace) -> None:
-    _run_file(options.pipeline, options.work, options.force)
+    _run_file(options.pipeline, options.work, options.force, options.retry_failed)
 
 
-def _run_file(path: str, work: str | None, force: bool) -> None:
+def _run_file(path: str, work: str | None, force: bool = False, retry_failed: bool = False) -> None:
     from capmix.config import load_pipeline
     from capmix.pipeline import run_pipeline
 
     pipeline = load_pipeline(path, **({"work": work} if work else {}))
-    for page in run_pipeline(pipeline, force):
+    for page in run_pipeline(pipeline, force, retry_failed):
         print(f"report: {page}")
 
 

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, describe, load_recipe
@@ -102,6 +103,7 @@ class Pipeline(_Section):
     pool: str | dict[str, str]
     work: str
     max_failures: float = Field(0.01, ge=0, le=1)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
     caption: dict[str, CaptionSettings] = Field(default_factory=dict)
     score: ScoreSettings | None = None
     measure: MeasureSettings | None = None
@@ -153,7 +155,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
                 f"pipeline {path}: unknown stage {name!r}{hint} "
-                f"(stages: {', '.join(STAGES)}; settings: pool, work, max_failures)"
+                f"(stages: {', '.join(STAGES)}; settings: pool, work, max_failures, engine)"
             )
     # `measure:` with nothing behind it means the stage with its defaults.
     value = {k: ({} if v is None and k in STAGES else v) for k, v in value.items()}

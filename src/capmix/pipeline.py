@@ -19,14 +19,15 @@ def demo_file() -> str:
     return str(embedded_folder() / DEMO)
 
 
-def run_pipeline(pipeline: Pipeline, force: bool = False) -> list[str]:
+def run_pipeline(pipeline: Pipeline, force: bool = False, retry_failed: bool = False) -> list[str]:
     """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
     _check_evalsets(pipeline)
     cells: list[Cell] = []
     reports: list[tuple[jobs.Work, list[Summary]]] = []
     probes: dict[tuple[str, str], float] = {}
     for name, (pool, directory) in pipeline.pools().items():
-        work = jobs.open_work(pool, directory, pipeline.max_failures, force)
+        how = pipeline.max_failures, force, pipeline.engine, retry_failed
+        work = jobs.open_work(pool, directory, *how)
         if pipeline.train is not None and pipeline.mix is not None:
             names = [load_recipe(*entry).name for entry in pipeline.mix.entries()]
             check_training(work, pipeline.train, list(pipeline.caption), names)
