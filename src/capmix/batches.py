@@ -6,11 +6,10 @@ into memory makes all later ones smaller; one that takes too long is ended.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from capmix.deadline import TimedOutError, deadline
+from capmix.deadline import Deadline, TimedOutError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,12 +27,16 @@ class SampleError(Exception):
         self.reason = reason
 
 
-@dataclass
 class Batches:
-    """What a model's batches have shown so far: `largest` is how many samples fit into memory."""
+    """One model's batches, of at most `seconds` each.
 
-    seconds: float = BATCH_TIMEOUT
-    largest: int | None = None
+    `largest` is how many samples fit into memory, as far as that has shown.
+    """
+
+    def __init__(self, seconds: float = BATCH_TIMEOUT):
+        self.seconds = seconds
+        self.largest: int | None = None
+        self._deadline = Deadline(seconds)
 
     def run(
         self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
@@ -50,7 +53,7 @@ class Batches:
             return first + self.run(model, items[self.largest :])
         failure = None
         try:
-            with deadline(self.seconds):
+            with self._deadline.block():
                 return list(model(items))
         except SampleError as error:
             failure = error

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ def table_of(rows: Sequence[Row], fields: Sequence[tuple[str, pa.DataType]]) -> 
     """A table of the status columns and then `fields`, which `values` fills where a row is ok."""
     columns: dict[str, pa.Array] = {}
     for name, kind in STATUS_FIELDS:
-        columns[name] = pa.array([getattr(row, name) for row in rows], kind)
+        columns[name] = pa.array(list(map(attrgetter(name), rows)), kind)
     for position, (name, kind) in enumerate(fields):
         filled = [row.values[position] if row.values else None for row in rows]
         columns[name] = pa.array(filled, kind)

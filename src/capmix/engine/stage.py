@@ -19,6 +19,7 @@ from capmix.pool import Shard
 from capmix.store import Counts, Marker, Store
 
 OnCount = Callable[[Counts], None]
+TOLD_EVERY = 0.2  # seconds
 
 
 class PartWriter:
@@ -33,31 +34,43 @@ class PartWriter:
         self.part = part
         self.keys = None if redo is None else redo.keys
         self.rows_in = 0
-        self.counts = Counts()
         self.busy = Busy()
         self.files: dict[str, int] = {}
         self._redo = redo
         self._on_count = on_count
+        self._counts, self._untold = Counts(), Counts()
+        self._told_at = time.monotonic()
 
     def count_in(self, rows: int = 1) -> None:
         self.rows_in += rows
 
     def count_ok(self, rows: int = 1) -> None:
-        self._count(Counts(ok=rows))
+        self._untold.ok += rows
+        self._tell()
 
     def count_dropped(self, reason: str) -> None:
-        change = Counts()
-        change.dropped[reason] = 1
-        self._count(change)
+        self._untold.dropped[reason] += 1
+        self._tell()
 
     def count_failed(self, reason: str) -> None:
-        change = Counts()
-        change.failed[reason] = 1
-        self._count(change)
+        self._untold.failed[reason] += 1
+        self._tell()
 
-    def _count(self, change: Counts) -> None:
-        self.counts.add(change)
-        self._on_count(change)
+    def _tell(self) -> None:
+        """Progress is for people: a sample alone is not worth their while."""
+        if time.monotonic() - self._told_at > TOLD_EVERY:
+            self._tell_now()
+
+    @property
+    def counts(self) -> Counts:
+        """All rows that were counted so far."""
+        self._tell_now()
+        return self._counts
+
+    def _tell_now(self) -> None:
+        self._counts.add(self._untold)
+        self._on_count(self._untold)
+        self._untold, self._told_at = Counts(), time.monotonic()
 
     def write_table(self, table: pa.Table) -> None:
         if self._redo is not None:
