@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from samples import image_bytes, sample_members, tar_bytes
 
 from capmix.store import Store
 
+TESTS = Path(__file__).parent.parent / "tests"
 WARM = 0.2  # of the run's time, in which models load and caches fill
 
 
@@ -75,7 +75,7 @@ def disturbed(command: list[str], every: float) -> int:
     while True:
         process = start(command)
         try:
-            code = process.wait(timeout=random.uniform(0.7, 1.3) * every)
+            code = process.wait(timeout=_jitter() * every)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -84,6 +84,10 @@ def disturbed(command: list[str], every: float) -> int:
         if code:
             sys.exit(f"{' '.join(command)} ended with {code}")
         return kills
+
+
+def _jitter() -> float:
+    return random.uniform(0.7, 1.3)  # noqa: S311
 
 
 def undisturbed(command: list[str], memory: list[tuple[float, float]]) -> None:

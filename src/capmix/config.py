@@ -4,14 +4,13 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.measure.settings import MeasureSettings
-from capmix.mix.recipe import combinations, describe, load_recipe
+from capmix.mix.recipe import combinations, describe, load_recipe, parse_yaml
 from capmix.score.settings import ScoreSettings
 from capmix.train.scales import TrainSettings
 from capmix.train.train import check_settings
@@ -39,7 +38,9 @@ class MixSettings(_Section):
         found = []
         for entry in self.recipes:
             parameters = {"recipe": entry} if isinstance(entry, str) else dict(entry)
-            recipe = str(parameters.pop("recipe", ""))
+            recipe = parameters.pop("recipe", "")
+            if not isinstance(recipe, str):
+                raise UserError("mix: recipe: expected a name or a .yaml file")
             found += [(recipe, one) for one in combinations(parameters)]
         return found
 
@@ -142,14 +143,16 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     Relative paths of pool, work and evaluation sets count from the directory of the command.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text("utf-8"))
+        text = Path(path).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"pipeline {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"pipeline {path}: not YAML: {' '.join(str(error).split())}") from error
+    value = parse_yaml(text, f"pipeline {path}")
     if not isinstance(value, dict):
         raise UserError(f"pipeline {path}: expected a mapping with pool, work and stages")
     for name in value:
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise UserError(f"pipeline {path}: expected stages and settings, found a {kind}")
         if name not in Pipeline.model_fields:
             close = difflib.get_close_matches(str(name), STAGES, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -8,6 +8,11 @@ from PIL import Image, ImageOps
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
+JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
+MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
+MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
+MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
+STRIP = 1 << 20  # pixels
 # Decoding a JPEG at a scale that leaves twice the model's input side changes the input by less
 # than one level of 255 on average (benchmarks/decode.py).
 SPARE = 2
@@ -40,7 +45,8 @@ def decode_image(
             width, height = image.size
             scale = _spare_scale(width, height, SPARE * input_side)
             image.draft(None, (width // scale, height // scale))
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would cost 4 bytes a pixel
+        return _to_rgb(image)
 
     return _decode(data, max_pixels, convert)
 
@@ -54,29 +60,48 @@ def decode_as_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _decode(data, max_pixels, lambda image: image.convert("RGB"))
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as stored, from the header. Raises BadImageError."""
+    size: tuple[int, int] = _open(data).size
+    return size
+
+
 def _decode(
     data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        bounds = f"{max_pixels}, {MAX_SIDE} a side"
+        detail = f"{width} x {height} pixels is over the bound of {bounds}"
+        raise BadImageError("too_many_pixels", detail)
+    scans = data.count(SCAN) if "progressive" in image.info else 1
+    if scans * width * height > MAX_SCANNED:
+        detail = f"{width} x {height} pixels in {scans} scans"
+        raise BadImageError("too_many_pixels", detail)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own bound below replaces Pillow's bomb warning
-        try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError as error:
-            raise BadImageError("too_many_pixels", str(error)) from error
-        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
-            start = data[:16]
-            detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
-            raise BadImageError("not_an_image", detail) from error
-        width, height = image.size
-        if width * height > max_pixels:
-            detail = f"{width} x {height} pixels is over the bound of {max_pixels}"
-            raise BadImageError("too_many_pixels", detail)
+        warnings.simplefilter("ignore")
         try:
             return convert(image)
         except Exception as error:
             raise BadImageError(
                 "broken_image", f"{image.format} {width} x {height}: {error}"
             ) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    if data.startswith(JPEG) and data.count(EXIF) > MAX_EXIF_PARTS:
+        raise BadImageError("not_an_image", f"a JPEG of over {MAX_EXIF_PARTS} Exif segments")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own bounds replace Pillow's bomb warning
+        try:
+            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise BadImageError("too_many_pixels", str(error)) from error
+        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
+            start = data[:16]
+            detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
+            raise BadImageError("not_an_image", detail) from error
 
 
 def _spare_scale(width: int, height: int, needed: int) -> int:
@@ -93,7 +118,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow clips 16-bit grey to white on conversion; keep the high byte instead.
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In strips: each of the images that lie between would cost 4 bytes a pixel."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(white, strip).convert("RGB"), box[:2])
+    return whole

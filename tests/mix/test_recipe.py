@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from capmix.errors import UserError
-from capmix.mix.recipe import load_recipe, shipped_recipes
+from capmix.mix.recipe import combinations, load_recipe, shipped_recipes
 
 
 def test_every_shipped_recipe_loads_and_says_what_it_does() -> None:
@@ -61,3 +61,8 @@ def test_a_base_of_a_base_and_braces_of_a_regex(tmp_path: Path) -> None:
     assert recipe.name == "mine"
     assert "{4}" in recipe.clauses[0].where
     assert "threshold(raw_score, 0.2)" in recipe.clauses[0].where
+
+
+def test_a_sweep_without_end_is_refused() -> None:
+    with pytest.raises(UserError, match="over 10,000 subsets"):
+        combinations({f"p{number}": list(range(10)) for number in range(8)})

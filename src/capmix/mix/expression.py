@@ -22,6 +22,7 @@ from capmix.errors import UserError
 from capmix.mix.recipe import check_fraction
 
 Node = dict[str, Any]
+MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
 REFUSED = {
     "SUBQUERY": "sub-queries",
@@ -73,6 +74,8 @@ def parse(text: str, place: str) -> Expression:
         return _parse(text, place)
     except RecursionError as error:
         raise UserError(f"{place}: too deep an expression") from error
+    except duckdb.Error as error:  # lone surrogates, which no UTF-8 text can hold
+        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
 
 
 def _parse(text: str, place: str) -> Expression:
@@ -86,11 +89,15 @@ def _parse(text: str, place: str) -> Expression:
 
 
 def _parsed(text: str, place: str) -> Node:
+    if text.count("(") > MAX_OPENED:
+        raise UserError(f"{place}: too deep an expression")
+    if "\0" in text:  # DuckDB writes a name out up to there: it would run what was not checked
+        raise UserError(f"{place}: a zero byte")
     found = _serialized(f"select ({text}\n) from samples")
     if found["error"]:
         raise UserError(f"{place}: {found['error_message']}")
     nodes = [statement["node"] for statement in found["statements"]]
-    expressions = nodes[0]["select_list"] if len(nodes) == 1 else []
+    expressions = nodes[0].get("select_list", []) if len(nodes) == 1 else []
     plain = _serialized("select 1 from samples")["statements"][0]["node"]
     if len(expressions) != 1 or _without_places(nodes[0]) != _without_places(plain):
         raise UserError(f"{place}: expected one SQL expression")

@@ -1,7 +1,9 @@
 """Recipes: which text each sample gets, as an ordered list of clauses in a small YAML file."""
 
 import itertools
+import math
 import re
+import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,10 @@ from pydantic import (
 from capmix.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+# Aliases let a few lines of YAML stand for lists that fill the memory when they are written out.
+SHORT = reprlib.Repr()
+SHORT.maxlevel = 2
+MAX_COMBINATIONS = 10_000
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
@@ -120,7 +126,8 @@ def check_fraction(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         raise ValueError(
-            f"fraction {value!r}: expected a number over 0 and at most 1, such as 0.3 for 30 %"
+            f"fraction {SHORT.repr(value)}: expected a number over 0 and at most 1, "
+            "such as 0.3 for 30 %"
         )
     return float(value)
 
@@ -156,9 +163,14 @@ def load_recipe(
 
 
 def combinations(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every choice of one value for each parameter; those that are lists have several."""
+    """Every choice of one value for each parameter; those that are lists have several.
+
+    Raises UserError for more than MAX_COMBINATIONS.
+    """
     names = list(sweep)
     values = [value if isinstance(value, list) else [value] for value in sweep.values()]
+    if math.prod(map(len, values)) > MAX_COMBINATIONS:
+        raise UserError(f"mix: a sweep of over {MAX_COMBINATIONS:,} subsets")
     return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
@@ -187,6 +199,8 @@ def _with_base(name_or_path: str) -> dict[str, Any]:
     base = value.pop("base", None)
     if base is None:
         return value | {"parameters": parameters}
+    if not isinstance(base, str):
+        raise UserError(f"recipe {name_or_path}: base: expected the name of a shipped recipe")
     if base not in shipped_recipes() or base == name_or_path:
         raise UserError(f"recipe {name_or_path}: base {base!r} is no shipped recipe")
     under = _with_base(base)
@@ -194,10 +208,7 @@ def _with_base(name_or_path: str) -> dict[str, Any]:
 
 
 def _recipe_value(name_or_path: str) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(_recipe_text(name_or_path))
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {name_or_path}: not YAML: {_one_line(error)}") from error
+    value = parse_yaml(_recipe_text(name_or_path), f"recipe {name_or_path}")
     if not isinstance(value, dict):
         raise UserError(f"recipe {name_or_path}: expected name, about and clauses")
     return value
@@ -214,6 +225,14 @@ def _recipe_text(name_or_path: str) -> str:
         return Path(name_or_path).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"recipe {name_or_path}: {error}") from error
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """What YAML text says. Raises UserError, which begins with `place`."""
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # beside YAMLError: IndexError for `!!int ""`, RecursionError, ...
+        raise UserError(f"{place}: not YAML: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

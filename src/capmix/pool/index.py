@@ -6,15 +6,12 @@ of these, and its other columns (see parquet.read_metadata).
 """
 
 import hashlib
-import io
-import warnings
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from capmix.engine.stage import PartWriter, Stage
-from capmix.images import IMAGE_FORMATS
+from capmix.images import BadImageError, image_size
 from capmix.pool.parquet import read_metadata
 from capmix.pool.pool import Pool
 from capmix.pool.sample import BadSample, Sample, Shard
@@ -76,13 +73,11 @@ def bad_row(sample: BadSample) -> Row:
 def _row(sample: Sample | BadSample) -> Row:
     if isinstance(sample, BadSample):
         return bad_row(sample)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            width, height = Image.open(io.BytesIO(sample.image), formats=IMAGE_FORMATS).size
-        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
-            detail = f"{len(sample.image)} bytes in .{sample.suffix}: {error}"
-            return Row(sample.uid, sample.key, FAILED, "not_an_image", detail)
+    try:
+        width, height = image_size(sample.image)
+    except BadImageError as error:
+        detail = f".{sample.suffix}: {error}"
+        return Row(sample.uid, sample.key, FAILED, error.reason, detail)
     digest = hashlib.sha256(sample.image).hexdigest()
     values = (sample.text, width, height, len(sample.image), digest)
     return Row(sample.uid, sample.key, values=values)

@@ -6,6 +6,7 @@ tarfile it takes only the block of zeros that every writer puts there for the en
 breaks off or has a broken header is told.
 """
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -14,6 +15,7 @@ BLOCK = 512
 CHUNK = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_NAME = 4096
+FAR = 1 << 40  # behind the end of any shard; seek() takes no number of 64 bits
 GZIP = b"\x1f\x8b"
 ZEROS = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
@@ -99,7 +101,8 @@ class _Plain:
         while size and self._first:
             size -= len(self.read(min(size, len(self._first))))
         if size > CHUNK and self._can_seek:
-            self._stream.seek(size, 1)  # past the end of a short file: the next read tells
+            # Past the end of a short file: the next read tells.
+            self._stream.seek(min(size, FAR), 1)
         else:
             while size > 0 and (data := self._stream.read(min(size, CHUNK))):
                 size -= len(data)
@@ -112,6 +115,7 @@ class _Gzip:
         self._stream, self._packed = stream, first
         self._inflate = zlib.decompressobj(wbits=31)
         self._ready = bytearray()
+        self._fault: zlib.error | None = None
 
     def read(self, size: int) -> bytes:
         while len(self._ready) < size and self._fill():
@@ -125,15 +129,30 @@ class _Gzip:
             size -= len(data)
 
     def _fill(self) -> bool:
+        if self._fault is not None:
+            raise self._fault
         if self._inflate.eof:
             self._packed = self._inflate.unused_data or self._packed
             self._inflate = zlib.decompressobj(wbits=31)
         packed, self._packed = self._packed or self._stream.read(CHUNK // 8), b""
-        # Bounded, or a few bytes could unpack to more than the memory holds.
-        data = self._inflate.decompress(packed, CHUNK)
+        before = self._inflate.copy()
+        try:
+            # Bounded, or a few bytes could unpack to more than the memory holds.
+            data = self._inflate.decompress(packed, CHUNK)
+        except zlib.error as error:
+            data, self._fault = _before_fault(before, packed), error
         self._ready += data
         self._packed = self._inflate.unconsumed_tail
         return bool(packed or data)
+
+
+def _before_fault(inflate: "zlib._Decompress", packed: bytes) -> bytes:
+    """What faulty bytes unpack to before the fault; zlib gives nothing of a piece with one."""
+    data = bytearray()
+    with contextlib.suppress(zlib.error):
+        for byte in packed:
+            data += inflate.decompress(bytes([byte]))
+    return bytes(data)
 
 
 def _check_sum(block: bytes) -> None:
