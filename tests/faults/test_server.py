@@ -1,0 +1,163 @@
+"""Caption servers that fail for a while, and the same captions in the end."""
+
+import json
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import write_pool
+
+from capmix import jobs
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+from capmix.store import Counts
+
+Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
+
+
+def good(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(answer)))
+    handler.end_headers()
+    handler.wfile.write(answer)
+
+
+def status(code: int, headers: dict[str, str] | None = None) -> Fault:
+    def fault(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.send_response(code)
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return fault
+
+
+def reset(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
+    """The connection breaks in the middle of the answer."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(answer)))
+    handler.end_headers()
+    handler.wfile.write(answer[: len(answer) // 2])
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+
+
+def half(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
+    """Half of what was announced, and then the end."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(answer)))
+    handler.end_headers()
+    handler.wfile.write(answer[: len(answer) // 2])
+    handler.close_connection = True
+
+
+def page(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+    good(handler, b"<html><body>It works!</body></html>")
+
+
+@contextmanager
+def serving(faults: dict[int, Fault], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A server whose answer to an image depends on the image alone; POST number i may go wrong."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            url = body["messages"][0]["content"][0]["image_url"]["url"]
+            asked.append(url)
+            choice = {"message": {"content": f"an image of {len(url)}"}, "finish_reason": "stop"}
+            answer = json.dumps({"choices": [choice]}).encode()
+            faults.get(len(asked) - 1, good)(self, answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Counts, bytes]:
+    """Counts and the texts of two shards, asked for one by one."""
+    pool = tmp_path / "pool"
+    if not pool.exists():
+        write_pool(pool, shards=2, samples=5)
+    with serving(faults) as address:
+        work = jobs.open_work(str(pool), str(tmp_path / name), max_failures=1.0)
+        settings = CaptionSettings(model=f"server:http://{address}/v1#m", concurrency=1)
+        counts = jobs.caption(work, "served", settings)
+    parts = sorted((tmp_path / name / "captions/served").glob("*.parquet"))
+    return counts, b"".join(part.read_bytes() for part in parts)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [reset, half, status(429, {"Retry-After": "1"}), status(500), status(503)],
+    ids=["reset", "half an answer", "429", "500", "503"],
+)
+def test_what_passes_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr("capmix.caption.server.FIRST_WAIT", 0.01)
+    whole = captioned(tmp_path, "whole", {})
+    assert whole[0].ok == 10
+    assert captioned(tmp_path, "disturbed", {1: fault, 4: fault, 5: fault}) == whole
+
+
+def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_mends_it(
+    tmp_path: Path,
+) -> None:
+    whole = captioned(tmp_path, "whole", {})
+    counts, _ = captioned(tmp_path, "w", {3: page})
+    assert (counts.ok, dict(counts.failed)) == (9, {"bad_answer": 1})
+    with serving({}) as address:
+        work = jobs.open_work(
+            str(tmp_path / "pool"), str(tmp_path / "w"), 1.0, force=True, retry_failed=True
+        )
+        settings = CaptionSettings(model=f"server:http://{address}/v1#m", concurrency=1)
+        counts = jobs.caption(work, "served", settings)
+    assert counts.ok == whole[0].ok
+
+
+def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    nobody = CaptionSettings(model="server:http://127.0.0.1:9/v1#m", retries=0)
+    with pytest.raises(UserError, match="127.0.0.1:9.*refused"):
+        jobs.caption(work, "served", nobody)
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving({}, context) as address:
+        settings = CaptionSettings(model=f"server:https://{address}/v1#m", retries=0)
+        with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED"):
+            jobs.caption(work, "served", settings)
+    assert work.store.parts("captions") == []
+
+
+def test_a_password_in_the_address_is_refused(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    settings = CaptionSettings(model="server:http://me:secret@127.0.0.1:9/v1#m")
+    with pytest.raises(UserError, match="CAPMIX_SERVER_KEY") as told:
+        jobs.caption(work, "served", settings)
+    assert "secret" not in str(told.value)
