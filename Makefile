@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow fuzz lint setup clean
 
 demo: setup
 	$(BIN)/capmix demo
@@ -12,6 +12,11 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+fuzz: setup
+	$(BIN)/pip install --quiet atheris
+	for target in shard_reader recipe_parser image_decoder; do \
+	  $(BIN)/python fuzz/$$target.py --seconds 600 || exit 1; done
 
 lint: setup
 	$(BIN)/ruff check .

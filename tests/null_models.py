@@ -158,3 +158,16 @@ class _Stuck(_Hung):
                 with contextlib.suppress(BaseException):
                     time.sleep(1000)
         return NullCaptioner.caption(self, prepared, uids, source)
+
+
+def captions_of_devices(pool: Pool) -> list[Stage]:
+    """Captions that name the GPU which their process may see."""
+    return [image_caption_stage(pool, _Device(0.01), "null")]
+
+
+class _Device(NullCaptioner):
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        super().caption(prepared, uids, source)
+        return [[Caption(f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")] for _ in uids]

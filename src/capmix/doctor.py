@@ -49,12 +49,16 @@ NEEDED_FOR = {
     "measure: nouns, reference metrics, topics": ("HanTa", "pycocoevalcap", "scikit-learn"),
     "view: the report as a page of this machine": ("starlette", "uvicorn"),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
-    "s3: pools on s3://": ("s3fs",),
-    "gs: pools on gs://": ("gcsfs",),
+    "ray: --engine ray": ("ray",),
+    "s3: pools and work directories on s3://": ("s3fs",),
+    "gcs: pools and work directories on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
 }
-EXTRAS = ("mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view")
+EXTRAS = (
+    "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view", "ray",
+    "s3", "gcs", "http",
+)  # fmt: skip
 
 
 def lines() -> list[str]:

@@ -4,14 +4,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from null_models import deadly_captions, null_captions, null_scores
+from null_models import captions_of_devices, deadly_captions, null_captions, null_scores
 from samples import write_pool
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.local import InProcess, local_engine
 from capmix.engine.settings import EngineSettings
+from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.score.settings import ScoreSettings
+
+SLOW = pytest.mark.slow
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -27,7 +31,7 @@ def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]
     return files(work)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_processes_write_the_same_bytes(tmp_path: Path, workers: int) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=20)
     whole = null_run(pool, tmp_path / "one", EngineSettings())
@@ -35,6 +39,7 @@ def test_processes_write_the_same_bytes(tmp_path: Path, workers: int) -> None:
     assert null_run(pool, tmp_path / "n", EngineSettings(workers=workers)) == whole
 
 
+@SLOW
 def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=3, samples=10)
     found = []
@@ -79,3 +84,20 @@ def test_errors_to_mend_end_a_run_of_processes(tmp_path: Path) -> None:
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match="captioner no-such-model"):
         jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))
+
+
+def test_several_gpus_have_a_worker_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capmix.engine.local._visible_gpus", lambda: ["3", "5"])
+    work = jobs.open_work(str(write_pool(tmp_path / "pool", 6, 20)), str(tmp_path / "w"))
+    work.run(partial(captions_of_devices, work.pool), needs_gpu=True)
+    parts = [work.store.read_table(f"captions/null/0000{i}.parquet") for i in range(6)]
+    assert {text for part in parts for text in part["text"].to_pylist()} == {"GPU 3", "GPU 5"}
+    work.engine = EngineSettings(workers=3)
+    with pytest.raises(UserError, match="--workers 3: this machine has 2 GPUs"):
+        work.run(partial(captions_of_devices, work.pool), needs_gpu=True)
+
+
+def test_without_a_gpu_there_is_one_process_and_no_import_of_torch(tmp_path: Path) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool", 1, 2)), str(tmp_path / "w"))
+    job = Job(partial(null_captions, work.pool), work.pool.shards, work.store)
+    assert isinstance(local_engine(job, EngineSettings()), InProcess)

@@ -1,5 +1,6 @@
 """Ray writes the bytes that one process writes; an actor or a node that dies costs one attempt."""
 
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,10 +13,13 @@ from samples import write_pool
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.ray import Cluster as RayEngine
 from capmix.engine.settings import EngineSettings
+from capmix.engine.worker import Job
 from capmix.errors import UserError
 
 ray = pytest.importorskip("ray")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    made.add_node(num_cpus=4)
+    made.add_node(num_cpus=4, num_gpus=1)
     made.wait_for_nodes()
     where = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}}
     ray.init(made.address, log_to_driver=False, logging_level="error", runtime_env=where)
@@ -45,7 +49,7 @@ def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]
     return files(work)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=20)
     whole = null_run(pool, tmp_path / "one", EngineSettings())
@@ -67,6 +71,7 @@ def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
     assert "shard 00002: its worker ended" in capsys.readouterr().err
 
 
+@SLOW
 def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=8)
     whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
@@ -75,8 +80,6 @@ def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: P
     cluster.wait_for_nodes()
     engine = EngineSettings(name="ray", workers=8)
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=engine)
-
-    import threading
 
     def lose_a_node() -> None:
         deadline = time.monotonic() + 60
@@ -89,6 +92,25 @@ def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: P
     work.run(partial(null_captions, work.pool, "null", 0.2))
     thread.join()
     assert files(tmp_path / "w") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("engine", "needs_gpu", "workers"),
+    [
+        (EngineSettings(name="ray"), False, 4),
+        (EngineSettings(name="ray"), True, 1),
+        (EngineSettings(name="ray", gpus_per_worker=0.25), True, 4),
+        (EngineSettings(name="ray", cpus_per_worker=2), False, 2),
+        (EngineSettings(name="ray", workers=3), True, 3),
+    ],
+)
+def test_as_many_actors_as_there_is_room_for(
+    cluster: Any, tmp_path: Path, engine: EngineSettings, needs_gpu: bool, workers: int
+) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
+    make = partial(null_captions, work.pool)
+    job = Job(make, work.pool.shards, work.store, needs_gpu=needs_gpu)
+    assert RayEngine(job, engine).workers == workers
 
 
 def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
