@@ -103,6 +103,7 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "w").rglob("*.parquet")}
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_ends_with_the_same_files(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=4, samples=40)
     command = [sys.executable, "-m", "capmix", "run"]

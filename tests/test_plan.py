@@ -47,7 +47,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["--images", "1280000000", "--workers", "64", "--price", "2.5"]
     assert main(["plan", str(pool), *arguments]) == 0
     told = capsys.readouterr().out
-    assert "1,280,000,000 images in 1 shards; timed on 12" in told
+    assert "1,280,000,000 images in 1 shard; timed on 12" in told
     assert "on 64 workers: " in told
     assert "worker-hours x 2.5 = " in told
 

@@ -36,15 +36,52 @@ def stopped(process: "subprocess.Popen[str]", how: int) -> tuple[int, str, float
     return process.returncode, told, time.monotonic() - started
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("workers", [None, 2])
-def test_a_stopped_command_says_how_to_go_on(tmp_path: Path, how: int, workers: int | None) -> None:
-    pool = write_pool(tmp_path / "pool", shards=10, samples=40)
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+from functools import partial
+from null_models import null_captions
+from capmix import cli, jobs
+from capmix.engine.settings import EngineSettings
+
+def run(options):
+    work = jobs.open_work({pool!r}, {work!r}, engine=EngineSettings(**{engine!r}))
+    work.run(partial(null_captions, work.pool, "null", 0.01))
+
+if __name__ == "__main__":
+    cli._caption = run
+    sys.argv = ["capmix", "caption", "x", "--work", "y", "--source", "z"]
+    cli.entry()
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "how"),
+    [
+        ({}, signal.SIGINT),
+        ({}, signal.SIGTERM),
+        ({"workers": 2}, signal.SIGINT),
+        ({"workers": 2}, signal.SIGTERM),
+        pytest.param({"name": "ray"}, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param({"name": "ray"}, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_command_says_how_to_go_on(
+    tmp_path: Path, engine: dict[str, object], how: int
+) -> None:
+    tests = str(Path(__file__).parent)
+    pool = str(write_pool(tmp_path / "pool", shards=10, samples=40))
     work = tmp_path / "w"
-    command = [sys.executable, "-m", "capmix", "caption", str(pool), "--work", str(work)]
-    command += ["--source", "mini"] + (["--workers", str(workers)] if workers else [])
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(work.glob("captions/mini/*.json")):
+    script = tmp_path / "script.py"
+    script.write_text(RUN.format(tests=tests, pool=pool, work=str(work), engine=engine))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": tests},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not list(work.glob("captions/null/*.json")):
         time.sleep(0.05)
         assert process.poll() is None
     code, told, seconds = stopped(process, how)

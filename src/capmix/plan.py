@@ -74,7 +74,8 @@ class Estimate:
         workers, price = self.settings.workers, self.settings.price
         known = "" if self.is_counted else ", estimated by bytes"
         head = f"{'stage':<28}{'images/s':>10}{'hours':>12}{'read':>12}{'written':>12}"
-        about = f"{self.images:,} images in {self.shards:,} shards{known}"
+        shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
+        about = f"{self.images:,} images in {shards}{known}"
         found = [f"{about}; timed on {self.timed}", head]
         for step in self.steps:
             hours = self.images / step.rate / 3600

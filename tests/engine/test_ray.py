@@ -71,6 +71,33 @@ def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
     assert "shard 00002: its worker ended" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("engine", "needs_gpu", "workers"),
+    [
+        (EngineSettings(name="ray"), False, 4),
+        (EngineSettings(name="ray"), True, 1),
+        (EngineSettings(name="ray", gpus_per_worker=0.25), True, 4),
+        (EngineSettings(name="ray", cpus_per_worker=2), False, 2),
+        (EngineSettings(name="ray", workers=3), True, 3),
+    ],
+)
+def test_as_many_actors_as_there_is_room_for(
+    cluster: Any, tmp_path: Path, engine: EngineSettings, needs_gpu: bool, workers: int
+) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
+    make = partial(null_captions, work.pool)
+    job = Job(make, work.pool.shards, work.store, needs_gpu=needs_gpu)
+    assert RayEngine(job, engine).workers == workers
+
+
+@SLOW
+def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
+    engine = EngineSettings(name="ray", workers=2)
+    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
+    with pytest.raises(UserError, match="captioner no-such-model"):
+        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))
+
+
 @SLOW
 def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=8)
@@ -92,29 +119,3 @@ def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: P
     work.run(partial(null_captions, work.pool, "null", 0.2))
     thread.join()
     assert files(tmp_path / "w") == files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("engine", "needs_gpu", "workers"),
-    [
-        (EngineSettings(name="ray"), False, 4),
-        (EngineSettings(name="ray"), True, 1),
-        (EngineSettings(name="ray", gpus_per_worker=0.25), True, 4),
-        (EngineSettings(name="ray", cpus_per_worker=2), False, 2),
-        (EngineSettings(name="ray", workers=3), True, 3),
-    ],
-)
-def test_as_many_actors_as_there_is_room_for(
-    cluster: Any, tmp_path: Path, engine: EngineSettings, needs_gpu: bool, workers: int
-) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
-    make = partial(null_captions, work.pool)
-    job = Job(make, work.pool.shards, work.store, needs_gpu=needs_gpu)
-    assert RayEngine(job, engine).workers == workers
-
-
-def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
-    engine = EngineSettings(name="ray", workers=2)
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
-    with pytest.raises(UserError, match="captioner no-such-model"):
-        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))

@@ -7,6 +7,9 @@ and parts written, where the actor runs.
 import contextlib
 import logging
 import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +19,7 @@ from capmix.engine.stage import OnCount
 from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
 
+TOLD_AFTER = 60.0  # seconds without any answer
 STARTS = 3  # an actor that dies as often before it is ready is given up
 READY = "ready"
 
@@ -75,20 +79,25 @@ class Cluster:
     def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
         """Actors are asked for a shard when they are ready, so that one that waits for a node holds
         up no other. For one that dies another is made, wherever there is room."""
-        wanted = min(self.workers, len(tasks))
-        self._actors += [self._make() for _ in range(wanted - len(self._actors))]
+        while len(self._actors) < min(self.workers, len(tasks)):
+            self._actors.append(self._make())
         waiting = deque(tasks)
-        starts = dict.fromkeys(range(wanted), 1)
+        starts = [1] * len(self._actors)
         asked: dict[Any, tuple[int, Task | None]] = {}
-        for number in range(wanted):
-            asked[self._actors[number].ready.remote(self._job)] = number, None
+        for number, actor in enumerate(self._actors):  # also those that there may be no room for
+            asked[actor.ready.remote(self._job)] = number, None
         while waiting or any(task for _, task in asked.values()):
             if not asked:
                 raise UserError("ray: every worker failed to start; see the logs of its actors")
-            (reference,), _ = self._ray.wait(list(asked), num_returns=1)
-            number, task = asked.pop(reference)
+            done, _ = self._ray.wait(list(asked), num_returns=1, timeout=TOLD_AFTER)
+            if not done:
+                if not any(task for _, task in asked.values()):
+                    told = f"ray: no room for a worker yet, {len(waiting)} shards wait"
+                    print(told, file=sys.stderr)
+                continue
+            number, task = asked.pop(done[0])
             try:
-                answer = self._ray.get(reference)
+                answer = self._ray.get(done[0])
             except self._ray.exceptions.RayError as error:
                 if task is not None:
                     starts[number] = 0
@@ -124,11 +133,15 @@ def _connected(address: str | None) -> Any:
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     # Whoever reaches Ray's ports can run code: one that is started here listens to this machine.
     about: Any = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(place, log_to_driver=False, logging_level=logging.WARNING,
                  **about if place == "local" else {})  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"ray: no cluster at {place}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put a handler of its own in the place of ours, which aborts with a stack trace.
+        signal.signal(signal.SIGTERM, ours)
     return ray
 
 
