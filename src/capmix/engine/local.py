@@ -56,7 +56,7 @@ class Processes:
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
         waiting = deque(tasks)
         idle = deque(range(min(self.workers, len(tasks))))
         at_work: dict[int, Task] = {}
@@ -72,6 +72,7 @@ class Processes:
                 reply = self._processes[number].receive()
                 if reply is None:
                     reply = Reply(task, FAILED, message=self._buried(number))
+                reply.tell(on_count)
                 yield reply
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ class Cluster:
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[Task], _: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
         """Actors are asked for a shard when they are ready, so that one that waits for a node holds
         up no other. For one that dies another is made, wherever there is room."""
         while len(self._actors) < min(self.workers, len(tasks)):
@@ -108,6 +108,7 @@ class Cluster:
                     asked[self._actors[number].ready.remote(self._job)] = number, None
                 continue
             if answer != READY:
+                answer.tell(on_count)
                 yield answer
             if waiting:
                 following = waiting.popleft()

@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
     def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
-        """A reply for each task, as they come. In this process, rows are told to `on_count`."""
+        """A reply for each task, as they come. `on_count` is told the rows, here or before."""
         ...
 
     def close(self) -> None:
@@ -105,8 +105,6 @@ class _Run:
                 self.lost = []
                 for reply in engine.run(tasks, on_count):
                     self._take(reply, attempt, bar)
-                    for outcome in reply.outcomes.values() if engine.workers > 1 else ():
-                        on_count(outcome.counts)
                 tasks = [reply.task for reply in self.lost if reply.task is not None]
                 if not tasks:
                     break

@@ -59,6 +59,11 @@ class Reply:
     message: str = ""
     details: str = ""
 
+    def tell(self, on_count: OnCount) -> None:
+        """The rows that another process has counted."""
+        for outcome in self.outcomes.values():
+            on_count(outcome.counts)
+
 
 class Worker:
     """One process's share of a job. Models are loaded once."""
