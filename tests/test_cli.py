@@ -106,6 +106,6 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     assert main(caption) == 2
     message = capsys.readouterr().err
     assert "1 of 4 rows failed (not_an_image 1)" in message
-    assert "shard 00000, sample 'page.jpg': 22 bytes" in message
+    assert "Shard 00000, sample 'page.jpg': 22 bytes" in message
     assert main([*caption, "--max-failures", "0.5"]) == 0
     assert "3 ok, 0 dropped, 1 failed" in capsys.readouterr().err

@@ -25,6 +25,7 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     """In order, in one empty folder; what it says of the numbers holds."""
     text = (DOCS / "tutorial.md").read_text("utf-8")

@@ -43,7 +43,7 @@ def whole_run(pool: str, work: str, out: str, engine: EngineSettings) -> None:
     jobs.export(opened, "raw-top50", out, samples_per_shard=5)
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_on_s3_every_part_is_what_it_is_on_a_disk(
     s3: S3, tmp_path: Path, workers: int | None
 ) -> None:

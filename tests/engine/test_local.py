@@ -79,6 +79,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
     assert work.store.parts("captions/null") == [f"captions/null/0000{i}" for i in (0, 1, 3)]
 
 
+@SLOW
 def test_errors_to_mend_end_a_run_of_processes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))

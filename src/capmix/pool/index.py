@@ -76,8 +76,7 @@ def _row(sample: Sample | BadSample) -> Row:
     try:
         width, height = image_size(sample.image)
     except BadImageError as error:
-        detail = f".{sample.suffix}: {error}"
-        return Row(sample.uid, sample.key, FAILED, error.reason, detail)
+        return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
     digest = hashlib.sha256(sample.image).hexdigest()
     values = (sample.text, width, height, len(sample.image), digest)
     return Row(sample.uid, sample.key, values=values)
