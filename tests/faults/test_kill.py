@@ -134,11 +134,12 @@ def cluster() -> Iterator[Any]:
 
 
 def ray_run(
-    tmp_path: Path, stage: str, harm: Callable[[threading.Event], bool], times: int
+    tmp_path: Path, stage: str, armed: Callable[[], Callable[[threading.Event], bool]], times: int
 ) -> None:
     """Runs of a stage on Ray, each of them harmed, until that has been done often enough.
 
-    `harm` does it until the event says that the run is over; and says whether it was in time.
+    `armed` is called before each run; what it gives does the harm, unless the event says that the
+    run is over, and says whether it was in time.
     """
     pool, before = prepared(tmp_path, stage, shards=30)
     whole = tmp_path / "whole"
@@ -148,9 +149,12 @@ def ray_run(
     while sum(harmed) < times:
         work = tmp_path / f"harmed{len(harmed)}"
         shutil.copytree(before, work)
-        is_over = threading.Event()
+        is_over, harm = threading.Event(), armed()
 
-        def disturb(is_over: threading.Event = is_over) -> None:
+        def disturb(
+            is_over: threading.Event = is_over,
+            harm: Callable[[threading.Event], bool] = harm,
+        ) -> None:
             harmed.append(harm(is_over))
 
         thread = threading.Thread(target=disturb)
@@ -191,17 +195,22 @@ def test_ray_actors_killed_at_20_moments(cluster: Any, tmp_path: Path, stage: st
             is_over.wait(0.05)
         return False
 
-    ray_run(tmp_path, stage, harm, times=20)
+    ray_run(tmp_path, stage, lambda: harm, times=20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "times"), [("caption", 20), ("score", 5), ("export", 5)])
+@pytest.mark.parametrize(("stage", "times"), [("caption", 20), ("score", 3), ("export", 3)])
 def test_ray_nodes_killed(cluster: Any, tmp_path: Path, stage: str, times: int) -> None:
-    def harm(is_over: threading.Event) -> bool:
+    def armed() -> Callable[[threading.Event], bool]:
         node = cluster.add_node(num_cpus=2)
-        is_over.wait(random.uniform(0, 3))
-        in_time = not is_over.is_set()
-        cluster.remove_node(node, allow_graceful=False)
-        return in_time
+        cluster.wait_for_nodes()
 
-    ray_run(tmp_path, stage, harm, times)
+        def harm(is_over: threading.Event) -> bool:
+            is_over.wait(random.uniform(0, 5))
+            in_time = not is_over.is_set()
+            cluster.remove_node(node, allow_graceful=False)
+            return in_time
+
+        return harm
+
+    ray_run(tmp_path, stage, armed, times)
