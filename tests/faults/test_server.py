@@ -7,7 +7,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,21 @@ def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_mends_it(
         settings = CaptionSettings(model=f"server:http://{address}/v1#m", concurrency=1)
         counts = jobs.caption(work, "served", settings)
     assert counts.ok == whole[0].ok
+
+
+def endless(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+    """An answer that would fill the memory."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(2**40))
+    handler.end_headers()
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(bytes(2**20))
+
+
+def test_an_answer_without_end_is_one_failed_sample(tmp_path: Path) -> None:
+    counts, _ = captioned(tmp_path, "w", {3: endless})
+    assert (counts.ok, dict(counts.failed)) == (9, {"bad_answer": 1})
 
 
 def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ moment; one that keeps failing is one failed sample.
 
 import base64
 import io
+import json
 import os
 import sys
 import threading
@@ -33,6 +34,7 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 LONGEST_WAIT = 30.0
 OPTIONAL = ("top_k", "min_tokens", "seed", "n")
+MAX_ANSWER_BYTES = 4 * 2**20
 GIVE_UP_AFTER = 2  # times as many failures in a row as requests run at once
 
 
@@ -164,16 +166,14 @@ class ServerCaptioner:
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             try:
-                response = self._pool.request(
-                    "POST", f"{self._url}/chat/completions", json=body, headers=self._headers
-                )
+                response, data = self._answer(body)
             except urllib3.exceptions.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             if response.status == 200:
                 self._failed_in_a_row = 0
-                return _json(response, self._url)
-            problem = f"status {response.status}: {response.data[:200]!r}"
+                return _json(data, self._url)
+            problem = f"status {response.status}: {data[:200]!r}"
             if response.status in (400, 422):
                 raise SampleError("refused", f"{self._url}: {problem}")
             if response.status not in RETRIED:
@@ -187,6 +187,25 @@ class ServerCaptioner:
                     f"row ({problem}). Mend the server and run again: finished shards are kept."
                 )
         raise SampleError("server_error", f"{self._url}: {problem}")
+
+    def _answer(self, body: dict[str, Any]) -> tuple[Any, bytes]:
+        """The response and its bytes. Raises urllib3's errors, and SampleError where they are too
+        many."""
+        response = self._pool.request(
+            "POST",
+            f"{self._url}/chat/completions",
+            json=body,
+            headers=self._headers,
+            preload_content=False,
+        )
+        data = response.read(MAX_ANSWER_BYTES + 1)
+        is_too_long = len(data) > MAX_ANSWER_BYTES
+        if is_too_long:
+            response.close()
+        response.release_conn()
+        if is_too_long:
+            raise SampleError("bad_answer", f"{self._url}: over {MAX_ANSWER_BYTES} bytes")
+        return response, data
 
     def _only_model(self) -> str:
         """The model that the server offers, where it offers one."""
@@ -210,11 +229,11 @@ def _caption(choice: dict[str, Any]) -> Caption:
     return Caption(text.strip(), "length" if choice.get("finish_reason") == "length" else "stop")
 
 
-def _json(response: Any, url: str) -> Any:
+def _json(data: bytes, url: str) -> Any:
     try:
-        return response.json()
-    except ValueError as error:
-        start = response.data[:100]
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        start = data[:100]
         raise SampleError("bad_answer", f"{url}: expected json, got {start!r}") from error
 
 
