@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,8 @@ def s3_server() -> Iterator[S3]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        s3.fs.mkdir(BUCKET)
+        with suppress(FileExistsError):  # servers of one process share what they hold
+            s3.fs.mkdir(BUCKET)
         yield s3
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
