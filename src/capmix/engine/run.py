@@ -133,7 +133,7 @@ class _Run:
         bar.update(len(reply.task.stages))
         for number in reply.outcomes:
             counts = self.made[number].counts
-            if is_hopeless(counts, self.max_failures, self.rows):
+            if not self.job.retry and is_hopeless(counts, self.max_failures, self.rows):
                 check_failures(
                     f"{self.plan.names[number]} stopped early", counts, self.max_failures,
                     self._examples(number), self.rows,
