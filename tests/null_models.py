@@ -102,6 +102,8 @@ class _Deadly(NullCaptioner):
         self._folder, self._times, self._key = Path(folder), times, key
 
     def prepare(self, sample: Sample) -> str:
+        if not self._key:
+            os._exit(7)
         if sample.key == self._key and len(list(self._folder.iterdir())) < self._times:
             (self._folder / str(time.monotonic_ns())).touch()
             os._exit(7)
@@ -171,3 +173,17 @@ class _Device(NullCaptioner):
     ) -> list[list[Caption]]:
         super().caption(prepared, uids, source)
         return [[Caption(f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")] for _ in uids]
+
+
+def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:
+    """Only the first process that asks comes up; all others end."""
+    try:
+        (Path(folder) / "taken").touch(exist_ok=False)
+    except FileExistsError:
+        os._exit(3)
+    return null_captions(pool)
+
+
+def captions_of_no_process(pool: Pool) -> list[Stage]:
+    """A process that plans, and ends at the first image of whatever shard."""
+    return [image_caption_stage(pool, _Deadly("/", 99, ""), "null")]

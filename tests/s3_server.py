@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import s3fs
@@ -29,7 +30,7 @@ class S3:
     faults: list[int] = field(default_factory=list)
     fails: Callable[[str], bool] = lambda _: True
 
-    @property
+    @cached_property
     def fs(self) -> s3fs.S3FileSystem:
         return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 

@@ -71,5 +71,10 @@ def test_what_is_not_there_is_told(
     assert main(["failures", "--work", work.store.location, "--stage", "captions/blip"]) == 2
     assert "captions/blip: no finished part there" in capsys.readouterr().err
     assert main(["failures", "--work", str(tmp_path / "nowhere")]) == 2
+    former = tmp_path / "former.csv"
+    former.write_text("what a former call found")
+    given = ["--work", work.store.location, "--stage", "captions/blip", "--out", str(former)]
+    assert main(["failures", *given]) == 2
+    assert former.read_text() == "what a former call found"
     out = ["--out", str(tmp_path / "no/such/folder.csv")]
     assert main(["failures", "--work", work.store.location, *out]) == 2

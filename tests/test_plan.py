@@ -52,6 +52,24 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "worker-hours x 2.5 = " in told
 
 
+def test_stages_of_several_texts_an_image_are_timed_by_images(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=1, samples=20)
+    settings = CaptionSettings(captions_per_image=3)
+    found = plan(str(pool), settings, ScoreSettings(), PlanSettings(samples=20))
+    raw, planned = found.steps[-2:]
+    assert planned.read == pytest.approx(raw.read, rel=0.2)  # of an image and not of a text
+
+
+@pytest.mark.parametrize(
+    "options", [["--samples", "0"], ["--captions-per-image", "0"], ["--price", "-1"]]
+)
+def test_numbers_out_of_range_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    assert main(["plan", str(write_pool(tmp_path / "p", 1, 2)), *options]) == 2
+    assert "capmix: plan: " in capsys.readouterr().err
+
+
 def test_a_pool_that_cannot_be_timed_is_told(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)
     (pool / "00000.tar").write_bytes(tar_bytes([]))

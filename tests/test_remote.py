@@ -30,8 +30,8 @@ def emptied(s3: S3) -> Iterator[None]:
     yield
     s3.faults.clear()
     s3.fails = lambda _: True
-    for path in s3.fs.ls(BUCKET, detail=False):
-        s3.fs.rm(path, recursive=True)
+    for path in s3.fs.find(BUCKET):
+        s3.fs.rm_file(path)
 
 
 def whole_run(pool: str, work: str, out: str, engine: EngineSettings) -> None:
@@ -110,6 +110,28 @@ def test_storage_that_fails_for_a_while_costs_nothing_but_time(
     assert not s3.faults
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_marker_that_cannot_be_read_is_not_taken_for_a_missing_one(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Captions can cost days: what other settings made is not written over for a bad answer."""
+    monkeypatch.setattr("capmix.storage.FIRST_WAIT", 0.01)
+    s3.fs.put(str(write_pool(tmp_path / "pool", 3, 2)), f"{BUCKET}/pool", recursive=True)
+    work = jobs.open_work(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/w[1]")
+    work.run(partial(null_captions, work.pool))
+    s3.requests.clear()
+    s3.fails = lambda request: request.startswith("GET /bucket/w") and "00001.json" in request
+    s3.faults += [status]
+    if status == 403:
+        with pytest.raises(OSError, match="(?i)forbidden|denied"):
+            work.run(partial(null_captions, work.pool))
+    else:
+        (counts,) = work.run(partial(null_captions, work.pool))
+        assert (counts.ok, counts.total) == (6, 6)
+    assert not s3.faults
+    assert not [one for one in s3.requests if one.startswith("PUT /bucket/w") and "captions" in one]
+
+
 def test_a_shard_that_the_listing_names_but_that_is_gone_is_one_failed_row(
     s3: S3, tmp_path: Path
 ) -> None:
@@ -134,14 +156,28 @@ def test_a_part_that_is_not_written_to_its_end_is_not_there(s3: S3) -> None:
     assert store.read_bytes("a/b") == b"whole"
 
 
-def test_a_large_file_goes_up_in_pieces(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capmix.store.SPOOLED", 6 * 2**20)
-    data = bytes(range(256)) * (13 * 2**12)
+@pytest.mark.slow
+def test_a_large_file_goes_up_in_pieces_and_appears_whole_or_not_at_all(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capmix.storage.FIRST_WAIT", 0.01)
+    piece = bytes(range(256)) * 2**16
     store = Store(f"s3://{BUCKET}/work")
-    with store.writing("large") as stream:
-        for start in range(0, len(data), 2**20):
-            stream.write(data[start : start + 2**20])
-    assert store.read_bytes("large") == data
+
+    def write() -> None:
+        with store.writing("large") as stream:
+            for _ in range(7):  # 112 MiB
+                stream.write(piece)
+
+    s3.fails = lambda request: "partNumber=2" in request
+    s3.faults += [403]
+    with pytest.raises(UserError, match="cannot write bucket/work/large"):
+        write()
+    assert not store.exists("large")
+    s3.faults.clear()
+    write()
+    assert store.read_bytes("large") == piece * 7
+    assert len([one for one in s3.requests if "partNumber" in one]) >= 4
 
 
 def test_a_place_that_does_not_exist_or_cannot_be_written_is_told(

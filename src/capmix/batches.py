@@ -27,6 +27,10 @@ class SampleError(Exception):
         self.reason = reason
 
 
+class BrokenDeviceError(Exception):
+    """The GPU answers this process with errors alone from now on; another process may use it."""
+
+
 class Batches:
     """One model's batches, of at most `seconds` each.
 
@@ -44,7 +48,8 @@ class Batches:
         """What `model` makes of each item, or why it could not.
 
         The model gives one result an item, in order. The reason of a failure is the model's own
-        SampleError, or `out_of_memory`, `model_hung` (over `seconds`) or `model_error`.
+        SampleError, or `out_of_memory`, `model_hung` (over `seconds`) or `model_error`. Raises
+        BrokenDeviceError where the error is not the samples'.
         """
         if not items:
             return []
@@ -62,6 +67,8 @@ class Batches:
             failure = SampleError("model_hung", detail)
         except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
             reason = "out_of_memory" if _is_out_of_memory(error) else "model_error"
+            if "CUDA error" in str(error):
+                _check_device(error)
             failure = SampleError(reason, f"{type(error).__name__}: {error}"[:LONGEST_DETAIL])
         if len(items) == 1:
             return [failure]
@@ -79,6 +86,17 @@ class Batches:
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _check_device(error: Exception) -> None:
+    """After some errors CUDA refuses all further work of a process. Raises BrokenDeviceError."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        raise BrokenDeviceError(f"the GPU is lost to this process ({error})") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ OK, USER_ERROR, STOPPED = 0, 2, 130
 def entry() -> NoReturn:
     """The command `capmix`: run it and end the process."""
     code = main()
-    if code == STOPPED:
+    if code != OK:  # threads may still wait for an answer of minutes
         end_now(code)
     sys.exit(code)
 
@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
         return OK
     except UserError as error:
-        from capmix.storage import without_secrets
-
-        print(f"capmix: {without_secrets(str(error))}", file=sys.stderr)
+        _tell(str(error))
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"\n{GO_ON}", file=sys.stderr)
@@ -50,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        _tell(f"the storage failed: {error}. When it is mended, the same command goes on from here")
+        return USER_ERROR
+
+
+def _tell(message: str) -> None:
+    from capmix.storage import without_secrets
+
+    print(f"capmix: {without_secrets(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

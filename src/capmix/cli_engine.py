@@ -92,16 +92,23 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
     from capmix.caption.settings import CaptionSettings
+    from capmix.errors import UserError
+    from capmix.mix.recipe import describe
     from capmix.plan import PlanSettings, plan
     from capmix.score.settings import ScoreSettings
 
-    captions = CaptionSettings(
-        model=options.model,
-        captions_per_image=options.captions_per_image,
-        device=options.device,
-    )
-    scores = ScoreSettings(model=options.scorer, device=options.device)
     names = ("samples", "workers", "images", "price")
-    settings = PlanSettings(**{name: getattr(options, name) for name in names})
+    try:
+        captions = CaptionSettings(
+            model=options.model,
+            captions_per_image=options.captions_per_image,
+            device=options.device,
+        )
+        scores = ScoreSettings(model=options.scorer, device=options.device)
+        settings = PlanSettings(**{name: getattr(options, name) for name in names})
+    except ValidationError as error:
+        raise UserError(f"plan: {describe(error)}") from error
     print("\n".join(plan(options.pool, captions, scores, settings).lines()))

@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
+from itertools import chain, islice
 from typing import TextIO
 
 from capmix.errors import UserError
@@ -64,11 +65,13 @@ def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str
 def write_csv(path: str, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
     """A CSV file with a line of names; counts by stage and reason."""
     counts: Counter[tuple[str, str]] = Counter()
+    stream = iter(found)
+    first = list(islice(stream, 1))  # an error, before the file of a former call is emptied
     try:
         with open(path, "w", encoding="utf-8", errors="replace", newline="") as out:
             writer = csv.writer(out)
             writer.writerow([field.name for field in fields(Failure)])
-            for one in found:
+            for one in chain(first, stream):
                 counts[one.stage, f"{one.status}: {one.reason}"] += 1
                 writer.writerow(astuple(one))
     except OSError as error:

@@ -20,6 +20,7 @@ from capmix.caption.flags import check_language
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import captions_folder, check_source_name
 from capmix.embed import embed_stage
+from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.export.export import SAMPLES_PER_SHARD, Form
 from capmix.export.export import export as export_subset
@@ -29,7 +30,7 @@ from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
-from capmix.pool import EMBEDDED
+from capmix.pool import EMBEDDED, Pool
 from capmix.score.scorers import make_scorer, score_stages
 from capmix.score.scorers import needs_gpu as scorer_needs_gpu
 from capmix.score.settings import ScoreSettings
@@ -234,7 +235,7 @@ def probe(
     from capmix.probe.evaluate import evaluate
     from capmix.probe.fit import train_probes
 
-    work.run(lambda: [embed_stage(work.pool, encoder)])
+    work.run(partial(_mini_embeddings, work.pool))
     folders: list[str] = []
     for name in evalsets:
         folders += embedded_evalsets() if name == EMBEDDED else [name]
@@ -247,6 +248,12 @@ def probe(
         probes = train_probes(work.store, subset, seeds, encoder)
         found[subset] = [evaluate(work.store, one, sets) for one in probes]
     return found
+
+
+def _mini_embeddings(pool: Pool) -> list[Stage]:
+    from capmix.mini.image_tower import LiteTower
+
+    return [embed_stage(pool, LiteTower())]
 
 
 def report(

@@ -23,6 +23,7 @@ from capmix.pool.index import index_stages
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
 from capmix.store import Store
+from capmix.work import require_mini
 
 SOURCE = "planned"
 WARM = "warm-up"
@@ -113,6 +114,8 @@ def plan(
 
     Raises UserError for a pool without images, or whose first shard holds none that is ok.
     """
+    if "mini" in (captions.model, scores.model):
+        require_mini()
     opened = open_pool(pool)
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
@@ -132,22 +135,22 @@ def plan(
         stages += [stage for stage in scoring if stage.name not in names]
         for stage in stages:
             run_one(stage, Shard(WARM, ""), store, lambda _: None)
-        steps = [_time(stage, shard, store, of_image) for stage in stages]
+        steps = [_time(stage, shard, store, part.limit, of_image) for stage in stages]
     images = settings.images or round(sum(one.bytes for one in opened.shards) / of_image)
     is_counted = settings.images is not None or len(opened.shards) == 1
     return Estimate(images, is_counted, part.limit, len(opened.shards), steps, settings)
 
 
-def _time(stage: Stage, shard: Shard, store: Store, of_image: float) -> Step:
+def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float) -> Step:
+    """Of a stage that may have several rows an image."""
     outcome = run_one(stage, shard, store, lambda _: None)
     marker = store.read_marker(stage.part(shard))
     assert marker is not None
-    rows = max(marker.rows_in, 1)
-    read = sum(_bytes(store, f"{folder}/{shard.name}") for folder in stage.reads) / rows
+    read = sum(_bytes(store, f"{folder}/{shard.name}") for folder in stage.reads) / images
     if "pool" in marker.inputs:
         read += of_image
-    rate = rows / max(outcome.seconds, 1e-9)
-    return Step(stage.name, rate, read, _bytes(store, stage.part(shard)) / rows)
+    rate = images / max(outcome.seconds, 1e-9)
+    return Step(stage.name, rate, read, _bytes(store, stage.part(shard)) / images)
 
 
 def _bytes(store: Store, part: str) -> int:

@@ -70,8 +70,9 @@ def _watch(signals: socket.socket, is_over: threading.Event) -> None:
 
 def end_now(code: int) -> NoReturn:
     """End the process without waiting for threads, whose requests may take minutes."""
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    with contextlib.suppress(Exception):
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

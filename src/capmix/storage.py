@@ -23,7 +23,10 @@ OTHER_ERRORS = (
     ("botocore.exceptions", "BotoCoreError"),
     ("httpx", "HTTPError"),
 )
-SECRET = re.compile(r"(https?://)[^/@\s]+@")
+USER = re.compile(r"(https?://)[^/@\s]+@")
+SIGNED = re.compile(
+    r"(?i)([?&][^=&\s]*(?:signature|credential|token|secret|password|sig|key)=)[^&\s'\"]+"
+)
 
 
 def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -40,7 +43,7 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
         raise UserError(f"{what} {location}: {protocol} can only be read from; name another place")
     if protocol in READ_ONLY and without_secrets(location) != location:
         raise UserError(
-            f"{what} {without_secrets(location)}: the address holds a password, which would be "
+            f"{what} {without_secrets(location)}: the address holds a secret, which would be "
             "written down in the work directory; let the server ask for none, or fetch the files"
         )
     try:
@@ -82,5 +85,5 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 
 def without_secrets(text: str) -> str:
-    """A URL as it may be shown: without the user and password that may stand in it."""
-    return SECRET.sub(r"\1", text)
+    """A URL as it may be shown: without user, password and signature that may stand in it."""
+    return SIGNED.sub(r"\1...", USER.sub(r"\1", text))

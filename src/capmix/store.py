@@ -12,12 +12,12 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,8 @@ from capmix.storage import again, open_file_system
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
 TEMPORARY = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.tmp$")
-SPOOLED = 64 * 2**20  # bytes of a file for a remote place that are held in memory
+READ_AT_ONCE = 32
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass
@@ -84,7 +85,10 @@ class _Listing:
 
 
 class Store:
-    """A work directory on a local disk or on any file system that fsspec knows."""
+    """A work directory on a local disk or on any file system that fsspec knows.
+
+    What cannot be asked or read for another reason than that it is not there raises OSError.
+    """
 
     def __init__(self, location: str):
         self.location = location
@@ -108,7 +112,7 @@ class Store:
             if self.is_local:
                 return os.stat(self.path(name)).st_size
             return int(again(lambda: self.fs.info(self.path(name)))["size"])
-        except OSError:
+        except ABSENT:
             return -1
 
     @contextlib.contextmanager
@@ -121,18 +125,25 @@ class Store:
         if self.is_local:
             yield
             return
-        names = tuple(f"{folder}/" for folder in dict.fromkeys(folders))
+        names = tuple(f"{folder}/" if folder else "" for folder in dict.fromkeys(folders))
         sizes: dict[str, int] = {}
         for name in names:
             found = again(partial(self.fs.find, self.path(name), detail=True))
             sizes |= {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
-        paths = {self.path(name): name for name in sizes if name.endswith(".json")}
-        data = again(lambda: self.fs.cat(list(paths), on_error="omit")) if paths else {}
-        self._listing = _Listing(names, sizes, {paths[path]: data[path] for path in data})
+        markers = [name for name in sizes if name.endswith(".json")]
+        with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+            read = dict(zip(markers, threads.map(self._read_if_there, markers), strict=True))
+        known = {name: data for name, data in read.items() if data is not None}
+        self._listing = _Listing(names, sizes, known)
         try:
             yield
         finally:
             self._listing = None
+
+    def _read_if_there(self, name: str) -> bytes | None:
+        with contextlib.suppress(*ABSENT):
+            return self.read_bytes(name)
+        return None
 
     @contextlib.contextmanager
     def writing(self, name: str, sync: bool = True) -> Iterator[BinaryIO]:
@@ -169,19 +180,10 @@ class Store:
     @contextlib.contextmanager
     def _uploaded(self, target: str) -> Iterator[BinaryIO]:
         """An object store shows an object when all of it is there; what broke off is not sent."""
-        with tempfile.SpooledTemporaryFile(SPOOLED) as stream:
+        with tempfile.NamedTemporaryFile() as stream:
             yield stream  # type: ignore[misc]
-            stream.seek(0)
-
-            def send() -> None:
-                stream.seek(0)
-                if stream._rolled:  # type: ignore[attr-defined]
-                    with self.fs.open(target, "wb") as out:
-                        shutil.copyfileobj(stream, out, SPOOLED)
-                else:
-                    self.fs.pipe_file(target, stream.read())
-
-            again(send)
+            stream.flush()
+            again(lambda: self.fs.put_file(stream.name, target))
 
     def sweep(self) -> None:
         """Remove what killed processes of this machine left half-written (local disks only)."""
@@ -202,7 +204,7 @@ class Store:
         return len(data)
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file. Raises OSError where there is none."""
+        """The whole file. Raises FileNotFoundError or NotADirectoryError where there is none."""
         if self._listing is not None and name.endswith(".json") and self._listing.covers(name):
             if name not in self._listing.markers:
                 raise FileNotFoundError(name)
@@ -219,7 +221,7 @@ class Store:
         """The parsed file; None where it is missing or is not json."""
         try:
             return json.loads(self.read_bytes(name))
-        except (OSError, ValueError):
+        except (*ABSENT, ValueError):
             return None
 
     def write_table(self, name: str, table: pa.Table) -> int:
@@ -231,13 +233,17 @@ class Store:
         """A table, or some of its columns. Raises UserError where one is missing or unreadable."""
         # Threads that read a Python stream can abort or hang the interpreter when it exits
         # (apache/arrow issues 33975 and 50482).
-        try:
+
+        def read() -> pa.Table:
             with self.open_table(name) as file:
                 have = file.schema_arrow.names
                 absent = [column for column in columns or () if column not in have]
                 if absent:
                     raise UserError(f"{self.path(name)}: no column {absent[0]!r}, only {have}")
                 return file.read(columns, use_threads=False)
+
+        try:
+            return read() if self.is_local else again(read)
         except (OSError, pa.ArrowException) as error:
             raise UserError(_unreadable(self.path(name), error)) from error
 
@@ -248,9 +254,12 @@ class Store:
         if self.is_local:
             with pq.ParquetFile(path, memory_map=True) as file:
                 yield file
-        else:
-            with self.fs.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
-                yield file
+            return
+        file = again(lambda: pq.ParquetFile(self.fs.open(path, "rb")))
+        try:
+            yield file
+        finally:
+            file.close(force=True)
 
     def write_array(self, name: str, array: np.ndarray) -> int:
         buffer = io.BytesIO()
@@ -291,7 +300,7 @@ class Store:
         """Digest of a part's marker, for parts made from it; "" while it is missing."""
         try:
             return hashlib.sha256(self.read_bytes(f"{part}.json")).hexdigest()[:32]
-        except OSError:
+        except ABSENT:
             return ""
 
     def is_done(self, part: str, inputs: dict[str, str], config: dict[str, Any]) -> bool:

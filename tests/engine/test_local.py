@@ -4,7 +4,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from null_models import captions_of_devices, deadly_captions, null_captions, null_scores
+from null_models import (
+    captions_of_devices,
+    captions_of_no_process,
+    captions_of_one_process,
+    deadly_captions,
+    null_captions,
+    null_scores,
+)
 from samples import write_pool
 
 from capmix import jobs
@@ -77,6 +84,25 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
         work.run(partial(deadly_captions, work.pool, str(deaths), 99, "000020003"))
     assert len(list(deaths.iterdir())) == 3
     assert work.store.parts("captions/null") == [f"captions/null/0000{i}" for i in (0, 1, 3)]
+
+
+def test_a_worker_that_never_comes_up_does_not_eat_the_shards_of_the_others(
+    tmp_path: Path,
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=12, samples=2)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    (counts,) = work.run(partial(captions_of_one_process, work.pool, str(tmp_path)))
+    assert (counts.ok, counts.total) == (24, 24)
+
+
+def test_workers_that_all_end_again_and_again_end_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=40, samples=1)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
+    with pytest.raises(UserError, match="every worker process ended 5 times in a row"):
+        work.run(partial(captions_of_no_process, work.pool))
+    assert capsys.readouterr().err.count("its worker process ended (exit code 7)") == 5
 
 
 @SLOW

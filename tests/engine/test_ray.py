@@ -71,6 +71,16 @@ def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
     assert "shard 00002: its worker ended" in capsys.readouterr().err
 
 
+def test_a_machine_without_room_for_a_worker_is_told(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capmix.engine.ray._connected", lambda _: (ray, True))
+    engine = EngineSettings(name="ray", cpus_per_worker=999)
+    work = jobs.open_work(str(write_pool(tmp_path / "p")), str(tmp_path / "w"), engine=engine)
+    with pytest.raises(UserError, match="asks for 999 CPUs and 0 GPUs, more than this machine"):
+        work.index()
+
+
 @pytest.mark.parametrize(
     ("engine", "needs_gpu", "workers"),
     [

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from null_models import (
     hung_captions,
     null_captions,
 )
-from samples import write_pool
+from samples import BAD, sample_members, tar_bytes, write_pool
 
 from capmix import jobs
 from capmix.batches import Batches, SampleError
@@ -26,8 +27,10 @@ from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.sampling import sample_top_k
 from capmix.embed import embed_stage
+from capmix.engine.budget import check_failures, unread_rows
 from capmix.errors import UserError
 from capmix.score.stage import ImagePass, fresh_score_stage
+from capmix.store import Counts
 
 
 class Hungry(NullCaptioner):
@@ -79,6 +82,22 @@ def test_a_model_that_raises_on_some_images_fails_on_these_alone(tmp_path: Path)
     bad = [f"{number:032x}" for number in (0, 3, 4, 109)]
     (counts,) = work.run(partial(failing_captions, work.pool, bad))
     assert (counts.ok, dict(counts.failed)) == (16, {"model_error": 4})
+
+
+def test_a_gpu_that_is_lost_ends_the_process_and_costs_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an illegal access CUDA refuses all that follows: the next images are not to blame."""
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 3, 10)), str(tmp_path / "w"))
+
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", refuse)
+    with pytest.raises(UserError, match="shard 00001: the GPU is lost to this process"):
+        work.run(partial(failing_captions, work.pool, [f"{103:032x}"]))
+    assert work.store.parts("captions/null") == ["captions/null/00000"]
 
 
 class NotFinite(NullScorer):
@@ -194,8 +213,6 @@ def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
-    from samples import BAD, sample_members, tar_bytes
-
     members = [*sample_members("a", 1), *BAD["no_json"], *sample_members("c", 3)]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
@@ -207,6 +224,45 @@ def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
     assert (second.ok, dict(second.failed)) == (2, {"no_json": 1})
     keys = work.store.read_table("captions/null/0.parquet")["key"].to_pylist()
     assert keys == ["a", "a", "bad", "c", "c"]
+
+
+def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = write_pool(tmp_path / "p", 2, 3)
+    (pool / "00001.tar").write_bytes(tar_bytes([*sample_members("a", 1), *BAD["no_json"]]))
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
+    work.index()
+    work.run(partial(null_captions, work.pool))
+    again = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
+    monkeypatch.setattr(type(again.pool), "read", None)
+    again.index()
+    (counts,) = again.run(partial(null_captions, again.pool))
+    assert (counts.ok, dict(counts.failed)) == (4, {"no_json": 1})
+
+
+def test_a_retry_that_cannot_read_the_sample_leaves_the_part_as_it_is(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "p", 1, 3)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work.run(partial(failing_captions, work.pool, [f"{1:032x}"]))
+    part = tmp_path / "w/captions/null/00000.parquet"
+    before = part.read_bytes()
+    (pool / "00000.tar").unlink()
+    work.retry_failed = True
+    with pytest.raises(UserError, match=r"sample '000000001' could not be read again: 00000\.tar"):
+        work.run(partial(null_captions, work.pool))
+    assert part.read_bytes() == before
+
+
+def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> None:
+    """One row in 1,001 failed; but it stands for a hundredth of the pool, more than 0.5 %."""
+    counts = Counts(ok=99_000, failed=Counter(unreadable_shard=1))
+    assert unread_rows(counts, 100) == 999
+    check_failures("caption", counts, 0.011, [], unread=999)
+    with pytest.raises(UserError, match="with about 999 in shards that could not be read"):
+        check_failures("caption", counts, 0.005, ["x"], unread=999)
+    assert unread_rows(Counts(ok=10, failed=Counter(model_error=3)), 5) == 0
+    assert unread_rows(Counts(failed=Counter(not_a_tar=3)), 3) == 0
 
 
 def test_a_run_over_its_budget_ends_early_with_three_examples(tmp_path: Path) -> None:

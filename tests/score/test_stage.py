@@ -1,8 +1,10 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import sample_members, tar_bytes
+from null_models import null_scores
+from samples import sample_members, tar_bytes, write_pool
 
 from capmix import jobs
 from capmix.images import decode_image
@@ -55,3 +57,27 @@ def test_images_are_decoded_once_for_captions_and_scores(work: jobs.Work) -> Non
     jobs.score(work)
     after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
     assert before == after
+
+
+def test_images_that_cannot_be_read_any_more_are_failed_rows(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=2, samples=4)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work.index()
+    data = (pool / "00001.tar").read_bytes()
+    (pool / "00001.tar").unlink()
+    (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))
+    assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_shard": 4})
+    (pool / "00001.tar").write_bytes(data)
+    work.retry_failed = True
+    (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))
+    assert (counts.ok, counts.total) == (8, 8)
+
+
+def test_a_text_whose_image_is_not_in_the_pass_is_a_failed_row(tmp_path: Path) -> None:
+    """The shard was written again with other samples between the listing and the image pass."""
+    pool = write_pool(tmp_path / "pool", shards=1, samples=4)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work.index()
+    (pool / "00000.tar").write_bytes(tar_bytes(sample_members("other", 77)))
+    (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))
+    assert (counts.ok, dict(counts.failed)) == (0, {"no_embedding": 4})

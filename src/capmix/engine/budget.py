@@ -10,6 +10,7 @@ from capmix.store import Counts, Store
 MAX_FAILURES = 0.01
 EXAMPLES = 3
 LOOKED_AT = 20  # parts with failures, for examples of different reasons
+UNREAD = ("unreadable_shard", "not_a_tar")  # reasons of one row that stands for a whole shard
 ENOUGH_ROWS = 1000  # after which a run whose rows mostly fail is ended
 
 
@@ -19,14 +20,17 @@ def check_failures(
     max_failures: float,
     examples: Sequence[str],
     rows: int | None = None,
+    unread: int = 0,
 ) -> None:
     """Raise UserError if the share of failed rows is over the budget.
 
-    `rows` is how many there are where not all are counted yet.
+    `rows` is how many there are where not all are counted yet; `unread` those that are not counted
+    since their shards could not be read.
     """
     failed = counts.failed.total()
     so_far = "" if rows is None else f" so far, of {rows:,} rows in all,"
-    if failed > max_failures * counts.total:
+    so_far += f", with about {unread:,} in shards that could not be read," if unread else ""
+    if failed + unread > max_failures * (counts.total + unread):
         shown = ". ".join(examples)
         raise UserError(
             f"{name}: {failed:,} of {counts.total:,} rows failed{so_far} "
@@ -34,6 +38,15 @@ def check_failures(
             "`capmix failures` lists them all; mend the input and run again (--retry-failed), or "
             "allow more with --max-failures."
         )
+
+
+def unread_rows(counts: Counts, shards: int) -> int:
+    """About how many samples the unreadable of so many shards hold, beside their one row each: as
+    many as the others."""
+    unread = sum(counts.failed[reason] for reason in UNREAD)
+    if not 0 < unread < shards:
+        return 0
+    return max(0, (counts.total - unread) // (shards - unread) - 1) * unread
 
 
 def is_hopeless(counts: Counts, max_failures: float, rows: int | None) -> bool:

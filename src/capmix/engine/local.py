@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from capmix.batches import BrokenDeviceError
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import DEATHS, FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
 
 JOINED_WITHIN = 2.0  # seconds
@@ -32,7 +34,13 @@ class InProcess:
 
     def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
         for task in tasks:
-            yield self._worker.run(task, on_count)
+            try:
+                yield self._worker.run(task, on_count)
+            except BrokenDeviceError as error:
+                raise UserError(
+                    f"shard {task.shard.name}: {error}. The same command goes on from there; with "
+                    "--workers 1 another process would have taken its place."
+                ) from error
 
     def close(self) -> None:
         """Nothing is held."""
@@ -48,6 +56,7 @@ class Processes:
         self.workers = workers
         self._job, self._gpus = job, gpus
         self._processes: dict[int, Process] = {}
+        self._deaths = dict.fromkeys(range(workers), 0)
 
     def plan(self) -> Plan:
         """Raises UserError if the worker does, or cannot be started."""
@@ -57,10 +66,13 @@ class Processes:
         raise UserError(plan.message)
 
     def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+        """Raises UserError where all workers end again and again before they have made a part."""
         waiting = deque(tasks)
-        idle = deque(range(min(self.workers, len(tasks))))
+        idle = deque([number for number in self._deaths if self._deaths[number] < DEATHS])
         at_work: dict[int, Task] = {}
         while waiting or at_work:
+            if not idle and not at_work:
+                raise UserError(f"every worker process ended {DEATHS} times in a row; see above")
             while waiting and idle:
                 number, task = idle.popleft(), waiting.popleft()
                 self._process(number).send(task)
@@ -68,14 +80,18 @@ class Processes:
             ready = wait([self._processes[number].connection for number in at_work])
             for number in [n for n in at_work if self._processes[n].connection in ready]:
                 task = at_work.pop(number)
-                idle.append(number)
                 reply = self._processes[number].receive()
+                self._deaths[number] = self._deaths[number] + 1 if reply is None else 0
                 if reply is None:
                     reply = Reply(task, FAILED, message=self._buried(number))
+                if self._deaths[number] < DEATHS:
+                    idle.append(number)
                 reply.tell(on_count)
                 yield reply
 
     def close(self) -> None:
+        for process in self._processes.values():
+            process.connection.close()  # those that wait for a task end by themselves, side by side
         for process in self._processes.values():
             process.end()
 
@@ -160,8 +176,10 @@ def _serve(
         try:
             worker = worker or Worker(job)
             answer = worker.plan() if task is None else worker.run(task, lambda _: None)
-        except UserError as error:
+        except (UserError, OSError) as error:
             answer = Reply(task, STOPPED, message=str(error))
+        except BrokenDeviceError as error:
+            sys.exit(str(error))
         connection.send(answer)
 
 
@@ -184,8 +202,10 @@ def local_engine(job: Job, settings: EngineSettings) -> InProcess | Processes:
 
 
 def _visible_gpus() -> list[str]:
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # the backend says what to install
+        return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     count = torch.cuda.device_count()
     return [one for one in named.split(",") if one][:count] or [str(i) for i in range(count)]

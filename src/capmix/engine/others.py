@@ -35,6 +35,8 @@ def announced(store: Store) -> Iterator[list[str]]:
     finally:
         with suppress(OSError):
             store.fs.rm_file(store.path(name))
+            if store.is_local:
+                os.rmdir(store.path(FOLDER))  # while no other run is there
 
 
 def _others(store: Store) -> list[str]:

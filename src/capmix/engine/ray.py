@@ -16,11 +16,10 @@ from typing import Any
 
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import DEATHS, FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
 
 TOLD_AFTER = 60.0  # seconds without any answer
-STARTS = 3  # an actor that dies as often before it is ready is given up
 READY = "ready"
 
 
@@ -49,7 +48,7 @@ class Actor:
         try:
             self._worker = self._worker or Worker(ray.get(job[0]))
             return question(self._worker)
-        except UserError as error:
+        except (UserError, OSError) as error:
             return Reply(None, STOPPED, message=str(error))
 
 
@@ -57,8 +56,14 @@ class Cluster:
     """Actors of a Ray cluster. One that dies, with its node or alone, costs the shard it was at."""
 
     def __init__(self, job: Job, settings: EngineSettings):
-        self._ray = _connected(settings.address)
+        self._ray, is_here = _connected(settings.address)
         gpus, cpus, room = _resources(self._ray, job, settings)
+        if not room and is_here:
+            raise UserError(
+                f"ray: a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, more than this machine "
+                "has; name less (--cpus-per-worker, --gpus-per-worker) or a cluster (--address)"
+            )
+        room = max(1, room)  # a cluster may grow
         self.workers = min(settings.workers or room, max(1, len(job.shards)))
         remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus)
         self._make: Callable[[], Any] = remote(Actor).remote
@@ -68,8 +73,11 @@ class Cluster:
     def plan(self) -> Plan:
         """Raises UserError if the worker does, or dies."""
         self._actors = [self._make()]
+        answer = self._actors[0].plan.remote(self._job)
         try:
-            plan = self._ray.get(self._actors[0].plan.remote(self._job))
+            while not self._ray.wait([answer], timeout=TOLD_AFTER)[0]:
+                print("ray: no answer of the first worker yet; is there room?", file=sys.stderr)
+            plan = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             raise UserError(f"ray: the first worker failed: {_about(error)}") from error
         if isinstance(plan, Plan):
@@ -82,13 +90,13 @@ class Cluster:
         while len(self._actors) < min(self.workers, len(tasks)):
             self._actors.append(self._make())
         waiting = deque(tasks)
-        starts = [1] * len(self._actors)
+        deaths = [0] * len(self._actors)
         asked: dict[Any, tuple[int, Task | None]] = {}
         for number, actor in enumerate(self._actors):  # also those that there may be no room for
             asked[actor.ready.remote(self._job)] = number, None
         while waiting or any(task for _, task in asked.values()):
             if not asked:
-                raise UserError("ray: every worker failed to start; see the logs of its actors")
+                raise UserError(f"ray: every worker ended {DEATHS} times in a row; see its logs")
             done, _ = self._ray.wait(list(asked), num_returns=1, timeout=TOLD_AFTER)
             if not done:
                 if not any(task for _, task in asked.values()):
@@ -100,14 +108,14 @@ class Cluster:
                 answer = self._ray.get(done[0])
             except self._ray.exceptions.RayError as error:
                 if task is not None:
-                    starts[number] = 0
                     yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
-                if starts[number] < STARTS:
-                    starts[number] += 1
+                deaths[number] += 1
+                if deaths[number] < DEATHS:
                     self._actors[number] = self._make()
                     asked[self._actors[number].ready.remote(self._job)] = number, None
                 continue
             if answer != READY:
+                deaths[number] = 0
                 answer.tell(on_count)
                 yield answer
             if waiting:
@@ -122,16 +130,19 @@ class Cluster:
         self._actors = []
 
 
-def _connected(address: str | None) -> Any:
-    """The ray module, connected. Raises UserError where it is not installed or not reached."""
+def _connected(address: str | None) -> tuple[Any, bool]:
+    """The ray module, connected, and whether Ray was started for it on this machine alone.
+
+    Raises UserError where it is not installed or not reached.
+    """
     try:
         import ray
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install 'capmix[ray]'") from error
     if ray.is_initialized():
-        return ray
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
+        return ray, False
     place = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
     # Whoever reaches Ray's ports can run code: one that is started here listens to this machine.
     about: Any = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ours = signal.getsignal(signal.SIGTERM)
@@ -143,7 +154,7 @@ def _connected(address: str | None) -> Any:
     if threading.current_thread() is threading.main_thread():
         # Ray has put a handler of its own in the place of ours, which aborts with a stack trace.
         signal.signal(signal.SIGTERM, ours)
-    return ray
+    return ray, place == "local"
 
 
 def _resources(ray: Any, job: Job, settings: EngineSettings) -> tuple[float, float, int]:
@@ -157,7 +168,7 @@ def _resources(ray: Any, job: Job, settings: EngineSettings) -> tuple[float, flo
         for name, wanted in (("GPU", gpus), ("CPU", settings.cpus_per_worker))
         if wanted
     ]
-    return gpus, settings.cpus_per_worker, max(1, min(rooms, default=1))
+    return gpus, settings.cpus_per_worker, min(rooms, default=1)
 
 
 def _about(error: Exception) -> str:

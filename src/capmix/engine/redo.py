@@ -1,6 +1,7 @@
 """Make again the samples of a part that failed, and leave all its other rows as they are."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,6 +12,17 @@ from capmix.store import Counts, Marker, Store
 
 # Reasons that speak of a file: it may be read next time, and nothing of it is known yet.
 OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar")
+# Reasons that lie in what was read: the same bytes fail the same way.
+LASTING = (
+    "bad_json", "bad_row", "bad_uid", "broken_image", "dotted_key", "duplicate_key",
+    "duplicate_uid", "no_image", "no_json", "not_an_image", "too_many_bytes", "too_many_pixels",
+    "two_images",
+)  # fmt: skip
+
+
+def may_pass(reasons: Iterable[str]) -> bool:
+    """Whether another attempt may mend some of what failed for these reasons."""
+    return any(reason not in LASTING for reason in reasons)
 
 
 @dataclass(frozen=True)
@@ -31,15 +43,23 @@ class Redo:
         failed = table.filter(pc.equal(table["status"], FAILED)).select(["uid", "key", "reason"])
         if pc.any(pc.is_in(failed["reason"], pa.array(OF_FILES))).as_py():
             return None
+        failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(LASTING))))
         known = failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist()
-        broken = failed.filter(pc.is_null(failed["uid"]))["key"].to_pylist()
+        broken = table.filter(pc.is_null(table["uid"]))["key"].to_pylist()
         return cls(table, marker, frozenset(known) - frozenset(broken))
 
     def merged(self, new: pa.Table) -> pa.Table:
-        """The part with the new rows of each sample in the place of its old one."""
+        """The part with the new rows of each sample in the place of its old one.
+
+        Raises OSError where there is no new row of a sample that was asked for.
+        """
         places: dict[str, list[int]] = {}
         for number, key in enumerate(new["key"].to_pylist()):
             places.setdefault(key, []).append(len(self.table) + number)
+        gone = sorted(self.keys - places.keys())
+        if gone:
+            why = [text for text in new["detail"].to_pylist() if text] or ["it is not there"]
+            raise OSError(f"sample {gone[0]!r} could not be read again: {why[-1]}")
         order: list[int] = []
         for number, key in enumerate(self.table["key"].to_pylist()):
             order += places[key] if key in self.keys else [number]

@@ -13,12 +13,20 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from capmix.engine.budget import MAX_FAILURES, check_failures, examples, is_hopeless, reasons
+from capmix.engine.budget import (
+    MAX_FAILURES,
+    check_failures,
+    examples,
+    is_hopeless,
+    reasons,
+    unread_rows,
+)
 from capmix.engine.others import announced, shuffled
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount, Outcome
 from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task
 from capmix.errors import UserError
+from capmix.storage import without_secrets
 from capmix.store import Counts
 
 ATTEMPTS = 3  # at a shard whose worker dies, or whose part cannot be made for another reason
@@ -56,11 +64,16 @@ def run_job(
     stays.
     """
     with closing(_engine(job, settings)) as engine:
-        run = _Run(job, engine.plan(), engine.workers, max_failures, rows)
+        plan = engine.plan()
+        workers = min(engine.workers, max(1, len(plan.tasks)))
+        run = _Run(job, plan, workers, max_failures, rows)
         if run.plan.tasks:
             with announced(job.store) as others:
                 run.make(engine, shuffled(run.plan.tasks) if others else run.plan.tasks)
-    found = run.counts()
+    try:
+        found = run.counts()
+    except UserError as error:
+        raise UserError(f"{error} {run.lost_shards()}".rstrip()) from error
     if run.lost:
         raise UserError(run.lost_shards())
     return found
@@ -126,18 +139,19 @@ class _Run:
         if reply.state == FAILED:
             self.lost.append(reply)
             following = "tried again later" if attempt + 1 < ATTEMPTS else "given up"
-            bar.write(f"shard {reply.task.shard.name}: {reply.message}; {following}", sys.stderr)
+            told = f"shard {reply.task.shard.name}: {reply.message}; {following}"
             if reply.details and attempt + 1 == ATTEMPTS:
-                bar.write(reply.details, sys.stderr)
+                told += f"\n{reply.details}"
+            bar.write(without_secrets(told), sys.stderr)
             return
         bar.update(len(reply.task.stages))
         for number in reply.outcomes:
             counts = self.made[number].counts
             if not self.job.retry and is_hopeless(counts, self.max_failures, self.rows):
-                check_failures(
-                    f"{self.plan.names[number]} stopped early", counts, self.max_failures,
-                    self._examples(number), self.rows,
-                )  # fmt: skip
+                with self.job.store.listed([self.plan.folders[number]]):
+                    found = self._examples(number)
+                name = f"{self.plan.names[number]} stopped early"
+                check_failures(name, counts, self.max_failures, found, self.rows)
 
     def counts(self) -> list[Counts]:
         """Of each stage over all its parts, told on standard error. Raises UserError where they are
@@ -153,10 +167,11 @@ class _Run:
                     marker = store.read_marker(f"{folder}/{shard.name}")
                     if marker is not None:
                         counts.add(marker.counts)
+                lines = self._examples(number) if counts.failed else []
             print(f"{name}: {self._rate(number, counts)}", file=sys.stderr)
             if counts.failed:
-                lines = self._examples(number)
-                check_failures(name, counts, self.max_failures, lines)
+                unread = unread_rows(counts, len(self.job.shards))
+                check_failures(name, counts, self.max_failures, lines, unread=unread)
                 print(f"{name}: {'; '.join(lines)}", file=sys.stderr)
             found.append(counts)
         self._tell_busy()
@@ -182,7 +197,9 @@ class _Run:
             print(f"{name}: {rate:,.1f} images/s, model busy {share:.0%}{several}", file=sys.stderr)
 
     def lost_shards(self) -> str:
-        """What to say of the shards that no attempt could process."""
+        """What to say of the shards that no attempt could process; "" where there are none."""
+        if not self.lost:
+            return ""
         names = [reply.task.shard.name for reply in self.lost if reply.task is not None]
         shown = "; ".join(
             f"{name}: {reply.message}" for name, reply in zip(names[:3], self.lost, strict=False)

@@ -146,6 +146,8 @@ def run_one(
     redo = None
     if retry and stage.by_sample and store.is_done(part, inputs, stage.config):
         redo = Redo.of(store, part)
+        if redo is not None and not redo.keys:
+            return Outcome()
     writer = PartWriter(store, part, on_count, redo)
     stage.run_shard(shard, writer)
     rows_in, counts = writer.rows_in, writer.counts

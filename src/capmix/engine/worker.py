@@ -4,6 +4,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from capmix.batches import BrokenDeviceError
+from capmix.engine.redo import may_pass
 from capmix.engine.stage import OnCount, Outcome, Stage, missing, refuse_other_settings, run_one
 from capmix.errors import UserError
 from capmix.pool import Shard
@@ -11,6 +13,7 @@ from capmix.store import Store
 
 MakeStages = Callable[[], Sequence[Stage]]
 MADE, FAILED, STOPPED = "made", "failed", "stopped"
+DEATHS = 5  # of a worker in a row, without a shard between them, after which none takes its place
 
 
 @dataclass(frozen=True)
@@ -93,19 +96,24 @@ class Worker:
         with store.listed([stage.folder]):
             for shard in self._job.shards:
                 marker = store.read_marker(stage.part(shard))
-                if marker is not None and marker.counts.failed:
+                if marker is not None and may_pass(marker.counts.failed):
                     numbers = waiting.setdefault(shard.name, [])
                     if number not in numbers:
                         numbers.append(number)
 
     def run(self, task: Task, on_count: OnCount) -> Reply:
-        """Make the parts of one shard, but for those that another run has made meanwhile."""
+        """Make the parts of one shard, but for those that another run has made meanwhile.
+
+        Raises BrokenDeviceError where this process can make no other.
+        """
         outcomes: dict[int, Outcome] = {}
         try:
             for number in task.stages:
                 outcomes[number] = self._run_stage(self._stages[number], task.shard, on_count)
         except UserError as error:
             return Reply(task, STOPPED, outcomes, str(error))
+        except BrokenDeviceError:
+            raise
         except Exception as error:  # whatever it is, the other shards can be made
             message = f"{type(error).__name__}: {error}"
             return Reply(task, FAILED, outcomes, message, traceback.format_exc())
@@ -115,6 +123,6 @@ class Worker:
         store = self._job.store
         is_done = store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
         marker = store.read_marker(stage.part(shard)) if is_done else None
-        if marker is not None and not (self._job.retry and marker.counts.failed):
+        if marker is not None and not (self._job.retry and may_pass(marker.counts.failed)):
             return Outcome()
         return run_one(stage, shard, store, on_count, retry=self._job.retry)

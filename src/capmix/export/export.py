@@ -39,7 +39,7 @@ ABOUT = "_capmix_export.json"
 MARKERS = "_markers"
 OURS = re.compile(
     r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
-    r"data|images|metadata\.jsonl|llava\.json|captions\.csv"
+    r"data|images|running|metadata\.jsonl|llava\.json|captions\.csv"
 )
 
 
@@ -109,10 +109,11 @@ def _write_shards(
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
     sizes = {}
-    for shard in shards:
-        marker = target.read_marker(f"{MARKERS}/{shard.name}")
-        assert marker is not None
-        sizes[f"{shard.name}.tar"] = marker.counts.ok
+    with target.listed([MARKERS]):
+        for shard in shards:
+            marker = target.read_marker(f"{MARKERS}/{shard.name}")
+            assert marker is not None
+            sizes[f"{shard.name}.tar"] = marker.counts.ok
     if work.form in TARS:
         target.write_json("sizes.json", sizes)
     if work.form == "jsonl":

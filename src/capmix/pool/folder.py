@@ -61,7 +61,7 @@ def _read_sidecar(
 ) -> bytes | None:
     if name not in sidecars:
         return None
-    if fs.size(f"{root}/{name}") > MAX_TEXT_BYTES:
+    if again(lambda: fs.size(f"{root}/{name}")) > MAX_TEXT_BYTES:
         raise ValueError(f"{name}: at most {MAX_TEXT_BYTES} bytes are read")
     data: bytes = again(lambda: fs.cat_file(f"{root}/{name}"))
     return data

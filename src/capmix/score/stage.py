@@ -14,6 +14,7 @@ from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.caption.stage import captions_folder
 from capmix.embed import embed_shard, embeddings_folder, read_embeddings
 from capmix.engine.busy import Busy
+from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
 from capmix.pool import Pool, Shard
 from capmix.pool.index import FOLDER as SAMPLES
@@ -95,14 +96,15 @@ def score_stage(
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         samples, embeddings = embedded(shard, out.busy)
-        seen = (row for row in samples if row.status == OK)
+        seen = [row for row in samples if row.status == OK]
         position = {row.uid: i for i, row in enumerate(seen)}
-        problem = {row.uid: row for row in samples if row.status != OK and row.uid}
+        images = {row.uid: row for row in seen + [row for row in samples if row.status != OK]}
+        unread = next((row for row in samples if row.reason in OF_FILES), None)
         table = store.read_table(f"{texts}/{shard.name}.parquet")
         captions = table.column("text").to_pylist()
         numbers = table.column("k").to_pylist() if "k" in table.column_names else [0] * len(table)
         rows = [
-            _unscored(row, text, problem)
+            _unscored(row, text, images.get(row.uid), unread)
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
@@ -130,11 +132,16 @@ def score_stage(
     return Stage(name, scores_folder(scorer.name, source), config, inputs, run_shard, reads)
 
 
-def _unscored(row: Row, text: str | None, problem: dict[str, Row]) -> Row:
+def _unscored(row: Row, text: str | None, image: Row | None, unread: Row | None) -> Row:
+    """The row of a text by that of its image; `unread` says why the image pass ended early."""
     if row.status != OK:
         return row
-    if row.uid is not None and row.uid in problem:
-        return problem[row.uid]
+    if image is None and unread is not None:
+        return Row(row.uid, row.key, FAILED, unread.reason, unread.detail)
+    if image is None:
+        return Row(row.uid, row.key, FAILED, "no_embedding", "the image pass has no such sample")
+    if image.status != OK:
+        return image
     if not text or not text.strip():
         return Row(row.uid, row.key, DROPPED, "no_text", "there is no text to score")
     return row
