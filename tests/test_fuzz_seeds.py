@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -102,6 +103,9 @@ def test_a_caption_of_lone_surrogates_can_be_written() -> None:
 
 RECIPE = "{name: x, about: y, clauses: [{source: raw, where: %s}]}"
 LEVELS = "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 6))
+MERGES = "b0: &b0 {x: 1}\n" + "".join(
+    f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}]}}\n" for i in range(1, 41)
+)
 ALIASES = f"b0: &b0 [x]\n{LEVELS}"
 
 
@@ -122,6 +126,8 @@ ALIASES = f"b0: &b0 [x]\n{LEVELS}"
         "{parameters: {1: 2}}",
         '{name: "\\ud800", about: y, clauses: [{source: raw}]}',
         '"\\ud800": 1',
+        f"{MERGES}base: {{<<: *b40}}",
+        "b: &b {x: 1}\nbase: {<<: [" + "*b, " * 5000 + "*b]}",
     ],
 )
 def test_faulty_yaml_is_told_in_a_line(tmp_path: Path, text: str) -> None:
@@ -227,6 +233,23 @@ def test_exif_segments_of_a_jpeg_are_bounded() -> None:
     data, segment = jpeg(64), b"\xff\xe1\0\x09Exif\0\0x"
     with pytest.raises(BadImageError, match="segments"):
         decode_image(data[:2] + segment * 3000 + data[2:])
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"\xff\xd8", b"\xff\xe0\0\2"),
+        (b"\xff\xd8", b"\xff"),
+        (b"\xff\xd8\xff\xd8", b"\0"),
+        (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0aaaa" + zlib.crc32(b"aaaa").to_bytes(4, "big")),
+    ],
+)
+def test_pieces_of_an_image_are_bounded(start: bytes, piece: bytes) -> None:
+    """Pillow looks at each in Python: 64 MiB of them would take it 40 seconds."""
+    began = time.monotonic()
+    with pytest.raises(BadImageError, match="not JPEG"):
+        decode_image(start + piece * (2**24 // len(piece)))
+    assert time.monotonic() - began < 3
 
 
 MEASURED = """

@@ -581,10 +581,12 @@ def test_the_servers_key_is_in_no_file_and_no_message(
     [
         "index http://me:hush@127.0.0.1:9/pool",
         "index https://hush@127.0.0.1:9/{{00000..00003}}.tar",
+        "index http://127.0.0.1:9/0.tar?X-Amz-Signature=hush&part=1",
         "server http://me:hush@127.0.0.1:9/v1#m",
+        "server http://127.0.0.1:9/v1?api_key=hush#m",
     ],
 )
-def test_an_address_with_a_password_is_refused_and_not_shown(
+def test_an_address_with_a_secret_is_refused_and_not_shown(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, _, address = command.partition(" ")
@@ -593,7 +595,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown(
     work = str(tmp_path / "w")
     assert main(["caption", pool, "--work", work, "--source", "a", "--model", model]) == 2
     told = capsys.readouterr()
-    assert "holds a password" in told.err
+    assert "holds a secret" in told.err
     assert "hush" not in told.out + told.err
     assert not [path for path in tmp_path.rglob("*.json") if "hush" in path.read_text()]
 

@@ -12,6 +12,7 @@ JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
 MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
+MAX_READS = 100_000  # of a file, each a segment or chunk that Pillow looks at one by one
 STRIP = 1 << 20  # pixels
 # Decoding a JPEG at a scale that leaves twice the model's input side changes the input by less
 # than one level of 255 on average (benchmarks/decode.py).
@@ -24,6 +25,18 @@ class BadImageError(ValueError):
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason = reason
+
+
+class _Counted(io.BytesIO):
+    """A file that ends in an error where a decoder would go through pieces without end."""
+
+    left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"the image is of over {MAX_READS} pieces")
+        return super().read(size)
 
 
 def decode_image(
@@ -95,7 +108,7 @@ def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own bounds replace Pillow's bomb warning
         try:
-            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            return Image.open(_Counted(data), formats=IMAGE_FORMATS)
         except Image.DecompressionBombError as error:
             raise BadImageError("too_many_pixels", str(error)) from error
         except Exception as error:  # Pillow's plugins raise many types on hostile bytes

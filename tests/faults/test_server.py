@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from samples import write_pool
 
@@ -146,9 +147,32 @@ def endless(handler: BaseHTTPRequestHandler, _: bytes) -> None:
             handler.wfile.write(bytes(2**20))
 
 
-def test_an_answer_without_end_is_one_failed_sample(tmp_path: Path) -> None:
-    counts, _ = captioned(tmp_path, "w", {3: endless})
+def empty(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+    good(handler, b'{"choices": []}')
+
+
+@pytest.mark.parametrize("fault", [endless, empty])
+def test_a_useless_answer_is_one_failed_sample(tmp_path: Path, fault: Fault) -> None:
+    counts, _ = captioned(tmp_path, "w", {3: fault})
     assert (counts.ok, dict(counts.failed)) == (9, {"bad_answer": 1})
+
+
+def test_a_key_that_the_server_repeats_is_struck_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush-hush")
+
+    def repeats(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        good(
+            handler,
+            json.dumps({"error": f"no such key {handler.headers['Authorization']}"}).encode(),
+        )
+
+    counts, _ = captioned(tmp_path, "w", {3: repeats})
+    assert counts.failed == {"bad_answer": 1}
+    table = pq.read_table(tmp_path / "w/captions/served/00000.parquet")
+    assert "no such key Bearer ..." in str(table["detail"].to_pylist())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hush-hush" in p.read_bytes()]
 
 
 def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_path: Path) -> None:
@@ -172,7 +196,7 @@ def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_pat
 
 def test_a_password_in_the_address_is_refused(tmp_path: Path) -> None:
     work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
-    settings = CaptionSettings(model="server:http://me:secret@127.0.0.1:9/v1#m")
+    settings = CaptionSettings(model="server:http://me:hush@127.0.0.1:9/v1#m")
     with pytest.raises(UserError, match="CAPMIX_SERVER_KEY") as told:
         jobs.caption(work, "served", settings)
-    assert "secret" not in str(told.value)
+    assert "hush" not in str(told.value)

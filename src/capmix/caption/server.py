@@ -53,7 +53,7 @@ class ServerCaptioner:
             raise UserError(f"captioner {settings.model}: expected server:http://HOST:PORT/v1")
         if without_secrets(self._url) != self._url:
             raise UserError(
-                f"captioner {without_secrets(settings.model)}: the address holds a password, which "
+                f"captioner {without_secrets(settings.model)}: the address holds a secret, which "
                 f"would stand in every marker; give the server's key in {KEY_VARIABLE}"
             )
         self.workers = settings.concurrency
@@ -61,8 +61,8 @@ class ServerCaptioner:
         self._pool = urllib3.PoolManager(
             maxsize=settings.concurrency, block=True, timeout=settings.timeout, retries=False
         )
-        key = os.environ.get(KEY_VARIABLE)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = os.environ.get(KEY_VARIABLE)
+        self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
         self.model = model or self._only_model()
@@ -150,11 +150,14 @@ class ServerCaptioner:
     def _ask(self, body: dict[str, Any]) -> list[Caption]:
         answer = self._post(body)
         try:
-            return [_caption(choice) for choice in answer["choices"]]
+            captions = [_caption(choice) for choice in answer["choices"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise SampleError(
                 "bad_answer", f"{self._url}: no choices in {str(answer)[:200]}"
             ) from error
+        if not captions:
+            raise SampleError("bad_answer", f"{self._url}: an empty list of choices")
+        return captions
 
     def _post(self, body: dict[str, Any]) -> Any:
         """The parsed answer. Time-outs and busy servers are asked again, `retries` times."""
@@ -205,6 +208,8 @@ class ServerCaptioner:
         response.release_conn()
         if is_too_long:
             raise SampleError("bad_answer", f"{self._url}: over {MAX_ANSWER_BYTES} bytes")
+        if self._key:  # some servers repeat the key that they refuse
+            data = data.replace(self._key.encode(), b"...")
         return response, data
 
     def _only_model(self) -> str:

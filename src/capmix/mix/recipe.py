@@ -25,6 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 SHORT = reprlib.Repr()
 SHORT.maxlevel = 2
 MAX_COMBINATIONS = 10_000
+MAX_MERGED = 1_000
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
@@ -227,10 +228,28 @@ def _recipe_text(name_or_path: str) -> str:
         raise UserError(f"recipe {name_or_path}: {error}") from error
 
 
+class _BoundedLoader(yaml.SafeLoader):
+    """A safe loader in which merge keys (`<<`) do not multiply what they merge."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Raises yaml.YAMLError for more than MAX_MERGED names, or references to them."""
+        before = len(node.value)
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        is_bounded = sum(len(value.value) for value in merged) <= MAX_MERGED
+        if is_bounded:
+            super().flatten_mapping(node)
+        if not is_bounded or len(node.value) > before + MAX_MERGED:
+            raise yaml.YAMLError(f"`<<` merges over {MAX_MERGED:,} names{node.start_mark}")
+
+
 def parse_yaml(text: str, place: str) -> Any:
     """What YAML text says. Raises UserError, which begins with `place`."""
     try:
-        return yaml.safe_load(text)
+        loader = _BoundedLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except Exception as error:  # beside YAMLError: IndexError for `!!int ""`, RecursionError, ...
         raise UserError(f"{place}: not YAML: {_one_line(error)}") from error
 
