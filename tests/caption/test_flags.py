@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capmix.caption.flags import caption_flags, check_language
 from capmix.errors import UserError
@@ -44,3 +46,13 @@ def test_a_language_that_cannot_be_told_is_one_clear_line() -> None:
 )
 def test_flags(text: str, finish: str, prompt: str | None, expected: list[str]) -> None:
     assert caption_flags(text, finish, prompt) == expected
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=24))
+def test_a_loop_is_one_to_six_words_three_times_in_a_row(words: list[str]) -> None:
+    expected = any(
+        words[start : start + length] * 3 == words[start : start + 3 * length]
+        for length in range(1, 7)
+        for start in range(len(words) - 3 * length + 1)
+    )
+    assert ("loop" in caption_flags(" ".join(words), "stop")) == expected
