@@ -165,8 +165,7 @@ class Store:
         os.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/.{_owner(os.getpid())}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            # fsspec's wrapper costs more than small writes do
-            with open(temporary, "wb", buffering=BUFFER) as stream:
+            with _opened(temporary) as stream:
                 yield stream
                 if sync:
                     stream.flush()
@@ -339,6 +338,15 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """
     repeating = [name for name in schema.names if name in REPEATING]
     return {"compression": "zstd", "compression_level": 1, "use_dictionary": repeating}
+
+
+def _opened(path: str) -> BinaryIO:
+    """A new file; fsspec's wrapper costs more than small writes do."""
+    try:
+        return open(path, "wb", buffering=BUFFER)
+    except FileNotFoundError:  # another run has just removed the empty folder
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return open(path, "wb", buffering=BUFFER)
 
 
 def _owner(process: int) -> str:

@@ -166,7 +166,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [None, 1])
+@pytest.mark.parametrize("workers", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_model_that_cannot_be_interrupted_ends_its_process(
     tmp_path: Path, workers: int | None
 ) -> None:

@@ -71,6 +71,7 @@ def test_cider_equals_a_plain_computation() -> None:
 
 
 @pytest.mark.skipif(not has_java(), reason="pycocoevalcap's tokeniser needs Java")
+@pytest.mark.slow
 def test_metrics_are_pycocoevalcaps() -> None:
     """On texts with punctuation and capitals, through its own tokeniser."""
     from pycocoevalcap.bleu.bleu import Bleu

@@ -175,7 +175,10 @@ def test_a_figures_numbers_are_one_click_away(work: jobs.Work) -> None:
     assert "'=HYPERLINK(A1)" in text  # a spreadsheet takes it for text
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [(1200, "light"), pytest.param(1200, "dark", marks=pytest.mark.slow), (390, "dark")],
+)
 def test_axe_finds_nothing_and_a_phone_shows_all(work: jobs.Work, width: int, scheme: str) -> None:
     with opened(url(work), width, scheme) as seen:
         assert seen.axe() == []
