@@ -187,3 +187,11 @@ def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:
 def captions_of_no_process(pool: Pool) -> list[Stage]:
     """A process that plans, and ends at the first image of whatever shard."""
     return [image_caption_stage(pool, _Deadly("/", 99, ""), "null")]
+
+
+def captions_of_changing_settings(pool: Pool, folder: str) -> list[Stage]:
+    """The settings say how many processes have come up before, as a model of a hub may change."""
+    captioner = NullCaptioner(0.01)
+    captioner.settings = {"model": "null", "revision": len(list(Path(folder).iterdir()))}
+    (Path(folder) / str(os.getpid())).touch()
+    return [image_caption_stage(pool, captioner, "null")]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import s3fs
 from null_models import null_captions, null_scores
 from s3_server import BUCKET, S3, s3_server
 from samples import write_pool
@@ -221,3 +222,19 @@ def test_one_file_behind_http_is_a_pool(web: str) -> None:
     assert [shard.name for shard in open_pool(f"{web}/00001.tar").shards] == ["00001"]
     with pytest.raises(UserError, match="pool http"):
         open_pool(f"{web}/nothing.tar")
+
+
+def test_a_server_that_is_gone_is_one_clear_line(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in the middle of a run: the error of a connection is no OSError."""
+    monkeypatch.setattr("capmix.storage.FIRST_WAIT", 0.01)
+    pool = str(write_pool(tmp_path / "pool", 1, 2))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert main(["score", pool, "--work", f"s3://{BUCKET}/gone", "--sources", "raw"]) == 2
+    told = capsys.readouterr().err
+    assert "capmix: the storage failed: " in told
+    assert "127.0.0.1:9" in told
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Model = TypeVar("Model", bound=BaseModel)
 
-OK, USER_ERROR, STOPPED = 0, 2, 130
+OK, USER_ERROR, STOPPED, BROKEN_PIPE = 0, 2, 130, 141
 
 
 def entry() -> NoReturn:
@@ -32,12 +32,14 @@ def entry() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 2 for an error to mend, 130 if stopped."""
+    """Run one command. Returns the exit code: 0; 2 for an error to mend; 130 if stopped; 141 where
+    nobody reads what it prints, as a shell would say."""
     try:
         options = _parser().parse_args(arguments)
         keep_freed_memory()
         with stopped_by_signals():
             options.run(options)
+            sys.stdout.flush()  # where its reader has ended, that shows here
         return OK
     except UserError as error:
         _tell(str(error))
@@ -46,9 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{GO_ON}", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except OSError as error:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        from capmix.storage import storage_errors
+
+        if not isinstance(error, storage_errors()):
+            raise
         _tell(f"the storage failed: {error}. When it is mended, the same command goes on from here")
         return USER_ERROR
 

@@ -1,10 +1,12 @@
 """Places that fsspec reaches: a local path, s3://, gs://, hf://, http(s):// and some more."""
 
+import errno
 import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -22,6 +24,10 @@ OTHER_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("httpx", "HTTPError"),
+    ("gcsfs.retry", "HttpError"),
+    ("gcsfs.retry", "ChecksumError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
 )
 USER = re.compile(r"(https?://)[^/@\s]+@")
 SIGNED = re.compile(
@@ -53,6 +59,43 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
     return fs, root
 
 
+def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """What the file system says of each file below `path`, at any depth; none where it is missing.
+
+    Raises OSError, also where one folder cannot be listed.
+    """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    found: dict[str, dict[str, Any]]
+    try:
+        if {"file", "http", "https"} & protocols:
+            found = _walked(fs, path)
+        else:  # one listing of all that is below, whatever its folders
+            found = again(lambda: fs.find(path, detail=True))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _walked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """As fsspec's own walk, which leaves out without a word the folders that it cannot list."""
+    found: dict[str, dict[str, Any]] = {}
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        try:
+            listed = again(partial(fs.ls, folder, detail=True))
+        except (FileNotFoundError, NotADirectoryError):  # removed since its parent was listed
+            continue
+        for info in listed:
+            if info["type"] != "directory":
+                found[info["name"]] = info
+            elif info["name"].rstrip("/") != folder.rstrip("/"):
+                folders.append(info["name"])
+    if not found and again(lambda: fs.isfile(path)):
+        found[path] = fs.info(path)
+    return dict(sorted(found.items()))
+
+
 def again(call: Callable[[], Result]) -> Result:
     """What `call` returns; tried again where the storage fails in a way that may pass.
 
@@ -64,7 +107,9 @@ def again(call: Callable[[], Result]) -> Result:
             return call()
         except storage_errors() as error:
             if attempt == TRIES - 1 or is_final(error):
-                raise error if isinstance(error, OSError) else OSError(str(error)) from error
+                if isinstance(error, OSError):
+                    raise
+                raise OSError(errno.EIO, str(error)) from error
         time.sleep(wait)
         wait *= 2
     raise AssertionError("not reached")

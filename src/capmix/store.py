@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
-from capmix.storage import again, open_file_system
+from capmix.storage import again, files_below, is_final, open_file_system
 
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
@@ -128,7 +127,7 @@ class Store:
         names = tuple(f"{folder}/" if folder else "" for folder in dict.fromkeys(folders))
         sizes: dict[str, int] = {}
         for name in names:
-            found = again(partial(self.fs.find, self.path(name), detail=True))
+            found = files_below(self.fs, self.path(name))
             sizes |= {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
         markers = [name for name in sizes if name.endswith(".json")]
         with ThreadPoolExecutor(READ_AT_ONCE) as threads:
@@ -149,6 +148,7 @@ class Store:
     def writing(self, name: str, sync: bool = True) -> Iterator[BinaryIO]:
         """Open a file that appears under its name only when the block ends without an error.
 
+        Raises UserError where it cannot be written, and OSError where that may pass.
         Without `sync` it may be lost if the machine itself stops soon after.
         """
         target = self.path(name)
@@ -157,6 +157,8 @@ class Store:
             with opened as stream:
                 yield stream
         except OSError as error:
+            if not is_final(error):
+                raise
             raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
     @contextlib.contextmanager
@@ -229,7 +231,10 @@ class Store:
         return self.write_bytes(name, buffer.getvalue())
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table, or some of its columns. Raises UserError where one is missing or unreadable."""
+        """A table, or some of its columns.
+
+        Raises UserError where one is missing or damaged, and OSError where the storage fails.
+        """
         # Threads that read a Python stream can abort or hang the interpreter when it exits
         # (apache/arrow issues 33975 and 50482).
 
@@ -244,6 +249,9 @@ class Store:
         try:
             return read() if self.is_local else again(read)
         except (OSError, pa.ArrowException) as error:
+            may_pass = isinstance(error, OSError) and error.errno and not is_final(error)
+            if may_pass:  # Arrow gives no number where the bytes are damaged
+                raise
             raise UserError(_unreadable(self.path(name), error)) from error
 
     @contextlib.contextmanager
@@ -323,7 +331,7 @@ class Store:
 
     def files(self, folder: str) -> list[str]:
         """Names of all files below `folder`, sorted."""
-        found = again(lambda: self.fs.find(self.path(folder)))
+        found = files_below(self.fs, self.path(folder))
         return sorted(path[len(self.root) + 1 :] for path in found)
 
     def parts(self, folder: str) -> list[str]:

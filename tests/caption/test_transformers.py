@@ -27,6 +27,11 @@ def captioner(folder: Path, **settings: Any) -> TransformersCaptioner:
     return TransformersCaptioner(CaptionSettings(model=str(folder), **settings))
 
 
+def test_a_device_that_is_not_there_is_one_clear_line(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--device|cuda:9"):
+        captioner(folder, device="cuda:9")
+
+
 def texts(one: TransformersCaptioner, order: list[int], batch: int) -> dict[str, list[str]]:
     found = {}
     for start in range(0, len(order), batch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from null_models import (
+    captions_of_changing_settings,
     captions_of_devices,
     captions_of_no_process,
     captions_of_one_process,
@@ -93,6 +94,15 @@ def test_a_worker_that_never_comes_up_does_not_eat_the_shards_of_the_others(
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     (counts,) = work.run(partial(captions_of_one_process, work.pool, str(tmp_path)))
     assert (counts.ok, counts.total) == (24, 24)
+
+
+def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) -> None:
+    """Their parts would be refused by the next run."""
+    pool = write_pool(tmp_path / "pool", shards=6, samples=20)
+    (tmp_path / "seen").mkdir()
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    with pytest.raises(UserError, match="the settings of its model are not those of the worker"):
+        work.run(partial(captions_of_changing_settings, work.pool, str(tmp_path / "seen")))
 
 
 def test_workers_that_all_end_again_and_again_end_the_run(

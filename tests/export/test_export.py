@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -268,3 +269,68 @@ def test_resharding_a_subset_file_equals_datacomps_resharder(weights: list[int])
 def tar_members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
+
+
+class Breaking(io.BufferedReader):
+    """A file of a network disk that fails `left` times behind its first bytes."""
+
+    left = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() > 15_000 and Breaking.left:
+            Breaking.left -= 1
+            raise OSError(5, "Input/output error")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("fails", [1, 4, 99])
+def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Once: read again within the shard. Four times: the shard is tried again. Ever: no shard is
+    taken for done, and the same command goes on."""
+    monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
+    pool = write_pool(tmp_path / "pool", shards=1, samples=20)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"))
+    recipe = tmp_path / "all.yaml"
+    recipe.write_text("name: all\nabout: x\nclauses: [{source: raw}]\n")
+    jobs.mix(work, str(recipe))
+    jobs.export(work, "all", str(tmp_path / "whole"))
+    opened = type(work.pool).open_tar
+    monkeypatch.setattr(
+        type(work.pool), "open_tar", lambda self, shard: Breaking(opened(self, shard).detach())
+    )
+    Breaking.left = fails
+    out = str(tmp_path / "out")
+    if fails == 99:
+        with pytest.raises(UserError, match="1 of 1 shards could not be processed .*00000.tar"):
+            jobs.export(work, "all", out)
+        assert not (tmp_path / "out/_markers").exists()
+        Breaking.left = 0
+    assert jobs.export(work, "all", out).ok == 20
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
+    work: jobs.Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.export(work, "raw", str(tmp_path / "out"))
+    removed: list[str] = []
+
+    def remove(path: str, recursive: bool) -> None:
+        removed.append(path)
+        if len(removed) > 2:
+            raise KeyboardInterrupt
+        real(path, recursive=recursive)
+
+    from fsspec.implementations.local import LocalFileSystem
+
+    real = LocalFileSystem().rm
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            LocalFileSystem, "rm", lambda _, path, recursive=False: remove(path, recursive)
+        )
+        jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=1)
+    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=1)
+    jobs.export(work, "raw", str(tmp_path / "whole"), samples_per_shard=1)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")

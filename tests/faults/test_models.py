@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from capmix.caption.sampling import sample_top_k
 from capmix.embed import embed_stage
 from capmix.engine.budget import check_failures, unread_rows
 from capmix.errors import UserError
+from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
 from capmix.store import Counts
 
@@ -226,6 +227,26 @@ def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
     assert keys == ["a", "a", "bad", "c", "c"]
 
 
+class Picky(NullScorer):
+    """Raises on the texts of six images."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if any(f"of {number:032x} " in text for text in texts for number in range(6)):
+            raise RuntimeError("a text it does not like")
+        return super().encode_texts(texts)
+
+
+def test_several_texts_of_an_image_are_not_taken_for_more_than_they_are(tmp_path: Path) -> None:
+    """12 of 160 texts of 80 images fail: more than a tenth of 80, and less than one of 160."""
+    work = jobs.open_work(str(write_pool(tmp_path / "p", 4, 20)), str(tmp_path / "w"), 0.1)
+    work.index()
+    work.run(partial(null_captions, work.pool))
+    scorer = Picky()
+    images = ImagePass(work.pool, scorer)
+    (counts,) = work.run(lambda: [fresh_score_stage(work.store, scorer, "null", images)])
+    assert (counts.failed, counts.total) == ({"model_error": 12}, 160)
+
+
 def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +273,31 @@ def test_a_retry_that_cannot_read_the_sample_leaves_the_part_as_it_is(tmp_path: 
     with pytest.raises(UserError, match=r"sample '000000001' could not be read again: 00000\.tar"):
         work.run(partial(null_captions, work.pool))
     assert part.read_bytes() == before
+
+
+def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
+    tmp_path: Path,
+) -> None:
+    pool = write_pool(tmp_path / "p", 1, 4)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work.run(partial(failing_captions, work.pool, [f"{0:032x}"]))
+    before = (tmp_path / "w/captions/null/00000.parquet").read_bytes()
+    read = type(work.pool).read
+
+    def broken(
+        self: Pool, shard: Shard, keys: Container[str] | None = None
+    ) -> Iterator[Sample | BadSample]:
+        yield from read(self, shard, keys)
+        yield BadSample("", "unreadable_shard", "the storage is gone")
+
+    work.retry_failed = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(work.pool), "read", broken)
+        with pytest.raises(UserError, match="all of the shard could not be read again: the"):
+            work.run(partial(null_captions, work.pool))
+    assert (tmp_path / "w/captions/null/00000.parquet").read_bytes() == before
+    (counts,) = work.run(partial(null_captions, work.pool))
+    assert (counts.ok, counts.total) == (4, 4)
 
 
 def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> None:

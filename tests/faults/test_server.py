@@ -157,6 +157,18 @@ def test_a_useless_answer_is_one_failed_sample(tmp_path: Path, fault: Fault) -> 
     assert (counts.ok, dict(counts.failed)) == (9, {"bad_answer": 1})
 
 
+@pytest.mark.parametrize("key", ["hush\nhush", "hush \u00e4"])
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", key)
+    with pytest.raises(UserError, match="printable ASCII") as told:
+        captioned(tmp_path, "w", {})
+    assert "hush" not in str(told.value)
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush\n")  # as files end
+    assert captioned(tmp_path, "w", {})[0].ok == 10
+
+
 def test_a_key_that_the_server_repeats_is_struck_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from null_models import null_captions
+from fsspec.implementations.local import LocalFileSystem
+from null_models import NullScorer, null_captions
 from samples import Member, image_bytes, sample_members, tar_bytes, write_pool
 
 from capmix import jobs
+from capmix.embed import embed_stage
 from capmix.engine.settings import EngineSettings
+from capmix.engine.stage import Stage
+from capmix.errors import UserError
+from capmix.pool import Pool
+from capmix.score.stage import saved_score_stage
+from capmix.store import Store
 
 LONG = "x" * 200
 
@@ -174,3 +181,62 @@ def test_reads_that_fail_for_a_while(
     work.retry_failed = True
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, counts.total) == (12, 12)
+
+
+def embedded_scores(pool: Pool, store: Store) -> list[Stage]:
+    """Two stages of one job, the second from the parts of the first."""
+    return [embed_stage(pool, NullScorer()), saved_score_stage(store, NullScorer(), "raw")]
+
+
+def test_a_shard_that_changed_is_made_again_in_every_stage_of_a_job(tmp_path: Path) -> None:
+    """One run is enough, though the second stage's input looks the same until the first is made."""
+    pool = write_pool(tmp_path / "pool", shards=2, samples=3)
+
+    def scored(name: str) -> bytes:
+        work = jobs.open_work(str(pool), str(tmp_path / name))
+        work.index()
+        work.run(partial(embedded_scores, work.pool, work.store))
+        return (tmp_path / name / "scores/null/raw/00001.parquet").read_bytes()
+
+    before = scored("w")
+    other = [m for i in range(3) for m in sample_members(f"00001000{i}", 100 + i)]
+    other[0] = (other[0][0], image_bytes(777))
+    (pool / "00001.tar").write_bytes(tar_bytes(other))
+    after = scored("w")
+    assert after != before
+    assert after == scored("fresh")
+
+
+def test_a_storage_that_fails_at_a_write_costs_an_attempt_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = jobs.open_work(str(write_pool(tmp_path / "pool", 3, 4)), str(tmp_path / "w"))
+    left, write = [2], Store.write_bytes
+
+    def flaky(self: Store, name: str, data: bytes, sync: bool = True) -> int:
+        if left[0] and name.endswith("1.parquet"):
+            left[0] -= 1
+            with self.writing(name):
+                raise OSError(116, "Stale file handle")
+        return write(self, name, data, sync)
+
+    monkeypatch.setattr(Store, "write_bytes", flaky)
+    (counts,) = work.run(partial(null_captions, work.pool))
+    assert (counts.ok, counts.total, left) == (12, 12, [0])
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_pool(tmp_path / "pool" / name, 1, 1)
+    listed = LocalFileSystem.ls
+
+    def ls(self: LocalFileSystem, path: str, detail: bool = False, **more: object) -> object:
+        if path.rstrip("/").endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(self, path, detail, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    with pytest.raises(UserError, match="Permission denied: .*/pool/b"):
+        jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "w"))

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from null_models import null_captions
+from null_models import NullCaptioner, null_captions
 from samples import write_pool
 
 from capmix import jobs
+from capmix.caption.captioner import Caption
+from capmix.caption.image_stage import image_caption_stage
 from capmix.store import Store
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
@@ -52,3 +55,36 @@ def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -
     assert found.returncode == 0
     assert "another run" not in found.stderr
     assert Store(str(tmp_path / "w")).files("running") == []
+
+
+class Moody(NullCaptioner):
+    """Says something else at each call, as servers do; `meanwhile` is called once before."""
+
+    def __init__(self, meanwhile: Callable[[], object] | None = None):
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return [[Caption(f"{uid} at {time.monotonic_ns()}")] for uid in uids]
+
+
+def test_a_part_that_another_run_has_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """Scores may have been made from it already."""
+    pool = str(write_pool(tmp_path / "pool", shards=1, samples=5))
+    part = tmp_path / "w/captions/null/00000.parquet"
+    made: list[bytes] = []
+
+    def other_run() -> None:
+        other = jobs.open_work(pool, str(tmp_path / "w"))
+        other.run(lambda: [image_caption_stage(other.pool, Moody(), "null")])
+        made.append(part.read_bytes())
+
+    work = jobs.open_work(pool, str(tmp_path / "w"))
+    (counts,) = work.run(lambda: [image_caption_stage(work.pool, Moody(other_run), "null")])
+    assert (counts.ok, counts.total) == (5, 5)
+    assert [part.read_bytes()] == made

@@ -73,3 +73,13 @@ def test_a_shard_and_its_compressed_twin_are_refused(tmp_path: Path) -> None:
     (tmp_path / "00000.tar.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"both 00000\.tar and 00000\.tar\.gz"):
         open_pool(str(tmp_path))
+
+
+def test_two_images_of_one_uid_are_one_sample_and_one_failed_row(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(image_bytes(1))
+    (tmp_path / "a.json").write_text('{"uid": "x1"}')
+    pool = open_pool(str(tmp_path))
+    found = list(pool.read(pool.shards[0]))
+    assert [one.key for one in found] == ["a.jpg", "a.png", "b.jpg"]
+    assert [getattr(one, "reason", "ok") for one in found] == ["ok", "duplicate_uid", "ok"]

@@ -61,7 +61,9 @@ class ServerCaptioner:
         self._pool = urllib3.PoolManager(
             maxsize=settings.concurrency, block=True, timeout=settings.timeout, retries=False
         )
-        self._key = os.environ.get(KEY_VARIABLE)
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not self._key.isascii() or not self._key.isprintable():
+            raise UserError(f"{KEY_VARIABLE}: a key is of printable ASCII characters in one line")
         self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lock = threading.Lock()
         self._failed_in_a_row = 0

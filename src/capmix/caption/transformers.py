@@ -190,14 +190,15 @@ def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]
         model = AutoModelForImageTextToText.from_pretrained(
             settings.model, use_safetensors=True, dtype=dtype, **common
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded: Any = model
+        loaded.to(device).eval()
+    except Exception as error:  # of safetensors, torch, or the model's own code
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id, or a "
-            "folder with config, processor and safetensors weights of an image-to-text model."
+            "folder with config, processor and safetensors weights of an image-to-text model, and "
+            "a --device with room for it."
         ) from error
-    loaded: Any = model
-    loaded.to(device).eval()
     speed_up_blip(loaded)
     return processor, loaded
 

@@ -17,6 +17,7 @@ from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
 from capmix.engine.worker import DEATHS, FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
+from capmix.storage import storage_errors
 
 JOINED_WITHIN = 2.0  # seconds
 
@@ -176,8 +177,10 @@ def _serve(
         try:
             worker = worker or Worker(job)
             answer = worker.plan() if task is None else worker.run(task, lambda _: None)
-        except (UserError, OSError) as error:
+        except UserError as error:
             answer = Reply(task, STOPPED, message=str(error))
+        except storage_errors() as error:
+            answer = Reply(task, STOPPED, message=f"the storage failed: {error}")
         except BrokenDeviceError as error:
             sys.exit(str(error))
         connection.send(answer)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from capmix.engine.worker import Task
+from capmix.storage import storage_errors
 from capmix.store import Store, is_running
 
 FOLDER = "running"
@@ -33,7 +34,7 @@ def announced(store: Store) -> Iterator[list[str]]:
     try:
         yield others
     finally:
-        with suppress(OSError):
+        with suppress(*storage_errors()):
             store.fs.rm_file(store.path(name))
             if store.is_local:
                 os.rmdir(store.path(FOLDER))  # while no other run is there
@@ -48,7 +49,7 @@ def _others(store: Store) -> list[str]:
             continue
         host, process = str(about.get("host")), about.get("process")
         if host == socket.gethostname() and isinstance(process, int) and not is_running(process):
-            with suppress(OSError):
+            with suppress(*storage_errors()):
                 store.fs.rm_file(store.path(name))
         else:
             found.append(f"process {process} on {host}")

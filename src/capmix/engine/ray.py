@@ -18,6 +18,7 @@ from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
 from capmix.engine.worker import DEATHS, FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
+from capmix.storage import storage_errors
 
 TOLD_AFTER = 60.0  # seconds without any answer
 READY = "ready"
@@ -48,8 +49,10 @@ class Actor:
         try:
             self._worker = self._worker or Worker(ray.get(job[0]))
             return question(self._worker)
-        except (UserError, OSError) as error:
+        except UserError as error:
             return Reply(None, STOPPED, message=str(error))
+        except storage_errors() as error:
+            return Reply(None, STOPPED, message=f"the storage failed: {error}")
 
 
 class Cluster:
@@ -143,7 +146,8 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         return ray, False
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
-    # Whoever reaches Ray's ports can run code: one that is started here listens to this machine.
+    # Whoever reaches Ray's ports can run code. This is the most that Ray has: on Linux it listens
+    # on the machine's other addresses all the same (docs/security.md).
     about: Any = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ours = signal.getsignal(signal.SIGTERM)
     try:

@@ -51,15 +51,16 @@ class Redo:
     def merged(self, new: pa.Table) -> pa.Table:
         """The part with the new rows of each sample in the place of its old one.
 
-        Raises OSError where there is no new row of a sample that was asked for.
+        Raises OSError where the shard could not be read to its end.
         """
         places: dict[str, list[int]] = {}
         for number, key in enumerate(new["key"].to_pylist()):
             places.setdefault(key, []).append(len(self.table) + number)
-        gone = sorted(self.keys - places.keys())
-        if gone:
+        if places.keys() != self.keys:
+            gone = sorted(self.keys - places.keys())
+            which = f"sample {gone[0]!r}" if gone else "all of the shard"
             why = [text for text in new["detail"].to_pylist() if text] or ["it is not there"]
-            raise OSError(f"sample {gone[0]!r} could not be read again: {why[-1]}")
+            raise OSError(f"{which} could not be read again: {why[-1]}")
         order: list[int] = []
         for number, key in enumerate(self.table["key"].to_pylist()):
             order += places[key] if key in self.keys else [number]

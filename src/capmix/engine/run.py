@@ -147,11 +147,12 @@ class _Run:
         bar.update(len(reply.task.stages))
         for number in reply.outcomes:
             counts = self.made[number].counts
-            if not self.job.retry and is_hopeless(counts, self.max_failures, self.rows):
+            rows = self.rows if self.plan.of_samples[number] else None
+            if not self.job.retry and is_hopeless(counts, self.max_failures, rows):
                 with self.job.store.listed([self.plan.folders[number]]):
                     found = self._examples(number)
                 name = f"{self.plan.names[number]} stopped early"
-                check_failures(name, counts, self.max_failures, found, self.rows)
+                check_failures(name, counts, self.max_failures, found, rows)
 
     def counts(self) -> list[Counts]:
         """Of each stage over all its parts, told on standard error. Raises UserError where they are

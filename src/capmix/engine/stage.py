@@ -22,15 +22,28 @@ OnCount = Callable[[Counts], None]
 TOLD_EVERY = 0.2  # seconds
 
 
+class MadeMeanwhileError(Exception):
+    """Another run has made the part since this one began it."""
+
+
 class PartWriter:
     """Where a stage puts one shard's part, and where it counts every row in and out.
 
     `keys` are those of the samples that are asked for; None stands for all of the shard.
-    `busy` is where a stage notes what its model does.
+    `busy` is where a stage notes what its model does. Raises MadeMeanwhileError instead of writing
+    the first file of a part that `is_made`.
     """
 
-    def __init__(self, store: Store, part: str, on_count: OnCount, redo: Redo | None = None):
+    def __init__(
+        self,
+        store: Store,
+        part: str,
+        on_count: OnCount,
+        redo: Redo | None = None,
+        is_made: Callable[[], bool] | None = None,
+    ):
         self.store = store
+        self._is_made = is_made
         self.part = part
         self.keys = None if redo is None else redo.keys
         self.rows_in = 0
@@ -73,12 +86,19 @@ class PartWriter:
         self._untold, self._told_at = Counts(), time.monotonic()
 
     def write_table(self, table: pa.Table) -> None:
+        self._leave_if_made()
         if self._redo is not None:
             table = self._redo.merged(table)
         name = f"{self.part}.parquet"
         self.files[name] = self.store.write_table(name, table)
 
+    def _leave_if_made(self) -> None:
+        """A model whose texts differ from call to call must not replace what is read already."""
+        if self._is_made is not None and not self.files and self._is_made():
+            raise MadeMeanwhileError
+
     def write_array(self, array: np.ndarray) -> None:
+        self._leave_if_made()
         name = f"{self.part}.npy"
         self.files[name] = self.store.write_array(name, array)
 
@@ -94,7 +114,7 @@ class Stage:
     `folder` is where its parts lie in the work directory, `inputs` names what a shard's part is
     made from (name -> fingerprint), `config` is every setting that its content depends on. `reads`
     are the folders whose fingerprints `inputs` gives. With `by_sample`, run_shard heeds the `keys`
-    of the writer.
+    of the writer. `of_samples` says that a part counts one row for each sample of its shard.
     """
 
     name: str
@@ -104,6 +124,7 @@ class Stage:
     run_shard: Callable[[Shard, PartWriter], None]
     reads: tuple[str, ...] = ()
     by_sample: bool = False
+    of_samples: bool = True
 
     def part(self, shard: Shard) -> str:
         return f"{self.folder}/{shard.name}"
@@ -143,13 +164,19 @@ def run_one(
     started = time.monotonic()
     inputs = stage.inputs(shard)
     part = stage.part(shard)
-    redo = None
-    if retry and stage.by_sample and store.is_done(part, inputs, stage.config):
-        redo = Redo.of(store, part)
-        if redo is not None and not redo.keys:
-            return Outcome()
-    writer = PartWriter(store, part, on_count, redo)
-    stage.run_shard(shard, writer)
+
+    def is_made() -> bool:
+        return store.is_done(part, inputs, stage.config)
+
+    is_again = retry and is_made()
+    redo = Redo.of(store, part) if is_again and stage.by_sample else None
+    if redo is not None and not redo.keys:
+        return Outcome()
+    writer = PartWriter(store, part, on_count, redo, None if is_again else is_made)
+    try:
+        stage.run_shard(shard, writer)
+    except MadeMeanwhileError:
+        return Outcome(seconds=time.monotonic() - started)
     rows_in, counts = writer.rows_in, writer.counts
     if redo is not None:
         rows_in, counts = redo.counts(writer.rows_in, writer.counts)

@@ -1,5 +1,8 @@
 """What an engine puts into its processes: the stages, made once, and a function for each shard."""
 
+import hashlib
+import json
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,18 +38,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One shard, and the numbers of the stages that have something to do there."""
+    """One shard, and the numbers of the stages that have something to do there.
+
+    `settings` is a digest of the stages' configs, as the worker that made the plan has them.
+    """
 
     shard: Shard
     stages: tuple[int, ...]
+    settings: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Names and folders of the stages, and what is to be done, in the order of the pool."""
+    """Names and folders of the stages, whether their rows are the pool's samples, and what is to be
+    done, in the order of the pool."""
 
     names: tuple[str, ...]
     folders: tuple[str, ...]
+    of_samples: tuple[bool, ...]
     tasks: list[Task]
 
 
@@ -74,6 +83,8 @@ class Worker:
     def __init__(self, job: Job):
         self._job = job
         self._stages = list(job.make_stages())
+        configs = json.dumps([stage.config for stage in self._stages], sort_keys=True, default=str)
+        self._settings = hashlib.sha256(configs.encode()).hexdigest()[:16]
 
     def plan(self) -> Plan:
         """Raises UserError for parts of other settings."""
@@ -81,25 +92,34 @@ class Worker:
         if job.protect:
             for stage in self._stages:
                 refuse_other_settings(stage, job.shards, job.store)
-        waiting: dict[str, list[int]] = {}
-        for number, stage in enumerate(self._stages):
-            for shard in missing(stage, job.shards, job.store):
-                waiting.setdefault(shard.name, []).append(number)
+        todo: list[set[str]] = []
+        for stage in self._stages:
+            names = {shard.name for shard in missing(stage, job.shards, job.store)}
             if job.retry:
-                self._add_failed(number, stage, waiting)
-        tasks = [Task(s, tuple(waiting[s.name])) for s in job.shards if s.name in waiting]
-        names = tuple(stage.name for stage in self._stages)
-        return Plan(names, tuple(stage.folder for stage in self._stages), tasks)
+                names |= self._failed(stage)
+            for earlier, waiting in zip(self._stages, todo, strict=False):
+                if earlier.folder in stage.reads:
+                    names |= waiting
+            todo.append(names)
+        tasks = []
+        for shard in job.shards:
+            numbers = tuple(n for n, names in enumerate(todo) if shard.name in names)
+            if numbers:
+                tasks.append(Task(shard, numbers, self._settings))
+        stages = self._stages
+        return Plan(
+            tuple(stage.name for stage in stages),
+            tuple(stage.folder for stage in stages),
+            tuple(stage.of_samples for stage in stages),
+            tasks,
+        )
 
-    def _add_failed(self, number: int, stage: Stage, waiting: dict[str, list[int]]) -> None:
+    def _failed(self, stage: Stage) -> set[str]:
+        """Names of the shards in whose part something failed that may not fail again."""
         store = self._job.store
         with store.listed([stage.folder]):
-            for shard in self._job.shards:
-                marker = store.read_marker(stage.part(shard))
-                if marker is not None and may_pass(marker.counts.failed):
-                    numbers = waiting.setdefault(shard.name, [])
-                    if number not in numbers:
-                        numbers.append(number)
+            markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
+        return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
     def run(self, task: Task, on_count: OnCount) -> Reply:
         """Make the parts of one shard, but for those that another run has made meanwhile.
@@ -107,6 +127,12 @@ class Worker:
         Raises BrokenDeviceError where this process can make no other.
         """
         outcomes: dict[int, Outcome] = {}
+        if task.settings != self._settings:
+            return Reply(task, STOPPED, message=(
+                f"{socket.gethostname()}: the settings of its model are not those of the worker "
+                "that planned this run, as where a hub's model has changed between two downloads: "
+                "bring all machines to the same files, or name one --revision"
+            ))  # fmt: skip
         try:
             for number in task.stages:
                 outcomes[number] = self._run_stage(self._stages[number], task.shard, on_count)

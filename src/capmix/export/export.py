@@ -7,6 +7,7 @@ writes), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image 
 with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid and text alone).
 """
 
+import contextlib
 import csv
 import io
 import re
@@ -30,6 +31,7 @@ from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
 from capmix.score.stage import texts_folder
+from capmix.storage import again
 from capmix.store import Counts, Store
 
 Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
@@ -224,10 +226,13 @@ def _claim(target: Store, about: dict[str, Any]) -> None:
     known = target.read_json(ABOUT)
     if known == about:
         return
-    held = target.fs.ls(target.root, detail=False) if target.fs.exists(target.root) else []
+    held: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        held = again(lambda: target.fs.ls(target.root, detail=False))
     if held and known is None:
         raise UserError(f"{target.location} holds something else: export to an empty directory")
     for path in held:
-        if OURS.fullmatch(path.rpartition("/")[2]):
-            target.fs.rm(path, recursive=True)
+        name = path.rpartition("/")[2]
+        if OURS.fullmatch(name) and name != ABOUT:  # what says that it is ours is written over last
+            again(partial(target.fs.rm, path, recursive=True))
     target.write_json(ABOUT, about)

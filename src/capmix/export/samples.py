@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.pool import Pool, Sample, Shard
+from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
 from capmix.store import Store
+
+UNREAD = ("unreadable_shard", "unreadable_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def chosen_samples(
     pool: Pool, store: Store, rows: pa.Table, shards: Sequence[Shard], sources: Sequence[str]
 ) -> Iterator[Chosen]:
     """The samples that `rows` (see SubsetRows.between) name, out of `shards`, which are those that
-    the rows come from. One that is gone is left out.
+    the rows come from. One that is gone is left out; a file that cannot be read raises OSError.
 
     Rows lie in pool order, so that each input shard is streamed once; members of samples that are
     not asked for are skipped.
@@ -52,7 +54,9 @@ def chosen_samples(
         for row in here:
             wanted.setdefault(row["key"], []).append(row)
         captions = _captions(store, shard.name, sources)
-        for sample in pool.read(shard, wanted.keys()):
+        for sample in pool.read(shard, frozenset(wanted)):
+            if isinstance(sample, BadSample) and sample.reason in UNREAD:
+                raise OSError(sample.detail)
             if isinstance(sample, Sample):
                 for row in wanted.pop(sample.key, ()):
                     if row["uid"] != sample.uid:

@@ -26,12 +26,18 @@ def read_files(
 
     The key is the path below the folder. Two images of one name (a.jpg, a.png) share their .txt.
     """
+    seen: set[str] = set()
     for image in images:
-        key = image
         try:
-            yield _read_one(fs, root, image, sidecars)
+            found = _read_one(fs, root, image, sidecars)
         except (OSError, ValueError) as error:
-            yield BadSample(key, "unreadable_file", f"{root}/{image}: {error}")
+            found = BadSample(image, "unreadable_file", f"{root}/{image}: {error}")
+        if isinstance(found, Sample):
+            if found.uid in seen:
+                found = BadSample(image, "duplicate_uid", f"uid {found.uid!r} is there before")
+            else:
+                seen.add(found.uid)
+        yield found
 
 
 def _read_one(

@@ -20,7 +20,15 @@ from capmix.pool.folder import is_image, read_files
 from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
-from capmix.storage import FIRST_WAIT, TRIES, again, is_final, open_file_system, storage_errors
+from capmix.storage import (
+    FIRST_WAIT,
+    TRIES,
+    again,
+    files_below,
+    is_final,
+    open_file_system,
+    storage_errors,
+)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
@@ -70,8 +78,8 @@ class Pool:
     def read(
         self, shard: Shard, keys: Container[str] | None = None
     ) -> Iterator[Sample | BadSample]:
-        """Stream one shard's samples, or those with `keys` alone; see read_tar and read_files for
-        what bad input becomes."""
+        """Stream one shard's samples, or those with `keys` alone, which must not change meanwhile;
+        see read_tar and read_files for what bad input becomes."""
         files = self.files[shard.name]
         if files[0].endswith(PARQUET_SUFFIX):
             return _read_again(lambda: self._read_parquet(shard, keys), files[0])
@@ -191,13 +199,13 @@ def _list(
         if BRACES.search(root):
             root, names = _expanded(root)
             return root, _about(fs, root, names)
-        listing = again(lambda: fs.find(root, detail=True))
+        listing = files_below(fs, root)
         if list(listing) == [root]:
             root, _, name = root.rpartition("/")
             return root, _about(fs, root, [name])
     except OSError as error:
         raise UserError(f"pool {location}: {error or type(error).__name__}") from error
-    if not listing and not fs.exists(root):
+    if not listing and not again(lambda: fs.exists(root)):
         raise UserError(f"pool {location}: no such file or directory")
     found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
     if any(info.get("size") is None for info in found.values()):  # a web server's index page

@@ -129,7 +129,8 @@ def score_stage(
     config = {"source": source, **scorer.settings}
     name = f"score {source} by {scorer.name}"
     reads = (*image_folders, texts)
-    return Stage(name, scores_folder(scorer.name, source), config, inputs, run_shard, reads)
+    folder = scores_folder(scorer.name, source)
+    return Stage(name, folder, config, inputs, run_shard, reads, of_samples=texts == SAMPLES)
 
 
 def _unscored(row: Row, text: str | None, image: Row | None, unread: Row | None) -> Row:
