@@ -1,0 +1,96 @@
+"""A worker in a process of its own: what the parent holds of it, and its life."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from capmix.batches import BrokenDeviceError
+from capmix.engine.worker import STOPPED, Job, Reply, Task, Worker
+from capmix.errors import UserError
+from capmix.storage import storage_errors
+
+JOINED_WITHIN = 2.0  # seconds
+
+
+class Process:
+    """Started by spawn: threads do not survive a fork."""
+
+    def __init__(self, job: Job, environment: dict[str, str], cores: Sequence[int]):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        arguments = (job, theirs, environment, list(cores), os.getpid())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, task: Task | None) -> None:
+        with contextlib.suppress(OSError):  # the answer, or its lack, tells
+            self.connection.send(task)
+
+    def receive(self) -> Any:
+        """The answer; None where the process has ended."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def ask(self, task: Task | None) -> Any:
+        self.send(task)
+        answer = self.receive()
+        if answer is None:
+            raise UserError(f"a worker process ended while it started ({self.end()})")
+        return answer
+
+    def end(self) -> str:
+        """Stop the process if it still runs; how it ended."""
+        self._process.join(timeout=0.2 if self._process.exitcode is None else None)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(JOINED_WITHIN)
+            self._process.kill()
+        self.connection.close()
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            return f"signal {-code}"
+        return f"exit code {code}"
+
+
+def _serve(
+    job: Job, connection: Connection, environment: dict[str, str], cores: list[int], parent: int
+) -> None:
+    """The life of a worker process: it answers None with the plan, and a task with a reply."""
+    os.environ.update(environment)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    worker: Worker | None = None
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or Worker(job)
+            answer = worker.plan() if task is None else worker.run(task, lambda _: None)
+        except UserError as error:
+            answer = Reply(task, STOPPED, message=str(error))
+        except storage_errors() as error:
+            answer = Reply(task, STOPPED, message=f"the storage failed: {error}")
+        except BrokenDeviceError as error:
+            sys.exit(str(error))
+        connection.send(answer)
+
+
+def _end_with(parent: int) -> None:
+    """End when the parent has been killed, so that no orphan holds a GPU."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
