@@ -1,7 +1,6 @@
 """Caption a shard from its images: decoded in threads ahead of the model, captioned in batches."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
@@ -13,7 +12,7 @@ from capmix.caption.stage import (
     captions_folder,
     count_row,
 )
-from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
+from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.images import BadImageError
 from capmix.pool import BadSample, Pool, Sample, Shard
@@ -71,7 +70,7 @@ def _prepare(captioner: ImageCaptioner, sample: Sample | BadSample) -> Any:
     return captioner.prepare(sample) if isinstance(sample, Sample) else None
 
 
-def _ready(sample: Sample | BadSample, future: "Future[Any]") -> tuple[Row, Any]:
+def _ready(sample: Sample | BadSample, future: Finished[Any]) -> tuple[Row, Any]:
     """The sample's row so far, and what is prepared for the model where it is ok."""
     if isinstance(sample, BadSample):
         return bad_row(sample), None
