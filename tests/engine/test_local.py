@@ -1,5 +1,6 @@
 """Worker processes write the bytes that one process writes, and outlive one of them."""
 
+import multiprocessing.spawn
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from capmix.engine.local import InProcess, local_engine
 from capmix.engine.settings import EngineSettings
 from capmix.engine.worker import Job
 from capmix.errors import UserError
+from capmix.pool import Shard
 from capmix.score.settings import ScoreSettings
+from capmix.store import Store
 
 SLOW = pytest.mark.slow
 
@@ -94,6 +97,19 @@ def test_a_worker_that_never_comes_up_does_not_eat_the_shards_of_the_others(
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     (counts,) = work.run(partial(captions_of_one_process, work.pool, str(tmp_path)))
     assert (counts.ok, counts.total) == (24, 24)
+
+
+def test_a_worker_that_cannot_even_start_is_told(tmp_path: Path) -> None:
+    """Of a large pool: what the process would have read does not fit into a pipe."""
+    shards = [Shard(f"{number:08d}", "a fingerprint") for number in range(20_000)]
+    job = Job(partial(null_captions, None), shards, Store(str(tmp_path)))  # type: ignore[arg-type]
+    executable = multiprocessing.spawn.get_executable()
+    multiprocessing.spawn.set_executable("/bin/false")
+    try:
+        with pytest.raises(UserError, match=r"ended while it started \(exit code 1\)"):
+            local_engine(job, EngineSettings(workers=2)).plan()
+    finally:
+        multiprocessing.spawn.set_executable(executable)
 
 
 def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) -> None:

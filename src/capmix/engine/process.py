@@ -25,14 +25,16 @@ class Process:
     def __init__(self, job: Job, environment: dict[str, str], cores: Sequence[int]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (job, theirs, environment, list(cores), os.getpid())
+        arguments = (theirs, environment, list(cores), os.getpid())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
+        # Not as an argument: to start a process that dies would wait for ever for it to be read.
+        self.send(job)
 
-    def send(self, task: Task | None) -> None:
+    def send(self, message: Job | Task | None) -> None:
         with contextlib.suppress(OSError):  # the answer, or its lack, tells
-            self.connection.send(task)
+            self.connection.send(message)
 
     def receive(self) -> Any:
         """The answer; None where the process has ended."""
@@ -63,15 +65,20 @@ class Process:
 
 
 def _serve(
-    job: Job, connection: Connection, environment: dict[str, str], cores: list[int], parent: int
+    connection: Connection, environment: dict[str, str], cores: list[int], parent: int
 ) -> None:
-    """The life of a worker process: it answers None with the plan, and a task with a reply."""
+    """The life of a worker process: it is sent the job, and then answers None with the plan, and a
+    task with a reply."""
     os.environ.update(environment)
     if cores:
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     worker: Worker | None = None
+    try:
+        job = connection.recv()
+    except EOFError:
+        return
     while True:
         try:
             task = connection.recv()
