@@ -195,3 +195,19 @@ def captions_of_changing_settings(pool: Pool, folder: str) -> list[Stage]:
     captioner.settings = {"model": "null", "revision": len(list(Path(folder).iterdir()))}
     (Path(folder) / str(os.getpid())).touch()
     return [image_caption_stage(pool, captioner, "null")]
+
+
+def captions_of_few_shards(pool: Pool, deadly: int) -> list[Stage]:
+    """The first shards end their process, each time."""
+    return [image_caption_stage(pool, _DeadlyShards(deadly), "null")]
+
+
+class _DeadlyShards(NullCaptioner):
+    def __init__(self, deadly: int):
+        super().__init__()
+        self._deadly = deadly
+
+    def prepare(self, sample: Sample) -> str:
+        if int(sample.key[:5]) < self._deadly:
+            os._exit(7)
+        return super().prepare(sample)

@@ -132,3 +132,26 @@ def test_a_command_whose_reader_has_ended_says_so(tmp_path: Path, stream: str) -
     assert pipe is not None
     pipe.close()
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize("value", ["5", "nan", "-1", "x"])
+def test_a_budget_is_a_fraction(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["caption", "p", "--work", "w", "--source", "a", "--max-failures", value])
+    assert "expected a fraction from 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["", "x::y"])
+def test_a_place_that_fsspec_would_take_for_another_is_refused(place: str, tmp_path: Path) -> None:
+    pool = str(write_pool(tmp_path / "pool", 1, 1))
+    assert main(["caption", pool, "--work", place, "--source", "a", "--model", "field:x"]) == 2
+
+
+def test_a_field_that_no_sample_has_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = str(write_pool(tmp_path / "pool", 1, 2))
+    work = ["--work", str(tmp_path / "w"), "--source", "a"]
+    assert main(["caption", pool, *work, "--model", "field:captoin"]) == 2
+    assert "no sample has a text in its field 'captoin'" in capsys.readouterr().err
+    assert main(["caption", pool, *work, "--model", "field:caption", "--force"]) == 0

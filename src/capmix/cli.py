@@ -1,12 +1,13 @@
 """The command line: parses arguments, calls the jobs, prints. Nothing heavy is imported here."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from capmix.cli_engine import add_engine, add_failures, add_plan, engine_of
+from capmix.cli_engine import add_engine, add_failures, add_plan, engine_of, fraction
 from capmix.cli_report import add_measure, add_report, add_view
 from capmix.cli_train import add_evaluate, add_probe, add_train
 from capmix.errors import UserError
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tell(message: str) -> None:
     from capmix.storage import without_secrets
 
-    print(f"capmix: {without_secrets(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print(f"capmix: {without_secrets(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -152,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("--text-column", default="text", help="of captions (default: text)")
     imported.add_argument("--column", default="score", help="of scores (default: score)")
     imported.add_argument("--scorer", default="imported", help="name of the scorer")
-    imported.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    imported.add_argument("--max-failures", type=fraction, default=0.01, metavar="FRACTION")
     imported.add_argument("--force", action="store_true", help="write over a model's captions")
     imported.set_defaults(run=_import)
 
@@ -252,7 +254,7 @@ def _on_pool(
     command = commands.add_parser(name, help=about, description=about)
     command.add_argument("pool", help="directory or URL of tars or images, or `embedded`")
     command.add_argument("--work", required=True, help="work directory that belongs to this pool")
-    command.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    command.add_argument("--max-failures", type=fraction, default=0.01, metavar="FRACTION")
     command.add_argument("--force", action="store_true", help="make again what other settings made")
     return command
 

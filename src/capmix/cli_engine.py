@@ -33,6 +33,17 @@ def add_engine(command: argparse.ArgumentParser, batches: bool = True) -> None:
         )
 
 
+def fraction(text: str) -> float:
+    """Of an option. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a fraction from 0 to 1")
+    return value
+
+
 def engine_of(options: argparse.Namespace) -> "EngineSettings":
     """The engine that the options name. Raises UserError."""
     from pydantic import ValidationError

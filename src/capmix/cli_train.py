@@ -4,6 +4,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
+from capmix.cli_engine import fraction
 from capmix.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def add_train(commands: "Commands") -> None:
     train.add_argument("--grad-clip", type=float, metavar="NORM")
     train.add_argument("--log-every", type=int, metavar="STEPS")
     train.add_argument("--report-to", default="", help="tensorboard, wandb or both with a comma")
-    train.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    train.add_argument("--max-failures", type=fraction, default=0.01, metavar="FRACTION")
     train.add_argument(
         "--open-clip",
         default="",
@@ -217,7 +218,7 @@ def add_probe(commands: "Commands") -> None:
     probe.add_argument(
         "--evalsets", default="embedded", help="comma-separated sets (default: embedded)"
     )
-    probe.add_argument("--max-failures", type=float, default=0.01, metavar="FRACTION")
+    probe.add_argument("--max-failures", type=fraction, default=0.01, metavar="FRACTION")
     probe.set_defaults(run=_probe)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from capmix import import_columns
 from capmix.annotate.annotate import AnnotateSettings, Method
 from capmix.annotate.annotate import annotate as annotate_samples
-from capmix.caption.captioners import caption_stages
+from capmix.caption.captioners import FIELD, caption_stages
 from capmix.caption.captioners import needs_gpu as captioner_needs_gpu
 from capmix.caption.flags import check_language
 from capmix.caption.settings import CaptionSettings
@@ -58,7 +58,13 @@ def caption(work: Work, source: str, settings: CaptionSettings = CaptionSettings
         require_mini()
     work.index()
     make_stages = partial(caption_stages, work.pool, work.store, source, settings)
-    return work.run(make_stages, protect=True, needs_gpu=captioner_needs_gpu(settings))[-1]
+    counts = work.run(make_stages, protect=True, needs_gpu=captioner_needs_gpu(settings))[-1]
+    if settings.model.startswith(FIELD) and not counts.ok:
+        raise UserError(
+            f"caption {source}: no sample has a text in its field "
+            f"{settings.model.removeprefix(FIELD)!r}; --force with the right name replaces this"
+        )
+    return counts
 
 
 def score(work: Work, settings: ScoreSettings = ScoreSettings()) -> dict[str, Counts]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -41,6 +42,8 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
     Listings are not cached: other machines write there too. Raises UserError where the protocol is
     none of PROTOCOLS, its package is not installed, or it cannot be written to and `what` must.
     """
+    if not location or "::" in location:
+        raise UserError(f"{what} {location!r}: expected a path or a URL, without '::'")
     protocol = location.split("://", 1)[0] if "://" in location else "file"
     if protocol not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
@@ -57,6 +60,15 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
     except ImportError as error:
         raise UserError(f"{what} {location}: {error}") from error
     return fs, root
+
+
+def is_within(place: str, folder: str) -> bool:
+    """Whether a path or URL is `folder` or lies below it."""
+    inner, outer = (
+        (one if "://" in one else str(Path(one).resolve())).rstrip("/") + "/"
+        for one in (place, folder)
+    )
+    return inner.startswith(outer)
 
 
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -89,11 +101,17 @@ def _walked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any
         for info in listed:
             if info["type"] != "directory":
                 found[info["name"]] = info
-            elif info["name"].rstrip("/") != folder.rstrip("/"):
+            elif info["name"].rstrip("/") != folder.rstrip("/") and not _is_left_out(info["name"]):
                 folders.append(info["name"])
     if not found and again(lambda: fs.isfile(path)):
         found[path] = fs.info(path)
     return dict(sorted(found.items()))
+
+
+def _is_left_out(folder: str) -> bool:
+    """Hidden folders, and one that no user can read, at the top of many disks."""
+    name = folder.rstrip("/").rpartition("/")[2]
+    return name.startswith(".") or name == "lost+found"
 
 
 def again(call: Callable[[], Result]) -> Result:
@@ -107,7 +125,7 @@ def again(call: Callable[[], Result]) -> Result:
             return call()
         except storage_errors() as error:
             if attempt == TRIES - 1 or is_final(error):
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                     raise
                 raise OSError(errno.EIO, str(error)) from error
         time.sleep(wait)

@@ -18,6 +18,7 @@ from capmix.pool.index import FOLDER as SAMPLES
 from capmix.pool.index import index_stages
 from capmix.rows import STATUS_FIELDS
 from capmix.score.stage import scores_folder
+from capmix.storage import is_within
 from capmix.store import Counts, Store
 
 ABOUT = "pool.json"
@@ -140,9 +141,15 @@ def open_work(
     """Open a pool with its work directory, and make the directory if it is new.
 
     With `retry_failed`, what failed before is made again by whatever is run on it. Raises UserError
-    if the pool has no shards, or if the directory belongs to another pool.
+    if the pool has no shards, or if the directory lies in it or belongs to another pool.
     """
-    opened, store = open_pool(pool), Store(work)
+    opened = open_pool(pool)
+    if pool != EMBEDDED and is_within(work, pool):
+        raise UserError(
+            f"work directory {work} lies in the pool {pool}, and what is written there would be "
+            "taken for a part of it: name another --work"
+        )
+    store = Store(work)
     store.sweep()
     location = pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
     known = store.read_json(ABOUT)

@@ -8,6 +8,7 @@ import pytest
 from null_models import (
     captions_of_changing_settings,
     captions_of_devices,
+    captions_of_few_shards,
     captions_of_no_process,
     captions_of_one_process,
     deadly_captions,
@@ -119,6 +120,14 @@ def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) ->
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match="the settings of its model are not those of the worker"):
         work.run(partial(captions_of_changing_settings, work.pool, str(tmp_path / "seen")))
+
+
+def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", shards=12, samples=1)
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
+    with pytest.raises(UserError, match="6 of 12 shards could not be processed"):
+        work.run(partial(captions_of_few_shards, work.pool, 6))
+    assert work.store.parts("captions/null") == [f"captions/null/{i:05d}" for i in range(6, 12)]
 
 
 def test_workers_that_all_end_again_and_again_end_the_run(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parts import fresh_folder
@@ -323,8 +324,6 @@ def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
             raise KeyboardInterrupt
         real(path, recursive=recursive)
 
-    from fsspec.implementations.local import LocalFileSystem
-
     real = LocalFileSystem().rm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
@@ -334,3 +333,36 @@ def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
     jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=1)
     jobs.export(work, "raw", str(tmp_path / "whole"), samples_per_shard=1)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_an_image_file_that_cannot_be_read_costs_one_row_until_it_can_be(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for number in range(5):
+        (pool / f"{number}.jpg").write_bytes(image_bytes(number))
+        (pool / f"{number}.txt").write_text(f"picture {number}")
+    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=0.5)
+    jobs.mix(work, "raw")
+    read = LocalFileSystem.cat_file
+
+    def broken(self: LocalFileSystem, path: str, **more: int) -> bytes:
+        if path.endswith("3.jpg"):
+            raise PermissionError(13, "Permission denied", path)
+        data: bytes = read(self, path, **more)
+        return data
+
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalFileSystem, "cat_file", broken)
+        counts = jobs.export(work, "raw", str(out))
+    assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_file": 1})
+    counts = jobs.export(work, "raw", str(out))
+    assert (counts.ok, counts.total) == (5, 5)
+
+
+def test_an_export_does_not_become_a_part_of_its_pool(work: jobs.Work, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lies in the pool"):
+        jobs.export(work, "raw", str(tmp_path / "pool/out"))
+    with pytest.raises(UserError, match="lies in the pool"):
+        jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "pool"))
+    assert sorted(p.name for p in (tmp_path / "pool").iterdir())[-1] == "00002.tar"

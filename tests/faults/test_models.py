@@ -27,7 +27,7 @@ from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.sampling import sample_top_k
 from capmix.embed import embed_stage
-from capmix.engine.budget import check_failures, unread_rows
+from capmix.engine.budget import check_failures, is_unread, unread_rows
 from capmix.errors import UserError
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
@@ -247,6 +247,17 @@ def test_several_texts_of_an_image_are_not_taken_for_more_than_they_are(tmp_path
     assert (counts.failed, counts.total) == ({"model_error": 12}, 160)
 
 
+def test_a_sample_whose_key_stands_twice_is_tried_again_with_its_shard(tmp_path: Path) -> None:
+    members = [*sample_members("good", 1), *BAD["duplicate_key"], *sample_members("c", 3)]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
+    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    work.run(partial(failing_captions, work.pool, [f"{1:032x}"]))
+    work.retry_failed = True
+    (counts,) = work.run(partial(null_captions, work.pool))
+    assert (counts.ok, dict(counts.failed)) == (2, {"duplicate_key": 1})
+
+
 def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,12 +314,15 @@ def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
 def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> None:
     """One row in 1,001 failed; but it stands for a hundredth of the pool, more than 0.5 %."""
     counts = Counts(ok=99_000, failed=Counter(unreadable_shard=1))
-    assert unread_rows(counts, 100) == 999
+    assert unread_rows(counts, 1, 100) == 999
     check_failures("caption", counts, 0.011, [], unread=999)
     with pytest.raises(UserError, match="with about 999 in shards that could not be read"):
         check_failures("caption", counts, 0.005, ["x"], unread=999)
-    assert unread_rows(Counts(ok=10, failed=Counter(model_error=3)), 5) == 0
-    assert unread_rows(Counts(failed=Counter(not_a_tar=3)), 3) == 0
+    assert unread_rows(Counts(ok=10, failed=Counter(model_error=3)), 0, 5) == 0
+    assert unread_rows(Counts(failed=Counter(not_a_tar=3)), 3, 3) == 0
+    assert is_unread(Counts(failed=Counter(not_a_tar=1)))
+    assert not is_unread(Counts(failed=Counter(unreadable_shard=100)))  # a row for each text
+    assert not is_unread(Counts(ok=7, failed=Counter(unreadable_shard=1)))
 
 
 def test_a_run_over_its_budget_ends_early_with_three_examples(tmp_path: Path) -> None:

@@ -182,6 +182,11 @@ def test_a_key_that_the_server_repeats_is_struck_out(
 
     counts, _ = captioned(tmp_path, "w", {3: repeats})
     assert counts.failed == {"bad_answer": 1}
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "image")  # as local servers have them
+    captioned(tmp_path, "other", {})
+    texts = pq.read_table(tmp_path / "other/captions/served/00000.parquet")["text"].to_pylist()
+    assert all(text.startswith("an image of ") for text in texts)
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush-hush")
     table = pq.read_table(tmp_path / "w/captions/served/00000.parquet")
     assert "no such key Bearer ..." in str(table["detail"].to_pylist())
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hush-hush" in p.read_bytes()]

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from samples import image_bytes, write_pool
 
 from capmix.errors import UserError
@@ -83,3 +84,20 @@ def test_two_images_of_one_uid_are_one_sample_and_one_failed_row(tmp_path: Path)
     found = list(pool.read(pool.shards[0]))
     assert [one.key for one in found] == ["a.jpg", "a.png", "b.jpg"]
     assert [getattr(one, "reason", "ok") for one in found] == ["ok", "duplicate_uid", "ok"]
+
+
+def test_hidden_folders_and_lost_found_are_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pool(tmp_path, 1, 1)
+    for name in (".Trash-0", "lost+found"):
+        (tmp_path / name).mkdir()
+    listed = LocalFileSystem.ls
+
+    def ls(self: LocalFileSystem, path: str, detail: bool = False, **more: object) -> object:
+        if path.endswith(("Trash-0", "found")):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(self, path, detail, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert [shard.name for shard in open_pool(str(tmp_path)).shards] == ["00000"]

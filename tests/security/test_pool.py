@@ -172,8 +172,9 @@ def test_names_on_a_disk_come_from_uids_and_never_from_keys(tmp_path: Path) -> N
 @pytest.mark.parametrize("uid", ["../x", "a/b", "a\n", "a b", "\xe9", "x" * 129, "", None, ".."])
 def test_uids_of_metadata_are_letters_digits_and_dashes(uid: str | None, tmp_path: Path) -> None:
     table = pa.table({"uid": ["good", uid], "text": ["a", "b"]})
-    pq.write_table(table, tmp_path / "0.parquet")
-    work = jobs.open_work(str(tmp_path), str(tmp_path / "w"), max_failures=1.0)
+    (tmp_path / "pool").mkdir()
+    pq.write_table(table, tmp_path / "pool/0.parquet")
+    work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     assert work.store.read_table("samples/0.parquet")["uid"].to_pylist() == ["good", None]
 

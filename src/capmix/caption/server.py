@@ -155,7 +155,7 @@ class ServerCaptioner:
             captions = [_caption(choice) for choice in answer["choices"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise SampleError(
-                "bad_answer", f"{self._url}: no choices in {str(answer)[:200]}"
+                "bad_answer", f"{self._url}: no choices in {self._without_key(str(answer))[:200]}"
             ) from error
         if not captions:
             raise SampleError("bad_answer", f"{self._url}: an empty list of choices")
@@ -177,8 +177,8 @@ class ServerCaptioner:
                 continue
             if response.status == 200:
                 self._failed_in_a_row = 0
-                return _json(data, self._url)
-            problem = f"status {response.status}: {data[:200]!r}"
+                return self._json(data)
+            problem = f"status {response.status}: {self._without_key(str(data))[:200]}"
             if response.status in (400, 422):
                 raise SampleError("refused", f"{self._url}: {problem}")
             if response.status not in RETRIED:
@@ -210,9 +210,18 @@ class ServerCaptioner:
         response.release_conn()
         if is_too_long:
             raise SampleError("bad_answer", f"{self._url}: over {MAX_ANSWER_BYTES} bytes")
-        if self._key:  # some servers repeat the key that they refuse
-            data = data.replace(self._key.encode(), b"...")
         return response, data
+
+    def _json(self, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            start = self._without_key(str(data))[:100]
+            raise SampleError("bad_answer", f"{self._url}: expected json, got {start}") from error
+
+    def _without_key(self, text: str) -> str:
+        """An answer as it may be shown: some servers repeat the key that they refuse."""
+        return text.replace(self._key, "...") if self._key else text
 
     def _only_model(self) -> str:
         """The model that the server offers, where it offers one."""
@@ -234,14 +243,6 @@ class ServerCaptioner:
 def _caption(choice: dict[str, Any]) -> Caption:
     text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
     return Caption(text.strip(), "length" if choice.get("finish_reason") == "length" else "stop")
-
-
-def _json(data: bytes, url: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        start = data[:100]
-        raise SampleError("bad_answer", f"{url}: expected json, got {start!r}") from error
 
 
 def _retry_after(response: Any) -> float:

@@ -40,10 +40,14 @@ def check_failures(
         )
 
 
-def unread_rows(counts: Counts, shards: int) -> int:
-    """About how many samples the unreadable of so many shards hold, beside their one row each: as
-    many as the others."""
-    unread = sum(counts.failed[reason] for reason in UNREAD)
+def is_unread(counts: Counts) -> bool:
+    """Whether the one row of a part stands for a shard that could not be read at all."""
+    return counts.total == 1 and any(counts.failed[reason] for reason in UNREAD)
+
+
+def unread_rows(counts: Counts, unread: int, shards: int) -> int:
+    """About how many samples `unread` of the shards hold beside their one row each: as many as the
+    others."""
     if not 0 < unread < shards:
         return 0
     return max(0, (counts.total - unread) // (shards - unread) - 1) * unread

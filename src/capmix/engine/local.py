@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 
 from capmix.batches import BrokenDeviceError
+from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.process import Process
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import DEATHS, FAILED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import FAILED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
 
 
@@ -48,7 +49,7 @@ class Processes:
         self.workers = workers
         self._job, self._gpus = job, gpus
         self._processes: dict[int, Process] = {}
-        self._deaths = dict.fromkeys(range(workers), 0)
+        self._deaths = Deaths()
 
     def plan(self) -> Plan:
         """Raises UserError if the worker does, or cannot be started."""
@@ -60,11 +61,11 @@ class Processes:
     def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
         """Raises UserError where all workers end again and again before they have made a part."""
         waiting = deque(tasks)
-        idle = deque([number for number in self._deaths if self._deaths[number] < DEATHS])
+        idle = deque(self._deaths.left(self.workers))
         at_work: dict[int, Task] = {}
         while waiting or at_work:
             if not idle and not at_work:
-                raise UserError(f"every worker process ended {DEATHS} times in a row; see above")
+                raise UserError(f"every worker process ended {IN_A_ROW} times in a row; see above")
             while waiting and idle:
                 number, task = idle.popleft(), waiting.popleft()
                 self._process(number).send(task)
@@ -73,11 +74,14 @@ class Processes:
             for number in [n for n in at_work if self._processes[n].connection in ready]:
                 task = at_work.pop(number)
                 reply = self._processes[number].receive()
-                self._deaths[number] = self._deaths[number] + 1 if reply is None else 0
-                if reply is None:
-                    reply = Reply(task, FAILED, message=self._buried(number))
-                if self._deaths[number] < DEATHS:
+                if reply is not None:
+                    self._deaths.answered(number)
                     idle.append(number)
+                else:
+                    reply = Reply(task, FAILED, message=self._buried(number))
+                    waiting.reverse()  # the neighbours of a shard may be as deadly
+                    if self._deaths.died(number, self.workers):
+                        idle.append(number)
                 reply.tell(on_count)
                 yield reply
 

@@ -47,7 +47,10 @@ class Process:
         self.send(task)
         answer = self.receive()
         if answer is None:
-            raise UserError(f"a worker process ended while it started ({self.end()})")
+            raise UserError(
+                f"a worker process ended while it started ({self.end()}). Where it ran out of "
+                "memory, start fewer --workers; else run again"
+            )
         return answer
 
     def end(self) -> str:
@@ -93,7 +96,10 @@ def _serve(
             answer = Reply(task, STOPPED, message=f"the storage failed: {error}")
         except BrokenDeviceError as error:
             sys.exit(str(error))
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:  # the parent ends the run
+            return
 
 
 def _end_with(parent: int) -> None:

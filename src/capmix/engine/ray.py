@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import DEATHS, FAILED, STOPPED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
 from capmix.errors import UserError
 from capmix.storage import storage_errors
 
@@ -72,6 +73,7 @@ class Cluster:
         self._make: Callable[[], Any] = remote(Actor).remote
         self._job = [self._ray.put(job)]
         self._actors: list[Any] = []
+        self._deaths = Deaths()
 
     def plan(self) -> Plan:
         """Raises UserError if the worker does, or dies."""
@@ -93,13 +95,12 @@ class Cluster:
         while len(self._actors) < min(self.workers, len(tasks)):
             self._actors.append(self._make())
         waiting = deque(tasks)
-        deaths = [0] * len(self._actors)
         asked: dict[Any, tuple[int, Task | None]] = {}
         for number, actor in enumerate(self._actors):  # also those that there may be no room for
             asked[actor.ready.remote(self._job)] = number, None
         while waiting or any(task for _, task in asked.values()):
             if not asked:
-                raise UserError(f"ray: every worker ended {DEATHS} times in a row; see its logs")
+                raise UserError(f"ray: every worker ended {IN_A_ROW} times in a row; see its logs")
             done, _ = self._ray.wait(list(asked), num_returns=1, timeout=TOLD_AFTER)
             if not done:
                 if not any(task for _, task in asked.values()):
@@ -112,13 +113,13 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 if task is not None:
                     yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
-                deaths[number] += 1
-                if deaths[number] < DEATHS:
+                    waiting.reverse()  # the neighbours of a shard may be as deadly
+                if self._deaths.died(number, len(self._actors)):
                     self._actors[number] = self._make()
                     asked[self._actors[number].ready.remote(self._job)] = number, None
                 continue
             if answer != READY:
-                deaths[number] = 0
+                self._deaths.answered(number)
                 answer.tell(on_count)
                 yield answer
             if waiting:

@@ -15,8 +15,8 @@ OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar
 # Reasons that lie in what was read: the same bytes fail the same way.
 LASTING = (
     "bad_json", "bad_row", "bad_uid", "broken_image", "dotted_key", "duplicate_key",
-    "duplicate_uid", "no_image", "no_json", "not_an_image", "too_many_bytes", "too_many_pixels",
-    "two_images",
+    "duplicate_uid", "image_gone", "no_image", "no_json", "not_an_image", "too_many_bytes",
+    "too_many_pixels", "two_images",
 )  # fmt: skip
 
 
@@ -44,9 +44,10 @@ class Redo:
         if pc.any(pc.is_in(failed["reason"], pa.array(OF_FILES))).as_py():
             return None
         failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(LASTING))))
-        known = failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist()
-        broken = table.filter(pc.is_null(table["uid"]))["key"].to_pylist()
-        return cls(table, marker, frozenset(known) - frozenset(broken))
+        known = set(failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist())
+        if known & set(table.filter(pc.is_null(table["uid"]))["key"].to_pylist()):
+            return None  # two samples have that key, one of which the pool has broken
+        return cls(table, marker, frozenset(known))
 
     def merged(self, new: pa.Table) -> pa.Table:
         """The part with the new rows of each sample in the place of its old one.

@@ -18,6 +18,7 @@ from capmix.engine.budget import (
     check_failures,
     examples,
     is_hopeless,
+    is_unread,
     reasons,
     unread_rows,
 )
@@ -162,17 +163,18 @@ class _Run:
         for number, (name, folder) in enumerate(
             zip(self.plan.names, self.plan.folders, strict=True)
         ):
-            counts = Counts()
+            counts, unread = Counts(), 0
             with store.listed([folder]):
                 for shard in self.job.shards:
                     marker = store.read_marker(f"{folder}/{shard.name}")
                     if marker is not None:
                         counts.add(marker.counts)
+                        unread += is_unread(marker.counts)
                 lines = self._examples(number) if counts.failed else []
             print(f"{name}: {self._rate(number, counts)}", file=sys.stderr)
             if counts.failed:
-                unread = unread_rows(counts, len(self.job.shards))
-                check_failures(name, counts, self.max_failures, lines, unread=unread)
+                rows = unread_rows(counts, unread, len(self.job.shards))
+                check_failures(name, counts, self.max_failures, lines, unread=rows)
                 print(f"{name}: {'; '.join(lines)}", file=sys.stderr)
             found.append(counts)
         self._tell_busy()

@@ -12,11 +12,11 @@ from capmix.engine.redo import may_pass
 from capmix.engine.stage import OnCount, Outcome, Stage, missing, refuse_other_settings, run_one
 from capmix.errors import UserError
 from capmix.pool import Shard
+from capmix.storage import storage_errors
 from capmix.store import Store
 
 MakeStages = Callable[[], Sequence[Stage]]
 MADE, FAILED, STOPPED = "made", "failed", "stopped"
-DEATHS = 5  # of a worker in a row, without a shard between them, after which none takes its place
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ class Worker:
             raise
         except Exception as error:  # whatever it is, the other shards can be made
             message = f"{type(error).__name__}: {error}"
-            return Reply(task, FAILED, outcomes, message, traceback.format_exc())
+            is_storage = isinstance(error, storage_errors())
+            details = "" if is_storage else traceback.format_exc()
+            return Reply(task, FAILED, outcomes, message, details)
         return Reply(task, MADE, outcomes)
 
     def _run_stage(self, stage: Stage, shard: Shard, on_count: OnCount) -> Outcome:

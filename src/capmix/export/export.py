@@ -12,6 +12,7 @@ import csv
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
 from capmix.score.stage import texts_folder
-from capmix.storage import again
+from capmix.storage import again, is_within
 from capmix.store import Counts, Store
 
 Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
@@ -87,6 +88,8 @@ def export(
         "form": form,
         "sources": list(sources),
     }
+    if is_within(directory, pool.location):
+        raise UserError(f"--out {directory} lies in the pool {pool.location}: name another")
     target = Store(directory)
     target.sweep()
     _claim(target, about)
@@ -106,7 +109,7 @@ def _write_shards(
     work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
 ) -> Counts:
     shards, target = _output_shards(rows, work), work.target
-    job = Job(partial(_export_stages, work), shards, target)
+    job = Job(partial(_export_stages, work), shards, target, retry=True)
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
@@ -156,7 +159,9 @@ def _export_stages(work: Export) -> list[Stage]:
             refuse_changed(store, one)
         copies = stop - start
         out.count_in(copies)
-        samples = chosen_samples(pool, store, rows.between(start, stop), used, work.sources)
+        failed: Counter[str] = Counter()
+        chosen = rows.between(start, stop)
+        samples = chosen_samples(pool, store, chosen, used, work.sources, failed)
         name = _file_name(work.form, shard.name)
         with target.writing(name) as stream:
             if work.form in TARS:
@@ -171,8 +176,9 @@ def _export_stages(work: Export) -> list[Stage]:
             out.note_file(f"{shard.name}_stats.json")
         out.note_file(name)
         out.count_ok(written)
-        for _ in range(copies - written):
-            out.count_failed("image_gone")
+        failed["image_gone"] = copies - written - failed.total()
+        for reason in failed.elements():
+            out.count_failed(reason)
 
     def inputs(shard: Shard) -> dict[str, str]:
         used = [by_name[name] for name in rows.shards(*copies_of(shard))]

@@ -1,5 +1,6 @@
 """Images and all captions of the rows of a subset, in their order, out of the pool."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,6 @@ from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
 from capmix.store import Store
-
-UNREAD = ("unreadable_shard", "unreadable_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +39,16 @@ class Chosen:
 
 
 def chosen_samples(
-    pool: Pool, store: Store, rows: pa.Table, shards: Sequence[Shard], sources: Sequence[str]
+    pool: Pool,
+    store: Store,
+    rows: pa.Table,
+    shards: Sequence[Shard],
+    sources: Sequence[str],
+    failed: Counter[str],
 ) -> Iterator[Chosen]:
     """The samples that `rows` (see SubsetRows.between) name, out of `shards`, which are those that
-    the rows come from. One that is gone is left out; a file that cannot be read raises OSError.
+    the rows come from. One that is gone is left out; copies of an image file that cannot be read
+    are counted in `failed`, and a shard that cannot be read raises OSError.
 
     Rows lie in pool order, so that each input shard is streamed once; members of samples that are
     not asked for are skipped.
@@ -55,8 +60,10 @@ def chosen_samples(
             wanted.setdefault(row["key"], []).append(row)
         captions = _captions(store, shard.name, sources)
         for sample in pool.read(shard, frozenset(wanted)):
-            if isinstance(sample, BadSample) and sample.reason in UNREAD:
+            if isinstance(sample, BadSample) and sample.reason == "unreadable_shard":
                 raise OSError(sample.detail)
+            if isinstance(sample, BadSample) and sample.reason == "unreadable_file":
+                failed[sample.reason] += sum(row["times"] for row in wanted.pop(sample.key, ()))
             if isinstance(sample, Sample):
                 for row in wanted.pop(sample.key, ()):
                     if row["uid"] != sample.uid:

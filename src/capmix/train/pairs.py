@@ -7,6 +7,7 @@ a tar; open_clip's own reader would unpickle members whose names ask for it.
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -173,7 +174,8 @@ class PoolSubset:
         rows = self._rows.of_shard(shard)
         place = next(one for one in self.pool.shards if one.name == shard)
         missing = dict.fromkeys(rows["key"].to_pylist())
-        for chosen in chosen_samples(self.pool, self.store, rows, [place], self.sources):
+        read = chosen_samples(self.pool, self.store, rows, [place], self.sources, Counter())
+        for chosen in read:
             missing.pop(chosen.sample.key, None)
             key, text = chosen.sample.uid, chosen.row["text"]
             for copy in chosen.copies:
