@@ -94,6 +94,7 @@ def test_a_stopped_command_says_how_to_go_on(
     assert not (work / "running").exists() or os.listdir(work / "running") == []
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_listen_is_ended_all_the_same(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     pool = str(write_pool(tmp_path / "pool"))

@@ -122,6 +122,7 @@ def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) ->
         work.run(partial(captions_of_changing_settings, work.pool, str(tmp_path / "seen")))
 
 
+@SLOW
 def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=1)
     work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
@@ -130,6 +131,7 @@ def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> No
     assert work.store.parts("captions/null") == [f"captions/null/{i:05d}" for i in range(6, 12)]
 
 
+@SLOW
 def test_workers_that_all_end_again_and_again_end_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,7 +91,7 @@ def test_levels_are_nested_sizes() -> None:
 SCORE = st.none() | st.integers(-40, 40).map(lambda i: i / 40)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.tuples(SCORE, SCORE), min_size=1, max_size=30),
     st.integers(0, 20),

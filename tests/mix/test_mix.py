@@ -16,7 +16,7 @@ from capmix.mix.threshold import TopFraction
 score = st.one_of(st.none(), st.integers(-5, 30).map(lambda i: float(np.float32(i / 100))))
 pairs = st.lists(st.tuples(score, score), min_size=1, max_size=40)
 quick = settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
