@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from capmix.cli_engine import add_engine, add_failures, add_plan, engine_of, fraction
+from capmix.cli_engine import add_engine, add_failures, add_plan, engine_of
 from capmix.cli_report import add_measure, add_report, add_view
+from capmix.cli_settings import fraction, positive, settings_of
 from capmix.cli_train import add_evaluate, add_probe, add_train
 from capmix.errors import UserError
 from capmix.memory import keep_freed_memory
@@ -173,15 +174,15 @@ def _parser() -> argparse.ArgumentParser:
     annotate.add_argument("--name", help="what recipes call it (default: the method)")
     annotate.add_argument("--embeddings", help="below embeddings/ (default: the only ones)")
     annotate.add_argument("--reference", help=".npy of vectors, or a work directory with such")
-    annotate.add_argument("--clusters", type=_positive, help="default: one for 256 samples")
+    annotate.add_argument("--clusters", type=positive, help="default: one for 256 samples")
     annotate.add_argument("--of", default="clusters", help="semdedup: a clusters annotation")
     annotate.add_argument("--epsilon", type=float, default=0.05, help="semdedup: 1 - similarity")
     annotate.add_argument("--norm", choices=["inf", "2"], default="inf", help="normsim")
     annotate.add_argument("--source", default="raw", help="cliploss: whose texts")
     annotate.add_argument("--model", default="mini", help="cliploss: the scorer, as in score")
     annotate.add_argument("--temperature", type=float, default=0.01, help="cliploss")
-    annotate.add_argument("--batch", type=_positive, default=32_768, help="cliploss")
-    annotate.add_argument("--rounds", type=_positive, default=10, help="cliploss")
+    annotate.add_argument("--batch", type=positive, default=32_768, help="cliploss")
+    annotate.add_argument("--rounds", type=positive, default=10, help="cliploss")
     annotate.add_argument("--seed", type=int, default=0)
     annotate.set_defaults(run=_annotate)
 
@@ -209,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     mix.add_argument("--out", help="name of the subset (default: the recipe's)")
     mix.add_argument("--npy", action="store_true", help="DataComp's .npy of uids also for captions")
     mix.add_argument("--seed", type=int, default=0)
-    mix.add_argument("--workers", type=_positive, help="threads (default: one a core)")
+    mix.add_argument("--workers", type=positive, help="threads (default: one a core)")
     mix.add_argument("--explain", action="store_true", help="print the SQL")
     mix.add_argument("--scorer", help="whose scores (default: the only one there is)")
     mix.set_defaults(run=_mix)
@@ -220,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _on_pool(commands, "export", "write a subset as shards of images and texts")
     export.add_argument("--subset", required=True)
     export.add_argument("--out", required=True, help="directory for the shards")
-    export.add_argument("--samples-per-shard", type=_positive, default=10_000)
+    export.add_argument("--samples-per-shard", type=positive, default=10_000)
     export.add_argument(
         "--format",
         choices=["webdataset", "datacomp", "parquet", "jsonl", "csv"],
@@ -337,18 +338,6 @@ def _exact_decode(command: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_of(kind: "type[Model]", options: argparse.Namespace) -> "Model":
-    """The settings that the options of the same names hold."""
-    from pydantic import ValidationError
-
-    from capmix.mix.recipe import describe
-
-    try:
-        return kind(**{name: getattr(options, name) for name in kind.model_fields})
-    except ValidationError as error:
-        raise UserError(f"{options.command}: {describe(error)}") from error
-
-
 def _annotate(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
@@ -439,12 +428,6 @@ def _export(options: argparse.Namespace) -> None:
     jobs.export(
         _work(options), options.subset, options.out, options.samples_per_shard, options.format
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
-    return int(text)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from capmix.cli_settings import checked, settings_of
+
 if TYPE_CHECKING:
     from capmix.engine.settings import EngineSettings
 
@@ -33,32 +35,13 @@ def add_engine(command: argparse.ArgumentParser, batches: bool = True) -> None:
         )
 
 
-def fraction(text: str) -> float:
-    """Of an option. Raises argparse.ArgumentTypeError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a fraction from 0 to 1")
-    return value
-
-
 def engine_of(options: argparse.Namespace) -> "EngineSettings":
     """The engine that the options name. Raises UserError."""
-    from pydantic import ValidationError
-
     from capmix.engine.settings import EngineSettings
-    from capmix.errors import UserError
-    from capmix.mix.recipe import describe
 
     names = ("workers", "address", "gpus_per_worker", "cpus_per_worker")
-    try:
-        return EngineSettings(
-            name=options.engine, **{name: getattr(options, name) for name in names}
-        )
-    except ValidationError as error:
-        raise UserError(f"{options.command}: {describe(error)}") from error
+    given = {name: getattr(options, name) for name in names}
+    return checked(options, lambda: EngineSettings(name=options.engine, **given))
 
 
 def add_failures(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -103,23 +86,13 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from pydantic import ValidationError
-
     from capmix.caption.settings import CaptionSettings
-    from capmix.errors import UserError
-    from capmix.mix.recipe import describe
     from capmix.plan import PlanSettings, plan
     from capmix.score.settings import ScoreSettings
 
-    names = ("samples", "workers", "images", "price")
-    try:
-        captions = CaptionSettings(
-            model=options.model,
-            captions_per_image=options.captions_per_image,
-            device=options.device,
-        )
-        scores = ScoreSettings(model=options.scorer, device=options.device)
-        settings = PlanSettings(**{name: getattr(options, name) for name in names})
-    except ValidationError as error:
-        raise UserError(f"plan: {describe(error)}") from error
+    names = ("model", "captions_per_image", "device")
+    given = {name: getattr(options, name) for name in names}
+    captions = checked(options, lambda: CaptionSettings(**given))
+    scores = checked(options, lambda: ScoreSettings(model=options.scorer, device=options.device))
+    settings = settings_of(PlanSettings, options)
     print("\n".join(plan(options.pool, captions, scores, settings).lines()))

@@ -39,7 +39,7 @@ def add_measure(measure: argparse.ArgumentParser) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     from capmix import jobs
-    from capmix.cli import settings_of
+    from capmix.cli_settings import settings_of
     from capmix.measure.lines import measure_lines
     from capmix.measure.settings import MeasureSettings
     from capmix.score.settings import ScoreSettings

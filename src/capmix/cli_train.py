@@ -4,7 +4,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from capmix.cli_engine import fraction
+from capmix.cli_settings import fraction, settings_of
 from capmix.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,19 +79,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> "TrainSettings":
-    from pydantic import ValidationError
-
-    from capmix.mix.recipe import describe
     from capmix.train.scales import TrainSettings
     from capmix.train.texts import parse_texts
 
     options.texts = parse_texts(options.texts) if options.texts else {}
     options.open_clip = shlex.split(options.open_clip)
-    try:
-        names = TrainSettings.model_fields
-        return TrainSettings(**{name: getattr(options, name) for name in names})
-    except ValidationError as error:
-        raise UserError(f"train: {describe(error)}") from error
+    return settings_of(TrainSettings, options)
 
 
 def command_line(settings: "TrainSettings") -> list[str]:
