@@ -8,13 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from capmix.batches import BrokenDeviceError
-from capmix.engine.worker import STOPPED, Job, Reply, Task, Worker
+from capmix.engine.worker import Job, Task, Worker, answered
 from capmix.errors import UserError
-from capmix.storage import storage_errors
 
 JOINED_WITHIN = 2.0  # seconds
 
@@ -77,27 +77,28 @@ def _serve(
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    worker: Worker | None = None
     try:
         job = connection.recv()
     except EOFError:
         return
+    worker: Worker | None = None
+
+    def answer(task: Task | None) -> Any:
+        nonlocal worker
+        worker = worker or Worker(job)
+        return worker.plan() if task is None else worker.run(task, lambda _: None)
+
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
         try:
-            worker = worker or Worker(job)
-            answer = worker.plan() if task is None else worker.run(task, lambda _: None)
-        except UserError as error:
-            answer = Reply(task, STOPPED, message=str(error))
-        except storage_errors() as error:
-            answer = Reply(task, STOPPED, message=f"the storage failed: {error}")
+            reply = answered(partial(answer, task))
         except BrokenDeviceError as error:
             sys.exit(str(error))
         try:
-            connection.send(answer)
+            connection.send(reply)
         except OSError:  # the parent ends the run
             return
 

@@ -17,9 +17,8 @@ from typing import Any
 from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import FAILED, Job, Plan, Reply, Task, Worker, answered
 from capmix.errors import UserError
-from capmix.storage import storage_errors
 
 TOLD_AFTER = 60.0  # seconds without any answer
 READY = "ready"
@@ -47,13 +46,11 @@ class Actor:
     def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
         import ray
 
-        try:
+        def ask() -> Any:
             self._worker = self._worker or Worker(ray.get(job[0]))
             return question(self._worker)
-        except UserError as error:
-            return Reply(None, STOPPED, message=str(error))
-        except storage_errors() as error:
-            return Reply(None, STOPPED, message=f"the storage failed: {error}")
+
+        return answered(ask)
 
 
 class Cluster:

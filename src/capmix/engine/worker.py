@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from capmix.batches import BrokenDeviceError
 from capmix.engine.redo import may_pass
@@ -75,6 +76,17 @@ class Reply:
         """The rows that another process has counted."""
         for outcome in self.outcomes.values():
             on_count(outcome.counts)
+
+
+def answered(question: Callable[[], Any]) -> Any:
+    """What `question`, to a worker elsewhere, gives; a reply where the user has to mend something,
+    as no exception gets to the engine."""
+    try:
+        return question()
+    except UserError as error:
+        return Reply(None, STOPPED, message=str(error))
+    except storage_errors() as error:
+        return Reply(None, STOPPED, message=f"the storage failed: {error}")
 
 
 class Worker:
