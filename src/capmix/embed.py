@@ -90,7 +90,7 @@ def embed_shard(
         encoder.batch_size * BATCHES_AHEAD,
     )
     for batch in batched(samples, encoder.batch_size):
-        done = [future.result() for _, future in batch]
+        done = [finished.result() for _, finished in batch]
         pixels = [prepared for row, prepared in done if row.reason is None]
         with busy.working(len(pixels)):
             found = iter(batches.run(lambda some: list(encoder.encode_pixels(some)), pixels))

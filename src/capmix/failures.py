@@ -2,14 +2,13 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
-from itertools import chain, islice
 from typing import TextIO
 
 from capmix.errors import UserError
 from capmix.rows import OK, rows_of
-from capmix.store import Store
+from capmix.store import Marker, Store
 
 NOT_OF_SAMPLES = ("measures/", "subsets/", "probes/", "probe_results/", "running/", "report/")
 
@@ -41,6 +40,12 @@ def failures(
                         "samples, captions/blip2 and scores/mini/raw")  # fmt: skip
     with store.listed([folder]):
         markers = {part: store.read_marker(part) for part in parts}
+    return _rows(store, markers, status)
+
+
+def _rows(
+    store: Store, markers: Mapping[str, Marker | None], status: str | None
+) -> Iterator[Failure]:
     for part, marker in markers.items():
         if marker is None or (not marker.counts.dropped and not marker.counts.failed):
             continue
@@ -65,13 +70,11 @@ def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str
 def write_csv(path: str, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
     """A CSV file with a line of names; counts by stage and reason."""
     counts: Counter[tuple[str, str]] = Counter()
-    stream = iter(found)
-    first = list(islice(stream, 1))  # an error, before the file of a former call is emptied
     try:
         with open(path, "w", encoding="utf-8", errors="replace", newline="") as out:
             writer = csv.writer(out)
             writer.writerow([field.name for field in fields(Failure)])
-            for one in chain(first, stream):
+            for one in found:
                 counts[one.stage, f"{one.status}: {one.reason}"] += 1
                 writer.writerow(astuple(one))
     except OSError as error:

@@ -19,7 +19,7 @@ from capmix.caption.captioners import needs_gpu as captioner_needs_gpu
 from capmix.caption.flags import check_language
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import captions_folder, check_source_name
-from capmix.embed import embed_stage
+from capmix.embed import ImageEncoder, embed_stage
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.export.export import SAMPLES_PER_SHARD, Form
@@ -241,7 +241,7 @@ def probe(
     from capmix.probe.evaluate import evaluate
     from capmix.probe.fit import train_probes
 
-    work.run(partial(_mini_embeddings, work.pool))
+    work.run(partial(_embeddings, work.pool, encoder))
     folders: list[str] = []
     for name in evalsets:
         folders += embedded_evalsets() if name == EMBEDDED else [name]
@@ -256,10 +256,8 @@ def probe(
     return found
 
 
-def _mini_embeddings(pool: Pool) -> list[Stage]:
-    from capmix.mini.image_tower import LiteTower
-
-    return [embed_stage(pool, LiteTower())]
+def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:
+    return [embed_stage(pool, encoder)]
 
 
 def report(

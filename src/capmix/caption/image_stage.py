@@ -49,7 +49,7 @@ def image_caption_stage(
         )
         for batch in batched(samples, captioner.batch_size):
             out.count_in(len(batch))
-            ready = [_ready(sample, future) for sample, future in batch]
+            ready = [_ready(sample, finished) for sample, finished in batch]
             good = [(row, prepared) for row, prepared in ready if row.reason is None]
             with out.busy.working(len(good)):
                 found = batches.run(model, good)
@@ -70,12 +70,12 @@ def _prepare(captioner: ImageCaptioner, sample: Sample | BadSample) -> Any:
     return captioner.prepare(sample) if isinstance(sample, Sample) else None
 
 
-def _ready(sample: Sample | BadSample, future: Finished[Any]) -> tuple[Row, Any]:
+def _ready(sample: Sample | BadSample, finished: Finished[Any]) -> tuple[Row, Any]:
     """The sample's row so far, and what is prepared for the model where it is ok."""
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), future.result()
+        return Row(sample.uid, sample.key), finished.result()
     except (BadImageError, SampleError) as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 

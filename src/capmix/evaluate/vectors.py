@@ -55,8 +55,8 @@ class Vectors:
             encoder.batch_size * BATCHES_AHEAD,
         )
         waiting: dict[bytes, np.ndarray] = {}
-        for _, future in tqdm(stream, f"eval {evalset.name}", unit="image", disable=None):
-            key, pixels = future.result()
+        for _, finished in tqdm(stream, f"eval {evalset.name}", unit="image", disable=None):
+            key, pixels = finished.result()
             if pixels is not None and key not in self._images:
                 waiting[key] = pixels
             if len(waiting) == encoder.batch_size:

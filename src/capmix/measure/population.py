@@ -188,8 +188,8 @@ def _batches(
 
     groups = shard_batches(parts.rows, ROWS_AT_ONCE)
     with tqdm(total=rows, unit="row", desc="measure", leave=False, disable=None) as bar:
-        for _, future in prefetched(groups, read, workers=2, ahead=3):
-            batch = future.result()
+        for _, finished in prefetched(groups, read, workers=2, ahead=3):
+            batch = finished.result()
             yield batch
             bar.update(len(batch.rows))
 

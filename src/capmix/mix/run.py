@@ -94,8 +94,8 @@ class Run:
         """`work` of every batch, in order, some at a time in threads."""
         with tqdm(total=sum(map(len, self.batches)), unit="shard", desc=about, leave=False,
                   disable=None) as bar:  # fmt: skip
-            for batch, future in prefetched(self.batches, work, self.workers, self.workers + 1):
-                yield future.result()
+            for batch, finished in prefetched(self.batches, work, self.workers, self.workers + 1):
+                yield finished.result()
                 bar.update(len(batch))
 
 

@@ -49,7 +49,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
 
     def make() -> Marker:
         arrays = [
-            encoder.encode_pixels([future.result() for _, future in batch])
+            encoder.encode_pixels([finished.result() for _, finished in batch])
             for batch in batched(
                 prefetched(
                     evalset.items(),
