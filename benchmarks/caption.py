@@ -112,7 +112,7 @@ def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
     from capmix.caption.image_stage import image_caption_stage
     from capmix.caption.settings import CaptionSettings
     from capmix.caption.transformers import TransformersCaptioner
-    from capmix.memory import keep_freed_memory
+    from capmix.cli.malloc import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     settings = CaptionSettings(model=str(folder / "model"), min_tokens=tokens, max_tokens=tokens)

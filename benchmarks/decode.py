@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib import get_data_path
 from PIL import Image
 
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 
 RATIOS = (1.0, 1.25, 1.5, 2.0, 3.0)
 

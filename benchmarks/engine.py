@@ -32,8 +32,8 @@ from capmix.caption.image_stage import image_caption_stage
 from capmix.engine.local import cores
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Sample, Shard, open_pool
-from capmix.pool.index import pool_inputs
 
 FLOOR, SEVERAL = "bare shard reader", "local, a process a core"
 

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capmix.import_columns import MEMORY, import_captions
+from capmix.annotate.imported import MEMORY, import_captions
 from capmix.pool import Shard
-from capmix.rows import Row, table_of
-from capmix.store import Counts, Marker, Store
+from capmix.storage.rows import Row, table_of
+from capmix.storage.store import Counts, Marker, Store
 
 SHARD = 10_000
 WORDS = np.array(["two", "red", "old", "dogs", "cats", "run", "on", "in", "the", "a", "sea"])

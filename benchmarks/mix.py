@@ -29,7 +29,7 @@ from capmix.mix.mix import MixSettings, mix
 from capmix.mix.recipe import load_recipe
 from capmix.pool import Shard
 from capmix.score.stage import texts_folder
-from capmix.store import Counts, Marker, Store
+from capmix.storage.store import Counts, Marker, Store
 
 FRACTION = 0.3
 RECIPE = load_recipe("raw-top+synthetic-above", {"synthetic": "blip2", "fraction": FRACTION})

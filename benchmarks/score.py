@@ -142,7 +142,7 @@ def _data_juicer(folder: Path, images: list[bytes], texts: list[list[str]]) -> R
 
 def _capmix(folder: Path, name: str) -> Run:
     from capmix import jobs
-    from capmix.memory import keep_freed_memory
+    from capmix.cli.malloc import keep_freed_memory
     from capmix.score.open_clip import OpenClipScorer
     from capmix.score.stage import ImagePass, fresh_score_stage
 

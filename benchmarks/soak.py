@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from samples import image_bytes, sample_members, tar_bytes
 
-from capmix.store import Store
+from capmix.storage.store import Store
 
 TESTS = Path(__file__).parent.parent / "tests"
 WARM = 0.2  # of the run's time, in which models load and caches fill

@@ -91,10 +91,10 @@ def _runtime(name: str) -> Run:
 
 def _whole_path() -> float:
     """Read, decode and encode the embedded pool's images and texts; no writing."""
-    from capmix.batches import batched
-    from capmix.images import decode_image
+    from capmix.engine.batches import batched
     from capmix.mini.image_tower import BATCH, LiteTower
     from capmix.mini.text_tower import text_tower
+    from capmix.models.images import decode_image
     from capmix.pool import Sample, open_pool
 
     pool, tower, words = open_pool("embedded"), LiteTower(), text_tower()

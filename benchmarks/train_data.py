@@ -22,7 +22,7 @@ from open_clip_train.data import get_wds_dataset
 
 from capmix import jobs
 from capmix.train.pairs import ExportedShards, PairSource, PoolSubset
-from capmix.train.stream import Tally, TrainingBatches, plan_epoch
+from capmix.train.stream import SampleTally, TrainingBatches, plan_epoch
 
 IMAGES, BATCH, TURNS, BATCHES = 600, 50, 8, 3
 ENOUGH = 100_000
@@ -35,7 +35,7 @@ def main() -> None:
     def ours(source: PairSource) -> Iterator[Any]:
         plan = plan_epoch(ENOUGH, BATCH, 1, 0, 1, exact=False)
         return iter(
-            TrainingBatches(source, plan, lambda: 0, crop, lambda t: tokenizer(t)[0], Tally())
+            TrainingBatches(source, plan, lambda: 0, crop, lambda t: tokenizer(t)[0], SampleTally())
         )
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["capmix", "PIL"]):
         WebPImagePlugin,
     )
 
-    from capmix.images import MAX_PIXELS, BadImageError, decode_as_stored, decode_image
+    from capmix.models.images import MAX_PIXELS, BadImageError, decode_as_stored, decode_image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 REASONS = ("not_an_image", "too_many_pixels", "broken_image")

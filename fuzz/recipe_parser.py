@@ -19,10 +19,10 @@ import atheris
 from harness import fuzz
 
 with atheris.instrument_imports(include=["capmix", "yaml"]):
-    from capmix.config import load_pipeline
     from capmix.errors import UserError
     from capmix.mix.expression import parse
     from capmix.mix.recipe import load_recipe
+    from capmix.pipeline.config import load_pipeline
 
 CONDITIONS = (
     "raw_score >= threshold(raw_score, 0.3) and language(raw_text) = 'en'",

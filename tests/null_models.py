@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from capmix.batches import BATCH_TIMEOUT
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
+from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.stage import Stage
 from capmix.pool import Pool, Sample
 from capmix.score.stage import ImagePass, fresh_score_stage
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 class NullCaptioner:

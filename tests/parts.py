@@ -12,11 +12,11 @@ from capmix.caption.stage import FIELDS as CAPTION_FIELDS
 from capmix.mix.columns import columns_of
 from capmix.mix.mix import MixSettings, Summary, mix
 from capmix.mix.recipe import Recipe
+from capmix.models.index import FIELDS as SAMPLE_FIELDS
 from capmix.pool import Shard
-from capmix.pool.index import FIELDS as SAMPLE_FIELDS
-from capmix.rows import DROPPED, FAILED, OK, Row, table_of
 from capmix.score.stage import FIELDS as SCORE_FIELDS
-from capmix.store import Counts, Marker, Store
+from capmix.storage.rows import DROPPED, FAILED, OK, Row, table_of
+from capmix.storage.store import Counts, Marker, Store
 
 SCORER = "clip"
 _SCRATCH = tempfile.TemporaryDirectory(prefix="capmix-tests-")

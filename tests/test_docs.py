@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from capmix.cli import _parser
+from capmix.cli.main import _parser
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

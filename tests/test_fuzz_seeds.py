@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from samples import sample_members, tar_bytes
 
-from capmix.config import load_pipeline
 from capmix.errors import UserError
-from capmix.images import BadImageError, decode_as_stored, decode_image
 from capmix.mix.expression import parse
 from capmix.mix.recipe import load_recipe
+from capmix.models.images import BadImageError, decode_as_stored, decode_image
+from capmix.pipeline.config import load_pipeline
 from capmix.pool.sample import BadSample, Sample
 from capmix.pool.tar import read_tar
 from capmix.pool.tar_groups import tar_groups
@@ -255,7 +255,7 @@ def test_pieces_of_an_image_are_bounded(start: bytes, piece: bytes) -> None:
 MEASURED = """
 import re, sys
 from pathlib import Path
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -10,8 +10,8 @@ from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import FIELDS, caption_rows
-from capmix.rows import Row, table_of
 from capmix.score.settings import ScoreSettings
+from capmix.storage.rows import Row, table_of
 
 LONG = "very long text " * 6_667  # 100,005 characters
 HALF_PAIR = r'"half \ud83d a pair"'  # as JSON holds it

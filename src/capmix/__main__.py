@@ -1,5 +1,5 @@
 """`python -m capmix` is the command `capmix`."""
 
-from capmix.cli import entry
+from capmix.cli.main import entry
 
 entry()

@@ -11,30 +11,30 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from capmix import import_columns
+from capmix.annotate import imported as import_columns
 from capmix.annotate.annotate import AnnotateSettings, Method
 from capmix.annotate.annotate import annotate as annotate_samples
+from capmix.annotate.imported import Imported
 from capmix.caption.captioners import FIELD, caption_stages
 from capmix.caption.captioners import needs_gpu as captioner_needs_gpu
 from capmix.caption.flags import check_language
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import captions_folder, check_source_name
-from capmix.embed import ImageEncoder, embed_stage
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.export.export import SAMPLES_PER_SHARD, Form
 from capmix.export.export import export as export_subset
-from capmix.import_columns import Imported
 from capmix.measure.measure import measure as measure_texts
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.mix import mix as mix_subset
 from capmix.mix.recipe import load_recipe
+from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.pool import EMBEDDED, Pool
 from capmix.score.scorers import make_scorer, score_stages
 from capmix.score.scorers import needs_gpu as scorer_needs_gpu
 from capmix.score.settings import ScoreSettings
-from capmix.store import Counts
+from capmix.storage.store import Counts
 from capmix.train.pairs import PoolSubset
 from capmix.train.scales import TrainSettings
 from capmix.work import Work as Work  # for callers of these jobs

@@ -13,13 +13,13 @@ from capmix.engine.worker import Job, MakeStages
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS, Column, columns_of
 from capmix.mix.mix import FOLDER as SUBSETS
+from capmix.models.index import FOLDER as SAMPLES
+from capmix.models.index import index_stages
 from capmix.pool import EMBEDDED, Pool, open_pool
-from capmix.pool.index import FOLDER as SAMPLES
-from capmix.pool.index import index_stages
-from capmix.rows import STATUS_FIELDS
 from capmix.score.stage import scores_folder
-from capmix.storage import is_within
-from capmix.store import Counts, Store
+from capmix.storage.filesystem import is_within
+from capmix.storage.rows import STATUS_FIELDS
+from capmix.storage.store import Counts, Store
 
 ABOUT = "pool.json"
 

@@ -13,18 +13,18 @@ from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
-from capmix.annotate.vectors import Vectors
-from capmix.cli import main
-from capmix.embed import unit
+from capmix.annotate.vectors import PoolVectors
+from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.models.image_pass import unit
 
 
-def vectors(count: int, width: int = 16, seed: int = 0, groups: int = 0) -> Vectors:
+def vectors(count: int, width: int = 16, seed: int = 0, groups: int = 0) -> PoolVectors:
     draw = np.random.default_rng(seed)
     found = draw.normal(size=(count, width))
     if groups:
         found = draw.normal(size=(groups, width))[draw.integers(0, groups, count)] * 4 + found * 0.3
-    return Vectors(unit(found).astype(np.float16), [], [])
+    return PoolVectors(unit(found).astype(np.float16), [], [])
 
 
 def test_clusters_are_of_the_nearest_centroid_and_the_references_are_marked() -> None:

@@ -4,8 +4,8 @@ from samples import image_bytes
 
 from capmix.caption.mini import MiniCaptioner, gumbel
 from capmix.caption.settings import CaptionSettings
-from capmix.images import decode_image
 from capmix.mini.image_tower import LiteTower
+from capmix.models.images import decode_image
 
 
 @pytest.fixture(scope="module")

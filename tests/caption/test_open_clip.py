@@ -12,7 +12,7 @@ from tiny_clip import CLIP, COCA, open_clip_folder
 from capmix.caption.open_clip import CocaCaptioner
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 
 UIDS = [f"u{i}" for i in range(6)]

@@ -18,9 +18,9 @@ from samples import image_bytes
 from tiny_models import llava
 
 from capmix import jobs
-from capmix.batches import SampleError
 from capmix.caption.server import ServerCaptioner
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.pool import Sample
 

@@ -25,7 +25,7 @@ from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.score.settings import ScoreSettings
-from capmix.store import Store
+from capmix.storage.store import Store
 
 SLOW = pytest.mark.slow
 

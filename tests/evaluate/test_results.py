@@ -122,7 +122,7 @@ def test_winogavil_equals_a_plain_loop(model: str, tmp_path: Path) -> None:
     ours = by_key(found)["misc/winogavil"]
     clip, preprocess, tokenizer = loaded(model)
     from capmix.evaluate.other_sets import open_evalset
-    from capmix.images import decode_as_stored
+    from capmix.models.images import decode_as_stored
 
     images = {item.key: preprocess(decode_as_stored(item.image))
               for item in open_evalset(str(root)).items()}  # fmt: skip

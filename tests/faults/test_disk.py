@@ -15,7 +15,7 @@ from samples import write_pool
 
 from capmix import jobs
 from capmix.errors import UserError
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -59,7 +59,7 @@ def test_a_part_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -
     """Everyone's full disk: a limit on the size of a file."""
     script = (
         "import resource, sys\n"
-        "from capmix.store import Store\n"
+        "from capmix.storage.store import Store\n"
         "from capmix.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try:\n"

@@ -21,7 +21,7 @@ from samples import write_pool
 from capmix import jobs
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
-from capmix.store import Store
+from capmix.storage.store import Store
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
 STAGES = ("index", "caption", "score", "export")

@@ -22,16 +22,16 @@ from null_models import (
 from samples import BAD, sample_members, tar_bytes, write_pool
 
 from capmix import jobs
-from capmix.batches import Batches, SampleError
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.sampling import sample_top_k
-from capmix.embed import embed_stage
+from capmix.engine.batches import Batches, SampleError
 from capmix.engine.budget import check_failures, is_unread, unread_rows
 from capmix.errors import UserError
+from capmix.models.image_pass import embed_stage
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
-from capmix.store import Counts
+from capmix.storage.store import Counts
 
 
 class Hungry(NullCaptioner):

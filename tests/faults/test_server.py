@@ -19,7 +19,7 @@ from samples import write_pool
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.store import Counts
+from capmix.storage.store import Counts
 
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 

@@ -12,13 +12,13 @@ from null_models import NullScorer, null_captions
 from samples import Member, image_bytes, sample_members, tar_bytes, write_pool
 
 from capmix import jobs
-from capmix.embed import embed_stage
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
+from capmix.models.image_pass import embed_stage
 from capmix.pool import Pool
 from capmix.score.stage import saved_score_stage
-from capmix.store import Store
+from capmix.storage.store import Store
 
 LONG = "x" * 200
 

@@ -13,7 +13,7 @@ from samples import write_pool
 from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
-from capmix.store import Store
+from capmix.storage.store import Store
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
 

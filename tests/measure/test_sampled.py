@@ -6,7 +6,7 @@ from parts import SCORER, HandMade, Made, fresh_folder
 from samples import write_pool
 
 from capmix import jobs
-from capmix.cli import main
+from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.measure import nouns
 from capmix.measure.measure import measure

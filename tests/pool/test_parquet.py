@@ -8,7 +8,7 @@ import pytest
 from samples import image_bytes, write_pool
 
 from capmix import jobs
-from capmix.cli import main
+from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.pool import BadSample, Sample, open_pool
 

@@ -5,13 +5,13 @@ import pytest
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
-from capmix.embed import embed_stage
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
+from capmix.models.image_pass import embed_stage
 from capmix.probe import fit
-from capmix.probe.fit import ProbeSettings, load_probe, load_training_set, train_probes
+from capmix.probe.fit import FitSettings, load_probe, load_training_set, train_probes
 
-QUICK = ProbeSettings(steps=40, batch_size=64)
+QUICK = FitSettings(steps=40, batch_size=64)
 SUBSET = "oracle-keywords"
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 
-from capmix.probe.evaluate import Result
+from capmix.probe.evaluate import ProbeResult
 from capmix.report.compare import compare, verdict
 
 
-def runs(name: str, rate: float, seeds: int = 3) -> list[Result]:
+def runs(name: str, rate: float, seeds: int = 3) -> list[ProbeResult]:
     found = []
     for seed in range(seeds):
         random = np.random.default_rng([seed, int(1000 * rate)])
@@ -14,7 +14,7 @@ def runs(name: str, rate: float, seeds: int = 3) -> list[Result]:
             "pairs/image_retrieval_recall@5": random.random(300) < rate,
         }
         metrics = {"classes": {"acc1": float(hits["classes/acc1"].mean())}}
-        found.append(Result(f"results/{name}/seed{seed}", metrics, hits))
+        found.append(ProbeResult(f"results/{name}/seed{seed}", metrics, hits))
     return found
 
 

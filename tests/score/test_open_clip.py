@@ -11,7 +11,7 @@ from tiny_clip import CLIP, COCA, open_clip_folder
 
 from capmix import jobs
 from capmix.errors import UserError
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 from capmix.score.open_clip import OpenClipScorer, load_open_clip
 from capmix.score.settings import ScoreSettings

@@ -7,8 +7,8 @@ from null_models import null_scores
 from samples import sample_members, tar_bytes, write_pool
 
 from capmix import jobs
-from capmix.images import decode_image
 from capmix.mini.image_tower import LiteTower
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 from capmix.score.mini import MiniScorer
 from capmix.score.settings import ScoreSettings

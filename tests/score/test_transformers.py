@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 
 from capmix import jobs
 from capmix.errors import UserError
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 from capmix.score.settings import ScoreSettings
 

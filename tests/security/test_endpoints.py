@@ -14,7 +14,7 @@ from samples import write_pool
 
 from capmix import jobs
 from capmix.caption.settings import CaptionSettings
-from capmix.cli import main
+from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.evaluate.fetch import fetch
 from capmix.evaluate.tasks import TASKS

@@ -17,13 +17,13 @@ from tiny_models import blip, clip, llava
 
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.transformers import TransformersCaptioner
-from capmix.cli import main
+from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.score.open_clip import load_open_clip
 from capmix.score.transformers import TransformersScorer
 from capmix.train.model import know_model
 from capmix.train.pairs import ExportedShards
-from capmix.train.run import Run
+from capmix.train.run import RunFolder
 from capmix.train.scales import TrainSettings
 from capmix.train.train import train
 
@@ -95,7 +95,7 @@ def nano_settings(folder: Path, **changes: Any) -> TrainSettings:
 def test_a_training_run_does_not_go_on_from_a_pickle(tmp_path: Path) -> None:
     """Where another put one into its directory."""
     shards = ExportedShards([str(write_pool(tmp_path / "shards", 1, 8))])
-    settings, run = nano_settings(tmp_path), Run(tmp_path / "run")
+    settings, run = nano_settings(tmp_path), RunFolder(tmp_path / "run")
     train(settings, shards, str(run.path))
     about = run.about()
     assert about is not None

@@ -18,7 +18,7 @@ from s3_server import BUCKET, S3
 from samples import GOOD, image_bytes, sample_members, tar_bytes
 
 from capmix import jobs
-from capmix.cli import main
+from capmix.cli.main import main
 from capmix.pool import BadSample, open_pool
 from capmix.pool.sample import MAX_IMAGE_BYTES
 from capmix.pool.tar import read_tar

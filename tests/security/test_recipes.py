@@ -5,11 +5,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from capmix.config import load_pipeline
 from capmix.errors import UserError
 from capmix.mix.expression import parse
 from capmix.mix.plan import locked_connection
 from capmix.mix.recipe import load_recipe
+from capmix.pipeline.config import load_pipeline
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from samples import write_pool
 
 from capmix import jobs
 from capmix.errors import UserError
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])

@@ -19,7 +19,7 @@ from capmix.train.pairs import Pair
 from capmix.train.scales import SCALES
 from capmix.train.stream import (
     Place,
-    Tally,
+    SampleTally,
     TrainingBatches,
     plan_epoch,
     shuffled,
@@ -100,7 +100,7 @@ def test_an_epoch_that_does_not_divide_is_refused() -> None:
 def visits(source: Listed, number: int, **changes: Any) -> list[str]:
     given: dict[str, Any] = {"place": Place(), "seed": 0, "epoch": 0, "resample": True} | changes
     rng = random.Random(0)
-    stream = visited_pairs(source, rng, tally=Tally(), **given)
+    stream = visited_pairs(source, rng, tally=SampleTally(), **given)
     return [pair.text for _, pair in itertools.islice(stream, number)]
 
 
@@ -109,7 +109,7 @@ def test_a_pass_sees_each_sample_once_whoever_reads_it() -> None:
         texts = []
         for rank, worker in itertools.product(range(world), range(workers)):
             place = Place(rank, world, worker, workers)
-            own = visited_pairs(Listed(SIX), random.Random(0), place, 0, 0, Tally(), False)
+            own = visited_pairs(Listed(SIX), random.Random(0), place, 0, 0, SampleTally(), False)
             count = 5 * len(range(place.number, 6, place.of))
             texts += [pair.text for _, pair in itertools.islice(own, count)]
         assert Counter(texts) == Counter(text for shard in SIX.values() for text in shard)
@@ -131,7 +131,7 @@ def test_each_visit_draws_a_text_and_draws_it_again_after_a_restart() -> None:
 
 
 def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
-    tally = Tally(str(tmp_path / "failures.jsonl"))
+    tally = SampleTally(str(tmp_path / "failures.jsonl"))
     source = Listed({"a": ["x", None]})
     stream = visited_pairs(source, random.Random(0), Place(), 0, 0, tally, True)
     assert [pair.text for _, pair in itertools.islice(stream, 4)] == ["x"] * 4
@@ -162,7 +162,7 @@ def test_a_store_that_fails_costs_one_shard() -> None:
                 raise LookupError("the client's own error")
             yield from super().read(shard)
 
-    tally = Tally()
+    tally = SampleTally()
     stream = visited_pairs(Failing(SIX), random.Random(0), Place(), 0, 0, tally, False)
     texts = [pair.text for _, pair in itertools.islice(stream, 25)]
     assert len(set(texts)) == 25
@@ -176,7 +176,7 @@ def test_images_that_never_decode_end_the_run() -> None:
 
     plan = plan_epoch(8, 4, 1, 0, 1, exact=True)
     dataset = TrainingBatches(
-        Broken(SIX), plan, lambda: 0, lambda image: image, lambda text: text, Tally()
+        Broken(SIX), plan, lambda: 0, lambda image: image, lambda text: text, SampleTally()
     )
     with pytest.raises(UserError, match="in a row cannot be decoded"):
         list(dataset)
@@ -202,7 +202,7 @@ def batches(workers: int, epoch: int = 0) -> list[tuple[torch.Tensor, torch.Tens
 
     crops = Compose([RandomResizedCrop(8), ToTensor()])
     plan = plan_epoch(25, 4, 1, workers, 1, exact=True)
-    dataset = TrainingBatches(Listed(SIX), plan, lambda: epoch, crops, tokens, Tally())
+    dataset = TrainingBatches(Listed(SIX), plan, lambda: epoch, crops, tokens, SampleTally())
     return list(DataLoader(dataset, batch_size=None, num_workers=workers))
 
 
@@ -221,7 +221,7 @@ def test_an_image_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
             yield Pair("bad", b"no image", "0/0")
             yield from super().read(shard)
 
-    tally = Tally()
+    tally = SampleTally()
     plan = plan_epoch(8, 4, 1, 0, 1, exact=True)
 
     def pixels(image: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from samples import sample_members, tar_bytes, write_pool
 from capmix.errors import UserError
 from capmix.evaluate.results import evaluate
 from capmix.train.pairs import ExportedShards
-from capmix.train.run import Run
+from capmix.train.run import RunFolder
 from capmix.train.scales import TrainSettings
 from capmix.train.train import read_run, train
 
@@ -154,7 +154,7 @@ def test_what_a_kill_left_is_taken_up(
 
 
 def hold(folder: str, told: Any, release: Any) -> None:
-    with Run(Path(folder)).claimed({}):
+    with RunFolder(Path(folder)).claimed({}):
         told.set()
         release.wait(60)
 
@@ -171,10 +171,10 @@ def test_two_processes_do_not_train_in_one_directory(
     with pytest.raises(UserError, match="another process trains there"):
         train(settings, shards, str(run))
     with pytest.raises(UserError, match="another process trains there"):
-        Run(run).remove()
+        RunFolder(run).remove()
     release.set()
     process.join()
-    Run(run).remove()
+    RunFolder(run).remove()
     assert not run.exists()
 
 

@@ -7,9 +7,9 @@ from words import content_words
 
 from capmix.caption.mini import MiniCaptioner
 from capmix.caption.settings import CaptionSettings
-from capmix.embed import unit
 from capmix.evaluate.metrics import classify, retrieve
 from capmix.mini.image_tower import LiteTower
+from capmix.models.image_pass import unit
 from capmix.score.mini import MiniScorer
 
 SAMPLING_SEEDS = 5

@@ -9,7 +9,7 @@ import resvg_py
 from PIL import Image, ImageEnhance, ImageOps
 from sources import Drawing
 
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 
 LONG_SIDE = 160
 

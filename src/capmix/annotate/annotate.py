@@ -18,20 +18,20 @@ from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
 from capmix.annotate.vectors import (
     Columns,
-    Vectors,
+    PoolVectors,
     image_vectors,
     read_reference,
     write_columns,
 )
-from capmix.embed import embeddings_folder
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS
 from capmix.mix.uids import scratch_folder
+from capmix.models.image_pass import embeddings_folder
 from capmix.pool import Pool
-from capmix.rows import OK
 from capmix.score.scorer import Scorer
 from capmix.score.stage import texts_folder
-from capmix.store import Counts, Store
+from capmix.storage.rows import OK
+from capmix.storage.store import Counts, Store
 
 Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
 
@@ -91,13 +91,13 @@ def annotate(
     return counts
 
 
-def _reference(settings: AnnotateSettings, name: str, vectors: Vectors) -> np.ndarray:
+def _reference(settings: AnnotateSettings, name: str, vectors: PoolVectors) -> np.ndarray:
     if settings.reference is None:
         raise UserError("annotate: expected --reference, a .npy file or a work directory")
     return read_reference(settings.reference, name, vectors.array.shape[1])
 
 
-def _clusters_of(store: Store, vectors: Vectors, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _clusters_of(store: Store, vectors: PoolVectors, name: str) -> tuple[np.ndarray, np.ndarray]:
     numbers, similarity = [], []
     for shard in vectors.shards:
         part = f"{ANNOTATIONS}/{name}/{shard.name}"
@@ -116,7 +116,7 @@ def _clusters_of(store: Store, vectors: Vectors, name: str) -> tuple[np.ndarray,
 
 
 def _cliploss(
-    store: Store, vectors: Vectors, scorer: Scorer, settings: AnnotateSettings, scratch: str
+    store: Store, vectors: PoolVectors, scorer: Scorer, settings: AnnotateSettings, scratch: str
 ) -> Columns:
     """Column `value`; null where a sample has no text."""
     texts = texts_folder(settings.source)
@@ -141,7 +141,7 @@ def _cliploss(
     if not len(numbers):
         raise UserError(f"no sample has a text of source {settings.source!r}")
     pictures, written = (
-        Vectors(np.memmap(file.name, np.float16, "r").reshape(-1, width), [], [])
+        PoolVectors(np.memmap(file.name, np.float16, "r").reshape(-1, width), [], [])
         for file in files.values()
     )
     values = np.full(len(vectors), np.nan, np.float32)

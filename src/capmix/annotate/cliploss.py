@@ -10,15 +10,15 @@ settings are the defaults: t = 0.01 (CLIP's own), batches of 32,768, 10 of them.
 
 import numpy as np
 
-from capmix.annotate.vectors import Vectors
+from capmix.annotate.vectors import PoolVectors
 
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 BLOCK = 1_024
 
 
 def negative_clip_loss(
-    images: Vectors,
-    texts: Vectors,
+    images: PoolVectors,
+    texts: PoolVectors,
     temperature: float = TEMPERATURE,
     batch: int = BATCH,
     rounds: int = ROUNDS,

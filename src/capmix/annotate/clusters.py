@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 
-from capmix.annotate.vectors import Columns, Vectors
+from capmix.annotate.vectors import Columns, PoolVectors
 from capmix.errors import UserError
 
 POINTS_PER_CENTROID = 256  # faiss trains with no more
@@ -20,7 +20,7 @@ ITERATIONS = 20
 
 
 def cluster(
-    vectors: Vectors, clusters: int | None, reference: np.ndarray | None, seed: int
+    vectors: PoolVectors, clusters: int | None, reference: np.ndarray | None, seed: int
 ) -> Columns:
     """Columns `cluster` (number), `similarity` (to its centroid) and, with a reference,
     `near_reference`. By default there is a cluster for 256 samples, at most 100,000."""
@@ -39,7 +39,7 @@ def cluster(
     return columns
 
 
-def _centroids(vectors: Vectors, clusters: int, seed: int) -> np.ndarray:
+def _centroids(vectors: PoolVectors, clusters: int, seed: int) -> np.ndarray:
     """float32 (clusters, D), unit vectors; on a GPU where faiss has one."""
     try:
         import faiss

@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 
-from capmix.annotate.vectors import Columns, Vectors
+from capmix.annotate.vectors import Columns, PoolVectors
 
 BLOCK = 8_192
 
 
-def norm_similarity(vectors: Vectors, reference: np.ndarray, norm: str) -> Columns:
+def norm_similarity(vectors: PoolVectors, reference: np.ndarray, norm: str) -> Columns:
     """Column `value`: the p-norm of an image's cosine similarities to all reference images; for
     `inf` that is the largest of them, for `2` the root of the sum of their squares."""
     if norm == "2":

@@ -7,13 +7,13 @@ is closer than 1 - epsilon to an earlier one repeats it. The first of each group
 import numpy as np
 import pyarrow as pa
 
-from capmix.annotate.vectors import Columns, Vectors
+from capmix.annotate.vectors import Columns, PoolVectors
 
 BLOCK = 4_096
 
 
 def near_duplicates(
-    vectors: Vectors, clusters: np.ndarray, similarity: np.ndarray, epsilon: float
+    vectors: PoolVectors, clusters: np.ndarray, similarity: np.ndarray, epsilon: float
 ) -> Columns:
     """Columns `repeats` (a near duplicate stays in its place) and `closest`, the largest similarity
     to a sample before it. `clusters` and `similarity` (N,) are of annotate clusters."""
@@ -28,7 +28,7 @@ def near_duplicates(
     }
 
 
-def _closest_before(vectors: Vectors, members: np.ndarray) -> np.ndarray:
+def _closest_before(vectors: PoolVectors, members: np.ndarray) -> np.ndarray:
     """The largest dot product with an earlier member; -1 for the first."""
     found = np.full(len(members), -1.0, np.float32)
     for start in range(0, len(members), BLOCK):

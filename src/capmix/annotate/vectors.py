@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from capmix.embed import embeddings_folder, unit
 from capmix.engine.stage import PartWriter
 from capmix.errors import UserError
 from capmix.mix.columns import ANNOTATIONS
+from capmix.models.image_pass import embeddings_folder, unit
 from capmix.pool import Shard
-from capmix.rows import OK, Row, rows_of, table_of
-from capmix.store import Counts, Marker, Store
+from capmix.storage.rows import OK, Row, rows_of, table_of
+from capmix.storage.store import Counts, Marker, Store
 
 Columns = dict[str, tuple[np.ndarray, Any]]  # values (N,) and their Arrow type, by name
 
 
 @dataclass
-class Vectors:
+class PoolVectors:
     """Unit vectors, float32 (N, D), of the samples of a pool that were embedded, in pool order."""
 
     array: np.ndarray
@@ -47,7 +47,7 @@ class Vectors:
             start += count
 
 
-def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str) -> Vectors:
+def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str) -> PoolVectors:
     """The embeddings `embeddings/<name>/image`. Raises UserError where a shard has none.
 
     They are put one behind the other into a file in `scratch`, which is then read by the system as
@@ -68,7 +68,7 @@ def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str
             rows.append(rows_of(store.read_table(f"{folder}/{shard.name}.parquet")))
             width = array.shape[1]
             stream.write(np.ascontiguousarray(array, np.float16).tobytes())
-    return Vectors(_mapped(path, width), rows, list(shards))
+    return PoolVectors(_mapped(path, width), rows, list(shards))
 
 
 def _mapped(path: Path, width: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def read_reference(path: str, name: str, width: int) -> np.ndarray:
 
 def write_columns(
     store: Store,
-    vectors: Vectors,
+    vectors: PoolVectors,
     name: str,
     columns: Columns,
     inputs: str,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from capmix.embed import ImageEncoder
+from capmix.models.image_pass import ImageEncoder
 from capmix.pool import Sample
 
 

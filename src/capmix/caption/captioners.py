@@ -4,10 +4,10 @@ from capmix.caption.captioner import ImageCaptioner
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage, field_stage
-from capmix.embed import embed_stage
 from capmix.engine.stage import Stage
+from capmix.models.image_pass import embed_stage
 from capmix.pool import Pool
-from capmix.store import Store
+from capmix.storage.store import Store
 
 FIELD, SERVER, OPEN_CLIP, MINI = "field:", "server:", "open_clip:", "mini"
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.caption.captioner import Caption, ImageCaptioner
 from capmix.caption.stage import (
     FIELDS,
@@ -12,12 +11,13 @@ from capmix.caption.stage import (
     captions_folder,
     count_row,
 )
+from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
-from capmix.images import BadImageError
+from capmix.models.images import BadImageError
+from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.pool.index import bad_row, pool_inputs
-from capmix.rows import FAILED, Row, table_of
+from capmix.storage.rows import FAILED, Row, table_of
 
 
 def image_caption_stage(

@@ -13,8 +13,8 @@ from capmix.caption.coca_decoder import CocaDecoder
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.images import decode_image
-from capmix.models import device_and_dtype, fingerprint
+from capmix.models.device import device_and_dtype, fingerprint
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 from capmix.score.open_clip import input_side, load_open_clip, weights_path
 

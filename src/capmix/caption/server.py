@@ -17,14 +17,14 @@ from typing import Any
 
 from PIL import Image
 
-from capmix.batches import SampleError
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import SampleError
 from capmix.errors import UserError
-from capmix.images import decode_image
+from capmix.models.images import decode_image
 from capmix.pool import Sample
-from capmix.storage import without_secrets
+from capmix.storage.filesystem import without_secrets
 
 PREFIX = "server:"
 KEY_VARIABLE = "CAPMIX_SERVER_KEY"

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from capmix.caption.captioner import Caption, Captioner
 from capmix.caption.flags import caption_flags
-from capmix.embed import embeddings_folder, read_embeddings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
+from capmix.models.image_pass import embeddings_folder, read_embeddings
+from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.pool.index import bad_row, pool_inputs
-from capmix.rows import DROPPED, OK, Row, table_of
-from capmix.store import Store
+from capmix.storage.rows import DROPPED, OK, Row, table_of
+from capmix.storage.store import Store
 
 FIELDS = [
     ("k", pa.int32()),

@@ -18,8 +18,8 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_keys, sample_top_k
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.images import decode_image
-from capmix.models import device_and_dtype, fingerprint, input_side
+from capmix.models.device import device_and_dtype, fingerprint, input_side
+from capmix.models.images import decode_image
 from capmix.pool import Sample
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.rows import FAILED, Row, rows_of
-from capmix.store import Counts, Store
+from capmix.storage.rows import FAILED, Row, rows_of
+from capmix.storage.store import Counts, Store
 
 MAX_FAILURES = 0.01
 EXAMPLES = 3

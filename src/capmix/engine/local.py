@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 
-from capmix.batches import BrokenDeviceError
+from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.process import Process
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import FAILED, Job, Plan, Reply, Task, Worker
+from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan
 from capmix.errors import UserError
 
 
@@ -22,10 +22,10 @@ class InProcess:
     def __init__(self, job: Job):
         self._worker = Worker(job)
 
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         return self._worker.plan()
 
-    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
         for task in tasks:
             try:
                 yield self._worker.run(task, on_count)
@@ -51,18 +51,18 @@ class Processes:
         self._processes: dict[int, Process] = {}
         self._deaths = Deaths()
 
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         """Raises UserError if the worker does, or cannot be started."""
         plan = self._process(0).ask(None)
-        if isinstance(plan, Plan):
+        if isinstance(plan, WorkPlan):
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
         """Raises UserError where all workers end again and again before they have made a part."""
         waiting = deque(tasks)
         idle = deque(self._deaths.left(self.workers))
-        at_work: dict[int, Task] = {}
+        at_work: dict[int, ShardTask] = {}
         while waiting or at_work:
             if not idle and not at_work:
                 raise UserError(f"every worker process ended {IN_A_ROW} times in a row; see above")

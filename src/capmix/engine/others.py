@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from capmix.engine.worker import Task
-from capmix.storage import storage_errors
-from capmix.store import Store, is_running
+from capmix.engine.worker import ShardTask
+from capmix.storage.filesystem import storage_errors
+from capmix.storage.store import Store, is_running
 
 FOLDER = "running"
 
@@ -56,7 +56,7 @@ def _others(store: Store) -> list[str]:
     return found
 
 
-def shuffled(tasks: Sequence[Task]) -> list[Task]:
+def shuffled(tasks: Sequence[ShardTask]) -> list[ShardTask]:
     """In an order of this run alone, so that two runs seldom begin the same shard together."""
     order = list(tasks)
     random.shuffle(order)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-from capmix.batches import batched
+from capmix.engine.batches import batched
 
 BATCHES_AHEAD = 3
 LARGEST_GROUP = 8  # items that a thread takes at once: to hand over each alone costs 40 us

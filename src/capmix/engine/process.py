@@ -12,8 +12,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from capmix.batches import BrokenDeviceError
-from capmix.engine.worker import Job, Task, Worker, answered
+from capmix.engine.batches import BrokenDeviceError
+from capmix.engine.worker import Job, ShardTask, Worker, answered
 from capmix.errors import UserError
 
 JOINED_WITHIN = 2.0  # seconds
@@ -32,7 +32,7 @@ class Process:
         # Not as an argument: to start a process that dies would wait for ever for it to be read.
         self.send(job)
 
-    def send(self, message: Job | Task | None) -> None:
+    def send(self, message: Job | ShardTask | None) -> None:
         with contextlib.suppress(OSError):  # the answer, or its lack, tells
             self.connection.send(message)
 
@@ -43,7 +43,7 @@ class Process:
         except (EOFError, OSError):
             return None
 
-    def ask(self, task: Task | None) -> Any:
+    def ask(self, task: ShardTask | None) -> Any:
         self.send(task)
         answer = self.receive()
         if answer is None:
@@ -83,7 +83,7 @@ def _serve(
         return
     worker: Worker | None = None
 
-    def answer(task: Task | None) -> Any:
+    def answer(task: ShardTask | None) -> Any:
         nonlocal worker
         worker = worker or Worker(job)
         return worker.plan() if task is None else worker.run(task, lambda _: None)

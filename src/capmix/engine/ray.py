@@ -17,7 +17,7 @@ from typing import Any
 from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
-from capmix.engine.worker import FAILED, Job, Plan, Reply, Task, Worker, answered
+from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan, answered
 from capmix.errors import UserError
 
 TOLD_AFTER = 60.0  # seconds without any answer
@@ -40,7 +40,7 @@ class Actor:
     def plan(self, job: list[Any]) -> Any:
         return self._answer(job, lambda worker: worker.plan())
 
-    def run(self, job: list[Any], task: Task) -> Any:
+    def run(self, job: list[Any], task: ShardTask) -> Any:
         return self._answer(job, lambda worker: worker.run(task, lambda _: None))
 
     def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
@@ -72,7 +72,7 @@ class Cluster:
         self._actors: list[Any] = []
         self._deaths = Deaths()
 
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         """Raises UserError if the worker does, or dies."""
         self._actors = [self._make()]
         answer = self._actors[0].plan.remote(self._job)
@@ -82,17 +82,17 @@ class Cluster:
             plan = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             raise UserError(f"ray: the first worker failed: {_about(error)}") from error
-        if isinstance(plan, Plan):
+        if isinstance(plan, WorkPlan):
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
         """Actors are asked for a shard when they are ready, so that one that waits for a node holds
         up no other. For one that dies another is made, wherever there is room."""
         while len(self._actors) < min(self.workers, len(tasks)):
             self._actors.append(self._make())
         waiting = deque(tasks)
-        asked: dict[Any, tuple[int, Task | None]] = {}
+        asked: dict[Any, tuple[int, ShardTask | None]] = {}
         for number, actor in enumerate(self._actors):  # also those that there may be no room for
             asked[actor.ready.remote(self._job)] = number, None
         while waiting or any(task for _, task in asked.values()):

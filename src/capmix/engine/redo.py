@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.rows import FAILED
-from capmix.store import Counts, Marker, Store
+from capmix.storage.rows import FAILED
+from capmix.storage.store import Counts, Marker, Store
 
 # Reasons that speak of a file: it may be read next time, and nothing of it is known yet.
 OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar")

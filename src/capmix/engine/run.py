@@ -24,11 +24,11 @@ from capmix.engine.budget import (
 )
 from capmix.engine.others import announced, shuffled
 from capmix.engine.settings import EngineSettings
-from capmix.engine.stage import OnCount, Outcome
-from capmix.engine.worker import FAILED, STOPPED, Job, Plan, Reply, Task
+from capmix.engine.stage import OnCount, PartOutcome
+from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPlan
 from capmix.errors import UserError
-from capmix.storage import without_secrets
-from capmix.store import Counts
+from capmix.storage.filesystem import without_secrets
+from capmix.storage.store import Counts
 
 ATTEMPTS = 3  # at a shard whose worker dies, or whose part cannot be made for another reason
 
@@ -38,11 +38,11 @@ class Engine(Protocol):
 
     workers: int
 
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         """What is to be done. Raises UserError."""
         ...
 
-    def run(self, tasks: Sequence[Task], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
         """A reply for each task, as they come. `on_count` is told the rows, here or before."""
         ...
 
@@ -95,16 +95,16 @@ class _Run:
     """A job under way, or done: `made` is what this run has made of each stage."""
 
     job: Job
-    plan: Plan
+    plan: WorkPlan
     workers: int
     max_failures: float
     rows: int | None
-    made: dict[int, Outcome] = field(default_factory=dict)
+    made: dict[int, PartOutcome] = field(default_factory=dict)
     lost: list[Reply] = field(default_factory=list)
     seconds: float = 0.0
     _shown: Counts = field(default_factory=Counts)
 
-    def make(self, engine: Engine, tasks: Sequence[Task]) -> None:
+    def make(self, engine: Engine, tasks: Sequence[ShardTask]) -> None:
         """Raises UserError where a worker says so, or too much has failed."""
         started = time.monotonic()
         with self._bar() as bar:
@@ -136,7 +136,7 @@ class _Run:
         if reply.state == STOPPED or reply.task is None:
             raise UserError(reply.message)
         for number, outcome in reply.outcomes.items():
-            self.made.setdefault(number, Outcome()).add(outcome)
+            self.made.setdefault(number, PartOutcome()).add(outcome)
         if reply.state == FAILED:
             self.lost.append(reply)
             following = "tried again later" if attempt + 1 < ATTEMPTS else "given up"

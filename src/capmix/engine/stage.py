@@ -16,7 +16,7 @@ from capmix.engine.busy import Busy
 from capmix.engine.redo import Redo
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.store import Counts, Marker, Store
+from capmix.storage.store import Counts, Marker, Store
 
 OnCount = Callable[[Counts], None]
 TOLD_EVERY = 0.2  # seconds
@@ -131,14 +131,14 @@ class Stage:
 
 
 @dataclass
-class Outcome:
+class PartOutcome:
     """What making a part came to: the rows of this run, and seconds."""
 
     counts: Counts = field(default_factory=Counts)
     busy: Busy = field(default_factory=Busy)
     seconds: float = 0.0
 
-    def add(self, other: "Outcome") -> None:
+    def add(self, other: "PartOutcome") -> None:
         self.counts.add(other.counts)
         self.busy.add(other.busy)
         self.seconds += other.seconds
@@ -156,7 +156,7 @@ def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
 
 def run_one(
     stage: Stage, shard: Shard, store: Store, on_count: OnCount, retry: bool = False
-) -> Outcome:
+) -> PartOutcome:
     """Make one part and then its marker. Any engine is a caller of this function.
 
     With `retry`, of a part that is done the samples that failed alone, where the stage can.
@@ -171,17 +171,17 @@ def run_one(
     is_again = retry and is_made()
     redo = Redo.of(store, part) if is_again and stage.by_sample else None
     if redo is not None and not redo.keys:
-        return Outcome()
+        return PartOutcome()
     writer = PartWriter(store, part, on_count, redo, None if is_again else is_made)
     try:
         stage.run_shard(shard, writer)
     except MadeMeanwhileError:
-        return Outcome(seconds=time.monotonic() - started)
+        return PartOutcome(seconds=time.monotonic() - started)
     rows_in, counts = writer.rows_in, writer.counts
     if redo is not None:
         rows_in, counts = redo.counts(writer.rows_in, writer.counts)
     store.write_marker(part, Marker(inputs, stage.config, rows_in, counts, files=writer.files))
-    return Outcome(writer.counts, writer.busy, time.monotonic() - started)
+    return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)
 
 
 def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from capmix.batches import BrokenDeviceError
+from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.redo import may_pass
-from capmix.engine.stage import OnCount, Outcome, Stage, missing, refuse_other_settings, run_one
+from capmix.engine.stage import OnCount, PartOutcome, Stage, missing, refuse_other_settings, run_one
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.storage import storage_errors
-from capmix.store import Store
+from capmix.storage.filesystem import storage_errors
+from capmix.storage.store import Store
 
 MakeStages = Callable[[], Sequence[Stage]]
 MADE, FAILED, STOPPED = "made", "failed", "stopped"
@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard, and the numbers of the stages that have something to do there.
 
     `settings` is a digest of the stages' configs, as the worker that made the plan has them.
@@ -50,14 +50,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """Names and folders of the stages, whether their rows are the pool's samples, and what is to be
     done, in the order of the pool."""
 
     names: tuple[str, ...]
     folders: tuple[str, ...]
     of_samples: tuple[bool, ...]
-    tasks: list[Task]
+    tasks: list[ShardTask]
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Reply:
     mend something). `message` is for people, `details` for developers; there is no task where the
     worker could not start."""
 
-    task: Task | None
+    task: ShardTask | None
     state: str
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, PartOutcome] = field(default_factory=dict)
     message: str = ""
     details: str = ""
 
@@ -98,7 +98,7 @@ class Worker:
         configs = json.dumps([stage.config for stage in self._stages], sort_keys=True, default=str)
         self._settings = hashlib.sha256(configs.encode()).hexdigest()[:16]
 
-    def plan(self) -> Plan:
+    def plan(self) -> WorkPlan:
         """Raises UserError for parts of other settings."""
         job = self._job
         if job.protect:
@@ -117,9 +117,9 @@ class Worker:
         for shard in job.shards:
             numbers = tuple(n for n, names in enumerate(todo) if shard.name in names)
             if numbers:
-                tasks.append(Task(shard, numbers, self._settings))
+                tasks.append(ShardTask(shard, numbers, self._settings))
         stages = self._stages
-        return Plan(
+        return WorkPlan(
             tuple(stage.name for stage in stages),
             tuple(stage.folder for stage in stages),
             tuple(stage.of_samples for stage in stages),
@@ -133,12 +133,12 @@ class Worker:
             markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
         return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
-    def run(self, task: Task, on_count: OnCount) -> Reply:
+    def run(self, task: ShardTask, on_count: OnCount) -> Reply:
         """Make the parts of one shard, but for those that another run has made meanwhile.
 
         Raises BrokenDeviceError where this process can make no other.
         """
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, PartOutcome] = {}
         if task.settings != self._settings:
             return Reply(task, STOPPED, message=(
                 f"{socket.gethostname()}: the settings of its model are not those of the worker "
@@ -159,10 +159,10 @@ class Worker:
             return Reply(task, FAILED, outcomes, message, details)
         return Reply(task, MADE, outcomes)
 
-    def _run_stage(self, stage: Stage, shard: Shard, on_count: OnCount) -> Outcome:
+    def _run_stage(self, stage: Stage, shard: Shard, on_count: OnCount) -> PartOutcome:
         store = self._job.store
         is_done = store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
         marker = store.read_marker(stage.part(shard)) if is_done else None
         if marker is not None and not (self._job.retry and may_pass(marker.counts.failed)):
-            return Outcome()
+            return PartOutcome()
         return run_one(stage, shard, store, on_count, retry=self._job.retry)

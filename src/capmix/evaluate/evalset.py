@@ -29,7 +29,7 @@ CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class EvalItem:
     """An image with its label, its captions, or a row of integers about it."""
 
     key: str
@@ -58,7 +58,7 @@ class EvalSet:
     name: str
     kind: Kind
     digest: str
-    items: Callable[[], Iterator[Item]]
+    items: Callable[[], Iterator[EvalItem]]
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     associations: list[Association] = field(default_factory=list)
@@ -83,7 +83,7 @@ def webdataset_set(root: Path) -> EvalSet:
     lists = [] if kind == "retrieval" else [root / CLASSES, root / TEMPLATES]
     classes, templates = ([], []) if not lists else (read_lines(lists[0]), read_lines(lists[1]))
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[EvalItem]:
         for tar in tars:
             yield from _read_tar(tar, kind == "retrieval", len(classes))
 
@@ -105,7 +105,7 @@ def _tars(root: Path) -> list[Path]:
     return tars
 
 
-def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[Item]:
+def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[EvalItem]:
     wanted = {*IMAGE_SUFFIXES, "txt"} if retrieval else {*IMAGE_SUFFIXES, "cls", "npy"}
     try:
         with path.open("rb") as stream:
@@ -115,7 +115,7 @@ def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[Item]:
         raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error
 
 
-def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> Item:
+def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> EvalItem:
     where = f"evaluation set {path}, sample {group.key}"
     if group.too_large or group.image is None:
         raise UserError(f"{where}: {group.too_large or 'expected an image'}")
@@ -124,12 +124,12 @@ def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> Item:
         if "txt" not in members:
             raise UserError(f"{where}: expected a .txt member of captions")
         texts = members["txt"].decode("utf-8", "replace").splitlines()
-        return Item(group.key, group.image, texts=tuple(texts))
+        return EvalItem(group.key, group.image, texts=tuple(texts))
     metadata = _integers(where, members["npy"]) if "npy" in members else ()
     if "cls" not in members and not metadata:
         raise UserError(f"{where}: expected a .cls member with the number of the class")
     label = _label(where, members["cls"], classes) if "cls" in members else None
-    return Item(group.key, group.image, label, metadata=metadata)
+    return EvalItem(group.key, group.image, label, metadata=metadata)
 
 
 def _label(where: str, data: bytes, classes: int) -> int:

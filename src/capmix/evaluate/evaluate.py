@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 
 from capmix.errors import UserError
-from capmix.evaluate.evalset import EvalSet, Item
+from capmix.evaluate.evalset import EvalItem, EvalSet
 from capmix.evaluate.groups import COLUMNS, FACES, GROUP_METRICS, OBJECTIVES, faces
 from capmix.evaluate.metrics import association_metrics, classify, retrieve
-from capmix.evaluate.vectors import Vectors
+from capmix.evaluate.vectors import VectorCache
 
 Metrics = dict[str, Any]
 VOWELS = "aeiou"
 
 
-def evaluate_set(vectors: Vectors, evalset: EvalSet, task: str = "") -> Metrics:
+def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metrics:
     """All metrics of a set; `task` is the key of DataComp's task where it is one.
 
     Raises UserError where the set is not what its kind or the task asks for.
@@ -47,7 +47,7 @@ def usual_metric(evalset: EvalSet) -> str:
     return usual.get(evalset.kind, "avg_jaccard_score")
 
 
-def _metadata(evalset: EvalSet, items: list[Item], columns: int) -> np.ndarray:
+def _metadata(evalset: EvalSet, items: list[EvalItem], columns: int) -> np.ndarray:
     """int (N, fields), at least as many fields as `columns`. Raises UserError where it is not."""
     lengths = {len(item.metadata) for item in items}
     if len(lengths) != 1 or min(lengths) < columns:
@@ -58,7 +58,7 @@ def _metadata(evalset: EvalSet, items: list[Item], columns: int) -> np.ndarray:
 
 
 def _faces(
-    vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray, columns: int
+    vectors: VectorCache, evalset: EvalSet, items: list[EvalItem], images: np.ndarray, columns: int
 ) -> Metrics:
     predicted = {}
     for objective in OBJECTIVES:
@@ -73,7 +73,7 @@ def _faces(
 
 
 def _associations(
-    vectors: Vectors, evalset: EvalSet, items: list[Item], images: np.ndarray
+    vectors: VectorCache, evalset: EvalSet, items: list[EvalItem], images: np.ndarray
 ) -> Metrics:
     row_of = {item.key: row for row, item in enumerate(items)}
     cues = vectors.of_texts([_prompt(one.cue) for one in evalset.associations])

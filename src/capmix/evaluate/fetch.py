@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capmix.errors import UserError
-from capmix.evaluate.tasks import Task
+from capmix.evaluate.tasks import EvalTask
 
 # Data alone: the Python of the repositories is left where it is.
 PATTERNS = ["*.txt", "*.tar", "*.csv", "*.zip"]
 
 
-def fetch(tasks: Sequence[Task], directory: str, endpoint: str | None = None) -> list[Path]:
+def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None) -> list[Path]:
     """Fetch the sets of `tasks` into folders below `directory`; returns the folders.
 
     `endpoint` is the Hub's address; by default what its client takes, HF_ENDPOINT or the Hub's own.

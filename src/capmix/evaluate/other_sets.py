@@ -17,8 +17,8 @@ from capmix.evaluate.evalset import (
     CLASSES,
     TEMPLATES,
     Association,
+    EvalItem,
     EvalSet,
-    Item,
     files_digest,
     is_webdataset,
     read_lines,
@@ -68,10 +68,10 @@ def _folders_set(root: Path) -> EvalSet:
             raise UserError(f"{root / CLASSES}: {len(classes)} names for {len(folders)} folders")
     templates = read_lines(root / TEMPLATES) if (root / TEMPLATES).exists() else [TEMPLATE]
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[EvalItem]:
         for label, paths in enumerate(images):
             for path in paths:
-                yield Item(str(path.relative_to(root)), _bytes(path), label)
+                yield EvalItem(str(path.relative_to(root)), _bytes(path), label)
 
     told = [path for paths in images for path in paths]
     lists = [root / name for name in (CLASSES, TEMPLATES) if (root / name).exists()]
@@ -99,7 +99,7 @@ def _pairs_set(path: Path) -> EvalSet:
             f"{'/'.join(TEXT_COLUMNS)}, found {', '.join(names)}"
         )
 
-    def items() -> Iterator[Item]:
+    def items() -> Iterator[EvalItem]:
         try:
             with pq.ParquetFile(path) as file:
                 rows = (
@@ -115,12 +115,12 @@ def _pairs_set(path: Path) -> EvalSet:
     return EvalSet(path.stem, "retrieval", files_digest(path.parent, [path]), items)
 
 
-def _pair(where: str, image: Any, texts: Any) -> Item:
+def _pair(where: str, image: Any, texts: Any) -> EvalItem:
     data = image.get("bytes") if isinstance(image, dict) else image
     captions = [texts] if isinstance(texts, str) else texts
     if not isinstance(data, bytes) or not captions or not isinstance(captions, list):
         raise UserError(f"{where}: expected image bytes and one caption or a list of them")
-    return Item(where.rpartition(" ")[2], data, texts=tuple(str(one) for one in captions))
+    return EvalItem(where.rpartition(" ")[2], data, texts=tuple(str(one) for one in captions))
 
 
 def _zip_set(root: Path, table: Path, archive: Path) -> EvalSet:
@@ -137,9 +137,9 @@ def _zip_set(root: Path, table: Path, archive: Path) -> EvalSet:
     if {"filename", "raw"} <= columns:
         texts = {row["filename"]: _strings(table, row["raw"]) for row in rows}
 
-        def pairs() -> Iterator[Item]:
+        def pairs() -> Iterator[EvalItem]:
             for name, data in _zip_members(archive, list(texts)):
-                yield Item(name, data, texts=tuple(texts[name]))
+                yield EvalItem(name, data, texts=tuple(texts[name]))
 
         return EvalSet(root.name, "retrieval", digest, pairs)
     if {"cue", "candidates", "associations"} <= columns:
@@ -153,9 +153,9 @@ def _zip_set(root: Path, table: Path, archive: Path) -> EvalSet:
         ]
         names = list(dict.fromkeys(name for one in found for name in one.candidates))
 
-        def images() -> Iterator[Item]:
+        def images() -> Iterator[EvalItem]:
             for name, data in _zip_members(archive, [f"{name}.jpg" for name in names]):
-                yield Item(name.removesuffix(".jpg"), data)
+                yield EvalItem(name.removesuffix(".jpg"), data)
 
         return EvalSet(root.name, "association", digest, images, associations=found)
     raise UserError(

@@ -14,9 +14,9 @@ from capmix.evaluate.evalset import EvalSet, embedded_evalsets
 from capmix.evaluate.evaluate import evaluate_set, usual_metric
 from capmix.evaluate.other_sets import open_evalset
 from capmix.evaluate.results_file import ResultsFile
-from capmix.evaluate.tasks import DATACOMP, TASKS, Task, aggregates, chosen_tasks
-from capmix.evaluate.vectors import Vectors
-from capmix.models import device_and_dtype
+from capmix.evaluate.tasks import DATACOMP, TASKS, EvalTask, aggregates, chosen_tasks
+from capmix.evaluate.vectors import VectorCache
+from capmix.models.device import device_and_dtype
 from capmix.pool import EMBEDDED, embedded_folder
 
 RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
@@ -73,12 +73,12 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     known = ResultsFile.of(folder, RESULTS, *of_model)
     others = ResultsFile.of(folder, OTHERS, *of_model)
-    vectors = Vectors(scorer)
+    vectors = VectorCache(scorer)
     lines = []
     with _all_bits():
         for task, evalset in found:
-            file = known if isinstance(task, Task) else others
-            key = task.key if isinstance(task, Task) else task
+            file = known if isinstance(task, EvalTask) else others
+            key = task.key if isinstance(task, EvalTask) else task
             line = file.done(key, evalset.digest)
             if line is None:
                 try:
@@ -109,18 +109,18 @@ def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def open_sets(
     tasks: str | None, evalsets: str
-) -> tuple[list[tuple[Task | str, EvalSet]], list[str], list[str]]:
+) -> tuple[list[tuple[EvalTask | str, EvalSet]], list[str], list[str]]:
     """Tasks with their sets (see evaluate), the keys of those that are not there, and what is
     broken."""
     root = embedded_folder() / "tuxpaint" if evalsets == EMBEDDED else Path(evalsets)
     names = ",".join(Path(path).name for path in embedded_evalsets())
     chosen = chosen_tasks(tasks or (names if evalsets == EMBEDDED else DATACOMP))
-    found: list[tuple[Task | str, EvalSet]] = []
+    found: list[tuple[EvalTask | str, EvalSet]] = []
     missing, broken = [], []
     for task in chosen:
         paths = _places(root, task)
         path = next((path for path in paths if path.exists()), None)
-        if path is None and isinstance(task, Task):
+        if path is None and isinstance(task, EvalTask):
             missing.append(task.key)
         elif path is None:
             broken.append(f"{task}: no task of DataComp, and no set at {paths[0]}")
@@ -132,12 +132,12 @@ def open_sets(
     return found, missing, broken
 
 
-def _places(root: Path, task: Task | str) -> list[Path]:
+def _places(root: Path, task: EvalTask | str) -> list[Path]:
     return [root / name for name in ([task] if isinstance(task, str) else task.folders)]
 
 
-def _line(vectors: Vectors, task: Task | str, evalset: EvalSet) -> dict[str, Any]:
-    if isinstance(task, Task):
+def _line(vectors: VectorCache, task: EvalTask | str, evalset: EvalSet) -> dict[str, Any]:
+    if isinstance(task, EvalTask):
         key, name, metric = task.key, task.name, task.main_metric
         metrics = evaluate_set(vectors, evalset, task.key)
     else:
@@ -158,10 +158,10 @@ def _loadable(model: str) -> tuple[str, float | None]:
     if not (Path(model) / RUN_ABOUT).exists():
         return model, None
     from capmix.train.model import know_model
-    from capmix.train.run import Run
+    from capmix.train.run import RunFolder
     from capmix.train.train import read_run
 
-    about, checkpoint = read_run(model), Run(Path(model).resolve()).checkpoint
+    about, checkpoint = read_run(model), RunFolder(Path(model).resolve()).checkpoint
     if not checkpoint.exists():
         raise UserError(f"{model}: no checkpoint yet; `capmix train` writes {checkpoint}")
     know_model(about["model"], about["config"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.store import Store
+from capmix.storage.store import Store
 
 OURS = ("key", "dataset", "metrics", "metric", "data", "fingerprint", "precision")
 

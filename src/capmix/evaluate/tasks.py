@@ -13,7 +13,7 @@ DATACOMP = "datacomp"
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """One task. `images` is how many the full set has, `hub` the dataset repository of its data."""
 
     key: str
@@ -41,102 +41,106 @@ CLIP_BENCHMARK = {
 }
 
 TASKS = (
-    Task(
+    EvalTask(
         "vtab/caltech101",
         "Caltech-101",
         6085,
         "mean_per_class_recall",
         "djghosh/wds_vtab-caltech101_test",
     ),
-    Task("cifar10", "CIFAR-10", 10000, "acc1", "djghosh/wds_cifar10_test"),
-    Task("vtab/cifar100", "CIFAR-100", 10000, "acc1", "djghosh/wds_vtab-cifar100_test"),
-    Task(
+    EvalTask("cifar10", "CIFAR-10", 10000, "acc1", "djghosh/wds_cifar10_test"),
+    EvalTask("vtab/cifar100", "CIFAR-100", 10000, "acc1", "djghosh/wds_vtab-cifar100_test"),
+    EvalTask(
         "vtab/clevr_count_all",
         "CLEVR Counts",
         15000,
         "acc1",
         "djghosh/wds_vtab-clevr_count_all_test",
     ),
-    Task(
+    EvalTask(
         "vtab/clevr_closest_object_distance",
         "CLEVR Distance",
         15000,
         "acc1",
         "djghosh/wds_vtab-clevr_closest_object_distance_test",
     ),
-    Task("country211", "Country211", 21100, "acc1", "djghosh/wds_country211_test"),
-    Task("vtab/dtd", "Describable Textures", 1880, "acc1", "djghosh/wds_vtab-dtd_test"),
-    Task("vtab/eurosat", "EuroSAT", 5400, "acc1", "djghosh/wds_vtab-eurosat_test"),
-    Task(
+    EvalTask("country211", "Country211", 21100, "acc1", "djghosh/wds_country211_test"),
+    EvalTask("vtab/dtd", "Describable Textures", 1880, "acc1", "djghosh/wds_vtab-dtd_test"),
+    EvalTask("vtab/eurosat", "EuroSAT", 5400, "acc1", "djghosh/wds_vtab-eurosat_test"),
+    EvalTask(
         "fgvc_aircraft",
         "FGVC Aircraft",
         3333,
         "mean_per_class_recall",
         "djghosh/wds_fgvc_aircraft_test",
     ),
-    Task("food101", "Food-101", 25250, "acc1", "djghosh/wds_food101_test"),
-    Task("gtsrb", "GTSRB", 12630, "acc1", "djghosh/wds_gtsrb_test"),
-    Task("imagenet1k", "ImageNet 1k", 50000, "acc1", "djghosh/wds_imagenet1k_test"),
-    Task("imagenet_sketch", "ImageNet Sketch", 50889, "acc1", "djghosh/wds_imagenet_sketch_test"),
-    Task("imagenetv2", "ImageNet v2", 10000, "acc1", "djghosh/wds_imagenetv2_test"),
-    Task("imagenet-a", "ImageNet-A", 7500, "acc1", "djghosh/wds_imagenet-a_test"),
-    Task("imagenet-o", "ImageNet-O", 2000, "acc1", "djghosh/wds_imagenet-o_test"),
-    Task("imagenet-r", "ImageNet-R", 30000, "acc1", "djghosh/wds_imagenet-r_test"),
-    Task(
+    EvalTask("food101", "Food-101", 25250, "acc1", "djghosh/wds_food101_test"),
+    EvalTask("gtsrb", "GTSRB", 12630, "acc1", "djghosh/wds_gtsrb_test"),
+    EvalTask("imagenet1k", "ImageNet 1k", 50000, "acc1", "djghosh/wds_imagenet1k_test"),
+    EvalTask(
+        "imagenet_sketch", "ImageNet Sketch", 50889, "acc1", "djghosh/wds_imagenet_sketch_test"
+    ),
+    EvalTask("imagenetv2", "ImageNet v2", 10000, "acc1", "djghosh/wds_imagenetv2_test"),
+    EvalTask("imagenet-a", "ImageNet-A", 7500, "acc1", "djghosh/wds_imagenet-a_test"),
+    EvalTask("imagenet-o", "ImageNet-O", 2000, "acc1", "djghosh/wds_imagenet-o_test"),
+    EvalTask("imagenet-r", "ImageNet-R", 30000, "acc1", "djghosh/wds_imagenet-r_test"),
+    EvalTask(
         "vtab/kitti_closest_vehicle_distance",
         "KITTI Vehicle Distance",
         711,
         "acc1",
         "djghosh/wds_vtab-kitti_closest_vehicle_distance_test",
     ),
-    Task("mnist", "MNIST", 10000, "acc1", "djghosh/wds_mnist_test"),
-    Task("objectnet", "ObjectNet", 18574, "acc1", "djghosh/wds_objectnet_test"),
-    Task(
+    EvalTask("mnist", "MNIST", 10000, "acc1", "djghosh/wds_mnist_test"),
+    EvalTask("objectnet", "ObjectNet", 18574, "acc1", "djghosh/wds_objectnet_test"),
+    EvalTask(
         "vtab/flowers",
         "Oxford Flowers-102",
         6149,
         "mean_per_class_recall",
         "djghosh/wds_vtab-flowers_test",
     ),
-    Task(
+    EvalTask(
         "vtab/pets", "Oxford-IIIT Pet", 3669, "mean_per_class_recall", "djghosh/wds_vtab-pets_test"
     ),
-    Task("voc2007", "Pascal VOC 2007", 14976, "acc1", "djghosh/wds_voc2007_test"),
-    Task("vtab/pcam", "PatchCamelyon", 32768, "acc1", "djghosh/wds_vtab-pcam_test"),
-    Task("renderedsst2", "Rendered SST2", 1821, "acc1", "djghosh/wds_renderedsst2_test"),
-    Task("vtab/resisc45", "RESISC45", 6300, "acc1", "djghosh/wds_vtab-resisc45_test"),
-    Task("cars", "Stanford Cars", 8041, "acc1", "djghosh/wds_cars_test"),
-    Task("stl10", "STL-10", 8000, "acc1", "djghosh/wds_stl10_test"),
-    Task("sun397", "SUN397", 108754, "acc1", "djghosh/wds_sun397_test"),
-    Task("vtab/svhn", "SVHN", 26032, "acc1", "djghosh/wds_vtab-svhn_test"),
-    Task(
+    EvalTask("voc2007", "Pascal VOC 2007", 14976, "acc1", "djghosh/wds_voc2007_test"),
+    EvalTask("vtab/pcam", "PatchCamelyon", 32768, "acc1", "djghosh/wds_vtab-pcam_test"),
+    EvalTask("renderedsst2", "Rendered SST2", 1821, "acc1", "djghosh/wds_renderedsst2_test"),
+    EvalTask("vtab/resisc45", "RESISC45", 6300, "acc1", "djghosh/wds_vtab-resisc45_test"),
+    EvalTask("cars", "Stanford Cars", 8041, "acc1", "djghosh/wds_cars_test"),
+    EvalTask("stl10", "STL-10", 8000, "acc1", "djghosh/wds_stl10_test"),
+    EvalTask("sun397", "SUN397", 108754, "acc1", "djghosh/wds_sun397_test"),
+    EvalTask("vtab/svhn", "SVHN", 26032, "acc1", "djghosh/wds_vtab-svhn_test"),
+    EvalTask(
         "retrieval/flickr_1k_test_image_text_retrieval",
         "Flickr",
         1000,
         "mean_recall@1",
         "nlphuji/flickr_1k_test_image_text_retrieval",
     ),
-    Task(
+    EvalTask(
         "retrieval/mscoco_2014_5k_test_image_text_retrieval",
         "MSCOCO",
         5000,
         "mean_recall@1",
         "nlphuji/mscoco_2014_5k_test_image_text_retrieval",
     ),
-    Task("misc/winogavil", "WinoGAViL", 3563, "jaccard_score_10-12", "nlphuji/winogavil"),
-    Task("wilds/iwildcam", "iWildCam", 42791, "F1-macro_all", "djghosh/wds_wilds-iwildcam_test"),
-    Task("wilds/camelyon17", "Camelyon17", 85054, "acc1", "djghosh/wds_wilds-camelyon17_test"),
-    Task("wilds/fmow", "FMoW", 22108, "acc_worst_region", "djghosh/wds_wilds-fmow_test"),
-    Task(
+    EvalTask("misc/winogavil", "WinoGAViL", 3563, "jaccard_score_10-12", "nlphuji/winogavil"),
+    EvalTask(
+        "wilds/iwildcam", "iWildCam", 42791, "F1-macro_all", "djghosh/wds_wilds-iwildcam_test"
+    ),
+    EvalTask("wilds/camelyon17", "Camelyon17", 85054, "acc1", "djghosh/wds_wilds-camelyon17_test"),
+    EvalTask("wilds/fmow", "FMoW", 22108, "acc_worst_region", "djghosh/wds_wilds-fmow_test"),
+    EvalTask(
         "fairness/dollar_street",
         "Dollar Street",
         3503,
         "acc_top5_wg",
         "djghosh/wds_dollar_street_test",
     ),
-    Task("fairness/geode", "GeoDE", 12488, "acc_wg", "djghosh/wds_geode_test"),
-    Task("fairness/fairface", "FairFace", 10954, None, "djghosh/wds_fairface_test"),
-    Task("fairness/utkface", "UTKFace", 23703, None, "djghosh/wds_utkface_test"),
+    EvalTask("fairness/geode", "GeoDE", 12488, "acc_wg", "djghosh/wds_geode_test"),
+    EvalTask("fairness/fairface", "FairFace", 10954, None, "djghosh/wds_fairface_test"),
+    EvalTask("fairness/utkface", "UTKFace", 23703, None, "djghosh/wds_utkface_test"),
 )
 
 # DataComp, aggregate_scores.py: names of tasks by group.
@@ -170,10 +174,10 @@ GROUPS = {
 COUNTED = sum(task.main_metric is not None for task in TASKS)
 
 
-def chosen_tasks(text: str) -> list[Task | str]:
+def chosen_tasks(text: str) -> list[EvalTask | str]:
     """Tasks that `text` names, with commas: `datacomp` (all 40), keys, or paths of other sets."""
     by_key = {task.key: task for task in TASKS}
-    found: list[Task | str] = []
+    found: list[EvalTask | str] = []
     for name in (part.strip() for part in text.split(",")):
         if not name:
             raise UserError(f"--tasks {text}: expected names of tasks with commas between them")

@@ -12,12 +12,12 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from capmix.batches import batched
-from capmix.embed import ImageEncoder
+from capmix.engine.batches import batched
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
-from capmix.evaluate.evalset import EvalSet, Item
-from capmix.images import BadImageError, decode_as_stored
+from capmix.evaluate.evalset import EvalItem, EvalSet
+from capmix.models.image_pass import ImageEncoder
+from capmix.models.images import BadImageError, decode_as_stored
 
 BATCHES_AHEAD = 3
 KEY_BYTES = 16
@@ -32,7 +32,7 @@ class TwoTowers(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
-class Vectors:
+class VectorCache:
     """Vectors of images and texts by one model."""
 
     def __init__(self, model: TwoTowers):
@@ -40,12 +40,12 @@ class Vectors:
         self._images: dict[bytes, np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
 
-    def of_images(self, evalset: EvalSet) -> tuple[list[Item], np.ndarray]:
+    def of_images(self, evalset: EvalSet) -> tuple[list[EvalItem], np.ndarray]:
         """The items of a set, their images left out, and unit vectors (N, D) of the images.
 
         Raises UserError for an image that cannot be read.
         """
-        items: list[Item] = []
+        items: list[EvalItem] = []
         keys: list[bytes] = []
         encoder = self._model.encoder
         stream = prefetched(
@@ -82,7 +82,7 @@ class Vectors:
             rows.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         return np.concatenate(rows)
 
-    def _prepared(self, evalset: EvalSet, item: Item) -> tuple[bytes, np.ndarray | None]:
+    def _prepared(self, evalset: EvalSet, item: EvalItem) -> tuple[bytes, np.ndarray | None]:
         key = _key(item.image)
         if key in self._images:
             return key, None
@@ -99,7 +99,7 @@ class Vectors:
             waiting.clear()
 
 
-def _noted(evalset: EvalSet, items: list[Item], keys: list[bytes]) -> Iterable[Item]:
+def _noted(evalset: EvalSet, items: list[EvalItem], keys: list[bytes]) -> Iterable[EvalItem]:
     """Each item as it is; `items` and `keys` keep the rest of it and its image's key."""
     for item in evalset.items():
         items.append(replace(item, image=b""))

@@ -32,8 +32,8 @@ from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
 from capmix.score.stage import texts_folder
-from capmix.storage import again, is_within
-from capmix.store import Counts, Store
+from capmix.storage.filesystem import again, is_within
+from capmix.storage.store import Counts, Store
 
 Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
 TARS = ("webdataset", "datacomp")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.mix.mix import FOLDER as SUBSETS
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 @dataclass

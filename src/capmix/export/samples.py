@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.models.index import FOLDER as SAMPLES
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.pool.index import FOLDER as SAMPLES
 from capmix.score.stage import texts_folder
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.export.samples import Chosen
-from capmix.store import Store
+from capmix.storage.store import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ROW_GROUP = 100  # samples: what the Hub's viewer reads at once; some MB of images

@@ -15,7 +15,7 @@ from capmix.measure.encode import encode_all
 from capmix.measure.population import read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.score.scorer import Scorer
-from capmix.store import Counts, Marker, Store, once
+from capmix.storage.store import Counts, Marker, Store, once
 
 PART = "measures/coverage"
 TEXTS_OF_SOURCE = 5_000  # at most, for topics

@@ -12,7 +12,7 @@ from capmix.measure.sampled import measure_sampled
 from capmix.measure.settings import MeasureSettings
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 def measure(

@@ -21,12 +21,12 @@ from capmix.measure.noise import Noise, agreement
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.steps import StepCounts
 from capmix.mix.columns import Column, columns_of, one_array, read_samples
-from capmix.mix.inputs import Parts, check_parts, shard_batches
+from capmix.mix.parts import Parts, check_parts, shard_batches
 from capmix.mix.plan import DRAW, locked_connection
 from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
 from capmix.score.stage import texts_folder
-from capmix.store import Counts, Marker, Store, once
+from capmix.storage.store import Counts, Marker, Store, once
 
 PART = "measures/population"
 SAMPLE = "measures/sample"

@@ -20,9 +20,9 @@ from capmix.measure.encode import encode_all
 from capmix.measure.population import Population, scores_of_texts
 from capmix.measure.words import WORD
 from capmix.mix.columns import read_samples
-from capmix.mix.inputs import check_parts
+from capmix.mix.parts import check_parts
 from capmix.score.scorer import Scorer
-from capmix.store import Counts, Marker, once
+from capmix.storage.store import Counts, Marker, once
 
 PART = "measures/references"
 CLIP_WEIGHT = 2.5  # w of Hessel et al. 2021, arXiv 2104.08718, section 3
@@ -30,7 +30,7 @@ SOURCE = "source:"
 
 
 @dataclass(frozen=True)
-class Item:
+class ReferencedImage:
     """An image with references, and what each source says of it: text and score."""
 
     references: list[str]
@@ -61,7 +61,7 @@ def measure_references(
 
     def make() -> Marker:
         by_key = load_references(given) if name is None else None
-        items: list[Item] = []
+        items: list[ReferencedImage] = []
         rows = 0
         for shard in population.pool.shards:
             table = read_samples(population.store, shard.name, columns, parts)
@@ -120,7 +120,7 @@ def load_references(path: str) -> dict[str, list[str]]:
 
 def _items(
     table: pa.Table, population: Population, by_key: Mapping[str, list[str]] | None, own: str | None
-) -> list[Item]:
+) -> list[ReferencedImage]:
     found = []
     for row in table.to_pylist():
         if by_key is None:
@@ -132,12 +132,12 @@ def _items(
         if references:
             texts = {source: row[f"{source}_text"] for source in population.sources}
             scores = {source: row[f"{source}_score"] for source in population.scored}
-            found.append(Item(references, texts, scores))
+            found.append(ReferencedImage(references, texts, scores))
     return found
 
 
 def _metrics(
-    items: Sequence[Item], source: str, java: bool, scorer: Scorer | None
+    items: Sequence[ReferencedImage], source: str, java: bool, scorer: Scorer | None
 ) -> dict[str, Any]:
     """A missing caption counts as an empty one; CLIPScores are of captions that have a score."""
     candidates = [item.texts.get(source) or "" for item in items]

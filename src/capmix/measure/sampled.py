@@ -15,7 +15,7 @@ from capmix.measure.nouns import Tagger, load_tagger
 from capmix.measure.population import levels_of, read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.words import WORD, common_openings
-from capmix.store import Counts, Marker, Store, once
+from capmix.storage.store import Counts, Marker, Store, once
 
 PART = "measures/sampled"
 OPENING_WORDS, OPENINGS = 4, 20

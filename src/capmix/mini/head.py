@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capmix.embed import unit
 from capmix.mini.image_tower import imagenet_classifier
 from capmix.mini.text_tower import text_tower
 from capmix.mini.weights import load_weights
+from capmix.models.image_pass import unit
 
 CONSE_CLASSES = 10
 

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from tokenizers import Tokenizer
 
-from capmix.embed import unit
 from capmix.mini.weights import digest, load_weights, models_folder
+from capmix.models.image_pass import unit
 
 DIMENSIONS = 256
 MAX_CHARACTERS = 2000

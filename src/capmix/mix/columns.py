@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.pool.index import FOLDER as SAMPLES
-from capmix.rows import OK
+from capmix.models.index import FOLDER as SAMPLES
 from capmix.score.stage import scores_folder, texts_folder
-from capmix.store import Store
+from capmix.storage.rows import OK
+from capmix.storage.store import Store
 
 if TYPE_CHECKING:
-    from capmix.mix.inputs import Parts
+    from capmix.mix.parts import Parts
 
 ANNOTATIONS = "columns"
 SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")

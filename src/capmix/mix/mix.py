@@ -18,13 +18,13 @@ from capmix.errors import UserError
 from capmix.mix.columns import Column, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
-from capmix.mix.inputs import check_parts, shard_batches
-from capmix.mix.plan import Plan, check_types, make_plan
+from capmix.mix.parts import check_parts, shard_batches
+from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe
 from capmix.mix.run import (
     SCHEMA,
-    Run,
-    Tally,
+    MixRun,
+    MixTally,
     find_repeated,
     find_thresholds,
     kept_rows,
@@ -32,7 +32,7 @@ from capmix.mix.run import (
 )
 from capmix.mix.uids import PairSorter, UidList, pairs_of, scratch_folder, write_npy
 from capmix.pool import Pool
-from capmix.store import Counts, Marker, Store, once
+from capmix.storage.store import Counts, Marker, Store, once
 
 FOLDER = "subsets"
 ROWS_AT_ONCE = 200_000
@@ -111,7 +111,7 @@ def mix(
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
     def make() -> Marker:
-        run = Run(
+        run = MixRun(
             store,
             plan,
             lists,
@@ -130,7 +130,7 @@ def mix(
     return Summary(**marker.extra["summary"])
 
 
-def _check_types(run: Run) -> None:
+def _check_types(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
     first = run.batches[0][:1] if run.batches else []
     run.connection.register("batch", run.read(first, run.plan.columns).slice(0, 0))
@@ -138,10 +138,10 @@ def _check_types(run: Run) -> None:
     run.connection.unregister("batch")
 
 
-def _write(run: Run, name: str, npy: bool) -> tuple[Summary, int]:
+def _write(run: MixRun, name: str, npy: bool) -> tuple[Summary, int]:
     """Write the subset; returns its summary, and how many samples have a row in it."""
     with scratch_folder() as scratch, run.store.writing(f"{name}.parquet") as stream:
-        tally = Tally(len(run.plan.steps))
+        tally = MixTally(len(run.plan.steps))
         values = find_thresholds(run)
         repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
         clauses = run.plan.recipe.clauses
@@ -178,7 +178,7 @@ def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
     return True
 
 
-def _summary(plan: Plan, tally: Tally, values: Mapping[Threshold, float]) -> Summary:
+def _summary(plan: RecipePlan, tally: MixTally, values: Mapping[Threshold, float]) -> Summary:
     """Raises UserError where nothing was kept."""
     shown = {str(t): None if math.isinf(value) else value for t, value in values.items()}
     if not tally.rows:
@@ -201,5 +201,5 @@ def _summary(plan: Plan, tally: Tally, values: Mapping[Threshold, float]) -> Sum
     )
 
 
-def _asked(plan: Plan, name: str) -> bool:
+def _asked(plan: RecipePlan, name: str) -> bool:
     return LIST_COLUMN.format(name) in plan.lists

@@ -17,7 +17,7 @@ DRAW = "(('0x' || sha256('{name}/{seed}/' || uid)[1:13])::UBIGINT / pow(2, 52))"
 
 
 @dataclass(frozen=True)
-class Step:
+class ClausePlan:
     """A clause whose condition and weight have been checked."""
 
     clause: Clause
@@ -29,14 +29,14 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecipePlan:
     """A recipe against the columns of one work directory.
 
     `columns` are those of the parts that have to be read; `lists` the uid lists that are asked for.
     """
 
     recipe: Recipe
-    steps: list[Step]
+    steps: list[ClausePlan]
     columns: dict[str, Column]
     lists: frozenset[str]
     seed: int
@@ -88,7 +88,7 @@ class Plan:
 
 def make_plan(
     recipe: Recipe, columns: Mapping[str, Column], lists: Collection[str], seed: int
-) -> Plan:
+) -> RecipePlan:
     """Check a recipe against what there is.
 
     Raises UserError that names the clause and lists what exists.
@@ -106,12 +106,12 @@ def make_plan(
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
-    return Plan(recipe, steps, used, frozenset(asked), seed)
+    return RecipePlan(recipe, steps, used, frozenset(asked), seed)
 
 
 def _step(
     recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
-) -> Step:
+) -> ClausePlan:
     place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
     if f"{clause.source}_text" not in columns:
         known = [name.removesuffix("_text") for name in _readable(columns) if name[-5:] == "_text"]
@@ -122,7 +122,7 @@ def _step(
     for name in sorted(where.columns | weight.columns):
         if name not in have:
             raise UserError(f"{place}: {_absent(name, columns, lists)}")
-    return Step(clause, where, weight)
+    return ClausePlan(clause, where, weight)
 
 
 def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) -> str:
@@ -142,7 +142,7 @@ def _readable(columns: Mapping[str, Column]) -> list[str]:
     return ["uid", "key", "shard", "draw", *shown]
 
 
-def check_types(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
+def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None:
     """Run each expression on the table `batch` of no rows: what SQL says then names the clause."""
     values = dict.fromkeys(plan.thresholds, 0.0)
     for step in plan.steps:

@@ -17,11 +17,11 @@ from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
 from capmix.mix.expression import LIST_COLUMN, Threshold
-from capmix.mix.inputs import Parts
-from capmix.mix.plan import Plan, locked_connection
+from capmix.mix.parts import Parts
+from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.threshold import TopFraction
 from capmix.mix.uids import PAIR, PairSorter, UidList, pairs_of, scratch_folder
-from capmix.store import Store
+from capmix.storage.store import Store
 
 Result = TypeVar("Result")
 KEEP_AT_MOST = 32_000_000  # float32 values that need not be read twice: 128 MB
@@ -44,11 +44,11 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Run:
+class MixRun:
     """A plan with what it runs over. `batches` are names of shards that are read together."""
 
     store: Store
-    plan: Plan
+    plan: RecipePlan
     lists: Mapping[str, UidList]
     batches: list[list[str]]
     parts: Parts
@@ -100,7 +100,7 @@ class Run:
 
 
 @dataclass
-class Tally:
+class MixTally:
     """What was seen and kept so far."""
 
     clauses: int
@@ -126,7 +126,7 @@ class Tally:
         }
 
 
-def find_thresholds(run: Run) -> dict[Threshold, float]:
+def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     """The number that each threshold of the plan stands for, a float32 or -inf."""
     found = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
     if not found:
@@ -150,7 +150,7 @@ def find_thresholds(run: Run) -> dict[Threshold, float]:
     return {threshold: top.value() for threshold, top in found.items()}
 
 
-def _values(run: Run, shards: list[str], threshold: Threshold) -> np.ndarray:
+def _values(run: MixRun, shards: list[str], threshold: Threshold) -> np.ndarray:
     """float32 (N,), NaN where there is none."""
     columns = run.plan.of_threshold(threshold)
     column = columns.get(threshold.value)
@@ -177,7 +177,10 @@ class _Chosen:
 
 
 def kept_rows(
-    run: Run, values: Mapping[Threshold, float], tally: Tally, repeated: np.ndarray | None = None
+    run: MixRun,
+    values: Mapping[Threshold, float],
+    tally: MixTally,
+    repeated: np.ndarray | None = None,
 ) -> Iterator[pa.Table]:
     """The rows that are kept, SCHEMA, in pool order; `tally` counts them.
 
@@ -207,7 +210,7 @@ def kept_rows(
         yield table
 
 
-def _count(tally: Tally, table: pa.Table) -> None:
+def _count(tally: MixTally, table: pa.Table) -> None:
     tally.rows += len(table)
     tally.weight += pc.sum(table["weight"]).as_py() or 0
     sums = [("score", "sum"), ("score", "count"), ([], "count_all")]
@@ -219,7 +222,7 @@ def _count(tally: Tally, table: pa.Table) -> None:
         tally.score_sums[source] = known + (group["score_sum"] or 0.0)
 
 
-def _choose(plan: Plan, answers: pa.Table) -> _Chosen:
+def _choose(plan: RecipePlan, answers: pa.Table) -> _Chosen:
     """Row by row, the clauses that hold: the first, or all where the recipe keeps all."""
     holds = [answers[f"c{i}"].to_numpy() for i in range(len(plan.steps))]
     samples: np.ndarray
@@ -245,7 +248,9 @@ def _distinct(ascending: np.ndarray) -> int:
     return int(np.count_nonzero(np.diff(ascending))) + 1 if len(ascending) else 0
 
 
-def _weights(plan: Plan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray) -> np.ndarray:
+def _weights(
+    plan: RecipePlan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray
+) -> np.ndarray:
     """Whole weights, int32: of 2.3, three for three in ten samples and two for the others."""
     given = [pc.fill_null(answers[f"w{i}"], 0).to_numpy() for i in range(len(plan.steps))]
     wanted = np.nan_to_num(np.column_stack(given)[samples, clauses], nan=0.0)
@@ -256,7 +261,7 @@ def _weights(plan: Plan, answers: pa.Table, samples: np.ndarray, clauses: np.nda
     return found
 
 
-def _rows(plan: Plan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
+def _rows(plan: RecipePlan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
     samples, clauses = pa.array(chosen.samples), chosen.clauses
     names = [step.clause.source for step in plan.steps]
     samples_of = [chosen.samples[clauses == i] for i in range(len(names))]
@@ -296,7 +301,7 @@ def _first_copies(chosen: _Chosen) -> np.ndarray:
     return found
 
 
-def _plain_name(plan: Plan, name: str) -> str:
+def _plain_name(plan: RecipePlan, name: str) -> str:
     """blip2 for blip2_best: the folder of the source's captions."""
     folder = plan.columns[f"{name}_text"].folder
     return folder.rpartition("/")[2] if "/" in folder else name
@@ -309,7 +314,7 @@ def _column(batch: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
     return column if column.type == kind else column.cast(kind)
 
 
-def find_repeated(run: Run, values: Mapping[Threshold, float]) -> np.ndarray:
+def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
     """Numbers, counted through the pool, of samples that are kept though an earlier one that is
     kept has the same value of the recipe's `distinct` column.
 
@@ -345,7 +350,7 @@ def find_repeated(run: Run, values: Mapping[Threshold, float]) -> np.ndarray:
     return np.sort(np.concatenate(repeated))
 
 
-def shuffled(run: Run, table: pa.Table) -> pa.Table:
+def shuffled(run: MixRun, table: pa.Table) -> pa.Table:
     """Each text moves to the next sample in the order of `draw`: none keeps its own place."""
     draws = run.query(f"select draw from {run.plan.rows()}", table)["draw"].to_numpy()
     order = np.argsort(draws, kind="stable")

@@ -16,7 +16,7 @@ from capmix.pool.sample import (
     uid_from_path,
 )
 from capmix.pool.tar import raw_text
-from capmix.storage import again
+from capmix.storage.filesystem import again
 
 
 def read_files(

@@ -21,7 +21,7 @@ from capmix.pool.sample import (
     Sample,
     uid_from_path,
 )
-from capmix.rows import FAILED, OK, STATUS_FIELDS
+from capmix.storage.rows import FAILED, OK, STATUS_FIELDS
 
 TEXT_COLUMNS = ("text", "caption", "txt", "TEXT")
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")

@@ -20,7 +20,7 @@ from capmix.pool.folder import is_image, read_files
 from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
-from capmix.storage import (
+from capmix.storage.filesystem import (
     FIRST_WAIT,
     TRIES,
     again,

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from capmix.batches import batched
-from capmix.embed import ImageEncoder
+from capmix.engine.batches import batched
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
-from capmix.evaluate.evalset import EvalSet, Item
-from capmix.images import BadImageError, decode_image
-from capmix.store import Counts, Marker, Store, once
+from capmix.evaluate.evalset import EvalItem, EvalSet
+from capmix.models.image_pass import ImageEncoder
+from capmix.models.images import BadImageError, decode_image
+from capmix.storage.store import Counts, Marker, Store, once
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class FeatureSet:
     """`features` float16 (N, dimensions) of a set's `items`, whose images are left out."""
 
     evalset: EvalSet
-    items: list[Item]
+    items: list[EvalItem]
     features: np.ndarray
 
     @property
@@ -73,7 +73,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
     return FeatureSet(evalset, items, store.read_array(f"{part}.npy"))
 
 
-def _prepared(evalset: EvalSet, encoder: ImageEncoder, item: Item) -> np.ndarray:
+def _prepared(evalset: EvalSet, encoder: ImageEncoder, item: EvalItem) -> np.ndarray:
     try:
         image = decode_image(item.image, input_side=encoder.input_side)
     except BadImageError as error:

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from capmix.embed import unit
 from capmix.evaluate.metrics import Retrieval, classify, retrieve
+from capmix.models.image_pass import unit
 from capmix.probe.evalset import FeatureSet
 from capmix.probe.fit import Probe, load_probe
-from capmix.store import Counts, Marker, Store, once
+from capmix.storage.store import Counts, Marker, Store, once
 
 FOLDER = "probe_results"
 
 
 @dataclass(frozen=True)
-class Result:
+class ProbeResult:
     """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
 
     part: str
@@ -25,7 +25,7 @@ class Result:
     hits: dict[str, np.ndarray]
 
 
-def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> Result:
+def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> ProbeResult:
     """Evaluate `checkpoint` (a name below `probes/`) unless its result is up to date."""
     part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
     inputs = {"checkpoint": store.fingerprint(checkpoint)}
@@ -51,13 +51,13 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> R
     return load_result(store, part)
 
 
-def load_result(store: Store, part: str) -> Result:
+def load_result(store: Store, part: str) -> ProbeResult:
     """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
     marker = store.read_marker(part)
     assert marker is not None, f"{part}: not evaluated"
     with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
         hits = {name: z[name] for name in z.files}
-    return Result(part, marker.extra["metrics"], hits)
+    return ProbeResult(part, marker.extra["metrics"], hits)
 
 
 def zero_shot_classifier(student: Probe, classes: list[str], templates: list[str]) -> np.ndarray:

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load, save
 
-from capmix.embed import ImageEncoder, embeddings_folder, read_embeddings, unit
 from capmix.errors import UserError
 from capmix.export.rows import SubsetRows
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
 from capmix.mix.mix import FOLDER as SUBSETS
-from capmix.rows import OK
-from capmix.store import Counts, Marker, Store, once
+from capmix.models.image_pass import ImageEncoder, embeddings_folder, read_embeddings, unit
+from capmix.storage.rows import OK
+from capmix.storage.store import Counts, Marker, Store, once
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ MAX_ROWS = 100_000  # a probe sees 25,600; their features are about 1 GB
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class FitSettings:
     """Settings that were chosen on the development set of the embedded stamps."""
 
     steps: int = 100
@@ -117,7 +117,7 @@ def train_probes(
     subset: str,
     seeds: Sequence[int],
     encoder: ImageEncoder,
-    settings: ProbeSettings = ProbeSettings(),
+    settings: FitSettings = FitSettings(),
 ) -> list[str]:
     """Train one probe per seed into `probes/<subset>/seed<k>`; those there are kept.
 
@@ -168,7 +168,7 @@ def load_probe(store: Store, checkpoint: str) -> Probe:
         raise UserError(f"{store.path(checkpoint)}: no probe ({error})") from error
 
 
-def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[Probe, list[float]]:
+def _fit(data: TrainingSet, seed: int, settings: FitSettings) -> tuple[Probe, list[float]]:
     """Train one student; returns it and its loss every tenth of the way."""
     import torch
     from torch.nn import functional
@@ -207,7 +207,7 @@ def _fit(data: TrainingSet, seed: int, settings: ProbeSettings) -> tuple[Probe, 
 
 
 def _batches(
-    rows: int, settings: ProbeSettings, generator: "torch.Generator"
+    rows: int, settings: FitSettings, generator: "torch.Generator"
 ) -> Iterator["torch.Tensor"]:
     """Endless batches: whole shuffled passes, the short rest of a pass left out."""
     import torch

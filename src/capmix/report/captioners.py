@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from capmix.probe.agreement import agreement
+from capmix.evaluate.agreement import agreement
 from capmix.report.gather import Found
-from capmix.report.outcomes import Outcome
+from capmix.report.outcomes import RecipeOutcome
 
 FEWEST = 3  # of which a rank correlation says anything at all
 
 
 @dataclass(frozen=True)
-class Captioner:
+class CaptionerRow:
     """One source: its settings, its measures, and what training on it alone gives, in percent."""
 
     source: str
@@ -27,7 +27,7 @@ class Captioner:
     average: float | None
 
 
-def captioners(found: Found, outcomes: Sequence[Outcome]) -> list[Captioner]:
+def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[CaptionerRow]:
     """A row for each source; the last three columns are of the subset that takes it alone."""
     alone = {subset.only_source: name for name, subset in found.subsets.items()}
     alone |= {n: n for n, subset in found.subsets.items() if subset.only_source == n}
@@ -39,7 +39,7 @@ def captioners(found: Found, outcomes: Sequence[Outcome]) -> list[Captioner]:
         of_sample = (found.sampled or {"sources": {}})["sources"].get(source, {})
         outcome = by_subset.get(alone.get(source, ""))
         rows.append(
-            Captioner(
+            CaptionerRow(
                 source,
                 str(settings.get("model", "the pool" if source == "raw" else "imported")),
                 settings.get("temperature"),
@@ -56,10 +56,10 @@ def captioners(found: Found, outcomes: Sequence[Outcome]) -> list[Captioner]:
     return rows
 
 
-def rank_correlations(rows: Sequence[Captioner]) -> list[tuple[str, str, float, int]]:
+def rank_correlations(rows: Sequence[CaptionerRow]) -> list[tuple[str, str, float, int]]:
     """Metric, result, Kendall's tau-b between them, and over how many sources, where three or more
     have both. Raw text is one of the sources."""
-    names = {field.name for field in fields(Captioner)}
+    names = {field.name for field in fields(CaptionerRow)}
     found = []
     for metric in ("cider", "clip_score", "similarity", "trigrams", "nouns"):
         for result in ("classes", "retrieval", "average"):

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from capmix.probe.evaluate import Result
+from capmix.probe.evaluate import ProbeResult
 
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanEstimate:
     """In percent: mean and standard deviation over seeds, and a 95 % interval."""
 
     mean: float
@@ -28,11 +28,11 @@ class RecipeResult:
     name: str
     seeds: int
     metrics: dict[str, tuple[float, float]]
-    average: Estimate
-    against_baseline: Estimate | None
+    average: MeanEstimate
+    against_baseline: MeanEstimate | None
 
 
-def compare(results: dict[str, list[Result]], baseline: str) -> list[RecipeResult]:
+def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[RecipeResult]:
     """One row per recipe, in the order given, with its difference to `baseline`.
 
     The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
@@ -46,12 +46,14 @@ def compare(results: dict[str, list[Result]], baseline: str) -> list[RecipeResul
         difference = None
         if baseline in results and name != baseline:
             reference = 100 * np.array([_average(run.hits) for run in results[baseline]])
-            difference = Estimate(
+            difference = MeanEstimate(
                 float(per_seed.mean() - reference.mean()),
                 float(np.hypot(_deviation(per_seed), _deviation(reference))),
                 *_interval(samples[name] - samples[baseline]),
             )
-        average = Estimate(float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name]))
+        average = MeanEstimate(
+            float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name])
+        )
         rows.append(RecipeResult(name, len(runs), _metrics(runs), average, difference))
     return rows
 
@@ -89,7 +91,7 @@ def _average(hits: dict[str, np.ndarray]) -> float:
     return float(np.mean([np.mean(values) for values in sets.values()]))
 
 
-def _bootstrap(runs: list[Result]) -> np.ndarray:
+def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
     """Resampled averages in percent (1000,). The same items are drawn for every recipe."""
     items = np.random.default_rng(0)
     seeds = np.random.default_rng([1, len(runs)])
@@ -110,7 +112,7 @@ def _interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _metrics(runs: list[Result]) -> dict[str, tuple[float, float]]:
+def _metrics(runs: list[ProbeResult]) -> dict[str, tuple[float, float]]:
     found = {}
     for name, metrics in runs[0].metrics.items():
         for metric in metrics:

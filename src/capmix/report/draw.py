@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from capmix.report.figure import Figure, Series
 from capmix.report.interactive import COLOURS
-from capmix.store import Store
+from capmix.storage.store import Store
 
 WIDTH, HEIGHT = 6.4, 3.6  # inches
 MARKERS = "osD^X*Pv"

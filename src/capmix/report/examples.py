@@ -11,18 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from capmix.images import BadImageError, decode_image
 from capmix.measure.steps import NO_SCORE, steps_of
 from capmix.mix.mix import FOLDER as SUBSETS
+from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Pool, Sample, Shard
-from capmix.store import Store
+from capmix.storage.store import Store
 
 THUMBNAIL = 192
 LONGEST_TEXT = 600
 
 
 @dataclass(frozen=True)
-class Steps:
+class ThresholdSteps:
     """The sources whose thresholds can be moved, and the scale (see measure/steps.py)."""
 
     sources: Sequence[str]
@@ -31,7 +31,7 @@ class Steps:
 
 
 def example_rows(
-    table: pa.Table, sources: Sequence[str], scored: Sequence[str], steps: Steps | None
+    table: pa.Table, sources: Sequence[str], scored: Sequence[str], steps: ThresholdSteps | None
 ) -> list[dict[str, Any]]:
     """Samples as the page takes them: uid, key, shard, `texts` (by source: text, score, flags) and
     `steps`, the step that each of the sources' scores reaches."""

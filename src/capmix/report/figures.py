@@ -4,15 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capmix.report.captioners import Captioner
+from capmix.report.captioners import CaptionerRow
 from capmix.report.figure import Figure, Series
 from capmix.report.gather import Found, Subset
 from capmix.report.interactive import LONGEST_LABEL
-from capmix.report.outcomes import Outcome
+from capmix.report.outcomes import RecipeOutcome
 
 
 def all_figures(
-    found: Found, outcomes: Sequence[Outcome], rows: Sequence[Captioner], shown: Subset | None
+    found: Found,
+    outcomes: Sequence[RecipeOutcome],
+    rows: Sequence[CaptionerRow],
+    shown: Subset | None,
 ) -> list[Figure]:
     """Those that there are numbers for; `shown` is the subset whose thresholds are drawn in."""
     made = [
@@ -64,7 +67,7 @@ def similarity(found: Found, shown: Subset | None) -> Figure | None:
     )
 
 
-def recipes(outcomes: Sequence[Outcome]) -> Figure | None:
+def recipes(outcomes: Sequence[RecipeOutcome]) -> Figure | None:
     """The average of each recipe with its interval."""
     if not outcomes:
         return None
@@ -82,9 +85,9 @@ def recipes(outcomes: Sequence[Outcome]) -> Figure | None:
     return Figure("recipes", "Recipes", about, f"average, % ({ends})", "recipe", [one])
 
 
-def fractions(found: Found, outcomes: Sequence[Outcome]) -> Figure | None:
+def fractions(found: Found, outcomes: Sequence[RecipeOutcome]) -> Figure | None:
     """The average against the fraction of the pool that is kept, a line for each strategy."""
-    by_strategy: dict[str, list[tuple[float, Outcome]]] = {}
+    by_strategy: dict[str, list[tuple[float, RecipeOutcome]]] = {}
     for outcome in outcomes:
         subset = found.subsets.get(outcome.subset)
         if subset is not None:
@@ -119,7 +122,7 @@ def fractions(found: Found, outcomes: Sequence[Outcome]) -> Figure | None:
     )
 
 
-def tradeoffs(outcomes: Sequence[Outcome]) -> list[Figure]:
+def tradeoffs(outcomes: Sequence[RecipeOutcome]) -> list[Figure]:
     """ImageNet (or classification) against the average and against retrieval."""
     made = []
     for name, title in (("average", "the average"), ("retrieval", "retrieval")):
@@ -175,9 +178,9 @@ def diversity(found: Found) -> list[Figure]:
     return made
 
 
-def temperatures(rows: Sequence[Captioner]) -> list[Figure]:
+def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
     """Of captioners of which several differ in temperature: similarity, diversity and results."""
-    by_model: dict[str, list[Captioner]] = {}
+    by_model: dict[str, list[CaptionerRow]] = {}
     for row in rows:
         if row.temperature is not None:
             by_model.setdefault(row.model, []).append(row)

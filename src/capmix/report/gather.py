@@ -15,10 +15,10 @@ from capmix.mix.columns import ANNOTATIONS, Column
 from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.mix.mix import Summary
 from capmix.probe.evaluate import FOLDER as RESULTS
-from capmix.probe.evaluate import Result, load_result
+from capmix.probe.evaluate import ProbeResult, load_result
 from capmix.probe.fit import FOLDER as PROBES
-from capmix.report.outcomes import Outcome, of_runs, read_summary
-from capmix.store import Marker, Store
+from capmix.report.outcomes import RecipeOutcome, of_runs, read_summary
+from capmix.storage.store import Marker, Store
 from capmix.work import Work
 
 
@@ -66,8 +66,8 @@ class Found:
     references: dict[str, Any] | None
     coverage: dict[str, Any] | None
     texts_map: pa.Table | None
-    probes: dict[str, list[Result]]
-    runs: list[Outcome]
+    probes: dict[str, list[ProbeResult]]
+    runs: list[RecipeOutcome]
     conservation: list[dict[str, Any]]
     settings: dict[str, dict[str, Any]]
     notes: list[str]
@@ -164,9 +164,9 @@ class _Present:
                 raise UserError(f"no subset {name!r}, only {', '.join(sorted(known)) or 'none'}")
         return {name: found[name] for name in wanted or found if name in found}
 
-    def probes(self, subsets: Iterable[str]) -> dict[str, list[Result]]:
+    def probes(self, subsets: Iterable[str]) -> dict[str, list[ProbeResult]]:
         """The results of probes that were trained on the subsets as they are now."""
-        found: dict[str, list[Result]] = {}
+        found: dict[str, list[ProbeResult]] = {}
         for name in subsets:
             now = self.store.fingerprint(f"{SUBSETS}/{name}")
             for part in self.store.parts(f"{RESULTS}/{name}"):

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from capmix.experiment import MAIN, MEAN
+from capmix.pipeline.grid import MAIN, MEAN
 from capmix.report.compare import RecipeResult
-from capmix.store import Store
+from capmix.storage.store import Store
 
 IMAGENET, AVERAGE, RETRIEVAL = "ImageNet", "Average", "Retrieval"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecipeOutcome:
     """Of one subset, in percent. `average` is over all sets, `classes` on ImageNet or, without it,
     over the sets with classes, `retrieval` over the others; None where there is no such set.
     `low` and `high` are a 95 % interval of the average, or a standard deviation to each side."""
@@ -27,7 +27,7 @@ class Outcome:
     retrieval: float | None
 
 
-def of_probes(rows: Sequence[RecipeResult]) -> list[Outcome]:
+def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
     """classes is the mean accuracy, retrieval the mean recall@5 both ways, as in their average."""
     found = []
     for row in rows:
@@ -35,7 +35,7 @@ def of_probes(rows: Sequence[RecipeResult]) -> list[Outcome]:
         recall = [mean for name, (mean, _) in row.metrics.items() if name.endswith("recall@5")]
         average = row.average
         found.append(
-            Outcome(
+            RecipeOutcome(
                 row.name, "probes", row.seeds, average.mean, average.low, average.high,
                 _mean(accuracy), _mean(recall),
             )
@@ -52,7 +52,7 @@ def read_summary(store: Store, pool: str) -> list[dict[str, Any]]:
     return [row for row in rows if len(pools) == 1 or row["pool"] == pool]
 
 
-def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
     """The same from a grid's table of results."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -71,7 +71,7 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         mean, spread = 100 * average["mean"], 100 * (average["deviation"] or 0.0)
         imagenet, retrieval = main.get("imagenet1k") or main.get(IMAGENET), main.get(RETRIEVAL)
         found.append(
-            Outcome(
+            RecipeOutcome(
                 recipe, "runs", average["seeds"], mean, mean - spread, mean + spread,
                 100 * imagenet["mean"] if imagenet else _mean(classes),
                 100 * retrieval["mean"] if retrieval else _mean(pairs),

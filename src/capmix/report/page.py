@@ -18,14 +18,14 @@ from capmix.errors import UserError
 from capmix.measure.population import read_sample
 from capmix.report.captioners import captioners, rank_correlations
 from capmix.report.compare import RecipeResult, verdict
-from capmix.report.examples import Steps, data_url, decisions, example_rows, thumbnails
+from capmix.report.examples import ThresholdSteps, data_url, decisions, example_rows, thumbnails
 from capmix.report.figure import Figure
 from capmix.report.figures import all_figures
 from capmix.report.gather import Found, Subset
 from capmix.report.interactive import plotly_figure
 from capmix.report.outcomes import of_probes
 from capmix.report.table import short_name, shown_metrics
-from capmix.store import Store
+from capmix.storage.store import Store
 
 EXAMPLES = 240
 FIRST_ROWS = 24
@@ -144,10 +144,10 @@ def render_page(
     return figures, page
 
 
-def steps_of_page(found: Found) -> Steps | None:
+def steps_of_page(found: Found) -> ThresholdSteps | None:
     """The scale of the thresholds that can be moved."""
     steps = found.population["steps"]
-    return Steps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
+    return ThresholdSteps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
 
 
 def _first_rows(found: Found) -> list[dict[str, Any]]:

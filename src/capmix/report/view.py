@@ -12,7 +12,7 @@ import pyarrow as pa
 from capmix.errors import UserError
 from capmix.measure.population import read_sample, scores_of_texts
 from capmix.mix.columns import read_samples
-from capmix.mix.inputs import Parts, check_parts
+from capmix.mix.parts import Parts, check_parts
 from capmix.report.compare import compare
 from capmix.report.examples import decisions, example_rows, thumbnails
 from capmix.report.gather import Found, gather

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from capmix.embed import unit
 from capmix.errors import UserError
-from capmix.models import fingerprint
+from capmix.models.device import fingerprint
+from capmix.models.image_pass import unit
 
 SCHEMES = ("local-dir:", "hf-hub:")
 TEXT_BATCH = 256

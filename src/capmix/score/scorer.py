@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from capmix.embed import ImageEncoder
+from capmix.models.image_pass import ImageEncoder
 
 
 class Scorer(Protocol):

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from capmix.embed import embed_stage
 from capmix.engine.stage import Stage
-from capmix.models import device_and_dtype
+from capmix.models.device import device_and_dtype
+from capmix.models.image_pass import embed_stage
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage, saved_score_stage
-from capmix.store import Store
+from capmix.storage.store import Store
 
 MINI = "mini"
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from capmix.batches import BATCH_TIMEOUT
+from capmix.engine.batches import BATCH_TIMEOUT
 
 
 class ScoreSettings(BaseModel):

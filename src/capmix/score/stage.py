@@ -10,18 +10,18 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from capmix.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.caption.stage import captions_folder
-from capmix.embed import embed_shard, embeddings_folder, read_embeddings
+from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
 from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.image_pass import embed_shard, embeddings_folder, read_embeddings
+from capmix.models.index import FOLDER as SAMPLES
+from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Shard
-from capmix.pool.index import FOLDER as SAMPLES
-from capmix.pool.index import pool_inputs
-from capmix.rows import DROPPED, FAILED, OK, Row, rows_of, table_of
 from capmix.score.scorer import Scorer
-from capmix.store import Store
+from capmix.storage.rows import DROPPED, FAILED, OK, Row, rows_of, table_of
+from capmix.storage.store import Store
 
 FIELDS = [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())]
 TEXTS_AT_ONCE = 2048

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from capmix.embed import unit
 from capmix.errors import UserError
-from capmix.models import fingerprint, input_side
+from capmix.models.device import fingerprint, input_side
+from capmix.models.image_pass import unit
 
 PREFIX = "transformers:"
 TEXT_BATCH = 256

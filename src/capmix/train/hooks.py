@@ -11,16 +11,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from capmix.train.pairs import PairSource
-from capmix.train.progress import Progress, Steps
-from capmix.train.run import Run
+from capmix.train.progress import OptimizerSteps, Progress
+from capmix.train.run import RunFolder
 from capmix.train.scales import TrainSettings
-from capmix.train.stream import CONTEXT, EpochPlan, Tally, TrainingBatches, plan_epoch
+from capmix.train.stream import CONTEXT, EpochPlan, SampleTally, TrainingBatches, plan_epoch
 
 
 @contextlib.contextmanager
-def hooked(main: Any, settings: TrainSettings, source: PairSource, run: Run) -> Iterator[None]:
+def hooked(
+    main: Any, settings: TrainSettings, source: PairSource, run: RunFolder
+) -> Iterator[None]:
     """Put our data and progress into `main`, the module open_clip_train.main, and take them out."""
-    tally = Tally(str(run.failures))
+    tally = SampleTally(str(run.failures))
     names = {
         "get_data": _get_data(main.get_data, settings, source, tally),
         "train_one_epoch": _train_one_epoch(main.train_one_epoch, run, tally),
@@ -57,7 +59,7 @@ class Waited:
             yield batch
 
 
-def _get_data(theirs: Any, settings: TrainSettings, source: PairSource, tally: Tally) -> Any:
+def _get_data(theirs: Any, settings: TrainSettings, source: PairSource, tally: SampleTally) -> Any:
     from open_clip_train.data import DataInfo, SharedEpoch
 
     def get_data(
@@ -101,7 +103,7 @@ def _get_data(theirs: Any, settings: TrainSettings, source: PairSource, tally: T
     return get_data
 
 
-def _train_one_epoch(theirs: Any, run: Run, tally: Tally) -> Any:
+def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally) -> Any:
     progress: list[Progress] = []
 
     def train_one_epoch(
@@ -121,7 +123,7 @@ def _train_one_epoch(theirs: Any, run: Run, tally: Tally) -> Any:
         before = tally.ok, tally.failed
         if args.rank == 0 and not progress:
             loader = data["train"].dataloader
-            steps = Steps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
+            steps = OptimizerSteps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
             progress.append(Progress(run.metrics, steps, loader, tally, tb_writer))
             progress[0].resume_at(epoch)
         writer = progress[0] if progress else None

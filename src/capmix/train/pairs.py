@@ -21,7 +21,7 @@ from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import TarGroup, tar_groups
 from capmix.pool.tar_members import TarError
 from capmix.score.stage import texts_folder
-from capmix.store import Store
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from capmix.store import Store
-from capmix.train.stream import Tally
+from capmix.storage.store import Store
+from capmix.train.stream import SampleTally
 
 LOSS = "train/loss"
 
@@ -23,7 +23,7 @@ class Waiting(Protocol):
 
 
 @dataclass(frozen=True)
-class Steps:
+class OptimizerSteps:
     """The optimizer's steps of a run: `sizes` of a device's batches in an epoch, of which
     `accumulated` make a step, on `world_size` devices, for `epochs`."""
 
@@ -57,9 +57,9 @@ class Progress:
     """
 
     file: Path
-    steps: Steps
+    steps: OptimizerSteps
     loader: Waiting
-    tally: Tally
+    tally: SampleTally
     writer: Any = None
     _started: float = field(default_factory=time.monotonic)
     _first_step: int | None = None

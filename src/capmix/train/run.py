@@ -24,7 +24,7 @@ BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run in a local directory, which need not be there yet."""
 
     path: Path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from capmix.errors import UserError
-from capmix.images import BadImageError, decode_as_stored
+from capmix.models.images import BadImageError, decode_as_stored
 from capmix.pool import BadSample
 from capmix.train.pairs import Pair, PairSource
 from capmix.train.texts import draw_text
@@ -75,7 +75,7 @@ def plan_epoch(
 
 
 @dataclass
-class Tally:
+class SampleTally:
     """Counts over all workers of a device, and the file that bad samples are written to, by each
     worker once."""
 
@@ -138,7 +138,7 @@ class TrainingBatches(IterableDataset[Any]):
         epoch: Callable[[], int],
         preprocess: Callable[[Any], "torch.Tensor"],
         tokenize: Callable[[str], "torch.Tensor"],
-        tally: Tally,
+        tally: SampleTally,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -198,7 +198,7 @@ def visited_pairs(
     place: Place,
     seed: int,
     epoch: int,
-    tally: Tally,
+    tally: SampleTally,
     resample: bool,
     texts: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, Pair]]:

@@ -23,7 +23,7 @@ from capmix.engine.budget import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.train.model import config_file, know_model, read_config
 from capmix.train.pairs import ExportedShards, Pair, PairSource
-from capmix.train.run import Run
+from capmix.train.run import RunFolder
 from capmix.train.scales import TrainSettings, open_clip_arguments
 from capmix.train.texts import check_texts
 
@@ -49,7 +49,7 @@ def train(
     something else or another run, where settings, data and open_clip do not fit each other, and
     where more than `max_failures` of samples failed.
     """
-    run = Run(Path(directory).resolve())
+    run = RunFolder(Path(directory).resolve())
     rank, world_size = place()
     check_settings(settings)
     about = about_run(settings, source)
@@ -84,7 +84,7 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
 
 def read_run(directory: str) -> dict[str, Any]:
     """What a run was trained with: see about_run. Raises UserError where there is no run."""
-    about = Run(Path(directory)).about()
+    about = RunFolder(Path(directory)).about()
     if about is None:
         raise UserError(f"{directory}: no run.json; expected a directory of `capmix train`")
     return about
@@ -180,7 +180,9 @@ def _absent(settings: TrainSettings, source: PairSource) -> Sequence[str]:
     return absent
 
 
-def _arguments(settings: TrainSettings, source: PairSource, run: Run, world_size: int) -> list[str]:
+def _arguments(
+    settings: TrainSettings, source: PairSource, run: RunFolder, world_size: int
+) -> list[str]:
     shards = source if isinstance(source, ExportedShards) else None
     weights = shards.directory_weights if shards else None
     return open_clip_arguments(
@@ -216,7 +218,7 @@ def _on_cpu(settings: TrainSettings, world_size: int) -> bool:
 
 
 def _run_open_clip(
-    arguments: list[str], settings: TrainSettings, source: PairSource, run: Run
+    arguments: list[str], settings: TrainSettings, source: PairSource, run: RunFolder
 ) -> None:
     import open_clip_train.main as main
 
@@ -228,7 +230,7 @@ def _run_open_clip(
 
 
 @contextlib.contextmanager
-def _told(run: Run) -> Iterator[None]:
+def _told(run: RunFolder) -> Iterator[None]:
     """Errors that the user can mend, without the traceback that a data worker or torch puts on."""
     try:
         yield

@@ -1,0 +1,270 @@
+"""Take captions or scores that others computed, from CSV or parquet, by uid.
+
+DuckDB joins the files to the pool's samples in a database on disk, so that memory stays within a
+bound whatever the number of rows. One part per shard is written, as captioning and scoring do.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.caption.flags import caption_flags
+from capmix.caption.stage import captions_folder
+from capmix.errors import UserError
+from capmix.models.index import FOLDER as SAMPLES
+from capmix.pool import Pool, Shard
+from capmix.score.stage import scores_folder
+from capmix.storage.rows import DROPPED, FAILED, OK
+from capmix.storage.store import Counts, Marker, Store
+
+MEMORY = "2GB"
+ROWS_AT_ONCE = 50_000
+CSV = "read_csv({{files}}, delim='{delimiter}', quote='\"', escape='\"', header=true, "
+CSV += "all_varchar=true, union_by_name=true)"
+READERS = {
+    ".csv": CSV.format(delimiter=","),
+    ".tsv": CSV.format(delimiter="\t"),
+    ".parquet": "read_parquet({files}, union_by_name=true)",
+}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import found: samples with a value and without, and rows of the files by fault."""
+
+    matched: int
+    without: int
+    unknown: int
+    repeated: int
+
+    def lines(self) -> list[str]:
+        """The summary for people."""
+        return [
+            f"{self.matched:,} samples got a value, {self.without:,} got none",
+            f"{self.unknown:,} rows of the files are about no sample of the pool, "
+            f"{self.repeated:,} repeat a uid (the first was taken)",
+        ]
+
+
+def import_captions(
+    store: Store, pool: Pool, files: Sequence[str], source: str, uid: str, text: str
+) -> Imported:
+    """Write the captions of `source` from columns `uid` and `text` of the files."""
+    return _import(store, pool, files, captions_folder(source), uid, text, is_caption=True)
+
+
+def import_scores(
+    store: Store, pool: Pool, files: Sequence[str], scorer: str, source: str, uid: str, column: str
+) -> Imported:
+    """Write the scores of `source` by `scorer` from columns `uid` and `column` of the files."""
+    return _import(store, pool, files, scores_folder(scorer, source), uid, column, False)
+
+
+def _import(
+    store: Store,
+    pool: Pool,
+    files: Sequence[str],
+    folder: str,
+    uid: str,
+    column: str,
+    is_caption: bool,
+) -> Imported:
+    paths = _expand(files)
+    config = {"import": [Path(path).name for path in paths], "uid": uid, "column": column}
+    config["files"] = hashlib.sha256("\n".join(map(_stamp, paths)).encode()).hexdigest()[:16]
+    scratch = tempfile.mkdtemp(prefix="capmix-import-")
+    counts, repeated = Counts(), 0
+    try:
+        with duckdb.connect(f"{scratch}/join.duckdb") as connection:
+            connection.execute(f"set memory_limit = '{MEMORY}'")
+            connection.execute(f"set temp_directory = '{scratch}'")
+            _load_samples(connection, store, pool)
+            reader = _reader(connection, paths, uid, column)
+            kind = "varchar" if is_caption else "float"
+            for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
+                part = f"{folder}/{shard.name}"
+                counts.add(_write_part(store, part, shard, found, config, is_caption))
+                repeated += len(found) - len(np.unique(found["position"]))
+            unknown = _unknown(connection, reader, uid)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
+
+
+def _expand(files: Sequence[str]) -> list[str]:
+    """Paths of the files and patterns. Raises UserError where there is none or of another kind."""
+    paths: list[str] = []
+    for name in files:
+        here = Path(name)
+        found = [here] if here.is_file() else sorted(here.parent.glob(here.name))
+        if not found:
+            raise UserError(f"import: no file {name}")
+        paths += map(str, found)
+    for path in paths:
+        if Path(path).suffix not in READERS:
+            raise UserError(f"import: {path}: expected a file ending in {', '.join(READERS)}")
+    if len({Path(path).suffix for path in paths}) > 1:
+        raise UserError("import: files of one kind at a time, CSV or parquet")
+    return paths
+
+
+def _stamp(path: str) -> str:
+    about = Path(path).stat()
+    return f"{Path(path).name} {about.st_size} {about.st_mtime_ns}"
+
+
+def _load_samples(connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool) -> None:
+    """Table `samples`: uid, number of the shard, and position, of every sample that is ok."""
+    connection.execute("create table samples (shard integer, position integer, uid varchar)")
+    for number, shard in enumerate(pool.shards):
+        part = store.read_table(f"{SAMPLES}/{shard.name}.parquet").select(["uid", "status"])
+        part = part.append_column("position", pa.array(np.arange(len(part), dtype=np.int32)))
+        connection.register("part", part)
+        connection.execute(
+            "insert into samples select ?, position, uid from part where status = 'ok'", [number]
+        )
+        connection.unregister("part")
+
+
+def _reader(connection: duckdb.DuckDBPyConnection, paths: list[str], uid: str, column: str) -> str:
+    """The SQL that reads the files. Raises UserError where they have not both columns."""
+    listed = "[" + ", ".join(_quoted(path, "'") for path in paths) + "]"
+    reader = READERS[Path(paths[0]).suffix].format(files=listed)
+    try:
+        have = [row[0] for row in connection.sql(f"describe from {reader}").fetchall()]
+    except duckdb.Error as error:
+        raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
+    for name in (uid, column):
+        if name not in have:
+            raise UserError(f"import: {paths[0]}: no column {name!r}; columns: {', '.join(have)}")
+    return reader
+
+
+def _by_shard(
+    connection: duckdb.DuckDBPyConnection,
+    pool: Pool,
+    reader: str,
+    uid: str,
+    column: str,
+    kind: str,
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Each shard in pool order with what the files have for it: position, value.
+
+    Rows lie by position; of those that share one, the first is the first in the files.
+    """
+    found = connection.sql(
+        f"select s.shard, s.position, f.value from samples s join (select "
+        f"{_quoted(uid)}::varchar as uid, try_cast({_quoted(column)} as {kind}) as value, "
+        f"row_number() over () as row from {reader}) f on f.uid = s.uid "
+        "order by s.shard, s.position, f.row"
+    ).to_arrow_reader(ROWS_AT_ONCE)
+    shard, waiting = 0, [found.schema.empty_table()]
+    try:
+        for batch in found:
+            numbers = batch.column("shard").to_numpy()
+            while len(numbers) and numbers[-1] > shard:
+                end = int(np.searchsorted(numbers, shard, side="right"))
+                yield pool.shards[shard], pa.concat_tables([*waiting, _table(batch[:end])])
+                batch, numbers, shard, waiting = batch[end:], numbers[end:], shard + 1, []
+                waiting = [found.schema.empty_table()]
+            waiting.append(_table(batch))
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise UserError(f"import: {str(error).splitlines()[0]}") from error
+    yield pool.shards[shard], pa.concat_tables(waiting)
+    for rest in pool.shards[shard + 1 :]:
+        yield rest, found.schema.empty_table()
+
+
+def _table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def _unknown(connection: duckdb.DuckDBPyConnection, reader: str, uid: str) -> int:
+    """How many rows of the files are about no sample of the pool."""
+    rows = connection.sql(
+        f"select count(*) from {reader} f where f.{_quoted(uid)} is not null and not exists "
+        f"(select 1 from samples s where s.uid = f.{_quoted(uid)}::varchar)"
+    ).fetchall()
+    return int(rows[0][0])
+
+
+def _write_part(
+    store: Store,
+    part: str,
+    shard: Shard,
+    found: pa.Table,
+    config: dict[str, Any],
+    is_caption: bool,
+) -> Counts:
+    samples = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
+    positions, first = np.unique(found["position"].to_numpy(), return_index=True)
+    places = np.full(len(samples), -1, np.int64)
+    places[positions] = first
+    values = found["value"].combine_chunks().take(pa.array(places, mask=places < 0))
+    table = _part_table(samples, values, is_caption)
+    store.write_table(f"{part}.parquet", table)
+    counts = _counts(table)
+    inputs = {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard.name}")}
+    store.write_marker(part, Marker(inputs, config, len(samples), counts))
+    return counts
+
+
+def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Table:
+    """The rows of a part: `values` beside those samples that are ok, the others as they are."""
+    if is_caption:
+        values = pc.utf8_trim_whitespace(values)
+    else:  # an infinite score would pass every threshold
+        values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    was_ok = pc.equal(samples["status"], OK)
+    missing = pc.and_(was_ok, pc.is_null(values))
+    empty = pc.and_(was_ok, pc.equal(values, "") if is_caption else pa.scalar(False))
+    empty = pc.fill_null(empty, False)
+    kept = pc.and_(was_ok, pc.invert(pc.or_(missing, empty)))
+    nothing = pa.scalar(None, values.type)
+
+    def named(column: str, of_missing: str, of_empty: str) -> pa.Array:
+        otherwise = pc.if_else(empty, of_empty, samples[column])
+        return pc.if_else(missing, of_missing, otherwise)
+
+    columns = {
+        "uid": samples["uid"],
+        "key": samples["key"],
+        "status": named("status", DROPPED, DROPPED),
+        "reason": named("reason", "not_imported", "empty_caption"),
+        "detail": named("detail", "no value in the imported files", "the caption is empty"),
+        "k": pc.if_else(kept, pa.scalar(0, pa.int32()), pa.scalar(None, pa.int32())),
+    }
+    chosen = pc.if_else(kept, values, nothing)
+    if not is_caption:
+        unknown = pa.nulls(len(samples), pa.bool_())
+        return pa.table(columns | {"score": chosen, "truncated": unknown})
+    flags = [None if text is None else caption_flags(text, "stop") for text in chosen.to_pylist()]
+    finish = pc.if_else(kept, "stop", pa.scalar(None, pa.string()))
+    listed = pa.array(flags, pa.list_(pa.string()))
+    return pa.table(columns | {"text": chosen, "finish": finish, "flags": listed})
+
+
+def _counts(table: pa.Table) -> Counts:
+    counts = Counts()
+    for group in table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        number = group["count_all"]
+        if group["status"] == OK:
+            counts.ok += number
+        else:
+            (counts.failed if group["status"] == FAILED else counts.dropped)[group["reason"]] += (
+                number
+            )
+    return counts
+
+
+def _quoted(name: str, mark: str = '"') -> str:
+    return mark + name.replace(mark, mark * 2) + mark

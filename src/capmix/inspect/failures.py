@@ -1,0 +1,87 @@
+"""Every sample of a work directory that a stage failed on or dropped, with its reason."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import TextIO
+
+from capmix.errors import UserError
+from capmix.storage.rows import OK, rows_of
+from capmix.storage.store import Marker, Store
+
+NOT_OF_SAMPLES = ("measures/", "subsets/", "probes/", "probe_results/", "running/", "report/")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One sample that is not ok. `stage` is the folder of its part; uid or key may be unknown."""
+
+    stage: str
+    shard: str
+    uid: str
+    key: str
+    status: str
+    reason: str
+    detail: str
+
+
+def failures(
+    store: Store, stage: str | None = None, status: str | None = None
+) -> Iterator[Failure]:
+    """All of them by stage and shard, or those of one stage or status (`failed`, `dropped`).
+
+    Only parts whose counts say so are read. Raises UserError where there is no such stage.
+    """
+    folder = (stage or "").strip("/")
+    parts = [part for part in store.parts(folder) if not part.startswith(NOT_OF_SAMPLES)]
+    if not parts:
+        raise UserError(f"{store.path(folder)}: no finished part there; stages are folders such as "
+                        "samples, captions/blip2 and scores/mini/raw")  # fmt: skip
+    with store.listed([folder]):
+        markers = {part: store.read_marker(part) for part in parts}
+    return _rows(store, markers, status)
+
+
+def _rows(
+    store: Store, markers: Mapping[str, Marker | None], status: str | None
+) -> Iterator[Failure]:
+    for part, marker in markers.items():
+        if marker is None or (not marker.counts.dropped and not marker.counts.failed):
+            continue
+        if marker.files and f"{part}.parquet" not in marker.files:
+            continue  # an export: its rows are those of the subset
+        place, _, shard = part.rpartition("/")
+        for row in rows_of(store.read_table(f"{part}.parquet")):
+            if row.status != OK and (status is None or row.status == status):
+                known = row.status, row.reason or "", row.detail or ""
+                yield Failure(place, shard, row.uid or "", row.key, *known)
+
+
+def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
+    """Tab-separated, one a line, whatever characters the pool holds; counts by stage and reason."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for one in found:
+        counts[one.stage, f"{one.status}: {one.reason}"] += 1
+        out.write("\t".join(_printable(value) for value in astuple(one)) + "\n")
+    return counts
+
+
+def write_csv(path: str, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
+    """A CSV file with a line of names; counts by stage and reason."""
+    counts: Counter[tuple[str, str]] = Counter()
+    try:
+        with open(path, "w", encoding="utf-8", errors="replace", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow([field.name for field in fields(Failure)])
+            for one in found:
+                counts[one.stage, f"{one.status}: {one.reason}"] += 1
+                writer.writerow(astuple(one))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return counts
+
+
+def _printable(text: str) -> str:
+    """Without what would break the line or steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

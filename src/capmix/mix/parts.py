@@ -1,0 +1,120 @@
+"""The parts that a recipe reads: all there, and made from each other's present form."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capmix.errors import UserError
+from capmix.mix.columns import ANNOTATIONS, Column
+from capmix.models.index import FOLDER as SAMPLES
+from capmix.pool import Pool
+from capmix.score.stage import texts_folder
+from capmix.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the markers of a recipe's parts say.
+
+    `digests`: one for each folder, of all its markers. `rows`: of each shard, in pool order.
+    `whole`: the shards in which no sample failed. `following`: the folders of scores whose parts
+    were made, row by row, from the parts of their texts that lie there now.
+    """
+
+    digests: dict[str, str]
+    rows: dict[str, int]
+    whole: frozenset[str]
+    following: frozenset[str]
+
+
+def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
+    """Read the markers of all parts of these columns.
+
+    Raises UserError where a shard's part is missing, or where scores were made from captions that
+    have been written again since.
+    """
+    folders = {SAMPLES}
+    for column in columns:
+        folders |= {column.folder, column.judge or column.folder}
+    with store.listed(folders):
+        return _check(store, pool, folders)
+
+
+def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
+    digests: dict[str, str] = {}
+    rows: dict[str, int] = {}
+    whole, following = set(), set(folders)
+    of_part: dict[tuple[str, str], str] = {}
+    written: dict[str, str | None] = {}
+    for folder in sorted(folders, key=lambda one: one.startswith("scores/")):
+        total = hashlib.sha256()
+        for shard in pool.shards:
+            data = _marker(store, pool, folder, shard.name)
+            digest = hashlib.sha256(data).hexdigest()[:32]
+            total.update(f"{shard.name} {digest}\n".encode())
+            of_part[folder, shard.name] = digest
+            marker = json.loads(data)
+            if folder == SAMPLES:
+                rows[shard.name] = int(marker["rows_in"])
+                if marker["counts"]["ok"] == marker["rows_in"]:
+                    whole.add(shard.name)
+            if folder.startswith(ANNOTATIONS):
+                written.setdefault(folder, marker["config"].get("values"))
+                if marker["config"].get("values") != written[folder]:
+                    raise UserError(f"{store.path(folder)} is of two runs: annotate once more")
+            if not _follows(store, folder, shard.name, marker, of_part):
+                following.discard(folder)
+        digests[folder] = total.hexdigest()[:32]
+    rows = {shard.name: rows[shard.name] for shard in pool.shards}
+    return Parts(digests, rows, frozenset(whole), frozenset(following))
+
+
+def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
+    """Shards in pool order, as many at a time as have `at_once` rows.
+
+    Neither cores nor memory count: the batches are the row groups of a subset.
+    """
+    batches: list[list[str]] = [[]]
+    waiting = 0
+    for shard, count in rows.items():
+        batches[-1].append(shard)
+        waiting += count
+        if waiting >= at_once:
+            batches.append([])
+            waiting = 0
+    return [batch for batch in batches if batch]
+
+
+def _marker(store: Store, pool: Pool, folder: str, shard: str) -> bytes:
+    try:
+        data: bytes = store.read_bytes(f"{folder}/{shard}.json")
+        return data
+    except OSError as error:
+        done = set(store.parts(folder))
+        absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
+        raise UserError(
+            f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
+            f"{len(pool.shards)} missing). Run the command that makes it first."
+        ) from error
+
+
+def _follows(
+    store: Store,
+    folder: str,
+    shard: str,
+    marker: dict[str, Any],
+    of_part: dict[tuple[str, str], str],
+) -> bool:
+    """Whether a part of scores names the present part of its texts as what it was made from."""
+    if not folder.startswith("scores/"):
+        return False
+    texts = texts_folder(folder.rpartition("/")[2])
+    made_from, now = marker["inputs"].get(texts), of_part.get((texts, shard))
+    if None not in (made_from, now) and made_from != now:
+        raise UserError(
+            f"{store.path(folder)}: shard {shard} was scored before its texts in {texts} were "
+            "written again. Run `capmix score` once more."
+        )
+    return made_from is not None and made_from == now

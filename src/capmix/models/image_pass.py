@@ -1,0 +1,142 @@
+"""The one image pass: decode every image once and keep its embedding.
+
+Writes `embeddings/<encoder>/image/<shard>.npy`, float16 (rows ok, dimensions), and beside it a
+`.parquet` with a status row per sample; the n-th row that is ok belongs to the n-th row of the
+array. Captioners, scorers and trainers that share an encoder read these instead of the images.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
+from capmix.engine.busy import Busy
+from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
+from capmix.engine.stage import PartWriter, Stage
+from capmix.models.images import BadImageError, decode_image
+from capmix.models.index import bad_row, pool_inputs
+from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.storage.rows import FAILED, OK, Row, rows_of, table_of
+from capmix.storage.store import Store
+
+
+class ImageEncoder(Protocol):
+    """A frozen model that turns an image into one vector. `name` names its embedding space.
+
+    `workers` threads decode and prepare images ahead of the model. `input_side` is the side of the
+    model's input in pixels where large JPEGs may be decoded at a smaller scale (images.py).
+    """
+
+    name: str
+    dimensions: int
+    batch_size: int
+    workers: int
+    input_side: int | None
+
+    def load(self) -> None:
+        """Bring the weights into memory, where they are not there yet; encoding does so too."""
+        ...
+
+    def prepare(self, image: Image.Image) -> Any:
+        """What the model reads of an RGB image: float32 (3, H, W)."""
+        ...
+
+    def encode_pixels(self, pixels: Sequence[Any]) -> np.ndarray:
+        """Vectors (N, dimensions) of N prepared images."""
+        ...
+
+
+def embeddings_folder(encoder_name: str) -> str:
+    return f"embeddings/{encoder_name}/image"
+
+
+def embed_stage(
+    pool: Pool,
+    encoder: ImageEncoder,
+    name: str | None = None,
+    batch_timeout: float = BATCH_TIMEOUT,
+) -> Stage:
+    """The stage that runs `encoder` over a pool's images. `name` is what progress calls it."""
+    batches = Batches(batch_timeout)
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        rows, embeddings = embed_shard(pool, encoder, shard, batches, out.busy)
+        out.count_in(len(rows))
+        for row in rows:
+            if row.reason:
+                out.count_failed(row.reason)
+        out.count_ok(len(embeddings))
+        out.write_array(embeddings.astype(np.float16))
+        out.write_table(table_of(rows, []))
+
+    config = {"encoder": encoder.name}
+    folder = embeddings_folder(encoder.name)
+    return Stage(f"embed {name or encoder.name}", folder, config, pool_inputs, run_shard)
+
+
+def embed_shard(
+    pool: Pool, encoder: ImageEncoder, shard: Shard, batches: Batches, busy: Busy
+) -> tuple[list[Row], np.ndarray]:
+    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images."""
+    encoder.load()
+    rows: list[Row] = []
+    vectors: list[np.ndarray] = []
+    samples = prefetched(
+        pool.read(shard),
+        lambda sample: _prepared(sample, encoder),
+        encoder.workers,
+        encoder.batch_size * BATCHES_AHEAD,
+    )
+    for batch in batched(samples, encoder.batch_size):
+        done = [finished.result() for _, finished in batch]
+        pixels = [prepared for row, prepared in done if row.reason is None]
+        with busy.working(len(pixels)):
+            found = iter(batches.run(lambda some: list(encoder.encode_pixels(some)), pixels))
+        for row, _ in done:
+            if row.reason is None:
+                row = _embedded(row, next(found), vectors)
+            rows.append(row)
+    if not vectors:
+        return rows, np.empty((0, encoder.dimensions), np.float32)
+    return rows, np.stack(vectors)
+
+
+def _embedded(row: Row, vector: np.ndarray | SampleError, vectors: list[np.ndarray]) -> Row:
+    """The row of an image by what the model made of it; a vector goes to `vectors`."""
+    if isinstance(vector, SampleError):
+        return Row(row.uid, row.key, FAILED, vector.reason, str(vector))
+    if not np.isfinite(vector).all():
+        return Row(row.uid, row.key, FAILED, "not_finite", "the model gave NaN or infinity")
+    vectors.append(vector)
+    return row
+
+
+def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:
+    """All status rows of an embedding part, and the float16 array of those that are ok."""
+    rows = rows_of(store.read_table(f"{part}.parquet"))
+    array = store.read_array(f"{part}.npy")
+    expected = sum(row.status == OK for row in rows)
+    if len(array) != expected:
+        raise ValueError(f"{part}.npy: {len(array)} embeddings for {expected} rows")
+    return rows, array
+
+
+def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, Any]:
+    if isinstance(sample, BadSample):
+        return bad_row(sample), None
+    try:
+        return Row(sample.uid, sample.key), encoder.prepare(
+            decode_image(sample.image, input_side=encoder.input_side)
+        )
+    except BadImageError as error:
+        return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; a row of zeros stays zeros."""
+    rows = vectors.astype(np.float32)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)
+    return scaled

@@ -1,0 +1,82 @@
+"""The first stage: what is in a pool. Writes `samples/<shard>.parquet`, without any pixels.
+
+Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
+in pixels as stored, `bytes`, `sha256` of the image. For a pool of metadata alone, whatever it says
+of these, and its other columns (see parquet.read_metadata).
+"""
+
+import hashlib
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.engine.stage import PartWriter, Stage
+from capmix.models.images import BadImageError, image_size
+from capmix.pool.parquet import read_metadata
+from capmix.pool.pool import Pool
+from capmix.pool.sample import BadSample, Sample, Shard
+from capmix.storage.rows import FAILED, Row, table_of
+
+FOLDER = "samples"
+FIELDS = [
+    ("text", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("bytes", pa.int64()),
+    ("sha256", pa.string()),
+]
+
+
+def index_stages(pool: Pool) -> list[Stage]:
+    """The one stage that lists a pool's samples."""
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        if not pool.has_images:
+            _index_metadata(pool, shard, out)
+            return
+        rows = []
+        for sample in pool.read(shard):
+            out.count_in()
+            rows.append(_row(sample))
+            if rows[-1].reason:
+                out.count_failed(rows[-1].reason)
+            else:
+                out.count_ok()
+        out.write_table(table_of(rows, FIELDS))
+
+    return [Stage("index", FOLDER, {}, pool_inputs, run_shard)]
+
+
+def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
+    try:
+        with pool.open_parquet(shard) as file:
+            table = read_metadata(file, shard.name)
+    except (OSError, pa.ArrowException) as error:
+        row = Row(None, "", FAILED, "unreadable_shard", f"{pool.files[shard.name][0]}: {error}")
+        table = table_of([row], FIELDS)
+    failed = pc.sum(pc.equal(table["status"], FAILED)).as_py() or 0
+    out.count_in(len(table))
+    out.count_ok(len(table) - failed)
+    for _ in range(failed):
+        out.count_failed("bad_uid" if len(table) > 1 else table["reason"][0].as_py())
+    out.write_table(table)
+
+
+def pool_inputs(shard: Shard) -> dict[str, str]:
+    return {"pool": shard.fingerprint}
+
+
+def bad_row(sample: BadSample) -> Row:
+    return Row(None, sample.key, FAILED, sample.reason, sample.detail)
+
+
+def _row(sample: Sample | BadSample) -> Row:
+    if isinstance(sample, BadSample):
+        return bad_row(sample)
+    try:
+        width, height = image_size(sample.image)
+    except BadImageError as error:
+        return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
+    digest = hashlib.sha256(sample.image).hexdigest()
+    values = (sample.text, width, height, len(sample.image), digest)
+    return Row(sample.uid, sample.key, values=values)

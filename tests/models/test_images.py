@@ -1,0 +1,135 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from samples import image_bytes
+
+from capmix.models.images import BadImageError, decode_as_stored, decode_image
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((4, 5), 0x8000, np.uint16))
+    else:
+        image = Image.new("RGB", (5, 4), (200, 10, 10)).convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    decoded = decode_image(encoded(image, kind))
+    assert (decoded.mode, decoded.size) == ("RGB", (5, 4))
+    if mode == "I;16":
+        assert decoded.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    data = encoded(Image.new("RGBA", (3, 3), (0, 0, 0, 0)), "PNG")
+    assert decode_image(data).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)
+    assert decode_image(data).size == (4, 8)
+
+
+def test_pixels_are_bounded_before_they_are_decoded() -> None:
+    with pytest.raises(BadImageError) as caught:
+        decode_image(image_bytes(size=(64, 64)), max_pixels=1000)
+    assert caught.value.reason == "too_many_pixels"
+    bomb = encoded(Image.new("1", (30000, 30000)), "PNG")
+    with pytest.raises(BadImageError) as caught:
+        decode_image(bomb)
+    assert caught.value.reason == "too_many_pixels"
+
+
+@pytest.mark.parametrize("data", [b"", b"<html></html>", b"GIF89a\x01\x00\x01\x00"])
+def test_other_bytes_are_named(data: bytes) -> None:
+    with pytest.raises(BadImageError) as caught:
+        decode_image(data)
+    assert caught.value.reason == "not_an_image"
+
+
+def test_a_truncated_jpeg_is_broken() -> None:
+    data = image_bytes(size=(200, 200))
+    with pytest.raises(BadImageError) as caught:
+        decode_image(data[: len(data) // 2])
+    assert caught.value.reason == "broken_image"
+
+
+def test_a_large_jpeg_is_decoded_at_a_scale_within_the_stated_tolerance() -> None:
+    grid = np.random.default_rng(0).integers(0, 255, (15, 20, 3), np.uint8)
+    photo = Image.fromarray(grid).resize((640, 480), Image.Resampling.BICUBIC)
+    data = encoded(photo, "JPEG", quality=90)
+    full, scaled = decode_image(data), decode_image(data, input_side=100)
+    assert (full.size, scaled.size) == ((640, 480), (320, 240))
+    inputs = [np.asarray(one.resize((133, 100), BICUBIC), float) for one in (full, scaled)]
+    assert np.abs(inputs[0] - inputs[1]).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "side", "expected"),
+    [
+        ("JPEG", (640, 480), 121, (640, 480)),  # half would leave less than twice the side
+        ("JPEG", (641, 480), 50, (641, 480)),  # half a pixel too many would shift the picture
+        ("JPEG", (644, 484), 50, (161, 121)),
+        ("JPEG", (1600, 800), 50, (200, 100)),
+        ("PNG", (640, 480), 50, (640, 480)),
+    ],
+)
+def test_the_scale_keeps_twice_the_side_and_whole_pixels(
+    kind: str, size: tuple[int, int], side: int, expected: tuple[int, int]
+) -> None:
+    data = encoded(Image.new("RGB", size), kind)
+    assert decode_image(data, input_side=side).size == expected
+
+
+def test_a_scaled_jpeg_keeps_its_orientation_and_colours() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (800, 400), (250, 0, 0)), "JPEG", exif=exif)
+    assert decode_image(data, input_side=50).size == (100, 200)
+    cmyk = encoded(Image.new("CMYK", (800, 400), (0, 255, 255, 0)), "JPEG")
+    decoded = decode_image(cmyk, input_side=50)
+    assert decoded.size == (200, 100)
+    assert decoded.getpixel((9, 9))[0] > 200
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert decode_image(data).getpixel((2, 2)) == (255, 0, 0)
+    animated = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadImageError, match="not JPEG, PNG or WebP"):
+        decode_image(animated)
+
+
+def test_a_palette_with_transparency_is_laid_on_white() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    decoded = decode_image(encoded(image, "PNG", transparency=0))
+    assert decoded.getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "I;16", "CMYK"])
+def test_as_stored_means_as_webdataset_decodes(mode: str) -> None:
+    """`pilrgb`, by which open_clip's trainer and CLIP_benchmark decode."""
+    from webdataset.autodecode import imagehandler
+
+    noise = np.random.default_rng(0).integers(0, 255, (6, 9, 4), np.uint8)
+    image = Image.fromarray(noise, "RGBA")
+    image = Image.new("I;16", (9, 6), 40_000) if mode == "I;16" else image.convert(mode)
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees, which it shall not see
+    data = encoded(image, kind, exif=exif)
+    theirs = imagehandler("pilrgb")("x.png" if kind == "PNG" else "x.jpg", data)
+    assert np.array_equal(np.asarray(decode_as_stored(data)), np.asarray(theirs))

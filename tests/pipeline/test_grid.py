@@ -1,0 +1,137 @@
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from samples import write_pool
+
+from capmix.errors import UserError
+from capmix.pipeline.config import load_pipeline
+from capmix.pipeline.grid import Cell, summarised, write_tables
+from capmix.pipeline.run import run_pipeline
+
+MODEL = {
+    "embed_dim": 16,
+    "vision_cfg": {
+        "image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8,
+    },
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    for name in ("one", "two"):
+        write_pool(tmp_path / name, shards=2, samples=8)
+    (tmp_path / "vit-nano.json").write_text(json.dumps(MODEL))
+    training = {
+        "seeds": [0, 1], "model": str(tmp_path / "vit-nano.json"), "samples": 16,
+        "batch_size": 8, "checkpoints": 1, "warmup": 1, "workers": 0, "device": "cpu",
+    }  # fmt: skip
+    content = {
+        "pool": {"first": str(tmp_path / "one"), "second": str(tmp_path / "two")},
+        "work": str(tmp_path / "work"),
+        "mix": {"recipes": ["raw", {"recipe": "control-random", "fraction": 0.5}]},
+        "train": training,
+        "evaluate": {"evalsets": "embedded"},
+    }
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_every_recipe_and_seed_is_run_once_and_summarised(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_pipeline(load_pipeline(str(experiment)))
+    shown = capsys.readouterr().out
+    assert "control-raw-random50" in shown
+    cells = pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist()
+    assert {(c["pool"], c["recipe"], c["seed"]) for c in cells} == {
+        (pool, recipe, seed)
+        for pool in ("first", "second")
+        for recipe in ("raw", "control-raw-random50")
+        for seed in (0, 1)
+    }
+    run = tmp_path / "work/first/runs/raw-seed1"
+    lines = [json.loads(line) for line in (run / "eval_other_sets.jsonl").read_text().splitlines()]
+    own = [c for c in cells if (c["pool"], c["recipe"], c["seed"]) == ("first", "raw", 1)]
+    numbers = {(c["evalset"], c["metric"]): c["value"] for c in own}
+    for line in lines:
+        assert numbers[line["dataset"], "main_metric"] == line["metrics"]["main_metric"]
+    main = [line["metrics"]["main_metric"] for line in lines]
+    assert numbers["mean of all sets", "main_metric"] == pytest.approx(statistics.mean(main))
+    summary = pa_csv.read_csv(tmp_path / "work/results/summary.csv").to_pylist()
+    row = next(r for r in summary if (r["pool"], r["recipe"], r["metric"]) == (
+        "first", "raw", "acc5"))  # fmt: skip
+    values = [c["value"] for c in cells if (c["pool"], c["recipe"], c["metric"]) == (
+        "first", "raw", "acc5")]  # fmt: skip
+    assert row["mean"] == pytest.approx(statistics.mean(values))
+    assert row["deviation"] == pytest.approx(statistics.stdev(values))
+    checkpoint = run / "checkpoints/epoch_latest.pt"
+    before = checkpoint.stat().st_mtime_ns
+    run_pipeline(load_pipeline(str(experiment)))
+    assert checkpoint.stat().st_mtime_ns == before
+    assert pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist() == cells
+    content = yaml.safe_load(experiment.read_text())
+    content["train"]["devices"] = 2  # what is finished needs no such machine
+    experiment.write_text(yaml.safe_dump(content))
+    run_pipeline(load_pipeline(str(experiment)))
+
+
+def test_force_trains_runs_of_other_settings_anew(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["pool"] = content["pool"]["first"]
+    content["mix"] = {"recipes": ["raw"]}
+    content["train"]["seeds"] = [0]
+    experiment.write_text(yaml.safe_dump(content))
+    run_pipeline(load_pipeline(str(experiment)))
+    content["train"]["learning_rate"] = 0.01
+    experiment.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match="holds a run with other scale, settings"):
+        run_pipeline(load_pipeline(str(experiment)))
+    run_pipeline(load_pipeline(str(experiment)), force=True)
+    about = json.loads((tmp_path / "work/runs/raw-seed0/run.json").read_text())
+    assert about["scale"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "ViT-B32"}, "no model of open_clip"),
+        ({"open_clip": ["--no-such"]}, "does not take these arguments"),
+        ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
+        ({"exact": True, "samples": 15, "accumulate": 2}, "do not divide"),
+        ({"devices": 2}, "only where they are GPUs"),
+    ],
+)
+def test_what_would_stop_the_first_run_is_told_before_anything_is_made(
+    experiment: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["train"] |= changes
+    experiment.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=told):
+        run_pipeline(load_pipeline(str(experiment)))
+    assert not (tmp_path / "work/first/samples").exists()
+
+
+def test_one_seed_has_no_deviation() -> None:
+    (row,) = summarised([Cell("p", "raw", 3, 0, {("set", "acc1"): 0.5})])
+    assert (row["mean"], row["deviation"], row["seeds"]) == (0.5, None, 1)
+
+
+def test_the_order_of_probes_is_compared_with_that_of_runs(tmp_path: Path) -> None:
+    cells = [
+        Cell("p", recipe, 3, 0, {("mean of all sets", "main_metric"): value})
+        for recipe, value in (("a", 0.1), ("b", 0.2), ("c", 0.3))
+    ]
+    probes = {("p", "a"): 5.0, ("p", "b"): 7.0, ("p", "c"): 6.0}
+    lines = write_tables(cells, str(tmp_path), probes)
+    assert "Kendall's tau 0.33 over 3 recipes" in "\n".join(lines)
