@@ -108,11 +108,11 @@ def _data_juicer(folder: Path, images: list[bytes], tokens: int) -> Callable[[],
 
 
 def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
-    from capmix import jobs
+    from capmix.caption.backends.transformers import TransformersCaptioner
     from capmix.caption.image_stage import image_caption_stage
     from capmix.caption.settings import CaptionSettings
-    from capmix.caption.transformers import TransformersCaptioner
     from capmix.cli.malloc import keep_freed_memory
+    from capmix.workspace import open_workspace
 
     keep_freed_memory()  # as the command line does
     settings = CaptionSettings(model=str(folder / "model"), min_tokens=tokens, max_tokens=tokens)
@@ -120,7 +120,7 @@ def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            work = jobs.open_work(str(folder / "pool"), scratch)
+            work = open_workspace(str(folder / "pool"), scratch)
             work.run(lambda: [image_caption_stage(work.pool, captioner, "blip")])
 
     return run

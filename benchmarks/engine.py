@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import pyarrow as pa
 from samples import image_bytes, sample_members, tar_bytes
 
-from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.engine.local import cores
@@ -34,6 +33,7 @@ from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Sample, Shard, open_pool
+from capmix.workspace import open_workspace
 
 FLOOR, SEVERAL = "bare shard reader", "local, a process a core"
 
@@ -82,7 +82,7 @@ def read(pool: Path, _: Path) -> None:
 def run(
     stages: Callable[[Pool], list[Stage]], engine: EngineSettings, pool: Path, work: Path
 ) -> None:
-    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened = open_workspace(str(pool), str(work), engine=engine)
     opened.run(partial(stages, opened.pool))
 
 

@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from capmix import jobs
 from capmix.engine.local import cores
-from capmix.engine.settings import EngineSettings
+from capmix.workspace import Workspace, open_workspace
 
 PER_SHARD = 5_000
 IMAGE_BYTES = 50_000
@@ -36,8 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _write_pool(folder / "pool", count)
-        work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-        jobs.mix(work, "raw")
+        work = open_workspace(str(folder / "pool"), str(folder / "work"))
+        work.mix("raw")
         ways: dict[str, Callable[[Path], None]] = {
             "capmix": lambda out: _capmix(work, out, cores()),
             "capmix, one process": lambda out: _capmix(work, out, 1),
@@ -61,9 +60,9 @@ def main() -> None:
         print(f"{name:<24} {middle:6.1f} s  {rates}  {copied / middle:5.2f} x the copy")
 
 
-def _capmix(work: jobs.Work, out: Path, workers: int) -> None:
-    work.engine = EngineSettings(workers=workers)
-    jobs.export(work, "raw", str(out), PER_SHARD)
+def _capmix(work: Workspace, out: Path, workers: int) -> None:
+    work = work.using(workers=workers)
+    work.export("raw", str(out), samples_per_shard=PER_SHARD)
 
 
 def _copy(source: Path, out: Path) -> None:

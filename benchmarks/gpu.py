@@ -36,8 +36,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.settings import CaptionSettings
-from capmix.caption.transformers import TransformersCaptioner
 
 TOKENS = 30
 SMALL = "--small" in sys.argv

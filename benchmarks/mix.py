@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.mix.columns import columns_of
-from capmix.mix.mix import MixSettings, mix
+from capmix.mix.mix import mix
 from capmix.mix.recipe import load_recipe
+from capmix.mix.settings import MixSettings
 from capmix.pool import Shard
-from capmix.score.stage import texts_folder
+from capmix.storage.layout import texts_folder
 from capmix.storage.store import Counts, Marker, Store
 
 FRACTION = 0.3

@@ -141,19 +141,20 @@ def _data_juicer(folder: Path, images: list[bytes], texts: list[list[str]]) -> R
 
 
 def _capmix(folder: Path, name: str) -> Run:
-    from capmix import jobs
     from capmix.cli.malloc import keep_freed_memory
-    from capmix.score.open_clip import OpenClipScorer
+    from capmix.score.backends.open_clip import OpenClipScorer
+    from capmix.score.settings import ScoreSettings
     from capmix.score.stage import ImagePass, fresh_score_stage
+    from capmix.workspace import open_workspace
 
     keep_freed_memory()  # as the command line does
-    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    scorer = OpenClipScorer(name, "b32", "cpu", torch.float32)
+    work = open_workspace(str(folder / "pool"), str(folder / "work"))
+    scorer = OpenClipScorer(ScoreSettings(model=name, device="cpu", dtype="float32"))
 
     def run() -> None:
         images = ImagePass(work.pool, scorer)
         for part in work.store.parts("scores"):
-            work.store.fs.rm_file(work.store.path(f"{part}.json"))
+            work.store.fs.rm_file(work.store.path(f".markers/{part}.json"))
         work.run(lambda: [fresh_score_stage(work.store, scorer, s, images) for s in SOURCES])
 
     return run
@@ -161,9 +162,9 @@ def _capmix(folder: Path, name: str) -> Run:
 
 def _write_captions(folder: Path) -> list[list[str]]:
     """Five texts for each image, the first of which stands for the raw one."""
-    from capmix import jobs
+    from capmix.workspace import open_workspace
 
-    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
+    work = open_workspace(str(folder / "pool"), str(folder / "work"))
     draw, words = np.random.default_rng(0), SENTENCE.split()
     work.index()
     samples = work.store.read_table("samples/00000.parquet")
@@ -173,7 +174,9 @@ def _write_captions(folder: Path) -> list[list[str]]:
         texts = [" ".join(draw.choice(words, draw.integers(8, 15))) for _ in uids]
         rows = "\n".join(f"{uid},{text}" for uid, text in zip(uids, texts, strict=True))
         (folder / "captions.csv").write_text(f"uid,text\n{rows}\n")
-        jobs.import_captions(work, [str(folder / "captions.csv")], source, "uid", "text")
+        work.import_captions(
+            [str(folder / "captions.csv")], source=source, uid_column="uid", text_column="text"
+        )
         columns.append(texts)
     return columns
 

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from caption import write_pool
 
-from capmix import jobs
-from capmix.train.hooks import Waited
-from capmix.train.model import config_file, know_model, read_config
-from capmix.train.pairs import ExportedShards, PairSource, PoolSubset
-from capmix.train.scales import TrainSettings, open_clip_arguments
-from capmix.train.stream import EpochPlan
-from capmix.train.train import train
+from capmix.training.hooks import Waited
+from capmix.training.model import config_file, know_model, read_config
+from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
+from capmix.training.scales import TrainSettings, open_clip_arguments
+from capmix.training.stream import EpochPlan
+from capmix.training.train import train
+from capmix.workspace import open_workspace
 
 SMALL = {
     "embed_dim": 32,
@@ -63,10 +63,10 @@ def main() -> None:
             precision="amp_bf16" if torch.cuda.is_available() else None,
         )  # fmt: skip
         write_pool(folder / "pool", options.images)
-        work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-        jobs.mix(work, "raw")
-        jobs.mix(work, "control-random", {"fraction": 0.33})
-        jobs.export(work, "raw", str(folder / "shards"), samples_per_shard=options.images // 2)
+        work = open_workspace(str(folder / "pool"), str(folder / "work"))
+        work.mix("raw")
+        work.mix("control-random", fraction=0.33)
+        work.export("raw", str(folder / "shards"), samples_per_shard=options.images // 2)
         _print_reading(ExportedShards([str(folder / "shards")]), SHARDS)
         for name, subset in POOLS.items():
             _print_reading(PoolSubset(work.pool, work.store, subset), name)
@@ -137,7 +137,7 @@ def _run(pipe: Any, name: str, folder: Path, settings: TrainSettings, number: in
     elif name == SHARDS:
         train(settings, shards, str(run))
     else:
-        work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
+        work = open_workspace(str(folder / "pool"), str(folder / "work"))
         train(settings, PoolSubset(work.pool, work.store, POOLS[name]), str(run))
     pipe.send(found[0])
 

@@ -20,9 +20,9 @@ from caption import write_pool
 from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 
-from capmix import jobs
-from capmix.train.pairs import ExportedShards, PairSource, PoolSubset
-from capmix.train.stream import SampleTally, TrainingBatches, plan_epoch
+from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
+from capmix.training.stream import SampleTally, TrainingBatches, plan_epoch
+from capmix.workspace import open_workspace
 
 IMAGES, BATCH, TURNS, BATCHES = 600, 50, 8, 3
 ENOUGH = 100_000
@@ -41,9 +41,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_pool(folder / "pool", IMAGES)
-        work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-        jobs.mix(work, "raw")
-        jobs.export(work, "raw", str(folder / "shards"), IMAGES // 2)
+        work = open_workspace(str(folder / "pool"), str(folder / "work"))
+        work.mix("raw")
+        work.export("raw", str(folder / "shards"), samples_per_shard=IMAGES // 2)
         shards = ExportedShards([str(folder / "shards")])
         settings = SimpleNamespace(
             train_data=shards.open_clip_urls(), train_num_samples=ENOUGH, dataset_resampled=True,

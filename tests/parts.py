@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from capmix.caption.stage import FIELDS as CAPTION_FIELDS
 from capmix.mix.columns import columns_of
-from capmix.mix.mix import MixSettings, Summary, mix
+from capmix.mix.mix import Summary, mix
 from capmix.mix.recipe import Recipe
+from capmix.mix.settings import MixSettings
 from capmix.models.index import FIELDS as SAMPLE_FIELDS
 from capmix.pool import Shard
 from capmix.score.stage import FIELDS as SCORE_FIELDS

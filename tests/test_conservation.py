@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import BAD, sample_members, tar_bytes
 
-from capmix import jobs
 from capmix.mini.image_tower import LiteTower
+from capmix.workspace import open_workspace
 
 UNREADABLE = {
     "html": b"<html>not found</html>",
@@ -36,10 +36,10 @@ def test_rows_in_are_ok_dropped_or_failed(
         (Path(folder) / "pool").mkdir()
         cut = len(data) - 12_000 if truncated else len(data)
         (Path(folder) / "pool/00000.tar").write_bytes(data[:cut])
-        work = jobs.open_work(f"{folder}/pool", f"{folder}/work", max_failures=1.0)
+        work = open_workspace(f"{folder}/pool", f"{folder}/work", max_failures=1.0)
         work.__dict__["mini_encoder"] = tower  # one load for all examples
-        jobs.caption(work, "mini")
-        jobs.score(work)
+        work.caption("mini")
+        work.score()
         totals = set()
         for part in work.store.parts(""):
             marker = work.store.read_marker(part)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from samples import image_bytes, tar_bytes
 
-from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import FIELDS, caption_rows
 from capmix.score.settings import ScoreSettings
 from capmix.storage.rows import Row, table_of
+from capmix.workspace import open_workspace
 
 LONG = "very long text " * 6_667  # 100,005 characters
 HALF_PAIR = r'"half \ud83d a pair"'  # as JSON holds it
@@ -25,14 +25,14 @@ def test_texts_of_a_pool(tmp_path: Path) -> None:
         members += [(f"{i}.jpg", image_bytes(i)), (f"{i}.json", record.encode())]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/00000.tar").write_bytes(tar_bytes(members))
-    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
-    counts = jobs.caption(work, "other", CaptionSettings(model="field:other"))
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    counts = work.caption("other", CaptionSettings(model="field:other"))
     assert (counts.ok, dict(counts.dropped)) == (5, {"empty_caption": 2})
-    scored = jobs.score(work, ScoreSettings(sources=["raw", "other"]))
+    scored = work.score(ScoreSettings(sources=["raw", "other"]))
     assert (scored["raw"].ok, dict(scored["raw"].dropped)) == (4, {"no_text": 3})
-    assert jobs.measure(work)["population"]["sources"]["other"]["flags"] == {"loop": 1}
-    jobs.mix(work, "raw", output="all")
-    jobs.export(work, "all", str(tmp_path / "out"))
+    assert work.measure()["population"]["sources"]["other"]["flags"] == {"loop": 1}
+    work.mix("raw", out="all")
+    work.export("all", str(tmp_path / "out"))
     subset = pq.read_table(tmp_path / "w/subsets/all.parquet", use_threads=False)
     texts = set(subset.column("text").to_pylist())
     assert {LONG, "half ? a pair", "nul \x00 inside", "\u202eright"} <= texts

@@ -7,8 +7,6 @@ import pytest
 from samples import write_pool
 from scipy.special import logsumexp
 
-from capmix import jobs
-from capmix.annotate.annotate import AnnotateSettings
 from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
@@ -17,6 +15,7 @@ from capmix.annotate.vectors import PoolVectors
 from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.models.image_pass import unit
+from capmix.workspace import open_workspace
 
 
 def vectors(count: int, width: int = 16, seed: int = 0, groups: int = 0) -> PoolVectors:
@@ -132,11 +131,11 @@ def test_all_methods_and_their_recipes_from_the_command_line(
         == 2
     )
     assert main(["annotate", "pool", "--work", "w", "--method", "semdedup", "--of", "other"]) == 2
-    work = jobs.open_work("pool", "w")
+    work = open_workspace("pool", "w")
     # Every image is in the reference: its largest similarity is with itself.
     table = work.store.read_table("columns/normsim/00000.parquet")
     assert np.allclose(table["value"].to_numpy(), 1, atol=1e-3)
     near = work.store.read_table("columns/clusters/00001.parquet")["near_reference"].to_pylist()
     assert near == [True] * 6
     with pytest.raises(UserError, match="expected --reference"):
-        jobs.annotate(work, "normsim", settings=AnnotateSettings())
+        work.annotate(method="normsim")

@@ -59,7 +59,7 @@ def test_scores_of_parquet_files_set_the_threshold(place: Path) -> None:
         pq.write_table(table, place / f"metadata/{i}.parquet")
     command = "import scores metadata/*.parquet --column clip --source raw --scorer clip-l14"
     assert run(f"{command} --work w --pool pool") == 0
-    marker = json.loads((place / "w/scores/clip-l14/raw/00000.json").read_text())
+    marker = json.loads((place / "w/.markers/scores/clip-l14/raw/00000.json").read_text())
     assert marker["counts"] == {"ok": 3, "dropped": {"not_imported": 1}, "failed": {}}
     assert run("mix pool --work w --recipe raw-top --fraction 0.3 --out top") == 0
     top = pq.read_table(place / "w/subsets/top.parquet", use_threads=False)

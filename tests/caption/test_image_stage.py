@@ -8,11 +8,11 @@ import pytest
 from samples import image_bytes, write_pool
 from tiny_models import blip
 
-from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.settings import CaptionSettings
 from capmix.pool import Sample
+from capmix.workspace import open_workspace
 
 
 class Fragile:
@@ -33,7 +33,9 @@ class Fragile:
 
 
 def test_a_failing_batch_is_split_until_the_bad_one_stands_alone(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 7)), str(tmp_path / "w"), 1.0)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 1, 7)), str(tmp_path / "w"), max_failures=1.0
+    )
     (counts,) = work.run(lambda: [image_caption_stage(work.pool, Fragile(), "s")])
     assert (counts.ok, dict(counts.failed)) == (6, {"model_error": 1})
     rows = work.store.read_table("captions/s/00000.parquet").to_pylist()
@@ -51,13 +53,13 @@ def test_the_whole_command_and_a_resume_with_another_batch_size(
     model: CaptionSettings, tmp_path: Path
 ) -> None:
     pool = write_pool(tmp_path / "p", 3, 5)
-    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
-    jobs.caption(whole, "blip", model)
-    resumed = jobs.open_work(str(pool), str(tmp_path / "resumed"))
-    jobs.caption(resumed, "blip", model)
-    for suffix in ("json", "parquet"):
-        (tmp_path / f"resumed/captions/blip/00001.{suffix}").unlink()
-    jobs.caption(resumed, "blip", model.model_copy(update={"batch_size": 2}))
+    whole = open_workspace(str(pool), str(tmp_path / "whole"))
+    whole.caption("blip", model)
+    resumed = open_workspace(str(pool), str(tmp_path / "resumed"))
+    resumed.caption("blip", model)
+    for name in (".markers/captions/blip/00001.json", "captions/blip/00001.parquet"):
+        (tmp_path / "resumed" / name).unlink()
+    resumed.caption("blip", model.model_copy(update={"batch_size": 2}))
     for name in ("00000", "00001", "00002"):
         first = whole.store.read_table(f"captions/blip/{name}.parquet")
         assert first.equals(resumed.store.read_table(f"captions/blip/{name}.parquet"))
@@ -72,6 +74,6 @@ def test_every_kind_of_bad_image_is_a_counted_row(model: CaptionSettings, tmp_pa
     (folder / "c_html.jpg").write_bytes(b"<html>")
     (folder / "d_empty.jpg").write_bytes(b"")
     (folder / "e_pixel.png").write_bytes(image_bytes(1, (1, 1), "PNG"))
-    work = jobs.open_work(str(folder), str(tmp_path / "w"), 1.0)
-    counts = jobs.caption(work, "blip", model)
+    work = open_workspace(str(folder), str(tmp_path / "w"), max_failures=1.0)
+    counts = work.caption("blip", model)
     assert (counts.ok, dict(counts.failed)) == (2, {"broken_image": 1, "not_an_image": 2})

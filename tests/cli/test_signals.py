@@ -17,16 +17,17 @@ import sys
 sys.path.insert(0, {tests!r})
 from functools import partial
 from null_models import stuck_captions
-from capmix.cli import main as cli
-from capmix import jobs
+from capmix.cli import stages
+from capmix.cli.main import entry
+from capmix.workspace import Workspace, open_workspace
 
-def stuck(options):
-    work = jobs.open_work({pool!r}, {work!r})
+def stuck(pool: str, work: str, source: str):
+    work = open_workspace({pool!r}, {work!r})
     work.run(partial(stuck_captions, work.pool, {uid!r}, 600.0))
 
-cli._caption = stuck
+stages.caption = stuck
 sys.argv = ["capmix", "caption", "x", "--work", "y", "--source", "z"]
-cli.entry()
+entry()
 """
 
 
@@ -42,18 +43,19 @@ import sys
 sys.path.insert(0, {tests!r})
 from functools import partial
 from null_models import null_captions
-from capmix.cli import main as cli
-from capmix import jobs
+from capmix.cli import stages
+from capmix.cli.main import entry
+from capmix.workspace import Workspace, open_workspace
 from capmix.engine.settings import EngineSettings
 
-def run(options):
-    work = jobs.open_work({pool!r}, {work!r}, engine=EngineSettings(**{engine!r}))
+def run(pool: str, work: str, source: str):
+    work = open_workspace({pool!r}, {work!r}, engine=EngineSettings(**{engine!r}))
     work.run(partial(null_captions, work.pool, "null", 0.01))
 
 if __name__ == "__main__":
-    cli._caption = run
+    stages.caption = run
     sys.argv = ["capmix", "caption", "x", "--work", "y", "--source", "z"]
-    cli.entry()
+    entry()
 """
 
 
@@ -83,12 +85,12 @@ def test_a_stopped_command_says_how_to_go_on(
         env=os.environ | {"PYTHONPATH": tests},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while not list(work.glob("captions/null/*.json")):
+    while not list(work.glob(".markers/captions/null/*.json")):
         time.sleep(0.05)
         assert process.poll() is None
     code, told, seconds = stopped(process, how)
     assert code == 130
-    assert "capmix: stopped; the same command goes on from here" in told
+    assert "capmix: interrupted; rerun the same command to resume" in told
     assert "Traceback" not in told
     assert seconds < 10
     left = [path.name for path in work.rglob("*") if path.is_file()]
@@ -108,7 +110,7 @@ def test_a_model_that_does_not_listen_is_ended_all_the_same(tmp_path: Path) -> N
     time.sleep(4)
     code, told, seconds = stopped(process, signal.SIGTERM)
     assert code == 130
-    assert "the same command goes on" in told
+    assert "rerun the same command to resume" in told
     assert 5 < seconds < 10
 
 

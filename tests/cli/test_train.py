@@ -8,9 +8,8 @@ from evalsets import write_classification
 from samples import write_pool
 from tiny_clip import CLIP, open_clip_folder
 
-from capmix.cli.main import _parser, main
-from capmix.cli.train import _settings, command_line
-from capmix.train.scales import TrainSettings
+from capmix.cli.main import main
+from capmix.training.scales import TrainSettings
 
 MODEL = CLIP | {
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
@@ -67,12 +66,24 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
     [
         (["train", "--out", "o"], "give --data SHARDS, or --pool"),
         (["train", "--out", "o", "--data", "d", "--subset", "s"], "give --data SHARDS"),
-        (["train", "--out", "o", "--data", "d", "--batch-size", "0"], "batch_size"),
-        (["train", "--out", "o", "--data", "d", "--texts", "raw"], "expected such as raw=0.5"),
+        (
+            ["train", "--out", "o", "--data", "d", "--batch-size", "0"],
+            "--batch-size: expected",
+        ),
+        (
+            ["train", "--out", "o", "--data", "d", "--texts", "raw"],
+            "such as raw=0.5",
+        ),
         (["train", "--out", "o", "--data", "d::e", "--data-weights", "1"], "1 for 2 directories"),
-        (["train", "--out", "o", "--data", "d", "--data-weights", "x"], "'x' is no number"),
+        (
+            ["train", "--out", "o", "--data", "d", "--data-weights", "x"],
+            "found 'x'",
+        ),
         (["train", "--out", "o", "--data", "d", "--scale", "huge"], "expected one of"),
-        (["probe", "embedded", "--work", "w", "--seeds", "x"], "no subset in w"),
+        (
+            ["probe", "embedded", "--work", "w", "--seeds", "x"],
+            "expected a whole number",
+        ),
         (["eval", "none/tag", "--tasks", "cifar10"], "none of the evaluation sets is below"),
     ],
 )
@@ -87,10 +98,21 @@ def test_what_is_wrong_is_one_line(
     assert told in error_of(arguments, capsys)
 
 
-def test_settings_go_through_a_shell_and_come_back() -> None:
-    settings = TrainSettings(
-        scale="small", seed=3, loss="siglip", samples=128, exact=True, resample=False,
-        texts={"raw": 0.5, "b": 1.0}, learning_rate=1e-4, open_clip=["--lock-text", "--wd", "0.1"],
-    )  # fmt: skip
-    line = ["train", "--out", "o", "--data", "d", *command_line(settings)]
-    assert _settings(_parser().parse_args(line)) == settings
+def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[TrainSettings] = []
+
+    def note(settings: TrainSettings, *_: object) -> str:
+        seen.append(settings)
+        return "checkpoint"
+
+    monkeypatch.setattr("capmix.training.train.train", note)
+    line = "train --out o --data d --scale small --seed 3 --loss siglip --samples 128 --exact "
+    line += "--no-resample --texts raw=0.5,b=1 --learning-rate 1e-4"
+    assert main([*line.split(), "--open-clip=--lock-text --wd 0.1"]) == 0
+    assert seen == [
+        TrainSettings(
+            scale="small", seed=3, loss="siglip", samples=128, exact=True, resample=False,
+            texts={"raw": 0.5, "b": 1.0}, learning_rate=1e-4,
+            open_clip=["--lock-text", "--wd", "0.1"],
+        )
+    ]  # fmt: skip

@@ -17,7 +17,6 @@ from null_models import (
 )
 from samples import write_pool
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.local import InProcess, local_engine
 from capmix.engine.settings import EngineSettings
@@ -26,6 +25,7 @@ from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.score.settings import ScoreSettings
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 SLOW = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:
     """Captions and scores of a pool; all files of the work directory."""
-    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened = open_workspace(str(pool), str(work), engine=engine)
     opened.index()
     opened.run(partial(null_captions, opened.pool))
     opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
@@ -56,25 +56,25 @@ def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=3, samples=10)
     found = []
     for name, engine in (("one", EngineSettings()), ("two", EngineSettings(workers=2))):
-        work = jobs.open_work(str(pool), str(tmp_path / name), engine=engine)
-        jobs.caption(work, "mini", CaptionSettings(captions_per_image=2))
-        jobs.score(work, ScoreSettings(sources=["raw", "mini"]))
+        work = open_workspace(str(pool), str(tmp_path / name), engine=engine)
+        work.caption("mini", CaptionSettings(captions_per_image=2))
+        work.score(ScoreSettings(sources=["raw", "mini"]))
         found.append(files(tmp_path / name))
     assert found[0] == found[1]
 
 
 def test_a_worker_that_dies_costs_one_attempt_at_one_shard(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=4, samples=6)
-    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole = open_workspace(str(pool), str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
     deaths = tmp_path / "deaths"
     deaths.mkdir()
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
     assert files(tmp_path / "w") == files(tmp_path / "whole")
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "shard 00002: its worker process ended (exit code 7); tried again later" in told
 
 
@@ -84,7 +84,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
     pool = write_pool(tmp_path / "pool", shards=4, samples=6)
     deaths = tmp_path / "deaths"
     deaths.mkdir()
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match=r"1 of 4 shards .*00002: its worker process ended"):
         work.run(partial(deadly_captions, work.pool, str(deaths), 99, "000020003"))
     assert len(list(deaths.iterdir())) == 3
@@ -95,7 +95,7 @@ def test_a_worker_that_never_comes_up_does_not_eat_the_shards_of_the_others(
     tmp_path: Path,
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=2)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     (counts,) = work.run(partial(captions_of_one_process, work.pool, str(tmp_path)))
     assert (counts.ok, counts.total) == (24, 24)
 
@@ -117,7 +117,7 @@ def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) ->
     """Their parts would be refused by the next run."""
     pool = write_pool(tmp_path / "pool", shards=6, samples=20)
     (tmp_path / "seen").mkdir()
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match="the settings of its model are not those of the worker"):
         work.run(partial(captions_of_changing_settings, work.pool, str(tmp_path / "seen")))
 
@@ -125,7 +125,7 @@ def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) ->
 @SLOW
 def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=1)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
     with pytest.raises(UserError, match="6 of 12 shards could not be processed"):
         work.run(partial(captions_of_few_shards, work.pool, 6))
     assert work.store.parts("captions/null") == [f"captions/null/{i:05d}" for i in range(6, 12)]
@@ -133,35 +133,35 @@ def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> No
 
 @SLOW
 def test_workers_that_all_end_again_and_again_end_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=40, samples=1)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
     with pytest.raises(UserError, match="every worker process ended 5 times in a row"):
         work.run(partial(captions_of_no_process, work.pool))
-    assert capsys.readouterr().err.count("its worker process ended (exit code 7)") == 5
+    assert caplog.text.count("its worker process ended (exit code 7)") == 5
 
 
 @SLOW
 def test_errors_to_mend_end_a_run_of_processes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match="captioner no-such-model"):
-        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))
+        work.caption("blip", CaptionSettings(model="no-such-model"))
 
 
 def test_several_gpus_have_a_worker_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capmix.engine.local._visible_gpus", lambda: ["3", "5"])
-    work = jobs.open_work(str(write_pool(tmp_path / "pool", 6, 20)), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool", 6, 20)), str(tmp_path / "w"))
     work.run(partial(captions_of_devices, work.pool), needs_gpu=True)
     parts = [work.store.read_table(f"captions/null/0000{i}.parquet") for i in range(6)]
     assert {text for part in parts for text in part["text"].to_pylist()} == {"GPU 3", "GPU 5"}
-    work.engine = EngineSettings(workers=3)
+    work = work.using(workers=3)
     with pytest.raises(UserError, match="--workers 3: this machine has 2 GPUs"):
         work.run(partial(captions_of_devices, work.pool), needs_gpu=True)
 
 
 def test_without_a_gpu_there_is_one_process_and_no_import_of_torch(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool", 1, 2)), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool", 1, 2)), str(tmp_path / "w"))
     job = Job(partial(null_captions, work.pool), work.pool.shards, work.store)
     assert isinstance(local_engine(job, EngineSettings()), InProcess)

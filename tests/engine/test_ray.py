@@ -11,12 +11,12 @@ import pytest
 from null_models import deadly_captions, null_captions, null_scores
 from samples import write_pool
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.ray import Cluster as RayEngine
 from capmix.engine.settings import EngineSettings
 from capmix.engine.worker import Job
 from capmix.errors import UserError
+from capmix.workspace import open_workspace
 
 ray = pytest.importorskip("ray")
 SLOW = pytest.mark.slow
@@ -42,7 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:
-    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened = open_workspace(str(pool), str(work), engine=engine)
     opened.index()
     opened.run(partial(null_captions, opened.pool))
     opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
@@ -57,18 +57,18 @@ def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int)
 
 
 def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
-    cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=4, samples=6)
-    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole = open_workspace(str(pool), str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     engine = EngineSettings(name="ray", workers=2)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=engine)
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=engine)
     work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
     assert files(tmp_path / "w") == files(tmp_path / "whole")
-    assert "shard 00002: its worker ended" in capsys.readouterr().err
+    assert "shard 00002: its worker ended" in caplog.text
 
 
 def test_a_machine_without_room_for_a_worker_is_told(
@@ -76,7 +76,7 @@ def test_a_machine_without_room_for_a_worker_is_told(
 ) -> None:
     monkeypatch.setattr("capmix.engine.ray._connected", lambda _: (ray, True))
     engine = EngineSettings(name="ray", cpus_per_worker=999)
-    work = jobs.open_work(str(write_pool(tmp_path / "p")), str(tmp_path / "w"), engine=engine)
+    work = open_workspace(str(write_pool(tmp_path / "p")), str(tmp_path / "w"), engine=engine)
     with pytest.raises(UserError, match="asks for 999 CPUs and 0 GPUs, more than this machine"):
         work.index()
 
@@ -94,7 +94,7 @@ def test_a_machine_without_room_for_a_worker_is_told(
 def test_as_many_actors_as_there_is_room_for(
     cluster: Any, tmp_path: Path, engine: EngineSettings, needs_gpu: bool, workers: int
 ) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
     make = partial(null_captions, work.pool)
     job = Job(make, work.pool.shards, work.store, needs_gpu=needs_gpu)
     assert RayEngine(job, engine).workers == workers
@@ -103,20 +103,20 @@ def test_as_many_actors_as_there_is_room_for(
 @SLOW
 def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
     engine = EngineSettings(name="ray", workers=2)
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
     with pytest.raises(UserError, match="captioner no-such-model"):
-        jobs.caption(work, "blip", CaptionSettings(model="no-such-model"))
+        work.caption("blip", CaptionSettings(model="no-such-model"))
 
 
 @SLOW
 def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=12, samples=8)
-    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole = open_workspace(str(pool), str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
     second = cluster.add_node(num_cpus=4)
     cluster.wait_for_nodes()
     engine = EngineSettings(name="ray", workers=8)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), engine=engine)
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine=engine)
 
     def lose_a_node() -> None:
         deadline = time.monotonic() + 60

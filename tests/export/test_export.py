@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from parts import fresh_folder
 from samples import image_bytes, sample_members, tar_bytes, write_pool
 
-from capmix import jobs
-from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.export.export import Form
+from capmix.mix.settings import MixSettings
 from capmix.pool import Sample, open_pool
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> jobs.Work:
+def work(tmp_path: Path) -> Workspace:
     write_pool(tmp_path / "pool", shards=3, samples=4)
-    made = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
-    jobs.mix(made, "raw")
+    made = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
+    made.mix("raw")
     return made
 
 
@@ -33,9 +33,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_images_are_untouched_and_texts_are_the_chosen_ones(
-    work: jobs.Work, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
-    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=5)
+    work.export("raw", str(tmp_path / "out"), samples_per_shard=5)
     pool = open_pool(str(tmp_path / "out"))
     found = [s for shard in pool.shards for s in pool.read(shard)]
     numbers = [shard * 100 + row for shard in range(3) for row in range(4)]
@@ -51,38 +51,38 @@ def test_images_are_untouched_and_texts_are_the_chosen_ones(
     assert sizes == {"00000000.tar": 5, "00000001.tar": 5, "00000002.tar": 2}
 
 
-def test_the_same_subset_gives_the_same_bytes(work: jobs.Work, tmp_path: Path) -> None:
+def test_the_same_subset_gives_the_same_bytes(work: Workspace, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        jobs.export(work, "raw", str(tmp_path / name), samples_per_shard=5)
+        work.export("raw", str(tmp_path / name), samples_per_shard=5)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_an_interrupted_export_goes_on(work: jobs.Work, tmp_path: Path) -> None:
-    jobs.export(work, "raw", str(tmp_path / "one"), samples_per_shard=5)
-    jobs.export(work, "raw", str(tmp_path / "two"), samples_per_shard=5)
+def test_an_interrupted_export_goes_on(work: Workspace, tmp_path: Path) -> None:
+    work.export("raw", str(tmp_path / "one"), samples_per_shard=5)
+    work.export("raw", str(tmp_path / "two"), samples_per_shard=5)
     (tmp_path / "two/00000001.tar").unlink()
     (tmp_path / "two/_markers/00000001.json").unlink()
-    jobs.export(work, "raw", str(tmp_path / "two"), samples_per_shard=5)
+    work.export("raw", str(tmp_path / "two"), samples_per_shard=5)
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_another_directory_is_refused_and_an_older_export_replaced(
-    work: jobs.Work, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="holds something else"):
-        jobs.export(work, "raw", str(other))
-    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=2)
-    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=12)
+        work.export("raw", str(other))
+    work.export("raw", str(tmp_path / "out"), samples_per_shard=2)
+    work.export("raw", str(tmp_path / "out"), samples_per_shard=12)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == ["00000000.tar"]
 
 
-def test_open_clips_own_reader_reads_the_shards(work: jobs.Work, tmp_path: Path) -> None:
+def test_open_clips_own_reader_reads_the_shards(work: Workspace, tmp_path: Path) -> None:
     from open_clip_train.data import get_dataset_size, get_wds_dataset
 
-    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=6)
+    work.export("raw", str(tmp_path / "out"), samples_per_shard=6)
     shards = str(tmp_path / "out/{00000000..00000001}.tar")
     assert get_dataset_size(shards) == (12, 2)
 
@@ -99,31 +99,33 @@ def test_open_clips_own_reader_reads_the_shards(work: jobs.Work, tmp_path: Path)
     assert sorted(texts) == sorted(f"picture {s * 100 + r}" for s in range(3) for r in range(4))
 
 
-def test_ustar_headers_hold_no_time_or_owner(work: jobs.Work, tmp_path: Path) -> None:
-    jobs.export(work, "raw", str(tmp_path / "out"))
+def test_ustar_headers_hold_no_time_or_owner(work: Workspace, tmp_path: Path) -> None:
+    work.export("raw", str(tmp_path / "out"))
     with tarfile.open(tmp_path / "out/00000000.tar") as archive:
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in archive} == {(0, 0, 0, "")}
 
 
-def several_captions(tmp_path: Path) -> jobs.Work:
+def several_captions(tmp_path: Path) -> Workspace:
     write_pool(tmp_path / "pool", shards=3, samples=4)
-    made = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    made = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     rows = [
         f"{shard * 100 + row:032x},a <dog> | {shard}{row}" for shard in range(3) for row in range(4)
     ]
     (tmp_path / "c.csv").write_text("\n".join(["uid,text", *rows[:10]]))
-    jobs.import_captions(made, [str(tmp_path / "c.csv")], "blip2", "uid", "text")
+    made.import_captions(
+        [str(tmp_path / "c.csv")], source="blip2", uid_column="uid", text_column="text"
+    )
     (tmp_path / "r.yaml").write_text(
         "{name: twice, about: x, clauses: [{source: blip2, weight: case when width < 50 "
         "and position('2' in blip2_text) > 0 then 3 else 1 end}, {source: raw}]}"
     )
-    jobs.mix(made, str(tmp_path / "r.yaml"))
+    made.mix(str(tmp_path / "r.yaml"))
     return made
 
 
 def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
-    jobs.export(work, "twice", str(tmp_path / "out"), samples_per_shard=4)
+    work.export("twice", str(tmp_path / "out"), samples_per_shard=4)
     pool = open_pool(str(tmp_path / "out"))
     found = [s for shard in pool.shards for s in pool.read(shard) if isinstance(s, Sample)]
     subset = work.store.read_table("subsets/twice.parquet").to_pylist()
@@ -147,9 +149,9 @@ def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["webdataset", "datacomp", "parquet", "jsonl", "csv"])
 def test_processes_and_interruptions_change_no_byte(tmp_path: Path, form: Form) -> None:
     work = several_captions(tmp_path)
-    jobs.export(work, "twice", str(tmp_path / "one"), 3, form)
-    work.engine = EngineSettings(workers=2)
-    jobs.export(work, "twice", str(tmp_path / "two"), 3, form)
+    work.export("twice", str(tmp_path / "one"), samples_per_shard=3, format=form)
+    work = work.using(workers=2)
+    work.export("twice", str(tmp_path / "two"), samples_per_shard=3, format=form)
     assert files(tmp_path / "one") == files(tmp_path / "two")
     card = (tmp_path / "one/README.md").read_text()
     assert "license: other" in card
@@ -158,7 +160,7 @@ def test_processes_and_interruptions_change_no_byte(tmp_path: Path, form: Form) 
 
 def test_the_parquet_form_opens_as_a_pool_would_see_it(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
-    jobs.export(work, "twice", str(tmp_path / "out"), 100, "parquet")
+    work.export("twice", str(tmp_path / "out"), samples_per_shard=100, format="parquet")
     table = pq.read_table(tmp_path / "out/data/train-00000000.parquet", use_threads=False)
     subset = work.store.read_table("subsets/twice.parquet").to_pylist()
     assert table["uid"].to_pylist() == [r["uid"] for r in subset for _ in range(r["weight"])]
@@ -171,7 +173,7 @@ def test_the_parquet_form_opens_as_a_pool_would_see_it(tmp_path: Path) -> None:
 
 def test_the_files_form_has_a_caption_beside_each_image(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
-    jobs.export(work, "twice", str(tmp_path / "out"), 5, "jsonl")
+    work.export("twice", str(tmp_path / "out"), samples_per_shard=5, format="jsonl")
     lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
     assert len(lines) == 20
     for line in map(json.loads, lines):
@@ -186,7 +188,7 @@ def test_the_files_form_has_a_caption_beside_each_image(tmp_path: Path) -> None:
 
 def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
-    jobs.export(work, "twice", str(tmp_path / "out"), form="csv")
+    work.export("twice", str(tmp_path / "out"), format="csv")
     with (tmp_path / "out/captions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     subset = work.store.read_table("subsets/twice.parquet").to_pylist()
@@ -197,37 +199,39 @@ def test_a_pool_that_changed_is_told(tmp_path: Path) -> None:
     """Its keys may be those of other samples now."""
     several_captions(tmp_path)
     (tmp_path / "pool/00002.tar").write_bytes(tar_bytes(sample_members("000000000", 1)))
-    again = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    again = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     with pytest.raises(UserError, match="00002 of the pool has changed since it was indexed"):
-        jobs.export(again, "twice", str(tmp_path / "out"))
+        again.export("twice", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("size", [4, 5, 100])
 def test_both_captions_of_a_sample_have_keys_of_their_own(tmp_path: Path, size: int) -> None:
     several_captions(tmp_path)
-    work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     (tmp_path / "b.yaml").write_text(
         "{name: both, about: x, keep: all, clauses: [{source: raw, weight: 2}, {source: blip2}]}"
     )
-    jobs.mix(work, str(tmp_path / "b.yaml"))
-    jobs.export(work, "both", str(tmp_path / "out"), size)
+    work.mix(str(tmp_path / "b.yaml"))
+    work.export("both", str(tmp_path / "out"), samples_per_shard=size)
     pool = open_pool(str(tmp_path / "out"))
     found = [s for shard in pool.shards for s in pool.read(shard)]
     assert all(isinstance(s, Sample) for s in found)
     assert len({s.key for s in found}) == len(found) == 12 * 2 + 10
     first = [s.text for s in found if s.key.startswith("0" * 32)]  # type: ignore[union-attr]
     assert first == ["picture 0", "picture 0", "a <dog> | 00"]
-    jobs.export(work, "both", str(tmp_path / "files"), size, "jsonl")
+    work.export("both", str(tmp_path / "files"), samples_per_shard=size, format="jsonl")
     assert len(list((tmp_path / "files").rglob("*.jpg"))) == 34
 
 
 def test_new_captions_make_a_new_export(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
-    jobs.mix(work, "raw")
-    jobs.export(work, "raw", str(tmp_path / "out"))
+    work.mix("raw")
+    work.export("raw", str(tmp_path / "out"))
     (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},a new one")
-    jobs.import_captions(work, [str(tmp_path / "c.csv")], "blip2", "uid", "text")
-    jobs.export(work, "raw", str(tmp_path / "out"))
+    work.import_captions(
+        [str(tmp_path / "c.csv")], source="blip2", uid_column="uid", text_column="text"
+    )
+    work.export("raw", str(tmp_path / "out"))
     pool = open_pool(str(tmp_path / "out"))
     first = next(iter(pool.read(pool.shards[0])))
     assert isinstance(first, Sample)
@@ -247,10 +251,10 @@ def test_resharding_a_subset_file_equals_datacomps_resharder(weights: list[int])
         return
     pairs = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in listed], "u8,u8")
     np.save(folder / "subset.npy", np.sort(pairs))
-    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    lists = jobs.MixSettings(lists={"list": str(folder / "subset.npy")})
-    jobs.mix(work, "uid-list", settings=lists)
-    jobs.export(work, "raw-of-list", str(folder / "out"), samples_per_shard=5, form="datacomp")
+    work = open_workspace(str(folder / "pool"), str(folder / "work"))
+    lists = MixSettings(uids={"list": str(folder / "subset.npy")})
+    work.mix("uid-list", lists)
+    work.export("raw-of-list", str(folder / "out"), samples_per_shard=5, format="datacomp")
     expected, found = [], []
     for shard in range(3):
         members = tar_members(folder / f"pool/{shard:05d}.tar")
@@ -292,11 +296,11 @@ def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
     taken for done, and the same command goes on."""
     monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"))
+    work = open_workspace(str(pool), str(tmp_path / "w"))
     recipe = tmp_path / "all.yaml"
     recipe.write_text("name: all\nabout: x\nclauses: [{source: raw}]\n")
-    jobs.mix(work, str(recipe))
-    jobs.export(work, "all", str(tmp_path / "whole"))
+    work.mix(str(recipe))
+    work.export("all", str(tmp_path / "whole"))
     opened = type(work.pool).open_tar
     monkeypatch.setattr(
         type(work.pool), "open_tar", lambda self, shard: Breaking(opened(self, shard).detach())
@@ -305,17 +309,17 @@ def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
     out = str(tmp_path / "out")
     if fails == 99:
         with pytest.raises(UserError, match="1 of 1 shards could not be processed .*00000.tar"):
-            jobs.export(work, "all", out)
+            work.export("all", out)
         assert not (tmp_path / "out/_markers").exists()
         Breaking.left = 0
-    assert jobs.export(work, "all", out).ok == 20
+    assert work.export("all", out).ok == 20
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
 def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
-    work: jobs.Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs.export(work, "raw", str(tmp_path / "out"))
+    work.export("raw", str(tmp_path / "out"))
     removed: list[str] = []
 
     def remove(path: str, recursive: bool) -> None:
@@ -329,9 +333,9 @@ def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
         patch.setattr(
             LocalFileSystem, "rm", lambda _, path, recursive=False: remove(path, recursive)
         )
-        jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=1)
-    jobs.export(work, "raw", str(tmp_path / "out"), samples_per_shard=1)
-    jobs.export(work, "raw", str(tmp_path / "whole"), samples_per_shard=1)
+        work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
+    work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
+    work.export("raw", str(tmp_path / "whole"), samples_per_shard=1)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
@@ -341,8 +345,8 @@ def test_an_image_file_that_cannot_be_read_costs_one_row_until_it_can_be(tmp_pat
     for number in range(5):
         (pool / f"{number}.jpg").write_bytes(image_bytes(number))
         (pool / f"{number}.txt").write_text(f"picture {number}")
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=0.5)
-    jobs.mix(work, "raw")
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=0.5)
+    work.mix("raw")
     read = LocalFileSystem.cat_file
 
     def broken(self: LocalFileSystem, path: str, **more: int) -> bytes:
@@ -354,15 +358,15 @@ def test_an_image_file_that_cannot_be_read_costs_one_row_until_it_can_be(tmp_pat
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalFileSystem, "cat_file", broken)
-        counts = jobs.export(work, "raw", str(out))
+        counts = work.export("raw", str(out))
     assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_file": 1})
-    counts = jobs.export(work, "raw", str(out))
+    counts = work.export("raw", str(out))
     assert (counts.ok, counts.total) == (5, 5)
 
 
-def test_an_export_does_not_become_a_part_of_its_pool(work: jobs.Work, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lies in the pool"):
-        jobs.export(work, "raw", str(tmp_path / "pool/out"))
-    with pytest.raises(UserError, match="lies in the pool"):
-        jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "pool"))
+def test_an_export_does_not_become_a_part_of_its_pool(work: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is inside the pool"):
+        work.export("raw", str(tmp_path / "pool/out"))
+    with pytest.raises(UserError, match="is inside the pool"):
+        open_workspace(str(tmp_path / "pool"), str(tmp_path / "pool"))
     assert sorted(p.name for p in (tmp_path / "pool").iterdir())[-1] == "00002.tar"

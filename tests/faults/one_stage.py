@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from null_models import null_captions, null_scores
 
-from capmix import jobs
+from capmix.engine import messages
 from capmix.engine.settings import EngineSettings
+from capmix.workspace import open_workspace
 
 SECONDS = 0.002  # of an image
 
@@ -22,7 +23,7 @@ STAGES = ("index", "caption", "score", "export")
 
 
 def run(stage: str, pool: str, work: str, engine: EngineSettings) -> None:
-    opened = jobs.open_work(pool, work, engine=engine)
+    opened = open_workspace(pool, work, engine=engine)
     print("ready", flush=True)
     if stage == "index":
         opened.index()
@@ -31,9 +32,10 @@ def run(stage: str, pool: str, work: str, engine: EngineSettings) -> None:
     elif stage == "score":
         opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
     else:
-        jobs.export(opened, "all", f"{work}/out", samples_per_shard=20)
+        opened.export("all", f"{work}/out", samples_per_shard=20)
 
 
 if __name__ == "__main__":
+    messages.show()
     workers = int(sys.argv[4]) if len(sys.argv) > 4 else None
     run(sys.argv[1], sys.argv[2], sys.argv[3], EngineSettings(workers=workers))

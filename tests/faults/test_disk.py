@@ -13,9 +13,9 @@ import pytest
 from null_models import null_captions, null_scores
 from samples import write_pool
 
-from capmix import jobs
 from capmix.errors import UserError
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -23,7 +23,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def captioned(pool: Path, work: Path) -> None:
-    opened = jobs.open_work(str(pool), str(work))
+    opened = open_workspace(str(pool), str(work))
     opened.run(partial(null_captions, opened.pool))
 
 
@@ -90,7 +90,8 @@ def test_a_part_that_was_damaged_is_noticed_and_made_again(tmp_path: Path, harm:
     work = tmp_path / "work"
     captioned(pool, work)
     before = files(work)
-    part, marker = (work / f"captions/null/00001.{end}" for end in ("parquet", "json"))
+    part = work / "captions/null/00001.parquet"
+    marker = work / ".markers/captions/null/00001.json"
     if harm == "delete":
         part.unlink()
     elif harm == "cut":
@@ -109,7 +110,7 @@ def test_a_part_that_was_damaged_is_noticed_and_made_again(tmp_path: Path, harm:
 
 def test_a_damaged_part_that_others_read_is_one_clear_line(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     work.run(partial(null_captions, work.pool))
     (tmp_path / "w/captions/null/00001.parquet").write_bytes(b"PAR1")
@@ -118,16 +119,16 @@ def test_a_damaged_part_that_others_read_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_parts_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
     work.run(partial(null_captions, work.pool))
-    marker = tmp_path / "w/captions/null/00001.json"
+    marker = tmp_path / "w/.markers/captions/null/00001.json"
     value = json.loads(marker.read_text())
     value["config"]["temperature"] = 1.0
     marker.write_text(json.dumps(value))
-    expected = r"other settings \(temperature 1.0 -> None\). Choose another name .* --force"
+    expected = r"other settings \(temperature 1.0 -> 0.75\). Choose another name .* --force"
     with pytest.raises(UserError, match=expected):
         work.run(partial(null_captions, work.pool), protect=True)
-    work.force = True
+    work = work.using(force=True)
     work.run(partial(null_captions, work.pool), protect=True)
     marker_now = Store(str(tmp_path / "w")).read_marker("captions/null/00001")
     assert marker_now is not None

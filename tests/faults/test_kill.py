@@ -18,10 +18,10 @@ import pytest
 from null_models import null_captions, null_scores
 from samples import write_pool
 
-from capmix import jobs
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
 STAGES = ("index", "caption", "score", "export")
@@ -34,7 +34,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
     """A pool, and a work directory in which everything before the stage `until` is done."""
     pool = write_pool(folder / "pool", shards=shards, samples=20)
-    work = jobs.open_work(str(pool), str(folder / "before"))
+    work = open_workspace(str(pool), str(folder / "before"))
     if until != "index":
         work.index()
     if until in ("score", "export"):
@@ -43,7 +43,7 @@ def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
         work.run(partial(null_scores, work.pool, work.store, ["raw", "null"]))
         recipe = folder / "all.yaml"
         recipe.write_text("name: all\nabout: x\nclauses: [{source: raw}]\n")
-        jobs.mix(work, str(recipe))
+        work.mix(str(recipe))
     return pool, folder / "before"
 
 
@@ -170,7 +170,7 @@ def ray_run(
 
 
 def ray_stage(stage: str, pool: Path, work: Path, engine: EngineSettings) -> None:
-    opened = jobs.open_work(str(pool), str(work), engine=engine)
+    opened = open_workspace(str(pool), str(work), engine=engine)
     if stage == "index":
         opened.index()
     elif stage == "caption":
@@ -178,7 +178,7 @@ def ray_stage(stage: str, pool: Path, work: Path, engine: EngineSettings) -> Non
     elif stage == "score":
         opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
     else:
-        jobs.export(opened, "all", f"{work}/out", samples_per_shard=20)
+        opened.export("all", f"{work}/out", samples_per_shard=20)
 
 
 @pytest.mark.slow

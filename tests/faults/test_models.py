@@ -21,7 +21,6 @@ from null_models import (
 )
 from samples import BAD, sample_members, tar_bytes, write_pool
 
-from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.caption.sampling import sample_top_k
@@ -32,6 +31,7 @@ from capmix.models.image_pass import embed_stage
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
 from capmix.storage.store import Counts
+from capmix.workspace import open_workspace
 
 
 class Hungry(NullCaptioner):
@@ -51,19 +51,19 @@ class Hungry(NullCaptioner):
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = str(write_pool(tmp_path / "pool", shards=2, samples=40))
-    whole = jobs.open_work(pool, str(tmp_path / "whole"))
+    whole = open_workspace(pool, str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
-    work, model = jobs.open_work(pool, str(tmp_path / "w")), Hungry(5)
+    work, model = open_workspace(pool, str(tmp_path / "w")), Hungry(5)
     work.run(lambda: [image_caption_stage(work.pool, model, "null")])
     for shard in ("00000", "00001"):
         part = f"captions/null/{shard}.parquet"
         assert (tmp_path / "w" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
     assert model.seen[:3] == [16, 8, 4]
     assert max(model.seen[3:]) == 4
-    assert "a batch of 8 does not fit into memory: 4 from here on" in capsys.readouterr().err
+    assert "out of memory at batch size 8; continuing with 4" in caplog.text
 
 
 def test_one_image_that_never_fits_is_one_failed_row() -> None:
@@ -79,7 +79,9 @@ def test_one_image_that_never_fits_is_one_failed_row() -> None:
 
 
 def test_a_model_that_raises_on_some_images_fails_on_these_alone(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 2, 10)), str(tmp_path / "w"), 1.0)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 2, 10)), str(tmp_path / "w"), max_failures=1.0
+    )
     bad = [f"{number:032x}" for number in (0, 3, 4, 109)]
     (counts,) = work.run(partial(failing_captions, work.pool, bad))
     assert (counts.ok, dict(counts.failed)) == (16, {"model_error": 4})
@@ -89,7 +91,7 @@ def test_a_gpu_that_is_lost_ends_the_process_and_costs_no_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an illegal access CUDA refuses all that follows: the next images are not to blame."""
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 3, 10)), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "p", 3, 10)), str(tmp_path / "w"))
 
     def refuse() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -116,7 +118,9 @@ class NotFinite(NullScorer):
 
 
 def test_vectors_that_are_no_numbers_are_failed_rows(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 20)), str(tmp_path / "w"), 1.0)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 1, 20)), str(tmp_path / "w"), max_failures=1.0
+    )
     work.index()
     model = NotFinite()
     images = ImagePass(work.pool, model)
@@ -140,7 +144,9 @@ def test_nan_logits_are_an_error_and_not_a_token(temperature: float) -> None:
 
 
 def test_a_model_that_hangs_on_one_image_fails_on_that_one_alone(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 1, 8)), str(tmp_path / "w"), 1.0)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 1, 8)), str(tmp_path / "w"), max_failures=1.0
+    )
     started = time.monotonic()
     (counts,) = work.run(partial(hung_captions, work.pool, f"{5:032x}", 0.3))
     assert (counts.ok, dict(counts.failed)) == (7, {"model_hung": 1})
@@ -155,14 +161,15 @@ import sys
 sys.path.insert(0, {tests!r})
 from functools import partial
 from null_models import stuck_captions
-from capmix import jobs
+from capmix.workspace import open_workspace
 from capmix.engine.settings import EngineSettings
+from capmix.errors import UserError
 
 if __name__ == "__main__":
-    work = jobs.open_work({pool!r}, {work!r}, engine=EngineSettings(workers={workers}))
+    work = open_workspace({pool!r}, {work!r}, engine=EngineSettings(workers={workers}))
     try:
         work.run(partial(stuck_captions, work.pool, {uid!r}, 0.5))
-    except jobs.UserError as error:
+    except UserError as error:
         print(error)
 """
 
@@ -178,20 +185,20 @@ def test_a_model_that_cannot_be_interrupted_ends_its_process(
     about = {"tests": str(Path(__file__).parent.parent), "pool": pool, "workers": workers}
     script.write_text(STUCK.format(work=str(tmp_path / "w"), uid=f"{102:032x}", **about))
     found = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
-    assert "no answer within 1 s; it stands at" in found.stderr
+    assert "watchdog: no progress for 1 s" in found.stderr
     assert "null_models.py" in found.stderr
     if workers is None:
         assert found.returncode == 1
         return
     assert "1 of 3 shards could not be processed in 3 attempts (00001" in found.stdout
-    assert (tmp_path / "w/captions/null/00002.json").exists()
+    assert (tmp_path / "w/.markers/captions/null/00002.json").exists()
 
 
 def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
     pool = str(write_pool(tmp_path / "p", 3, 10))
-    whole = jobs.open_work(pool, str(tmp_path / "whole"))
+    whole = open_workspace(pool, str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
-    work = jobs.open_work(pool, str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(pool, str(tmp_path / "w"), max_failures=1.0)
     work.run(partial(failing_captions, work.pool, [f"{i:032x}" for i in (2, 7, 205)]))
     untouched = (tmp_path / "w/captions/null/00001.parquet").stat().st_mtime_ns
     seen: list[str] = []
@@ -203,7 +210,7 @@ def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
             seen.extend(uids)
             return super().caption(prepared, uids, source)
 
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     work.run(lambda: [image_caption_stage(work.pool, Watching(), "null")])
     assert seen == [f"{i:032x}" for i in (2, 7, 205)]
     assert (tmp_path / "w/captions/null/00001.parquet").stat().st_mtime_ns == untouched
@@ -217,10 +224,10 @@ def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
     members = [*sample_members("a", 1), *BAD["no_json"], *sample_members("c", 3)]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
-    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
     (first,) = work.run(partial(failing_captions, work.pool, [f"{3:032x}"]))
     assert dict(first.failed) == {"no_json": 1, "model_error": 1}
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     (second,) = work.run(partial(null_captions, work.pool))
     assert (second.ok, dict(second.failed)) == (2, {"no_json": 1})
     keys = work.store.read_table("captions/null/0.parquet")["key"].to_pylist()
@@ -238,7 +245,9 @@ class Picky(NullScorer):
 
 def test_several_texts_of_an_image_are_not_taken_for_more_than_they_are(tmp_path: Path) -> None:
     """12 of 160 texts of 80 images fail: more than a tenth of 80, and less than one of 160."""
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 4, 20)), str(tmp_path / "w"), 0.1)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 4, 20)), str(tmp_path / "w"), max_failures=0.1
+    )
     work.index()
     work.run(partial(null_captions, work.pool))
     scorer = Picky()
@@ -251,9 +260,9 @@ def test_a_sample_whose_key_stands_twice_is_tried_again_with_its_shard(tmp_path:
     members = [*sample_members("good", 1), *BAD["duplicate_key"], *sample_members("c", 3)]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
-    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
     work.run(partial(failing_captions, work.pool, [f"{1:032x}"]))
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, dict(counts.failed)) == (2, {"duplicate_key": 1})
 
@@ -263,10 +272,10 @@ def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
 ) -> None:
     pool = write_pool(tmp_path / "p", 2, 3)
     (pool / "00001.tar").write_bytes(tar_bytes([*sample_members("a", 1), *BAD["no_json"]]))
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
     work.index()
     work.run(partial(null_captions, work.pool))
-    again = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
+    again = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0, retry_failed=True)
     monkeypatch.setattr(type(again.pool), "read", None)
     again.index()
     (counts,) = again.run(partial(null_captions, again.pool))
@@ -275,12 +284,12 @@ def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
 
 def test_a_retry_that_cannot_read_the_sample_leaves_the_part_as_it_is(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "p", 1, 3)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.run(partial(failing_captions, work.pool, [f"{1:032x}"]))
     part = tmp_path / "w/captions/null/00000.parquet"
     before = part.read_bytes()
     (pool / "00000.tar").unlink()
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     with pytest.raises(UserError, match=r"sample '000000001' could not be read again: 00000\.tar"):
         work.run(partial(null_captions, work.pool))
     assert part.read_bytes() == before
@@ -290,7 +299,7 @@ def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
     tmp_path: Path,
 ) -> None:
     pool = write_pool(tmp_path / "p", 1, 4)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.run(partial(failing_captions, work.pool, [f"{0:032x}"]))
     before = (tmp_path / "w/captions/null/00000.parquet").read_bytes()
     read = type(work.pool).read
@@ -301,7 +310,7 @@ def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
         yield from read(self, shard, keys)
         yield BadSample("", "unreadable_shard", "the storage is gone")
 
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(work.pool), "read", broken)
         with pytest.raises(UserError, match="all of the shard could not be read again: the"):
@@ -326,7 +335,9 @@ def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> Non
 
 
 def test_a_run_over_its_budget_ends_early_with_three_examples(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "p", 6, 20)), str(tmp_path / "w"), 0.02)
+    work = open_workspace(
+        str(write_pool(tmp_path / "p", 6, 20)), str(tmp_path / "w"), max_failures=0.02
+    )
     work.index()
     bad = [f"{shard * 100 + row:032x}" for shard in range(6) for row in range(2)]
     with pytest.raises(UserError, match=r"stopped early: 4 of 40 rows failed so far") as told:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from samples import write_pool
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.storage.store import Counts
+from capmix.workspace import open_workspace
 
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]
 
@@ -101,9 +101,9 @@ def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Coun
     if not pool.exists():
         write_pool(pool, shards=2, samples=5)
     with serving(faults) as address:
-        work = jobs.open_work(str(pool), str(tmp_path / name), max_failures=1.0)
+        work = open_workspace(str(pool), str(tmp_path / name), max_failures=1.0)
         settings = CaptionSettings(model=f"server:http://{address}/v1#m", concurrency=1)
-        counts = jobs.caption(work, "served", settings)
+        counts = work.caption("served", settings)
     parts = sorted((tmp_path / name / "captions/served").glob("*.parquet"))
     return counts, b"".join(part.read_bytes() for part in parts)
 
@@ -116,7 +116,7 @@ def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Coun
 def test_what_passes_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setattr("capmix.caption.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
     whole = captioned(tmp_path, "whole", {})
     assert whole[0].ok == 10
     assert captioned(tmp_path, "disturbed", {1: fault, 4: fault, 5: fault}) == whole
@@ -129,11 +129,15 @@ def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_mends_it(
     counts, _ = captioned(tmp_path, "w", {3: page})
     assert (counts.ok, dict(counts.failed)) == (9, {"bad_answer": 1})
     with serving({}) as address:
-        work = jobs.open_work(
-            str(tmp_path / "pool"), str(tmp_path / "w"), 1.0, force=True, retry_failed=True
+        work = open_workspace(
+            str(tmp_path / "pool"),
+            str(tmp_path / "w"),
+            max_failures=1.0,
+            force=True,
+            retry_failed=True,
         )
         settings = CaptionSettings(model=f"server:http://{address}/v1#m", concurrency=1)
-        counts = jobs.caption(work, "served", settings)
+        counts = work.caption("served", settings)
     assert counts.ok == whole[0].ok
 
 
@@ -193,10 +197,10 @@ def test_a_key_that_the_server_repeats_is_struck_out(
 
 
 def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
     nobody = CaptionSettings(model="server:http://127.0.0.1:9/v1#m", retries=0)
     with pytest.raises(UserError, match="127.0.0.1:9.*refused"):
-        jobs.caption(work, "served", nobody)
+        work.caption("served", nobody)
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
     command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
@@ -207,13 +211,13 @@ def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_pat
     with serving({}, context) as address:
         settings = CaptionSettings(model=f"server:https://{address}/v1#m", retries=0)
         with pytest.raises(UserError, match="CERTIFICATE_VERIFY_FAILED"):
-            jobs.caption(work, "served", settings)
+            work.caption("served", settings)
     assert work.store.parts("captions") == []
 
 
 def test_a_password_in_the_address_is_refused(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
     settings = CaptionSettings(model="server:http://me:hush@127.0.0.1:9/v1#m")
     with pytest.raises(UserError, match="CAPMIX_SERVER_KEY") as told:
-        jobs.caption(work, "served", settings)
+        work.caption("served", settings)
     assert "hush" not in str(told.value)

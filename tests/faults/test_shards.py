@@ -11,7 +11,6 @@ from fsspec.implementations.local import LocalFileSystem
 from null_models import NullScorer, null_captions
 from samples import Member, image_bytes, sample_members, tar_bytes, write_pool
 
-from capmix import jobs
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
@@ -19,6 +18,7 @@ from capmix.models.image_pass import embed_stage
 from capmix.pool import Pool
 from capmix.score.stage import saved_score_stage
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 LONG = "x" * 200
 
@@ -106,7 +106,7 @@ def test_a_broken_shard_costs_what_is_broken(tmp_path: Path, kind: str) -> None:
     pool = write_pool(tmp_path / "pool", shards=4, samples=5)
     (pool / "00002.tar").unlink()  # a gap in the numbers
     (pool / "00001.tar").write_bytes(data)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     (counts,) = work.run(partial(null_captions, work.pool))
     marker = work.store.read_marker("captions/null/00001")
@@ -126,7 +126,7 @@ def test_all_of_them_by_two_processes(tmp_path: Path) -> None:
         (pool / f"{number:05d}.tar").write_bytes(data)
     found = []
     for name, engine in (("one", EngineSettings()), ("two", EngineSettings(workers=2))):
-        work = jobs.open_work(str(pool), str(tmp_path / name), max_failures=1.0, engine=engine)
+        work = open_workspace(str(pool), str(tmp_path / name), max_failures=1.0, engine=engine)
         (counts,) = work.run(partial(null_captions, work.pool))
         files = sorted((tmp_path / name).rglob("*.parquet"))
         found.append((counts, [path.read_bytes() for path in files]))
@@ -137,11 +137,11 @@ def test_all_of_them_by_two_processes(tmp_path: Path) -> None:
 
 def test_a_shard_that_changed_between_two_runs_is_made_again(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=2, samples=3)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"))
+    work = open_workspace(str(pool), str(tmp_path / "w"))
     work.run(partial(null_captions, work.pool))
     other = (tmp_path / "w/captions/null/00000.parquet").stat().st_mtime_ns
     (pool / "00001.tar").write_bytes(tar_bytes(sample_members("new", 77)))
-    again = jobs.open_work(str(pool), str(tmp_path / "w"))
+    again = open_workspace(str(pool), str(tmp_path / "w"))
     (counts,) = again.run(partial(null_captions, again.pool))
     assert counts.ok == 4
     table = again.store.read_table("captions/null/00001.parquet")
@@ -156,7 +156,7 @@ def test_reads_that_fail_for_a_while(
     """A network file system that answers EIO in the middle of a shard."""
     monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=2, samples=6)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     left = [fails]
     opened = type(work.pool).open_tar
 
@@ -178,7 +178,7 @@ def test_reads_that_fail_for_a_while(
     assert counts.failed == {"unreadable_shard": 2}
     assert counts.ok > 0
     left[0] = 0
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, counts.total) == (12, 12)
 
@@ -193,7 +193,7 @@ def test_a_shard_that_changed_is_made_again_in_every_stage_of_a_job(tmp_path: Pa
     pool = write_pool(tmp_path / "pool", shards=2, samples=3)
 
     def scored(name: str) -> bytes:
-        work = jobs.open_work(str(pool), str(tmp_path / name))
+        work = open_workspace(str(pool), str(tmp_path / name))
         work.index()
         work.run(partial(embedded_scores, work.pool, work.store))
         return (tmp_path / name / "scores/null/raw/00001.parquet").read_bytes()
@@ -210,7 +210,7 @@ def test_a_shard_that_changed_is_made_again_in_every_stage_of_a_job(tmp_path: Pa
 def test_a_storage_that_fails_at_a_write_costs_an_attempt_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool", 3, 4)), str(tmp_path / "w"))
+    work = open_workspace(str(write_pool(tmp_path / "pool", 3, 4)), str(tmp_path / "w"))
     left, write = [2], Store.write_bytes
 
     def flaky(self: Store, name: str, data: bytes, sync: bool = True) -> int:
@@ -239,4 +239,4 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(
 
     monkeypatch.setattr(LocalFileSystem, "ls", ls)
     with pytest.raises(UserError, match="Permission denied: .*/pool/b"):
-        jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "w"))
+        open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"))

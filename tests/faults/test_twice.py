@@ -10,10 +10,10 @@ from pathlib import Path
 from null_models import NullCaptioner, null_captions
 from samples import write_pool
 
-from capmix import jobs
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
 
@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_two_runs_share_the_shards(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=40, samples=20)
-    whole = jobs.open_work(str(pool), str(tmp_path / "whole"))
+    whole = open_workspace(str(pool), str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
     runs = []
     for _ in range(2):
@@ -37,8 +37,8 @@ def test_two_runs_share_the_shards(tmp_path: Path) -> None:
     told = [run.communicate()[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert files(tmp_path / "w") == files(tmp_path / "whole")
-    assert f"another run works in {tmp_path}/w (process {runs[0].pid} on " in told[1]
-    assert "another run" not in told[0]
+    assert f"another capmix process is using {tmp_path}/w (process {runs[0].pid} on " in told[1]
+    assert "another capmix process" not in told[0]
     assert all("800 ok, 0 dropped, 0 failed" in text for text in told)
 
 
@@ -46,14 +46,14 @@ def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -
     pool = write_pool(tmp_path / "pool", shards=20, samples=20)
     command = [sys.executable, SCRIPT, "caption", str(pool), str(tmp_path / "w")]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "w/captions").glob("*/*.json")):
+    while not list((tmp_path / "w/.markers/captions").glob("*/*.json")):
         time.sleep(0.02)
     run.kill()
     run.communicate()
     assert Store(str(tmp_path / "w")).files("running")
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0
-    assert "another run" not in found.stderr
+    assert "another capmix process" not in found.stderr
     assert Store(str(tmp_path / "w")).files("running") == []
 
 
@@ -80,11 +80,11 @@ def test_a_part_that_another_run_has_made_meanwhile_is_not_replaced(tmp_path: Pa
     made: list[bytes] = []
 
     def other_run() -> None:
-        other = jobs.open_work(pool, str(tmp_path / "w"))
+        other = open_workspace(pool, str(tmp_path / "w"))
         other.run(lambda: [image_caption_stage(other.pool, Moody(), "null")])
         made.append(part.read_bytes())
 
-    work = jobs.open_work(pool, str(tmp_path / "w"))
+    work = open_workspace(pool, str(tmp_path / "w"))
     (counts,) = work.run(lambda: [image_caption_stage(work.pool, Moody(other_run), "null")])
     assert (counts.ok, counts.total) == (5, 5)
     assert [part.read_bytes()] == made

@@ -8,18 +8,18 @@ import pytest
 from null_models import failing_captions, null_scores
 from samples import BAD, GOOD, sample_members, tar_bytes
 
-from capmix import jobs
 from capmix.cli.main import main
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> jobs.Work:
+def work(tmp_path: Path) -> Workspace:
     """A good sample, two bad ones, one without a text, and one that the model fails on."""
     members = [*GOOD, *BAD["bad_uid"], *BAD["duplicate_key"]]
     members += [*sample_members("\x1b[31mred\t", 1), *sample_members("c", 2, " ")]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
-    opened = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    opened = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
     opened.index()
     opened.run(partial(failing_captions, opened.pool, [f"{1:032x}"]))
     opened.run(partial(null_scores, opened.pool, opened.store, ["raw"]))
@@ -27,7 +27,7 @@ def work(tmp_path: Path) -> jobs.Work:
 
 
 def test_every_row_that_is_not_ok_is_listed(
-    work: jobs.Work, capsys: pytest.CaptureFixture[str]
+    work: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     assert main(["failures", "--work", work.store.location]) == 0
@@ -48,7 +48,7 @@ def test_every_row_that_is_not_ok_is_listed(
     assert "scores/null/raw: 1 dropped: no_text" in told.err
 
 
-def test_one_stage_and_one_status_into_a_file(work: jobs.Work, tmp_path: Path) -> None:
+def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "failures.csv"
     options = ["--stage", "scores/null/raw", "--status", "dropped", "--out", str(out)]
     assert main(["failures", "--work", work.store.location, *options]) == 0
@@ -66,7 +66,7 @@ def test_one_stage_and_one_status_into_a_file(work: jobs.Work, tmp_path: Path) -
 
 
 def test_what_is_not_there_is_told(
-    work: jobs.Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["failures", "--work", work.store.location, "--stage", "captions/blip"]) == 2
     assert "captions/blip: no finished part there" in capsys.readouterr().err

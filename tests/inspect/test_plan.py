@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 from samples import tar_bytes, write_pool
 
-from capmix.caption.settings import CaptionSettings
 from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.inspect.plan import CostEstimate, PlanSettings, TimedStage, plan
-from capmix.score.settings import ScoreSettings
 
 
 def test_the_arithmetic() -> None:
@@ -29,7 +27,7 @@ def test_the_arithmetic() -> None:
 
 def test_a_pool_is_timed_and_its_images_are_estimated_by_bytes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=30)
-    found = plan(str(pool), CaptionSettings(), ScoreSettings(), PlanSettings(samples=20))
+    found = plan(str(pool), PlanSettings(samples=20))
     assert [step.name for step in found.steps] == [
         "index", "embed lite0-160", "caption planned", "score raw by mini", "score planned by mini",
     ]  # fmt: skip
@@ -54,8 +52,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_stages_of_several_texts_an_image_are_timed_by_images(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
-    settings = CaptionSettings(captions_per_image=3)
-    found = plan(str(pool), settings, ScoreSettings(), PlanSettings(samples=20))
+    found = plan(str(pool), PlanSettings(samples=20, captions_per_image=3))
     raw, planned = found.steps[-2:]
     assert planned.read == pytest.approx(raw.read, rel=0.2)  # of an image and not of a text
 
@@ -74,4 +71,4 @@ def test_a_pool_that_cannot_be_timed_is_told(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)
     (pool / "00000.tar").write_bytes(tar_bytes([]))
     with pytest.raises(UserError, match="no sample in shard 00000"):
-        plan(str(pool), CaptionSettings(), ScoreSettings(), PlanSettings())
+        plan(str(pool), PlanSettings())

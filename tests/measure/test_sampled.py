@@ -5,13 +5,13 @@ import pytest
 from parts import SCORER, HandMade, Made, fresh_folder
 from samples import write_pool
 
-from capmix import jobs
 from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.measure import nouns
 from capmix.measure.measure import measure
 from capmix.measure.nouns import load_tagger
 from capmix.measure.settings import MeasureSettings
+from capmix.workspace import open_workspace
 
 NO_TOPICS = MeasureSettings(topics=0)
 
@@ -71,8 +71,8 @@ def test_measures_of_single_captions() -> None:
 
 def test_texts_without_any_score_are_measured(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=4)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"))
-    found = jobs.measure(work, settings=NO_TOPICS)
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    found = work.measure(NO_TOPICS)
     assert found["population"]["sources"]["raw"]["noise"] is None
     assert found["population"]["steps"] is None
 
@@ -84,10 +84,12 @@ def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text(
         "uid,text\n" + "\n".join(f"{i:032x},{text}" for i, text in enumerate(texts))
     )
-    work = jobs.open_work(str(pool), str(tmp_path / "w"))
-    jobs.import_captions(work, [str(tmp_path / "c.csv")], "blip2", "uid", "text")
-    jobs.score(work)
-    found = jobs.measure(work, settings=NO_TOPICS)["population"]["sources"]
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    work.import_captions(
+        [str(tmp_path / "c.csv")], source="blip2", uid_column="uid", text_column="text"
+    )
+    work.score()
+    found = work.measure(NO_TOPICS)["population"]["sources"]
     assert found["blip2"]["flags"] == {"loop": 1}
     assert found["blip2"]["truncated"] == 0
     recipe = tmp_path / "r.yaml"
@@ -95,7 +97,7 @@ def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
         "name: clean\nabout: x\nclauses:\n"
         "  - {source: blip2, where: \"not list_contains(blip2_flags, 'loop')\"}\n"
     )
-    assert jobs.mix(work, str(recipe)).kept == 3
+    assert work.mix(str(recipe)).summary.kept == 3
 
 
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

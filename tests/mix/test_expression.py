@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from samples import write_pool
 
-from capmix import jobs
 from capmix.errors import UserError
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> jobs.Work:
+def work(tmp_path: Path) -> Workspace:
     write_pool(tmp_path / "pool", shards=2, samples=5)
-    return jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
+    return open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ def work(tmp_path: Path) -> jobs.Work:
     ],
 )
 def test_a_recipe_reaches_no_file_and_no_network(
-    work: jobs.Work, tmp_path: Path, where: str
+    work: Workspace, tmp_path: Path, where: str
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f'{{name: x, about: x, clauses: [{{source: raw, where: "{where}"}}]}}')
     with pytest.raises(UserError, match="recipe x, clause"):
-        jobs.mix(work, str(path))
+        work.mix(str(path))
 
 
 def test_the_order_of_shards_and_a_second_run_change_nothing(
-    work: jobs.Work, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
-    jobs.mix(work, "control-random", {"fraction": 0.4})
+    work.mix("control-random", fraction=0.4)
     first = Path(work.store.path("subsets/control-raw-random40.parquet")).read_bytes()
-    other = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work2"))
-    jobs.mix(other, "control-random", {"fraction": 0.4})
+    other = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work2"))
+    other.mix("control-random", fraction=0.4)
     second = Path(other.store.path("subsets/control-raw-random40.parquet")).read_bytes()
     assert first == second
 
@@ -45,12 +45,12 @@ def test_the_order_of_shards_and_a_second_run_change_nothing(
 def test_a_uid_in_two_shards_is_kept_once_where_asked_for(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=3)
     (pool / "00001.tar").write_bytes((pool / "00000.tar").read_bytes())
-    work = jobs.open_work(str(pool), str(tmp_path / "work"))
-    assert jobs.mix(work, "raw").kept == 6
-    distinct = jobs.mix(work, "raw", changes={"distinct": "uid"}, output="once")
+    work = open_workspace(str(pool), str(tmp_path / "work"))
+    assert work.mix("raw").summary.kept == 6
+    distinct = work.mix("raw", distinct="uid", out="once").summary
     assert (distinct.kept, distinct.dropped) == (3, {"repeats an earlier uid": 3})
 
 
-def test_a_missing_stage_is_named(work: jobs.Work) -> None:
+def test_a_missing_stage_is_named(work: Workspace) -> None:
     with pytest.raises(UserError, match="no column 'raw_score'"):
-        jobs.mix(work, "raw-top")
+        work.mix("raw-top")

@@ -273,7 +273,7 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
             wanted = list(dict.fromkeys(uids))
         elif not wanted:
             continue
-        here.mix(recipe, "listed", lists={"good": file})
+        here.mix(recipe, "listed", uids={"good": file})
         assert [row["uid"] for row in here.rows("listed")] == wanted
 
 

@@ -20,7 +20,7 @@ HEAD = "pool: p\nwork: w\n"
         ("mix: {recipes: [{recipe: raw-top, fraction: 30%}]}\n", "fraction '30%'"),
         ("mix: {recipes: [{recipe: raw-top, fraction: 0}]}\n", "fraction 0"),
         ("mix: {recipes: [{recipe: raw-top, fraction: 1.5}]}\n", "fraction 1.5"),
-        ("mix: {recipes: [raw, raw]}\n", "two recipes make the subset 'raw'"),
+        ("mix: {recipes: [raw, raw]}\n", "two recipes produce subset 'raw'"),
         ("mix: {recipes: [raw]}\ntrain: {scale: tiny, loss: x}\n", "train.loss"),
         ("train: {scale: tiny}\n", "train needs the stage 'mix'"),
         ("mix: {recipes: [raw]}\ntrain: {scale: huge}\n", "--scale huge: expected one of"),

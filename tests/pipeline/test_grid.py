@@ -9,6 +9,7 @@ import pytest
 import yaml
 from samples import write_pool
 
+from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.pipeline.config import load_pipeline
 from capmix.pipeline.grid import Cell, summarised, write_tables
@@ -47,8 +48,7 @@ def experiment(tmp_path: Path) -> Path:
 def test_every_recipe_and_seed_is_run_once_and_summarised(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_pipeline(load_pipeline(str(experiment)))
-    shown = capsys.readouterr().out
+    shown = "\n".join(run_pipeline(load_pipeline(str(experiment))).lines)
     assert "control-raw-random50" in shown
     cells = pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist()
     assert {(c["pool"], c["recipe"], c["seed"]) for c in cells} == {
@@ -96,7 +96,7 @@ def test_force_trains_runs_of_other_settings_anew(
     experiment.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match="holds a run with other scale, settings"):
         run_pipeline(load_pipeline(str(experiment)))
-    run_pipeline(load_pipeline(str(experiment)), force=True)
+    run_pipeline(load_pipeline(str(experiment)), RunSettings(force=True))
     about = json.loads((tmp_path / "work/runs/raw-seed0/run.json").read_text())
     assert about["scale"]["learning_rate"] == 0.01
 

@@ -161,3 +161,77 @@ def test_a_faulty_file_is_one_line(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+EVERYTHING = """
+pool: {pool}
+work: {work}
+import:
+  - {{kind: captions, files: ["{folder}/captions.csv"], source: web}}
+  - {{kind: scores, files: ["{folder}/scores.csv"], source: raw, scorer: theirs}}
+caption: {{mini: {{}}}}
+score: {{}}
+annotate:
+  - {{method: clusters, clusters: 2}}
+  - {{method: semdedup, epsilon: 0.2}}
+  - {{method: cliploss, rounds: 2}}
+mix:
+  recipes:
+    - {{recipe: semdedup}}
+    - {{recipe: cliploss-top, fraction: 0.5}}
+    - {{recipe: raw, where: "raw_score_theirs > 0.5", out: good}}
+    - {{recipe: raw-top, fraction: [0.25, 0.5]}}
+export: {{format: csv}}
+"""
+
+
+def test_a_file_does_what_the_commands_do(tmp_path: Path) -> None:
+    """Import and annotate too: SemDeDup and CLIPLoss from one file."""
+    pool = write_pool(tmp_path / "pool", 2, 4)
+    uids = [f"{shard * 100 + row:032x}" for shard in range(2) for row in range(4)]
+    lines = [f"{uid},found {i}" for i, uid in enumerate(uids)]
+    (tmp_path / "captions.csv").write_text("\n".join(["uid,text", *lines]))
+    lines = [f"{uid},{i / 8}" for i, uid in enumerate(uids)]
+    (tmp_path / "scores.csv").write_text("\n".join(["uid,score", *lines]))
+    file = tmp_path / "p.yaml"
+    work = tmp_path / "by-file"
+    file.write_text(EVERYTHING.format(pool=pool, work=work, folder=tmp_path))
+    assert main(["run", str(file)]) == 0
+    other, at = str(tmp_path / "by-hand"), ["--work", str(tmp_path / "by-hand")]
+    by_hand = [
+        ["import", "captions", str(tmp_path / "captions.csv"), "--pool", str(pool), "--source",
+         "web"],
+        ["caption", "--source", "mini"],
+        ["import", "scores", str(tmp_path / "scores.csv"), "--source", "raw", "--scorer", "theirs"],
+        ["score", "--sources", "raw,web,mini"],
+        ["annotate", "--method", "clusters", "--clusters", "2"],
+        ["annotate", "--method", "semdedup", "--epsilon", "0.2"],
+        ["annotate", "--method", "cliploss", "--rounds", "2"],
+        ["mix", "--recipe", "semdedup", "--scorer", "mini"],
+        ["mix", "--recipe", "cliploss-top", "--fraction", "0.5", "--scorer", "mini"],
+        ["mix", "--recipe", "raw", "--where", "raw_score_theirs > 0.5", "--out", "good",
+         "--scorer", "mini"],
+        ["mix", "--recipe", "raw-top", "--fraction", "0.25,0.5", "--scorer", "mini"],
+    ]  # fmt: skip
+    for command in by_hand:
+        assert main([*command, *at]) == 0, command
+    theirs = contents(Path(other))
+    ours = {name: data for name, data in contents(work).items() if not name.startswith("shards/")}
+    assert ours == theirs
+    assert (work / "shards/good/captions.csv").read_text().count("\n") == 4
+
+
+def test_the_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert {"pool", "work", "import", "annotate", "caption", "score", "mix"} <= set(
+        schema["properties"]
+    )
+    top_k = schema["$defs"]["CaptionSettings"]["properties"]["top_k"]
+    assert top_k == {
+        "default": 50,
+        "description": "Sample from the K most likely tokens.",
+        "minimum": 1,
+        "title": "Top K",
+        "type": "integer",
+    }

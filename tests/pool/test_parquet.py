@@ -7,10 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from samples import image_bytes, write_pool
 
-from capmix import jobs
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.mix.settings import MixSettings
 from capmix.pool import BadSample, Sample, open_pool
+from capmix.workspace import open_workspace
 
 
 def write_dataset(folder: Path, rows: int = 6) -> Path:
@@ -109,33 +110,33 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     uids, scores = write_metadata(tmp_path / "metadata")
     threshold = -np.sort(-scores)[int(len(scores) * fraction)]
     expected = pairs([u for u, s in zip(uids, scores, strict=True) if s >= threshold])
-    work = jobs.open_work(str(tmp_path / "metadata"), str(tmp_path / "w"))
+    work = open_workspace(str(tmp_path / "metadata"), str(tmp_path / "w"))
     parameters = {"score": "clip_l14_similarity_score", "fraction": fraction}
-    settings = jobs.MixSettings(npy=True)
+    settings = MixSettings(npy=True)
     assert np.isnan(scores).any()
-    jobs.mix(work, "datacomp-clip-score", parameters, settings=settings, output="top")
+    work.mix("datacomp-clip-score", settings, **parameters, out="top")
     found = np.load(tmp_path / "w/subsets/top.npy", allow_pickle=False)
     if not np.isnan(threshold):
         assert (found == expected).all()
     level = {"score": "clip_l14_similarity_score", "threshold": 0.29}
-    jobs.mix(work, "datacomp-clip-score-threshold", level, settings=settings, output="level")
+    work.mix("datacomp-clip-score-threshold", settings, **level, out="level")
     found = np.load(tmp_path / "w/subsets/level.npy", allow_pickle=False)
     wanted = [u for u, s in zip(uids, scores, strict=True) if s >= np.float32(0.29)]
     assert (found == pairs(wanted)).all()
-    everything = jobs.mix(work, "datacomp-no-filter", settings=settings)
+    everything = work.mix("datacomp-no-filter", settings).summary
     assert everything.kept == 400
-    assert jobs.mix(work, "distinct-images").kept == 7
+    assert work.mix("distinct-images").summary.kept == 7
 
 
 def test_metadata_alone_cannot_be_captioned(tmp_path: Path) -> None:
     write_metadata(tmp_path / "metadata")
-    work = jobs.open_work(str(tmp_path / "metadata"), str(tmp_path / "w"))
+    work = open_workspace(str(tmp_path / "metadata"), str(tmp_path / "w"))
     with pytest.raises(UserError, match="holds metadata without images"):
-        jobs.caption(work, "mini")
-    jobs.mix(work, "raw")
-    jobs.export(work, "raw", str(tmp_path / "out"), form="csv")
+        work.caption("mini")
+    work.mix("raw")
+    work.export("raw", str(tmp_path / "out"), format="csv")
     with pytest.raises(UserError, match="holds metadata without images"):
-        jobs.export(work, "raw", str(tmp_path / "out2"))
+        work.export("raw", str(tmp_path / "out2"))
 
 
 def test_tars_come_before_tables(tmp_path: Path) -> None:
@@ -159,10 +160,10 @@ def test_odd_types_and_broken_files_cost_no_neighbour(tmp_path: Path) -> None:
     pq.write_table(table, folder / "1.parquet")
     more = pa.table({"uid": ["d"], "text": pa.array(["x"], pa.large_string()), "s": [1]})
     pq.write_table(more, folder / "2.parquet")
-    work = jobs.open_work(str(folder), str(tmp_path / "w"), max_failures=0.5)
+    work = open_workspace(str(folder), str(tmp_path / "w"), max_failures=0.5)
     clause = "{source: raw, where: s > 0.2}"
     (tmp_path / "r.yaml").write_text(f"{{name: r, about: x, clauses: [{clause}]}}")
-    summary = jobs.mix(work, str(tmp_path / "r.yaml"))
+    summary = work.mix(str(tmp_path / "r.yaml")).summary
     assert (summary.rows_in, summary.kept) == (4, 2)
     index = work.store.read_table("samples/1.parquet")
     assert index["width"].to_pylist() == [None, 300, None]

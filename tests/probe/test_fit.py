@@ -3,34 +3,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.mini.image_tower import LiteTower
 from capmix.models.image_pass import embed_stage
 from capmix.probe import fit
 from capmix.probe.fit import FitSettings, load_probe, load_training_set, train_probes
+from capmix.workspace import Workspace, open_workspace
 
 QUICK = FitSettings(steps=40, batch_size=64)
 SUBSET = "oracle-keywords"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> jobs.Work:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("train")
     from capmix.pool import embedded_folder
 
     shard = sorted((embedded_folder() / "pool").glob("*.tar.gz"))[0]
     (folder / "pool").mkdir()
     (folder / "pool" / shard.name).write_bytes(shard.read_bytes())
-    work = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    jobs.caption(work, "keywords", CaptionSettings(model="field:keywords"))
-    jobs.mix(work, "oracle")
-    work.run(lambda: [embed_stage(work.pool, work.mini_encoder)])
+    work = open_workspace(str(folder / "pool"), str(folder / "work"))
+    work.caption("keywords", CaptionSettings(model="field:keywords"))
+    work.mix("oracle")
+    work.run(lambda: [embed_stage(work.pool, LiteTower())])
     return work
 
 
-def test_a_probe_learns_its_training_pairs(work: jobs.Work, tower: LiteTower) -> None:
+def test_a_probe_learns_its_training_pairs(work: Workspace, tower: LiteTower) -> None:
     (name,) = train_probes(work.store, SUBSET, [0], tower, QUICK)
     marker = work.store.read_marker(name)
     assert marker is not None
@@ -41,21 +41,21 @@ def test_a_probe_learns_its_training_pairs(work: jobs.Work, tower: LiteTower) ->
     assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
 
-def test_the_seed_alone_decides_the_weights(work: jobs.Work, tower: LiteTower) -> None:
+def test_the_seed_alone_decides_the_weights(work: Workspace, tower: LiteTower) -> None:
     probes = [train_probes(work.store, SUBSET, [1, 2], tower, QUICK) for _ in range(2)]
     first, other = (load_probe(work.store, name) for name in probes[0])
     for name in probes[0]:
-        work.store.fs.rm(work.store.path(f"{name}.json"))
+        work.store.fs.rm(work.store.path(f".markers/{name}.json"))
     again = load_probe(work.store, train_probes(work.store, SUBSET, [1], tower, QUICK)[0])
     assert np.array_equal(first.image_projection, again.image_projection)
     assert not np.array_equal(first.image_projection, other.image_projection)
 
 
-def test_rows_come_as_often_as_they_weigh(work: jobs.Work, tower: LiteTower) -> None:
+def test_rows_come_as_often_as_they_weigh(work: Workspace, tower: LiteTower) -> None:
     once = load_training_set(work.store, SUBSET, tower)
     path = Path(work.store.path("twice.yaml"))
     path.write_text("name: twice\nabout: x\nclauses: [{source: raw, weight: 2}]\n")
-    jobs.mix(work, str(path), output="weighted")
+    work.mix(str(path), out="weighted")
     weights = work.store.read_table("subsets/weighted.parquet", ["weight"])["weight"]
     twice = load_training_set(work.store, "weighted", tower)
     assert len(once.images) == once.counts.ok
@@ -63,21 +63,21 @@ def test_rows_come_as_often_as_they_weigh(work: jobs.Work, tower: LiteTower) -> 
 
 
 def test_of_a_large_subset_some_shards_are_taken(
-    work: jobs.Work, tower: LiteTower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    work: Workspace, tower: LiteTower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = load_training_set(work.store, SUBSET, tower)
     pool = Path(work.pool.root)
     (tmp_path / "pool").mkdir()
     for name in ("00000.tar.gz", "00001.tar.gz"):
         (tmp_path / "pool" / name).write_bytes((pool / "00000.tar.gz").read_bytes())
-    two = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"))
-    jobs.mix(two, "raw")
+    two = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
+    two.mix("raw")
     two.run(lambda: [embed_stage(two.pool, tower)])
     monkeypatch.setattr(fit, "MAX_ROWS", 10)
     some = load_training_set(two.store, "raw", tower)
     assert 0 < len(some.images) < 1.1 * len(whole.images) + 100
 
 
-def test_a_missing_subset_is_named(work: jobs.Work) -> None:
+def test_a_missing_subset_is_named(work: Workspace) -> None:
     with pytest.raises(UserError, match="no subset 'none'"):
-        jobs.probe(work, ["none"])
+        work.probe(subsets=["none"])

@@ -9,8 +9,8 @@ import pytest
 from browser import needs_chromium, opened
 from samples import sample_members, tar_bytes
 
-from capmix import jobs
 from capmix.measure.settings import MeasureSettings
+from capmix.workspace import Workspace, open_workspace
 
 pytestmark = needs_chromium
 
@@ -31,7 +31,7 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[jobs.Work]:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """36 samples of which raw texts, captions and keys' neighbours are hostile."""
     folder = tmp_path_factory.mktemp("report")
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(36)]
@@ -42,23 +42,25 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[jobs.Work]:
         writer = csv.writer(stream)
         writer.writerow(["uid", "text"])
         writer.writerows([f"{i:032x}", f"{text} again again again"] for i, text in enumerate(texts))
-    made = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    jobs.import_captions(made, [str(folder / "c.csv")], "web", "uid", "text")
-    jobs.caption(made, "mini")
+    made = open_workspace(str(folder / "pool"), str(folder / "work"))
+    made.import_captions(
+        [str(folder / "c.csv")], source="web", uid_column="uid", text_column="text"
+    )
+    made.caption("mini")
     from capmix.score.settings import ScoreSettings
 
-    jobs.score(made, ScoreSettings(sources=["raw", "web", "mini"]))
-    jobs.measure(made, settings=MeasureSettings(topics=3, map_points=12))
-    jobs.mix(made, "raw-top+synthetic-above", {"fraction": 0.3, "synthetic": "mini"})
-    jobs.report(made)
+    made.score(ScoreSettings(sources=["raw", "web", "mini"]))
+    made.measure(MeasureSettings(topics=3, map_points=12))
+    made.mix("raw-top+synthetic-above", fraction=0.3, synthetic="mini")
+    made.report()
     return made
 
 
-def url(work: jobs.Work) -> str:
+def url(work: Workspace) -> str:
     return f"file://{work.store.path('report/report.html')}"
 
 
-def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: jobs.Work) -> None:
+def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: Workspace) -> None:
     with opened(url(work)) as seen:
         page = seen.page
         while page.locator("#more").is_visible():
@@ -82,7 +84,7 @@ def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: jobs.Work) -> No
         ] == []
 
 
-def test_a_script_that_gets_into_the_page_does_not_run(work: jobs.Work, tmp_path: Path) -> None:
+def test_a_script_that_gets_into_the_page_does_not_run(work: Workspace, tmp_path: Path) -> None:
     """The page's policy is a second lock: were a text ever written unescaped, it would not run."""
     page = Path(work.store.path("report/report.html")).read_text("utf-8")
     broken = page.replace("<main id", '<img src=x onerror="window.hacked=1"><script>'
@@ -92,7 +94,7 @@ def test_a_script_that_gets_into_the_page_does_not_run(work: jobs.Work, tmp_path
         assert seen.page.evaluate("window.hacked") is None
 
 
-def test_the_copied_recipe_keeps_what_the_page_counts(work: jobs.Work, tmp_path: Path) -> None:
+def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path: Path) -> None:
     with opened(url(work)) as seen:
         page = seen.page
         for source in ("web", "mini"):
@@ -122,7 +124,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: jobs.Work, tmp_path:
         page.select_option("[name=decision]", "mini")
         matching = int(page.locator("#matching").get_attribute("data-count") or -1)
     (tmp_path / "copied.yaml").write_text(recipe, "utf-8")
-    summary = jobs.mix(work, str(tmp_path / "copied.yaml"), output="copied")
+    summary = work.mix(str(tmp_path / "copied.yaml"), out="copied").summary
     rows = work.store.read_table("subsets/copied.parquet")["source"].to_pylist()
     assert {source: rows.count(source) for source in kept} == kept
     assert summary.kept == total == sum(kept.values())
@@ -130,7 +132,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: jobs.Work, tmp_path:
     assert 0 < total < 36
 
 
-def test_samples_are_sorted_and_filtered(work: jobs.Work) -> None:
+def test_samples_are_sorted_and_filtered(work: Workspace) -> None:
     table = work.store.read_table("measures/sample.parquet").to_pylist()
     subset = work.store.read_table("subsets/raw-top30+mini-above.parquet").to_pylist()
     with opened(url(work)) as seen:
@@ -160,7 +162,7 @@ def test_samples_are_sorted_and_filtered(work: jobs.Work) -> None:
         assert page.locator("#examples .example").first.get_attribute("data-uid") == best
 
 
-def test_a_figures_numbers_are_one_click_away(work: jobs.Work) -> None:
+def test_a_figures_numbers_are_one_click_away(work: Workspace) -> None:
     with opened(url(work)) as seen:
         button = seen.page.get_by_label("CSV of: Image-text similarity by source")
         with seen.page.expect_download() as saved:
@@ -179,7 +181,7 @@ def test_a_figures_numbers_are_one_click_away(work: jobs.Work) -> None:
     ("width", "scheme"),
     [(1200, "light"), pytest.param(1200, "dark", marks=pytest.mark.slow), (390, "dark")],
 )
-def test_axe_finds_nothing_and_a_phone_shows_all(work: jobs.Work, width: int, scheme: str) -> None:
+def test_axe_finds_nothing_and_a_phone_shows_all(work: Workspace, width: int, scheme: str) -> None:
     with opened(url(work), width, scheme) as seen:
         assert seen.axe() == []
         assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

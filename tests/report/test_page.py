@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from samples import sample_members, tar_bytes, write_pool
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import Summary
 from capmix.report.figure import Figure, Series
 from capmix.report.gather import Subset
-from capmix.report.page import PageSettings, _with_bounds
+from capmix.report.page import _with_bounds
+from capmix.report.settings import ReportSettings
+from capmix.workspace import Workspace, open_workspace
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -25,15 +26,15 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> jobs.Work:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("page")
     members = [m for i, text in enumerate(HOSTILE) for m in sample_members(f"k{i}", i, text)]
     (folder / "pool").mkdir()
     (folder / "pool/00000.tar").write_bytes(tar_bytes(members))
-    made = jobs.open_work(str(folder / "pool"), str(folder / "work"))
-    jobs.caption(made, "mini")
-    jobs.score(made)
-    jobs.mix(made, "raw-top+synthetic", {"fraction": 0.4})
+    made = open_workspace(str(folder / "pool"), str(folder / "work"))
+    made.caption("mini")
+    made.score()
+    made.mix("raw-top+synthetic", fraction=0.4)
     return made
 
 
@@ -43,9 +44,9 @@ def data_of(page: str) -> dict:
     return json.loads(found[1])
 
 
-def test_the_page_is_one_file_and_texts_are_escaped(work: jobs.Work, tmp_path: Path) -> None:
+def test_the_page_is_one_file_and_texts_are_escaped(work: Workspace, tmp_path: Path) -> None:
     """Without `capmix measure` before it."""
-    path, _ = jobs.report(work, str(tmp_path / "out/page.html"))
+    path, _ = work.report(out=str(tmp_path / "out/page.html"))
     page = Path(path).read_text("utf-8")
     assert page.count("<script") - page.count('"<script') <= 3 + 5  # plotly.js has some in strings
     ours = page[: page.index('id="data"')] + page[page.rindex("</main>") :][:20]
@@ -63,9 +64,9 @@ def test_the_page_is_one_file_and_texts_are_escaped(work: jobs.Work, tmp_path: P
     assert links == []
 
 
-def test_figures_are_written_for_papers(work: jobs.Work, tmp_path: Path) -> None:
-    jobs.report(work, str(tmp_path / "p.html"), figures=str(tmp_path / "f"),
-                settings=PageSettings(examples=0))  # fmt: skip
+def test_figures_are_written_for_papers(work: Workspace, tmp_path: Path) -> None:
+    out, figures = str(tmp_path / "p.html"), str(tmp_path / "f")
+    work.report(ReportSettings(examples=0), out=out, figures=figures)
     names = {path.name for path in (tmp_path / "f").iterdir()}
     for name in ("similarity", "diversity-trigrams"):
         assert {f"{name}.pdf", f"{name}.png", f"{name}.csv"} <= names
@@ -74,8 +75,8 @@ def test_figures_are_written_for_papers(work: jobs.Work, tmp_path: Path) -> None
 
 
 def test_a_pool_without_scores_has_a_report(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
-    path, table = jobs.report(work)
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    path, table = work.report()
     data = data_of(Path(path).read_text("utf-8"))
     assert table == []
     assert data["steps"] is None
@@ -94,38 +95,38 @@ def test_csv_has_intervals_and_labels() -> None:
 
 
 def test_a_work_directory_elsewhere_takes_its_report(tmp_path: Path) -> None:
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), "memory://report-test/work")
-    path, _ = jobs.report(work)
+    work = open_workspace(str(write_pool(tmp_path / "pool")), "memory://report-test/work")
+    path, _ = work.report()
     assert path == work.store.path("report/report.html")
     assert work.store.exists("report/report.html")
 
 
-def test_names_that_are_not_there_are_told(work: jobs.Work, tmp_path: Path) -> None:
+def test_names_that_are_not_there_are_told(work: Workspace, tmp_path: Path) -> None:
     out = str(tmp_path / "p.html")
     for asked, told in (
         ({"recipes": ["typo"]}, "no subset 'typo', only raw-top40"),
         ({"results": str(tmp_path)}, "no results/summary.parquet"),
-        ({"settings": PageSettings(examples_of="zz")}, "no subset 'zz' to show"),
+        ({"settings": ReportSettings(examples_of="zz")}, "no subset 'zz' to show"),
     ):
         with pytest.raises(UserError, match=told):
-            jobs.report(work, out, **asked)
+            work.report(out=out, **asked)
 
 
 def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> None:
     """New captions under the same name: the subset, the probes and the measures are of the old."""
-    work = jobs.open_work(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"), force=True)
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"), force=True)
     measures = MeasureSettings(topics=2, map_points=10, references="source:raw", java=False)
-    jobs.caption(work, "mini")
-    jobs.score(work)
-    jobs.measure(work, settings=measures)
-    jobs.mix(work, "synthetic")
-    jobs.mix(work, "raw")
-    before = Path(jobs.report(work)[0]).read_text("utf-8")
+    work.caption("mini")
+    work.score()
+    work.measure(measures)
+    work.mix("synthetic")
+    work.mix("raw")
+    before = Path(work.report()[0]).read_text("utf-8")
     assert "left out" not in before.partition('id="data"')[0].partition("<main")[0]
     assert "CIDEr" in before
-    jobs.caption(work, "mini", CaptionSettings(temperature=3.0))
-    jobs.score(work)
-    after = Path(jobs.report(work)[0]).read_text("utf-8")
+    work.caption("mini", CaptionSettings(temperature=3.0))
+    work.score()
+    after = Path(work.report()[0]).read_text("utf-8")
     head = after.partition("<main")[0]
     assert "The subset mini is left out" in head
     assert "The nouns, languages and openings are left out" in head

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from capmix.evaluate.agreement import agreement
+from capmix.evaluation.agreement import agreement
 from capmix.probe.evaluate import ProbeResult
 from capmix.report.ranking import ranking
 

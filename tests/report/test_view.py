@@ -12,8 +12,8 @@ import pytest
 from browser import needs_chromium, opened
 from samples import write_pool
 
-from capmix import jobs
 from capmix.score.settings import ScoreSettings
+from capmix.workspace import open_workspace
 
 RUN = [sys.executable, "-m", "capmix"]
 
@@ -22,10 +22,10 @@ RUN = [sys.executable, "-m", "capmix"]
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address that `capmix view` prints, of a pool of two shards with four samples each."""
     folder = tmp_path_factory.mktemp("view")
-    work = jobs.open_work(str(write_pool(folder / "pool")), str(folder / "work"))
-    jobs.caption(work, "mini")
-    jobs.score(work, ScoreSettings(sources=["raw", "mini"]))
-    jobs.mix(work, "raw-top+synthetic", {"fraction": 0.5})
+    work = open_workspace(str(write_pool(folder / "pool")), str(folder / "work"))
+    work.caption("mini")
+    work.score(ScoreSettings(sources=["raw", "mini"]))
+    work.mix("raw-top+synthetic", fraction=0.5)
     server = subprocess.Popen(
         [*RUN, "view", "--work", str(folder / "work")], stdout=subprocess.PIPE, text=True
     )
@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_and_a_missing_directory_are_one_line(
 ) -> None:
     port = served.split(":")[2].partition("/")[0]
     pool, work = str(write_pool(tmp_path / "pool")), str(tmp_path / "work")
-    jobs.open_work(pool, work).index()
+    open_workspace(pool, work).index()
     for arguments, told in (
         (["--work", work, "--port", port], f"--port {port}: "),
         (["--work", str(tmp_path / "none")], "no pool.json"),

@@ -6,27 +6,27 @@ import pytest
 from null_models import null_scores
 from samples import sample_members, tar_bytes, write_pool
 
-from capmix import jobs
 from capmix.mini.image_tower import LiteTower
 from capmix.models.images import decode_image
 from capmix.pool import Sample
-from capmix.score.mini import MiniScorer
+from capmix.score.backends.mini import MiniScorer
 from capmix.score.settings import ScoreSettings
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> jobs.Work:
+def work(tmp_path: Path) -> Workspace:
     members = sample_members("a", 1, "a red apple") + sample_members("b", 2, None)
     members += [("c.jpg", b"<html>"), ("c.json", b'{"uid": "c"}')] + sample_members("d", 3, "  ")
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool/00000.tar").write_bytes(tar_bytes(members))
-    return jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "work"), max_failures=1.0)
+    return open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"), max_failures=1.0)
 
 
-def test_scores_equal_a_plain_recomputation(work: jobs.Work, tower: LiteTower) -> None:
-    jobs.caption(work, "mini")
-    jobs.score(work)
-    scorer = MiniScorer(tower)
+def test_scores_equal_a_plain_recomputation(work: Workspace, tower: LiteTower) -> None:
+    work.caption("mini")
+    work.score()
+    scorer = MiniScorer(encoder=tower)
     for source, texts in (("raw", "samples"), ("mini", "captions/mini")):
         rows = work.store.read_table(f"scores/mini/{source}/00000.parquet").to_pylist()
         written = work.store.read_table(f"{texts}/00000.parquet").to_pylist()
@@ -41,8 +41,8 @@ def test_scores_equal_a_plain_recomputation(work: jobs.Work, tower: LiteTower) -
             assert row["score"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_every_row_is_accounted_for(work: jobs.Work) -> None:
-    counts = jobs.score(work, ScoreSettings(sources=["raw"]))["raw"]
+def test_every_row_is_accounted_for(work: Workspace) -> None:
+    counts = work.score(ScoreSettings(sources=["raw"]))["raw"]
     assert counts.ok == 1
     assert counts.dropped == {"no_text": 2}
     assert counts.failed == {"not_an_image": 1}
@@ -51,24 +51,24 @@ def test_every_row_is_accounted_for(work: jobs.Work) -> None:
     assert marker.rows_in == counts.total == 4
 
 
-def test_images_are_decoded_once_for_captions_and_scores(work: jobs.Work) -> None:
-    jobs.caption(work, "mini")
+def test_images_are_decoded_once_for_captions_and_scores(work: Workspace) -> None:
+    work.caption("mini")
     before = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
-    jobs.score(work)
+    work.score()
     after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
     assert before == after
 
 
 def test_images_that_cannot_be_read_any_more_are_failed_rows(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=2, samples=4)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     data = (pool / "00001.tar").read_bytes()
     (pool / "00001.tar").unlink()
     (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))
     assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_shard": 4})
     (pool / "00001.tar").write_bytes(data)
-    work.retry_failed = True
+    work = work.using(retry_failed=True)
     (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))
     assert (counts.ok, counts.total) == (8, 8)
 
@@ -76,7 +76,7 @@ def test_images_that_cannot_be_read_any_more_are_failed_rows(tmp_path: Path) -> 
 def test_a_text_whose_image_is_not_in_the_pass_is_a_failed_row(tmp_path: Path) -> None:
     """The shard was written again with other samples between the listing and the image pass."""
     pool = write_pool(tmp_path / "pool", shards=1, samples=4)
-    work = jobs.open_work(str(pool), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     (pool / "00000.tar").write_bytes(tar_bytes(sample_members("other", 77)))
     (counts,) = work.run(partial(null_scores, work.pool, work.store, ["raw"]))

@@ -12,12 +12,12 @@ from null_models import null_captions
 from s3_server import BUCKET, S3, SETTINGS
 from samples import write_pool
 
-from capmix import jobs
 from capmix.caption.settings import CaptionSettings
 from capmix.cli.main import main
 from capmix.errors import UserError
-from capmix.evaluate.fetch import fetch
-from capmix.evaluate.tasks import TASKS
+from capmix.evaluation.fetch import fetch
+from capmix.evaluation.tasks import TASKS
+from capmix.workspace import Workspace, open_workspace
 
 KEY = "sk-a-key-that-nobody-may-see"
 
@@ -49,8 +49,8 @@ class Redirecting(Captions):
         self.answer(307, b"", Location="/elsewhere")
 
 
-def served_pool(folder: Path, address: str) -> tuple[jobs.Work, CaptionSettings]:
-    work = jobs.open_work(str(write_pool(folder / "pool", 1, 3)), str(folder / "w"))
+def served_pool(folder: Path, address: str) -> tuple[Workspace, CaptionSettings]:
+    work = open_workspace(str(write_pool(folder / "pool", 1, 3)), str(folder / "w"))
     settings = CaptionSettings(model=f"server:{address}/v1#m", timeout=10, retries=0, concurrency=1)
     return work, settings
 
@@ -61,7 +61,7 @@ def test_a_redirect_of_a_caption_server_is_not_followed(
     address, asked = serving(Redirecting)
     work, settings = served_pool(tmp_path, address)
     with pytest.raises(UserError, match="status 307"):
-        jobs.caption(work, "served", settings)
+        work.caption("served", settings)
     assert {path for _, path, _ in asked} == {"/v1/chat/completions"}
 
 
@@ -74,10 +74,10 @@ def test_the_servers_key_is_in_no_file_and_no_message(
     monkeypatch.setenv("CAPMIX_SERVER_KEY", KEY)
     address, asked = serving(Captions)
     work, settings = served_pool(tmp_path, address)
-    jobs.caption(work, "served", settings)
-    jobs.mix(work, "synthetic", {"synthetic": "served"})
-    jobs.report(work)
-    jobs.export(work, "served", str(tmp_path / "out"))
+    work.caption("served", settings)
+    work.mix("synthetic", synthetic="served")
+    work.report()
+    work.export("served", str(tmp_path / "out"))
     assert {headers.get("Authorization") for _, _, headers in asked} == {f"Bearer {KEY}"}
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 10
@@ -114,11 +114,11 @@ def test_keys_of_s3_are_in_no_file_of_a_run(
     s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     s3.fs.put(str(write_pool(tmp_path / "pool", 1, 3)), f"{BUCKET}/keys", recursive=True)
-    work = jobs.open_work(f"s3://{BUCKET}/keys", str(tmp_path / "w"))
+    work = open_workspace(f"s3://{BUCKET}/keys", str(tmp_path / "w"))
     work.run(partial(null_captions, work.pool))
-    jobs.mix(work, "raw")
-    jobs.export(work, "raw", str(tmp_path / "out"))
-    jobs.report(work)
+    work.mix("raw")
+    work.export("raw", str(tmp_path / "out"))
+    work.report()
     secret = SETTINGS["AWS_SECRET_ACCESS_KEY"]
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 10

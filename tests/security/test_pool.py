@@ -17,11 +17,11 @@ from null_models import failing_captions
 from s3_server import BUCKET, S3
 from samples import GOOD, image_bytes, sample_members, tar_bytes
 
-from capmix import jobs
 from capmix.cli.main import main
 from capmix.pool import BadSample, open_pool
 from capmix.pool.sample import MAX_IMAGE_BYTES
 from capmix.pool.tar import read_tar
+from capmix.workspace import open_workspace
 
 MIB = 2**20
 
@@ -101,7 +101,7 @@ def test_a_listing_that_climbs_out_of_its_pool_writes_nothing_elsewhere(
             )
         pool = f"s3://{BUCKET}/climbing"
     folder = tmp_path / "a/b/c/d/work"
-    work = jobs.open_work(pool, str(folder), max_failures=1.0)
+    work = open_workspace(pool, str(folder), max_failures=1.0)
     work.index()
     assert not [one.name for one in work.pool.shards if ".." in one.name.split("/")]
     assert "samples/good.parquet" in files(folder)
@@ -136,16 +136,18 @@ def test_a_url_that_stands_in_data_is_never_asked(
     reasons: dict[str, dict[str, int]] = {}
     for folder in ("tars", "images", "metadata"):
         pool, place = str(tmp_path / folder), str(tmp_path / f"work-{folder}")
-        work = jobs.open_work(pool, place, max_failures=1.0)
-        jobs.mix(work, "raw") if folder != "images" else work.index()
+        work = open_workspace(pool, place, max_failures=1.0)
+        work.mix("raw").summary if folder != "images" else work.index()
         marker = work.store.read_marker("samples/0")
         assert marker is not None
         reasons[folder] = dict(marker.counts.failed)
     assert reasons == {"tars": {}, "images": {"no_image": 3}, "metadata": {}}
     (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},{url}\n")
-    work = jobs.open_work(str(tmp_path / "tars"), str(tmp_path / "work-tars"))
-    jobs.import_captions(work, [str(tmp_path / "c.csv")], "web", "uid", "text")
-    jobs.export(work, "raw", str(tmp_path / "out"), form="jsonl")
+    work = open_workspace(str(tmp_path / "tars"), str(tmp_path / "work-tars"))
+    work.import_captions(
+        [str(tmp_path / "c.csv")], source="web", uid_column="uid", text_column="text"
+    )
+    work.export("raw", str(tmp_path / "out"), format="jsonl")
     assert asked == []
 
 
@@ -156,10 +158,10 @@ def test_names_on_a_disk_come_from_uids_and_never_from_keys(tmp_path: Path) -> N
         members += sample_members(key, i)
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool/0.tar").write_bytes(tar_bytes(members))
-    work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "w"))
-    jobs.mix(work, "raw")
-    jobs.export(work, "raw", str(tmp_path / "a/b/files"), form="jsonl")
-    jobs.export(work, "raw", str(tmp_path / "a/b/tars"))
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"))
+    work.mix("raw")
+    work.export("raw", str(tmp_path / "a/b/files"), format="jsonl")
+    work.export("raw", str(tmp_path / "a/b/tars"))
     uids = [f"{i:032x}-0" for i in range(5)]
     images = tmp_path / "a/b/files/images/00000000"
     assert sorted(path.name for path in images.glob("*.jpg")) == [f"{uid}.jpg" for uid in uids]
@@ -174,7 +176,7 @@ def test_uids_of_metadata_are_letters_digits_and_dashes(uid: str | None, tmp_pat
     table = pa.table({"uid": ["good", uid], "text": ["a", "b"]})
     (tmp_path / "pool").mkdir()
     pq.write_table(table, tmp_path / "pool/0.parquet")
-    work = jobs.open_work(str(tmp_path / "pool"), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     assert work.store.read_table("samples/0.parquet")["uid"].to_pylist() == ["good", None]
 
@@ -187,7 +189,7 @@ def test_failures_are_printed_without_control_characters(
     members += sample_members("c\x9b2J", 3, uid="\x1b[2J\r\n")
     (tmp_path / "p").mkdir()
     (tmp_path / "p/\x1b[31m.tar").write_bytes(tar_bytes(members))
-    work = jobs.open_work(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
     work.index()
     work.run(partial(failing_captions, work.pool, [f"{2:032x}"]))
     capsys.readouterr()

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import pytest
 from samples import write_pool
 
-from capmix import jobs
+from capmix.workspace import open_workspace
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address that `capmix view` prints."""
     folder = tmp_path_factory.mktemp("view")
-    work = jobs.open_work(str(write_pool(folder / "pool", 1, 2)), str(folder / "work"))
+    work = open_workspace(str(write_pool(folder / "pool", 1, 2)), str(folder / "work"))
     work.index()
     command = [sys.executable, "-m", "capmix", "view", "--work", str(folder / "work")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -8,9 +8,9 @@ import pytest
 from hostile import Hostile
 from samples import write_pool
 
-from capmix import jobs
 from capmix.errors import UserError
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
@@ -21,12 +21,14 @@ def test_files_have_the_mode_that_the_umask_says(
     pool = str(write_pool(tmp_path / "pool", 1, 3))
     before = os.umask(mask)
     try:
-        work = jobs.open_work(pool, str(tmp_path / "w"))
-        jobs.import_captions(work, [str(tmp_path / "c.csv")], "web", "uid", "text")
-        jobs.mix(work, "raw")
+        work = open_workspace(pool, str(tmp_path / "w"))
+        work.import_captions(
+            [str(tmp_path / "c.csv")], source="web", uid_column="uid", text_column="text"
+        )
+        work.mix("raw")
         for form in ("webdataset", "parquet", "jsonl", "csv"):
-            jobs.export(work, "raw", str(tmp_path / f"out-{form}"), form=form)  # type: ignore[arg-type]
-        jobs.report(work)
+            work.export("raw", str(tmp_path / f"out-{form}"), format=form)  # type: ignore[arg-type]
+        work.report()
     finally:
         os.umask(before)
     made = [path for top in tmp_path.iterdir() if top.name[0] in "wo" for path in top.rglob("*")]

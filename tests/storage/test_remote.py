@@ -12,12 +12,12 @@ from null_models import null_captions, null_scores
 from s3_server import BUCKET, S3, s3_server
 from samples import write_pool
 
-from capmix import jobs
 from capmix.cli.main import main
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.pool import open_pool
 from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,12 @@ def emptied(s3: S3) -> Iterator[None]:
 
 
 def whole_run(pool: str, work: str, out: str, engine: EngineSettings) -> None:
-    opened = jobs.open_work(pool, work, engine=engine)
+    opened = open_workspace(pool, work, engine=engine)
     opened.index()
     opened.run(partial(null_captions, opened.pool))
     opened.run(partial(null_scores, opened.pool, opened.store, ["raw", "null"]))
-    jobs.mix(opened, "raw-top", {"fraction": 0.5})
-    jobs.export(opened, "raw-top50", out, samples_per_shard=5)
+    opened.mix("raw-top", fraction=0.5)
+    opened.export("raw-top50", out, samples_per_shard=5)
 
 
 @pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
@@ -69,15 +69,15 @@ def test_on_s3_every_part_is_what_it_is_on_a_disk(
 def test_a_second_run_on_s3_makes_nothing_and_reads_no_image(s3: S3, tmp_path: Path) -> None:
     s3.fs.put(str(write_pool(tmp_path / "pool", shards=20, samples=1)), f"{BUCKET}/pool", True)
     work = f"s3://{BUCKET}/work"
-    first = jobs.open_work(f"s3://{BUCKET}/pool", work)
+    first = open_workspace(f"s3://{BUCKET}/pool", work)
     first.run(partial(null_captions, first.pool))
     s3.requests.clear()
-    second = jobs.open_work(f"s3://{BUCKET}/pool", work)
+    second = open_workspace(f"s3://{BUCKET}/pool", work)
     second.run(partial(null_captions, second.pool))
     assert not [one for one in s3.requests if one.startswith(("PUT", "GET /bucket/pool/"))]
     listings = [one for one in s3.requests if "list-type" in one]
     assert len(listings) <= 6
-    reads = [one for one in s3.requests if one.startswith("GET /bucket/work/captions/")]
+    reads = [one for one in s3.requests if one.startswith("GET /bucket/work/.markers/captions/")]
     assert len(reads) == 2 * 20  # the markers, before and for the counts
 
 
@@ -103,7 +103,7 @@ def test_storage_that_fails_for_a_while_costs_nothing_but_time(
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
     s3.fs.put(str(write_pool(tmp_path / "pool", 2, 4)), f"{BUCKET}/pool", recursive=True)
-    work = jobs.open_work(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work")
+    work = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work")
     s3.fails = lambda request: request.startswith("GET /bucket/pool/")
     s3.faults += [500, 503]
     (counts,) = work.run(partial(null_captions, work.pool))
@@ -118,7 +118,7 @@ def test_a_marker_that_cannot_be_read_is_not_taken_for_a_missing_one(
     """Captions can cost days: what other settings made is not written over for a bad answer."""
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     s3.fs.put(str(write_pool(tmp_path / "pool", 3, 2)), f"{BUCKET}/pool", recursive=True)
-    work = jobs.open_work(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/w[1]")
+    work = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/w[1]")
     work.run(partial(null_captions, work.pool))
     s3.requests.clear()
     s3.fails = lambda request: request.startswith("GET /bucket/w") and "00001.json" in request
@@ -137,11 +137,11 @@ def test_a_shard_that_the_listing_names_but_that_is_gone_is_one_failed_row(
     s3: S3, tmp_path: Path
 ) -> None:
     s3.fs.put(str(write_pool(tmp_path / "pool", 3, 4)), f"{BUCKET}/pool", recursive=True)
-    work = jobs.open_work(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work", max_failures=1.0)
+    work = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work", max_failures=1.0)
     s3.fs.rm(f"{BUCKET}/pool/00001.tar")
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, dict(counts.failed)) == (8, {"unreadable_shard": 1})
-    again = jobs.open_work(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work")
+    again = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work")
     (counts,) = again.run(partial(null_captions, again.pool))
     assert (counts.ok, counts.total) == (8, 8)
 
@@ -210,7 +210,7 @@ def web(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["", "/{00000..00002}.tar"])
 def test_a_pool_behind_http_is_read(web: str, name: str, tmp_path: Path) -> None:
-    work = jobs.open_work(web + name, str(tmp_path / "work"))
+    work = open_workspace(web + name, str(tmp_path / "work"))
     assert [shard.name for shard in work.pool.shards] == ["00000", "00001", "00002"]
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, counts.total) == (12, 12)
@@ -235,6 +235,6 @@ def test_a_server_that_is_gone_is_one_clear_line(
     s3fs.S3FileSystem.clear_instance_cache()
     assert main(["score", pool, "--work", f"s3://{BUCKET}/gone", "--sources", "raw"]) == 2
     told = capsys.readouterr().err
-    assert "capmix: the storage failed: " in told
+    assert "capmix: storage error: " in told
     assert "127.0.0.1:9" in told
     s3fs.S3FileSystem.clear_instance_cache()

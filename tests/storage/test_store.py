@@ -27,7 +27,7 @@ def test_done_is_what_has_a_matching_marker(tmp_path: Path) -> None:
 def test_a_torn_marker_is_no_marker(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write_marker("a/0", marker())
-    (tmp_path / "a/0.json").write_text('{"inputs": {')
+    (tmp_path / ".markers/a/0.json").write_text('{"inputs": {')
     assert store.read_marker("a/0") is None
 
 

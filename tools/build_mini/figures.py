@@ -5,12 +5,12 @@ from classes import CLASS_NAMES, TEMPLATES
 from sources import Drawing
 from words import content_words
 
-from capmix.caption.mini import MiniCaptioner
+from capmix.caption.backends.mini import MiniCaptioner
 from capmix.caption.settings import CaptionSettings
-from capmix.evaluate.metrics import classify, retrieve
+from capmix.evaluation.metrics import classify, retrieve
 from capmix.mini.image_tower import LiteTower
 from capmix.models.image_pass import unit
-from capmix.score.mini import MiniScorer
+from capmix.score.backends.mini import MiniScorer
 
 SAMPLING_SEEDS = 5
 
@@ -18,7 +18,7 @@ SAMPLING_SEEDS = 5
 def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
     """Retrieval and zero-shot of the scorer, content-word hits of the captioner, in percent."""
     encoder = LiteTower()
-    scorer = MiniScorer(encoder)
+    scorer = MiniScorer(encoder=encoder)
     titles = [stamp.title for stamp in stamps]
     images = scorer.project_images(features)
     found = retrieve(images, scorer.encode_texts(titles), np.arange(len(titles))).metrics()
@@ -51,6 +51,6 @@ def _hits(
 ) -> float:
     """Share of captions with a content word of the stamp's own description."""
     uids = [str(i) for i in range(len(titles))]
-    captions = MiniCaptioner(encoder, settings).caption(features, uids, "mini")
+    captions = MiniCaptioner(settings, encoder=encoder).caption(features, uids, "mini")
     pairs = zip(captions, titles, strict=True)
     return float(np.mean([bool(content_words(c[0].text) & content_words(t)) for c, t in pairs]))

@@ -3,19 +3,18 @@
 Written to `columns/<name>/<shard>.parquet`; recipes call them NAME_COLUMN.
 """
 
-import sys
-from dataclasses import asdict, dataclass
+import logging
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.cliploss import BATCH, ROUNDS, TEMPERATURE, negative_clip_loss
+from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
+from capmix.annotate.settings import AnnotateSettings
 from capmix.annotate.vectors import (
     Columns,
     PoolVectors,
@@ -24,51 +23,31 @@ from capmix.annotate.vectors import (
     write_columns,
 )
 from capmix.errors import UserError
-from capmix.mix.columns import ANNOTATIONS
 from capmix.mix.uids import scratch_folder
-from capmix.models.image_pass import embeddings_folder
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
-from capmix.score.stage import texts_folder
+from capmix.storage.layout import annotation_folder, embeddings_folder, texts_folder
 from capmix.storage.rows import OK
 from capmix.storage.store import Counts, Store
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
-
-
-@dataclass(frozen=True)
-class AnnotateSettings:
-    """`reference` (clusters, normsim): a .npy file of vectors, or a work directory with embeddings.
-    `clusters` (clusters): how many; `of` (semdedup): the name of a clusters annotation, `epsilon`:
-    what is closer than 1 - epsilon repeats; `norm` (normsim): inf or 2; `source`, `temperature`,
-    `batch`, `rounds` (cliploss): see cliploss.py."""
-
-    reference: str | None = None
-    clusters: int | None = None
-    of: str = "clusters"
-    epsilon: float = 0.05
-    norm: Literal["inf", "2"] = "inf"
-    source: str = "raw"
-    temperature: float = TEMPERATURE
-    batch: int = BATCH
-    rounds: int = ROUNDS
-    seed: int = 0
+log = logging.getLogger(__name__)
 
 
 def annotate(
     store: Store,
     pool: Pool,
-    method: Method,
     name: str,
     embeddings: str,
     settings: AnnotateSettings,
     scorer: Scorer | None = None,
 ) -> Counts:
-    """Write the columns of `method` as the annotation `name`, from `embeddings/<embeddings>`.
+    """Write the columns of the settings' method as the annotation `name`, from the saved
+    `embeddings` of that name.
 
     `scorer` is the model that made them, which cliploss needs for the texts. Raises UserError where
     embeddings, a reference or a clusters annotation is missing.
     """
+    method = settings.method
     with scratch_folder() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
         if method == "cliploss":
@@ -83,11 +62,12 @@ def annotate(
         else:
             numbers, similarity = _clusters_of(store, vectors, settings.of)
             columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
-        config = {"method": method, "embeddings": embeddings, **asdict(settings)}
+        config = settings.model_dump(exclude={"name", "model", "device"})
+        config |= {"embeddings": embeddings}
         folder = embeddings_folder(embeddings)
         counts = write_columns(store, vectors, name, columns, folder, config)
     named = ", ".join(f"{name}_{column}" for column in columns)
-    print(f"annotate {name}: {counts.ok:,} samples have {named}", file=sys.stderr)
+    log.info("annotate %s: %s samples have %s", name, f"{counts.ok:,}", named)
     return counts
 
 
@@ -100,7 +80,7 @@ def _reference(settings: AnnotateSettings, name: str, vectors: PoolVectors) -> n
 def _clusters_of(store: Store, vectors: PoolVectors, name: str) -> tuple[np.ndarray, np.ndarray]:
     numbers, similarity = [], []
     for shard in vectors.shards:
-        part = f"{ANNOTATIONS}/{name}/{shard.name}"
+        part = f"{annotation_folder(name)}/{shard.name}"
         if store.read_marker(part) is None:
             raise UserError(
                 f"no annotation {name!r}: run `capmix annotate --method clusters` first"

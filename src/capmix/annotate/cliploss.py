@@ -10,9 +10,9 @@ settings are the defaults: t = 0.01 (CLIP's own), batches of 32,768, 10 of them.
 
 import numpy as np
 
+from capmix.annotate.settings import BATCH, ROUNDS, TEMPERATURE
 from capmix.annotate.vectors import PoolVectors
 
-TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 BLOCK = 1_024
 
 

@@ -5,13 +5,16 @@ and apply_filter.py): unit vectors are clustered by dot product; a sample is nea
 its nearest centroid is the nearest one to some reference image.
 """
 
-import sys
+import logging
 
 import numpy as np
 import pyarrow as pa
 
 from capmix.annotate.vectors import Columns, PoolVectors
 from capmix.errors import UserError
+from capmix.models.registry import require
+
+log = logging.getLogger(__name__)
 
 POINTS_PER_CENTROID = 256  # faiss trains with no more
 MAX_TRAINING_VECTORS = 4_000_000
@@ -35,16 +38,15 @@ def cluster(
     if reference is not None:
         near = np.unique(_nearest(reference, centroids)[0])
         columns["near_reference"] = (np.isin(numbers, near), pa.bool_())
-        print(f"{len(near):,} of {wanted:,} clusters are near the reference", file=sys.stderr)
+        log.info("%s of %s clusters are near the reference", f"{len(near):,}", f"{wanted:,}")
     return columns
 
 
 def _centroids(vectors: PoolVectors, clusters: int, seed: int) -> np.ndarray:
     """float32 (clusters, D), unit vectors; on a GPU where faiss has one."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("annotate clusters: pip install 'capmix[clusters]'") from error
+    require(["faiss"], "annotate clusters", "clusters")
+    import faiss
+
     if clusters > len(vectors):
         raise UserError(f"--clusters {clusters}: there are {len(vectors)} images")
     most = min(len(vectors), POINTS_PER_CENTROID * clusters, MAX_TRAINING_VECTORS)

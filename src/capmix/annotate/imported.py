@@ -5,6 +5,7 @@ bound whatever the number of rows. One part per shard is written, as captioning 
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,15 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.caption.flags import caption_flags
-from capmix.caption.stage import captions_folder
 from capmix.errors import UserError
-from capmix.models.index import FOLDER as SAMPLES
 from capmix.pool import Pool, Shard
-from capmix.score.stage import scores_folder
+from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
 from capmix.storage.rows import DROPPED, FAILED, OK
 from capmix.storage.store import Counts, Marker, Store
 
 MEMORY = "2GB"
+SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 ROWS_AT_ONCE = 50_000
 CSV = "read_csv({{files}}, delim='{delimiter}', quote='\"', escape='\"', header=true, "
 CSV += "all_varchar=true, union_by_name=true)"
@@ -53,6 +53,12 @@ class Imported:
             f"{self.unknown:,} rows of the files are about no sample of the pool, "
             f"{self.repeated:,} repeat a uid (the first was taken)",
         ]
+
+
+def check_scorer_name(scorer: str) -> None:
+    """Raise UserError unless `scorer` can name a folder."""
+    if not SCORER_NAME.fullmatch(scorer):
+        raise UserError(f"--scorer {scorer!r}: expected lower-case letters, digits, '-' and '.'")
 
 
 def import_captions(
@@ -211,10 +217,12 @@ def _write_part(
     places[positions] = first
     values = found["value"].combine_chunks().take(pa.array(places, mask=places < 0))
     table = _part_table(samples, values, is_caption)
-    store.write_table(f"{part}.parquet", table)
+    files = {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
     counts = _counts(table)
     inputs = {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard.name}")}
-    store.write_marker(part, Marker(inputs, config, len(samples), counts))
+    columns = tuple(table.column_names)
+    marker = Marker(inputs, config, len(samples), counts, files=files, columns=columns)
+    store.write_marker(part, marker)
     return counts
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from capmix.engine.stage import PartWriter
 from capmix.errors import UserError
-from capmix.mix.columns import ANNOTATIONS
-from capmix.models.image_pass import embeddings_folder, unit
+from capmix.models.image_pass import unit
 from capmix.pool import Shard
+from capmix.storage.layout import annotation_folder, embeddings_folder
 from capmix.storage.rows import OK, Row, rows_of, table_of
 from capmix.storage.store import Counts, Marker, Store
 
@@ -123,7 +123,7 @@ def write_columns(
     fields = list(zip(columns, (kind for _, kind in columns.values()), strict=True))
     for pieces in zip(*split, strict=True):
         shard, rows, _ = pieces[0]
-        out = PartWriter(store, f"{ANNOTATIONS}/{name}/{shard.name}", lambda _: None)
+        out = PartWriter(store, f"{annotation_folder(name)}/{shard.name}", lambda _: None)
         values = iter(zip(*(piece[2].tolist() for piece in pieces), strict=True))
         filled = [
             Row(row.uid, row.key, values=next(values)) if row.status == OK else row for row in rows
@@ -136,7 +136,14 @@ def write_columns(
                 out.count_failed(row.reason or "")
         out.write_table(table_of(filled, fields))
         part = f"{inputs}/{shard.name}"
-        marker = Marker({part: store.fingerprint(part)}, config, out.rows_in, out.counts)
+        marker = Marker(
+            {part: store.fingerprint(part)},
+            config,
+            out.rows_in,
+            out.counts,
+            files=out.files,
+            columns=out.columns,
+        )
         store.write_marker(out.part, marker)
         total.add(out.counts)
     return total

@@ -4,20 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
-from capmix.caption.stage import (
-    FIELDS,
-    asked_language,
-    caption_rows,
-    captions_folder,
-    count_row,
-)
+from capmix.caption.stage import DEFAULTS, FIELDS, asked_language, caption_rows, count_row
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.storage.rows import FAILED, Row, table_of
+from capmix.storage.layout import captions_folder
+from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
 
 
 def image_caption_stage(
@@ -63,7 +58,18 @@ def image_caption_stage(
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
     folder = captions_folder(source)
-    return Stage(f"caption {source}", folder, config, pool_inputs, run_shard, by_sample=True)
+    return Stage(
+        f"caption {source}",
+        folder,
+        config,
+        pool_inputs,
+        run_shard,
+        by_sample=True,
+        defaults=DEFAULTS,
+        columns=column_names(FIELDS),
+        upgrade=with_columns(FIELDS),
+        provenance=getattr(captioner, "provenance", {}),
+    )
 
 
 def _prepare(captioner: ImageCaptioner, sample: Sample | BadSample) -> Any:

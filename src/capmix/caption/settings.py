@@ -1,52 +1,84 @@
-"""Every setting of a captioner: the same for the command line, a pipeline file and Python."""
+"""Options of captioning: the same for the command line, a pipeline file and Python."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from capmix.engine.batches import BATCH_TIMEOUT
+from capmix.engine.settings import HARDWARE, RESUME
+from capmix.settings.base import Settings, option
+
+MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
+SAMPLING_FIELDS = (
+    "top_k", "temperature", "min_tokens", "max_tokens", "captions_per_image", "seed",
+)  # fmt: skip
 
 
-class CaptionSettings(BaseModel):
-    """How one source is captioned. The defaults are the paper's (arXiv 2307.10350, section 3).
+class CaptionSettings(Settings):
+    """How one source is captioned. The sampling defaults are those of the paper (arXiv 2307.10350,
+    section 3). Tokens are counted without the prompt and without the end token."""
 
-    `model`: `mini`; `field:NAME` for a field of the samples' json; `open_clip:ARCHITECTURE/TAG`;
-    `server:URL` of an OpenAI-compatible server (asked by `concurrency` requests at once, each
-    `timeout` seconds at most and tried again `retries` times; images go out as they are, unless
-    larger than `max_side` pixels); otherwise a model of transformers,
-    as a hub id or a local folder. Tokens are counted without
-    the prompt and without the end token. `temperature` 0 takes the likeliest token.
-    `language` (ISO 639-1) flags captions in another one. `exact_decode` decodes every pixel of
-    large JPEGs (see images.py). `compile_decoder` gives a model of transformers a cache of fixed
-    size, and on a GPU a compiled decoder: a minute at the start, less for each token. A batch that
-    takes over `batch_timeout` seconds has failed.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = "mini"
-    revision: str | None = None
-    prompt: str | None = None
-    top_k: int = Field(default=50, ge=1)
-    temperature: float = Field(default=0.75, ge=0)
-    min_tokens: int = Field(default=5, ge=0)
-    max_tokens: int = Field(default=40, ge=1)
-    captions_per_image: int = Field(default=1, ge=1)
-    seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    batch_size: int | None = Field(default=None, ge=1)
-    max_side: int | None = Field(default=None, ge=16)
-    concurrency: int = Field(default=32, ge=1)
-    timeout: float = Field(default=120.0, gt=0)
-    retries: int = Field(default=5, ge=0)
-    trust_remote_code: bool = False
-    language: str | None = None
-    exact_decode: bool = False
-    compile_decoder: bool = False
-    batch_timeout: float = Field(default=BATCH_TIMEOUT, gt=0)
+    model: str = option(
+        "mini",
+        "Captioner: `mini` (embedded, for demos); a transformers hub id or folder; "
+        "`open_clip:ARCHITECTURE/TAG`; `server:URL` (OpenAI-compatible, ends in /v1); `field:NAME` "
+        "of the samples' JSON; `package.module:Class` of your own.",
+        group=MODEL,
+    )
+    revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)
+    prompt: str | None = option(
+        None, "Prompt, for models that take one (default: by model).", group=MODEL
+    )
+    language: str | None = option(
+        None,
+        "Expected language (ISO 639-1, such as en); captions in other languages are flagged.",
+        group=MODEL,
+    )
+    trust_remote_code: bool = option(
+        False,
+        "DANGER: runs Python code from the model's repository with your permissions.",
+        group=MODEL,
+    )
+    top_k: int = option(50, "Sample from the K most likely tokens.", group=SAMPLING, ge=1)
+    temperature: float = option(
+        0.75, "Sampling temperature; 0 = greedy decoding.", group=SAMPLING, ge=0
+    )
+    min_tokens: int = option(5, "Minimum number of tokens.", group=SAMPLING, ge=0)
+    max_tokens: int = option(40, "Maximum number of tokens.", group=SAMPLING, ge=1)
+    captions_per_image: int = option(1, "Captions per image.", group=SAMPLING, ge=1)
+    seed: int = option(0, "Random seed.", group=SAMPLING)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    batch_size: int | None = option(
+        None, "Images per batch (default: by device).", group=HARDWARE, ge=1
+    )
+    exact_decode: bool = option(
+        False,
+        "Decode every pixel of JPEGs that are much larger than the model's input.",
+        group=HARDWARE,
+    )
+    compile_decoder: bool = option(
+        False,
+        "Compile the decoder on a GPU: about a minute at start-up, less time per token.",
+        group=HARDWARE,
+    )
+    max_side: int | None = option(
+        None,
+        "Downscale images whose longer side exceeds N pixels before upload.",
+        group=SERVER,
+        metavar="N",
+        ge=16,
+    )
+    concurrency: int = option(32, "Requests at the same time.", group=SERVER, ge=1)
+    timeout: float = option(120.0, "Request timeout in seconds.", group=SERVER, gt=0)
+    retries: int = option(5, "Retries of a request to a busy server.", group=SERVER, ge=0)
+    batch_timeout: float = option(
+        BATCH_TIMEOUT,
+        "Seconds a batch may take before its samples count as failed.",
+        group=RESUME,
+        gt=0,
+    )
 
     def sampling(self) -> dict[str, object]:
         """What decides how tokens are drawn; it goes into every marker."""
-        names = ("top_k", "temperature", "min_tokens", "max_tokens", "captions_per_image", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in SAMPLING_FIELDS}

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from capmix.caption.captioner import Caption, Captioner
 from capmix.caption.flags import caption_flags
+from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
-from capmix.models.image_pass import embeddings_folder, read_embeddings
-from capmix.models.index import bad_row, pool_inputs
-from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.storage.rows import DROPPED, OK, Row, table_of
+from capmix.models.image_pass import read_embeddings
+from capmix.pool import Shard
+from capmix.settings.base import defaults_of
+from capmix.storage.layout import captions_folder, embeddings_folder
+from capmix.storage.rows import DROPPED, OK, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
 FIELDS = [
@@ -26,11 +28,8 @@ FIELDS = [
     ("finish", pa.string()),
     ("flags", pa.list_(pa.string())),
 ]
+DEFAULTS = defaults_of(CaptionSettings)
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
-
-def captions_folder(source: str) -> str:
-    return f"captions/{source}"
 
 
 def check_source_name(source: str) -> None:
@@ -73,40 +72,23 @@ def caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
-    return Stage(f"caption {source}", captions_folder(source), config, inputs, run_shard, (folder,))
+    return Stage(
+        f"caption {source}",
+        captions_folder(source),
+        config,
+        inputs,
+        run_shard,
+        (folder,),
+        defaults=DEFAULTS,
+        columns=column_names(FIELDS),
+        upgrade=with_columns(FIELDS),
+        provenance=getattr(captioner, "provenance", {}),
+    )
 
 
 def asked_language(language: str | None) -> dict[str, str]:
     """What a marker says of the language that captions were asked to be in: nothing if none."""
     return {"language": language} if language else {}
-
-
-def field_stage(pool: Pool, field: str, source: str) -> Stage:
-    """The stage that takes `source` from a field of the samples' json instead of a model.
-
-    A list of strings becomes one caption, joined by ", ".
-    """
-
-    def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows = []
-        for sample in pool.read(shard):
-            out.count_in()
-            rows.append(_field_row(sample, field))
-            count_row(out, rows[-1])
-        out.write_table(table_of(rows, FIELDS))
-
-    config = {"source": source, "model": f"field:{field}"}
-    return Stage(f"caption {source}", captions_folder(source), config, pool_inputs, run_shard)
-
-
-def _field_row(sample: Sample | BadSample, field: str) -> Row:
-    if isinstance(sample, BadSample):
-        return bad_row(sample)
-    value = sample.metadata.get(field)
-    if isinstance(value, list):
-        value = ", ".join(item for item in value if isinstance(item, str))
-    text = str(value or "").encode("utf-8", "replace").decode("utf-8").strip()
-    return caption_rows(Row(sample.uid, sample.key), [Caption(text)])[0]
 
 
 def caption_rows(

@@ -1,50 +1,175 @@
-"""From options to settings: kinds of numbers, and errors that name the command."""
+"""Make the options of a command from the fields of settings.
 
-import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+A command is a plain function. A parameter whose annotation is a Settings class stands for all of
+its fields, each an option of its own; `Annotated[Kind, only("a", "b")]` for some of them. Values
+are checked by the Settings class, so that the command line, pipeline files and Python agree.
+"""
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-    Model = TypeVar("Model", bound=BaseModel)
+from cyclopts import Group, Parameter
+from pydantic.fields import FieldInfo
 
-Settings = TypeVar("Settings")
+from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
-
-def checked(options: argparse.Namespace, make: Callable[[], Settings]) -> Settings:
-    """What `make` gives. Raises UserError, which names the command, for what is out of range."""
-    from pydantic import ValidationError
-
-    from capmix.errors import UserError
-    from capmix.mix.recipe import describe
-
-    try:
-        return make()
-    except ValidationError as error:
-        raise UserError(f"{options.command}: {describe(error)}") from error
+# In this order on the page; others come between the two.
+FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule")
+LAST_GROUPS = ("Hardware", "Logging", "Resume and failures")
 
 
-def settings_of(kind: "type[Model]", options: argparse.Namespace) -> "Model":
-    """The settings that the options of the same names hold. Raises UserError."""
-    return checked(
-        options, lambda: kind(**{name: getattr(options, name) for name in kind.model_fields})
+@dataclass(frozen=True)
+class Only:
+    """Some fields of a Settings class, by name."""
+
+    names: tuple[str, ...]
+
+
+def only(*names: str) -> Only:
+    """The fields of a Settings class that a command has."""
+    return Only(names)
+
+
+class Place(Settings):
+    """Which pool and work directory a command is about."""
+
+    pool: str | None = None
+    work: str | None = None
+
+
+POOL_HELP = (
+    "Directory or URL of tars, images or parquet files, or `embedded` (default: the pool that the "
+    "work directory remembers)."
+)
+WORK_HELP = "Work directory (default: CAPMIX_WORK, or the one you are in)."
+Pool = Annotated[str | None, Parameter(help=POOL_HELP, show_default=False)]
+Work = Annotated[str | None, Parameter(name="--work", help=WORK_HELP, show_default=False)]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with a parameter for each option, as cyclopts reads it.
+
+    Raises UserError, which begins with the command's name, for a value that is out of range.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    kinds: dict[str, tuple[type[Settings], dict[str, str]]] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, names = _settings_of(hints[name])
+        if kind is None:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        fields = {_python_name(kind, one): one for one in names}
+        kinds[name] = kind, fields
+        parameters += [_parameter(kind, field, python) for python, field in fields.items()]
+
+    place = function.__name__.strip("_").replace("_", "-")
+
+    @functools.wraps(function)
+    def run(*positional: Any, **given: Any) -> None:
+        settings = {}
+        for name, (kind, fields) in kinds.items():
+            by_name = {field: option for option, field in options_of(kind).items()}
+            values = {
+                by_name[field]: given.pop(python)
+                for python, field in fields.items()
+                if python in given
+            }
+            settings[name] = make(kind, values, place)
+        function(*positional, **given, **settings)
+
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        sorted(parameters, key=lambda one: one.kind)
+    )
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    del run.__wrapped__
+    return run
+
+
+def _settings_of(hint: Any) -> tuple[type[Settings] | None, tuple[str, ...]]:
+    """The Settings class of an annotation and the names of its fields that are options."""
+    chosen: tuple[str, ...] | None = None
+    if typing.get_origin(hint) is Annotated:
+        hint, *about = typing.get_args(hint)
+        chosen = next((one.names for one in about if isinstance(one, Only)), None)
+    if not (isinstance(hint, type) and issubclass(hint, Settings)):
+        return None, ()
+    shown = (n for n, field in hint.model_fields.items() if option_info(field).on_command_line)
+    return hint, tuple(shown) if chosen is None else chosen
+
+
+def _python_name(kind: type[Settings], name: str) -> str:
+    return option_name(name, kind.model_fields[name])
+
+
+def _parameter(kind: type[Settings], name: str, python: str) -> inspect.Parameter:
+    field = kind.model_fields[name]
+    info = option_info(field)
+    option = f"--{python.replace('_', '-')}"
+    annotation = _annotation(field, info.repeats)
+    has_no = (annotation is bool and field.default is True) or annotation == bool | None
+    about = Parameter(
+        name=option,
+        help=field.description,
+        group=group_named(info.group),
+        negative=f"--no-{python.replace('_', '-')}" if has_no else "",
+        show_default=_shown_default(field),
+        metavar=info.metavar,
+        allow_leading_hyphen=annotation is str or annotation == str | None,
+        required=field.is_required(),
+    )
+    default = inspect.Parameter.empty if field.is_required() else _default(field)
+    return inspect.Parameter(
+        python,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, about],
     )
 
 
-def fraction(text: str) -> float:
-    """Of an option. Raises argparse.ArgumentTypeError."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a fraction from 0 to 1")
-    return value
+@functools.cache
+def group_named(name: str) -> Group | None:
+    """The heading of a group of options; None for those without one."""
+    if not name:
+        return None
+    places = {one: order for order, one in enumerate(FIRST_GROUPS)}
+    places |= {one: 100 + order for order, one in enumerate(LAST_GROUPS)}
+    return Group(name, sort_key=places.get(name, 50))
 
 
-def positive(text: str) -> int:
-    """Of an option. Raises argparse.ArgumentTypeError."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number over 0")
-    return int(text)
+def _annotation(field: FieldInfo, repeats: bool) -> Any:
+    """What cyclopts converts to; anything but numbers, choices and flags stays text."""
+    plain = [one for one in _members(field.annotation) if one is not type(None)]
+    optional = not field.is_required() and field.default is None
+    kind: Any = str
+    if repeats:
+        kind, optional = list[str], not field.is_required()
+    elif len(plain) == 1 and (
+        plain[0] in (bool, int, float) or typing.get_origin(plain[0]) is Literal
+    ):
+        kind = plain[0]
+    if kind is str and not field.is_required() and field.default is not None:
+        optional = not isinstance(field.default, str)
+    return kind | None if optional else kind
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        yield from typing.get_args(annotation)
+    else:
+        yield annotation
+
+
+def _default(field: FieldInfo) -> Any:
+    """As cyclopts takes it; what is made anew for each model is None here, for "not given"."""
+    return field.default if field.default_factory is None else None
+
+
+def _shown_default(field: FieldInfo) -> bool:
+    is_silent = field.default is None or field.default is False or field.default == ""
+    return field.default_factory is None and not is_silent

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 GRACE = 7.0  # seconds
 CODE = 130
-GO_ON = "capmix: stopped; the same command goes on from here"
+RESUME = "capmix: interrupted; rerun the same command to resume"
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def _watch(signals: socket.socket, is_over: threading.Event) -> None:
             if deadline is None and {signal.SIGINT, signal.SIGTERM} & set(signals.recv(64)):
                 deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
-            print(f"\n{GO_ON}", file=sys.stderr)
+            print(f"\n{RESUME}", file=sys.stderr)
             end_now(CODE)
 
 

@@ -4,12 +4,15 @@ A batch that fails is tried again in halves until what fails stands alone; one t
 into memory makes all later ones smaller; one that takes too long is ended.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
 from capmix.engine.deadline import Deadline, TimedOutError
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -81,8 +84,7 @@ class Batches:
     def _shrink(self, size: int, half: int) -> None:
         if self.largest is None or half < self.largest:
             self.largest = half
-            print(f"a batch of {size} does not fit into memory: {half} from here on",
-                  file=sys.stderr)  # fmt: skip
+            log.warning("out of memory at batch size %d; continuing with %d", size, half)
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from capmix.errors import UserError
 from capmix.pool import Shard
+from capmix.storage.layout import part_name
 from capmix.storage.rows import FAILED, Row, rows_of
 from capmix.storage.store import Counts, Store
 
-MAX_FAILURES = 0.01
 EXAMPLES = 3
 LOOKED_AT = 20  # parts with failures, for examples of different reasons
 UNREAD = ("unreadable_shard", "not_a_tar")  # reasons of one row that stands for a whole shard
@@ -71,7 +71,7 @@ def examples(store: Store, folder: str, shards: Sequence[Shard]) -> list[str]:
     for shard in shards:
         if looked_at == LOOKED_AT:
             break
-        part = f"{folder}/{shard.name}"
+        part = part_name(folder, shard.name)
         marker = store.read_marker(part)
         if marker is None or not marker.counts.failed:
             continue

@@ -1,6 +1,7 @@
 """End what takes too long: a model that hangs would otherwise hold a run for ever."""
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT_EVERY = 0.5  # seconds
 
@@ -56,8 +59,7 @@ class Deadline:
         ends_at = self._ends_at
         if ends_at is None or time.monotonic() < ends_at:
             return
-        told = f"no answer within {2 * self.seconds:g} s; it stands at"
-        print(told, file=sys.stderr, flush=True)
+        log.error("watchdog: no progress for %g s, stack trace follows", 2 * self.seconds)
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
         os._exit(1)
 

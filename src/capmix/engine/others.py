@@ -4,19 +4,20 @@ Nothing depends on it. Parts appear whole, each shard is looked at again before 
 two runs that make the same part make the same bytes.
 """
 
+import logging
 import os
 import random
 import socket
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from capmix.engine.worker import ShardTask
 from capmix.storage.filesystem import storage_errors
+from capmix.storage.layout import RUNNING
 from capmix.storage.store import Store, is_running
 
-FOLDER = "running"
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,12 +25,14 @@ def announced(store: Store) -> Iterator[list[str]]:
     """Within the block this run is written down in the work directory; gives who else is there."""
     others = _others(store)
     if others:
-        print(
-            f"another run works in {store.location} ({', '.join(others)}): the shards are shared. "
-            f"If it has died, delete {store.path(FOLDER)}.",
-            file=sys.stderr,
+        log.warning(
+            "another capmix process is using %s (%s); shards will be divided between them. If that "
+            "process is dead, delete %s",
+            store.location,
+            ", ".join(others),
+            store.path(RUNNING),
         )
-    name = f"{FOLDER}/{uuid.uuid4().hex[:12]}"
+    name = f"{RUNNING}/{uuid.uuid4().hex[:12]}"
     store.write_json(name, {"host": socket.gethostname(), "process": os.getpid()})
     try:
         yield others
@@ -37,13 +40,13 @@ def announced(store: Store) -> Iterator[list[str]]:
         with suppress(*storage_errors()):
             store.fs.rm_file(store.path(name))
             if store.is_local:
-                os.rmdir(store.path(FOLDER))  # while no other run is there
+                os.rmdir(store.path(RUNNING))  # while no other run is there
 
 
 def _others(store: Store) -> list[str]:
     """Runs of other machines, and those of this one whose process lives."""
     found = []
-    for name in store.files(FOLDER):
+    for name in store.files(RUNNING):
         about = store.read_json(name)
         if not isinstance(about, dict):
             continue

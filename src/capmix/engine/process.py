@@ -12,6 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from capmix.engine import messages
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.worker import Job, ShardTask, Worker, answered
 from capmix.errors import UserError
@@ -25,7 +26,7 @@ class Process:
     def __init__(self, job: Job, environment: dict[str, str], cores: Sequence[int]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, environment, list(cores), os.getpid())
+        arguments = (theirs, environment, list(cores), os.getpid(), messages.are_shown())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -68,11 +69,17 @@ class Process:
 
 
 def _serve(
-    connection: Connection, environment: dict[str, str], cores: list[int], parent: int
+    connection: Connection,
+    environment: dict[str, str],
+    cores: list[int],
+    parent: int,
+    shows_messages: bool,
 ) -> None:
     """The life of a worker process: it is sent the job, and then answers None with the plan, and a
     task with a reply."""
     os.environ.update(environment)
+    if shows_messages:
+        messages.show()
     if cores:
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us

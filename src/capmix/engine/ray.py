@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,8 @@ from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan, answered
 from capmix.errors import UserError
+
+log = logging.getLogger(__name__)
 
 TOLD_AFTER = 60.0  # seconds without any answer
 READY = "ready"
@@ -78,7 +79,9 @@ class Cluster:
         answer = self._actors[0].plan.remote(self._job)
         try:
             while not self._ray.wait([answer], timeout=TOLD_AFTER)[0]:
-                print("ray: no answer of the first worker yet; is there room?", file=sys.stderr)
+                log.warning(
+                    "ray: still waiting for the first worker; is the cluster out of resources?"
+                )
             plan = self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
             raise UserError(f"ray: the first worker failed: {_about(error)}") from error
@@ -101,8 +104,7 @@ class Cluster:
             done, _ = self._ray.wait(list(asked), num_returns=1, timeout=TOLD_AFTER)
             if not done:
                 if not any(task for _, task in asked.values()):
-                    told = f"ray: no room for a worker yet, {len(waiting)} shards wait"
-                    print(told, file=sys.stderr)
+                    log.warning("ray: no resources for a worker yet; %d shards wait", len(waiting))
                 continue
             number, task = asked.pop(done[0])
             try:

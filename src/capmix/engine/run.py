@@ -4,17 +4,16 @@ An engine (`local.py`, `ray.py`) gives a plan, and a reply for each task. All th
 bar, the counts, what is tried again, and when a run ends because too much fails.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from capmix.engine.budget import (
-    MAX_FAILURES,
     check_failures,
     examples,
     is_hopeless,
@@ -23,12 +22,15 @@ from capmix.engine.budget import (
     unread_rows,
 )
 from capmix.engine.others import announced, shuffled
-from capmix.engine.settings import EngineSettings
+from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import OnCount, PartOutcome
 from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPlan
 from capmix.errors import UserError
 from capmix.storage.filesystem import without_secrets
+from capmix.storage.layout import part_name
 from capmix.storage.store import Counts
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at a shard whose worker dies, or whose part cannot be made for another reason
 
@@ -143,7 +145,7 @@ class _Run:
             told = f"shard {reply.task.shard.name}: {reply.message}; {following}"
             if reply.details and attempt + 1 == ATTEMPTS:
                 told += f"\n{reply.details}"
-            bar.write(without_secrets(told), sys.stderr)
+            log.warning("%s", without_secrets(told))
             return
         bar.update(len(reply.task.stages))
         for number in reply.outcomes:
@@ -166,16 +168,16 @@ class _Run:
             counts, unread = Counts(), 0
             with store.listed([folder]):
                 for shard in self.job.shards:
-                    marker = store.read_marker(f"{folder}/{shard.name}")
+                    marker = store.read_marker(part_name(folder, shard.name))
                     if marker is not None:
                         counts.add(marker.counts)
                         unread += is_unread(marker.counts)
                 lines = self._examples(number) if counts.failed else []
-            print(f"{name}: {self._rate(number, counts)}", file=sys.stderr)
+            log.info("%s: %s", name, self._rate(number, counts))
             if counts.failed:
                 rows = unread_rows(counts, unread, len(self.job.shards))
                 check_failures(name, counts, self.max_failures, lines, unread=rows)
-                print(f"{name}: {'; '.join(lines)}", file=sys.stderr)
+                log.warning("%s: %s", name, "; ".join(lines))
             found.append(counts)
         self._tell_busy()
         return found
@@ -197,7 +199,7 @@ class _Run:
             rate, share = images / self.seconds, busy / self.seconds / self.workers
             several = f", {self.workers} workers" if self.workers > 1 else ""
             name = self.plan.names[-1]
-            print(f"{name}: {rate:,.1f} images/s, model busy {share:.0%}{several}", file=sys.stderr)
+            log.info("%s", f"{name}: {rate:,.1f} images/s, model busy {share:.0%}{several}")
 
     def lost_shards(self) -> str:
         """What to say of the shards that no attempt could process; "" where there are none."""

@@ -1,23 +1,54 @@
-"""Where the work is done: in this process, in several, or on a Ray cluster."""
+"""Where the work is done, and what a run does with failures and existing parts."""
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from capmix.settings.base import Settings, option
+
+HARDWARE, RESUME = "Hardware", "Resume and failures"
+MAX_FAILURES = 0.01
 
 
-class EngineSettings(BaseModel):
-    """`local`: one process; where there are several GPUs, one worker process for each of them.
+class EngineSettings(Settings):
+    """`local`: one process, or one worker process per GPU. `ray`: actors of a Ray cluster, each of
+    which loads the model once."""
 
-    `ray`: actors of a Ray cluster at `address` (`auto`: the one that this machine is part of; by
-    default RAY_ADDRESS, or else Ray is started here). `workers` processes or actors (default for
-    Ray: as many as the cluster has room for), each of which loads the model once; `gpus_per_worker`
-    (default 1 where there are GPUs and the model uses them) and `cpus_per_worker` are Ray's.
-    """
+    name: Literal["local", "ray"] = option(
+        "local", "Run on this machine or on a Ray cluster.", group=HARDWARE, name="engine"
+    )
+    workers: int | None = option(
+        None,
+        "Processes, or Ray actors (default: one per GPU; without GPUs one process, or as many "
+        "actors as fit).",
+        group=HARDWARE,
+        ge=1,
+    )
+    address: str | None = option(
+        None,
+        "Address of the Ray cluster; `auto` is the one this machine belongs to (default: "
+        "RAY_ADDRESS, else start Ray here).",
+        group=HARDWARE,
+    )
+    gpus_per_worker: float | None = option(
+        None,
+        "GPUs per Ray actor; a fraction shares one (default: 1 where the model uses GPUs).",
+        group=HARDWARE,
+        ge=0,
+    )
+    cpus_per_worker: float = option(1.0, "CPUs per Ray actor.", group=HARDWARE, ge=0)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["local", "ray"] = "local"
-    workers: int | None = Field(default=None, ge=1)
-    address: str | None = None
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    cpus_per_worker: float = Field(default=1.0, ge=0)
+class RunSettings(Settings):
+    """What a run does with rows that fail and with parts that exist."""
+
+    max_failures: float = option(
+        MAX_FAILURES,
+        "Stop when more than this fraction of the rows has failed.",
+        group=RESUME,
+        metavar="FRACTION",
+        ge=0,
+        le=1,
+    )
+    force: bool = option(
+        False, "Overwrite outputs that were made with different settings.", group=RESUME
+    )
+    retry_failed: bool = option(False, "Process samples that failed before again.", group=RESUME)

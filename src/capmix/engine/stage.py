@@ -5,8 +5,8 @@ likes. It never sees images or captions.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from capmix.engine.busy import Busy
 from capmix.engine.redo import Redo
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.compare import changes
+from capmix.storage.layout import part_name
+from capmix.storage.store import FORMAT, Counts, Marker, Store
 
 OnCount = Callable[[Counts], None]
 TOLD_EVERY = 0.2  # seconds
@@ -49,6 +51,7 @@ class PartWriter:
         self.rows_in = 0
         self.busy = Busy()
         self.files: dict[str, int] = {}
+        self.columns: tuple[str, ...] = ()
         self._redo = redo
         self._on_count = on_count
         self._counts, self._untold = Counts(), Counts()
@@ -91,6 +94,7 @@ class PartWriter:
             table = self._redo.merged(table)
         name = f"{self.part}.parquet"
         self.files[name] = self.store.write_table(name, table)
+        self.columns = tuple(table.column_names)
 
     def _leave_if_made(self) -> None:
         """A model whose texts differ from call to call must not replace what is read already."""
@@ -115,6 +119,11 @@ class Stage:
     made from (name -> fingerprint), `config` is every setting that its content depends on. `reads`
     are the folders whose fingerprints `inputs` gives. With `by_sample`, run_shard heeds the `keys`
     of the writer. `of_samples` says that a part counts one row for each sample of its shard.
+
+    `defaults` are those of settings in `config`, which count as absent where they are at them.
+    `columns` are those of the part's table; a part of an older capmix that lacks some is made
+    again, or gets them from `upgrade` where there is one. `provenance` goes into markers and
+    decides nothing.
     """
 
     name: str
@@ -125,9 +134,13 @@ class Stage:
     reads: tuple[str, ...] = ()
     by_sample: bool = False
     of_samples: bool = True
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    upgrade: Callable[[pa.Table], pa.Table] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def part(self, shard: Shard) -> str:
-        return f"{self.folder}/{shard.name}"
+        return part_name(self.folder, shard.name)
 
 
 @dataclass
@@ -151,7 +164,25 @@ def missing(stage: Stage, shards: Iterable[Shard], store: Store) -> list[Shard]:
 
 
 def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
-    return store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
+    """Whether the part of a shard needs no work."""
+    known = stage.inputs(shard), stage.config, stage.defaults
+    return store.is_done(stage.part(shard), *known, stage.columns)
+
+
+def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
+    """Whether a part lacked nothing but columns, and has them now."""
+    part = stage.part(shard)
+    if stage.upgrade is None or not store.is_done(
+        part, stage.inputs(shard), stage.config, stage.defaults
+    ):
+        return False
+    marker = store.read_marker(part)
+    assert marker is not None
+    table = stage.upgrade(store.read_table(f"{part}.parquet"))
+    files = marker.files | {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
+    columns = tuple(table.column_names)
+    store.write_marker(part, replace(marker, files=files, columns=columns, format=FORMAT))
+    return True
 
 
 def run_one(
@@ -166,8 +197,10 @@ def run_one(
     part = stage.part(shard)
 
     def is_made() -> bool:
-        return store.is_done(part, inputs, stage.config)
+        return store.is_done(part, inputs, stage.config, stage.defaults, stage.columns)
 
+    if not is_made() and _upgraded(stage, shard, store):
+        return PartOutcome(seconds=time.monotonic() - started)
     is_again = retry and is_made()
     redo = Redo.of(store, part) if is_again and stage.by_sample else None
     if redo is not None and not redo.keys:
@@ -180,7 +213,16 @@ def run_one(
     rows_in, counts = writer.rows_in, writer.counts
     if redo is not None:
         rows_in, counts = redo.counts(writer.rows_in, writer.counts)
-    store.write_marker(part, Marker(inputs, stage.config, rows_in, counts, files=writer.files))
+    marker = Marker(
+        inputs,
+        stage.config,
+        rows_in,
+        counts,
+        files=writer.files,
+        columns=writer.columns,
+        provenance=stage.provenance,
+    )
+    store.write_marker(part, marker)
     return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)
 
 
@@ -192,15 +234,12 @@ def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -
     with store.listed([stage.folder]):
         for shard in shards:
             marker = store.read_marker(stage.part(shard))
-            if marker is None or marker.config == stage.config:
+            if marker is None:
                 continue
-            names = sorted(set(marker.config) | set(stage.config))
-            changes = [
-                f"{name} {marker.config.get(name)!r} -> {stage.config.get(name)!r}"
-                for name in names
-                if marker.config.get(name) != stage.config.get(name)
-            ]
-            raise UserError(
-                f"{store.path(stage.folder)} was made with other settings ({'; '.join(changes)}). "
-                "Choose another name or work directory, or pass --force to make it again."
-            )
+            changed = changes(marker.config, stage.config, stage.defaults)
+            if changed:
+                raise UserError(
+                    f"{store.path(stage.folder)} was made with other settings "
+                    f"({'; '.join(changed)}). Choose another name or work directory, or pass "
+                    "--force to overwrite it."
+                )

@@ -10,7 +10,15 @@ from typing import Any
 
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.redo import may_pass
-from capmix.engine.stage import OnCount, PartOutcome, Stage, missing, refuse_other_settings, run_one
+from capmix.engine.stage import (
+    OnCount,
+    PartOutcome,
+    Stage,
+    is_done,
+    missing,
+    refuse_other_settings,
+    run_one,
+)
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.filesystem import storage_errors
@@ -161,8 +169,7 @@ class Worker:
 
     def _run_stage(self, stage: Stage, shard: Shard, on_count: OnCount) -> PartOutcome:
         store = self._job.store
-        is_done = store.is_done(stage.part(shard), stage.inputs(shard), stage.config)
-        marker = store.read_marker(stage.part(shard)) if is_done else None
+        marker = store.read_marker(stage.part(shard)) if is_done(stage, shard, store) else None
         if marker is not None and not (self._job.retry and may_pass(marker.counts.failed)):
             return PartOutcome()
         return run_one(stage, shard, store, on_count, retry=self._job.retry)

@@ -10,36 +10,41 @@ with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid a
 import contextlib
 import csv
 import io
+import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
-from capmix.engine.budget import MAX_FAILURES
 from capmix.engine.run import run_job
-from capmix.engine.settings import EngineSettings
+from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
+from capmix.export.settings import SAMPLES_PER_SHARD, Form
 from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
-from capmix.score.stage import texts_folder
 from capmix.storage.filesystem import again, is_within
+from capmix.storage.layout import (
+    EXPORT_ABOUT,
+    EXPORT_MARKERS,
+    RAW,
+    SCORES,
+    scores_folder,
+    texts_folder,
+)
 from capmix.storage.store import Counts, Store
 
-Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
+log = logging.getLogger(__name__)
+
 TARS = ("webdataset", "datacomp")
-SAMPLES_PER_SHARD = 10_000
-ABOUT = "_capmix_export.json"
-MARKERS = "_markers"
 OURS = re.compile(
     r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
     r"data|images|running|metadata\.jsonl|llava\.json|captions\.csv"
@@ -89,8 +94,8 @@ def export(
         "sources": list(sources),
     }
     if is_within(directory, pool.location):
-        raise UserError(f"--out {directory} lies in the pool {pool.location}: name another")
-    target = Store(directory)
+        raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
+    target = Store(directory, EXPORT_MARKERS)
     target.sweep()
     _claim(target, about)
     if form == "csv":
@@ -114,9 +119,9 @@ def _write_shards(
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
     sizes = {}
-    with target.listed([MARKERS]):
+    with target.listed([""]):
         for shard in shards:
-            marker = target.read_marker(f"{MARKERS}/{shard.name}")
+            marker = target.read_marker(shard.name)
             assert marker is not None
             sizes[f"{shard.name}.tar"] = marker.counts.ok
     if work.form in TARS:
@@ -189,7 +194,7 @@ def _export_stages(work: Export) -> list[Stage]:
         return found
 
     config = {"size": size, "form": work.form, "sources": list(work.sources)}
-    return [Stage(f"export {work.subset}", MARKERS, config, inputs, run_shard)]
+    return [Stage(f"export {work.subset}", "", config, inputs, run_shard)]
 
 
 def _file_name(form: Form, shard: str) -> str:
@@ -209,7 +214,7 @@ def _write_csv(target: Store, rows: SubsetRows) -> Counts:
             writer.writerows(zip(*(table[name].to_pylist() for name in columns), strict=True))
             counts.ok += len(table)
         lines.detach()  # flushes, and leaves the closing to the store
-    print(f"export {rows.name}: {counts.ok:,} rows", file=sys.stderr)
+    log.info("export %s: %s rows", rows.name, f"{counts.ok:,}")
     return counts
 
 
@@ -217,7 +222,7 @@ def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:
     """What wrote the captions of each source and what scored them, as the first markers say."""
     first = pool.shards[0].name
     folders = {f"captions of {one}": texts_folder(one) for one in sources if one != "raw"}
-    folders |= {f"scores {one}": f"scores/{one}/raw" for one in store.folders("scores")}
+    folders |= {f"scores {one}": scores_folder(one, RAW) for one in store.folders(SCORES)}
     found = {}
     for what, folder in folders.items():
         marker = store.read_marker(f"{folder}/{first}")
@@ -229,7 +234,7 @@ def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:
 
 def _claim(target: Store, about: dict[str, Any]) -> None:
     """Make sure that the directory is new or is an export of ours; of an older one, clear it."""
-    known = target.read_json(ABOUT)
+    known = target.read_json(EXPORT_ABOUT)
     if known == about:
         return
     held: list[str] = []
@@ -239,6 +244,8 @@ def _claim(target: Store, about: dict[str, Any]) -> None:
         raise UserError(f"{target.location} holds something else: export to an empty directory")
     for path in held:
         name = path.rpartition("/")[2]
-        if OURS.fullmatch(name) and name != ABOUT:  # what says that it is ours is written over last
+        if (
+            OURS.fullmatch(name) and name != EXPORT_ABOUT
+        ):  # what says that it is ours is written over last
             again(partial(target.fs.rm, path, recursive=True))
-    target.write_json(ABOUT, about)
+    target.write_json(EXPORT_ABOUT, about)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.mix.mix import FOLDER as SUBSETS
+from capmix.storage.layout import SUBSETS
 from capmix.storage.store import Store
 
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.models.index import FOLDER as SAMPLES
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.score.stage import texts_folder
+from capmix.storage.layout import SAMPLES, texts_folder
 from capmix.storage.store import Store
 
 

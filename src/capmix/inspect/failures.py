@@ -7,10 +7,9 @@ from dataclasses import astuple, dataclass, fields
 from typing import TextIO
 
 from capmix.errors import UserError
+from capmix.storage.layout import NOT_OF_SAMPLES
 from capmix.storage.rows import OK, rows_of
 from capmix.storage.store import Marker, Store
-
-NOT_OF_SAMPLES = ("measures/", "subsets/", "probes/", "probe_results/", "running/", "report/")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,11 @@ def failures(
     Only parts whose counts say so are read. Raises UserError where there is no such stage.
     """
     folder = (stage or "").strip("/")
-    parts = [part for part in store.parts(folder) if not part.startswith(NOT_OF_SAMPLES)]
+    parts = [
+        part
+        for part in store.parts(folder)
+        if not part.startswith(tuple(f"{one}/" for one in NOT_OF_SAMPLES))
+    ]
     if not parts:
         raise UserError(f"{store.path(folder)}: no finished part there; stages are folders such as "
                         "samples, captions/blip2 and scores/mini/raw")  # fmt: skip

@@ -12,8 +12,6 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from capmix.caption.captioners import caption_stages
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage, run_one
@@ -22,24 +20,38 @@ from capmix.models.index import index_stages
 from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
+from capmix.settings.base import Settings, option
+from capmix.settings.tables import table_lines
 from capmix.storage.store import Store
-from capmix.work import require_mini
 
 SOURCE = "planned"
 WARM = "warm-up"
-WARM_UP = 8  # images before the clock starts: a model's first batch loads and compiles
+WARM_UP = 8  # images before the clock starts, unless the backend asks for others (`warm_up`)
 
 
-class PlanSettings(BaseModel):
-    """`samples` are timed; `workers` share the work; `price` is of one of them for an hour, in any
-    currency; `images` stands for the pool's number of images."""
+class PlanSettings(Settings):
+    """What is planned for, and how many samples are timed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str = option("mini", "Captioner, as in `capmix caption`.", group="Model")
+    scorer: str = option("mini", "Scorer, as in `capmix score`.", group="Model")
+    captions_per_image: int = option(1, "Captions per image.", group="Model", ge=1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group="Model")
+    samples: int = option(512, "Samples to time.", ge=1)
+    workers: int = option(1, "GPUs or machines that share the work.", ge=1)
+    images: int | None = option(None, "Plan for so many images (default: the pool's).", ge=1)
+    price: float = option(0.0, "Price of one worker for an hour, in any currency.", ge=0)
 
-    samples: int = Field(default=512, ge=1)
-    workers: int = Field(default=1, ge=1)
-    images: int | None = Field(default=None, ge=1)
-    price: float = Field(default=0.0, ge=0)
+    @property
+    def captions(self) -> CaptionSettings:
+        """How captions are written."""
+        return CaptionSettings(
+            model=self.model, captions_per_image=self.captions_per_image, device=self.device
+        )
+
+    @property
+    def scores(self) -> ScoreSettings:
+        """How texts are scored."""
+        return ScoreSettings(model=self.scorer, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -74,23 +86,24 @@ class CostEstimate:
         """A table for people."""
         workers, price = self.settings.workers, self.settings.price
         known = "" if self.is_counted else ", estimated by bytes"
-        head = f"{'stage':<28}{'images/s':>10}{'hours':>12}{'read':>12}{'written':>12}"
         shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
         about = f"{self.images:,} images in {shards}{known}"
-        found = [f"{about}; timed on {self.timed}", head]
+        rows = []
         for step in self.steps:
             hours = self.images / step.rate / 3600
-            sizes = f"{_size(step.read * self.images):>12}{_size(step.written * self.images):>12}"
-            found.append(f"{step.name:<28}{step.rate:>10,.1f}{hours:>12,.1f}{sizes}")
+            sizes = _size(step.read * self.images), _size(step.written * self.images)
+            rows.append([step.name, f"{step.rate:,.1f}", f"{hours:,.1f}", *sizes])
         read = sum(step.read for step in self.steps) * self.images
         written = sum(step.written for step in self.steps) * self.images
-        total = f"{self.hours:>12,.1f}{_size(read):>12}{_size(written):>12}"
-        found.append(f"{'together, on one worker':<38}{total}")
+        total = f"{self.hours:,.1f}", _size(read), _size(written)
+        rows.append(["together, on one worker", "", *total])
+        table = table_lines(["stage", "images/s", "hours", "read", "written"], rows)
+        found = [f"{about}; timed on {self.timed}", *table]
         if workers > 1:
             found.append(f"on {workers:,} workers: {self.hours / workers:,.1f} hours")
         if price:
-            total = f"{self.hours * price:,.2f}"
-            found.append(f"price: {self.hours:,.1f} worker-hours x {price:g} = {total}")
+            cost = f"{self.hours * price:,.2f}"
+            found.append(f"price: {self.hours:,.1f} worker-hours x {price:g} = {cost}")
         return found
 
 
@@ -107,15 +120,11 @@ class _FirstSamples(Pool):
         return islice(super().read(shard, keys), limit)
 
 
-def plan(
-    pool: str, captions: CaptionSettings, scores: ScoreSettings, settings: PlanSettings
-) -> CostEstimate:
+def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     """Time the listing, captioning, and scoring of raw texts and captions.
 
     Raises UserError for a pool without images, or whose first shard holds none that is ok.
     """
-    if "mini" in (captions.model, scores.model):
-        require_mini()
     opened = open_pool(pool)
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
@@ -129,9 +138,9 @@ def plan(
     of_image = shard.bytes / in_shard
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)
-        stages = index_stages(part) + caption_stages(part, store, SOURCE, captions)
+        stages = index_stages(part) + caption_stages(part, store, SOURCE, settings.captions)
         names = [stage.name for stage in stages]
-        scoring = score_stages(part, store, ["raw", SOURCE], scores)
+        scoring = score_stages(part, store, ["raw", SOURCE], settings.scores)
         stages += [stage for stage in scoring if stage.name not in names]
         for stage in stages:
             run_one(stage, Shard(WARM, ""), store, lambda _: None)

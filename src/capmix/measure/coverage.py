@@ -14,10 +14,14 @@ from capmix.errors import UserError
 from capmix.measure.encode import encode_all
 from capmix.measure.population import read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
+from capmix.models.registry import require
 from capmix.score.scorer import Scorer
+from capmix.settings.base import defaults_of
+from capmix.storage.layout import MEASURES
 from capmix.storage.store import Counts, Marker, Store, once
 
-PART = "measures/coverage"
+PART = f"{MEASURES}/coverage"
+DEFAULTS = defaults_of(MeasureSettings)
 TEXTS_OF_SOURCE = 5_000  # at most, for topics
 TOPIC_WORDS = 5
 LONGEST_WORD = 40
@@ -36,10 +40,9 @@ def measure_coverage(
 
     Raises UserError where scikit-learn is missing.
     """
-    try:
-        import sklearn
-    except ImportError as error:
-        raise UserError("topics and the map of texts: pip install 'capmix[measure]'") from error
+    require(["sklearn"], "topics and the map of texts", "measure")
+    import sklearn
+
     inputs = text_digests(digests, sources)
     config = {
         "sources": list(sources),
@@ -73,7 +76,7 @@ def measure_coverage(
         }
         return Marker(inputs, config, len(texts), Counts(ok=len(texts)), found)
 
-    marker, _ = once(store, PART, inputs, config, make)
+    marker, _ = once(store, PART, inputs, config, make, DEFAULTS)
     return marker.extra
 
 

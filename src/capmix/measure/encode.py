@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from capmix.score.scorer import Scorer
 

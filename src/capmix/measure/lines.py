@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from capmix.settings.tables import table_lines
+
 
 def measure_lines(found: dict[str, Any]) -> list[str]:
     """A table with a row for each source, then references, agreement and topics."""
@@ -11,14 +13,14 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
         f"{population['sampled']:,} of them"
         + (f" ({sampled['tagger']})" if sampled["tagger"] else "")
     ]
-    lines += _table(
+    lines += table_lines(
         ["source", "texts", "unique", "words", "vocabulary", "trigrams", "distinct-3", "nouns",
          "noun share", "mean score", "truncated", "flagged"],
         [_row(name, one, sampled["sources"][name]) for name, one in population["sources"].items()],
     )  # fmt: skip
     errors = [one.get("standard_error") for one in population["sources"].values()]
     if any(errors):
-        lines.append(f"different things are counted by HyperLogLog: ± {2 * errors[0]:.1%} (95 %)")
+        lines.append(f"distinct counts are HyperLogLog estimates: ± {2 * errors[0]:.1%} (95 %)")
     for pair in population["agreement"]:
         if pair["samples"]:
             lines.append(
@@ -35,7 +37,7 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
             [name, *(_number(one[metric], ".4f") for metric in metrics)]
             for name, one in about["sources"].items()
         ]
-        lines += _table(["source", *metrics], rows)
+        lines += table_lines(["source", *metrics], rows)
     if found["coverage"]:
         effective = found["coverage"]["effective_topics"].items()
         topics = len(found["coverage"]["topics"])
@@ -64,16 +66,3 @@ def _row(name: str, population: dict[str, Any], sampled: dict[str, Any]) -> list
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in [heads, *rows]
-    ]

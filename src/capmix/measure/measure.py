@@ -1,6 +1,6 @@
 """Measure a pool's texts by source: how varied they are, how well they fit, what they speak of."""
 
-import sys
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +13,8 @@ from capmix.measure.settings import MeasureSettings
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 
 def measure(
@@ -39,7 +41,7 @@ def measure(
     shards = [shard.name for shard in pool.shards]
     found["sampled"] = measure_sampled(store, digests, sources, shards, settings)
     if found["sampled"]["tagger"] is None:
-        print("measure: no nouns without a tagger: pip install 'capmix[measure]'", file=sys.stderr)
+        log.warning("measure: no nouns without a tagger: pip install 'capmix[measure]'")
     found["references"] = found["coverage"] = None
     if settings.references:
         same = text_encoder if text_encoder is not None and text_encoder.name == scorer else None
@@ -50,5 +52,5 @@ def measure(
         try:
             found["coverage"] = measure_coverage(store, digests, sources, settings, text_encoder)
         except UserError as error:
-            print(f"measure: no topics: {error}", file=sys.stderr)
+            log.warning("measure: no topics: %s", error)
     return found

@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from capmix.engine.prefetch import prefetched
 from capmix.measure.diversity import Diversity, SketchedDiversity, Split, split_batch
 from capmix.measure.noise import Noise, agreement
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.steps import StepCounts
-from capmix.mix.columns import Column, columns_of, one_array, read_samples
+from capmix.mix.columns import Column, columns_of, folders_of, one_array, read_samples
 from capmix.mix.parts import Parts, check_parts, shard_batches
 from capmix.mix.plan import DRAW, locked_connection
 from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
-from capmix.score.stage import texts_folder
+from capmix.settings.base import defaults_of
+from capmix.storage.layout import MEASURES, texts_folder
 from capmix.storage.store import Counts, Marker, Store, once
 
-PART = "measures/population"
-SAMPLE = "measures/sample"
+PART = f"{MEASURES}/population"
+DEFAULTS = defaults_of(MeasureSettings)
+SAMPLE = f"{MEASURES}/sample"
 ROWS_AT_ONCE = 100_000
 SMALLEST_LEVEL = 300  # texts; below that a count of different trigrams says nothing
 
@@ -66,7 +68,7 @@ def measure_population(population: Population) -> dict[str, Any]:
     `digests` of the folders that were read."""
     columns = population.columns()
     store = population.store
-    parts = check_parts(store, population.pool, columns.values())
+    parts = check_parts(store, population.pool, folders_of(columns.values()))
     settings = population.settings
     config = {
         "scorer": population.scorer,
@@ -82,7 +84,7 @@ def measure_population(population: Population) -> dict[str, Any]:
         counts.dropped.update({"no sample": rows - found["samples"]})
         return Marker(parts.digests, config, rows, counts, found)
 
-    marker, _ = once(store, PART, parts.digests, config, make)
+    marker, _ = once(store, PART, parts.digests, config, make, DEFAULTS)
     return marker.extra | {"digests": marker.inputs}
 
 

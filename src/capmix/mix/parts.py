@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.mix.columns import ANNOTATIONS, Column
-from capmix.models.index import FOLDER as SAMPLES
 from capmix.pool import Pool
-from capmix.score.stage import texts_folder
-from capmix.storage.store import Store
+from capmix.storage.layout import ANNOTATIONS, SAMPLES, SCORES, texts_folder
+from capmix.storage.store import Store, marker_digest
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,12 @@ class Parts:
     following: frozenset[str]
 
 
-def check_parts(store: Store, pool: Pool, columns: Iterable[Column]) -> Parts:
-    """Read the markers of all parts of these columns.
+def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
+    """Read the markers of all parts of these folders (see columns.folders_of).
 
     Raises UserError where a shard's part is missing, or where scores were made from captions that
     have been written again since.
     """
-    folders = {SAMPLES}
-    for column in columns:
-        folders |= {column.folder, column.judge or column.folder}
     with store.listed(folders):
         return _check(store, pool, folders)
 
@@ -48,11 +43,11 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     whole, following = set(), set(folders)
     of_part: dict[tuple[str, str], str] = {}
     written: dict[str, str | None] = {}
-    for folder in sorted(folders, key=lambda one: one.startswith("scores/")):
+    for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
         total = hashlib.sha256()
         for shard in pool.shards:
             data = _marker(store, pool, folder, shard.name)
-            digest = hashlib.sha256(data).hexdigest()[:32]
+            digest = marker_digest(data)
             total.update(f"{shard.name} {digest}\n".encode())
             of_part[folder, shard.name] = digest
             marker = json.loads(data)
@@ -89,8 +84,7 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
 
 def _marker(store: Store, pool: Pool, folder: str, shard: str) -> bytes:
     try:
-        data: bytes = store.read_bytes(f"{folder}/{shard}.json")
-        return data
+        return store.read_marker_bytes(f"{folder}/{shard}")
     except OSError as error:
         done = set(store.parts(folder))
         absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
@@ -108,7 +102,7 @@ def _follows(
     of_part: dict[tuple[str, str], str],
 ) -> bool:
     """Whether a part of scores names the present part of its texts as what it was made from."""
-    if not folder.startswith("scores/"):
+    if not folder.startswith(f"{SCORES}/"):
         return False
     texts = texts_folder(folder.rpartition("/")[2])
     made_from, now = marker["inputs"].get(texts), of_part.get((texts, shard))

@@ -3,12 +3,10 @@
 import itertools
 import math
 import re
-import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,13 +17,11 @@ from pydantic import (
 )
 
 from capmix.errors import UserError
+from capmix.settings.base import SHORT, describe, did_you_mean
+from capmix.settings.yaml import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-# Aliases let a few lines of YAML stand for lists that fill the memory when they are written out.
-SHORT = reprlib.Repr()
-SHORT.maxlevel = 2
 MAX_COMBINATIONS = 10_000
-MAX_MERGED = 1_000
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
@@ -116,6 +112,16 @@ class Recipe(BaseModel):
         return self.model_copy(update=filled)
 
 
+def recipe_defaults() -> dict[str, Any]:
+    """What a recipe is where it does not say; of each clause too."""
+
+    def of(kind: type[BaseModel]) -> dict[str, Any]:
+        fields = {name: one for name, one in kind.model_fields.items() if not one.is_required()}
+        return {n: one.get_default(call_default_factory=True) for n, one in fields.items()}
+
+    return of(Recipe) | {"clauses": [of(Clause)]}
+
+
 def _both(clause: str, recipe: str) -> str:
     """The two conditions as one; true is not written out."""
     wanted = [condition for condition in (clause, recipe) if condition != "true"]
@@ -181,16 +187,6 @@ def shipped_recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
 
 
-def describe(error: ValidationError) -> str:
-    """The first fault of a validated file as one line: where it is, what it is."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown setting"
-    return f"{where}: {message}" if where else message
-
-
 def _with_base(name_or_path: str) -> dict[str, Any]:
     """What the recipe says, over what its base says; parameters of both together."""
     value = _recipe_value(name_or_path)
@@ -220,39 +216,11 @@ def _recipe_text(name_or_path: str) -> str:
         file = resources.files("capmix.mix") / "recipes" / f"{name_or_path}.yaml"
         return file.read_text("utf-8")
     if not name_or_path.endswith((".yaml", ".yml")):
-        known = ", ".join(shipped_recipes())
-        raise UserError(f"no recipe {name_or_path!r}: expected a .yaml file or one of {known}")
+        names = shipped_recipes()
+        hint = did_you_mean(name_or_path, names)
+        expected = hint or f": expected a .yaml file or one of {', '.join(names)}"
+        raise UserError(f"no recipe {name_or_path!r}{expected}")
     try:
         return Path(name_or_path).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"recipe {name_or_path}: {error}") from error
-
-
-class _BoundedLoader(yaml.SafeLoader):
-    """A safe loader in which merge keys (`<<`) do not multiply what they merge."""
-
-    def flatten_mapping(self, node: Any) -> None:
-        """Raises yaml.YAMLError for more than MAX_MERGED names, or references to them."""
-        before = len(node.value)
-        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
-        is_bounded = sum(len(value.value) for value in merged) <= MAX_MERGED
-        if is_bounded:
-            super().flatten_mapping(node)
-        if not is_bounded or len(node.value) > before + MAX_MERGED:
-            raise yaml.YAMLError(f"`<<` merges over {MAX_MERGED:,} names{node.start_mark}")
-
-
-def parse_yaml(text: str, place: str) -> Any:
-    """What YAML text says. Raises UserError, which begins with `place`."""
-    try:
-        loader = _BoundedLoader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except Exception as error:  # beside YAMLError: IndexError for `!!int ""`, RecursionError, ...
-        raise UserError(f"{place}: not YAML: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -1,6 +1,11 @@
 """What every backend that loads a model needs: where it runs, and what names its weights."""
 
+import contextlib
 import hashlib
+import platform
+import sys
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +57,29 @@ def input_side(image_processor: Any) -> int | None:
     if getattr(image_processor, "do_resize", False) and set(size) == {"shortest_edge"}:
         return int(size["shortest_edge"])
     return None
+
+
+def provenance(
+    packages: Iterable[str], device: str, batch_size: int, compiled: bool = False
+) -> dict[str, Any]:
+    """What a model ran with, for markers: versions, device, batch size, compiled or not.
+
+    It never decides whether a part is up to date.
+    """
+    versions = {}
+    for name in ("capmix", *packages):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "versions": versions,
+        "device": _device_name(device),
+        "batch_size": batch_size,
+        "compiled": compiled,
+    }
+
+
+def _device_name(device: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda") and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(device))
+    return f"{device} ({platform.machine()})" if device == "cpu" else device

@@ -18,7 +18,8 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError, decode_image
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
-from capmix.storage.rows import FAILED, OK, Row, rows_of, table_of
+from capmix.storage.layout import embeddings_folder
+from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
 
 
@@ -48,10 +49,6 @@ class ImageEncoder(Protocol):
         ...
 
 
-def embeddings_folder(encoder_name: str) -> str:
-    return f"embeddings/{encoder_name}/image"
-
-
 def embed_stage(
     pool: Pool,
     encoder: ImageEncoder,
@@ -73,7 +70,15 @@ def embed_stage(
 
     config = {"encoder": encoder.name}
     folder = embeddings_folder(encoder.name)
-    return Stage(f"embed {name or encoder.name}", folder, config, pool_inputs, run_shard)
+    return Stage(
+        f"embed {name or encoder.name}",
+        folder,
+        config,
+        pool_inputs,
+        run_shard,
+        columns=column_names([]),
+        provenance=getattr(encoder, "provenance", {}),
+    )
 
 
 def embed_shard(

@@ -15,9 +15,9 @@ from capmix.models.images import BadImageError, image_size
 from capmix.pool.parquet import read_metadata
 from capmix.pool.pool import Pool
 from capmix.pool.sample import BadSample, Sample, Shard
-from capmix.storage.rows import FAILED, Row, table_of
+from capmix.storage.layout import SAMPLES
+from capmix.storage.rows import FAILED, Row, column_names, table_of
 
-FOLDER = "samples"
 FIELDS = [
     ("text", pa.string()),
     ("width", pa.int32()),
@@ -44,7 +44,7 @@ def index_stages(pool: Pool) -> list[Stage]:
                 out.count_ok()
         out.write_table(table_of(rows, FIELDS))
 
-    return [Stage("index", FOLDER, {}, pool_inputs, run_shard)]
+    return [Stage("index", SAMPLES, {}, pool_inputs, run_shard, columns=column_names(FIELDS))]
 
 
 def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:

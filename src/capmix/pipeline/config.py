@@ -1,68 +1,88 @@
-"""The pipeline file of `capmix run`: which stages to run, on what, with which settings."""
+"""The pipeline file of `capmix run`: which stages to run, on what, with which settings.
+
+A section has the options of the command of its name, with underscores for dashes.
+"""
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.settings import EngineSettings
+from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.errors import UserError
+from capmix.evaluation.settings import EvaluateSettings
+from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
-from capmix.mix.recipe import combinations, describe, load_recipe, parse_yaml
+from capmix.mix.recipe import combinations, load_recipe
+from capmix.mix.settings import MixSettings
+from capmix.probe.settings import ProbeSettings
+from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
-from capmix.train.scales import TrainSettings
-from capmix.train.train import check_settings
+from capmix.settings.base import Settings, describe
+from capmix.settings.values import Names
+from capmix.settings.yaml import parse_yaml
+from capmix.training.scales import TrainSettings
+from capmix.training.train import check_settings
 
 STAGES = (
-    "caption", "score", "measure", "mix", "export", "probe", "train", "evaluate", "report"
+    "import", "caption", "score", "annotate", "measure", "mix", "export", "probe", "train",
+    "evaluate", "report",
 )  # fmt: skip
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ImportSection(ImportSettings):
+    """One import; `kind` and `files` are the arguments of `capmix import`."""
+
+    kind: str = Field(pattern="^(captions|scores)$", description="captions or scores.")
+    files: Names = Field(min_length=1, description="CSV or parquet files, or patterns.")
+
+    def settings(self) -> ImportSettings:
+        """The options alone."""
+        return ImportSettings(**self.model_dump(exclude={"kind", "files"}))
 
 
-class MixSection(_Section):
-    """`recipes`: a shipped name, a .yaml file, or a mapping with `recipe` and its parameters.
+class MixSection(Settings):
+    """The subsets to make; options here are those of every recipe that does not have its own."""
 
-    A parameter that is a list stands for one subset for each of its values.
-    """
+    recipes: list[str | dict[str, Any]] = Field(
+        min_length=1,
+        description="A shipped recipe's name, a .yaml file, or a mapping with `recipe`, its "
+        "parameters and options of `capmix mix`. A parameter that is a list stands for one subset "
+        "per value.",
+    )
+    seed: int = Field(0, description="Random seed.")
+    npy: bool = Field(False, description="Write DataComp's .npy of uids.")
+    uids: dict[str, str] = Field(default_factory=dict, description="Uid lists by name.")
+    workers: int | None = Field(None, ge=1, description="Threads.")
 
-    recipes: list[str | dict[str, Any]] = Field(min_length=1)
-    seed: int = 0
-
-    def entries(self) -> list[tuple[str, dict[str, Any]]]:
-        """Each recipe as its name or file, and its parameters."""
+    def entries(self) -> list[tuple[str, dict[str, Any], MixSettings]]:
+        """Each recipe as its name or file, its parameters and its options. Raises UserError."""
         found = []
+        common = self.model_dump(exclude={"recipes"})
         for entry in self.recipes:
-            parameters = {"recipe": entry} if isinstance(entry, str) else dict(entry)
-            recipe = parameters.pop("recipe", "")
+            given = {"recipe": entry} if isinstance(entry, str) else dict(entry)
+            recipe = given.pop("recipe", "")
             if not isinstance(recipe, str):
                 raise UserError("mix: recipe: expected a name or a .yaml file")
-            found += [(recipe, one) for one in combinations(parameters)]
+            options = {name: given.pop(name) for name in MixSettings.model_fields if name in given}
+            try:
+                settings = MixSettings(**common | options)
+            except ValidationError as error:
+                raise UserError(f"mix: {recipe}: {describe(error)}") from error
+            found += [(recipe, one, settings) for one in combinations(given)]
         return found
 
 
-class ExportSection(_Section):
-    samples_per_shard: int = Field(10_000, ge=1)
-
-
-class ProbeSection(_Section):
-    """`evalsets`: paths of evaluation sets; `embedded` stands for the embedded ones."""
-
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    evalsets: list[str] = Field(["embedded"], min_length=1)
-
-
 class TrainSection(TrainSettings):
-    """TrainSettings, with a run for each of `seeds` and recipes, straight from the pool.
+    """A run for each of `seeds` and recipes, straight from the pool.
 
     With `devices` over 1, each run is started by torchrun on so many GPUs of this machine.
     """
 
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     devices: int = Field(1, ge=1)
 
     @model_validator(mode="before")
@@ -73,46 +93,40 @@ class TrainSection(TrainSettings):
         return value
 
     def of_seed(self, seed: int) -> TrainSettings:
+        """The settings of one run."""
         return TrainSettings(**self.model_dump(exclude={"seeds", "seed", "devices"}), seed=seed)
 
 
-class EvaluateSettings(_Section):
-    """`evalsets`: the directory of evaluation sets, or `embedded`; `tasks` as in `capmix eval`."""
+class EvaluateSection(EvaluateSettings):
+    """The sets that every run is evaluated on."""
 
-    evalsets: str = "embedded"
-    tasks: str | None = None
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    evalsets: str = Field("embedded", description="Directory of evaluation sets, or `embedded`.")
 
 
-class ReportSettings(_Section):
-    """`order`: recipe names that are expected to rise; the report says if they do."""
-
-    examples_of: str | None = None
-    baseline: str = "raw"
-    order: list[str] = Field(default_factory=list)
-    note: str = ""
-    examples: int = Field(240, ge=0)
-
-
-class Pipeline(_Section):
+class Pipeline(Settings):
     """A whole run. A stage whose section is missing is not run.
 
     `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
     """
 
-    pool: str | dict[str, str]
-    work: str
-    max_failures: float = Field(0.01, ge=0, le=1)
+    pool: str | dict[str, str] = Field(description="Directory or URL; or several, by name.")
+    work: str = Field(description="Work directory.")
+    max_failures: float = Field(
+        MAX_FAILURES, ge=0, le=1, description="Stop when more than this fraction of rows failed."
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
-    caption: dict[str, CaptionSettings] = Field(default_factory=dict)
+    imports: list[ImportSection] = Field(default_factory=list, alias="import")
+    caption: dict[str, CaptionSettings] = Field(
+        default_factory=dict, description="Captioning by source name."
+    )
     score: ScoreSettings | None = None
+    annotate: list[AnnotateSettings] = Field(default_factory=list)
     measure: MeasureSettings | None = None
     mix: MixSection | None = None
-    export: ExportSection | None = None
-    probe: ProbeSection | None = None
+    export: ExportSettings | None = None
+    probe: ProbeSettings | None = None
     train: TrainSection | None = None
-    evaluate: EvaluateSettings | None = None
+    evaluate: EvaluateSection | None = None
     report: ReportSettings | None = None
 
     def pools(self) -> dict[str, tuple[str, str]]:
@@ -124,17 +138,12 @@ class Pipeline(_Section):
     def score_settings(self) -> ScoreSettings:
         """The score section; by default raw and the sources of this file are scored."""
         settings = self.score or ScoreSettings()
-        sources = settings.sources or ["raw", *self.caption]
-        return settings.model_copy(update={"sources": sources})
+        imported = [one.source for one in self.imports if one.kind == "captions"]
+        sources = settings.sources or ["raw", *imported, *self.caption]
+        return settings.model_copy(update={"sources": list(dict.fromkeys(sources))})
 
 
-NEEDS = {
-    "export": "mix",
-    "probe": "mix",
-    "train": "mix",
-    "evaluate": "train",
-    "report": "score",
-}
+NEEDS = {"export": "mix", "probe": "mix", "train": "mix", "evaluate": "train"}
 
 
 def load_pipeline(path: str, **overrides: Any) -> Pipeline:
@@ -153,7 +162,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
         if not isinstance(name, str):
             kind = type(name).__name__
             raise UserError(f"pipeline {path}: expected stages and settings, found a {kind}")
-        if name not in Pipeline.model_fields:
+        if name not in (*STAGES, "pool", "work", "max_failures", "engine"):
             close = difflib.get_close_matches(str(name), STAGES, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
@@ -161,7 +170,9 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
                 f"(stages: {', '.join(STAGES)}; settings: pool, work, max_failures, engine)"
             )
     # `measure:` with nothing behind it means the stage with its defaults.
+    lists = ("import", "annotate")
     value = {k: ({} if v is None and k in STAGES else v) for k, v in value.items()}
+    value |= {k: [value[k]] for k in lists if isinstance(value.get(k), dict)}
     try:
         pipeline = Pipeline.model_validate(value | overrides)
     except ValidationError as error:
@@ -169,6 +180,9 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     for stage, needed in NEEDS.items():
         if getattr(pipeline, stage) is not None and getattr(pipeline, needed) is None:
             raise UserError(f"pipeline {path}: {stage} needs the stage {needed!r} in the file")
+    has_scores = pipeline.score is not None or any(one.kind == "scores" for one in pipeline.imports)
+    if pipeline.report is not None and not has_scores:
+        raise UserError(f"pipeline {path}: report needs the stage 'score' in the file")
     _check_recipes(path, pipeline)
     _check_training(path, pipeline)
     return pipeline
@@ -189,8 +203,14 @@ def _check_training(path: str, pipeline: Pipeline) -> None:
 def _check_recipes(path: str, pipeline: Pipeline) -> None:
     """A faulty recipe is found before the hours that captioning may take."""
     names: set[str] = set()
-    for recipe, parameters in pipeline.mix.entries() if pipeline.mix else []:
-        name = load_recipe(recipe, parameters).name
+    for recipe, parameters, settings in pipeline.mix.entries() if pipeline.mix else []:
+        loaded = load_recipe(recipe, parameters, settings.changes)
+        if settings.changes and settings.out is None:
+            raise UserError(
+                f"pipeline {path}: {recipe}: where/distinct change the recipe; give the subset a "
+                "name with out"
+            )
+        name = settings.out or loaded.name
         if name in names:
-            raise UserError(f"pipeline {path}: two recipes make the subset {name!r}; name one anew")
+            raise UserError(f"pipeline {path}: two recipes produce subset {name!r}; rename one")
         names.add(name)

@@ -4,9 +4,8 @@
 deviation over seeds; both as parquet and as CSV.
 """
 
+import logging
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from capmix import jobs
-from capmix.cli.train import command_line
 from capmix.errors import UserError
-from capmix.evaluate.agreement import agreement
-from capmix.mix.mix import Summary
-from capmix.pipeline.config import EvaluateSettings, TrainSection
+from capmix.evaluation.agreement import agreement
+from capmix.evaluation.results import MAIN, MEAN
+from capmix.pipeline.config import EvaluateSection, TrainSection
+from capmix.settings.tables import table_lines
+from capmix.storage.layout import RESULTS, RUNS
 from capmix.storage.store import Store
-from capmix.train.run import RunFolder
+from capmix.training.launch import TrainingData, launch, pool_source
+from capmix.training.run import RunFolder
+from capmix.training.train import about_run
+from capmix.workspace import Subset, Workspace
 
-MEAN = "mean of all sets"
-MAIN = "main_metric"
-RUNS = "runs"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Cell:
 
 
 def check_training(
-    work: jobs.Work, training: TrainSection, captioned: Sequence[str], subsets: Sequence[str]
+    work: Workspace, training: TrainSection, captioned: Sequence[str], subsets: Sequence[str]
 ) -> None:
     """Raise UserError for what would stop a run of `subsets` that is not finished; `captioned` are
     sources that will be."""
     runs = (_run(work, subset, seed) for subset in subsets for seed in training.seeds)
     if work.store.is_local and all(RunFolder(Path(run)).finished for run in runs):
         return
-    from capmix.train.train import check_machine, place
+    from capmix.training.train import check_machine, place
 
     if place()[1] > 1:
         raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
-    work.need_images("train")
+    work.pool.need_images("train")
     unknown = set(training.texts) - {*captioned, *work.sources()}
     if unknown:
         raise UserError(f"train: no captions of source {min(unknown)!r}, which texts names")
@@ -63,55 +63,52 @@ def check_training(
 
 
 def run_cells(
-    work: jobs.Work,
+    work: Workspace,
     pool: str,
-    subsets: Sequence[Summary],
+    subsets: Sequence[Subset],
     training: TrainSection,
-    evaluating: EvaluateSettings | None,
+    evaluating: EvaluateSection | None,
 ) -> list[Cell]:
     """Train and evaluate each subset with each seed, in `runs/<subset>-seed<k>`.
 
     Cells that are finished are not made again. Raises UserError where a set cannot be evaluated.
     """
     cells = []
-    grid = [(summary, seed) for summary in subsets for seed in training.seeds]
-    for number, (summary, seed) in enumerate(grid, 1):
-        called = f"run {number} of {len(grid)}, {summary.name}, seed {seed}"
-        print(called, file=sys.stderr)
+    grid = [(subset, seed) for subset in subsets for seed in training.seeds]
+    for number, (subset, seed) in enumerate(grid, 1):
+        called = f"run {number} of {len(grid)}, {subset.name}, seed {seed}"
+        log.info("%s", called)
         started = time.monotonic()
-        run = _run(work, summary.name, seed)
-        _train(work, summary.name, training, seed, run)
+        run = _run(work, subset.name, seed)
+        _train(work, subset, training, seed, run)
         numbers = _evaluated(run, evaluating) if evaluating else {}
-        print(f"{called}: {time.monotonic() - started:.1f} s", file=sys.stderr)
-        cells.append(Cell(pool, summary.name, summary.kept, seed, numbers))
+        log.info("%s: %.1f s", called, time.monotonic() - started)
+        cells.append(Cell(pool, subset.name, subset.summary.kept, seed, numbers))
     return cells
 
 
-def _run(work: jobs.Work, subset: str, seed: int) -> str:
+def _run(work: Workspace, subset: str, seed: int) -> str:
     return work.store.path(f"{RUNS}/{subset}-seed{seed}")
 
 
-def _train(work: jobs.Work, subset: str, training: TrainSection, seed: int, run: str) -> None:
-    from capmix.train.train import about_run, train
-
+def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, run: str) -> None:
+    """In a process of its own, unless the run is finished."""
     settings = training.of_seed(seed)
-    source = jobs.training_source(work, subset, settings)
+    source = pool_source(work.pool.location, work.store, subset.name, settings)
     there = RunFolder(Path(run).resolve())
-    if work.force and there.is_other(about_run(settings, source)):
+    about = about_run(settings, source)
+    if work.runs.force and there.is_other(about):
         there.remove()
-    if training.devices == 1 or there.finished:
-        train(settings, source, run, work.max_failures)
+    there.refuse_others(about)
+    if there.finished:
+        there.check_failures(work.runs.max_failures)
         return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command += [str(training.devices), "-m", "capmix", "train", "--out", run, "--subset", subset]
-    command += ["--pool", work.pool.location, "--work", work.store.location]
-    command += ["--max-failures", str(work.max_failures), *command_line(settings)]
-    if subprocess.run(command).returncode:  # noqa: S603
-        raise UserError(f"{run}: the training failed; its reason is above")
+    data = TrainingData(pool=work.pool.location, work=work.store.location, subset=subset.name)
+    launch(settings, data, run, work.runs.max_failures, training.devices)
 
 
-def _evaluated(run: str, settings: EvaluateSettings) -> dict[tuple[str, str], float]:
-    from capmix.evaluate.results import evaluate, means_of
+def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], float]:
+    from capmix.evaluation.results import evaluate, means_of
 
     found = evaluate(
         run, settings.tasks, settings.evalsets, device=settings.device, dtype=settings.dtype
@@ -151,8 +148,8 @@ def write_tables(
     store = Store(directory)
     for name, table in (("cells", rows), ("summary", summary)):
         made = pa.Table.from_pylist(table)
-        store.write_table(f"results/{name}.parquet", made)
-        with store.writing(f"results/{name}.csv") as stream:
+        store.write_table(f"{RESULTS}/{name}.parquet", made)
+        with store.writing(f"{RESULTS}/{name}.csv") as stream:
             pa_csv.write_csv(made, stream)
     lines = _shown(summary)
     overall = [row for row in summary if (row["evalset"], row["metric"]) == (MEAN, MAIN)]
@@ -161,7 +158,7 @@ def write_tables(
     if len(known) > 1:
         tau = agreement(*zip(*known, strict=True))
         lines.append(f"order of probes and runs: Kendall's tau {tau:.2f} over {len(known)} recipes")
-    return [*lines, f"tables: {store.path('results')}/summary.csv and cells.csv"]
+    return [*lines, f"tables: {store.path(RESULTS)}/summary.csv and cells.csv"]
 
 
 def summarised(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -191,9 +188,7 @@ def _shown(summary: Sequence[dict[str, Any]]) -> list[str]:
         [pool, recipe, f"{samples:,}", *(cells.get((pool, recipe, one), "") for one in shown)]
         for pool, recipe, samples in recipes
     ]
-    widths = [max(len(row[i]) for row in [heads, *lines]) for i in range(len(heads))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in [heads, *lines]]  # fmt: skip
+    return table_lines(heads, lines, "ll")
 
 
 def _percent(row: Mapping[str, Any]) -> str:

@@ -1,17 +1,28 @@
-"""Run the stages of a pipeline file in order; what is done is skipped."""
+"""Run the stages of a pipeline file in order; finished stages are skipped."""
 
-import sys
+import logging
 import time
+from dataclasses import dataclass, field
 
-from capmix import jobs
+from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
-from capmix.mix.mix import MixSettings, Summary
 from capmix.mix.recipe import load_recipe
 from capmix.pipeline.config import Pipeline
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
 from capmix.pool import embedded_folder
+from capmix.storage.layout import SHARDS
+from capmix.workspace import Subset, Workspace, open_workspace
 
+log = logging.getLogger(__name__)
 DEMO = "demo.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives people: lines of tables, and the paths of the reports."""
+
+    lines: list[str] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
 
 
 def demo_file() -> str:
@@ -19,18 +30,23 @@ def demo_file() -> str:
     return str(embedded_folder() / DEMO)
 
 
-def run_pipeline(pipeline: Pipeline, force: bool = False, retry_failed: bool = False) -> list[str]:
-    """Run every stage that the file has, on each of its pools. Returns the reports' paths."""
+def run_pipeline(pipeline: Pipeline, runs: RunSettings = RunSettings()) -> Outcome:
+    """Run every stage that the file has, on each of its pools.
+
+    `runs` says what becomes of existing parts and earlier failures; the file has the budget of
+    failures.
+    """
     _check_evalsets(pipeline)
+    found = Outcome()
     cells: list[Cell] = []
-    reports: list[tuple[jobs.Work, list[Summary]]] = []
+    reports: list[tuple[Workspace, list[Subset]]] = []
     probes: dict[tuple[str, str], float] = {}
+    runs = runs.model_copy(update={"max_failures": pipeline.max_failures})
     for name, (pool, directory) in pipeline.pools().items():
-        how = pipeline.max_failures, force, pipeline.engine, retry_failed
-        work = jobs.open_work(pool, directory, *how)
+        work = open_workspace(pool, directory, engine=pipeline.engine, **dict(runs))
         if pipeline.train is not None and pipeline.mix is not None:
-            names = [load_recipe(*entry).name for entry in pipeline.mix.entries()]
-            check_training(work, pipeline.train, list(pipeline.caption), names)
+            captioned = [*pipeline.caption, *(one.source for one in pipeline.imports)]
+            check_training(work, pipeline.train, captioned, _subset_names(pipeline))
         subsets = _make_subsets(work, pipeline)
         for subset, average in _probe(work, pipeline, subsets).items():
             probes[name, subset] = average
@@ -39,81 +55,104 @@ def run_pipeline(pipeline: Pipeline, force: bool = False, retry_failed: bool = F
         if pipeline.report is not None:
             reports.append((work, subsets))
     if cells:
-        print("\n".join(write_tables(cells, pipeline.work, probes)))
-    return [_report(work, pipeline, subsets) for work, subsets in reports]
+        found.lines.extend(write_tables(cells, pipeline.work, probes))
+    for work, subsets in reports:
+        path, table = _report(work, pipeline, subsets)
+        found.lines.extend(table)
+        found.reports.append(path)
+    return found
+
+
+def _subset_names(pipeline: Pipeline) -> list[str]:
+    assert pipeline.mix is not None
+    return [
+        settings.out or load_recipe(recipe, parameters, settings.changes).name
+        for recipe, parameters, settings in pipeline.mix.entries()
+    ]
 
 
 def _check_evalsets(pipeline: Pipeline) -> None:
     """Look for the evaluation sets before anything is made. Raises UserError for broken ones."""
     if pipeline.evaluate is None:
         return
-    from capmix.evaluate.results import fetch_command, open_sets
+    from capmix.evaluation.results import fetch_command, open_sets
 
     found, missing, broken = open_sets(pipeline.evaluate.tasks, pipeline.evaluate.evalsets)
     told = (
-        f"{len(missing)} sets are not there. {fetch_command(missing, pipeline.evaluate.evalsets)}"
+        f"{len(missing)} evaluation sets not found. "
+        f"{fetch_command(missing, pipeline.evaluate.evalsets)}"
     )
     if broken or not found:
         raise UserError(f"evaluate: {'; '.join(broken) or told}")
     if missing:
-        print(f"evaluate: {told}", file=sys.stderr)
+        log.warning("evaluate: %s", told)
 
 
-def _make_subsets(work: jobs.Work, pipeline: Pipeline) -> list[Summary]:
+def _make_subsets(work: Workspace, pipeline: Pipeline) -> list[Subset]:
+    for one in pipeline.imports:
+        if one.kind == "captions":
+            _tell(work.import_captions(one.files, one.settings()).lines())
     for source, settings in pipeline.caption.items():
-        jobs.caption(work, source, settings)
+        work.caption(source, settings)
+    for one in pipeline.imports:
+        if one.kind == "scores":
+            _tell(work.import_scores(one.files, one.settings()).lines())
     if pipeline.score is not None:
-        jobs.score(work, pipeline.score_settings())
+        work.score(pipeline.score_settings())
+    for annotation in pipeline.annotate:
+        work.annotate(annotation)
     scorer = _scorer(pipeline)
     if pipeline.measure is not None:
-        jobs.measure(work, scorer, settings=pipeline.measure)
-    found: list[Summary] = []
+        measuring = pipeline.measure.model_copy(
+            update={"scorer": pipeline.measure.scorer or scorer}
+        )
+        work.measure(measuring)
+    found: list[Subset] = []
     if pipeline.mix is None:
         return found
-    for recipe, parameters in pipeline.mix.entries():
-        mixing = MixSettings(seed=pipeline.mix.seed)
-        summary = jobs.mix(work, recipe, parameters, scorer, mixing)
-        print("\n".join(summary.lines()), file=sys.stderr)
-        found.append(summary)
+    for recipe, parameters, mixing in pipeline.mix.entries():
+        mixing = mixing.model_copy(update={"scorer": mixing.scorer or scorer})
+        subset: Subset = work.mix(recipe, mixing, **parameters)
+        _tell(subset.summary.lines())
+        found.append(subset)
     if pipeline.export is not None:
-        for summary in found:
-            shards = work.store.path(f"shards/{summary.name}")
-            jobs.export(work, summary.name, shards, pipeline.export.samples_per_shard)
+        for subset in found:
+            subset.export(work.store.path(f"{SHARDS}/{subset.name}"), pipeline.export)
     return found
+
+
+def _tell(lines: list[str]) -> None:
+    for line in lines:
+        log.info("%s", line)
 
 
 def _scorer(pipeline: Pipeline) -> str | None:
     return pipeline.score_settings().name if pipeline.score is not None else None
 
 
-def _probe(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> dict[str, float]:
+def _probe(work: Workspace, pipeline: Pipeline, subsets: list[Subset]) -> dict[str, float]:
     """The average of each subset's probes in percent."""
     if pipeline.probe is None:
         return {}
     from capmix.report.compare import compare
 
     started = time.monotonic()
-    names = [summary.name for summary in subsets]
-    results = jobs.probe(work, names, pipeline.probe.seeds, pipeline.probe.evalsets)
+    names = pipeline.probe.subsets or [subset.name for subset in subsets]
+    results = work.probe(pipeline.probe.model_copy(update={"subsets": names}))
     seconds = time.monotonic() - started
-    print(f"probe: {len(names)} subsets, {seconds:.1f} s", file=sys.stderr)
+    log.info("probe: %d subsets, %.1f s", len(names), seconds)
     return {row.name: row.average.mean for row in compare(results, baseline="")}
 
 
-def _report(work: jobs.Work, pipeline: Pipeline, subsets: list[Summary]) -> str:
-    from capmix.report.page import PageSettings
-
+def _report(work: Workspace, pipeline: Pipeline, subsets: list[Subset]) -> tuple[str, list[str]]:
     assert pipeline.report is not None
-    names = [summary.name for summary in subsets]
-    page = PageSettings(**pipeline.report.model_dump())
-    path, table = jobs.report(
-        work,
-        None,
-        _scorer(pipeline),
-        names,
-        results=pipeline.work if pipeline.train else None,
-        settings=page,
+    page = pipeline.report
+    return work.report(
+        page.model_copy(
+            update={
+                "scorer": page.scorer or _scorer(pipeline),
+                "subsets": page.subsets or [subset.name for subset in subsets],
+                "results": page.results or (pipeline.work if pipeline.train else None),
+            }
+        )
     )
-    if table:
-        print("\n".join(table))
-    return path

@@ -67,6 +67,14 @@ class Pool:
                 return ParquetForm.of(file.schema_arrow).image is not None
         return True
 
+    def need_images(self, what: str) -> None:
+        """Raise UserError for a pool of metadata alone."""
+        if not self.has_images:
+            raise UserError(
+                f"{what}: pool {self.location} holds metadata without images. Download them "
+                "first (img2dataset), and open the tars as a pool of their own."
+            )
+
     @property
     def is_tars(self) -> bool:
         return self._first_file.endswith(TAR_SUFFIXES)

@@ -15,9 +15,8 @@ SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 class Sample:
     """One image with its raw text, as it lies in the pool.
 
-    `text` is None where the pool has none. `metadata` is the sample's json object, or empty;
-    `label` is the class number that evaluation sets have in a cls member, `members` the sample's
-    files in a tar by suffix, byte for byte.
+    `text` is None where the pool has none. `metadata` is the sample's json object, or empty,
+    `members` the sample's files in a tar by suffix, byte for byte.
     """
 
     key: str
@@ -26,7 +25,6 @@ class Sample:
     suffix: str
     text: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
-    label: str | None = None
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 

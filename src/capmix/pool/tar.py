@@ -154,9 +154,8 @@ class _Reader:
             return BadSample(group.key, "duplicate_uid", detail)
         self.uids.add(uid)
         text = raw_text(group.members.get("txt"), metadata)
-        label = group.members["cls"].decode("ascii", "replace") if "cls" in group.members else None
         image, members = group.members[suffix], group.members
-        return Sample(group.key, uid, image, suffix, text, metadata, label, members)
+        return Sample(group.key, uid, image, suffix, text, metadata, members)
 
 
 def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:

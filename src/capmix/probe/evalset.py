@@ -7,9 +7,10 @@ import numpy as np
 from capmix.engine.batches import batched
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
-from capmix.evaluate.evalset import EvalItem, EvalSet
+from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder
 from capmix.models.images import BadImageError, decode_image
+from capmix.storage.layout import EVALSETS
 from capmix.storage.store import Counts, Marker, Store, once
 
 
@@ -44,7 +45,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
     """
     if evalset.kind == "association":
         raise UserError(f"evaluation set {evalset.name}: probes take classification and retrieval")
-    part = f"evalsets/{evalset.name}/{encoder.name}"
+    part = f"{EVALSETS}/{evalset.name}/{encoder.name}"
     inputs = {"evalset": evalset.digest}
 
     def make() -> Marker:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from capmix.evaluate.metrics import Retrieval, classify, retrieve
+from capmix.evaluation.metrics import Retrieval, classify, retrieve
 from capmix.models.image_pass import unit
 from capmix.probe.evalset import FeatureSet
 from capmix.probe.fit import Probe, load_probe
+from capmix.storage.layout import PROBE_RESULTS
 from capmix.storage.store import Counts, Marker, Store, once
-
-FOLDER = "probe_results"
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class ProbeResult:
 
 def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> ProbeResult:
     """Evaluate `checkpoint` (a name below `probes/`) unless its result is up to date."""
-    part = f"{FOLDER}/{checkpoint.split('/', 1)[1]}"
+    part = f"{PROBE_RESULTS}/{checkpoint.split('/', 1)[1]}"
     inputs = {"checkpoint": store.fingerprint(checkpoint)}
     config: dict[str, Any] = {
         "evalsets": {one.evalset.name: one.evalset.digest for one in evalsets}

@@ -14,22 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load, save
 
 from capmix.errors import UserError
 from capmix.export.rows import SubsetRows
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
-from capmix.mix.mix import FOLDER as SUBSETS
-from capmix.models.image_pass import ImageEncoder, embeddings_folder, read_embeddings, unit
+from capmix.models.image_pass import ImageEncoder, read_embeddings, unit
+from capmix.storage.layout import PROBES, SUBSETS, embeddings_folder
 from capmix.storage.rows import OK
 from capmix.storage.store import Counts, Marker, Store, once
 
 if TYPE_CHECKING:
     import torch
 
-FOLDER = "probes"
 MAX_ROWS = 100_000  # a probe sees 25,600; their features are about 1 GB
 
 
@@ -135,13 +133,15 @@ def train_probes(
 
     names = []
     for seed in seeds:
-        name = f"{FOLDER}/{subset}/seed{seed}"
+        name = f"{PROBES}/{subset}/seed{seed}"
         config = {
             "seed": seed,
             "image_tower": encoder.name,
             "text_tower": text_tower_digest(),
             **asdict(settings),
         }
+
+        from safetensors.numpy import save
 
         def make(name: str = name, seed: int = seed, config: dict[str, Any] = config) -> Marker:
             samples = training_set()
@@ -161,6 +161,8 @@ def train_probes(
 
 def load_probe(store: Store, checkpoint: str) -> Probe:
     """Read a probe of train_probes. Raises UserError where there is none."""
+    from safetensors.numpy import load
+
     try:
         tensors = load(store.fs.cat_file(store.path(f"{checkpoint}.safetensors")))
         return Probe(tensors["image_projection"], tensors["text_projection"])

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from capmix.evaluate.agreement import agreement
+from capmix.evaluation.agreement import agreement
 from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
+from capmix.storage.layout import captions_folder
 
 FEWEST = 3  # of which a rank correlation says anything at all
 
@@ -34,7 +35,7 @@ def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[Captione
     by_subset = {outcome.subset: outcome for outcome in outcomes}
     rows = []
     for source, measures in found.population["sources"].items():
-        settings = found.settings.get(f"captions/{source}", {})
+        settings = found.settings.get(captions_folder(source), {})
         metrics = (found.references or {"sources": {}})["sources"].get(source, {})
         of_sample = (found.sampled or {"sources": {}})["sources"].get(source, {})
         outcome = by_subset.get(alone.get(source, ""))

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from capmix.measure.steps import NO_SCORE, steps_of
-from capmix.mix.mix import FOLDER as SUBSETS
 from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Pool, Sample, Shard
+from capmix.storage.layout import SUBSETS
 from capmix.storage.store import Store
 
 THUMBNAIL = 192

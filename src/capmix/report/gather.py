@@ -11,15 +11,23 @@ from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
-from capmix.mix.columns import ANNOTATIONS, Column
-from capmix.mix.mix import FOLDER as SUBSETS
+from capmix.mix.catalog import Catalog
+from capmix.mix.columns import Column
 from capmix.mix.mix import Summary
-from capmix.probe.evaluate import FOLDER as RESULTS
+from capmix.pool import Pool
 from capmix.probe.evaluate import ProbeResult, load_result
-from capmix.probe.fit import FOLDER as PROBES
 from capmix.report.outcomes import RecipeOutcome, of_runs, read_summary
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    CAPTIONS,
+    EMBEDDINGS,
+    PROBE_RESULTS,
+    PROBES,
+    SAMPLES,
+    SCORES,
+    SUBSETS,
+)
 from capmix.storage.store import Marker, Store
-from capmix.work import Work
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Subset:
 class Found:
     """Everything that the report shows, apart from images and texts of samples."""
 
-    work: Work
+    catalog: Catalog
     scorer: str | None
     sources: list[str]
     scored: list[str]
@@ -75,26 +83,33 @@ class Found:
     def columns(self) -> dict[str, Column]:
         """What the samples' rows are read with."""
         asked = Population(
-            self.store, self.work.pool, self.scorer, self.sources, self.scored, MeasureSettings()
+            self.store, self.pool, self.scorer, self.sources, self.scored, MeasureSettings()
         )
         return asked.columns()
 
     @property
     def store(self) -> Store:
-        return self.work.store
+        return self.catalog.store
+
+    @property
+    def pool(self) -> Pool:
+        return self.catalog.pool
 
 
 def gather(
-    work: Work, scorer: str | None, recipes: Sequence[str] | None, results: str | None = None
+    catalog: Catalog,
+    scorer: str | None,
+    recipes: Sequence[str] | None,
+    results: str | None = None,
 ) -> Found:
     """Read the work directory. `recipes` names the subsets to show, in order (default: all);
     `results` is the directory of a grid whose runs are shown (default: the work directory).
 
     What `capmix measure` counts in one pass is counted now unless it is there.
     """
-    store = work.store
-    sources, scored = work.sources(), work.scored(scorer) if scorer else []
-    population = _population(work, scorer, sources, scored)
+    store = catalog.store
+    sources, scored = catalog.sources(), catalog.scored(scorer) if scorer else []
+    population = _population(catalog, scorer, sources, scored)
     present = _Present(store, population, sources, [])
     subsets = present.subsets(recipes)
     sampled_marker = present.measured(sampled.PART, "nouns, languages and openings")
@@ -104,7 +119,7 @@ def gather(
     if results and not rows:
         raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
     return Found(
-        work,
+        catalog,
         scorer,
         sources,
         scored,
@@ -169,7 +184,7 @@ class _Present:
         found: dict[str, list[ProbeResult]] = {}
         for name in subsets:
             now = self.store.fingerprint(f"{SUBSETS}/{name}")
-            for part in self.store.parts(f"{RESULTS}/{name}"):
+            for part in self.store.parts(f"{PROBE_RESULTS}/{name}"):
                 probe = f"{PROBES}/{part.partition('/')[2]}"
                 trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
                 if trained is None or marker is None or trained.inputs["subset"] != now:
@@ -188,14 +203,14 @@ class _Present:
 
 
 def _population(
-    work: Work, scorer: str | None, sources: Sequence[str], scored: Sequence[str]
+    catalog: Catalog, scorer: str | None, sources: Sequence[str], scored: Sequence[str]
 ) -> dict[str, Any]:
     """With the settings that it was measured with before, if it was."""
-    marker = work.store.read_marker(POPULATION)
+    marker = catalog.store.read_marker(POPULATION)
     names = ("sketch", "sample", "seed")
     known = {name: marker.config[name] for name in names} if marker else {}
     settings = MeasureSettings(**known)
-    asked = Population(work.store, work.pool, scorer, sources, scored, settings)
+    asked = Population(catalog.store, catalog.pool, scorer, sources, scored, settings)
     drawn = {"sample": settings.sample, "seed": settings.seed}
     return _in_order(measure_population(asked), sources) | {"drawn": drawn}
 
@@ -209,13 +224,13 @@ def _in_order(measures: dict[str, Any], sources: Sequence[str]) -> dict[str, Any
 def _conservation(store: Store) -> list[dict[str, Any]]:
     """Rows in, ok, dropped and failed of every stage folder, summed over its parts."""
     rows: dict[str, dict[str, Any]] = {}
-    for top in ("samples", "embeddings", "captions", "scores", ANNOTATIONS, "subsets"):
+    for top in (SAMPLES, EMBEDDINGS, CAPTIONS, SCORES, ANNOTATIONS, SUBSETS):
         with store.listed([top]):
             markers = {part: store.read_marker(part) for part in store.parts(top)}
         for part, marker in markers.items():
             if marker is None:
                 continue
-            folder = part if top == "subsets" else part.rpartition("/")[0]
+            folder = part if top == SUBSETS else part.rpartition("/")[0]
             row = rows.setdefault(
                 folder, {"stage": folder, "in": 0, "ok": 0, "dropped": {}, "failed": {}}
             )
@@ -230,7 +245,7 @@ def _conservation(store: Store) -> list[dict[str, Any]]:
 def _settings(store: Store) -> dict[str, dict[str, Any]]:
     """The settings of each captioner and scorer, from the first marker of each folder."""
     found: dict[str, dict[str, Any]] = {}
-    for top in ("captions", "scores"):
+    for top in (CAPTIONS, SCORES):
         for part in store.parts(top):
             folder = part.rpartition("/")[0]
             if folder not in found:

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from capmix.pipeline.grid import MAIN, MEAN
+from capmix.evaluation.results import MAIN, MEAN
 from capmix.report.compare import RecipeResult
+from capmix.storage.layout import RESULTS
 from capmix.storage.store import Store
 
+SUMMARY = f"{RESULTS}/summary.parquet"
 IMAGENET, AVERAGE, RETRIEVAL = "ImageNet", "Average", "Retrieval"
 
 
@@ -45,9 +47,9 @@ def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
 
 def read_summary(store: Store, pool: str) -> list[dict[str, Any]]:
     """The rows of results/summary.parquet (see experiment.py) that are of this pool."""
-    if not store.exists("results/summary.parquet"):
+    if not store.exists(SUMMARY):
         return []
-    rows: list[dict[str, Any]] = store.read_table("results/summary.parquet").to_pylist()
+    rows: list[dict[str, Any]] = store.read_table(SUMMARY).to_pylist()
     pools = {row["pool"] for row in rows}
     return [row for row in rows if len(pools) == 1 or row["pool"] == pool]
 

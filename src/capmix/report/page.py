@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
@@ -24,12 +23,13 @@ from capmix.report.figures import all_figures
 from capmix.report.gather import Found, Subset
 from capmix.report.interactive import plotly_figure
 from capmix.report.outcomes import of_probes
+from capmix.report.settings import ReportSettings
 from capmix.report.table import short_name, shown_metrics
+from capmix.storage.layout import REPORT, captions_folder
 from capmix.storage.store import Store
 
-EXAMPLES = 240
 FIRST_ROWS = 24
-PAGE = "report/report.html"
+PAGE = f"{REPORT}/report.html"
 HEADER_SETTINGS = (
     "revision", "prompt", "temperature", "top_k", "min_tokens", "max_tokens", "captions_per_image",
     "seed",
@@ -45,24 +45,11 @@ CONTENTS = {
 }
 
 
-@dataclass(frozen=True)
-class PageSettings:
-    """`examples_of` names the subset whose thresholds and choice are shown first (default: the
-    first that mixes sources, else the first). `order` names recipes that are expected to rise,
-    `examples` is the number of samples in the page."""
-
-    examples_of: str | None = None
-    baseline: str = "raw"
-    order: Sequence[str] = ()
-    note: str = ""
-    examples: int = EXAMPLES
-
-
 def write_page(
     found: Found,
     rows: Sequence[RecipeResult],
     out: str | None,
-    settings: PageSettings = PageSettings(),
+    settings: ReportSettings = ReportSettings(),
 ) -> list[Figure]:
     """Write the page to the local file `out`, or to PAGE in the work directory; its figures.
 
@@ -78,7 +65,7 @@ def write_page(
 
 
 def render_page(
-    found: Found, rows: Sequence[RecipeResult], settings: PageSettings, token: str = ""
+    found: Found, rows: Sequence[RecipeResult], settings: ReportSettings, token: str = ""
 ) -> tuple[list[Figure], str]:
     """The figures and the page. With a `token` it asks its server for samples and images."""
     _check_names(found, rows, settings)
@@ -100,8 +87,8 @@ def render_page(
         "shown": shown.name if shown else None,
         "flags": sorted({f for s in found.population["sources"].values() for f in s["flags"]}),
         "api": token,
-        "images": found.work.pool.has_images,
-        "shards": [shard.name for shard in found.work.pool.shards] if token else [],
+        "images": found.pool.has_images,
+        "shards": [shard.name for shard in found.pool.shards] if token else [],
         "examples": _first_rows(found) if token else _examples(found, settings.examples),
     }
     data["about"] = (
@@ -117,7 +104,7 @@ def render_page(
     ]
     page = _template().render(
         found=found,
-        title=found.work.pool.location,
+        title=found.pool.location,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=metadata.version("capmix"),
         digest=_digest(found),
@@ -159,7 +146,7 @@ def _first_rows(found: Found) -> list[dict[str, Any]]:
 def _examples(found: Found, count: int) -> list[dict[str, Any]]:
     table = read_sample(found.store).slice(0, count)
     rows = example_rows(table, found.sources, found.scored, steps_of_page(found))
-    images = thumbnails(found.work.pool, rows) if found.work.pool.has_images else {}
+    images = thumbnails(found.pool, rows) if found.pool.has_images else {}
     of_subset = {
         name: decisions(found.store, name, [row["uid"] for row in rows]) for name in found.subsets
     }
@@ -169,12 +156,16 @@ def _examples(found: Found, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_names(found: Found, rows: Sequence[RecipeResult], settings: PageSettings) -> None:
+def _check_names(found: Found, rows: Sequence[RecipeResult], settings: ReportSettings) -> None:
     have = ", ".join(found.subsets) or "none"
     if settings.examples_of is not None and settings.examples_of not in found.subsets:
         raise UserError(f"no subset {settings.examples_of!r} to show examples of, only {have}")
     trained = [row.name for row in rows]
-    if settings.baseline != PageSettings.baseline and trained and settings.baseline not in trained:
+    if (
+        settings.baseline != ReportSettings().baseline
+        and trained
+        and settings.baseline not in trained
+    ):
         raise UserError(f"no probes of {settings.baseline!r} to compare with, only {trained}")
 
 
@@ -235,7 +226,7 @@ def _source_words(found: Found, source: str) -> str:
     """Where a source's texts come from: the model with its revision and sampling settings."""
     if source == "raw":
         return "the pool's own texts"
-    settings = found.settings.get(f"captions/{source}", {})
+    settings = found.settings.get(captions_folder(source), {})
     words = [str(settings.get("model", "imported"))]
     words += [
         f"{name.replace('_', ' ')} {settings[name]}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from capmix.report.compare import RecipeResult
 from capmix.report.gather import Found
+from capmix.settings.tables import table_lines
 
 
 def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> list[str]:
@@ -11,19 +12,17 @@ def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> 
     if not rows:
         return []
     shown = shown_metrics(rows)
-    heads = [short_name(name) for name in shown]
-    width = max(len(row.name) for row in rows)
-    head = f"{'recipe':<{width}} {'samples':>8} " + " ".join(f"{h:>11}" for h in heads)
-    lines = [head + f" {'average [95 %]':>20} {f'against {baseline} [95 %]':>22}"]
+    metrics = [short_name(name) for name in shown]
+    heads = ["recipe", "samples", *metrics, "average [95 %]", f"against {baseline} [95 %]"]
+    lines = []
     for row in rows:
-        cells = (f"{row.metrics[name][0]:5.1f} ±{row.metrics[name][1]:4.1f}" for name in shown)
+        cells = [f"{row.metrics[name][0]:5.1f} ±{row.metrics[name][1]:4.1f}" for name in shown]
         average, change = row.average, row.against_baseline
         text = f"{average.mean:5.1f} [{average.low:5.1f}, {average.high:5.1f}]"
         against = f"{change.mean:+5.1f} [{change.low:+5.1f}, {change.high:+5.1f}]" if change else ""
         count = found.subsets[row.name].summary.kept
-        body = " ".join(f"{cell:>11}" for cell in cells)
-        lines.append(f"{row.name:<{width}} {count:>8,} {body} {text:>20} {against:>22}")
-    return lines
+        lines.append([row.name, f"{count:,}", *cells, text, against])
+    return table_lines(heads, lines)
 
 
 def shown_metrics(rows: Sequence[RecipeResult]) -> list[str]:

@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from capmix.errors import UserError
 from capmix.measure.population import read_sample, scores_of_texts
-from capmix.mix.columns import read_samples
+from capmix.mix.catalog import Catalog
+from capmix.mix.columns import folders_of, read_samples
 from capmix.mix.parts import Parts, check_parts
+from capmix.models.registry import require
 from capmix.report.compare import compare
 from capmix.report.examples import decisions, example_rows, thumbnails
 from capmix.report.gather import Found, gather
-from capmix.report.page import PageSettings, plotly_js, render_page, steps_of_page
-from capmix.work import Work
+from capmix.report.page import plotly_js, render_page, steps_of_page
+from capmix.report.settings import ReportSettings
 
 HOST = "127.0.0.1"
 THUMBNAILS = 2_000  # kept in memory: some 20 MB
@@ -31,19 +33,25 @@ HEADERS = {
 READERS = 4  # shards read for images at a time
 
 
-def serve(work: Work, scorer: str | None, results: str | None, port: int) -> None:
-    """Serve until stopped. Prints the address, which has the token without which nothing is given.
+def serve(
+    catalog: Catalog,
+    scorer: str | None,
+    results: str | None,
+    port: int,
+    on_address: Callable[[str], None],
+) -> None:
+    """Serve until stopped. `on_address` is told the address, which has the token without which
+    nothing is given.
 
     Raises UserError where the server's packages are missing, or the port is taken.
     """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise UserError("capmix view: pip install 'capmix[view]'") from error
+    require(["uvicorn", "starlette"], "view", "view")
+    import uvicorn
+
     token = secrets.token_urlsafe(24)
     listener = _listen(port)
-    app = make_app(gather(work, work.scorer(scorer), None, results), token)
-    print(f"http://{HOST}:{listener.getsockname()[1]}/?token={token}", flush=True)
+    app = make_app(gather(catalog, catalog.scorer(scorer), None, results), token)
+    on_address(f"http://{HOST}:{listener.getsockname()[1]}/?token={token}")
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(config).run([listener])
 
@@ -66,7 +74,7 @@ class Reader:
     def __init__(self, found: Found):
         self.found = found
         self._steps = steps_of_page(found)
-        self._names = {shard.name for shard in found.work.pool.shards}
+        self._names = {shard.name for shard in found.pool.shards}
         self._locks = [Lock() for _ in range(READERS)]
         self._parts: Parts | None = None
         self.rows = lru_cache(maxsize=4)(self._rows)
@@ -84,7 +92,8 @@ class Reader:
             raise KeyError(shard)
         columns = self.found.columns()
         if self._parts is None:
-            self._parts = check_parts(self.found.store, self.found.work.pool, columns.values())
+            folders = folders_of(columns.values())
+            self._parts = check_parts(self.found.store, self.found.pool, folders)
         table = read_samples(self.found.store, shard, columns, self._parts)
         table = scores_of_texts(table, self.found.scored)
         return table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)))
@@ -102,7 +111,7 @@ class Reader:
             raise KeyError(shard)
         with self._locks[hash(shard) % READERS]:
             row = {"shard": shard, "key": key, "uid": uid}
-            return thumbnails(self.found.work.pool, [row])[uid]
+            return thumbnails(self.found.pool, [row])[uid]
 
 
 def make_app(found: Found, token: str) -> Any:
@@ -116,7 +125,7 @@ def make_app(found: Found, token: str) -> Any:
     from starlette.routing import Route
 
     reader = Reader(found)
-    settings = PageSettings()
+    settings = ReportSettings()
     compared = compare(found.probes, settings.baseline) if found.probes else []
     page = render_page(found, compared, settings, token)[1]
 

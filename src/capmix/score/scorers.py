@@ -3,38 +3,28 @@
 from collections.abc import Sequence
 
 from capmix.engine.stage import Stage
-from capmix.models.device import device_and_dtype
 from capmix.models.image_pass import embed_stage
+from capmix.models.registry import SCORERS, find_backend, ready_backend
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage, saved_score_stage
 from capmix.storage.store import Store
 
-MINI = "mini"
-
 
 def needs_gpu(settings: ScoreSettings) -> bool:
     """Whether the scorer runs on a GPU of its own choice, where there is one."""
-    return settings.model != MINI and settings.device in ("auto", "cuda")
+    on_gpu = getattr(find_backend(SCORERS, settings.model), "device", "gpu") == "gpu"
+    return on_gpu and settings.device in ("auto", "cuda")
 
 
 def make_scorer(settings: ScoreSettings) -> Scorer:
-    """The model, loaded. See ScoreSettings for its names."""
-    if settings.model == MINI:
-        from capmix.mini.image_tower import LiteTower
-        from capmix.score.mini import MiniScorer
+    """The model, loaded. See ScoreSettings for its names.
 
-        return MiniScorer(LiteTower())
-    device, dtype = device_and_dtype(settings.device, settings.dtype)
-    about = settings.model, settings.name, device, dtype, settings.exact_decode
-    if settings.model.startswith("transformers:"):
-        from capmix.score.transformers import TransformersScorer
-
-        return TransformersScorer(*about)
-    from capmix.score.open_clip import OpenClipScorer
-
-    return OpenClipScorer(*about)
+    Raises UserError where a package is missing or the model cannot be loaded.
+    """
+    made: Scorer = ready_backend(SCORERS, settings.model)(settings)
+    return made
 
 
 def score_stages(
@@ -42,7 +32,7 @@ def score_stages(
 ) -> list[Stage]:
     """A stage for each source, with the model loaded: one image pass for all of them."""
     scorer, timeout = make_scorer(settings), settings.batch_timeout
-    if settings.save_embeddings or settings.model == MINI:
+    if settings.save_embeddings or getattr(scorer, "keeps_embeddings", False):
         images = embed_stage(pool, scorer.encoder, batch_timeout=timeout)
         return [
             images,

@@ -1,32 +1,48 @@
-"""Every setting of a scorer: the same for the command line, a pipeline file and Python."""
+"""Options of scoring: the same for the command line, a pipeline file and Python."""
 
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from capmix.engine.batches import BATCH_TIMEOUT
+from capmix.engine.settings import HARDWARE, RESUME
+from capmix.settings.base import Settings, option
+from capmix.settings.values import Names
+
+MODEL = "Model"
 
 
-class ScoreSettings(BaseModel):
-    """`sources`: those whose texts are scored; by default raw and every captioned one.
+class ScoreSettings(Settings):
+    """Which texts are scored, and by which model."""
 
-    `model`: `mini`; `transformers:ID` for CLIP, SigLIP or SigLIP 2 of a hub id or folder; else an
-    open_clip name, `ARCHITECTURE/TAG`, `local-dir:FOLDER` or `hf-hub:ID`. With `save_embeddings`
-    the image vectors are kept as float16 and scores come from them, also those of later sources.
-    `exact_decode` decodes every pixel of large JPEGs (see images.py). A batch that takes over
-    `batch_timeout` seconds has failed.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = "mini"
-    sources: list[str] | None = None
-    save_embeddings: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    exact_decode: bool = False
-    batch_timeout: float = Field(default=BATCH_TIMEOUT, gt=0)
+    sources: Names | None = option(
+        None,
+        "Sources to score, comma-separated (default: raw and all captions).",
+        metavar="SOURCE,...",
+    )
+    model: str = option(
+        "mini",
+        "Scorer: `mini` (embedded, for demos); ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID of "
+        "open_clip; `transformers:ID`; `package.module:Class` of your own.",
+        group=MODEL,
+    )
+    save_embeddings: bool = option(
+        False, "Keep the image embeddings (float16) and score later sources from them.", group=MODEL
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    exact_decode: bool = option(
+        False,
+        "Decode every pixel of JPEGs that are much larger than the model's input.",
+        group=HARDWARE,
+    )
+    batch_timeout: float = option(
+        BATCH_TIMEOUT,
+        "Seconds a batch may take before its samples count as failed.",
+        group=RESUME,
+        gt=0,
+    )
 
     @property
     def name(self) -> str:

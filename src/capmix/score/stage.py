@@ -10,30 +10,33 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from capmix.caption.stage import captions_folder
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
 from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
-from capmix.models.image_pass import embed_shard, embeddings_folder, read_embeddings
-from capmix.models.index import FOLDER as SAMPLES
+from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Shard
 from capmix.score.scorer import Scorer
-from capmix.storage.rows import DROPPED, FAILED, OK, Row, rows_of, table_of
+from capmix.score.settings import ScoreSettings
+from capmix.settings.base import defaults_of
+from capmix.storage.layout import SAMPLES, embeddings_folder, scores_folder, texts_folder
+from capmix.storage.rows import (
+    DROPPED,
+    FAILED,
+    OK,
+    Row,
+    column_names,
+    rows_of,
+    table_of,
+    with_columns,
+)
 from capmix.storage.store import Store
 
 FIELDS = [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())]
 TEXTS_AT_ONCE = 2048
+DEFAULTS = defaults_of(ScoreSettings)
 Embedded = tuple[list[Row], np.ndarray]
-
-
-def scores_folder(scorer_name: str, source: str) -> str:
-    return f"scores/{scorer_name}/{source}"
-
-
-def texts_folder(source: str) -> str:
-    return SAMPLES if source == "raw" else captions_folder(source)
 
 
 class ImagePass:
@@ -130,7 +133,19 @@ def score_stage(
     name = f"score {source} by {scorer.name}"
     reads = (*image_folders, texts)
     folder = scores_folder(scorer.name, source)
-    return Stage(name, folder, config, inputs, run_shard, reads, of_samples=texts == SAMPLES)
+    return Stage(
+        name,
+        folder,
+        config,
+        inputs,
+        run_shard,
+        reads,
+        of_samples=texts == SAMPLES,
+        defaults=DEFAULTS,
+        columns=column_names(FIELDS),
+        upgrade=with_columns(FIELDS),
+        provenance=getattr(scorer, "provenance", {}),
+    )
 
 
 def _unscored(row: Row, text: str | None, image: Row | None, unread: Row | None) -> Row:

@@ -1,6 +1,6 @@
 """Columns that every part has: which sample a row is about, and what became of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -45,3 +45,22 @@ def rows_of(table: pa.Table) -> list[Row]:
     """The rows of a part's table without its own columns."""
     columns = (table.column(name).to_pylist() for name, _ in STATUS_FIELDS)
     return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def column_names(fields: Sequence[tuple[str, pa.DataType]]) -> tuple[str, ...]:
+    """The columns of a table that table_of makes with these fields."""
+    return (*(name for name, _ in STATUS_FIELDS), *(name for name, _ in fields))
+
+
+def with_columns(
+    fields: Sequence[tuple[str, pa.DataType]],
+) -> Callable[[pa.Table], pa.Table]:
+    """A function that adds those of `fields` that a table lacks, null in every row."""
+
+    def add(table: pa.Table) -> pa.Table:
+        for name, kind in fields:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), kind))
+        return table
+
+    return add

@@ -1,9 +1,9 @@
 """Parts and markers: what a work directory holds, and how it is known to be whole.
 
 A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, each to
-a temporary name that is then renamed. The marker `<folder>/<shard>.json` is written last. A part
-whose marker does not match (other inputs, other settings, a file that is gone or has another size)
-counts as missing.
+a temporary name that is then renamed. The marker `.markers/<folder>/<shard>.json` is written last.
+A part whose marker does not match (other inputs, other settings, a column or a file that is
+missing, a file of another size) counts as missing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import socket
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+from capmix.storage import legacy
+from capmix.storage.compare import same_settings
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
+from capmix.storage.layout import MARKERS
 
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
 TEMPORARY = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.tmp$")
 READ_AT_ONCE = 32
 ABSENT = (FileNotFoundError, NotADirectoryError)
+LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
+FORMAT = 1  # of markers; those of capmix 0.1 have none
 
 
 @dataclass
@@ -60,7 +65,8 @@ class Marker:
 
     `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
     part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
-    they leave it: the two must agree. `files` are the part's files with their sizes in bytes.
+    they leave it: the two must agree. `files` are the part's files with their sizes in bytes,
+    `columns` those of its table. `provenance` (versions, device, batch size) decides nothing.
     """
 
     inputs: dict[str, str]
@@ -69,6 +75,13 @@ class Marker:
     counts: Counts
     extra: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def columns_missing(self, wanted: Sequence[str]) -> list[str]:
+        """Those of `wanted` that the part does not have; none where it does not say."""
+        return [name for name in wanted if self.columns and name not in self.columns]
 
 
 @dataclass(frozen=True)
@@ -89,8 +102,9 @@ class Store:
     What cannot be asked or read for another reason than that it is not there raises OSError.
     """
 
-    def __init__(self, location: str):
+    def __init__(self, location: str, markers: str = MARKERS):
         self.location = location
+        self._markers = markers
         self.fs, root = open_file_system(location, "work directory")
         self.root = root.rstrip("/")
         self.is_local = "file" in self.fs.protocol
@@ -124,7 +138,11 @@ class Store:
         if self.is_local:
             yield
             return
-        names = tuple(f"{folder}/" if folder else "" for folder in dict.fromkeys(folders))
+        names = tuple(
+            f"{top}{folder}/" if folder else top
+            for folder in dict.fromkeys(folders)
+            for top in ("", f"{self._markers}/")
+        )
         sizes: dict[str, int] = {}
         for name in names:
             found = files_below(self.fs, self.path(name))
@@ -187,16 +205,29 @@ class Store:
             again(lambda: self.fs.put_file(stream.name, target))
 
     def sweep(self) -> None:
-        """Remove what killed processes of this machine left half-written (local disks only)."""
+        """Remove what killed processes of this machine left half-written, and move markers of
+        capmix 0.1 to where they are now (local disks only)."""
         if not self.is_local:
             return
         for path in self.fs.find(self.root):
+            name = path[len(self.root) + 1 :]
+            if name.endswith(".json") and name.startswith(LEGACY):
+                self._adopt(name)
             found = TEMPORARY.search(path)
             if not found or is_running(int(found[1])):
                 continue
             if f".{_owner(int(found[1]))}." in path:
                 with contextlib.suppress(OSError):
                     self.fs.rm_file(path)
+
+    def _adopt(self, name: str) -> None:
+        target = self.path(f"{self._markers}/{name}")
+        os.makedirs(target.rpartition("/")[0], exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if os.path.exists(target):
+                os.remove(self.path(name))
+            else:
+                os.replace(self.path(name), target)
 
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> int:
         """Returns how many bytes there were, as all writers of whole files do."""
@@ -290,33 +321,58 @@ class Store:
             "dropped": dict(marker.counts.dropped),
             "failed": dict(marker.counts.failed),
         }
-        self.write_json(f"{part}.json", vars(marker) | {"counts": counts})
+        self.write_json(self._marker(part), vars(marker) | {"counts": counts})
+        if part.startswith(LEGACY):
+            with contextlib.suppress(*ABSENT):
+                again(lambda: self.fs.rm_file(self.path(f"{part}.json")))
 
     def read_marker(self, part: str) -> Marker | None:
         """The marker of `part`, or None where there is none that can be read."""
-        value = self.read_json(f"{part}.json")
         try:
+            value = json.loads(self.read_marker_bytes(part))
             counts = value["counts"]
             kept = Counts(counts["ok"], Counter(counts["dropped"]), Counter(counts["failed"]))
             about = value.get("extra", {}), value.get("files", {})
-            return Marker(value["inputs"], value["config"], value["rows_in"], kept, *about)
-        except (TypeError, KeyError):
+            made = value["inputs"], value["config"], value["rows_in"], kept
+            number = value.get("format", 0)
+            columns = tuple(value["columns"]) if number else legacy.columns_of(part)
+            return Marker(*made, *about, columns, value.get("provenance", {}), number)
+        except (*ABSENT, ValueError, TypeError, KeyError):
             return None
+
+    def read_marker_bytes(self, part: str) -> bytes:
+        """The marker of a part as it is written. Raises FileNotFoundError where there is none."""
+        try:
+            return self.read_bytes(self._marker(part))
+        except ABSENT:
+            return self.read_bytes(f"{part}.json")
+
+    def _marker(self, part: str) -> str:
+        return f"{self._markers}/{part}.json"
 
     def fingerprint(self, part: str) -> str:
         """Digest of a part's marker, for parts made from it; "" while it is missing."""
         try:
-            return hashlib.sha256(self.read_bytes(f"{part}.json")).hexdigest()[:32]
+            return marker_digest(self.read_marker_bytes(part))
         except ABSENT:
             return ""
 
-    def is_done(self, part: str, inputs: dict[str, str], config: dict[str, Any]) -> bool:
-        """Whether the part is there as its marker says, made of these inputs with this config."""
+    def is_done(
+        self,
+        part: str,
+        inputs: dict[str, str],
+        config: dict[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        columns: Sequence[str] = (),
+    ) -> bool:
+        """Whether the part is there as its marker says, made of these inputs with this config, and
+        has these columns. Settings at their `defaults` count as absent."""
         marker = self.read_marker(part)
         return (
             marker is not None
             and marker.inputs == inputs
-            and marker.config == config
+            and same_settings(marker.config, config, defaults or {})
+            and marker.columns_missing(columns) == []
             and all(self.size(name) == size for name, size in marker.files.items())
         )
 
@@ -336,7 +392,20 @@ class Store:
 
     def parts(self, folder: str) -> list[str]:
         """Names of the finished parts below `folder`, without suffix, sorted."""
-        return [name[: -len(".json")] for name in self.files(folder) if name.endswith(".json")]
+        top = f"{self._markers}/"
+        marked = [name.removeprefix(top) for name in self.files(f"{top}{folder}".rstrip("/"))]
+        older = [name for name in self.files(folder) if name.startswith(LEGACY)]
+        return sorted({name[: -len(".json")] for name in marked + older if name.endswith(".json")})
+
+
+def marker_digest(data: bytes) -> str:
+    """32 hex digits of a marker's content, without its provenance: what was made the same way on
+    another machine is the same."""
+    if b'"provenance"' in data:
+        value = json.loads(data)
+        value.pop("provenance", None)
+        data = json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -384,12 +453,13 @@ def once(
     inputs: dict[str, str],
     config: dict[str, Any],
     make: Callable[[], Marker],
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Marker, bool]:
     """Make a part that is not per shard unless it is done.
 
     Returns its marker, and whether it was made now.
     """
-    if store.is_done(name, inputs, config):
+    if store.is_done(name, inputs, config, defaults):
         marker = store.read_marker(name)
         assert marker is not None
         return marker, False

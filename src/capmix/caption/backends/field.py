@@ -1,0 +1,37 @@
+"""`field:NAME`: captions from a field of the samples' JSON instead of a model."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from capmix.caption.captioner import Caption
+from capmix.caption.settings import CaptionSettings
+from capmix.pool import Sample
+
+PREFIX = "field:"
+
+
+class FieldCaptioner:
+    """Takes the text of a field; a list of strings becomes one caption, joined by ", "."""
+
+    extra: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
+    device: ClassVar[str] = "cpu"
+    needs_images: ClassVar[bool] = False
+    batch_size, workers = 256, 2
+
+    def __init__(self, settings: CaptionSettings, source: str = ""):
+        self._field = settings.model.removeprefix(PREFIX)
+        self.settings: dict[str, Any] = {"model": settings.model}
+        self.provenance: dict[str, Any] = {}
+
+    def prepare(self, sample: Sample) -> Caption:
+        value = sample.metadata.get(self._field)
+        if isinstance(value, list):
+            value = ", ".join(item for item in value if isinstance(item, str))
+        return Caption(str(value or "").strip())
+
+    def caption(
+        self, prepared: Sequence[Caption], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """What `prepare` has found."""
+        return [[one] for one in prepared]

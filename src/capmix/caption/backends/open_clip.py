@@ -1,0 +1,113 @@
+"""Captions by open_clip's CoCa, sampled by our own loop: the image is encoded once.
+
+The released `CoCa.generate` stops on transformers 5 (open_clip issues 1129 and 1130). The loop is
+its top-K rule: logits of the prefix's last position, the end token kept out until `min_tokens`.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from capmix.caption.backends.coca_decoder import CocaDecoder
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+from capmix.models.device import device_and_dtype, fingerprint, provenance
+from capmix.models.images import decode_image
+from capmix.models.open_clip import input_side, load_open_clip, weights_path
+from capmix.pool import Sample
+
+PREFIX = "open_clip:"
+
+
+class CocaCaptioner:
+    """A CoCa model named `open_clip:ARCHITECTURE/TAG`; TAG is a pretrained tag or a file.
+
+    Raises UserError where it cannot be loaded or is no CoCa.
+    """
+
+    extra: ClassVar[str | None] = "open_clip"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip")
+    device: ClassVar[str] = "gpu"
+    needs_images: ClassVar[bool] = True
+
+    def __init__(self, settings: CaptionSettings, source: str = ""):
+        self._wanted = settings
+        self._device, dtype = device_and_dtype(settings.device, settings.dtype)
+        if settings.prompt:
+            raise UserError(f"captioner {settings.model}: CoCa takes no prompt; leave --prompt out")
+        name = settings.model.removeprefix(PREFIX)
+        self.model, self._preprocess, self.tokenizer = load_open_clip(name, self._device, dtype)
+        if not hasattr(self.model, "text_decoder"):
+            raise UserError(
+                f"captioner {settings.model}: writes no captions; expected a CoCa, such as "
+                "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
+            )
+        if not hasattr(self.model.text, "token_embedding"):
+            raise UserError(
+                f"captioner {settings.model}: only CoCa with open_clip's own text tower"
+            )
+        self.dtype = dtype
+        self._input_side = None if settings.exact_decode else input_side(self.model)
+        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.settings: dict[str, Any] = {
+            "model": settings.model,
+            "weights": fingerprint(weights_path(name)),
+            "prompt": None,
+            "dtype": str(dtype).removeprefix("torch."),
+            **settings.sampling(),
+        }
+        packages = ("torch", "open-clip-torch")
+        self.provenance = provenance(packages, self._device, self.batch_size)
+
+    def prepare(self, sample: Sample) -> Any:
+        """The model's pixels of one image, float32 (3, H, W)."""
+        return self._preprocess(decode_image(sample.image, input_side=self._input_side))
+
+    def caption(
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """K captions each of N images; all N x K are written at once."""
+        import torch
+
+        wanted = self._wanted
+        count = wanted.captions_per_image
+        keys = torch.stack([caption_keys(wanted.seed, uids, source, k) for k in range(count)], 1)
+        with torch.inference_mode():
+            pixels = torch.stack(list(prepared)).to(self._device, self.dtype)
+            _, patches = self.model._encode_image(pixels)
+            tokens = self._sample(
+                CocaDecoder(self.model, patches, count), keys.flatten().to(self._device)
+            )
+        captions = [self._caption(row) for row in tokens.tolist()]
+        return [captions[i : i + count] for i in range(0, len(captions), count)]
+
+    def _sample(self, decoder: CocaDecoder, keys: Any) -> Any:
+        """Tokens int64 (N, steps) that follow the start token, for captions with keys (N,)."""
+        import torch
+
+        wanted = self._wanted
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        limit = min(wanted.max_tokens, self.model.context_length - 1)
+        drawn = torch.full((len(keys),), start, device=self._device)
+        tokens = []
+        done = torch.zeros(len(keys), dtype=torch.bool, device=self._device)
+        for step in range(limit):
+            logits = decoder.logits(drawn).float()
+            if step < min(wanted.min_tokens, limit):
+                logits[:, end] = float("-inf")
+            drawn = sample_top_k(logits, keys, step, wanted.top_k, wanted.temperature)
+            drawn = torch.where(done, end, drawn)
+            done |= drawn == end
+            tokens.append(drawn)
+            if bool(done.all()):
+                break
+        return torch.stack(tokens, 1)
+
+    def _caption(self, tokens: list[int]) -> Caption:
+        end = self.tokenizer.eot_token_id
+        finished = end in tokens
+        kept = tokens[: tokens.index(end)] if finished else tokens
+        return Caption(self.tokenizer.decode(kept).strip(), "stop" if finished else "length")

@@ -1,0 +1,262 @@
+"""Captions by image-text models of transformers: BLIP, BLIP-2, GIT, Florence-2, chat VLMs.
+
+The model's own `generate` runs the decoder, with one logits processor that draws the token by
+sampling.py's rule; so greedy decoding is transformers' own, and sampling does not depend on the
+batch.
+"""
+
+import copy
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from capmix.caption.backends.blip_vision import speed_up_blip
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance
+from capmix.models.images import decode_image
+from capmix.pool import Sample
+
+PREFIX = "transformers:"
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
+PROMPTS = {"florence2": "<CAPTION>", "paligemma": "caption en"}
+CHAT_PROMPT = "Describe this image in one sentence."
+SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
+
+
+class TransformersCaptioner:
+    """One model with its processor. Weights come from safetensors alone.
+
+    Raises UserError where the model cannot be loaded.
+    """
+
+    extra: ClassVar[str | None] = "transformers"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
+    device: ClassVar[str] = "gpu"
+    needs_images: ClassVar[bool] = True
+
+    def __init__(self, settings: CaptionSettings, source: str = ""):
+        settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
+        self._wanted = settings
+        self._device, dtype = device_and_dtype(settings.device, settings.dtype)
+        self.processor, self.model = _load(settings, self._device, dtype)
+        kind = self.model.config.model_type
+        if settings.compile_decoder and not self.model._can_compile_fullgraph:
+            raise UserError(
+                f"captioner {settings.model}: --compile-decoder is not for {kind} models"
+            )
+        chat = getattr(self.processor, "chat_template", None) is not None
+        self.prompt = settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
+        self._text = self._chat(self.prompt) if chat and self.prompt else self.prompt
+        self.tokenizer = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        self._ends = _end_tokens(self.model, self.tokenizer)
+        self._own = threading.local()
+        pictures = self.processor.image_processor
+        self._input_side = None if settings.exact_decode else input_side(pictures)
+        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        weights = fingerprint(settings.model)
+        self.settings: dict[str, Any] = {
+            # A folder's weights name it, wherever it lies.
+            "model": Path(settings.model).name if weights else settings.model,
+            "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
+            "weights": weights,
+            "prompt": self.prompt,
+            "dtype": str(dtype).removeprefix("torch."),
+            **settings.sampling(),
+        }
+        self.provenance = provenance(
+            ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
+        )
+
+    def prepare(self, sample: Sample) -> dict[str, Any]:
+        """The processor's tensors for one image, each with a first dimension of its own."""
+        image = decode_image(sample.image, input_side=self._input_side)
+        smallest = min(image.size)
+        if smallest < SMALLEST_SIDE:
+            scale = SMALLEST_SIDE / smallest
+            width, height = (min(4096, round(side * scale)) for side in image.size)
+            image = image.resize((width, height))
+        text = {} if self._text is None else {"text": self._text}
+        if not hasattr(self._own, "processor"):
+            # A fast tokenizer refuses a second thread ("Already borrowed"): one each.
+            self._own.processor = copy.deepcopy(self.processor)
+        return dict(self._own.processor(images=image, return_tensors="pt", **text))
+
+    def caption(
+        self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        """K captions each of N images; the vision tower sees each image once."""
+        found: list[list[Caption]] = [[] for _ in prepared]
+        for rows in _same_shapes(prepared):
+            # A compiled decoder is compiled anew for each size of a batch.
+            missing = self.batch_size - len(rows) if self._wanted.compile_decoder else 0
+            filled = [*rows, *rows[-1:] * missing]
+            inputs = self._collate([prepared[row] for row in filled])
+            with _remembered_vision(self.model):
+                for k in range(self._wanted.captions_per_image):
+                    keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
+                    texts = self._generate(inputs, keys.to(self._device))
+                    for row, text in zip(rows, texts[: len(rows)], strict=True):
+                        found[row].append(text)
+        return found
+
+    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
+        import torch
+
+        wanted = self._wanted
+        draw = _Draw(keys, wanted, sorted(self._ends))
+        cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
+        with torch.inference_mode():
+            self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                max_new_tokens=wanted.max_tokens,
+                logits_processor=[draw],
+                **cache,
+            )
+        # On a GPU `generate` may look for the end a step late.
+        drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
+        return [self._caption(row) for row in drawn.tolist()]
+
+    def _caption(self, tokens: list[int]) -> Caption:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Caption(text, "length" if end is None else "stop")
+
+    def _chat(self, prompt: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        messages = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return text
+
+    def _collate(self, prepared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch on the device: texts padded on the left, everything else joined."""
+        import torch
+
+        batch = {}
+        longest = max(
+            (one["input_ids"].shape[1] for one in prepared if "input_ids" in one), default=0
+        )
+        for name in prepared[0]:
+            tensors = [one[name] for one in prepared]
+            if name in TEXT_INPUTS:
+                fill = self.tokenizer.pad_token_id or 0 if name == "input_ids" else 0
+                pads = [(longest - tensor.shape[1], 0) for tensor in tensors]
+                pad = torch.nn.functional.pad
+                tensors = [pad(t, p, value=fill) for t, p in zip(tensors, pads, strict=True)]
+            joined = torch.cat(tensors).to(self._device)
+            batch[name] = joined.to(self.model.dtype) if joined.is_floating_point() else joined
+        return batch
+
+
+class _Draw:
+    """A logits processor that leaves the token that sampling.py draws, and remembers it.
+
+    None of `ends` is drawn before the caption has its least number of tokens.
+    """
+
+    def __init__(self, keys: Any, wanted: CaptionSettings, ends: list[int]):
+        self.keys, self.ends, self.wanted = keys, ends, wanted
+        self.drawn: list[Any] = []
+        self._left: Any = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        step = len(self.drawn)
+        if step < min(self.wanted.min_tokens, self.wanted.max_tokens):
+            scores[:, self.ends] = float("-inf")
+        top_k, temperature = self.wanted.top_k, self.wanted.temperature
+        tokens = sample_top_k(scores.float(), self.keys, step, top_k, temperature)
+        if self._left is None:
+            self._left = scores.new_full(scores.shape, float("-inf"))
+        else:  # one allocation of (N, V) for all steps
+            self._left.scatter_(1, self.drawn[-1].unsqueeze(1), float("-inf"))
+        self.drawn.append(tokens)
+        return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)
+
+
+def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if settings.model.startswith((".", "/", "~")) and not Path(settings.model).is_dir():
+        raise UserError(f"captioner {settings.model}: no such folder")
+    common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
+        model = AutoModelForImageTextToText.from_pretrained(
+            settings.model, use_safetensors=True, dtype=dtype, **common
+        )
+        loaded: Any = model
+        loaded.to(device).eval()
+    except Exception as error:  # of safetensors, torch, or the model's own code
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id, or a "
+            "folder with config, processor and safetensors weights of an image-to-text model, and "
+            "a --device with room for it."
+        ) from error
+    speed_up_blip(loaded)
+    return processor, loaded
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end a caption, from the generation config, the text config and the tokenizer."""
+    text = getattr(model.config, "text_config", None)
+    parts = [getattr(model, "generation_config", None), text, tokenizer]
+    found: set[int] = set()
+    for part in parts:
+        for name in ("eos_token_id", "sep_token_id"):
+            value = getattr(part, name, None)
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return found
+
+
+def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Rows by the shape of what cannot be padded, so that each group joins into one batch."""
+    groups: dict[Any, list[int]] = {}
+    for row, one in enumerate(prepared):
+        shape = tuple((n, tuple(t.shape[1:])) for n, t in one.items() if n not in TEXT_INPUTS)
+        groups.setdefault(shape, []).append(row)
+    return list(groups.values())
+
+
+@contextmanager
+def _remembered_vision(model: Any) -> Iterator[None]:
+    """Within the block a vision tower that is asked for equal pixels answers from memory."""
+    towers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        outermost = not any(name.startswith(f"{tower}.") for tower in towers)
+        if name.rpartition(".")[2] in VISION_TOWERS and outermost:
+            towers[name] = module
+    for tower in towers.values():
+        tower.forward = _remembering(tower.forward)
+    try:
+        yield
+    finally:
+        for tower in towers.values():
+            del tower.forward
+
+
+def _remembering(forward: Any) -> Any:
+    memory: list[tuple[Any, Any]] = []
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        pixels = next(value for value in [*args, *kwargs.values()] if torch.is_tensor(value))
+        # Idefics and SmolVLM hand over a copy each time, so being the same tensor is not asked for.
+        if not memory or not torch.equal(memory[0][0], pixels):
+            memory[:] = [(pixels, forward(*args, **kwargs))]
+        return copy.copy(memory[0][1])  # Qwen2-VL writes into what its tower returns
+
+    return remembered

@@ -1,0 +1,93 @@
+"""Caption images that are in memory, without a pool or a work directory."""
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from capmix.caption.captioner import Caption
+from capmix.caption.captioners import make_captioner
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import Batches, SampleError, batched
+from capmix.errors import UserError
+from capmix.models.images import BadImageError, decode_image
+from capmix.pool import Sample
+from capmix.settings.base import make, with_options
+
+SOURCE = "image"
+log = logging.getLogger(__name__)
+
+
+@with_options(CaptionSettings)
+def caption_images(
+    images: Sequence[Image.Image | bytes | str | Path],
+    settings: CaptionSettings | None = None,
+    **options: Any,
+) -> list[Any]:
+    """Caption PIL images, encoded images or image files; returns a text per image.
+
+    With `captions_per_image` over 1 a list of texts per image. An image that cannot be captioned
+    gives None, with a warning that says why. A caption depends on the image's bytes and the
+    settings alone. Raises UserError where the model cannot be loaded.
+    """
+    chosen = settings or make(CaptionSettings, options, "caption_images")
+    captioner = make_captioner(chosen, SOURCE)
+    if not getattr(captioner, "needs_images", True):
+        raise UserError(f"caption_images: {chosen.model} reads the pool's metadata, not images")
+    found: list[Any] = []
+    batches = Batches(chosen.batch_timeout)
+    size = captioner.batch_size if hasattr(captioner, "batch_size") else 32
+    for some in batched(enumerate(images), size):
+        ready: list[tuple[int, str, Any]] = []
+        for number, image in some:
+            found.append(None)
+            try:
+                sample = _sample(number, image)
+                ready.append((number, sample.uid, _prepared(captioner, sample)))
+            except (BadImageError, SampleError, OSError) as error:
+                log.warning("image %d: %s", number, error)
+        made = batches.run(lambda group: _captions(captioner, group), ready)
+        for (number, _, _), captions in zip(ready, made, strict=True):
+            if isinstance(captions, SampleError):
+                log.warning("image %d: %s", number, captions)
+                continue
+            texts = [caption.text for caption in captions]
+            found[number] = texts if chosen.captions_per_image > 1 else texts[0]
+    return found
+
+
+def _sample(number: int, image: Image.Image | bytes | str | Path) -> Sample:
+    if isinstance(image, Image.Image):
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        data = out.getvalue()
+    else:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    uid = hashlib.sha256(data).hexdigest()[:32]
+    suffix = "png" if isinstance(image, Image.Image) else _suffix(data)
+    return Sample(str(number), uid, data, suffix, None)
+
+
+def _suffix(data: bytes) -> str:
+    starts = {b"\x89PNG": "png", b"RIFF": "webp"}
+    return next((suffix for start, suffix in starts.items() if data.startswith(start)), "jpg")
+
+
+def _prepared(captioner: Any, sample: Sample) -> Any:
+    if hasattr(captioner, "encoder"):
+        side = captioner.encoder.input_side
+        return captioner.encoder.prepare(decode_image(sample.image, input_side=side))
+    return captioner.prepare(sample)
+
+
+def _captions(captioner: Any, group: Sequence[tuple[int, str, Any]]) -> list[list[Caption]]:
+    uids = [uid for _, uid, _ in group]
+    prepared = [one for _, _, one in group]
+    if hasattr(captioner, "encoder"):
+        prepared = captioner.encoder.encode_pixels(prepared)
+    captions: list[list[Caption]] = captioner.caption(prepared, uids, SOURCE)
+    return captions

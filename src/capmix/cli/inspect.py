@@ -1,0 +1,104 @@
+"""The commands that look: status, failures, report, view, plan, doctor."""
+
+import logging
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from capmix.cli.options import Pool, Work, command
+from capmix.engine.settings import RunSettings
+from capmix.inspect.plan import PlanSettings
+from capmix.report.settings import ReportSettings
+
+log = logging.getLogger(__name__)
+
+
+@command
+def status(pool: Pool = None, *, work: Work = None) -> None:
+    """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
+    from capmix.cli.stages import open_place
+
+    print("\n".join(open_place(pool, work, RunSettings()).status().lines()))
+
+
+@command
+def failures(
+    *,
+    work: Work = None,
+    stage: Annotated[
+        str | None,
+        Parameter(help="Folder of one stage, such as captions/blip2 or samples (default: all)."),
+    ] = None,
+    status: Annotated[
+        Literal["failed", "dropped"] | None, Parameter(help="Which samples (default: both).")
+    ] = None,
+    out: Annotated[
+        str | None, Parameter(help="A .csv file (default: tab-separated lines on stdout).")
+    ] = None,
+) -> None:
+    """List every failed and dropped sample of a work directory with its reason."""
+    from capmix.inspect.failures import failures as find
+    from capmix.inspect.failures import write_csv, write_lines
+    from capmix.storage.store import Store
+    from capmix.workspace import find_work
+
+    found = find(Store(find_work(work)), stage, status)
+    counts = write_csv(out, found) if out else write_lines(sys.stdout, found)
+    for (folder, reason), number in sorted(counts.items()):
+        log.info("%s: %s %s", folder, f"{number:,}", reason)
+    if not counts:
+        log.info("no sample failed or was dropped")
+
+
+@command
+def report(pool: Pool = None, *, work: Work = None, settings: ReportSettings) -> None:
+    """Write one HTML file about a work directory; it needs no network."""
+    from capmix.cli.stages import open_place
+
+    path, table = open_place(pool, work, RunSettings()).report(settings)
+    print("\n".join([*table, f"report: {path}"]))
+
+
+@command
+def view(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    scorer: Annotated[
+        str | None,
+        Parameter(help="Whose scores to show (default: the only scorer that has any)."),
+    ] = None,
+    port: Annotated[int, Parameter(help="Port; 0 = any free one.")] = 0,
+    results: Annotated[
+        str | None, Parameter(help="Directory of `capmix run` whose trained runs are shown.")
+    ] = None,
+) -> None:
+    """Serve the report on localhost, with samples read from the pool on demand."""
+    from capmix.cli.stages import open_place
+    from capmix.report.view import serve
+
+    opened = open_place(pool, work, RunSettings())
+    serve(opened.catalog, scorer, results, port, lambda place: print(place, flush=True))
+
+
+@command
+def plan(
+    pool: Annotated[
+        str, Parameter(help="Directory or URL of tars, images or parquet files, or `embedded`.")
+    ],
+    *,
+    settings: PlanSettings,
+) -> None:
+    """Estimate hours, bytes and price of captioning and scoring, from timing a part."""
+    from capmix.inspect.plan import plan as estimate
+
+    print("\n".join(estimate(pool, settings).lines()))
+
+
+@command
+def doctor() -> None:
+    """Check optional dependencies and devices."""
+    from capmix.inspect.doctor import lines
+
+    print("\n".join(lines()))

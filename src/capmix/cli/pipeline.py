@@ -1,0 +1,59 @@
+"""The commands that run a pipeline file: run and demo."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from capmix.cli.options import command, only
+from capmix.engine.settings import RunSettings
+from capmix.errors import UserError
+
+
+@command
+def run(
+    pipeline: Annotated[str | None, Parameter(help="YAML file; see examples/.")] = None,
+    /,
+    *,
+    work: Annotated[
+        str | None, Parameter(help="Work directory (default: the file's).", show_default=False)
+    ] = None,
+    schema: Annotated[
+        bool,
+        Parameter(help="Print the JSON Schema of pipeline files.", negative="", show_default=False),
+    ] = False,
+    runs: Annotated[RunSettings, only("force", "retry_failed")],
+) -> None:
+    """Run the stages of a pipeline file; finished stages are skipped, interrupted ones resume."""
+    if schema:
+        import json
+
+        from capmix.pipeline.config import Pipeline
+
+        print(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2))
+        return
+    if pipeline is None:
+        raise UserError("run: name a pipeline file, such as examples/pool.yaml")
+    _run_file(pipeline, work, runs)
+
+
+@command
+def demo(
+    *,
+    work: Annotated[
+        str | None, Parameter(help="Work directory (default: capmix-demo).", show_default=False)
+    ] = None,
+) -> None:
+    """Run the whole loop on the embedded pool and models: no GPU, no network."""
+    from capmix.pipeline.run import demo_file
+
+    _run_file(demo_file(), work, RunSettings())
+
+
+def _run_file(path: str, work: str | None, runs: RunSettings) -> None:
+    from capmix.pipeline.config import load_pipeline
+    from capmix.pipeline.run import run_pipeline
+
+    pipeline = load_pipeline(path, **({"work": work} if work else {}))
+    found = run_pipeline(pipeline, runs)
+    for line in [*found.lines, *(f"report: {page}" for page in found.reports)]:
+        print(line)

@@ -1,0 +1,198 @@
+"""The commands that prepare a pool: caption, score, import, annotate, measure, mix, export."""
+
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.caption.settings import CaptionSettings
+from capmix.cli.options import Pool, Work, command, group_named, only
+from capmix.engine.settings import EngineSettings, RunSettings
+from capmix.export.settings import ExportSettings
+from capmix.measure.settings import MeasureSettings
+from capmix.mix.settings import MixSettings
+from capmix.score.settings import ScoreSettings
+from capmix.settings.values import split_pairs
+from capmix.workspace import Workspace, open_workspace
+
+RECIPE = "Recipe"
+Budget = Annotated[RunSettings, only("max_failures")]
+BudgetAndRetry = Annotated[RunSettings, only("max_failures", "retry_failed")]
+BudgetAndForce = Annotated[RunSettings, only("max_failures", "force")]
+
+
+def open_place(
+    pool: str | None, work: str | None, runs: RunSettings, engine: EngineSettings | None = None
+) -> Workspace:
+    """The workspace that a command is about."""
+    return open_workspace(pool, work, engine=engine or EngineSettings(), **dict(runs))
+
+
+@command
+def caption(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
+    settings: CaptionSettings,
+    engine: EngineSettings,
+    runs: RunSettings,
+) -> None:
+    """Write captions for every image of a pool."""
+    open_place(pool, work, runs, engine).caption(source, settings)
+
+
+@command
+def score(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    settings: ScoreSettings,
+    engine: EngineSettings,
+    runs: BudgetAndRetry,
+) -> None:
+    """Compute the image-text similarity of the texts of some sources."""
+    open_place(pool, work, runs, engine).score(settings)
+
+
+@command
+def import_(
+    kind: Annotated[Literal["captions", "scores"], Parameter(help="What the files hold.")],
+    files: Annotated[list[str], Parameter(help="CSV or parquet files, or patterns.")],
+    /,
+    *,
+    pool: Annotated[str | None, Parameter(help="Pool of a new work directory.")] = None,
+    work: Work = None,
+    settings: ImportSettings,
+    runs: BudgetAndForce,
+) -> None:
+    """Import precomputed captions or scores, joined on uid."""
+    opened = open_place(pool, work, runs)
+    if kind == "captions":
+        found = opened.import_captions(files, settings)
+    else:
+        found = opened.import_scores(files, settings)
+    print("\n".join(found.lines()))
+
+
+@command
+def annotate(pool: Pool = None, *, work: Work = None, settings: AnnotateSettings) -> None:
+    """Compute columns for recipes from saved embeddings."""
+    open_place(pool, work, RunSettings()).annotate(settings)
+
+
+@command
+def measure(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    settings: MeasureSettings,
+    engine: EngineSettings,
+    runs: Budget,
+) -> None:
+    """Measure diversity, noise and topics of texts by source."""
+    from capmix.measure.lines import measure_lines
+
+    found = open_place(pool, work, runs, engine).measure(settings)
+    print("\n".join(measure_lines(found)))
+
+
+@command
+def mix(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    recipe: Annotated[
+        str, Parameter(help="A shipped recipe's name (see `capmix recipes`) or a .yaml file.")
+    ],
+    fraction: Annotated[
+        str | None,
+        Parameter(
+            help="Fraction of the pool, over 0 and at most 1; comma-separated: one subset each.",
+            group=group_named(RECIPE),
+        ),
+    ] = None,
+    synthetic: Annotated[
+        str | None,
+        Parameter(
+            help="The recipe's synthetic source; comma-separated: one subset each.",
+            group=group_named(RECIPE),
+        ),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="Any other parameter of the recipe. May be repeated.",
+            group=group_named(RECIPE),
+            negative="",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    settings: MixSettings,
+    runs: Budget,
+    explain: Annotated[
+        bool, Parameter(help="Print the SQL.", negative="", show_default=False)
+    ] = False,
+) -> None:
+    """Apply a recipe and write the subset that it selects."""
+    given = _parameters(parameters or [])
+    given |= {"fraction": fraction} if fraction is not None else {}
+    given |= {"synthetic": synthetic} if synthetic is not None else {}
+    sweep = {name: _values(text) for name, text in given.items()}
+    found = open_place(pool, work, runs).mix(recipe, settings, **sweep)
+    for subset in found if isinstance(found, list) else [found]:
+        print("\n".join(subset.summary.lines()))
+        if explain:
+            print(subset.summary.sql)
+
+
+def _parameters(given: list[str]) -> dict[str, str]:
+    from capmix.errors import UserError
+
+    try:
+        found: dict[str, str] = split_pairs(given)
+    except ValueError as error:
+        raise UserError(f"--set {error}") from error
+    return found
+
+
+def _values(text: str) -> Any:
+    """One value, or a list of those that commas part."""
+    values = [_number(one) for one in text.split(",")]
+    return values if len(values) > 1 else values[0]
+
+
+def _number(text: str) -> float | str:
+    """The number, or the text itself where it is none: the recipe's own check then names it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@command
+def recipes() -> None:
+    """List the recipes that come with capmix."""
+    from capmix.mix.recipe import load_recipe, shipped_recipes
+
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        print(f"{name}\n    {' '.join(recipe.about.split())}")
+        if recipe.reference:
+            print(f"    source: {recipe.reference}")
+
+
+@command
+def export(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    subset: Annotated[str, Parameter(help="Name of the subset, from `capmix mix`.")],
+    out: Annotated[str, Parameter(help="Directory or URL for the shards.")],
+    settings: ExportSettings,
+    engine: EngineSettings,
+    runs: Budget,
+) -> None:
+    """Write a subset as shards of images and texts."""
+    open_place(pool, work, runs, engine).export(subset, out, settings)

@@ -1,0 +1,54 @@
+"""Messages go to the logger `capmix`; here is how a process of ours shows them.
+
+A library prints nothing: Python code that imports capmix sees warnings alone, as logging shows them
+by default. The command line, and the processes that it starts, show everything on standard error.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+from tqdm.auto import tqdm
+
+ROOT = "capmix"
+
+
+class _Lines(logging.Handler):
+    """One line per message on standard error, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except OSError:  # a full disk or a closed stream: the work goes on
+            return
+
+
+def are_shown() -> bool:
+    """Whether messages for people are shown by this process."""
+    return logging.getLogger(ROOT).isEnabledFor(logging.INFO)
+
+
+def show() -> logging.Handler:
+    """Show all messages from now on; gives the handler."""
+    logger, handler = logging.getLogger(ROOT), _Lines()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # Ray and others give the root logger handlers of their own
+    return handler
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Within the block messages are shown."""
+    logger = logging.getLogger(ROOT)
+    before = logger.level
+    handler = show()
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = True

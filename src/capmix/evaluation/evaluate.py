@@ -1,0 +1,90 @@
+"""Zero-shot metrics of one model on one evaluation set."""
+
+from typing import Any
+
+import numpy as np
+
+from capmix.errors import UserError
+from capmix.evaluation.evalset import EvalItem, EvalSet
+from capmix.evaluation.groups import COLUMNS, FACES, GROUP_METRICS, OBJECTIVES, faces
+from capmix.evaluation.metrics import association_metrics, classify, retrieve
+from capmix.evaluation.vectors import VectorCache
+
+Metrics = dict[str, Any]
+VOWELS = "aeiou"
+
+
+def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metrics:
+    """All metrics of a set; `task` is the key of DataComp's task where it is one.
+
+    Raises UserError where the set is not what its kind or the task asks for.
+    """
+    items, images = vectors.of_images(evalset)
+    if task in FACES:
+        return _faces(vectors, evalset, items, images, COLUMNS[task])
+    if evalset.kind == "association":
+        return _associations(vectors, evalset, items, images)
+    if evalset.kind == "retrieval":
+        texts = [text for item in items for text in item.texts]
+        image_of_text = np.repeat(np.arange(len(items)), [len(item.texts) for item in items])
+        if not texts:
+            raise UserError(f"evaluation set {evalset.name}: no captions")
+        return dict(retrieve(images, vectors.of_texts(texts), image_of_text).metrics())
+    if any(item.label is None for item in items):
+        raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")
+    labels = np.array([item.label for item in items], np.int64)
+    classifier = vectors.classifier(evalset.classes, evalset.templates)
+    result = classify(images, classifier, labels)
+    metrics: Metrics = dict(result.metrics())
+    if task in GROUP_METRICS:
+        metrics |= GROUP_METRICS[task](result, _metadata(evalset, items, COLUMNS[task]))
+    return metrics
+
+
+def usual_metric(evalset: EvalSet) -> str:
+    """The metric that a set goes by which is no task of DataComp's."""
+    usual = {"classification": "acc1", "retrieval": "mean_recall@1"}
+    return usual.get(evalset.kind, "avg_jaccard_score")
+
+
+def _metadata(evalset: EvalSet, items: list[EvalItem], columns: int) -> np.ndarray:
+    """int (N, fields), at least as many fields as `columns`. Raises UserError where it is not."""
+    lengths = {len(item.metadata) for item in items}
+    if len(lengths) != 1 or min(lengths) < columns:
+        raise UserError(
+            f"evaluation set {evalset.name}: expected .npy members of {columns} numbers or more"
+        )
+    return np.array([item.metadata for item in items], np.int64)
+
+
+def _faces(
+    vectors: VectorCache, evalset: EvalSet, items: list[EvalItem], images: np.ndarray, columns: int
+) -> Metrics:
+    predicted = {}
+    for objective in OBJECTIVES:
+        classes, templates = (
+            [line.partition(":")[2] for line in lines if line.partition(":")[0] == objective]
+            for lines in (evalset.classes, evalset.templates)
+        )
+        if not classes or not templates:
+            raise UserError(f"evaluation set {evalset.name}: no classes or templates {objective}:")
+        predicted[objective] = (images @ vectors.classifier(classes, templates).T).argmax(axis=1)
+    return dict(faces(predicted, _metadata(evalset, items, columns)))
+
+
+def _associations(
+    vectors: VectorCache, evalset: EvalSet, items: list[EvalItem], images: np.ndarray
+) -> Metrics:
+    row_of = {item.key: row for row, item in enumerate(items)}
+    cues = vectors.of_texts([_prompt(one.cue) for one in evalset.associations])
+    scores, chosen = [], []
+    for one, cue in zip(evalset.associations, cues, strict=True):
+        scores.append(images[[row_of[name] for name in one.candidates]] @ cue)
+        chosen.append(np.isin(one.candidates, one.chosen))
+    return dict(association_metrics(scores, chosen))
+
+
+def _prompt(cue: str) -> str:
+    """DataComp, wino_eval.py: the cue in lower case behind its article."""
+    name = cue.lower()
+    return f"{'An' if name[:1] in VOWELS else 'A'} {name}"

@@ -1,0 +1,197 @@
+"""Evaluate a model on many tasks: one load, and what is done is kept (results_file.py)."""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capmix.errors import UserError
+from capmix.evaluation.evalset import EvalSet, embedded_evalsets
+from capmix.evaluation.evaluate import evaluate_set, usual_metric
+from capmix.evaluation.other_sets import open_evalset
+from capmix.evaluation.results_file import ResultsFile
+from capmix.evaluation.tasks import DATACOMP, TASKS, EvalTask, aggregates, chosen_tasks
+from capmix.evaluation.vectors import VectorCache
+from capmix.models.registry import require
+from capmix.pool import EMBEDDED, embedded_folder
+from capmix.score.settings import ScoreSettings
+from capmix.settings.base import make
+from capmix.settings.tables import table_lines
+
+log = logging.getLogger(__name__)
+
+RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
+RUN_ABOUT = "run.json"
+# Names in a grid's tables: the metric that a set goes by, and its mean over all sets.
+MAIN, MEAN = "main_metric", "mean of all sets"
+SIGLIP_BIAS = -10.0  # what open_clip's trainer starts from; the checkpoint's own value replaces it
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Lines of results in the order asked for, means over groups of all of DataComp's tasks that
+    are known of the model, and what could not be evaluated."""
+
+    lines: list[dict[str, Any]]
+    aggregates: dict[str, Any]
+    missing: list[str]
+    broken: list[str]
+
+    def text(self) -> list[str]:
+        """A line for each task and each mean over tasks."""
+        rows = [[line["dataset"], line["metric"] or "", _shown(line)] for line in self.lines]
+        lines = table_lines([], rows, "lll")
+        means = {name: value for name, value in self.aggregates.items() if value is not None}
+        return lines + [f"{name}: {value:.4f}" for name, value in means.items()]
+
+
+def evaluate(
+    model: str,
+    tasks: str | None,
+    evalsets: str,
+    out: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> Evaluated:
+    """Evaluate a run's directory, or an open_clip model as `capmix score` names it.
+
+    `tasks` (see chosen_tasks) lie below `evalsets`, or where their path says; with `evalsets`
+    `embedded` they are by default the embedded test sets, else DataComp's 40. Results go to
+    results_folder(model, out). Tasks whose sets are not there are named, and so are
+    broken sets; the others are evaluated all the same.
+    """
+    require(["torch", "open_clip"], "eval", "open_clip")
+    from capmix.score.backends.open_clip import OpenClipScorer
+
+    folder = results_folder(model, out)
+    found, missing, broken = open_sets(tasks, evalsets)
+    if not found:
+        return Evaluated([], {}, missing, broken)
+    name, bias = _loadable(model)
+    how = {"device": device, "dtype": dtype, "exact_decode": True}
+    scorer = OpenClipScorer(make(ScoreSettings, {"model": name, **how}), bias)
+    of_model = scorer.digest(), dtype
+    folder.mkdir(parents=True, exist_ok=True)
+    known = ResultsFile.of(folder, RESULTS, *of_model)
+    others = ResultsFile.of(folder, OTHERS, *of_model)
+    vectors = VectorCache(scorer)
+    lines = []
+    with _all_bits():
+        for task, evalset in found:
+            file = known if isinstance(task, EvalTask) else others
+            key = task.key if isinstance(task, EvalTask) else task
+            line = file.done(key, evalset.digest)
+            if line is None:
+                try:
+                    line = file.put(_line(vectors, task, evalset))
+                except UserError as error:
+                    broken.append(str(error))
+                    file.drop(key)
+                    continue
+            lines.append(line)
+            log.info("eval %s: %s", line["dataset"], _shown(line))
+    means = means_of(list(known.lines.values()))
+    summary = {"fingerprint": of_model[0], "precision": dtype} | means
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1), "utf-8")
+    return Evaluated(lines, means, missing, broken)
+
+
+def fetch_command(missing: Sequence[str], evalsets: str) -> str:
+    """What fetches the sets of these tasks."""
+    tasks = DATACOMP if len(missing) == len(TASKS) else ",".join(missing)
+    return f"capmix evalsets fetch --out {evalsets} --tasks {tasks}"
+
+
+def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over DataComp's groups of tasks; see aggregates."""
+    main = {line["dataset"]: line["metrics"]["main_metric"] for line in lines}
+    return aggregates({name: value for name, value in main.items() if value is not None})
+
+
+def open_sets(
+    tasks: str | None, evalsets: str
+) -> tuple[list[tuple[EvalTask | str, EvalSet]], list[str], list[str]]:
+    """Tasks with their sets (see evaluate), the keys of those that are not there, and what is
+    broken."""
+    root = embedded_folder() / "tuxpaint" if evalsets == EMBEDDED else Path(evalsets)
+    names = ",".join(Path(path).name for path in embedded_evalsets())
+    chosen = chosen_tasks(tasks or (names if evalsets == EMBEDDED else DATACOMP))
+    found: list[tuple[EvalTask | str, EvalSet]] = []
+    missing, broken = [], []
+    for task in chosen:
+        paths = _places(root, task)
+        path = next((path for path in paths if path.exists()), None)
+        if path is None and isinstance(task, EvalTask):
+            missing.append(task.key)
+        elif path is None:
+            broken.append(f"{task}: no task of DataComp, and no set at {paths[0]}")
+        else:
+            try:
+                found.append((task, open_evalset(str(path))))
+            except UserError as error:
+                broken.append(str(error))
+    return found, missing, broken
+
+
+def _places(root: Path, task: EvalTask | str) -> list[Path]:
+    return [root / name for name in ([task] if isinstance(task, str) else task.folders)]
+
+
+def _line(vectors: VectorCache, task: EvalTask | str, evalset: EvalSet) -> dict[str, Any]:
+    if isinstance(task, EvalTask):
+        key, name, metric = task.key, task.name, task.main_metric
+        metrics = evaluate_set(vectors, evalset, task.key)
+    else:
+        key, name, metric = task, task, usual_metric(evalset)
+        metrics = evaluate_set(vectors, evalset)
+    metrics["main_metric"] = None if metric is None else metrics.get(metric)
+    about = {"metric": metric, "data": evalset.digest}
+    return {"key": key, "dataset": name, "metrics": metrics} | about
+
+
+def _shown(line: dict[str, Any]) -> str:
+    value = line["metrics"]["main_metric"]
+    return "no main metric" if value is None else f"{value:.4f}"
+
+
+def _loadable(model: str) -> tuple[str, float | None]:
+    """The model as open_clip loads it, and the start of its logit bias if it has one."""
+    if not (Path(model) / RUN_ABOUT).exists():
+        return model, None
+    from capmix.training.model import know_model
+    from capmix.training.run import RunFolder
+    from capmix.training.train import read_run
+
+    about, checkpoint = read_run(model), RunFolder(Path(model).resolve()).checkpoint
+    if not checkpoint.exists():
+        raise UserError(f"{model}: no checkpoint yet; `capmix train` writes {checkpoint}")
+    know_model(about["model"], about["config"])
+    bias = SIGLIP_BIAS if about["settings"]["loss"] == "siglip" else None
+    return f"{about['model']}/{checkpoint}", bias
+
+
+def results_folder(model: str, out: str | None) -> Path:
+    """Where results of a model go: `out`, else a run's own directory, else one that is named after
+    the model below `evaluations`."""
+    if out is None and not (Path(model) / RUN_ABOUT).exists():
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
+        return Path("evaluations") / name
+    return Path(out or model)
+
+
+@contextlib.contextmanager
+def _all_bits() -> Iterator[None]:
+    """float32 that is float32: GPUs would multiply with fewer bits (TF32)."""
+    import torch
+
+    backends = torch.backends
+    before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before

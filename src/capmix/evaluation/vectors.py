@@ -1,0 +1,111 @@
+"""One model for all tasks, and every vector it has computed: none is computed twice.
+
+Tasks share images (CLEVR's two, a set for classification and retrieval) and texts (the classes of
+ImageNet and its shifts, 80 templates each). An image is known by its bytes, a text by itself.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from capmix.engine.batches import batched
+from capmix.engine.prefetch import prefetched
+from capmix.errors import UserError
+from capmix.evaluation.evalset import EvalItem, EvalSet
+from capmix.models.image_pass import ImageEncoder
+from capmix.models.images import BadImageError, decode_as_stored
+
+BATCHES_AHEAD = 3
+KEY_BYTES = 16
+
+
+class TwoTowers(Protocol):
+    """A model with an image and a text side: unit vectors, float32 (N, D)."""
+
+    @property
+    def encoder(self) -> ImageEncoder: ...
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class VectorCache:
+    """Vectors of images and texts by one model."""
+
+    def __init__(self, model: TwoTowers):
+        self._model = model
+        self._images: dict[bytes, np.ndarray] = {}
+        self._texts: dict[str, np.ndarray] = {}
+
+    def of_images(self, evalset: EvalSet) -> tuple[list[EvalItem], np.ndarray]:
+        """The items of a set, their images left out, and unit vectors (N, D) of the images.
+
+        Raises UserError for an image that cannot be read.
+        """
+        items: list[EvalItem] = []
+        keys: list[bytes] = []
+        encoder = self._model.encoder
+        stream = prefetched(
+            _noted(evalset, items, keys),
+            lambda item: self._prepared(evalset, item),
+            encoder.workers,
+            encoder.batch_size * BATCHES_AHEAD,
+        )
+        waiting: dict[bytes, np.ndarray] = {}
+        for _, finished in tqdm(stream, f"eval {evalset.name}", unit="image", disable=None):
+            key, pixels = finished.result()
+            if pixels is not None and key not in self._images:
+                waiting[key] = pixels
+            if len(waiting) == encoder.batch_size:
+                self._encode(waiting)
+        self._encode(waiting)
+        if not items:
+            raise UserError(f"evaluation set {evalset.name}: no image in it")
+        return items, np.stack([self._images[key] for key in keys])
+
+    def of_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (N, D)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            self._texts |= zip(new, self._model.encode_texts(new), strict=True)
+        return np.stack([self._texts[text] for text in texts])
+
+    def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """Unit vectors (classes, D): means over templates of unit vectors, as CLIP_benchmark's."""
+        rows = []
+        for some in batched(classes, 64):
+            texts = [template.replace("{c}", name) for name in some for template in templates]
+            vectors = self.of_texts(texts).reshape(len(some), len(templates), -1).mean(axis=1)
+            rows.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        return np.concatenate(rows)
+
+    def _prepared(self, evalset: EvalSet, item: EvalItem) -> tuple[bytes, np.ndarray | None]:
+        key = _key(item.image)
+        if key in self._images:
+            return key, None
+        try:
+            return key, self._model.encoder.prepare(decode_as_stored(item.image))
+        except BadImageError as error:
+            where = f"evaluation set {evalset.name}, sample {item.key}"
+            raise UserError(f"{where}: {error}. Fetch the set again.") from error
+
+    def _encode(self, waiting: dict[bytes, np.ndarray]) -> None:
+        if waiting:
+            vectors = self._model.encoder.encode_pixels(list(waiting.values()))
+            self._images |= zip(waiting, vectors, strict=True)
+            waiting.clear()
+
+
+def _noted(evalset: EvalSet, items: list[EvalItem], keys: list[bytes]) -> Iterable[EvalItem]:
+    """Each item as it is; `items` and `keys` keep the rest of it and its image's key."""
+    for item in evalset.items():
+        items.append(replace(item, image=b""))
+        keys.append(_key(item.image))
+        yield item
+
+
+def _key(image: bytes) -> bytes:
+    return hashlib.blake2b(image, digest_size=KEY_BYTES).digest()

@@ -1,0 +1,39 @@
+"""The embedded demo scorer: CLIP-like, and tiny. It needs no network and no GPU."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from capmix.mini.head import Head
+from capmix.mini.image_tower import LiteTower
+from capmix.mini.text_tower import FILES as TEXT_FILES
+from capmix.mini.text_tower import MAX_CHARACTERS
+from capmix.mini.weights import MINI_PACKAGES, digest
+from capmix.score.settings import ScoreSettings
+
+
+class MiniScorer:
+    """Frozen EfficientNet-Lite0 and static text tower, with the projection `scorer.safetensors`."""
+
+    name = "mini"
+    extra: ClassVar[str | None] = "mini"
+    packages: ClassVar[tuple[str, ...]] = MINI_PACKAGES
+    device: ClassVar[str] = "cpu"
+    keeps_embeddings: ClassVar[bool] = True
+
+    def __init__(self, settings: ScoreSettings = ScoreSettings(), encoder: LiteTower | None = None):
+        self.encoder = encoder or LiteTower()
+        self._head = Head("scorer")
+        weights = digest("scorer.safetensors", "imagenet_names.safetensors", *TEXT_FILES)
+        self.settings: dict[str, Any] = {"model": "mini", "weights": weights}
+        self.provenance = self.encoder.provenance
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        return self._head.project_images(embeddings)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self._head.encode_texts(texts)
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        return [len(text) > MAX_CHARACTERS for text in texts]

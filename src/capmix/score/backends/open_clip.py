@@ -1,0 +1,167 @@
+"""Scores by any model of open_clip, as models/open_clip.py names them.
+
+Texts are sorted by length and cut to the longest of their batch: what follows the end token cannot
+reach it through a causal mask, so the vectors stay the same and short captions cost a fraction of
+the 77 positions.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from capmix.models.device import device_and_dtype, fingerprint, provenance
+from capmix.models.image_pass import unit
+from capmix.models.open_clip import input_side, load_open_clip, weights_path
+from capmix.score.settings import ScoreSettings
+
+PREFIX = "open_clip:"
+TEXT_BATCH = 256
+
+
+class OpenClipEncoder:
+    """The image side: unit vectors of the model's own preprocessing."""
+
+    def __init__(
+        self, name: str, model: Any, preprocess: Any, device: str, dtype: Any, exact: bool
+    ):
+        self.name = name
+        self.input_side = None if exact else input_side(model)
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.batch_size = 32 if device == "cpu" else 256
+        self._model, self._preprocess, self._device, self._dtype = model, preprocess, device, dtype
+        self.dimensions = _dimensions(model)
+        self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
+
+    def load(self) -> None:
+        """The weights came with the constructor."""
+
+    def prepare(self, image: Image.Image) -> Any:
+        """Pixels float32 (3, H, W) of an RGB image."""
+        return self._preprocess(image).numpy()
+
+    def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors, float32 (N, D)."""
+        import torch
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._dtype)
+            features = self._model.encode_image(batch, normalize=True)
+        vectors: np.ndarray = features.float().cpu().numpy()
+        return vectors
+
+
+class OpenClipScorer:
+    """Cosine similarity by one open_clip model.
+
+    Raises UserError where the model cannot be loaded, or where its activation does not fit its
+    weights.
+    """
+
+    extra: ClassVar[str | None] = "open_clip"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip")
+    device: ClassVar[str] = "gpu"
+    keeps_embeddings: ClassVar[bool] = False
+
+    def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
+        """`logit_bias` is for checkpoints of SigLIP's loss; see load_open_clip."""
+        model = settings.model.removeprefix(PREFIX)
+        self.name = settings.name
+        device, dtype = device_and_dtype(settings.device, settings.dtype)
+        loaded = load_open_clip(model, device, dtype, logit_bias)
+        self._model, self._preprocess, self._tokenizer = loaded
+        self._device = device
+        self.encoder = OpenClipEncoder(
+            self.name, self._model, self._preprocess, device, dtype, settings.exact_decode
+        )
+        self.provenance = self.encoder.provenance
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "weights": fingerprint(weights_path(model)),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 (N, D): saved embeddings are float16."""
+        return unit(embeddings)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 (N, D); equal texts are encoded once."""
+        import torch
+
+        unique = list(dict.fromkeys(texts))
+        tokens = self._tokenizer(unique)
+        lengths = _lengths(self._model, tokens)
+        order = torch.argsort(lengths, stable=True)
+        vectors = np.empty((len(unique), self.encoder.dimensions), np.float32)
+        with torch.inference_mode():
+            for rows in torch.split(order, TEXT_BATCH):
+                batch = tokens[rows][:, : int(lengths[rows].max())].to(self._device)
+                vectors[rows.numpy()] = _encode(self._model, batch).float().cpu().numpy()
+        position = {text: row for row, text in enumerate(unique)}
+        return vectors[[position[text] for text in texts]]
+
+    def digest(self) -> str:
+        """16 hex digits over every weight, the architecture and the preprocessing of images."""
+        about = f"{self._model} {self._preprocess}"
+        total = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", about).encode())
+        for name, weight in sorted(self._model.state_dict().items()):
+            values = weight.detach().float().cpu().contiguous().numpy()
+            total.update(name.encode() + values.tobytes())
+        return total.hexdigest()[:16]
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts lose their end to the context length (the end token is kept)."""
+        limit = self._tokenizer.context_length
+        inner = getattr(self._tokenizer, "tokenizer", None)
+        if inner is not None:
+            return [len(ids) > limit for ids in inner(list(texts)).input_ids]
+        return [len(self._tokenizer.encode(text)) + 2 > limit for text in texts]
+
+
+def _lengths(model: Any, tokens: Any) -> Any:
+    """Positions that each text needs, int64 (N,): up to its end token, where that is sound."""
+    import torch
+
+    if not _is_causal_clip(model):
+        return torch.full((len(tokens),), tokens.shape[1])
+    return tokens.argmax(dim=1) + 1
+
+
+def _encode(model: Any, tokens: Any) -> Any:
+    """`model.encode_text`, normalised, of tokens (N, L) that may be shorter than the context."""
+    if not _is_causal_clip(model):
+        return model.encode_text(tokens, normalize=True)
+    import torch
+    from open_clip.transformer import text_global_pool
+
+    length = tokens.shape[1]
+    dtype = model.transformer.get_cast_dtype()
+    x = model.token_embedding(tokens).to(dtype)
+    x = x + model.positional_embedding[:length].to(dtype)
+    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
+    x = text_global_pool(model.ln_final(x), tokens, "argmax")
+    projection = model.text_projection
+    x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _is_causal_clip(model: Any) -> bool:
+    """The plain CLIP class, with a causal mask and the end token's vector."""
+    import open_clip
+
+    return (
+        type(model) is open_clip.CLIP
+        and model.text_pool_type == "argmax"
+        and getattr(model, "attn_mask", None) is not None
+        and model.text_projection is not None
+    )
+
+
+def _dimensions(model: Any) -> int:
+    visual = model.visual
+    return int(getattr(visual, "output_dim", 0) or model.text_projection.shape[1])

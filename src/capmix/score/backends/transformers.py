@@ -1,0 +1,132 @@
+"""Scores by transformers' CLIP, SigLIP and SigLIP 2, from a hub id or a local folder."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from capmix.errors import UserError
+from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance
+from capmix.models.image_pass import unit
+from capmix.score.settings import ScoreSettings
+
+PREFIX = "transformers:"
+TEXT_BATCH = 256
+SIGLIP_CONTEXT = 64  # its text tower was trained on texts padded to this length
+
+
+class TransformersEncoder:
+    """The image side: unit vectors of the model's own preprocessing."""
+
+    def __init__(self, name: str, model: Any, processor: Any, device: str, exact: bool):
+        self.name = name
+        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.batch_size = 32 if device == "cpu" else 256
+        self.dimensions = int(
+            getattr(model.config, "projection_dim", 0) or model.config.text_config.hidden_size
+        )
+        self._model, self._images, self._device = model, processor.image_processor, device
+        self.input_side = None if exact else input_side(self._images)
+        self.provenance = provenance(("torch", "transformers"), device, self.batch_size)
+
+    def load(self) -> None:
+        """The weights came with the constructor."""
+
+    def prepare(self, image: Image.Image) -> Any:
+        """The processor's arrays by name; `pixel_values` is float32 (3, H, W) but for NaFlex."""
+        arrays = self._images(images=image, return_tensors="np")
+        return {name: array[0] for name, array in arrays.items()}
+
+    def encode_pixels(self, pixels: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        """Unit vectors, float32 (N, D)."""
+        import torch
+
+        batch = {}
+        for name in pixels[0]:
+            joined = torch.from_numpy(np.stack([one[name] for one in pixels])).to(self._device)
+            batch[name] = joined.to(self._model.dtype) if joined.is_floating_point() else joined
+        with torch.inference_mode():
+            return _unit(self._model.get_image_features(**batch))
+
+
+class TransformersScorer:
+    """Cosine similarity by one model. Raises UserError where it cannot be loaded."""
+
+    extra: ClassVar[str | None] = "transformers"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
+    device: ClassVar[str] = "gpu"
+    keeps_embeddings: ClassVar[bool] = False
+
+    def __init__(self, settings: ScoreSettings):
+        model = settings.model
+        self.name = settings.name
+        device, dtype = device_and_dtype(settings.device, settings.dtype)
+        self._model, self._processor = _load(model, device, dtype)
+        self._device = device
+        self._limit = int(self._model.config.text_config.max_position_embeddings)
+        self.encoder = TransformersEncoder(
+            self.name, self._model, self._processor, device, settings.exact_decode
+        )
+        self.provenance = self.encoder.provenance
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "weights": fingerprint(model.removeprefix(PREFIX)),
+            "revision": getattr(self._model.config, "_commit_hash", None),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def project_images(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 (N, D): saved embeddings are float16."""
+        return unit(embeddings)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32 (N, D); equal texts are encoded once."""
+        import torch
+
+        unique = list(dict.fromkeys(texts))
+        siglip = "siglip" in self._model.config.model_type
+        padding = {"padding": "max_length", "max_length": min(SIGLIP_CONTEXT, self._limit)}
+        how = padding if siglip else {"padding": True, "max_length": self._limit}
+        vectors = []
+        with torch.inference_mode():
+            for start in range(0, len(unique), TEXT_BATCH):
+                tokens = self._processor.tokenizer(
+                    unique[start : start + TEXT_BATCH], truncation=True, return_tensors="pt", **how
+                ).to(self._device)
+                vectors.append(_unit(self._model.get_text_features(**tokens)))
+        position = {text: row for row, text in enumerate(unique)}
+        found: np.ndarray = np.concatenate(vectors)[[position[text] for text in texts]]
+        return found
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts lose their end to the context length (the end token is kept)."""
+        ids = self._processor.tokenizer(list(texts)).input_ids
+        return [len(row) > self._limit for row in ids]
+
+
+def _load(model: str, device: str, dtype: Any) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoProcessor
+
+    name = model.removeprefix(PREFIX)
+    try:
+        processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+        loaded: Any = AutoModel.from_pretrained(name, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
+    if not hasattr(loaded, "logit_scale") or not hasattr(loaded, "get_text_features"):
+        raise UserError(
+            f"scorer {model}: a {loaded.config.model_type} gives no image and text vectors in one "
+            "space; expected CLIP, SigLIP or SigLIP 2"
+        )
+    return loaded.to(device).eval(), processor
+
+
+def _unit(features: Any) -> np.ndarray:
+    import torch
+
+    vectors = features if torch.is_tensor(features) else features.pooler_output
+    normalised: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    return normalised

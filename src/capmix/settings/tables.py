@@ -1,0 +1,26 @@
+"""Tables of text for a terminal, one way for all of them."""
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+SIDES = {"l": "left", "r": "right"}
+
+
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "l") -> list[str]:
+    """A line per row under a line of heads, which is left out where it is empty.
+
+    `align` has l or r for each column; columns beyond it are aligned to the right.
+    """
+    if not rows:
+        return ["  ".join(heads)] if heads else []
+    sides = [SIDES[side] for side in align.ljust(len(rows[0]), "r")]
+    text = tabulate(
+        rows,
+        heads,
+        tablefmt="plain",
+        colalign=sides,
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
+    return [line.rstrip() for line in text.splitlines()]

@@ -1,0 +1,56 @@
+"""Values of settings that a command line writes as one text: lists, pairs, weights, words."""
+
+import shlex
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+
+def split_names(value: Any) -> Any:
+    """`raw,blip2` as a list; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def split_paths(value: Any) -> Any:
+    """`a::b`, as open_clip joins directories, as a list."""
+    return [part for part in value.split("::") if part] if isinstance(value, str) else value
+
+
+def split_weights(value: Any) -> Any:
+    """`raw=0.5,blip2=0.5` as a mapping. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    pairs = [one.partition("=") for one in value.split(",")]
+    try:
+        return {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(f"{value!r}: expected weights such as raw=0.5,blip2=0.5") from error
+
+
+def split_pairs(value: Any) -> Any:
+    """A list of `NAME=VALUE` as a mapping. Raises ValueError."""
+    if not isinstance(value, list | tuple):
+        return value
+    found = {}
+    for text in value:
+        name, sign, rest = str(text).partition("=")
+        if not name.isidentifier() or not sign or not rest:
+            raise ValueError(f"{text}: expected NAME=VALUE")
+        found[name] = rest
+    return found
+
+
+def split_words(value: Any) -> Any:
+    """`--lock-text --wd 0.1` as a shell splits it. Raises ValueError."""
+    return shlex.split(value) if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(split_names)]
+Numbers = Annotated[list[int], BeforeValidator(split_names)]
+Paths = Annotated[list[str], BeforeValidator(split_paths)]
+PathWeights = Annotated[list[float], BeforeValidator(split_paths)]
+Weights = Annotated[dict[str, float], BeforeValidator(split_weights)]
+Pairs = Annotated[dict[str, str], BeforeValidator(split_pairs)]
+Words = Annotated[list[str], BeforeValidator(split_words)]

@@ -1,0 +1,196 @@
+"""What stands in for three names of open_clip's trainer; see train.py.
+
+The trainer has two forms, told apart by the signature of its train_one_epoch: that of the release
+(3.3.0: model, data, loss, epoch, ..., pairs as batches) and that of its main branch (4.2.0.dev0:
+state, data, args, dictionaries as batches). The names are put in their place once per process.
+"""
+
+import copy
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from capmix.errors import UserError
+from capmix.training.pairs import PairSource
+from capmix.training.progress import OptimizerSteps, Progress
+from capmix.training.run import RunFolder
+from capmix.training.scales import TrainSettings
+from capmix.training.stream import (
+    CONTEXT,
+    EpochPlan,
+    SampleTally,
+    Stopped,
+    TrainingBatches,
+    plan_epoch,
+)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One form of open_clip's trainer: `epoch_of` reads epoch and arguments out of what
+    train_one_epoch is called with, `batch_of` makes a batch of images and tokens, `names` are those
+    of its numbers as ours."""
+
+    epoch_of: Callable[[tuple[Any, ...]], tuple[int, Any]]
+    batch_of: Callable[[tuple[Any, Any]], Any]
+    names: dict[str, str]
+
+
+RELEASE = Trainer(
+    epoch_of=lambda given: (given[3], given[8]),
+    batch_of=lambda pair: pair,
+    names={},
+)
+MAIN = Trainer(
+    epoch_of=lambda given: (given[0].epoch, given[2]),
+    batch_of=lambda pair: {"image": pair[0], "text": pair[1]},
+    names={"train/logit_scale": "train/scale"},
+)
+
+
+def trainer_of(train_one_epoch: Callable[..., Any]) -> Trainer:
+    """The form of a trainer. Raises UserError for a signature that is neither."""
+    names = list(inspect.signature(train_one_epoch).parameters)
+    if names[:4] == ["model", "data", "loss", "epoch"]:
+        return RELEASE
+    if names[1:3] == ["data", "args"]:
+        return MAIN
+    raise UserError(
+        f"train: this open_clip trains with train_one_epoch({', '.join(names)}), which capmix does "
+        "not know: pip install open_clip_torch==3.3.0"
+    )
+
+
+def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFolder) -> None:
+    """Put our data and progress into `main`, the module open_clip_train.main."""
+    from open_clip_train.data import get_data
+    from open_clip_train.train import train_one_epoch
+
+    trainer = trainer_of(train_one_epoch)
+    tally = SampleTally(str(run.failures))
+    main.get_data = _get_data(get_data, settings, source, tally, trainer)
+    main.train_one_epoch = _train_one_epoch(train_one_epoch, run, tally, trainer)
+    main.setup_logging = _log_to_file
+
+
+class Waited:
+    """A data loader that adds up the seconds that were waited for its batches.
+
+    Raises UserError where a data worker has stopped for a reason that the user can fix.
+    """
+
+    def __init__(
+        self, loader: Iterable[Any], plan: EpochPlan, world_size: int, trainer: Trainer = RELEASE
+    ):
+        self.loader, self.plan, self.seconds = loader, plan, 0.0
+        self._batch_of = trainer.batch_of
+        # What open_clip asks of a loader.
+        self.num_batches = len(plan.sizes)
+        self.num_samples = sum(plan.sizes) * world_size
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.seconds += time.perf_counter() - started
+            if isinstance(batch, Stopped):
+                raise UserError(batch.reason)
+            yield self._batch_of(batch)
+
+
+def _get_data(
+    theirs: Any, settings: TrainSettings, source: PairSource, tally: SampleTally, trainer: Trainer
+) -> Any:
+    from open_clip_train.data import DataInfo, SharedEpoch
+
+    def get_data(
+        args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None, **more: Any
+    ) -> dict[str, Any]:
+        others = copy.copy(args)
+        others.train_data = None
+        data: dict[str, Any] = theirs(
+            others, preprocess_fns, epoch=epoch, tokenizer=tokenizer, **more
+        )
+        plan = plan_epoch(
+            args.train_num_samples,
+            args.batch_size,
+            args.world_size,
+            args.workers,
+            args.accum_freq,
+            settings.exact,
+        )
+        shared = SharedEpoch(epoch=epoch)
+        batches = TrainingBatches(
+            source,
+            plan,
+            shared.get_value,
+            preprocess_fns[0],
+            lambda text: tokenizer(text)[0],
+            tally,
+            settings.seed,
+            args.rank,
+            args.world_size,
+            settings.draws_shards,
+            settings.texts,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=args.workers,
+            persistent_workers=args.workers > 0,
+            multiprocessing_context=CONTEXT if args.workers else None,
+        )
+        waited = Waited(loader, plan, args.world_size, trainer)
+        data["train"] = DataInfo(waited, shared_epoch=shared)
+        return data
+
+    return get_data
+
+
+def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: Trainer) -> Any:
+    progress: list[Progress] = []
+
+    def train_one_epoch(*given: Any, tb_writer: Any = None) -> None:
+        epoch, args = trainer.epoch_of(given)
+        data = given[1]
+        # So that what the model draws (patch dropout) is the same after a resume.
+        torch.manual_seed(((args.seed << 20) + epoch << 16) + args.rank)
+        before = tally.ok, tally.failed
+        if args.rank == 0 and not progress:
+            loader = data["train"].dataloader
+            steps = OptimizerSteps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
+            made = Progress(run.metrics, steps, loader, tally, tb_writer, trainer.names)
+            progress.append(made)
+            made.resume_at(epoch)
+        theirs(*given, tb_writer=progress[0] if progress else None)
+        ok, failed = _of_all_devices(tally.ok - before[0], tally.failed - before[1], args)
+        if args.rank == 0:
+            run.note_counts(epoch, ok, failed)
+
+    return train_one_epoch
+
+
+def _of_all_devices(ok: int, failed: int, args: Any) -> tuple[int, int]:
+    if not args.distributed:
+        return ok, failed
+    counts = torch.tensor([ok, failed], device=args.device)
+    torch.distributed.all_reduce(counts)
+    return int(counts[0]), int(counts[1])
+
+
+def _log_to_file(log_file: str | None, level: int) -> None:
+    """open_clip's log goes to the run's out.log alone; what people need to see is Progress's."""
+    handler = logging.FileHandler(log_file) if log_file else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(level)

@@ -1,0 +1,117 @@
+"""Train in a process of its own, on one device or on several GPUs by torchrun.
+
+`python -m capmix.training.launch FILE` reads a JSON file of settings, data and directory, and
+writes FILE's `result`: the checkpoint, or the error that the user has to fix.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capmix.engine import messages
+from capmix.engine.settings import MAX_FAILURES
+from capmix.errors import UserError
+from capmix.pool import open_pool
+from capmix.storage.store import Store
+from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
+from capmix.training.scales import TrainSettings
+from capmix.training.train import place, train
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Where pairs come from: directories of exported shards, or a subset of a pool."""
+
+    directories: list[str] = field(default_factory=list)
+    weights: list[float] | None = None
+    pool: str = ""
+    work: str = ""
+    subset: str = ""
+
+    def source(self, settings: TrainSettings) -> PairSource:
+        """The pairs. Raises UserError where the texts of a source are missing."""
+        if self.directories:
+            return ExportedShards(self.directories, self.weights, bool(settings.texts))
+        return pool_source(self.pool, Store(self.work), self.subset, settings)
+
+
+def pool_source(pool: str, store: Store, subset: str, settings: TrainSettings) -> PoolSubset:
+    """The pairs of a subset, straight from the pool.
+
+    Raises UserError for a pool without images, or where the texts of a source are missing.
+    """
+    from capmix.mix.catalog import Catalog
+
+    opened = open_pool(pool)
+    opened.need_images("train")
+    have = Catalog(opened, store).sources()
+    for source in settings.texts:
+        if source not in have:
+            raise UserError(f"--texts: no captions of source {source!r} in {store.location}")
+    return PoolSubset(opened, store, subset, list(settings.texts))
+
+
+def launch(
+    settings: TrainSettings,
+    data: TrainingData,
+    out: str,
+    max_failures: float = MAX_FAILURES,
+    devices: int = 1,
+) -> str:
+    """Train in `devices` new processes; returns the checkpoint's path.
+
+    Raises UserError with the reason where the training fails (see train.train).
+    """
+    with tempfile.TemporaryDirectory(prefix="capmix-train-") as folder:
+        path = Path(folder) / "job.json"
+        job = {
+            "settings": settings.model_dump(mode="json"),
+            "data": vars(data),
+            "out": str(Path(out).resolve()),
+            "max_failures": max_failures,
+            "messages": messages.are_shown(),
+        }
+        path.write_text(json.dumps(job), "utf-8")
+        command = [sys.executable, "-m"]
+        if devices > 1:
+            command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+            command += ["-m"]
+        code = subprocess.run([*command, "capmix.training.launch", str(path)]).returncode  # noqa: S603
+        result = _result(path)
+    if "checkpoint" in result:
+        return str(result["checkpoint"])
+    raise UserError(result.get("error") or f"train {out}: the process ended with code {code}")
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.with_name(RESULT).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def main(path: str) -> int:
+    """The child's side of `launch`. Returns the exit code."""
+    job = json.loads(Path(path).read_text("utf-8"))
+    if job["messages"]:
+        messages.show()
+    settings = TrainSettings(**job["settings"])
+    try:
+        source = TrainingData(**job["data"]).source(settings)
+        result = {"checkpoint": train(settings, source, job["out"], job["max_failures"])}
+    except UserError as error:
+        result = {"error": str(error)}
+    if "error" in result or place()[0] == 0:
+        Path(path).with_name(RESULT).write_text(json.dumps(result), "utf-8")
+    return 0 if "checkpoint" in result else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,126 @@
+"""What a training run says while it runs: a line now and then, and metrics as JSON lines."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from capmix.storage.store import Store
+from capmix.training.stream import SampleTally
+
+log = logging.getLogger(__name__)
+
+LOSS = "train/loss"
+
+
+class Waiting(Protocol):
+    """Whatever knows for how many seconds its batches were waited for."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OptimizerSteps:
+    """The optimizer's steps of a run: `sizes` of a device's batches in an epoch, of which
+    `accumulated` make a step, on `world_size` devices, for `epochs`."""
+
+    sizes: Sequence[int]
+    accumulated: int
+    world_size: int
+    epochs: int
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.sizes) // self.accumulated
+
+    @property
+    def total(self) -> int:
+        return self.per_epoch * self.epochs
+
+    def samples(self, steps: int) -> int:
+        """How many samples were seen after so many steps of the run."""
+        epochs, rest = divmod(steps, self.per_epoch)
+        seen = [0, *accumulate(self.sizes)]
+        whole = seen[self.per_epoch * self.accumulated]
+        return self.world_size * (epochs * whole + seen[rest * self.accumulated])
+
+
+@dataclass
+class Progress:
+    """Takes the numbers that open_clip's trainer hands to a TensorBoard writer (add_scalar), writes
+    one line of metrics.jsonl for each step that is logged, and hands them on to `writer`. `names`
+    are those of the trainer that are called otherwise here.
+
+    `data_wait` is the share of the time since the line before that was waited for data.
+    """
+
+    file: Path
+    steps: OptimizerSteps
+    loader: Waiting
+    tally: SampleTally
+    writer: Any = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _first_step: int | None = None
+    _last: tuple[float, float] = (0.0, 0.0)
+    _numbers: dict[str, float] = field(default_factory=dict)
+
+    def resume_at(self, epoch: int) -> None:
+        """Drop the lines of steps that are made again, and what a kill left of a line."""
+        self._last = time.monotonic(), self.loader.seconds
+        if not self.file.exists():
+            return
+        kept = [line for line in self.file.read_text("utf-8").splitlines() if _is_of(line, epoch)]
+        lines = "".join(f"{line}\n" for line in kept)
+        Store(str(self.file.parent)).write_bytes(self.file.name, lines.encode())
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        if self.writer is not None:
+            self.writer.add_scalar(name, value, step)
+        name = self.names.get(name, name)
+        self._numbers[name.removeprefix("train/")] = value
+        if name == LOSS:  # the last that a step gives
+            self._write(step, self._numbers)
+            self._numbers = {}
+
+    def _write(self, step: int, numbers: dict[str, float]) -> None:
+        now = time.monotonic()
+        seconds = now - self._last[0]
+        waited, self._last = self.loader.seconds - self._last[1], (now, self.loader.seconds)
+        if self._first_step is None:
+            self._first_step, self._started = step, now
+        done = step + 1
+        line = {
+            "epoch": step // self.steps.per_epoch,
+            "step": done,
+            "samples": self.steps.samples(done),
+            "loss": round(numbers["loss"], 6),
+            "learning_rate": numbers["lr"],
+            "logit_scale": round(numbers["scale"], 4),
+            "samples_per_second": round(numbers["samples_per_second"], 1),
+            "data_wait": round(waited / max(seconds, 1e-9), 4),
+            "failed": self.tally.failed,
+        }
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        since = done - self._first_step - 1
+        left = (now - self._started) / since * (self.steps.total - done) if since else None
+        log.info(
+            "%s",
+            f"train: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}, "
+            f"{line['samples_per_second']:,.0f} samples/s"
+            f"{'' if left is None else f', {timedelta(seconds=round(left))} left'}, "
+            f"{line['failed']:,} failed",
+        )
+
+
+def _is_of(line: str, before: int) -> bool:
+    try:
+        return bool(json.loads(line)["epoch"] < before)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,144 @@
+"""The directory of a training run: what it is, that one process trains in it, what failed.
+
+run.json says what the run was trained with; counts.json how many samples each epoch read and how
+many failed; failures.jsonl names those; metrics.jsonl has the numbers of steps; out.log is
+open_clip's; checkpoints/epoch_latest.pt is where it goes on.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capmix.errors import UserError
+from capmix.settings.base import defaults_of
+from capmix.storage.compare import same_settings
+from capmix.training.scales import TrainSettings
+
+ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
+METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
+CHECKPOINT = "checkpoints/epoch_latest.pt"
+BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run in a local directory, which need not be there yet."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def failures(self) -> Path:
+        return self.path / FAILURES
+
+    def about(self) -> dict[str, Any] | None:
+        """What run.json holds; None where there is none. Raises UserError where it is broken."""
+        try:
+            about = json.loads((self.path / ABOUT).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.path / ABOUT}: {error}; remove the directory") from error
+        if not isinstance(about, dict):
+            raise UserError(f"{self.path / ABOUT}: no run of ours; remove the directory")
+        return about
+
+    def refuse_others(self, about: dict[str, Any]) -> None:
+        """Raise UserError where the directory holds something else than the run that `about` is."""
+        known = self.about()
+        held = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
+        if held <= BEFORE_STARTING:  # nothing was trained
+            return
+        if known is None:
+            raise UserError(f"--out {self.path}: holds something else; name a new directory")
+        others = [key for key in about if not _same(known, about, key)]
+        if others:
+            raise UserError(
+                f"--out {self.path}: holds a run with other {', '.join(others)}. Name another "
+                "directory, or remove this one; with the same settings and data it goes on."
+            )
+
+    def is_other(self, about: dict[str, Any]) -> bool:
+        """Whether a run lies here that is another than `about`."""
+        known = self.about()
+        return known is not None and not all(_same(known, about, key) for key in about)
+
+    def remove(self) -> None:
+        """Remove a run of ours. Raises UserError where a process trains there."""
+        with self._locked():
+            aside = self.path.with_name(f".{self.path.name}.removed")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path.rename(aside)
+        shutil.rmtree(aside)
+
+    @contextlib.contextmanager
+    def claimed(self, about: dict[str, Any]) -> Iterator[None]:
+        """Hold the directory against other processes."""
+        self.refuse_others(about)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._write(ABOUT, about)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock goes when this process ends, whatever its data workers do."""
+        with (self.path / LOCK).open("a") as stream:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"--out {self.path}: another process trains there") from error
+            yield
+
+    def finish(self, about: dict[str, Any]) -> None:
+        self._write(ABOUT, about | {"finished": True})
+
+    @property
+    def finished(self) -> bool:
+        return bool((self.about() or {}).get("finished"))
+
+    def note_counts(self, epoch: int, ok: int, failed: int) -> None:
+        """Note the samples of an epoch; later ones, of a run that was broken off, are forgotten."""
+        earlier = {k: v for k, v in self._counts().items() if int(k) < epoch}
+        self._write(COUNTS, earlier | {str(epoch): [ok, failed]})
+
+    def check_failures(self, max_failures: float) -> None:
+        """Raise UserError where more than this share of all samples failed."""
+        counts = self._counts().values()
+        ok, failed = sum(one[0] for one in counts), sum(one[1] for one in counts)
+        if ok + failed and failed / (ok + failed) > max_failures:
+            raise UserError(
+                f"train {self.path}: finished, but {failed:,} of {ok + failed:,} samples failed, "
+                f"over the bound of {max_failures:.1%}; {FAILURES} there names them"
+            )
+
+    def _counts(self) -> dict[str, list[int]]:
+        try:
+            counts: dict[str, list[int]] = json.loads((self.path / COUNTS).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        return counts
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        temporary = (self.path / name).with_suffix(".tmp")
+        temporary.write_text(json.dumps(value, indent=1), "utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
+    """Settings at their default count as absent: those that a later capmix has are no others."""
+    defaults = defaults_of(TrainSettings) if key == "settings" else {}
+    return same_settings(known.get(key), about[key], defaults)

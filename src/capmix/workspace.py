@@ -1,0 +1,657 @@
+"""A pool with its work directory, and everything that capmix does with them.
+
+Every command of the command line is a call of this module. Keywords of the methods are the
+command's options: `--captions-per-image 4` is `captions_per_image=4`. All of them raise UserError,
+a one-line message, for what the caller can fix; what was finished before stays.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.run import run_job
+from capmix.engine.settings import EngineSettings, RunSettings
+from capmix.engine.stage import Stage
+from capmix.engine.worker import Job, MakeStages
+from capmix.errors import UserError
+from capmix.evaluation.settings import EvaluateSettings
+from capmix.export.settings import ExportSettings
+from capmix.measure.settings import MeasureSettings
+from capmix.mix.catalog import Catalog
+from capmix.mix.settings import MixSettings
+from capmix.models.image_pass import ImageEncoder, embed_stage
+from capmix.models.index import index_stages
+from capmix.pool import EMBEDDED, Pool, open_pool
+from capmix.probe.settings import ProbeSettings
+from capmix.report.settings import ReportSettings
+from capmix.score.settings import ScoreSettings
+from capmix.settings.base import (
+    Settings,
+    did_you_mean,
+    distribute,
+    make,
+    options_of,
+    with_options,
+)
+from capmix.storage.filesystem import is_within
+from capmix.storage.layout import ABOUT, EMBEDDINGS, SUBSETS, captions_folder
+from capmix.storage.store import Counts, Store
+from capmix.training.scales import TrainSettings
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from capmix.annotate.imported import Imported
+    from capmix.evaluation.results import Evaluated
+    from capmix.inspect.status import Status
+    from capmix.mix.mix import Summary
+    from capmix.probe.evaluate import ProbeResult
+
+Kind = TypeVar("Kind", bound=Settings)
+WORK_VARIABLE = "CAPMIX_WORK"
+
+
+@dataclass
+class _Index:
+    """Whether the pool's samples were listed by this process, and how many rows that gave."""
+
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A pool and the work directory that belongs to it. `capmix.open` makes one.
+
+    `engine` says where work is done and `runs` what becomes of failures and existing parts; each
+    method takes the same options for itself.
+    """
+
+    pool: Pool
+    store: Store
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    runs: RunSettings = field(default_factory=RunSettings)
+    _index: _Index = field(default_factory=_Index, repr=False)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What the work directory holds: sources, scorers, columns, subsets."""
+        return Catalog(self.pool, self.store)
+
+    @with_options(EngineSettings, RunSettings)
+    def using(self, **options: Any) -> "Workspace":
+        """The same workspace with other engine and run options."""
+        engine, runs = distribute(options, "using", (EngineSettings, RunSettings))
+        return replace(
+            self,
+            engine=changed(self.engine, engine, "using"),
+            runs=changed(self.runs, runs, "using"),
+        )
+
+    def sources(self) -> list[str]:
+        """raw, and every source that has captions."""
+        return self.catalog.sources()
+
+    def subsets(self) -> list[str]:
+        """Names of the subsets, sorted."""
+        return self.catalog.subsets()
+
+    def subset(self, name: str) -> "Subset":
+        """A subset that `mix` wrote. Raises UserError where there is none of that name."""
+        if self.store.read_marker(f"{SUBSETS}/{name}") is None:
+            hint = did_you_mean(name, self.subsets())
+            raise UserError(
+                f"no subset {name!r} in {self.store.location}{hint or ': run `capmix mix` first'}"
+            )
+        return Subset(self, name)
+
+    def status(self) -> "Status":
+        """Parts done, missing and stale, rows, bytes and settings of every stage."""
+        from capmix.inspect.status import status
+
+        return status(self.pool, self.store)
+
+    def index(self) -> Counts | None:
+        """List the pool's samples, once per process; every method does so by itself. Returns the
+        counts, or None where they were listed before."""
+        if self._index.rows is not None:
+            return None
+        (counts,) = self.run(partial(index_stages, self.pool))
+        if not counts.total:
+            raise UserError(
+                f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
+            )
+        self._index.rows = counts.total
+        return counts
+
+    @with_options(CaptionSettings, EngineSettings, RunSettings)
+    def caption(
+        self, source: str, settings: CaptionSettings | None = None, **options: Any
+    ) -> Counts:
+        """Write captions of every image as `source`; returns the counts of samples.
+
+        Parts that exist are kept; parts of other settings are refused unless `force`.
+        """
+        from capmix.caption.captioners import caption_stages, needs_gpu
+        from capmix.caption.flags import check_language
+        from capmix.caption.stage import check_source_name
+
+        chosen, work = self._with("caption", CaptionSettings, settings, options)
+        check_source_name(source)
+        work.pool.need_images("caption")
+        if chosen.language:
+            check_language(chosen.language)
+        on_gpu = needs_gpu(chosen)
+        work.index()
+        stages = partial(caption_stages, work.pool, work.store, source, chosen)
+        counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
+        field_name = chosen.model.partition("field:")[2]
+        if field_name and not counts.ok:
+            raise UserError(
+                f"caption {source}: no sample has a text in its field {field_name!r}; rerun with "
+                "the right name and --force"
+            )
+        return counts
+
+    @with_options(ScoreSettings, EngineSettings, RunSettings)
+    def score(self, settings: ScoreSettings | None = None, **options: Any) -> dict[str, Counts]:
+        """Score the texts of sources against their images (float32 cosine similarity); returns the
+        counts of texts by source."""
+        from capmix.score.scorers import needs_gpu, score_stages
+
+        chosen, work = self._with("score", ScoreSettings, settings, options)
+        work.pool.need_images("score")
+        have = work.sources()
+        sources = chosen.sources or have
+        for source in sources:
+            if source not in have:
+                hint = did_you_mean(source, have)
+                raise UserError(
+                    f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
+                )
+        on_gpu = needs_gpu(chosen)
+        work.index()
+        stages = partial(score_stages, work.pool, work.store, sources, chosen)
+        counts = work.run(stages, needs_gpu=on_gpu)
+        return dict(zip(sources, counts[-len(sources) :], strict=True))
+
+    @with_options(ImportSettings, RunSettings)
+    def import_captions(
+        self, files: Sequence[str], settings: ImportSettings | None = None, **options: Any
+    ) -> "Imported":
+        """Import precomputed captions from CSV or parquet files, joined on uid."""
+        from capmix.annotate.imported import import_captions
+        from capmix.caption.stage import check_source_name
+
+        chosen, work = self._with("import", ImportSettings, settings, options)
+        check_source_name(chosen.source)
+        work._refuse_captions(chosen.source)
+        work.index()
+        columns = chosen.uid_column, chosen.text_column
+        return import_captions(work.store, work.pool, files, chosen.source, *columns)
+
+    @with_options(ImportSettings, RunSettings)
+    def import_scores(
+        self, files: Sequence[str], settings: ImportSettings | None = None, **options: Any
+    ) -> "Imported":
+        """Import precomputed scores of a source from CSV or parquet files, joined on uid."""
+        from capmix.annotate.imported import check_scorer_name, import_scores
+
+        chosen, work = self._with("import", ImportSettings, settings, options)
+        if chosen.source not in work.sources():
+            hint = did_you_mean(chosen.source, work.sources())
+            raise UserError(
+                f"no captions of source {chosen.source!r}{hint or ': import or write them first'}"
+            )
+        check_scorer_name(chosen.scorer)
+        work.index()
+        columns = chosen.uid_column, chosen.column
+        return import_scores(work.store, work.pool, files, chosen.scorer, chosen.source, *columns)
+
+    @with_options(AnnotateSettings)
+    def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
+        """Compute columns for recipes from saved embeddings; `method` is required."""
+        from capmix.annotate.annotate import annotate
+        from capmix.caption.stage import check_source_name
+        from capmix.score.scorers import make_scorer
+
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        have = work.store.folders(EMBEDDINGS)
+        embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
+        if embeddings not in have:
+            raise UserError(
+                f"--embeddings {embeddings}: expected one of {', '.join(have) or 'none'} in "
+                f"{work.store.root}/{EMBEDDINGS}. `capmix score --save-embeddings` writes them."
+            )
+        scorer = None
+        if chosen.method == "cliploss":
+            scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
+            if scorer.encoder.name != embeddings:
+                raise UserError(
+                    f"cliploss: --model {chosen.model} has not made the embeddings {embeddings!r}; "
+                    "name the model that has"
+                )
+        name = chosen.name or chosen.method
+        check_source_name(name)
+        return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+
+    @with_options(MeasureSettings, EngineSettings, RunSettings)
+    def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:
+        """Diversity, noise and topics of the texts of raw and of every source.
+
+        Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
+        """
+        from capmix.measure.measure import measure
+        from capmix.models.registry import SCORERS, is_ready
+        from capmix.score.scorers import make_scorer
+
+        chosen, work = self._with("measure", MeasureSettings, settings, options)
+        work.index()
+        sources = work.catalog.known_sources(chosen.sources)
+        scorer = work.catalog.scorer(chosen.scorer)
+        scored = [one for one in work.catalog.scored(scorer) if one in sources] if scorer else []
+        encoder = None
+        wants_model = bool(chosen.topics or chosen.references)
+        by_default = chosen.model == MeasureSettings().model
+        if wants_model and (not by_default or is_ready(SCORERS, chosen.model)):
+            encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
+        return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder)
+
+    @with_options(MixSettings, RunSettings)
+    def mix(self, recipe: str, settings: MixSettings | None = None, **options: Any) -> Any:
+        """Apply a recipe, shipped or a .yaml file; returns the Subset that it selects.
+
+        Keywords that are no options are the recipe's parameters, such as fraction=0.3. A parameter
+        that is a list stands for one subset per value: a list of Subsets comes back.
+        """
+        from capmix.mix.mix import mix
+        from capmix.mix.recipe import combinations, load_recipe
+
+        ours = {*options_of(MixSettings), *options_of(RunSettings)}
+        parameters = {name: value for name, value in options.items() if name not in ours}
+        given = {name: value for name, value in options.items() if name in ours}
+        chosen, work = self._with("mix", MixSettings, settings, given)
+        runs = combinations(parameters)
+        loaded = [load_recipe(recipe, one, chosen.changes) for one in runs]
+        names = [chosen.out or one.name for one in loaded]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"several subsets are asked for, but all would be called {names[0]}; mix them one "
+                "by one, each with its own --out"
+            )
+        if chosen.changes and chosen.out is None:
+            raise UserError(
+                "--where/--distinct change the recipe; give the result a name with --out"
+            )
+        work.index()
+        columns = work.catalog.columns(chosen.scorer)
+        made = [
+            Subset(work, mix(work.store, work.pool, one, columns, chosen, name).name)
+            for one, name in zip(loaded, names, strict=True)
+        ]
+        is_sweep = any(isinstance(value, list) for value in parameters.values())
+        return made if is_sweep else made[0]
+
+    @with_options(ExportSettings, EngineSettings, RunSettings)
+    def export(
+        self, subset: str, out: str, settings: ExportSettings | None = None, **options: Any
+    ) -> Counts:
+        """Write a subset as shards of images and texts into the directory `out`."""
+        from capmix.engine.local import cores
+        from capmix.export.export import export
+
+        chosen, work = self._with("export", ExportSettings, settings, options)
+        if chosen.format != "csv":
+            work.pool.need_images("export (csv needs none)")
+        engine = work.engine
+        if engine.name == "local" and engine.workers is None:
+            engine = engine.model_copy(update={"workers": cores()})
+        return export(
+            work.store,
+            work.pool,
+            subset,
+            out,
+            chosen.samples_per_shard,
+            work.runs.max_failures,
+            chosen.format,
+            work.sources(),
+            engine,
+        )
+
+    @with_options(ProbeSettings, RunSettings)
+    def probe(
+        self, settings: ProbeSettings | None = None, **options: Any
+    ) -> "dict[str, list[ProbeResult]]":
+        """Train small probes of frozen embeddings on each subset and evaluate them; returns the
+        results by subset, one per seed."""
+        from capmix.mini.weights import MINI_PACKAGES
+        from capmix.models.registry import require
+
+        chosen, work = self._with("probe", ProbeSettings, settings, options)
+        work.pool.need_images("probe")
+        subsets = work.subsets() if chosen.subsets is None else chosen.subsets
+        if not subsets:
+            raise UserError(f"no subset in {work.store.location}: run `capmix mix` first")
+        require(MINI_PACKAGES, "probe", "mini")
+        from capmix.evaluation.evalset import embedded_evalsets
+        from capmix.evaluation.other_sets import open_evalset
+        from capmix.mini.image_tower import LiteTower
+        from capmix.probe.evalset import load_features
+        from capmix.probe.evaluate import evaluate as evaluate_probe
+        from capmix.probe.fit import train_probes
+
+        encoder = LiteTower()
+        work.run(partial(_embeddings, work.pool, encoder))
+        folders: list[str] = []
+        for name in chosen.evalsets:
+            folders += embedded_evalsets() if name == EMBEDDED else [name]
+        opened = [open_evalset(folder) for folder in folders]
+        if len({one.name for one in opened}) < len(opened):
+            raise UserError(
+                f"probe: two evaluation sets have the same name in {', '.join(folders)}"
+            )
+        sets = [load_features(work.store, one, encoder) for one in opened]
+        return {
+            subset: [
+                evaluate_probe(work.store, one, sets)
+                for one in train_probes(work.store, subset, chosen.seeds, encoder)
+            ]
+            for subset in subsets
+        }
+
+    @with_options(ReportSettings, RunSettings)
+    def report(
+        self, settings: ReportSettings | None = None, **options: Any
+    ) -> tuple[str, list[str]]:
+        """Write the HTML page about the work directory; returns its path and the table of results
+        as lines."""
+        from capmix.report.compare import compare, verdict
+        from capmix.report.gather import gather
+        from capmix.report.page import PAGE, write_page
+        from capmix.report.table import results_table
+
+        chosen, work = self._with("report", ReportSettings, settings, options)
+        work.index()
+        scorer = work.catalog.scorer(chosen.scorer)
+        found = gather(work.catalog, scorer, chosen.subsets, chosen.results)
+        rows = compare(found.probes, chosen.baseline) if found.probes else []
+        figures = write_page(found, rows, chosen.out, chosen)
+        if chosen.figures is not None:
+            from capmix.report.draw import write_figures
+
+            write_figures(figures, chosen.figures)
+        path = chosen.out or work.store.path(PAGE)
+        if not rows:
+            return path, []
+        table = results_table(found, rows, chosen.baseline)
+        return path, [*table, "", *verdict(rows, chosen.order)]
+
+    def table(
+        self,
+        sources: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        scorer: str | None = None,
+    ) -> pa.Table:
+        """uid, key, shard, and S_text, S_score and S_flags of each source S (default: all).
+
+        Of several captions the first is taken; `columns` adds any column that recipes know, such
+        as blip2_k1_text or width. Samples that failed in the index are left out. For pools that do
+        not fit into memory there are `batches` and `relation`.
+        """
+        return self.batches(sources, columns, scorer).read_all()
+
+    def batches(
+        self,
+        sources: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        scorer: str | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows of `table` as a stream of record batches, one per shard."""
+        from capmix.mix.table import table_batches, table_columns
+
+        self.index()
+        chosen = self.catalog.known_sources(sources)
+        wanted = table_columns(self.catalog, chosen, scorer)
+        return table_batches(self.catalog, list(dict.fromkeys([*wanted, *columns])), scorer)
+
+    def relation(
+        self,
+        sources: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        scorer: str | None = None,
+    ) -> "duckdb.DuckDBPyRelation":
+        """The rows of `table` as a DuckDB relation that reads the stream once."""
+        import duckdb
+
+        return duckdb.from_arrow(self.batches(sources, columns, scorer))
+
+    def run(
+        self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False
+    ) -> list[Counts]:
+        """Make what is missing of some stages; the counts of each.
+
+        `protect` refuses parts of other settings, unless the workspace is forced. For an engine of
+        more than this process, `make_stages` is a functools.partial of a function of a module.
+        """
+        protect = protect and not self.runs.force
+        shards, retry = self.pool.shards, self.runs.retry_failed
+        job = Job(make_stages, shards, self.store, protect, retry, needs_gpu)
+        return run_job(job, self.runs.max_failures, self.engine, self._index.rows)
+
+    def _with(
+        self, place: str, kind: type[Kind], settings: Kind | None, options: Mapping[str, Any]
+    ) -> "tuple[Kind, Workspace]":
+        """The settings of a call, and the workspace with its engine and run options."""
+        kinds = (kind, EngineSettings, RunSettings)
+        ours, engine, runs = distribute(options, place, kinds)
+        chosen = make(kind, ours, place) if settings is None else changed(settings, ours, place)
+        return chosen, replace(
+            self,
+            engine=changed(self.engine, {k: v for k, v in engine.items() if k not in ours}, place),
+            runs=changed(self.runs, runs, place),
+        )
+
+    def _refuse_captions(self, source: str) -> None:
+        for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():
+            marker = self.store.read_marker(part)
+            if marker is not None and "import" not in marker.config:
+                raise UserError(
+                    f"{self.store.path(captions_folder(source))} holds captions that a model "
+                    "wrote. Choose another --source, or pass --force to overwrite them."
+                )
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The rows that a recipe selected: sample, source and caption of each."""
+
+    workspace: Workspace
+    name: str
+
+    @cached_property
+    def summary(self) -> "Summary":
+        """Rows by clause, thresholds, mean scores."""
+        from capmix.mix.mix import Summary
+
+        marker = self.workspace.store.read_marker(f"{SUBSETS}/{self.name}")
+        if marker is None:
+            raise UserError(f"no subset {self.name!r} in {self.workspace.store.location}")
+        return Summary(**marker.extra["summary"])
+
+    def __len__(self) -> int:
+        """Rows, each counted once whatever its weight."""
+        return self.summary.kept
+
+    def table(self) -> pa.Table:
+        """uid, shard, key, source, k, text, score, weight (how often the row counts), copy."""
+        return self.workspace.store.read_table(f"{SUBSETS}/{self.name}.parquet")
+
+    def batches(self) -> Iterator[pa.Table]:
+        """The rows of `table`, some at a time."""
+        from capmix.export.rows import SubsetRows
+
+        return SubsetRows(self.workspace.store, self.name).batches()
+
+    @with_options(ExportSettings, EngineSettings, RunSettings)
+    def export(self, out: str, settings: ExportSettings | None = None, **options: Any) -> Counts:
+        """Write the subset as shards of images and texts into the directory `out`."""
+        return self.workspace.export(self.name, out, settings, **options)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory of a training run."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint; it may not exist yet."""
+        from capmix.training.run import RunFolder
+
+        return RunFolder(self.path).checkpoint
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One mapping per logged step: epoch, step, samples, loss, learning_rate, ..."""
+        import json
+
+        from capmix.training.run import RunFolder
+
+        file = RunFolder(self.path).metrics
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @with_options(EvaluateSettings)
+    def evaluate(self, evalsets: str | None = None, **options: Any) -> "Evaluated":
+        """Evaluate the run zero-shot; see `capmix.evaluate`."""
+        return evaluate(str(self.path), evalsets=evalsets, **options)
+
+
+@with_options(EngineSettings, RunSettings)
+def open_workspace(pool: str | None = None, work: str | None = None, **options: Any) -> Workspace:
+    """Open a pool with its work directory, which is created where it is new.
+
+    `pool` is a directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, or
+    `embedded`; without it, the pool that the work directory remembers. `work` is a directory or
+    URL; without it, CAPMIX_WORK or the work directory that the current directory is in. Raises
+    UserError if the pool has no shards, or if the work directory is inside it or belongs to another
+    pool.
+    """
+    given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
+    engine, runs = distribute(options, "open", (EngineSettings, RunSettings))
+    place = find_work(work)
+    store = Store(place)
+    known = store.read_json(ABOUT)
+    location = _location(pool) if pool is not None else _remembered(known, place)
+    opened = open_pool(pool if pool is not None else location)
+    if location != EMBEDDED and is_within(place, location):
+        raise UserError(
+            f"work directory {place} is inside the pool {location}; outputs would be read back as "
+            "input. Name another --work"
+        )
+    store.sweep()
+    if known is None:
+        store.write_json(ABOUT, {"pool": location})
+    elif _remembered(known, place) != location:
+        raise UserError(
+            f"work directory {place} belongs to the pool {known.get('pool')}, not to {location}. "
+            f"Choose another --work; if the pool was moved, delete {place}/{ABOUT} first."
+        )
+    return Workspace(
+        opened,
+        store,
+        given or make(EngineSettings, engine, "open"),
+        make(RunSettings, runs, "open"),
+    )
+
+
+def find_work(work: str | None) -> str:
+    """`work`, CAPMIX_WORK, or the work directory that the current directory is in.
+
+    Raises UserError where there is none of them.
+    """
+    if work is not None:
+        return work
+    if named := os.environ.get(WORK_VARIABLE):
+        return named
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ABOUT).is_file():
+            return str(folder)
+    raise UserError(
+        f"no work directory: name one with --work, or set {WORK_VARIABLE}, or change into one"
+    )
+
+
+@with_options(TrainSettings, RunSettings)
+def train(
+    data: Subset | str | Sequence[str],
+    out: str,
+    settings: TrainSettings | None = None,
+    devices: int = 1,
+    weights: Sequence[float] | None = None,
+    **options: Any,
+) -> Run:
+    """Train CLIP with open_clip in a process of its own, or resume the run in the directory `out`.
+
+    `data` is a Subset, trained on straight from its pool, or one or more directories of exported
+    shards with a weight each; `devices` counts GPUs of this machine.
+    """
+    from capmix.training.launch import TrainingData, launch
+
+    ours, runs = distribute(options, "train", (TrainSettings, RunSettings))
+    chosen = changed(settings or TrainSettings(), ours, "train")
+    limits = make(RunSettings, runs, "train")
+    if isinstance(data, Subset):
+        work = data.workspace
+        source = TrainingData(pool=work.pool.location, work=work.store.location, subset=data.name)
+    else:
+        folders = [data] if isinstance(data, str) else list(data)
+        source = TrainingData(folders, None if weights is None else list(weights))
+    launch(chosen, source, out, limits.max_failures, devices)
+    return Run(Path(out).resolve())
+
+
+@with_options(EvaluateSettings)
+def evaluate(model: str, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
+    """Evaluate a run's directory, or an open_clip model ARCHITECTURE/TAG, zero-shot.
+
+    Results are also written to the run's directory, or to `out`.
+    """
+    from capmix.evaluation.results import evaluate as evaluate_model
+
+    chosen = changed(settings or EvaluateSettings(), options, "eval")
+    return evaluate_model(
+        model, chosen.tasks, chosen.evalsets, chosen.out, chosen.device, chosen.dtype
+    )
+
+
+def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
+    """The settings with some options replaced. Raises UserError."""
+    if not options:
+        return settings
+    names = {field: name for name, field in options_of(type(settings)).items()}
+    known = {names[field]: value for field, value in settings.model_dump().items()}
+    return make(type(settings), known | dict(options), place)
+
+
+def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:
+    return [embed_stage(pool, encoder)]
+
+
+def _location(pool: str) -> str:
+    return pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
+
+
+def _remembered(known: Any, place: str) -> str:
+    if known is None:
+        raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
+    if not isinstance(known, dict) or not isinstance(known.get("pool"), str):
+        raise UserError(f"work directory {place}: no pool in its {ABOUT}; name its pool")
+    return str(known["pool"])

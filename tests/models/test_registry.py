@@ -1,0 +1,127 @@
+"""Backends are found by name, other packages' too; what is missing is one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from samples import write_pool
+
+from capmix.caption.backends.field import FieldCaptioner
+from capmix.caption.backends.mini import MiniCaptioner
+from capmix.caption.backends.open_clip import CocaCaptioner
+from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.backends.transformers import TransformersCaptioner
+from capmix.cli.main import main
+from capmix.errors import UserError
+from capmix.models.registry import (
+    CAPTIONERS,
+    SCORERS,
+    backends,
+    find_backend,
+    missing_module,
+    require,
+)
+from capmix.score.backends.open_clip import OpenClipScorer
+
+MINE = '''
+from capmix.caption.captioner import Caption
+
+
+class Mine:
+    packages = ()
+    device = "cpu"
+    batch_size, workers = 4, 1
+
+    def __init__(self, settings, source):
+        self.settings = {"model": "mine", "seed": settings.seed}
+
+    def prepare(self, sample):
+        return sample.key
+
+    def caption(self, prepared, uids, source):
+        return [[Caption(f"{source} of {key}")] for key in prepared]
+
+
+class Needy(Mine):
+    packages = ("no_such_module",)
+    extra = None
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_captioners.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_captioners"
+    sys.modules.pop("my_captioners", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("mini", MiniCaptioner),
+        ("field:tags", FieldCaptioner),
+        ("server:http://127.0.0.1:1/v1", ServerCaptioner),
+        ("open_clip:coca_ViT-B-32/x", CocaCaptioner),
+        ("Salesforce/blip2-opt-2.7b", TransformersCaptioner),
+        ("transformers:Salesforce/blip2-opt-2.7b", TransformersCaptioner),
+        ("/models/blip", TransformersCaptioner),
+        ("./a:b", TransformersCaptioner),
+    ],
+)
+def test_captioners_by_name(model: str, found: type) -> None:
+    assert find_backend(CAPTIONERS, model) is found
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32/openai", "local-dir:/x", "hf-hub:a/b"])
+def test_scorers_by_name(model: str) -> None:
+    assert find_backend(SCORERS, model) is OpenClipScorer
+
+
+def test_built_in_backends_are_entry_points_like_any_other() -> None:
+    assert set(backends(CAPTIONERS)) >= {"field", "mini", "open_clip", "server", "transformers"}
+    assert set(backends(SCORERS)) >= {"mini", "open_clip", "transformers"}
+    for group in (CAPTIONERS, SCORERS):
+        for name in backends(group):
+            made = find_backend(group, name)
+            assert made.device in ("gpu", "cpu", "remote")
+            assert isinstance(made.packages, tuple)
+
+
+def test_a_class_of_ones_own_writes_captions(package: str, tmp_path: Path) -> None:
+    pool = str(write_pool(tmp_path / "pool", 1, 3))
+    options = ["--work", str(tmp_path / "w"), "--source", "mine", "--model", f"{package}:Mine"]
+    assert main(["caption", pool, *options]) == 0
+    from capmix.workspace import open_workspace
+
+    table = open_workspace(work=str(tmp_path / "w")).table(["mine"])
+    assert table["mine_text"][0].as_py() == "mine of 000000000"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("my_captioners:Needy", "--model my_captioners:Needy needs no_such_module: pip install"),
+        ("my_captioners:None_", "has no attribute 'None_'"),
+        ("no_such_package:Mine", "no module 'no_such_package' to import"),
+        ("min:Mine", "did you mean 'mini'?"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    pool = str(write_pool(tmp_path / "pool", 1, 1))
+    options = ["--work", str(tmp_path / "w"), "--source", "mine", "--model", model]
+    assert main(["caption", pool, *options]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("capmix: ")
+    assert message in told
+
+
+def test_a_missing_package_names_the_command_that_installs_it() -> None:
+    with pytest.raises(UserError, match=r"x needs no_such: pip install no_such"):
+        require(["no_such"], "x")
+    with pytest.raises(UserError, match=r"pip install 'capmix\[mini\]'"):
+        require(["no_such"], "x", "mini")
+    error = ModuleNotFoundError("No module named 'gone'", name="gone.inner")
+    assert missing_module(error) == "gone is not installed: pip install gone"

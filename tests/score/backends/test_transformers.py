@@ -1,0 +1,62 @@
+"""CLIP, SigLIP and SigLIP 2 with random weights, against plain transformers: one pair at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from samples import sample_members, tar_bytes
+from tiny_models import clip, siglip, siglip2
+from transformers import AutoModel, AutoProcessor
+
+from capmix.errors import UserError
+from capmix.models.images import decode_image
+from capmix.pool import Sample
+from capmix.score.settings import ScoreSettings
+from capmix.workspace import open_workspace
+
+TEXTS = ["a red apple", "two dogs in green grass", "sea " * 100]
+
+
+@pytest.mark.parametrize("build", [clip, siglip, siglip2])
+def test_scores_equal_plain_transformers(build: object, tmp_path: Path) -> None:
+    assert callable(build)
+    folder = build(tmp_path / "model")
+    members = [m for i, text in enumerate(TEXTS) for m in sample_members(f"k{i}", i, text)]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/00000.tar").write_bytes(tar_bytes(members))
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"))
+    settings = ScoreSettings(model=f"transformers:{folder}", sources=["raw"])
+    work.score(settings)
+    table = work.store.read_table(f"scores/{settings.name}/raw/00000.parquet")
+    model, processor = (
+        AutoModel.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+    )
+    padding = "max_length" if build is not clip else True
+    plain = []
+    for sample in work.pool.read(work.pool.shards[0]):
+        assert isinstance(sample, Sample)
+        inputs = processor(
+            images=decode_image(sample.image),
+            text=sample.text,
+            padding=padding,
+            max_length=64,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            out = model(**inputs)
+        plain.append(float((out.image_embeds * out.text_embeds).sum()))
+    assert np.abs(np.array(table.column("score").to_pylist()) - plain).max() < 1e-5
+    assert table.column("truncated").to_pylist() == [False, False, True]
+
+
+def test_a_model_without_one_space_is_refused(tmp_path: Path) -> None:
+    from tiny_models import blip2
+
+    work = open_workspace("embedded", str(tmp_path / "w"))
+    with pytest.raises(UserError, match=r"expected CLIP|cannot be loaded"):
+        work.score(ScoreSettings(model=f"transformers:{tmp_path / 'nothing'}"))
+    with pytest.raises(UserError, match=r"expected CLIP|cannot be loaded"):
+        work.score(ScoreSettings(model=f"transformers:{blip2(tmp_path / 'b')}"))

@@ -1,0 +1,208 @@
+"""The Python front door does what the command line does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from samples import image_bytes, write_pool
+
+import capmix
+from capmix.cli.main import main
+from capmix.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    write_pool(folder / "pool", 2, 4)
+    ws = capmix.open(str(folder / "pool"), work=str(folder / "w"))
+    ws.caption("mini", captions_per_image=2)
+    ws.score(sources=["raw", "mini"])
+    return folder
+
+
+@pytest.fixture
+def ws(place: Path) -> capmix.Workspace:
+    return capmix.open(work=str(place / "w"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_importing_capmix_is_quick_and_imports_nothing_heavy() -> None:
+    heavy = ["torch", "duckdb", "pyarrow", "numpy", "PIL", "pydantic", "matplotlib", "tqdm"]
+    code = "import sys, time\nstart = time.process_time()\nimport capmix\n"
+    code += f"print(time.process_time() - start, [m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, found = done.stdout.split(maxsplit=1)
+    assert float(seconds) < 0.1
+    assert found.strip() == "[]"
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    assert set(capmix.__all__) <= set(dir(capmix))
+    for name in capmix.__all__:
+        assert getattr(capmix, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = capmix.nothing
+    assert capmix.__version__.count(".") >= 2
+    assert (Path(capmix.__file__).parent / "py.typed").exists()
+
+
+def test_the_same_bytes_as_the_command_line(place: Path, tmp_path: Path) -> None:
+    pool, work = str(place / "pool"), str(tmp_path / "w")
+    commands = (
+        f"caption {pool} --work {work} --source mini --captions-per-image 2",
+        f"score --work {work} --sources raw,mini",
+        f"mix --work {work} --recipe raw-top+synthetic-above --fraction 0.5 --synthetic mini",
+    )
+    for command in commands:
+        assert main(command.split()) == 0
+    ws = capmix.open(work=str(place / "w"))
+    ws.mix("raw-top+synthetic-above", fraction=0.5, synthetic="mini")
+    ours, theirs = files(place / "w"), files(tmp_path / "w")
+    assert {k: v for k, v in ours.items() if k in theirs} == theirs
+
+
+def test_a_table_of_sources(ws: capmix.Workspace) -> None:
+    table = ws.table(["raw", "mini"])
+    assert table.schema.names == [
+        "uid", "key", "shard", "raw_text", "raw_score", "mini_text", "mini_score", "mini_flags",
+    ]  # fmt: skip
+    assert len(table) == 8
+    first = ws.store.read_table("captions/mini/00000.parquet").to_pylist()[0]
+    assert table["mini_text"][0].as_py() == first["text"]
+    scores = ws.store.read_table("scores/mini/raw/00001.parquet")["score"].to_pylist()
+    assert table["raw_score"].to_pylist()[4:] == scores
+    assert table["shard"].to_pylist() == ["00000"] * 4 + ["00001"] * 4
+    more = ws.table(["raw"], columns=["mini_k1_text", "width"])
+    assert more.schema.names[-2:] == ["mini_k1_text", "width"]
+    second = ws.store.read_table("captions/mini/00000.parquet").to_pylist()[1]
+    assert more["mini_k1_text"][0].as_py() == second["text"]
+    with pytest.raises(UserError, match=r"no column 'widht'; did you mean 'width'"):
+        ws.table(["raw"], columns=["widht"])
+    with pytest.raises(UserError, match="did you mean 'mini'"):
+        ws.table(["mni"])
+
+
+def test_tables_stream(ws: capmix.Workspace) -> None:
+    batches = list(ws.batches())
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert pa.Table.from_batches(batches).equals(ws.table())
+    found = ws.relation().aggregate("count(*), count(mini_score)").fetchall()
+    assert found == [(8, 8)]
+
+
+def test_lists_give_a_list_of_subsets(ws: capmix.Workspace, tmp_path: Path) -> None:
+    some = ws.mix("raw-top", fraction=[0.25, 0.5])
+    assert [(one.name, len(one)) for one in some] == [("raw-top25", 3), ("raw-top50", 5)]
+    one = ws.mix("raw-top", fraction=0.5)
+    assert isinstance(one, capmix.Subset)
+    assert one.table()["uid"].to_pylist() == some[1].table()["uid"].to_pylist()
+    assert sum(len(batch) for batch in one.batches()) == 5
+    assert one.export(str(tmp_path / "out")).ok == 5
+    assert (tmp_path / "out/00000000.tar").exists()
+    assert ws.subset("raw-top50").summary.kept == 5
+    with pytest.raises(UserError, match="did you mean 'raw-top50'"):
+        ws.subset("raw-top5")
+    with pytest.raises(UserError, match="give the result a name with --out"):
+        ws.mix("raw", where="width > 3")
+    with pytest.raises(UserError, match="all would be called x"):
+        ws.mix("raw-top", fraction=[0.1, 0.2], out="x")
+    with pytest.raises(UserError, match=r"no parameter 'fractoin'"):
+        ws.mix("raw-top", fractoin=0.5)
+
+
+def test_status_counts_parts(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 3, 2)
+    ws = capmix.open(str(pool), work=str(tmp_path / "w"))
+    ws.caption("field", model="field:caption")
+    captions = ws.status()["captions/field"]
+    assert (captions.done, captions.missing, captions.stale, captions.ok) == (3, 0, 0, 6)
+    assert captions.settings["model"] == "field:caption"
+    size = sum(p.stat().st_size for p in (tmp_path / "w/captions/field").glob("*"))
+    assert captions.bytes == size
+    (tmp_path / "w/captions/field/00001.parquet").unlink()
+    (pool / "00002.tar").write_bytes((pool / "00000.tar").read_bytes() + b"\0" * 512)
+    status = capmix.open(work=str(tmp_path / "w")).status()
+    captions = status["captions/field"]
+    assert (captions.done, captions.missing, captions.stale) == (1, 1, 1)
+    assert status["samples"].stale == 1
+    assert status.to_table()["stage"].to_pylist() == ["samples", "captions/field"]
+    with pytest.raises(KeyError):
+        status["captions/none"]
+
+
+def test_options_of_a_call_and_of_the_workspace(ws: capmix.Workspace) -> None:
+    with pytest.raises(UserError, match="was made with other settings"):
+        ws.caption("mini", captions_per_image=2, seed=5)
+    with pytest.raises(UserError, match=r"caption: no option 'sead'; did you mean 'seed'"):
+        ws.caption("mini", sead=5)
+    with pytest.raises(UserError, match=r"--top-k: expected a number of at least 1, found 0"):
+        ws.caption("mini", top_k=0)
+    assert ws.using(workers=3, force=True).engine.workers == 3
+    assert ws.using(force=True).runs.force
+    assert not ws.runs.force
+
+
+def test_images_in_memory_need_no_work_directory(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = Image.new("RGB", (64, 48), "red")
+    (tmp_path / "a.jpg").write_bytes(image_bytes(1))
+    images = [picture, image_bytes(2), tmp_path / "a.jpg", b"<html>"]
+    texts = capmix.caption_images(images, model="mini", temperature=0)
+    assert [isinstance(text, str) for text in texts] == [True, True, True, False]
+    assert texts[3] is None
+    assert "image 3: 6 bytes" in caplog.text
+    several = capmix.caption_images([picture], captions_per_image=3, seed=1)
+    assert len(several[0]) == 3
+    assert capmix.caption_images([picture], captions_per_image=3, seed=1) == several
+    with pytest.raises(UserError, match="reads the pool's metadata, not images"):
+        capmix.caption_images([picture], model="field:x")
+
+
+def test_a_subset_is_trained_on_and_the_run_evaluated(
+    ws: capmix.Workspace, tmp_path: Path
+) -> None:
+    import json
+
+    model = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8,
+        },
+        "text_cfg": {
+            "context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1,
+        },
+    }  # fmt: skip
+    (tmp_path / "vit-nano.json").write_text(json.dumps(model))
+    options = {
+        "model": str(tmp_path / "vit-nano.json"), "samples": 16, "batch_size": 8,
+        "checkpoints": 1, "workers": 0, "device": "cpu", "log_every": 1,
+    }  # fmt: skip
+    subset = ws.mix("raw")
+    run = capmix.train(subset, out=str(tmp_path / "run"), **options)
+    assert run.checkpoint.exists()
+    assert [line["samples"] for line in run.metrics()] == [8, 16]
+    found = run.evaluate("embedded")
+    assert [line["metric"] for line in found.lines] == ["acc1", "mean_recall@1"]
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        capmix.train(subset, out=str(tmp_path / "run"), **(options | {"seed": 3}))
+    with pytest.raises(UserError, match="unknown open_clip model"):
+        capmix.train(subset, out=str(tmp_path / "r"), model="none", device="cpu")
+
+
+def test_the_pool_is_remembered_and_never_another(place: Path, tmp_path: Path) -> None:
+    assert capmix.open(work=str(place / "w")).pool.location == str(place / "pool")
+    other = str(write_pool(tmp_path / "other", 1, 1))
+    with pytest.raises(UserError, match="belongs to the pool"):
+        capmix.open(other, work=str(place / "w"))
+    with pytest.raises(UserError, match="no pool.json in it"):
+        capmix.open(work=str(tmp_path / "new"))
+    with pytest.raises(UserError, match="is inside the pool"):
+        capmix.open(other, work=f"{other}/w")
