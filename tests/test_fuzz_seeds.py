@@ -22,8 +22,7 @@ from capmix.models.images import BadImageError, decode_as_stored, decode_image
 from capmix.pipeline.config import load_pipeline
 from capmix.pool.sample import BadSample, Sample
 from capmix.pool.tar import read_tar
-from capmix.pool.tar_groups import tar_groups
-from capmix.pool.tar_members import TarError
+from capmix.pool.tar_groups import BrokenTarError, tar_groups
 
 HUGE = b"\x80" + b"\xff" * 11  # a size of 88 bits, as GNU tar writes large ones
 NONE = b"%011o\0" % 0
@@ -75,7 +74,7 @@ def test_no_header_makes_the_shard_reader_raise(data: bytes, expected: list[str]
     found = list(read_tar(io.BytesIO(data), "00000"))
     assert [one.reason if isinstance(one, BadSample) else "ok" for one in found] == expected
     assert list(read_tar(Slow(data), "00000")) == found
-    with contextlib.suppress(TarError, zlib.error, OSError, ValueError):
+    with contextlib.suppress(BrokenTarError):
         list(tar_groups(io.BytesIO(data), ("jpg",)))
 
 

@@ -60,9 +60,7 @@ def opened(old: Path, **options: Any) -> Workspace:
     return open_workspace(work=str(old / "work"), max_failures=0.2, **options)
 
 
-def test_every_stage_finds_its_parts_done(
-    old: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_stage_finds_its_parts_done(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(old / "work")
     for command in COMMANDS:
         name, *options = command.split()

@@ -54,8 +54,6 @@ def with_datasets(folder: str) -> int:
     return len(loaded["train"])
 
 
-@pytest.mark.parametrize(
-    "read", [with_pandas, with_arrow, with_polars, with_duckdb, with_datasets]
-)
+@pytest.mark.parametrize("read", [with_pandas, with_arrow, with_polars, with_duckdb, with_datasets])
 def test_a_source_is_one_table(folder: str, read: Callable[[str], int]) -> None:
     assert read(folder) == SAMPLES

@@ -166,9 +166,7 @@ def test_images_in_memory_need_no_work_directory(
         capmix.caption_images([picture], model="field:x")
 
 
-def test_a_subset_is_trained_on_and_the_run_evaluated(
-    ws: capmix.Workspace, tmp_path: Path
-) -> None:
+def test_a_subset_is_trained_on_and_the_run_evaluated(ws: capmix.Workspace, tmp_path: Path) -> None:
     import json
 
     model = {

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what, where and what to do next."""
+    """Something the user can fix: the message says what, where and what to do next."""

@@ -102,7 +102,7 @@ def test_misspelled_names_are_guessed(
         "{name: r, about: r, clauses: [{source: raw, where: raw_txt is not null}]}"
     )
     monkeypatch.setenv("CAPMIX_WORK", "w")
-    assert main("caption pool --source mini --model field:caption".split()) == 0
+    assert main(["caption", "pool", "--source", "mini", "--model", "field:caption"]) == 0
     capsys.readouterr()
     assert main(tokens) == 2
     told = capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) ->
     pool = write_pool(tmp_path / "pool", shards=6, samples=20)
     (tmp_path / "seen").mkdir()
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
-    with pytest.raises(UserError, match="the settings of its model are not those of the worker"):
+    with pytest.raises(UserError, match="model mismatch: this worker loaded different weights"):
         work.run(partial(captions_of_changing_settings, work.pool, str(tmp_path / "seen")))
 
 

@@ -294,7 +294,7 @@ def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
 ) -> None:
     """Once: read again within the shard. Four times: the shard is tried again. Ever: no shard is
     taken for done, and the same command goes on."""
-    monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
     work = open_workspace(str(pool), str(tmp_path / "w"))
     recipe = tmp_path / "all.yaml"

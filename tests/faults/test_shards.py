@@ -154,7 +154,7 @@ def test_reads_that_fail_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
     """A network file system that answers EIO in the middle of a shard."""
-    monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=2, samples=6)
     work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     left = [fails]

@@ -280,7 +280,7 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (mine(source="blip2"), "no source 'blip2'; sources here: raw, mini"),
+        (mine(source="blip2"), "no source 'blip2'; sources: raw, mini"),
         (mine("row_score > 0"), "no column 'row_score'; columns: uid"),
         (mine("raw_score >= threshold(raw_scores, 0.3)"), "no column 'raw_scores'"),
         (mine("raw_score >= threshold(raw_score, 30)"), "fraction 30"),
@@ -290,8 +290,8 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
         (mine("raw_text > 5 and width = 'x'"), "clause 'raw where raw_text > 5"),
         (mine("true) from samples; drop table samples; select (1"), "Only SELECT statements"),
         (mine("true), (false"), "one SQL expression"),
-        (mine("exists(select 1)"), "sub-queries cannot stand in a recipe"),
-        (mine("row_number() over () < 3"), "window functions cannot"),
+        (mine("exists(select 1)"), "a recipe cannot use sub-queries"),
+        (mine("row_number() over () < 3"), "a recipe cannot use window functions"),
         (mine("random() < 0.5"), "chance is the column draw"),
         (mine("current_localtimestamp() is not null"), "chance is the column draw"),
         (mine("max(raw_score) > 0.1"), "max is about many rows"),

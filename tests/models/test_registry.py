@@ -23,7 +23,7 @@ from capmix.models.registry import (
 )
 from capmix.score.backends.open_clip import OpenClipScorer
 
-MINE = '''
+MINE = """
 from capmix.caption.captioner import Caption
 
 
@@ -45,7 +45,7 @@ class Mine:
 class Needy(Mine):
     packages = ("no_such_module",)
     extra = None
-'''
+"""
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_force_trains_runs_of_other_settings_anew(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "ViT-B32"}, "no model of open_clip"),
+        ({"model": "ViT-B32"}, "unknown open_clip model"),
         ({"open_clip": ["--no-such"]}, "does not take these arguments"),
         ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
         ({"exact": True, "samples": 15, "accumulate": 2}, "do not divide"),

@@ -11,7 +11,7 @@ from capmix.errors import UserError
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import Summary
 from capmix.report.figure import Figure, Series
-from capmix.report.gather import Subset
+from capmix.report.gather import FoundSubset
 from capmix.report.page import _with_bounds
 from capmix.report.settings import ReportSettings
 from capmix.workspace import Workspace, open_workspace
@@ -135,10 +135,10 @@ def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> No
     assert data_of(after)["subsets"] == ["raw"]
 
 
-def recipe(*clauses: tuple[str, str], thresholds: dict[str, float]) -> Subset:
+def recipe(*clauses: tuple[str, str], thresholds: dict[str, float]) -> FoundSubset:
     summary = Summary("s", 10, 5, {}, dict(thresholds), {}, 0.5, "")
     made = [{"source": source, "where": where, "weight": "1"} for source, where in clauses]
-    return Subset("s", summary, {"clauses": made, "shuffle": False, "distinct": None})
+    return FoundSubset("s", summary, {"clauses": made, "shuffle": False, "distinct": None})
 
 
 def test_sliders_start_where_the_shown_recipe_stands() -> None:

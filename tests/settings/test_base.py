@@ -1,4 +1,4 @@
-"""An option is a field: errors name it, defaults are its, keywords and the command line share it."""
+"""An option is a field: errors name it, and keywords and the command line share its default."""
 
 from typing import Literal
 

@@ -101,7 +101,6 @@ def test_storage_that_fails_for_a_while_costs_nothing_but_time(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("capmix.pool.pool.FIRST_WAIT", 0.01)
     s3.fs.put(str(write_pool(tmp_path / "pool", 2, 4)), f"{BUCKET}/pool", recursive=True)
     work = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/work")
     s3.fails = lambda request: request.startswith("GET /bucket/pool/")

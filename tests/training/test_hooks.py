@@ -1,4 +1,4 @@
-"""Both forms of open_clip's trainer are told apart by their signature and given what they ask for."""
+"""Both forms of the open_clip trainer are told apart by signature and given what they expect."""
 
 from pathlib import Path
 from types import SimpleNamespace

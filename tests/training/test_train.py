@@ -243,7 +243,7 @@ def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "ViT-Z"}, "no model of open_clip"),
+        ({"model": "ViT-Z"}, "unknown open_clip model"),
         ({"model": "none.json"}, "no JSON file"),
         ({"workers": 9}, "3 shards cannot be shared out among 9"),
         ({"workers": 9, "resample": False, "scale": "debug"}, "3 shards cannot be shared out"),

@@ -1,4 +1,4 @@
-"""Take captions or scores that others computed, from CSV or parquet, by uid.
+"""Import precomputed captions or scores from CSV or parquet, by uid.
 
 DuckDB joins the files to the pool's samples in a database on disk, so that memory stays within a
 bound whatever the number of rows. One part per shard is written, as captioning and scoring do.

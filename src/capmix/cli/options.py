@@ -35,13 +35,6 @@ def only(*names: str) -> Only:
     return Only(names)
 
 
-class Place(Settings):
-    """Which pool and work directory a command is about."""
-
-    pool: str | None = None
-    work: str | None = None
-
-
 POOL_HELP = (
     "Directory or URL of tars, images or parquet files, or `embedded` (default: the pool that the "
     "work directory remembers)."

@@ -35,7 +35,7 @@ def check_failures(
         raise UserError(
             f"{name}: {failed:,} of {counts.total:,} rows failed{so_far} "
             f"({reasons(counts.failed)}), over the budget of {max_failures:.1%}. {shown}. "
-            "`capmix failures` lists them all; mend the input and run again (--retry-failed), or "
+            "`capmix failures` lists them all; fix the input and rerun with --retry-failed, or "
             "allow more with --max-failures."
         )
 

@@ -31,8 +31,8 @@ class InProcess:
                 yield self._worker.run(task, on_count)
             except BrokenDeviceError as error:
                 raise UserError(
-                    f"shard {task.shard.name}: {error}. The same command goes on from there; with "
-                    "--workers 1 another process would have taken its place."
+                    f"shard {task.shard.name}: {error}. Rerun the same command to resume; with "
+                    "--workers 1 another process takes the place of one that breaks."
                 ) from error
 
     def close(self) -> None:

@@ -149,9 +149,8 @@ class Worker:
         outcomes: dict[int, PartOutcome] = {}
         if task.settings != self._settings:
             return Reply(task, STOPPED, message=(
-                f"{socket.gethostname()}: the settings of its model are not those of the worker "
-                "that planned this run, as where a hub's model has changed between two downloads: "
-                "bring all machines to the same files, or name one --revision"
+                f"{socket.gethostname()}: model mismatch: this worker loaded different weights "
+                "than the planner. Pin --revision on all machines"
             ))  # fmt: skip
         try:
             for number in task.stages:

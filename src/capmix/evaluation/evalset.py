@@ -8,7 +8,6 @@ for WILDS and fairness sets a `.npy` of metadata too. For retrieval `dataset_typ
 
 import hashlib
 import io
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,7 @@ import numpy as np
 from capmix.errors import UserError
 from capmix.pool import embedded_folder
 from capmix.pool.sample import IMAGE_SUFFIXES
-from capmix.pool.tar_groups import TarGroup, tar_groups
-from capmix.pool.tar_members import TarError
+from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 
 Kind = Literal["classification", "retrieval", "association"]
 MAX_HASHED = 1 << 26
@@ -111,7 +109,7 @@ def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[EvalItem]:
         with path.open("rb") as stream:
             for group in tar_groups(stream, wanted):
                 yield _item(path, group, retrieval, classes)
-    except (TarError, zlib.error, OSError, ValueError) as error:
+    except (BrokenTarError, OSError) as error:
         raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error
 
 

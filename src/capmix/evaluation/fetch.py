@@ -42,7 +42,8 @@ def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None
         except Exception as error:  # the client and its HTTP library raise many types
             first = " ".join(str(error).split())[:300]
             raise UserError(
-                f"evalsets: {task.hub} cannot be fetched ({first}). The same command goes on."
+                f"evalsets: {task.hub} cannot be fetched ({first}). Rerun the same command "
+                "to resume."
             ) from error
         sizes = {one.rfilename: one.size for one in info.siblings or []}
         _check_sizes(folder, sizes)

@@ -61,7 +61,7 @@ def evaluate(
 
     `tasks` (see chosen_tasks) lie below `evalsets`, or where their path says; with `evalsets`
     `embedded` they are by default the embedded test sets, else DataComp's 40. Results go to
-    results_folder(model, out). Tasks whose sets are not there are named, and so are
+    results_folder(model, out). Tasks whose sets are missing are named, and so are
     broken sets; the others are evaluated all the same.
     """
     require(["torch", "open_clip"], "eval", "open_clip")
@@ -115,7 +115,7 @@ def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def open_sets(
     tasks: str | None, evalsets: str
 ) -> tuple[list[tuple[EvalTask | str, EvalSet]], list[str], list[str]]:
-    """Tasks with their sets (see evaluate), the keys of those that are not there, and what is
+    """Tasks with their sets (see evaluate), the keys of those that are missing, and what is
     broken."""
     root = embedded_folder() / "tuxpaint" if evalsets == EMBEDDED else Path(evalsets)
     names = ",".join(Path(path).name for path in embedded_evalsets())

@@ -17,6 +17,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage, run_one
 from capmix.errors import UserError
 from capmix.models.index import index_stages
+from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
 from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
@@ -26,7 +27,7 @@ from capmix.storage.store import Store
 
 SOURCE = "planned"
 WARM = "warm-up"
-WARM_UP = 8  # images before the clock starts, unless the backend asks for others (`warm_up`)
+WARM_UP = 8  # images before the clock starts, where the backends ask for no more (`warm_up`)
 
 
 class PlanSettings(Settings):
@@ -112,11 +113,12 @@ class _FirstSamples(Pool):
     """A pool of one shard that ends after so many samples; and the same as a shard to warm up."""
 
     limit: int = 0
+    warm_up: int = WARM_UP
 
     def read(
         self, shard: Shard, keys: Container[str] | None = None
     ) -> Iterator[Sample | BadSample]:
-        limit = WARM_UP if shard.name == WARM else self.limit
+        limit = self.warm_up if shard.name == WARM else self.limit
         return islice(super().read(shard, keys), limit)
 
 
@@ -134,7 +136,10 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
         raise UserError(f"plan: no sample in shard {shard.name}, the first of {pool}, can be read")
     files = {shard.name: opened.files[shard.name], WARM: opened.files[shard.name]}
     known = opened.location, [shard], opened.fs, opened.root, files, opened.sidecars
-    part = _FirstSamples(*known, limit=min(settings.samples, in_shard))
+    used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
+    warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
+    limit = min(settings.samples, in_shard)
+    part = _FirstSamples(*known, limit=limit, warm_up=warm_up)
     of_image = shard.bytes / in_shard
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)
@@ -165,7 +170,7 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
 def _bytes(store: Store, part: str) -> int:
     """Of a part's files and its marker."""
     marker = store.read_marker(part)
-    return 0 if marker is None else sum(marker.files.values()) + store.size(f"{part}.json")
+    return 0 if marker is None else sum(marker.files.values()) + len(store.read_marker_bytes(part))
 
 
 def _size(count: float) -> str:

@@ -104,7 +104,7 @@ def _parsed(text: str, place: str) -> Node:
     node: Node = expressions[0]
     for one in _walk(node):
         if one["class"] in REFUSED:
-            raise UserError(f"{place}: {REFUSED[one['class']]} cannot stand in a recipe")
+            raise UserError(f"{place}: a recipe cannot use {REFUSED[one['class']]}")
         if _is_function(one):
             _check_function(str(one["function_name"]).lower(), place)
     return node

@@ -1,6 +1,6 @@
 """Functions of recipes that SQL does not have, as DataComp's baselines need them.
 
-language(text)        ISO 639-1 code of fastText's likeliest language (lid.176), such as 'en'
+language(text)        ISO 639-1 code of fastText's most probable language (lid.176), such as 'en'
 word_count(text)      pieces between white space, as Python's str.split counts them
 imagenet_noun(text)   one of its words is, in its first WordNet sense, a class of ImageNet-21k
 """

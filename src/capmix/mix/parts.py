@@ -58,7 +58,8 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
             if folder.startswith(ANNOTATIONS):
                 written.setdefault(folder, marker["config"].get("values"))
                 if marker["config"].get("values") != written[folder]:
-                    raise UserError(f"{store.path(folder)} is of two runs: annotate once more")
+                    place = store.path(folder)
+                    raise UserError(f"{place} contains parts from two runs; rerun capmix annotate")
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
         digests[folder] = total.hexdigest()[:32]

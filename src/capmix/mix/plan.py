@@ -10,6 +10,7 @@ from capmix.mix.columns import Column
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
 from capmix.mix.functions import TYPES, add_functions
 from capmix.mix.recipe import Clause, Recipe
+from capmix.settings.base import did_you_mean
 
 ALWAYS = ("uid", "key", "shard")
 # The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
@@ -99,10 +100,8 @@ def make_plan(
         needed |= {f"{clause.source}_{field}" for field in ("text", "score", "k")}
     if recipe.distinct is not None:
         if recipe.distinct not in columns and recipe.distinct != "uid":
-            known = ", ".join(_readable(columns))
-            raise UserError(
-                f"recipe {recipe.name}: distinct: no column {recipe.distinct!r}: {known}"
-            )
+            absent = _absent(recipe.distinct, columns, lists)
+            raise UserError(f"recipe {recipe.name}: distinct: {absent}")
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
@@ -115,7 +114,8 @@ def _step(
     place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
     if f"{clause.source}_text" not in columns:
         known = [name.removesuffix("_text") for name in _readable(columns) if name[-5:] == "_text"]
-        raise UserError(f"{place}: no source {clause.source!r}; sources here: {', '.join(known)}")
+        hint = did_you_mean(clause.source, known)
+        raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
     have = {*columns, *ALWAYS, "draw", *(LIST_COLUMN.format(name) for name in lists)}
@@ -132,7 +132,8 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
         return f"no uid list {name.removeprefix(prefix)!r} (--uids NAME=FILE gave: {given})"
     if any(column.startswith(f"{name}_") for column in columns):
         name += " (several scorers have scored: choose one with --scorer)"
-    return f"no column {name!r}; columns: {', '.join(_readable(columns))}"
+    known = _readable(columns)
+    return f"no column {name!r}; columns: {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def _readable(columns: Mapping[str, Column]) -> list[str]:

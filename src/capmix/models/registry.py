@@ -9,6 +9,7 @@ group's default. The class declares what it needs:
     packages    names of the modules that it imports
     device      "gpu": runs on a GPU where there is one; "cpu"; "remote": another machine computes
     needs_images  whether it looks at pixels (False: the pool's metadata is enough)
+    warm_up     images that `capmix plan` runs before its clock starts; 8 where it is not given
 """
 
 import importlib

@@ -114,7 +114,7 @@ def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], flo
         run, settings.tasks, settings.evalsets, device=settings.device, dtype=settings.dtype
     )
     if found.broken or not found.lines:
-        raise UserError(f"{run}: {'; '.join(found.broken) or 'no evaluation set is there'}")
+        raise UserError(f"{run}: {'; '.join(found.broken) or 'no evaluation set found'}")
     numbers = {
         (line["dataset"], metric): float(value)
         for line in found.lines

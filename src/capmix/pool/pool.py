@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import re
-import time
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,13 +20,10 @@ from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
 from capmix.storage.filesystem import (
-    FIRST_WAIT,
-    TRIES,
     again,
+    again_from,
     files_below,
-    is_final,
     open_file_system,
-    storage_errors,
 )
 
 EMBEDDED = "embedded"
@@ -130,26 +126,14 @@ class Pool:
 
 
 def _read_again(read: Read, file: str) -> Iterator[Sample | BadSample]:
-    """The samples of one file, read from its start again where the storage fails: those that were
-    given already are not given twice."""
-    given, wait = 0, FIRST_WAIT
-    for attempt in range(TRIES):
-        try:
-            for number, sample in enumerate(read()):
-                if number >= given:
-                    given = number + 1
-                    yield sample
-            return
-        except pa.ArrowInvalid as error:
-            detail = f"{file}: {error}. Check that the file is whole."
-            break
-        except storage_errors() as error:
-            detail = f"{file}: {error}. Check that the file is there and readable."
-            if attempt == TRIES - 1 or is_final(error):
-                break
-        time.sleep(wait)
-        wait *= 2
-    yield BadSample("", "unreadable_shard", detail)
+    try:
+        yield from again_from(read)
+    except pa.ArrowInvalid as error:
+        detail = f"{file}: {error}. Check that the file is whole."
+        yield BadSample("", "unreadable_shard", detail)
+    except OSError as error:
+        detail = f"{file}: {error}. Check that the file is there and readable."
+        yield BadSample("", "unreadable_shard", detail)
 
 
 def embedded_folder() -> Path:
@@ -174,7 +158,7 @@ def open_pool(location: str) -> Pool:
         if len(files) < len(tars):
             twin = next(name for name in tars if [name] not in files.values())
             raise UserError(
-                f"pool {location}: both {twin} and {twin}.gz are there; keep one of the two"
+                f"pool {location}: both {twin} and {twin}.gz exist; keep one of the two"
             )
         sidecars: set[str] = set()
     else:

@@ -6,33 +6,13 @@ webdataset and open_clip read it.
 """
 
 import json
-import zlib
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from capmix.pool.sample import (
-    IMAGE_SUFFIXES,
-    MAX_IMAGE_BYTES,
-    MAX_TEXT_BYTES,
-    SAFE_UID,
-    BadSample,
-    Sample,
-    uid_from_path,
-)
-from capmix.pool.tar_members import TarError, TarMembers
+from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID, BadSample, Sample, uid_from_path
+from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 
 READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
-
-
-@dataclass
-class _Group:
-    """The members of one sample while they stream by."""
-
-    key: str
-    members: dict[str, bytes] = field(default_factory=dict)
-    dotted: dict[str, str] = field(default_factory=dict)
-    problem: BadSample | None = None
 
 
 def read_tar(
@@ -48,57 +28,18 @@ def read_tar(
     reader = _Reader(shard)
     if keys is not None:
         reader.expects_json = False  # what the first sample has is not seen
-    group: _Group | None = None
-    last_member = ""
     try:
-        members = TarMembers(stream)
-        for name, size in members:
-            directory, slash, base = name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            key = directory + slash + stem
-            last_member = name
-            if keys is not None and key not in keys:
-                if group is not None:
-                    yield from reader.finish(group)
-                group = None
-                continue
-            if group is None or group.key != key or suffix.lower() in group.members:
-                finished, group = group, None
-                if finished is not None:
-                    yield from reader.finish(finished)
-                group = _Group(key)
-            _take(group, members, name, size, suffix.lower())
-    except (TarError, zlib.error, ValueError) as error:
-        yield _broken_tar(shard, last_member, error)
-        return
-    if group is not None:
-        yield from reader.finish(group)
+        for group in tar_groups(stream, READ_SUFFIXES, keys):
+            yield from reader.finish(group)
+    except BrokenTarError as error:
+        yield _broken_tar(error)
 
 
-def _take(group: _Group, members: TarMembers, name: str, size: int, suffix: str) -> None:
-    if suffix not in READ_SUFFIXES:
-        _note_dotted_key(group, name, suffix)
-        return
-    bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-    if size > bound:
-        detail = f"member {name}: {size} bytes, at most {bound} are read"
-        group.problem = BadSample(group.key, "too_many_bytes", detail)
-        return
-    group.members[suffix] = members.read()
-
-
-def _note_dotted_key(group: _Group, name: str, suffix: str) -> None:
-    stem, _, last = name.rpartition(".")
-    if "." in suffix and last.lower() in IMAGE_SUFFIXES:
-        group.dotted[stem] = name
-
-
-def _broken_tar(shard: str, last_member: str, error: Exception) -> BadSample:
-    if not last_member:
+def _broken_tar(error: BrokenTarError) -> BadSample:
+    if not error.after:
         detail = f"{error}; expected a tar of images. Fetch the shard again or take it away."
         return BadSample("", "not_a_tar", detail)
-    detail = f"breaks off after member {last_member} ({error}). Fetch the shard again."
-    return BadSample("", "truncated_shard", detail)
+    return BadSample("", "truncated_shard", f"{error}. Fetch the shard again.")
 
 
 class _Reader:
@@ -110,17 +51,17 @@ class _Reader:
         self.uids: set[str] = set()
         self.expects_json: bool | None = None
 
-    def finish(self, group: _Group) -> Iterator[Sample | BadSample]:
+    def finish(self, group: TarGroup) -> Iterator[Sample | BadSample]:
         images = [suffix for suffix in group.members if suffix in IMAGE_SUFFIXES]
         if group.dotted and not images:
             yield from (_dotted(stem, name) for stem, name in group.dotted.items())
-        elif group.members or group.problem:
+        elif group.members or group.too_large:
             yield self._sample(group, images)
 
-    def _sample(self, group: _Group, images: list[str]) -> Sample | BadSample:
+    def _sample(self, group: TarGroup, images: list[str]) -> Sample | BadSample:
         key = group.key
-        if group.problem is not None:
-            return group.problem
+        if group.too_large:
+            return BadSample(key, "too_many_bytes", group.too_large)
         if key in self.keys:
             detail = "the key stands in this tar more than once; the first sample was kept"
             return BadSample(key, "duplicate_key", detail)
@@ -137,7 +78,7 @@ class _Reader:
             return BadSample(key, "no_json", detail)
         return self._with_metadata(group, images[0])
 
-    def _with_metadata(self, group: _Group, suffix: str) -> Sample | BadSample:
+    def _with_metadata(self, group: TarGroup, suffix: str) -> Sample | BadSample:
         try:
             metadata = json.loads(group.members.get("json", b"{}"))
         except (ValueError, RecursionError) as error:

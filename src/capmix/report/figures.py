@@ -6,7 +6,7 @@ import numpy as np
 
 from capmix.report.captioners import CaptionerRow
 from capmix.report.figure import Figure, Series
-from capmix.report.gather import Found, Subset
+from capmix.report.gather import Found, FoundSubset
 from capmix.report.interactive import LONGEST_LABEL
 from capmix.report.outcomes import RecipeOutcome
 
@@ -15,7 +15,7 @@ def all_figures(
     found: Found,
     outcomes: Sequence[RecipeOutcome],
     rows: Sequence[CaptionerRow],
-    shown: Subset | None,
+    shown: FoundSubset | None,
 ) -> list[Figure]:
     """Those that there are numbers for; `shown` is the subset whose thresholds are drawn in."""
     made = [
@@ -30,7 +30,7 @@ def all_figures(
     return [figure for figure in made if figure is not None]
 
 
-def similarity(found: Found, shown: Subset | None) -> Figure | None:
+def similarity(found: Found, shown: FoundSubset | None) -> Figure | None:
     """Histograms of similarity by source, as shares, with the recipe's thresholds."""
     series = []
     for source in found.scored:

@@ -31,7 +31,7 @@ from capmix.storage.store import Marker, Store
 
 
 @dataclass(frozen=True)
-class Subset:
+class FoundSubset:
     """A subset, and the recipe as it was applied."""
 
     name: str
@@ -68,7 +68,7 @@ class Found:
     scorer: str | None
     sources: list[str]
     scored: list[str]
-    subsets: dict[str, Subset]
+    subsets: dict[str, FoundSubset]
     population: dict[str, Any]
     sampled: dict[str, Any] | None
     references: dict[str, Any] | None
@@ -152,13 +152,13 @@ class _Present:
             return None
         if not self._is_of_now(marker):
             self.notes.append(
-                f"The {what} are left out: texts or scores were written again since they were "
-                "measured. `capmix measure` makes them anew."
+                f"The {what} are left out: texts or scores have changed since they were "
+                "measured. Rerun `capmix measure`."
             )
             return None
         return _in_order(marker.extra, self.sources) if "sources" in marker.extra else marker.extra
 
-    def subsets(self, wanted: Sequence[str] | None) -> dict[str, Subset]:
+    def subsets(self, wanted: Sequence[str] | None) -> dict[str, FoundSubset]:
         """Raises UserError for a wanted one that is not there."""
         found = {}
         for part in self.store.parts(SUBSETS):
@@ -167,7 +167,7 @@ class _Present:
                 continue
             if self._is_of_now(marker):
                 summary = Summary(**marker.extra["summary"])
-                found[name] = Subset(name, summary, marker.config["recipe"])
+                found[name] = FoundSubset(name, summary, marker.config["recipe"])
             else:
                 self.notes.append(
                     f"The subset {name} is left out: texts or scores were written again since it "

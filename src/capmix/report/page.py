@@ -20,7 +20,7 @@ from capmix.report.compare import RecipeResult, verdict
 from capmix.report.examples import ThresholdSteps, data_url, decisions, example_rows, thumbnails
 from capmix.report.figure import Figure
 from capmix.report.figures import all_figures
-from capmix.report.gather import Found, Subset
+from capmix.report.gather import Found, FoundSubset
 from capmix.report.interactive import plotly_figure
 from capmix.report.outcomes import of_probes
 from capmix.report.settings import ReportSettings
@@ -169,14 +169,14 @@ def _check_names(found: Found, rows: Sequence[RecipeResult], settings: ReportSet
         raise UserError(f"no probes of {settings.baseline!r} to compare with, only {trained}")
 
 
-def _shown_subset(subsets: Sequence[Subset], wanted: str | None) -> Subset | None:
+def _shown_subset(subsets: Sequence[FoundSubset], wanted: str | None) -> FoundSubset | None:
     named = [subset for subset in subsets if subset.name == wanted]
     mixed = [subset for subset in subsets if len(subset.recipe["clauses"]) > 1]
     with_threshold = [subset for subset in mixed if subset.summary.thresholds]
     return next(iter([*named, *with_threshold, *mixed, *subsets]), None)
 
 
-def _with_bounds(steps: dict[str, Any], shown: Subset | None) -> dict[str, Any]:
+def _with_bounds(steps: dict[str, Any], shown: FoundSubset | None) -> dict[str, Any]:
     """The least and the greatest step of each source; where its threshold starts and whether it is
     used: as in the clauses of the subset that is shown, in their `order`."""
     sources = steps["sources"]

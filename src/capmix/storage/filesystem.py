@@ -1,10 +1,11 @@
 """Places that fsspec reaches: a local path, s3://, gs://, hf://, http(s):// and some more."""
 
 import errno
+import itertools
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,10 +120,19 @@ def again(call: Callable[[], Result]) -> Result:
 
     Raises OSError: the last one, or at once one that no wait mends.
     """
-    wait = FIRST_WAIT
+    return next(again_from(lambda: iter((call(),))))
+
+
+def again_from(read: Callable[[], Iterable[Result]]) -> Iterator[Result]:
+    """What `read` gives; read from its start again where the storage fails in a way that may
+    pass, without what was given already. Raises OSError as `again` does."""
+    given, wait = 0, FIRST_WAIT
     for attempt in range(TRIES):
         try:
-            return call()
+            for result in itertools.islice(read(), given, None):
+                given += 1
+                yield result
+            return
         except storage_errors() as error:
             if attempt == TRIES - 1 or is_final(error):
                 if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
@@ -130,7 +140,6 @@ def again(call: Callable[[], Result]) -> Result:
                 raise OSError(errno.EIO, str(error)) from error
         time.sleep(wait)
         wait *= 2
-    raise AssertionError("not reached")
 
 
 def is_final(error: BaseException) -> bool:

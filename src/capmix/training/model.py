@@ -34,7 +34,9 @@ def know_model(name: str, config: dict[str, Any] | None) -> None:
 
     if config is None:
         if name not in open_clip.list_models():
-            raise UserError(f"--model {name}: no model of open_clip, and no .json file of one")
+            raise UserError(
+                f"--model {name}: unknown open_clip model (and not a .json config file)"
+            )
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"

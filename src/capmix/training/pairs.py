@@ -6,7 +6,6 @@ a tar; open_clip's own reader would unpickle members whose names ask for it.
 """
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,7 @@ from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.pool import BadSample, Pool, open_pool
 from capmix.pool.sample import IMAGE_SUFFIXES
-from capmix.pool.tar_groups import TarGroup, tar_groups
-from capmix.pool.tar_members import TarError
+from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 from capmix.storage.layout import EXPORT_MARKERS, texts_folder
 from capmix.storage.store import Store
 
@@ -196,13 +194,11 @@ def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair |
     An image without a .txt member comes as a BadSample, as does a sample over the bounds of bytes.
     """
     wanted = {*IMAGE_SUFFIXES, "txt"} | ({"json"} if with_captions else set())
-    last = "nothing"
     try:
         for group in tar_groups(stream, wanted):
-            last = group.key
             yield _pair(group)
-    except (TarError, zlib.error, OSError, ValueError) as error:
-        yield BadSample("", "truncated_shard", f"breaks off after {last} ({error})")
+    except (BrokenTarError, OSError) as error:
+        yield BadSample("", "truncated_shard", str(error))
 
 
 def _pair(group: TarGroup) -> Pair | BadSample:

@@ -68,7 +68,7 @@ class RunFolder:
         if others:
             raise UserError(
                 f"--out {self.path}: holds a run with other {', '.join(others)}. Name another "
-                "directory, or remove this one; with the same settings and data it goes on."
+                "directory, or remove this one; with the same settings and data it resumes."
             )
 
     def is_other(self, about: dict[str, Any]) -> bool:

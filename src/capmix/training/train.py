@@ -210,7 +210,7 @@ def _on_cpu(settings: TrainSettings, world_size: int) -> bool:
 
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
-        raise UserError("--device cuda: torch sees no GPU; `capmix doctor` says what is there")
+        raise UserError("--device cuda: torch sees no GPU; `capmix doctor` lists the devices")
     on_cpu = settings.device == "cpu" or not there
     if on_cpu and world_size > 1:
         raise UserError("train: open_clip trains on several devices only where they are GPUs")

@@ -61,7 +61,7 @@ class ServerCaptioner:
         if without_secrets(self._url) != self._url:
             raise UserError(
                 f"captioner {without_secrets(settings.model)}: the address holds a secret, which "
-                f"would stand in every marker; give the server's key in {KEY_VARIABLE}"
+                f"would be written to every marker; give the server's key in {KEY_VARIABLE}"
             )
         self.workers = settings.concurrency
         self.batch_size = settings.concurrency
@@ -70,7 +70,7 @@ class ServerCaptioner:
         )
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key.isascii() or not self._key.isprintable():
-            raise UserError(f"{KEY_VARIABLE}: a key is of printable ASCII characters in one line")
+            raise UserError(f"{KEY_VARIABLE}: the API key must be a single line of printable ASCII")
         self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
@@ -197,7 +197,7 @@ class ServerCaptioner:
             if self._failed_in_a_row > GIVE_UP_AFTER * self.workers:
                 raise UserError(
                     f"captioner {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in a "
-                    f"row ({problem}). Mend the server and run again: finished shards are kept."
+                    f"row ({problem}). Fix the server and rerun: finished shards are kept."
                 )
         raise SampleError("server_error", f"{self._url}: {problem}")
 

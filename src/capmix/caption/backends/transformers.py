@@ -203,7 +203,7 @@ def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]
         raise UserError(
             f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id, or a "
             "folder with config, processor and safetensors weights of an image-to-text model, and "
-            "a --device with room for it."
+            "a --device with enough memory."
         ) from error
     speed_up_blip(loaded)
     return processor, loaded
