@@ -225,9 +225,11 @@ class Workspace:
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
+            found = f"found {', '.join(have)}" if have else "found none"
+            wanted = f"--embeddings {embeddings}" if embeddings else "embeddings"
             raise UserError(
-                f"--embeddings {embeddings}: expected one of {', '.join(have) or 'none'} in "
-                f"{work.store.root}/{EMBEDDINGS}. `capmix score --save-embeddings` writes them."
+                f"annotate: {wanted}: {found} in {work.store.root}/{EMBEDDINGS}; "
+                "`capmix score --save-embeddings` writes them"
             )
         scorer = None
         if chosen.method == "cliploss":

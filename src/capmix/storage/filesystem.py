@@ -17,6 +17,13 @@ from capmix.errors import UserError
 Result = TypeVar("Result")
 
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
+PACKAGES = {  # what pip installs for them
+    **dict.fromkeys(("s3", "s3a"), "'capmix[s3]'"),
+    **dict.fromkeys(("gs", "gcs"), "'capmix[gcs]'"),
+    **dict.fromkeys(("http", "https"), "'capmix[http]'"),
+    **dict.fromkeys(("az", "abfs"), "adlfs"),
+    "hf": "huggingface_hub",
+}
 READ_ONLY = ("http", "https")
 TRIES = 4
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
@@ -59,7 +66,9 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
     try:
         fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:
-        raise UserError(f"{what} {location}: {error}") from error
+        wanted = PACKAGES.get(protocol)
+        hint = f"pip install {wanted}" if wanted else str(error)
+        raise UserError(f"{what} {location}: {protocol}:// needs a package: {hint}") from error
     return fs, root
 
 
