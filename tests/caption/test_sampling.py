@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from capmix.caption.sampling import caption_key, gumbel_noise, sample_top_k
+from capmix.caption.sampling import caption_key, gumbel_noise, sample_tokens
+from capmix.caption.settings import CaptionSettings
 
 MASK = 2**64 - 1
 
@@ -38,8 +39,9 @@ def test_draws_follow_the_softmax_of_the_top_k() -> None:
     """Chi-square over 40,000 keys; the fixed keys make the test repeatable."""
     logits = torch.randn(30, generator=torch.Generator().manual_seed(0))
     draws, top_k, temperature = 40_000, 8, 0.75
+    settings = CaptionSettings(top_k=top_k, temperature=temperature)
     keys = torch.tensor([caption_key(0, str(i), "s", 0) for i in range(draws)])
-    drawn = sample_top_k(logits.expand(draws, -1), keys, 5, top_k, temperature).numpy()
+    drawn = sample_tokens(logits.expand(draws, -1), keys, 5, settings).numpy()
     best = logits.topk(top_k)
     likely = torch.softmax(best.values.double() / temperature, 0).numpy() * draws
     counts = np.array([(drawn == token).sum() for token in best.indices.tolist()])
@@ -49,5 +51,6 @@ def test_draws_follow_the_softmax_of_the_top_k() -> None:
 
 def test_temperature_zero_takes_the_largest() -> None:
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(1))
-    drawn = sample_top_k(logits, torch.zeros(4, dtype=torch.int64), 0, 5, 0)
+    settings = CaptionSettings(top_k=5, temperature=0)
+    drawn = sample_tokens(logits, torch.zeros(4, dtype=torch.int64), 0, settings)
     assert drawn.tolist() == logits.argmax(1).tolist()

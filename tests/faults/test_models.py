@@ -23,7 +23,8 @@ from samples import BAD, sample_members, tar_bytes, write_pool
 
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
-from capmix.caption.sampling import sample_top_k
+from capmix.caption.sampling import sample_tokens
+from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import Batches, SampleError
 from capmix.engine.budget import check_failures, is_unread, unread_rows
 from capmix.errors import UserError
@@ -139,8 +140,9 @@ def test_vectors_that_are_no_numbers_are_failed_rows(tmp_path: Path) -> None:
 def test_nan_logits_are_an_error_and_not_a_token(temperature: float) -> None:
     logits = torch.zeros(3, 50)
     logits[1, 7] = torch.nan
+    settings = CaptionSettings(top_k=10, temperature=temperature)
     with pytest.raises(ValueError, match="NaN"):
-        sample_top_k(logits, torch.zeros(3, dtype=torch.int64), 0, 10, temperature)
+        sample_tokens(logits, torch.zeros(3, dtype=torch.int64), 0, settings)
 
 
 def test_a_model_that_hangs_on_one_image_fails_on_that_one_alone(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from capmix.caption.settings import CaptionSettings
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,14 +41,16 @@ def gumbel_noise(keys: "torch.Tensor", step: int, tokens: "torch.Tensor") -> "to
     return -(-uniform.log()).log()
 
 
-def sample_top_k(
-    logits: "torch.Tensor", keys: "torch.Tensor", step: int, top_k: int, temperature: float
+def sample_tokens(
+    logits: "torch.Tensor", keys: "torch.Tensor", step: int, settings: CaptionSettings
 ) -> "torch.Tensor":
-    """One token per row, int64 (N,), from logits (N, V): softmax of the K largest / temperature.
+    """Draw one token per row, int64 (N,), from logits (N, V) at a step of the caption.
 
-    Temperature 0 takes the largest. Raises ValueError for NaN, which any choice would hide.
+    From the softmax of the `top_k` largest / `temperature`, as the settings have them; temperature
+    0 takes the largest. Raises ValueError for NaN, which any choice would hide.
     """
-    count = 1 if temperature == 0 else min(top_k, logits.shape[-1])
+    temperature = settings.temperature
+    count = 1 if temperature == 0 else min(settings.top_k, logits.shape[-1])
     values, tokens = logits.topk(count, dim=-1)
     if bool(values[:, 0].isnan().any()):  # NaN counts as the largest
         raise ValueError("the model gave NaN for a token")

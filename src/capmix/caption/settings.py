@@ -4,12 +4,9 @@ from typing import Literal
 
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
-from capmix.settings.base import Settings, option
+from capmix.settings.base import Settings, option, option_info
 
 MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
-SAMPLING_FIELDS = (
-    "top_k", "temperature", "min_tokens", "max_tokens", "captions_per_image", "seed",
-)  # fmt: skip
 
 
 class CaptionSettings(Settings):
@@ -81,4 +78,9 @@ class CaptionSettings(Settings):
 
     def sampling(self) -> dict[str, object]:
         """What decides how tokens are drawn; it goes into every marker."""
-        return {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        fields = type(self).model_fields.items()
+        return {
+            name: getattr(self, name)
+            for name, field in fields
+            if option_info(field).group == SAMPLING
+        }

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.measure.population import read_sample
 from capmix.report.captioners import captioners, rank_correlations
@@ -30,10 +31,7 @@ from capmix.storage.store import Store
 
 FIRST_ROWS = 24
 PAGE = f"{REPORT}/report.html"
-HEADER_SETTINGS = (
-    "revision", "prompt", "temperature", "top_k", "min_tokens", "max_tokens", "captions_per_image",
-    "seed",
-)  # fmt: skip
+HEADER_SETTINGS = ("revision", "prompt", *CaptionSettings().sampling())
 CONTENTS = {
     "recipes": "Recipes",
     "figures": "Figures",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from capmix.caption.backends.coca_decoder import CocaDecoder
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, provenance
@@ -98,7 +98,7 @@ class CocaCaptioner:
             logits = decoder.logits(drawn).float()
             if step < min(wanted.min_tokens, limit):
                 logits[:, end] = float("-inf")
-            drawn = sample_top_k(logits, keys, step, wanted.top_k, wanted.temperature)
+            drawn = sample_tokens(logits, keys, step, wanted)
             drawn = torch.where(done, end, drawn)
             done |= drawn == end
             tokens.append(drawn)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from capmix.caption.backends.blip_vision import speed_up_blip
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import caption_keys, sample_top_k
+from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance
@@ -175,8 +175,7 @@ class _Draw:
         step = len(self.drawn)
         if step < min(self.wanted.min_tokens, self.wanted.max_tokens):
             scores[:, self.ends] = float("-inf")
-        top_k, temperature = self.wanted.top_k, self.wanted.temperature
-        tokens = sample_top_k(scores.float(), self.keys, step, top_k, temperature)
+        tokens = sample_tokens(scores.float(), self.keys, step, self.wanted)
         if self._left is None:
             self._left = scores.new_full(scores.shape, float("-inf"))
         else:  # one allocation of (N, V) for all steps
