@@ -26,7 +26,7 @@ READY = "ready"
 
 
 class Actor:
-    """A Worker that is made when it is first asked; errors to mend come back as replies.
+    """A Worker that is made when it is first asked; errors of the user come back as replies.
 
     The job comes with every question, as a reference in a list: Ray leaves such a one alone, and it
     is fetched once.

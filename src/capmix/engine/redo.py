@@ -21,7 +21,7 @@ LASTING = (
 
 
 def may_pass(reasons: Iterable[str]) -> bool:
-    """Whether another attempt may mend some of what failed for these reasons."""
+    """Whether another attempt may fix some of what failed for these reasons."""
     return any(reason not in LASTING for reason in reasons)
 
 

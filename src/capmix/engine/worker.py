@@ -71,7 +71,7 @@ class WorkPlan:
 @dataclass(frozen=True)
 class Reply:
     """What became of a task: `made`, `failed` (it may be tried again) or `stopped` (the user has to
-    mend something). `message` is for people, `details` for developers; there is no task where the
+    fix something). `message` is for people, `details` for developers; there is no task where the
     worker could not start."""
 
     task: ShardTask | None
@@ -87,7 +87,7 @@ class Reply:
 
 
 def answered(question: Callable[[], Any]) -> Any:
-    """What `question`, to a worker elsewhere, gives; a reply where the user has to mend something,
+    """What `question`, to a worker elsewhere, gives; a reply where the user has to fix something,
     as no exception gets to the engine."""
     try:
         return question()

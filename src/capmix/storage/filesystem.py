@@ -127,7 +127,7 @@ def _is_left_out(folder: str) -> bool:
 def again(call: Callable[[], Result]) -> Result:
     """What `call` returns; tried again where the storage fails in a way that may pass.
 
-    Raises OSError: the last one, or at once one that no wait mends.
+    Raises OSError: the last one, or at once one that waiting does not fix.
     """
     return next(again_from(lambda: iter((call(),))))
 
