@@ -43,6 +43,14 @@ def announced(store: Store) -> Iterator[list[str]]:
                 os.rmdir(store.path(RUNNING))  # while no other run is there
 
 
+def forget_dead(store: Store) -> None:
+    """Remove what killed runs of this machine have left where a run has nothing to do: one that was
+    killed after its last shard. Local work directories alone, where looking costs nothing."""
+    if store.is_local and not _others(store):
+        with suppress(OSError):
+            os.rmdir(store.path(RUNNING))
+
+
 def _others(store: Store) -> list[str]:
     """Runs of other machines, and those of this one whose process lives."""
     found = []

@@ -21,7 +21,7 @@ from capmix.engine.budget import (
     reasons,
     unread_rows,
 )
-from capmix.engine.others import announced, shuffled
+from capmix.engine.others import announced, forget_dead, shuffled
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import OnCount, PartOutcome
 from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPlan
@@ -73,6 +73,8 @@ def run_job(
         if run.plan.tasks:
             with announced(job.store) as others:
                 run.make(engine, shuffled(run.plan.tasks) if others else run.plan.tasks)
+        else:
+            forget_dead(job.store)
     try:
         found = run.counts()
     except UserError as error:
