@@ -10,8 +10,10 @@ from PIL import Image
 from samples import image_bytes, write_pool
 
 import capmix
+from capmix.caption.settings import CaptionSettings
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.workspace import changed
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ws(place: Path) -> capmix.Workspace:
     return capmix.open(work=str(place / "w"))
+
+
+def opened(folder: Path) -> capmix.Workspace:
+    """A pool of 2 x 4 samples and a new work directory."""
+    return capmix.open(write_pool(folder / "pool", 2, 4), work=folder / "w")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -204,3 +211,54 @@ def test_the_pool_is_remembered_and_never_another(place: Path, tmp_path: Path) -
         capmix.open(work=str(tmp_path / "new"))
     with pytest.raises(UserError, match="is inside the pool"):
         capmix.open(other, work=f"{other}/w")
+
+
+def test_parameters_of_a_recipe_may_have_any_name(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    recipe = tmp_path / "wide.yaml"
+    recipe.write_text(
+        "{name: wide, about: x, parameters: {self: 1}, "
+        "clauses: [{source: raw, where: 'width > {self}'}]}"
+    )
+    assert len(work.mix(str(recipe))) == 8
+    with pytest.raises(UserError, match="width > 100000"):  # selects none
+        work.mix(str(recipe), parameters={"self": 100_000.0})
+    taken = tmp_path / "taken.yaml"
+    taken.write_text("{name: t, about: x, parameters: {workers: 1}, clauses: [{source: raw}]}")
+    with pytest.raises(UserError, match="workers is an option"):
+        work.mix(str(taken))
+
+
+def test_none_replaces_only_what_may_be_none() -> None:
+    settings = CaptionSettings(seed=3, prompt="a photo of")
+    assert changed(settings, {"seed": None}, "caption").seed == 3
+    assert changed(settings, {"prompt": None}, "caption").prompt is None
+
+
+def test_failed_samples_are_tried_again_in_the_same_session(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    assert work.index() is not None
+    assert work.index() is None
+    assert work.using(retry_failed=True).index() is not None
+
+
+def test_paths_may_be_path_objects(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool", 1, 4)
+    work = capmix.open(pool, work=tmp_path / "work")
+    subset = work.mix("raw")
+    assert work.export(subset, tmp_path / "out", format="csv").ok == 4
+    (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},one\n")
+    assert work.import_captions(tmp_path / "c.csv", source="given").matched == 1
+    assert work.table("given").column_names == work.table(["given"]).column_names
+    with pytest.raises(UserError, match="weights are of directories"):
+        capmix.train(subset, tmp_path / "run", weights=[1.0])
+    with pytest.raises(UserError, match="2 weights for 1 directories"):
+        capmix.train(tmp_path / "out", tmp_path / "run", weights=[1.0, 2.0])
+
+
+def test_options_that_a_method_does_not_have_are_refused(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    with pytest.raises(UserError, match="no option 'engine'"):
+        work.annotate(method="clusters", engine="ray")
+    with pytest.raises(UserError, match="expected field:NAME"):
+        work.caption("x", model="field:")

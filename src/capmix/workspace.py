@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound=Settings)
 WORK_VARIABLE = "CAPMIX_WORK"
+FIELD = "field:"  # captioners that take a field of the samples' JSON
+Place = str | os.PathLike[str]
 
 
 @dataclass
@@ -63,6 +65,7 @@ class _Index:
     """Whether the pool's samples were listed by this process, and how many rows that gave."""
 
     rows: int | None = None
+    max_failures: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,16 @@ class Workspace:
 
     def index(self) -> Counts | None:
         """List the pool's samples, once per process; every method does so by itself. Returns the
-        counts, or None where they were listed before."""
-        if self._index.rows is not None:
+        counts, or None where they were listed before within this budget of failures."""
+        listed, runs = self._index, self.runs
+        if listed.rows and not runs.retry_failed and listed.max_failures <= runs.max_failures:
             return None
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
             raise UserError(
                 f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
             )
-        self._index.rows = counts.total
+        self._index.rows, self._index.max_failures = counts.total, self.runs.max_failures
         return counts
 
     @with_options(CaptionSettings, EngineSettings, RunSettings)
@@ -151,10 +155,10 @@ class Workspace:
         work.index()
         stages = partial(caption_stages, work.pool, work.store, source, chosen)
         counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
-        field_name = chosen.model.partition("field:")[2]
-        if field_name and not counts.ok:
+        if chosen.model.startswith(FIELD) and not counts.ok:
+            name = chosen.model.removeprefix(FIELD)
             raise UserError(
-                f"caption {source}: no sample has a text in its field {field_name!r}; rerun with "
+                f"caption {source}: no sample has a text in its field {name!r}; rerun with "
                 "the right name and --force"
             )
         return counts
@@ -183,27 +187,27 @@ class Workspace:
 
     @with_options(ImportSettings, RunSettings)
     def import_captions(
-        self, files: Sequence[str], settings: ImportSettings | None = None, **options: Any
+        self, files: Place | Sequence[Place], settings: ImportSettings | None = None, **options: Any
     ) -> "Imported":
         """Import precomputed captions from CSV or parquet files, joined on uid."""
         from capmix.annotate.imported import import_captions
         from capmix.caption.stage import check_source_name
 
-        chosen, work = self._with("import", ImportSettings, settings, options)
+        chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         check_source_name(chosen.source)
         work._refuse_captions(chosen.source)
         work.index()
         columns = chosen.uid_column, chosen.text_column
-        return import_captions(work.store, work.pool, files, chosen.source, *columns)
+        return import_captions(work.store, work.pool, _places(files), chosen.source, *columns)
 
     @with_options(ImportSettings, RunSettings)
     def import_scores(
-        self, files: Sequence[str], settings: ImportSettings | None = None, **options: Any
+        self, files: Place | Sequence[Place], settings: ImportSettings | None = None, **options: Any
     ) -> "Imported":
         """Import precomputed scores of a source from CSV or parquet files, joined on uid."""
         from capmix.annotate.imported import check_scorer_name, import_scores
 
-        chosen, work = self._with("import", ImportSettings, settings, options)
+        chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
             hint = did_you_mean(chosen.source, work.sources())
             raise UserError(
@@ -212,7 +216,9 @@ class Workspace:
         check_scorer_name(chosen.scorer)
         work.index()
         columns = chosen.uid_column, chosen.column
-        return import_scores(work.store, work.pool, files, chosen.scorer, chosen.source, *columns)
+        return import_scores(
+            work.store, work.pool, _places(files), chosen.scorer, chosen.source, *columns
+        )
 
     @with_options(AnnotateSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
@@ -221,7 +227,7 @@ class Workspace:
         from capmix.caption.stage import check_source_name
         from capmix.score.scorers import make_scorer
 
-        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -255,7 +261,7 @@ class Workspace:
 
         chosen, work = self._with("measure", MeasureSettings, settings, options)
         work.index()
-        sources = work.catalog.known_sources(chosen.sources)
+        sources = work.catalog.known_sources(chosen.sources or None)
         scorer = work.catalog.scorer(chosen.scorer)
         scored = [one for one in work.catalog.scored(scorer) if one in sources] if scorer else []
         encoder = None
@@ -266,20 +272,28 @@ class Workspace:
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder)
 
     @with_options(MixSettings, RunSettings)
-    def mix(self, recipe: str, settings: MixSettings | None = None, **options: Any) -> Any:
+    def mix(
+        self,
+        recipe: str,
+        settings: MixSettings | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
         """Apply a recipe, shipped or a .yaml file; returns the Subset that it selects.
 
-        Keywords that are no options are the recipe's parameters, such as fraction=0.3. A parameter
-        that is a list stands for one subset per value: a list of Subsets comes back.
+        Keywords that are no options are the recipe's parameters, such as fraction=0.3; so are the
+        entries of `parameters`, whatever their names. A parameter that is a list stands for one
+        subset per value: a list of Subsets comes back.
         """
         from capmix.mix.mix import mix
         from capmix.mix.recipe import combinations, load_recipe
 
         ours = {*options_of(MixSettings), *options_of(RunSettings)}
-        parameters = {name: value for name, value in options.items() if name not in ours}
+        filled = {name: value for name, value in options.items() if name not in ours}
+        filled |= parameters or {}
         given = {name: value for name, value in options.items() if name in ours}
-        chosen, work = self._with("mix", MixSettings, settings, given)
-        runs = combinations(parameters)
+        chosen, work = self._with("mix", MixSettings, settings, given, (RunSettings,))
+        runs = combinations(filled)
         loaded = [load_recipe(recipe, one, chosen.changes) for one in runs]
         names = [chosen.out or one.name for one in loaded]
         if len(set(names)) < len(names):
@@ -297,14 +311,19 @@ class Workspace:
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name).name)
             for one, name in zip(loaded, names, strict=True)
         ]
-        is_sweep = any(isinstance(value, list) for value in parameters.values())
+        is_sweep = any(isinstance(value, list) for value in filled.values())
         return made if is_sweep else made[0]
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
     def export(
-        self, subset: str, out: str, settings: ExportSettings | None = None, **options: Any
+        self,
+        subset: "Subset | str",
+        out: Place,
+        settings: ExportSettings | None = None,
+        **options: Any,
     ) -> Counts:
-        """Write a subset as shards of images and texts into the directory `out`."""
+        """Write a subset, or the one of that name, as shards of images and texts into the directory
+        `out`."""
         from capmix.engine.local import cores
         from capmix.export.export import export
 
@@ -317,8 +336,8 @@ class Workspace:
         return export(
             work.store,
             work.pool,
-            subset,
-            out,
+            subset.name if isinstance(subset, Subset) else subset,
+            os.fspath(out),
             chosen.samples_per_shard,
             work.runs.max_failures,
             chosen.format,
@@ -335,7 +354,7 @@ class Workspace:
         from capmix.mini.weights import MINI_PACKAGES
         from capmix.models.registry import require
 
-        chosen, work = self._with("probe", ProbeSettings, settings, options)
+        chosen, work = self._with("probe", ProbeSettings, settings, options, (RunSettings,))
         work.pool.need_images("probe")
         subsets = work.subsets() if chosen.subsets is None else chosen.subsets
         if not subsets:
@@ -378,10 +397,10 @@ class Workspace:
         from capmix.report.page import PAGE, write_page
         from capmix.report.table import results_table
 
-        chosen, work = self._with("report", ReportSettings, settings, options)
+        chosen, work = self._with("report", ReportSettings, settings, options, (RunSettings,))
         work.index()
         scorer = work.catalog.scorer(chosen.scorer)
-        found = gather(work.catalog, scorer, chosen.subsets, chosen.results)
+        found = gather(work.catalog, scorer, chosen.recipes, chosen.results)
         rows = compare(found.probes, chosen.baseline) if found.probes else []
         figures = write_page(found, rows, chosen.out, chosen)
         if chosen.figures is not None:
@@ -396,8 +415,8 @@ class Workspace:
 
     def table(
         self,
-        sources: Sequence[str] | None = None,
-        columns: Sequence[str] = (),
+        sources: str | Sequence[str] | None = None,
+        columns: str | Sequence[str] = (),
         scorer: str | None = None,
     ) -> pa.Table:
         """uid, key, shard, and S_text, S_score and S_flags of each source S (default: all).
@@ -410,22 +429,23 @@ class Workspace:
 
     def batches(
         self,
-        sources: Sequence[str] | None = None,
-        columns: Sequence[str] = (),
+        sources: str | Sequence[str] | None = None,
+        columns: str | Sequence[str] = (),
         scorer: str | None = None,
     ) -> pa.RecordBatchReader:
         """The rows of `table` as a stream of record batches, one per shard."""
         from capmix.mix.table import table_batches, table_columns
 
         self.index()
-        chosen = self.catalog.known_sources(sources)
+        chosen = self.catalog.known_sources([sources] if isinstance(sources, str) else sources)
         wanted = table_columns(self.catalog, chosen, scorer)
-        return table_batches(self.catalog, list(dict.fromkeys([*wanted, *columns])), scorer)
+        more = [columns] if isinstance(columns, str) else columns
+        return table_batches(self.catalog, list(dict.fromkeys([*wanted, *more])), scorer)
 
     def relation(
         self,
-        sources: Sequence[str] | None = None,
-        columns: Sequence[str] = (),
+        sources: str | Sequence[str] | None = None,
+        columns: str | Sequence[str] = (),
         scorer: str | None = None,
     ) -> "duckdb.DuckDBPyRelation":
         """The rows of `table` as a DuckDB relation that reads the stream once."""
@@ -447,22 +467,31 @@ class Workspace:
         return run_job(job, self.runs.max_failures, self.engine, self._index.rows)
 
     def _with(
-        self, place: str, kind: type[Kind], settings: Kind | None, options: Mapping[str, Any]
+        self,
+        place: str,
+        kind: type[Kind],
+        settings: Kind | None,
+        options: Mapping[str, Any],
+        others: Sequence[type[Settings]] = (EngineSettings, RunSettings),
     ) -> "tuple[Kind, Workspace]":
-        """The settings of a call, and the workspace with its engine and run options."""
-        kinds = (kind, EngineSettings, RunSettings)
-        ours, engine, runs = distribute(options, place, kinds)
+        """The settings of a call, and the workspace with the engine and run options that it has."""
+        ours, *shares = distribute(options, place, (kind, *others))
         chosen = make(kind, ours, place) if settings is None else changed(settings, ours, place)
-        return chosen, replace(
-            self,
-            engine=changed(self.engine, {k: v for k, v in engine.items() if k not in ours}, place),
-            runs=changed(self.runs, runs, place),
-        )
+        work = self
+        for share, other in zip(shares, others, strict=True):
+            new = {name: value for name, value in share.items() if name not in ours}
+            if other is EngineSettings:
+                work = replace(work, engine=changed(work.engine, new, place))
+            else:
+                work = replace(work, runs=changed(work.runs, new, place))
+        return chosen, work
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():
             marker = self.store.read_marker(part)
-            if marker is not None and "import" not in marker.config:
+            if marker is None or self.store.is_gone(part, marker):
+                continue
+            if "import" not in marker.config:
                 raise UserError(
                     f"{self.store.path(captions_folder(source))} holds captions that a model "
                     "wrote. Choose another --source, or pass --force to overwrite them."
@@ -501,7 +530,7 @@ class Subset:
         return SubsetRows(self.workspace.store, self.name).batches()
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
-    def export(self, out: str, settings: ExportSettings | None = None, **options: Any) -> Counts:
+    def export(self, out: Place, settings: ExportSettings | None = None, **options: Any) -> Counts:
         """Write the subset as shards of images and texts into the directory `out`."""
         return self.workspace.export(self.name, out, settings, **options)
 
@@ -530,24 +559,29 @@ class Run:
         return [json.loads(line) for line in lines]
 
     @with_options(EvaluateSettings)
-    def evaluate(self, evalsets: str | None = None, **options: Any) -> "Evaluated":
+    def evaluate(self, evalsets: Place | None = None, **options: Any) -> "Evaluated":
         """Evaluate the run zero-shot; see `capmix.evaluate`."""
-        return evaluate(str(self.path), evalsets=evalsets, **options)
+        if evalsets is not None:
+            options["evalsets"] = os.fspath(evalsets)
+        return evaluate(self.path, **options)
 
 
 @with_options(EngineSettings, RunSettings)
-def open_workspace(pool: str | None = None, work: str | None = None, **options: Any) -> Workspace:
+def open_workspace(
+    pool: Place | None = None, work: Place | None = None, **options: Any
+) -> Workspace:
     """Open a pool with its work directory, which is created where it is new.
 
     `pool` is a directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, or
     `embedded`; without it, the pool that the work directory remembers. `work` is a directory or
     URL; without it, CAPMIX_WORK or the work directory that the current directory is in. Raises
     UserError if the pool has no shards, or if the work directory is inside it or belongs to another
-    pool.
+    pool. `engine` may also be EngineSettings.
     """
     given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
     engine, runs = distribute(options, "open", (EngineSettings, RunSettings))
-    place = find_work(work)
+    pool = None if pool is None else os.fspath(pool)
+    place = find_work(None if work is None else os.fspath(work))
     store = Store(place)
     known = store.read_json(ABOUT)
     location = _location(pool) if pool is not None else _remembered(known, place)
@@ -568,7 +602,7 @@ def open_workspace(pool: str | None = None, work: str | None = None, **options: 
     return Workspace(
         opened,
         store,
-        given or make(EngineSettings, engine, "open"),
+        changed(given or EngineSettings(), engine, "open"),
         make(RunSettings, runs, "open"),
     )
 
@@ -593,8 +627,8 @@ def find_work(work: str | None) -> str:
 
 @with_options(TrainSettings, RunSettings)
 def train(
-    data: Subset | str | Sequence[str],
-    out: str,
+    data: Subset | Place | Sequence[Place],
+    out: Place,
     settings: TrainSettings | None = None,
     devices: int = 1,
     weights: Sequence[float] | None = None,
@@ -611,17 +645,18 @@ def train(
     chosen = changed(settings or TrainSettings(), ours, "train")
     limits = make(RunSettings, runs, "train")
     if isinstance(data, Subset):
+        if weights is not None:
+            raise UserError("train: weights are of directories of exported shards, not of a subset")
         work = data.workspace
         source = TrainingData(pool=work.pool.location, work=work.store.location, subset=data.name)
     else:
-        folders = [data] if isinstance(data, str) else list(data)
-        source = TrainingData(folders, None if weights is None else list(weights))
-    launch(chosen, source, out, limits.max_failures, devices)
+        source = TrainingData(_places(data), None if weights is None else list(weights))
+    launch(chosen, source, os.fspath(out), limits.max_failures, devices)
     return Run(Path(out).resolve())
 
 
 @with_options(EvaluateSettings)
-def evaluate(model: str, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
+def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
     """Evaluate a run's directory, or an open_clip model ARCHITECTURE/TAG, zero-shot.
 
     Results are also written to the run's directory, or to `out`.
@@ -630,21 +665,36 @@ def evaluate(model: str, settings: EvaluateSettings | None = None, **options: An
 
     chosen = changed(settings or EvaluateSettings(), options, "eval")
     return evaluate_model(
-        model, chosen.tasks, chosen.evalsets, chosen.out, chosen.device, chosen.dtype
+        os.fspath(model),
+        chosen.tasks,
+        chosen.evalsets,
+        chosen.out,
+        chosen.device,
+        chosen.dtype,
     )
 
 
 def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
-    """The settings with some options replaced. Raises UserError."""
-    if not options:
+    """The settings with some options replaced; None replaces only what may be None. Raises
+    UserError."""
+    kind = type(settings)
+    names = {field: name for name, field in options_of(kind).items()}
+    optional = {name for field, name in names.items() if kind.model_fields[field].default is None}
+    new = {name: value for name, value in options.items() if value is not None or name in optional}
+    if not new:
         return settings
-    names = {field: name for name, field in options_of(type(settings)).items()}
     known = {names[field]: value for field, value in settings.model_dump().items()}
-    return make(type(settings), known | dict(options), place)
+    return make(kind, known | new, place)
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:
     return [embed_stage(pool, encoder)]
+
+
+def _places(given: Place | Sequence[Place]) -> list[str]:
+    """One path or several as strings."""
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(one) for one in several]
 
 
 def _location(pool: str) -> str:

@@ -3,6 +3,8 @@
 Written to `columns/<name>/<shard>.parquet`; recipes call them NAME_COLUMN.
 """
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 
@@ -14,12 +16,14 @@ from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
-from capmix.annotate.settings import AnnotateSettings
+from capmix.annotate.settings import CLIPLOSS, CLUSTERS, NORMSIM, SEMDEDUP, AnnotateSettings
 from capmix.annotate.vectors import (
     Columns,
     PoolVectors,
+    columns_done,
     image_vectors,
     read_reference,
+    reference_stamp,
     write_columns,
 )
 from capmix.errors import UserError
@@ -47,7 +51,14 @@ def annotate(
     `scorer` is the model that made them, which cliploss needs for the texts. Raises UserError where
     embeddings, a reference or a clusters annotation is missing.
     """
-    method = settings.method
+    method, folder = settings.method, embeddings_folder(embeddings)
+    config = settings.model_dump(exclude={"name", "model", "device"})
+    config |= {"embeddings": embeddings}
+    config["made_of"] = _made_of(store, pool, folder, settings, scorer)
+    done = columns_done(store, pool.shards, name, folder, config)
+    if done is not None:
+        log.info("annotate %s: done before, %s samples", name, f"{done.ok:,}")
+        return done
     with scratch_folder() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
         if method == "cliploss":
@@ -62,13 +73,32 @@ def annotate(
         else:
             numbers, similarity = _clusters_of(store, vectors, settings.of)
             columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
-        config = settings.model_dump(exclude={"name", "model", "device"})
-        config |= {"embeddings": embeddings}
-        folder = embeddings_folder(embeddings)
         counts = write_columns(store, vectors, name, columns, folder, config)
     named = ", ".join(f"{name}_{column}" for column in columns)
     log.info("annotate %s: %s samples have %s", name, f"{counts.ok:,}", named)
     return counts
+
+
+def _made_of(
+    store: Store, pool: Pool, folder: str, settings: AnnotateSettings, scorer: Scorer | None
+) -> str:
+    """32 hex digits of all that the values depend on besides the settings: a value depends on
+    every shard."""
+    folders = [folder]
+    if settings.method == SEMDEDUP:
+        folders.append(annotation_folder(settings.of))
+    if settings.method == CLIPLOSS:
+        folders.append(texts_folder(settings.source))
+    digest = hashlib.sha256()
+    with store.listed(folders):
+        for one in folders:
+            for shard in pool.shards:
+                digest.update(store.fingerprint(f"{one}/{shard.name}").encode())
+    if scorer is not None:
+        digest.update(json.dumps(scorer.settings, sort_keys=True).encode())
+    if settings.reference is not None and settings.method in (CLUSTERS, NORMSIM):
+        digest.update(reference_stamp(settings.reference, folder).encode())
+    return digest.hexdigest()[:32]
 
 
 def _reference(settings: AnnotateSettings, name: str, vectors: PoolVectors) -> np.ndarray:

@@ -87,6 +87,9 @@ def _import(
     paths = _expand(files)
     config = {"import": [Path(path).name for path in paths], "uid": uid, "column": column}
     config["files"] = hashlib.sha256("\n".join(map(_stamp, paths)).encode()).hexdigest()[:16]
+    done = _done_before(store, pool, folder, config)
+    if done is not None:
+        return done
     scratch = tempfile.mkdtemp(prefix="capmix-import-")
     counts, repeated = Counts(), 0
     try:
@@ -96,14 +99,36 @@ def _import(
             _load_samples(connection, store, pool)
             reader = _reader(connection, paths, uid, column)
             kind = "varchar" if is_caption else "float"
-            for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
-                part = f"{folder}/{shard.name}"
-                counts.add(_write_part(store, part, shard, found, config, is_caption))
-                repeated += len(found) - len(np.unique(found["position"]))
             unknown = _unknown(connection, reader, uid)
+            for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
+                twice = len(found) - len(np.unique(found["position"]))
+                extra = {"unknown": unknown, "repeated": twice}
+                part = f"{folder}/{shard.name}"
+                counts.add(_write_part(store, part, shard, found, config, is_caption, extra))
+                repeated += twice
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
+
+
+def _done_before(store: Store, pool: Pool, folder: str, config: dict[str, Any]) -> Imported | None:
+    """What the same import of the same files found; None where a part is missing or other."""
+    total, unknown, repeated = Counts(), 0, 0
+    with store.listed([folder, SAMPLES]):
+        for shard in pool.shards:
+            part, inputs = f"{folder}/{shard.name}", _inputs(store, shard)
+            marker = store.read_marker(part)
+            if marker is None or "unknown" not in marker.extra:
+                return None
+            if not store.is_done(part, inputs, config):
+                return None
+            total.add(marker.counts)
+            unknown, repeated = marker.extra["unknown"], repeated + marker.extra["repeated"]
+    return Imported(total.ok, total.dropped.total(), unknown, repeated)
+
+
+def _inputs(store: Store, shard: Shard) -> dict[str, str]:
+    return {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard.name}")}
 
 
 def _expand(files: Sequence[str]) -> list[str]:
@@ -210,6 +235,7 @@ def _write_part(
     found: pa.Table,
     config: dict[str, Any],
     is_caption: bool,
+    extra: dict[str, Any],
 ) -> Counts:
     samples = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
     positions, first = np.unique(found["position"].to_numpy(), return_index=True)
@@ -219,9 +245,11 @@ def _write_part(
     table = _part_table(samples, values, is_caption)
     files = {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
     counts = _counts(table)
-    inputs = {SAMPLES: store.fingerprint(f"{SAMPLES}/{shard.name}")}
-    columns = tuple(table.column_names)
-    marker = Marker(inputs, config, len(samples), counts, files=files, columns=columns)
+    inputs, columns = _inputs(store, shard), tuple(table.column_names)
+    before = store.read_marker(part)  # of the same rows: what was made from them stays valid
+    is_same = before is not None and (before.inputs, before.config) == (inputs, config)
+    known = store.fingerprint(part) if is_same else ""
+    marker = Marker(inputs, config, len(samples), counts, extra, files, columns, upgraded=known)
     store.write_marker(part, marker)
     return counts
 

@@ -1,7 +1,7 @@
 """All image embeddings of a pool as one array of unit vectors, read as they are needed."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,36 @@ def read_reference(path: str, name: str, width: int) -> np.ndarray:
     if found.ndim != 2 or found.shape[1] != width:
         raise UserError(f"reference {path}: vectors {found.shape}, the pool's have {width} numbers")
     return unit(found.astype(np.float32))
+
+
+def reference_stamp(path: str, folder: str) -> str:
+    """Changes when the vectors of a reference set do; "" where it cannot be looked at."""
+    try:
+        if path.endswith(".npy"):
+            about = Path(path).stat()
+            return f"{about.st_size} {about.st_mtime_ns}"
+        store = Store(path)
+        return " ".join(store.fingerprint(part) for part in store.parts(folder))
+    except OSError:
+        return ""
+
+
+def columns_done(
+    store: Store, shards: Sequence[Shard], name: str, inputs: str, config: Mapping[str, object]
+) -> Counts | None:
+    """The counts of an annotation that was written with this config; None where it was not."""
+    total = Counts()
+    with store.listed([annotation_folder(name), inputs]):
+        for shard in shards:
+            part, source = f"{annotation_folder(name)}/{shard.name}", f"{inputs}/{shard.name}"
+            marker = store.read_marker(part)
+            if marker is None:
+                return None
+            made = {**config, "values": marker.config.get("values")}
+            if not store.is_done(part, {source: store.fingerprint(source)}, made):
+                return None
+            total.add(marker.counts)
+    return total
 
 
 def write_columns(

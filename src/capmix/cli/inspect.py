@@ -12,6 +12,7 @@ from capmix.inspect.plan import PlanSettings
 from capmix.report.settings import ReportSettings
 
 log = logging.getLogger(__name__)
+ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
 
 
 @command
@@ -19,7 +20,7 @@ def status(pool: Pool = None, *, work: Work = None) -> None:
     """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
-    print("\n".join(open_place(pool, work, RunSettings()).status().lines()))
+    print("\n".join(open_place(pool, work, ANY_FAILURES).status().lines()))
 
 
 @command
@@ -56,7 +57,7 @@ def report(pool: Pool = None, *, work: Work = None, settings: ReportSettings) ->
     """Write one HTML file about a work directory; it needs no network."""
     from capmix.cli.stages import open_place
 
-    path, table = open_place(pool, work, RunSettings()).report(settings)
+    path, table = open_place(pool, work, ANY_FAILURES).report(settings)
     print("\n".join([*table, f"report: {path}"]))
 
 
@@ -78,7 +79,7 @@ def view(
     from capmix.cli.stages import open_place
     from capmix.report.view import serve
 
-    opened = open_place(pool, work, RunSettings())
+    opened = open_place(pool, work, ANY_FAILURES)
     serve(opened.catalog, scorer, results, port, lambda place: print(place, flush=True))
 
 

@@ -140,7 +140,7 @@ def mix(
     given |= {"fraction": fraction} if fraction is not None else {}
     given |= {"synthetic": synthetic} if synthetic is not None else {}
     sweep = {name: _values(text) for name, text in given.items()}
-    found = open_place(pool, work, runs).mix(recipe, settings, **sweep)
+    found = open_place(pool, work, runs).mix(recipe, settings, sweep)
     for subset in found if isinstance(found, list) else [found]:
         print("\n".join(subset.summary.lines()))
         if explain:

@@ -64,11 +64,8 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
     from capmix.training.launch import TrainingData
 
     if given.data and given.subset is None and given.pool is None and given.work is None:
-        weights = given.data_weights
-        if weights and len(weights) != len(given.data):
-            raise UserError(f"--data-weights: {len(weights)} for {len(given.data)} directories")
-        return TrainingData(given.data, weights)
-    if given.data or given.subset is None:
+        return TrainingData(given.data, given.data_weights or None)
+    if given.data or given.data_weights or given.subset is None:
         raise UserError("train: give --data SHARDS, or --pool POOL --work WORK --subset NAME")
     work = open_place(given.pool, given.work, runs)
     return TrainingData(pool=work.pool.location, work=work.store.location, subset=given.subset)

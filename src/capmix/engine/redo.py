@@ -65,7 +65,9 @@ class Redo:
         order: list[int] = []
         for number, key in enumerate(self.table["key"].to_pylist()):
             order += places[key] if key in self.keys else [number]
-        old = self.table.cast(new.schema)  # parquet has names of its own within lists
+        old = self.table.select(new.column_names).cast(
+            new.schema
+        )  # parquet has names of its own within lists
         return pa.concat_tables([old, new]).take(pa.array(order, pa.int64()))
 
     def counts(self, rows_in: int, new: Counts) -> tuple[int, Counts]:

@@ -17,8 +17,8 @@ class EngineSettings(Settings):
     )
     workers: int | None = option(
         None,
-        "Processes, or Ray actors (default: one per GPU; without GPUs one process, or as many "
-        "actors as fit).",
+        "Processes, or Ray actors (default: one per GPU; without GPUs one process, for export one "
+        "per core; with Ray as many actors as fit).",
         group=HARDWARE,
         ge=1,
     )

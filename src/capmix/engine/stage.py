@@ -181,7 +181,9 @@ def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
     table = stage.upgrade(store.read_table(f"{part}.parquet"))
     files = marker.files | {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
     columns = tuple(table.column_names)
-    store.write_marker(part, replace(marker, files=files, columns=columns, format=FORMAT))
+    known = store.fingerprint(part)
+    newer = replace(marker, files=files, columns=columns, format=FORMAT, upgraded=known)
+    store.write_marker(part, newer)
     return True
 
 
@@ -199,7 +201,7 @@ def run_one(
     def is_made() -> bool:
         return store.is_done(part, inputs, stage.config, stage.defaults, stage.columns)
 
-    if not is_made() and _upgraded(stage, shard, store):
+    if not is_made() and _upgraded(stage, shard, store) and not retry:
         return PartOutcome(seconds=time.monotonic() - started)
     is_again = retry and is_made()
     redo = Redo.of(store, part) if is_again and stage.by_sample else None
@@ -234,7 +236,7 @@ def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -
     with store.listed([stage.folder]):
         for shard in shards:
             marker = store.read_marker(stage.part(shard))
-            if marker is None:
+            if marker is None or store.is_gone(stage.part(shard), marker):
                 continue
             changed = changes(marker.config, stage.config, stage.defaults)
             if changed:

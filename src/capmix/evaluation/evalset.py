@@ -108,6 +108,8 @@ def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[EvalItem]:
     try:
         with path.open("rb") as stream:
             for group in tar_groups(stream, wanted):
+                if group.is_dotted:  # webdataset does not read it either
+                    continue
                 yield _item(path, group, retrieval, classes)
     except (BrokenTarError, OSError) as error:
         raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error

@@ -76,7 +76,7 @@ def measure_coverage(
         }
         return Marker(inputs, config, len(texts), Counts(ok=len(texts)), found)
 
-    marker, _ = once(store, PART, inputs, config, make, DEFAULTS)
+    marker, _ = once(store, PART, inputs, config, make, DEFAULTS, [f"{PART}.parquet"])
     return marker.extra
 
 

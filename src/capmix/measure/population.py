@@ -84,7 +84,7 @@ def measure_population(population: Population) -> dict[str, Any]:
         counts.dropped.update({"no sample": rows - found["samples"]})
         return Marker(parts.digests, config, rows, counts, found)
 
-    marker, _ = once(store, PART, parts.digests, config, make, DEFAULTS)
+    marker, _ = once(store, PART, parts.digests, config, make, DEFAULTS, [f"{SAMPLE}.parquet"])
     return marker.extra | {"digests": marker.inputs}
 
 

@@ -116,9 +116,10 @@ def mix(
         summary.name = called
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
-        return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
+        npy = {f"{name}.npy": size} if (size := store.size(f"{name}.npy")) >= 0 else {}
+        return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)}, npy)
 
-    marker, _ = once(store, name, inputs, config, make, DEFAULTS)
+    marker, _ = once(store, name, inputs, config, make, DEFAULTS, [f"{name}.parquet"])
     return Summary(**marker.extra["summary"])
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from capmix.errors import UserError
+from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean
 from capmix.settings.yaml import parse_yaml
 
@@ -69,6 +70,8 @@ class Recipe(BaseModel):
     @classmethod
     def _check_parameters(cls, parameters: Any) -> Any:
         for name, value in (parameters or {}).items():
+            if name in MixSettings.model_fields:
+                raise ValueError(f"{name} is an option of `capmix mix`; rename the parameter")
             if name == "fraction":
                 check_fraction(value)
             elif isinstance(value, str) and not re.fullmatch(r"\w+", value):

@@ -44,7 +44,7 @@ class ImportSection(ImportSettings):
         return ImportSettings(**self.model_dump(exclude={"kind", "files"}))
 
 
-class MixSection(Settings):
+class MixSection(MixSettings):
     """The subsets to make; options here are those of every recipe that does not have its own."""
 
     recipes: list[str | dict[str, Any]] = Field(
@@ -53,10 +53,6 @@ class MixSection(Settings):
         "parameters and options of `capmix mix`. A parameter that is a list stands for one subset "
         "per value.",
     )
-    seed: int = Field(0, description="Random seed.")
-    npy: bool = Field(False, description="Write DataComp's .npy of uids.")
-    uids: dict[str, str] = Field(default_factory=dict, description="Uid lists by name.")
-    workers: int | None = Field(None, ge=1, description="Threads.")
 
     def entries(self) -> list[tuple[str, dict[str, Any], MixSettings]]:
         """Each recipe as its name or file, its parameters and its options. Raises UserError."""
@@ -101,6 +97,7 @@ class EvaluateSection(EvaluateSettings):
     """The sets that every run is evaluated on."""
 
     evalsets: str = Field("embedded", description="Directory of evaluation sets, or `embedded`.")
+    out: None = Field(None, description="Results are in the directories of the runs.")
 
 
 class Pipeline(Settings):
@@ -184,6 +181,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     if pipeline.report is not None and not has_scores:
         raise UserError(f"pipeline {path}: report needs the stage 'score' in the file")
     _check_recipes(path, pipeline)
+    _check_report(path, pipeline)
     _check_training(path, pipeline)
     return pipeline
 
@@ -198,6 +196,16 @@ def _check_training(path: str, pipeline: Pipeline) -> None:
         settings.device_batch(pipeline.train.devices)
     except UserError as error:
         raise UserError(f"pipeline {path}: {error}") from error
+
+
+def _check_report(path: str, pipeline: Pipeline) -> None:
+    """Each pool has a report of its own; two in one file would be one."""
+    page = pipeline.report
+    if page is not None and (page.out or page.figures) and len(pipeline.pools()) > 1:
+        raise UserError(
+            f"pipeline {path}: report: out and figures are for one pool; with several, leave them "
+            "out: each report is in its pool's work directory"
+        )
 
 
 def _check_recipes(path: str, pipeline: Pipeline) -> None:

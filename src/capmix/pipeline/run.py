@@ -112,7 +112,7 @@ def _make_subsets(work: Workspace, pipeline: Pipeline) -> list[Subset]:
         return found
     for recipe, parameters, mixing in pipeline.mix.entries():
         mixing = mixing.model_copy(update={"scorer": mixing.scorer or scorer})
-        subset: Subset = work.mix(recipe, mixing, **parameters)
+        subset: Subset = work.mix(recipe, mixing, parameters)
         _tell(subset.summary.lines())
         found.append(subset)
     if pipeline.export is not None:
@@ -151,7 +151,7 @@ def _report(work: Workspace, pipeline: Pipeline, subsets: list[Subset]) -> tuple
         page.model_copy(
             update={
                 "scorer": page.scorer or _scorer(pipeline),
-                "subsets": page.subsets or [subset.name for subset in subsets],
+                "recipes": page.recipes or [subset.name for subset in subsets],
                 "results": page.results or (pipeline.work if pipeline.train else None),
             }
         )

@@ -37,6 +37,11 @@ class TarGroup:
         return next((self.members[one] for one in FIRST_IMAGE if one in self.members), None)
 
     @property
+    def is_dotted(self) -> bool:
+        """Whether there is nothing but images whose key has a dot."""
+        return bool(self.dotted) and not (self.members or self.too_large)
+
+    @property
     def is_empty(self) -> bool:
         return not (self.members or self.dotted or self.too_large)
 

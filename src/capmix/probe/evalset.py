@@ -67,7 +67,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
         store.write_array(f"{part}.npy", features)
         return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
 
-    once(store, part, inputs, {"encoder": encoder.name}, make)
+    once(store, part, inputs, {"encoder": encoder.name}, make, files=[f"{part}.npy"])
     items = [replace(item, image=b"") for item in evalset.items()]
     if evalset.kind == "classification" and any(item.label is None for item in items):
         raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")

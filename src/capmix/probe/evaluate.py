@@ -46,7 +46,7 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> P
         rows = sum(len(one.items) for one in evalsets)
         return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
 
-    once(store, part, inputs, config, make)
+    once(store, part, inputs, config, make, files=[f"{part}.npz"])
     return load_result(store, part)
 
 

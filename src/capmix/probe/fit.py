@@ -154,7 +154,7 @@ def train_probes(
             counts = samples.counts
             return Marker(inputs, config, counts.total, counts, {"losses": losses})
 
-        once(store, name, inputs, config, make)
+        once(store, name, inputs, config, make, files=[f"{name}.safetensors"])
         names.append(name)
     return names
 

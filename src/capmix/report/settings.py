@@ -15,11 +15,8 @@ class ReportSettings(Settings):
     scorer: str | None = option(
         None, "Whose scores to show (default: the only scorer that has any)."
     )
-    subsets: Names | None = option(
-        None,
-        "Subsets to show, comma-separated (default: all).",
-        name="recipes",
-        metavar="SUBSET,...",
+    recipes: Names | None = option(
+        None, "Subsets to show, comma-separated (default: all).", metavar="SUBSET,..."
     )
     results: str | None = option(
         None, "Directory of `capmix run` whose trained runs are shown.", metavar="DIR"

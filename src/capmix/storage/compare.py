@@ -7,6 +7,8 @@ ones made valid. Markers hold all settings in full, so that a default that chang
 from collections.abc import Mapping
 from typing import Any
 
+MISSING = object()
+
 
 def same_settings(one: Any, other: Any, defaults: Any = None) -> bool:
     """Whether both are equal without what is at its default.
@@ -24,7 +26,7 @@ def changes(
     return [
         f"{name} {before.get(name, defaults.get(name))!r} -> {now.get(name, defaults.get(name))!r}"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        if before.get(name, MISSING) != now.get(name, MISSING)
     ]
 
 

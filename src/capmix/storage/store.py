@@ -18,7 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +30,7 @@ from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
-from capmix.storage.layout import MARKERS
+from capmix.storage.layout import ABOUT, MARKERS, RUNNING
 
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
@@ -67,6 +67,8 @@ class Marker:
     part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
     they leave it: the two must agree. `files` are the part's files with their sizes in bytes,
     `columns` those of its table. `provenance` (versions, device, batch size) decides nothing.
+    `upgraded` is the fingerprint that the part had before columns were added to it, and still has
+    for what was made from it.
     """
 
     inputs: dict[str, str]
@@ -78,6 +80,7 @@ class Marker:
     columns: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    upgraded: str = ""
 
     def columns_missing(self, wanted: Sequence[str]) -> list[str]:
         """Those of `wanted` that the part does not have; none where it does not say."""
@@ -138,16 +141,20 @@ class Store:
         if self.is_local:
             yield
             return
+        marked = f"{self._markers}/"
         names = tuple(
             f"{top}{folder}/" if folder else top
             for folder in dict.fromkeys(folders)
-            for top in ("", f"{self._markers}/")
+            for top in (("", marked) if folder else (marked,))
         )
         sizes: dict[str, int] = {}
         for name in names:
             found = files_below(self.fs, self.path(name))
             sizes |= {path[len(self.root) + 1 :]: info["size"] for path, info in found.items()}
-        markers = [name for name in sizes if name.endswith(".json")]
+        markers = [
+            name for name in sizes
+            if name.endswith(".json") and name.startswith((marked, *LEGACY))
+        ]  # fmt: skip
         with ThreadPoolExecutor(READ_AT_ONCE) as threads:
             read = dict(zip(markers, threads.map(self._read_if_there, markers), strict=True))
         known = {name: data for name, data in read.items() if data is not None}
@@ -209,9 +216,10 @@ class Store:
         capmix 0.1 to where they are now (local disks only)."""
         if not self.is_local:
             return
+        is_ours, is_used = self.size(ABOUT) >= 0, self.size(RUNNING) >= 0
         for path in self.fs.find(self.root):
             name = path[len(self.root) + 1 :]
-            if name.endswith(".json") and name.startswith(LEGACY):
+            if is_ours and not is_used and name.endswith(".json") and name.startswith(LEGACY):
                 self._adopt(name)
             found = TEMPORARY.search(path)
             if not found or is_running(int(found[1])):
@@ -221,13 +229,15 @@ class Store:
                     self.fs.rm_file(path)
 
     def _adopt(self, name: str) -> None:
-        target = self.path(f"{self._markers}/{name}")
-        os.makedirs(target.rpartition("/")[0], exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if os.path.exists(target):
-                os.remove(self.path(name))
+        """Where both are there, the newer one describes the part. What cannot be moved, as on a
+        disk that is read-only, is read where it is."""
+        here, target = self.path(name), self.path(f"{self._markers}/{name}")
+        with contextlib.suppress(OSError):
+            os.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if self.size(f"{self._markers}/{name}") >= 0 and _time(target) > _time(here):
+                os.remove(here)
             else:
-                os.replace(self.path(name), target)
+                os.replace(here, target)
 
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> int:
         """Returns how many bytes there were, as all writers of whole files do."""
@@ -321,10 +331,13 @@ class Store:
             "dropped": dict(marker.counts.dropped),
             "failed": dict(marker.counts.failed),
         }
-        self.write_json(self._marker(part), vars(marker) | {"counts": counts})
-        if part.startswith(LEGACY):
-            with contextlib.suppress(*ABSENT):
-                again(lambda: self.fs.rm_file(self.path(f"{part}.json")))
+        value = vars(marker) | {"counts": counts}
+        if not marker.upgraded:
+            del value["upgraded"]
+        self.write_json(self._marker(part), value)
+        if self.is_local and part.startswith(LEGACY):  # one of 0.1, which is no longer read
+            with contextlib.suppress(OSError):
+                os.remove(self.path(f"{part}.json"))
 
     def read_marker(self, part: str) -> Marker | None:
         """The marker of `part`, or None where there is none that can be read."""
@@ -336,7 +349,8 @@ class Store:
             made = value["inputs"], value["config"], value["rows_in"], kept
             number = value.get("format", 0)
             columns = tuple(value["columns"]) if number else legacy.columns_of(part)
-            return Marker(*made, *about, columns, value.get("provenance", {}), number)
+            added = value.get("provenance", {}), number, value.get("upgraded", "")
+            return Marker(*made, *about, columns, *added)
         except (*ABSENT, ValueError, TypeError, KeyError):
             return None
 
@@ -345,7 +359,11 @@ class Store:
         try:
             return self.read_bytes(self._marker(part))
         except ABSENT:
+            if not part.startswith(LEGACY):
+                raise
+        with contextlib.suppress(*ABSENT):
             return self.read_bytes(f"{part}.json")
+        return self.read_bytes(self._marker(part))  # another process may have moved it meanwhile
 
     def _marker(self, part: str) -> str:
         return f"{self._markers}/{part}.json"
@@ -376,6 +394,10 @@ class Store:
             and all(self.size(name) == size for name, size in marker.files.items())
         )
 
+    def is_gone(self, part: str, marker: Marker) -> bool:
+        """Whether somebody has deleted all files of a part and left its marker."""
+        return all(self.size(name) < 0 for name in marker.files or [f"{part}.parquet"])
+
     def folders(self, folder: str) -> list[str]:
         """Names of the folders right below `folder`, sorted; none where it is missing."""
         path = self.path(folder)
@@ -401,10 +423,14 @@ class Store:
 def marker_digest(data: bytes) -> str:
     """32 hex digits of a marker's content, without its provenance: what was made the same way on
     another machine is the same."""
-    if b'"provenance"' in data:
-        value = json.loads(data)
-        value.pop("provenance", None)
-        data = json.dumps(value, sort_keys=True).encode()
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
+        value = json.loads(data) if b'"provenance"' in data else {}
+        if upgraded := value.get("upgraded"):
+            return str(upgraded)
+        if value:
+            value.pop("provenance", None)
+            value.pop("upgraded", None)
+            data = json.dumps(value, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:32]
 
 
@@ -424,6 +450,10 @@ def _opened(path: str) -> BinaryIO:
     except FileNotFoundError:  # another run has just removed the empty folder
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return open(path, "wb", buffering=BUFFER)
+
+
+def _time(path: str) -> int:
+    return os.stat(path).st_mtime_ns
 
 
 def _owner(process: int) -> str:
@@ -454,15 +484,19 @@ def once(
     config: dict[str, Any],
     make: Callable[[], Marker],
     defaults: Mapping[str, Any] | None = None,
+    files: Sequence[str] = (),
 ) -> tuple[Marker, bool]:
-    """Make a part that is not per shard unless it is done.
+    """Make a part that is not per shard unless it is done and its `files` are there.
 
     Returns its marker, and whether it was made now.
     """
-    if store.is_done(name, inputs, config, defaults):
+    is_whole = all(store.size(one) >= 0 for one in files)
+    if is_whole and store.is_done(name, inputs, config, defaults):
         marker = store.read_marker(name)
         assert marker is not None
         return marker, False
     marker = make()
+    sizes = {one: store.size(one) for one in files}
+    marker = replace(marker, files=marker.files | sizes)
     store.write_marker(name, marker)
     return marker, True

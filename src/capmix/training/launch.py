@@ -15,7 +15,9 @@ from typing import Any
 from capmix.engine import messages
 from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
+from capmix.models.registry import missing_module
 from capmix.pool import open_pool
+from capmix.storage.filesystem import storage_errors
 from capmix.storage.store import Store
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.training.scales import TrainSettings
@@ -36,6 +38,11 @@ class TrainingData:
 
     def source(self, settings: TrainSettings) -> PairSource:
         """The pairs. Raises UserError where the texts of a source are missing."""
+        if self.weights is not None and len(self.weights) != len(self.directories):
+            raise UserError(
+                f"train: {len(self.weights)} weights for {len(self.directories)} directories; "
+                "expected one per directory of exported shards"
+            )
         if self.directories:
             return ExportedShards(self.directories, self.weights, bool(settings.texts))
         return pool_source(self.pool, Store(self.work), self.subset, settings)
@@ -108,6 +115,10 @@ def main(path: str) -> int:
         result = {"checkpoint": train(settings, source, job["out"], job["max_failures"])}
     except UserError as error:
         result = {"error": str(error)}
+    except ImportError as error:
+        result = {"error": missing_module(error)}
+    except storage_errors() as error:
+        result = {"error": f"storage error: {error}. Fix it and rerun the same command to resume"}
     if "error" in result or place()[0] == 0:
         Path(path).with_name(RESULT).write_text(json.dumps(result), "utf-8")
     return 0 if "checkpoint" in result else 2

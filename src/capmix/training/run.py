@@ -139,6 +139,10 @@ class RunFolder:
 
 
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
-    """Settings at their default count as absent: those that a later capmix has are no others."""
+    """What a later capmix writes in addition is no difference: settings at their default, and
+    fields of the scale, which follow from the settings."""
+    before, now = known.get(key), about[key]
+    if key == "scale" and isinstance(before, dict):
+        now = {name: value for name, value in now.items() if name in before}
     defaults = defaults_of(TrainSettings) if key == "settings" else {}
-    return same_settings(known.get(key), about[key], defaults)
+    return same_settings(before, now, defaults)

@@ -92,7 +92,7 @@ class TrainSettings(Settings):
     )
     accumulate: int = option(1, "Gradient accumulation steps.", group=HARDWARE, ge=1)
     precision: str | None = option(
-        None, "amp, amp_bf16, fp32, ... (default: amp; on CPUs fp32).", group=HARDWARE
+        None, "amp, amp_bf16, fp32, ... (default: amp; fp32 on CPUs and at tiny).", group=HARDWARE
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device.", group=HARDWARE)
     workers: int | None = option(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
 from capmix.pool import Sample
 
 PREFIX = "field:"
@@ -21,6 +22,8 @@ class FieldCaptioner:
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._field = settings.model.removeprefix(PREFIX)
+        if not self._field:
+            raise UserError(f"captioner {settings.model}: expected field:NAME, such as field:tags")
         self.settings: dict[str, Any] = {"model": settings.model}
         self.provenance: dict[str, Any] = {}
 
