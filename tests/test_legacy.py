@@ -136,8 +136,10 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
         stage.name, stage.folder, stage.config, stage.inputs, no_model, stage.reads,
         defaults=stage.defaults, columns=column_names(more), upgrade=with_columns(more),
     )  # fmt: skip
+    known = work.store.fingerprint("captions/mini/00000")
     (counts,) = work.run(lambda: [newer])
     assert counts.ok == 8
+    assert work.store.fingerprint("captions/mini/00000") == known  # scores of them stay valid
     after = work.store.read_table("captions/mini/00000.parquet")
     assert after.column_names == [*before.column_names, "tokens"]
     assert after.select(before.column_names).equals(before)

@@ -13,7 +13,7 @@ import capmix
 from capmix.caption.settings import CaptionSettings
 from capmix.cli.main import main
 from capmix.errors import UserError
-from capmix.workspace import changed
+from capmix.settings.base import changed
 
 
 @pytest.fixture(scope="module")

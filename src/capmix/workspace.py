@@ -34,6 +34,7 @@ from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import (
     Settings,
+    changed,
     did_you_mean,
     distribute,
     make,
@@ -672,19 +673,6 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
         chosen.device,
         chosen.dtype,
     )
-
-
-def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
-    """The settings with some options replaced; None replaces only what may be None. Raises
-    UserError."""
-    kind = type(settings)
-    names = {field: name for name, field in options_of(kind).items()}
-    optional = {name for field, name in names.items() if kind.model_fields[field].default is None}
-    new = {name: value for name, value in options.items() if value is not None or name in optional}
-    if not new:
-        return settings
-    known = {names[field]: value for field, value in settings.model_dump().items()}
-    return make(kind, known | new, place)
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:

@@ -139,3 +139,13 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     assert near == [True] * 6
     with pytest.raises(UserError, match="expected --reference"):
         work.annotate(method="normsim")
+    # What is done is not repeated, and is when what it was made of has changed.
+    columns = [tmp_path / f"w/columns/{name}/00000.parquet" for name in ("clusters", "semdedup")]
+    before = [path.stat().st_mtime_ns for path in columns]
+    work.annotate(method="clusters", clusters=3, reference="w")
+    work.annotate(method="semdedup", epsilon=0.5)
+    assert [path.stat().st_mtime_ns for path in columns] == before
+    work.annotate(method="clusters", clusters=2)
+    work.annotate(method="semdedup", epsilon=0.5)
+    after = [path.stat().st_mtime_ns for path in columns]
+    assert all(a > b for a, b in zip(after, before, strict=True))

@@ -74,7 +74,10 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
             ["train", "--out", "o", "--data", "d", "--texts", "raw"],
             "such as raw=0.5",
         ),
-        (["train", "--out", "o", "--data", "d::e", "--data-weights", "1"], "1 weights for 2 directories"),
+        (
+            ["train", "--out", "o", "--data", "d::e", "--data-weights", "1"],
+            "1 weights for 2 directories",
+        ),
         (
             ["train", "--out", "o", "--data", "d", "--data-weights", "x"],
             "found 'x'",

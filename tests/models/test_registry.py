@@ -11,6 +11,8 @@ from capmix.caption.backends.mini import MiniCaptioner
 from capmix.caption.backends.open_clip import CocaCaptioner
 from capmix.caption.backends.server import ServerCaptioner
 from capmix.caption.backends.transformers import TransformersCaptioner
+from capmix.caption.captioners import make_captioner
+from capmix.caption.settings import CaptionSettings
 from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.models.registry import (
@@ -22,6 +24,8 @@ from capmix.models.registry import (
     require,
 )
 from capmix.score.backends.open_clip import OpenClipScorer
+from capmix.score.scorers import make_scorer
+from capmix.score.settings import ScoreSettings
 
 MINE = """
 from capmix.caption.captioner import Caption
@@ -125,3 +129,164 @@ def test_a_missing_package_names_the_command_that_installs_it() -> None:
         require(["no_such"], "x", "mini")
     error = ModuleNotFoundError("No module named 'gone'", name="gone.inner")
     assert missing_module(error) == "gone is not installed: pip install gone"
+
+
+UNFIT = """
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+
+from capmix.caption.captioner import ImageCaptioner
+
+from my_captioners import Mine
+
+
+def function(settings, source):
+    return Mine(settings, source)
+
+
+made = partial(Mine)
+
+
+class NoArguments(Mine):
+    def __init__(self):
+        self.settings = {}
+
+
+class OneMore(Mine):
+    def __init__(self, settings, source, weights):
+        self.settings = {}
+
+
+class ByName(Mine):
+    def __init__(self, *, settings, source):
+        self.settings = {}
+
+
+class NoConstructor:
+    pass
+
+
+class OfProtocol(ImageCaptioner):
+    def prepare(self, sample):
+        return None
+
+
+class Abstract(ABC, Mine):
+    @abstractmethod
+    def flags(self):
+        ...
+
+
+class NoSettings(Mine):
+    def __init__(self, settings, source):
+        pass
+
+
+class NoCaption:
+    batch_size, workers = 4, 1
+
+    def __init__(self, settings, source):
+        self.settings = {}
+
+    def prepare(self, sample):
+        return None
+
+
+class NoBatches:
+    def __init__(self, settings, source):
+        self.settings = {}
+
+    def caption(self, prepared, uids, source):
+        return []
+
+
+class Embedded(NoBatches):
+    encoder = None
+
+
+class Defective(Mine):
+    def __init__(self, settings, source):
+        super().__init__(settings, source)
+        len(3)
+
+
+class Scorer:
+    name = "mine"
+
+    def __init__(self, settings):
+        self.settings = {}
+
+
+class NoScorer(Scorer):
+    def __init__(self, settings, source):
+        self.settings = {}
+"""
+
+
+@pytest.fixture
+def unfit(package: str, tmp_path: Path) -> str:
+    (tmp_path / "unfit.py").write_text(UNFIT)
+    yield "unfit"
+    sys.modules.pop("unfit", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("function", "expected a class, found a function"),
+        ("made", "expected a class, found a partial"),
+        ("NoArguments", "NoArguments(settings, source): too many positional arguments"),
+        ("OneMore", "OneMore(settings, source): missing a required argument: 'weights'"),
+        ("ByName", "ByName(settings, source): too many positional arguments"),
+        ("NoConstructor", "NoConstructor(settings, source): too many positional arguments"),
+        ("OfProtocol", "OfProtocol(settings, source): too many positional arguments"),
+        ("Abstract", "Abstract lacks flags"),
+        ("NoSettings", "NoSettings lacks settings"),
+        ("NoCaption", "NoCaption lacks caption"),
+        ("NoBatches", "NoBatches lacks batch_size, workers, prepare"),
+    ],
+)
+def test_a_class_that_is_no_captioner_is_one_line(unfit: str, name: str, message: str) -> None:
+    model = f"{unfit}:{name}"
+    with pytest.raises(UserError) as caught:
+        make_captioner(CaptionSettings(model=model), "mine")
+    assert str(caught.value).startswith(f"--model {model}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["builtins:dict", "builtins:int", "collections:OrderedDict"])
+def test_a_class_without_a_signature_is_one_line(model: str) -> None:
+    with pytest.raises(UserError, match=rf"--model {model}: "):
+        make_captioner(CaptionSettings(model=model), "mine")
+
+
+def test_a_captioner_with_an_encoder_needs_no_batches(unfit: str) -> None:
+    assert make_captioner(CaptionSettings(model=f"{unfit}:Embedded"), "mine").encoder is None
+
+
+def test_a_type_error_of_the_constructor_is_not_hidden(unfit: str) -> None:
+    with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
+        make_captioner(CaptionSettings(model=f"{unfit}:Defective"), "mine")
+
+
+def test_a_class_that_is_no_scorer_is_one_line(unfit: str) -> None:
+    expected = f"--model {unfit}:Scorer: Scorer lacks encoder, project_images, encode_texts, "
+    with pytest.raises(UserError, match=expected):
+        make_scorer(ScoreSettings(model=f"{unfit}:Scorer"))
+    with pytest.raises(UserError, match=r"NoScorer\(settings\): missing a required argument"):
+        make_scorer(ScoreSettings(model=f"{unfit}:NoScorer"))
+    with pytest.raises(UserError, match="expected a class, found a function"):
+        make_scorer(ScoreSettings(model=f"{unfit}:function"))
+
+
+def test_the_command_line_shows_no_traceback(
+    unfit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = str(write_pool(tmp_path / "pool", 1, 1))
+    for name in ("function", "NoArguments", "NoSettings"):
+        options = ["--work", str(tmp_path / "w"), "--source", "mine", "--model", f"unfit:{name}"]
+        assert main(["caption", pool, *options]) == 2
+        assert capsys.readouterr().err.strip().splitlines()[-1].startswith("capmix: ")
+    assert main(["score", "--work", str(tmp_path / "w"), "--model", "unfit:Scorer"]) == 2

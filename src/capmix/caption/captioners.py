@@ -7,9 +7,12 @@ from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage
 from capmix.engine.stage import Stage
 from capmix.models.image_pass import embed_stage
-from capmix.models.registry import CAPTIONERS, find_backend, ready_backend
+from capmix.models.registry import CAPTIONERS, find_backend, make_backend, require_members
 from capmix.pool import Pool
 from capmix.storage.store import Store
+
+MEMBERS = ("settings", "caption")
+OF_IMAGES = ("batch_size", "workers", "prepare")  # of those without an encoder
 
 
 def needs_gpu(settings: CaptionSettings) -> bool:
@@ -21,9 +24,13 @@ def needs_gpu(settings: CaptionSettings) -> bool:
 def make_captioner(settings: CaptionSettings, source: str) -> Any:
     """The captioner, loaded: a Captioner or an ImageCaptioner (captioner.py).
 
-    Raises UserError where a package is missing or the model cannot be loaded.
+    Raises UserError where a package is missing, the class is no captioner, or the model cannot be
+    loaded.
     """
-    return ready_backend(CAPTIONERS, settings.model)(settings, source)
+    model = settings.model
+    made = make_backend(CAPTIONERS, model, settings=settings, source=source)
+    require_members(made, model, MEMBERS if hasattr(made, "encoder") else (*MEMBERS, *OF_IMAGES))
+    return made
 
 
 def caption_stages(pool: Pool, store: Store, source: str, settings: CaptionSettings) -> list[Stage]:

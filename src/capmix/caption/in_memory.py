@@ -3,7 +3,7 @@
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from capmix.engine.batches import Batches, SampleError, batched
 from capmix.errors import UserError
 from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Sample
-from capmix.settings.base import make, with_options
+from capmix.settings.base import changed, with_options
 
 SOURCE = "image"
 log = logging.getLogger(__name__)
@@ -32,9 +32,10 @@ def caption_images(
 
     With `captions_per_image` over 1 a list of texts per image. An image that cannot be captioned
     gives None, with a warning that says why. A caption depends on the image's bytes and the
-    settings alone. Raises UserError where the model cannot be loaded.
+    settings alone. Options replace those of `settings`. Raises UserError where the model cannot be
+    loaded, and for `language`: captions are returned without flags.
     """
-    chosen = settings or make(CaptionSettings, options, "caption_images")
+    chosen = _chosen(settings or CaptionSettings(), options)
     captioner = make_captioner(chosen, SOURCE)
     if not getattr(captioner, "needs_images", True):
         raise UserError(f"caption_images: {chosen.model} reads the pool's metadata, not images")
@@ -58,6 +59,15 @@ def caption_images(
             texts = [caption.text for caption in captions]
             found[number] = texts if chosen.captions_per_image > 1 else texts[0]
     return found
+
+
+def _chosen(settings: CaptionSettings, options: Mapping[str, Any]) -> CaptionSettings:
+    chosen = changed(settings, options, "caption_images")
+    if chosen.language is not None:
+        raise UserError(
+            "caption_images: language: captions are returned without flags; leave the option out"
+        )
+    return chosen
 
 
 def _sample(number: int, image: Image.Image | bytes | str | Path) -> Sample:

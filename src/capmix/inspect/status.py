@@ -1,8 +1,10 @@
 """How far each stage of a work directory has come: parts done, missing and stale, rows, bytes."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +13,10 @@ from capmix.pool import Pool, Shard
 from capmix.settings.tables import table_lines
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
 from capmix.storage.store import Marker, Store
+
+# By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
+# the name is the shard's, which may have slashes of its own.
+DEPTHS = {SAMPLES: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
 
 
 @dataclass
@@ -67,23 +73,39 @@ class Status:
 
 def status(pool: Pool, store: Store) -> Status:
     """Read the markers of every stage. Nothing is recomputed or written."""
-    tops = (SAMPLES, EMBEDDINGS, CAPTIONS, SCORES, ANNOTATIONS)
-    with store.listed([*tops, SUBSETS]):
-        parts = {top: store.parts(top) for top in (*tops, SUBSETS)}
+    with store.listed([*DEPTHS, SUBSETS]):
+        parts = {top: store.parts(top) for top in (*DEPTHS, SUBSETS)}
         markers = {one: store.read_marker(one) for found in parts.values() for one in found}
-        stages = []
-        for top in tops:
-            folders = dict.fromkeys(_folder(part, pool.shards) for part in parts[top])
-            for folder in [SAMPLES] if top == SAMPLES else [one for one in folders if one]:
-                stages.append(_stage(store, folder, pool.shards, markers))
-        for part in parts[SUBSETS]:
-            stages.append(_subset(store, part, markers))
+        stages = [
+            _stage(store, folder, pool.shards, markers)
+            for top in DEPTHS
+            for folder in _folders(store, top, parts[top])
+        ]
+        digest = cache(lambda folder: _digest(store, folder, pool.shards))
+        stages += [_subset(store, part, markers[part], digest) for part in parts[SUBSETS]]
     return Status(pool.location, store.location, len(pool.shards), stages)
 
 
-def _folder(part: str, shards: list[Shard]) -> str:
-    """The stage's folder of a part, whose shard may have slashes in its name."""
-    return next((part[: -len(s.name) - 1] for s in shards if part.endswith(f"/{s.name}")), "")
+def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
+    """The stages' folders at or below `top`: those that are there, and those of markers alone."""
+    found = [top]
+    for _ in range(DEPTHS[top]):
+        found = [f"{one}/{name}" for one in found for name in store.folders(one)]
+    return sorted({*found, *(_folder(part) for part in parts if part.count("/") > DEPTHS[top])})
+
+
+def _folder(name: str) -> str:
+    """The stage's folder of a part; a stage's folder is its own."""
+    names = name.split("/")
+    return "/".join(names[: DEPTHS.get(names[0], 0) + 1])
+
+
+def _digest(store: Store, folder: str, shards: Sequence[Shard]) -> str:
+    """Of the markers of all parts of a folder, as mix.parts has it in a subset's inputs."""
+    total = hashlib.sha256()
+    for shard in shards:
+        total.update(f"{shard.name} {store.fingerprint(f'{folder}/{shard.name}')}\n".encode())
+    return total.hexdigest()[:32]
 
 
 def _stage(
@@ -103,15 +125,21 @@ def _stage(
     return found
 
 
-def _subset(store: Store, part: str, markers: Mapping[str, Marker | None]) -> StageStatus:
+def _subset(
+    store: Store, part: str, marker: Marker | None, digest: Callable[[str], str]
+) -> StageStatus:
+    """`digest` is that of a folder as it is now. A uid list may have changed unnoticed: its
+    marker has the digest of the list, and not where it was."""
     found = StageStatus(part)
-    marker = markers[part]
-    if marker is None or store.size(f"{part}.parquet") < 0:
+    size = store.size(f"{part}.parquet")
+    if marker is None or size < 0 or not _is_whole(store, marker):
         found.missing = 1
         return found
-    found.done = 1
+    folders = {name: made for name, made in marker.inputs.items() if name.split("/")[0] in DEPTHS}
+    found.stale = int(any(digest(name) != made for name, made in folders.items()))
+    found.done = 1 - found.stale
     _add(found, marker)
-    found.bytes = max(0, store.size(f"{part}.parquet")) + max(0, store.size(f"{part}.npy"))
+    found.bytes = size + max(0, store.size(f"{part}.npy"))
     return found
 
 
@@ -129,13 +157,13 @@ def _is_whole(store: Store, marker: Marker) -> bool:
 
 
 def _is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
-    """Whether an input is another one now: the pool's shard, or the part of another stage."""
+    """Whether an input is another one now: the pool's shard, or the part of another stage, which
+    is named by its folder or in full."""
     for name, made_from in marker.inputs.items():
         if name == "pool":
             now = shard.fingerprint
         else:
-            whole = name if name.endswith(f"/{shard.name}") else f"{name}/{shard.name}"
-            now = store.fingerprint(whole)
+            now = store.fingerprint(f"{_folder(name)}/{shard.name}")
         if now != made_from:
             return True
     return False

@@ -13,6 +13,7 @@ group's default. The class declares what it needs:
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -26,6 +27,7 @@ from capmix.settings.base import did_you_mean
 CAPTIONERS, SCORERS = "capmix.captioners", "capmix.scorers"
 DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip"}
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
+HELP = "see docs/adding-a-model.md"
 # The module, its distribution and the extra of capmix that installs it.
 EXTRAS = {
     "torch": ("torch", "transformers"),
@@ -67,7 +69,7 @@ def backends(group: str) -> dict[str, metadata.EntryPoint]:
 def find_backend(group: str, model: str) -> Any:
     """The class that `model` names (see above), not checked for what it needs.
 
-    Raises UserError where a class cannot be imported.
+    Raises UserError where it cannot be imported or is no class.
     """
     known = backends(group)
     prefix, _, _ = model.partition(":")
@@ -89,6 +91,35 @@ def ready_backend(group: str, model: str) -> Any:
     found = find_backend(group, model)
     require(getattr(found, "packages", ()), f"--model {model}", getattr(found, "extra", None))
     return found
+
+
+def make_backend(group: str, model: str, **arguments: Any) -> Any:
+    """The class that `model` names, called with the values of `arguments` in their order.
+
+    Raises UserError where a package is missing, or the class does not take that many arguments.
+    """
+    found = ready_backend(group, model)
+    # A Protocol's own constructor takes anything, and then refuses it.
+    is_of_protocol = getattr(found.__init__, "__module__", None) == "typing"
+    try:
+        inspect.signature(object if is_of_protocol else found).bind(*arguments.values())
+    except (TypeError, ValueError) as error:  # ValueError: a class of C without a signature
+        call = f"{found.__name__}({', '.join(arguments)})"
+        raise UserError(f"--model {model}: cannot call {call}: {error}; {HELP}") from error
+    if inspect.isabstract(found):
+        raise _lacking(found, model, sorted(found.__abstractmethods__))
+    return found(*arguments.values())
+
+
+def require_members(made: Any, model: str, names: Iterable[str]) -> None:
+    """Raise UserError that lists those of `names` that a captioner or scorer does not have."""
+    absent = [name for name in names if not hasattr(made, name)]
+    if absent:
+        raise _lacking(type(made), model, absent)
+
+
+def _lacking(found: type, model: str, absent: Iterable[str]) -> UserError:
+    return UserError(f"--model {model}: {found.__name__} lacks {', '.join(absent)}; {HELP}")
 
 
 def is_ready(group: str, model: str) -> bool:
@@ -126,7 +157,7 @@ def _distributions(modules: Iterable[str]) -> str:
 def _loaded(place: str, model: str) -> Any:
     module, _, name = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             hint = did_you_mean(
@@ -136,3 +167,7 @@ def _loaded(place: str, model: str) -> Any:
         raise UserError(f"--model {model}: {missing_module(error)}") from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"--model {model}: {error}") from error
+    if not isinstance(found, type):
+        kind = type(found).__name__
+        raise UserError(f"--model {model}: expected a class, found a {kind}; {HELP}")
+    return found

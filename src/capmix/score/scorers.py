@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from capmix.engine.stage import Stage
 from capmix.models.image_pass import embed_stage
-from capmix.models.registry import SCORERS, find_backend, ready_backend
+from capmix.models.registry import SCORERS, find_backend, make_backend, require_members
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage, saved_score_stage
 from capmix.storage.store import Store
+
+MEMBERS = ("name", "settings", "encoder", "project_images", "encode_texts", "too_long")
 
 
 def needs_gpu(settings: ScoreSettings) -> bool:
@@ -21,9 +23,11 @@ def needs_gpu(settings: ScoreSettings) -> bool:
 def make_scorer(settings: ScoreSettings) -> Scorer:
     """The model, loaded. See ScoreSettings for its names.
 
-    Raises UserError where a package is missing or the model cannot be loaded.
+    Raises UserError where a package is missing, the class is no scorer, or the model cannot be
+    loaded.
     """
-    made: Scorer = ready_backend(SCORERS, settings.model)(settings)
+    made: Scorer = make_backend(SCORERS, settings.model, settings=settings)
+    require_members(made, settings.model, MEMBERS)
     return made
 
 

@@ -103,6 +103,19 @@ def make(kind: type[Kind], given: Mapping[str, Any], place: str = "") -> Kind:
         raise UserError(_at(place, describe(error, kind))) from error
 
 
+def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
+    """The settings with some options replaced; None replaces only what may be None. Raises
+    UserError."""
+    kind = type(settings)
+    names = {field: name for name, field in options_of(kind).items()}
+    optional = {name for field, name in names.items() if kind.model_fields[field].default is None}
+    new = {name: value for name, value in options.items() if value is not None or name in optional}
+    if not new:
+        return settings
+    known = {names[field]: value for field, value in settings.model_dump().items()}
+    return make(kind, known | new, place)
+
+
 def distribute(
     given: Mapping[str, Any], place: str, kinds: Iterable[type[Settings]]
 ) -> list[dict[str, Any]]:
