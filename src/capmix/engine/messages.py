@@ -7,11 +7,36 @@ by default. The command line, and the processes that it starts, show everything 
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tqdm.auto import tqdm
 
 ROOT = "capmix"
+
+
+def progress(
+    about: str,
+    unit: str,
+    total: int | None = None,
+    work: Iterable[Any] | None = None,
+    done: int = 0,
+) -> Any:
+    """A bar on a terminal and in a notebook that disappears at its end; elsewhere nothing is shown.
+
+    `total` counts units, of which `done` were done before; with `work`, the bar is iterated.
+    """
+    # A notebook's standard error is no terminal.
+    is_notebook = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+    return tqdm(
+        work,
+        about,
+        total,
+        leave=False,
+        unit=unit,
+        initial=done,
+        disable=False if is_notebook else None,
+    )
 
 
 class _Lines(logging.Handler):

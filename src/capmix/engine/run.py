@@ -11,8 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm
-
 from capmix.engine.budget import (
     check_failures,
     examples,
@@ -21,6 +19,7 @@ from capmix.engine.budget import (
     reasons,
     unread_rows,
 )
+from capmix.engine.messages import progress
 from capmix.engine.others import announced, forget_dead, shuffled
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import OnCount, PartOutcome
@@ -132,9 +131,7 @@ class _Run:
         todo = sum(len(task.stages) for task in self.plan.tasks)
         total = len(self.plan.names) * len(self.job.shards)
         about = self.plan.names[self.plan.tasks[-1].stages[-1]]
-        return tqdm(
-            total=total, initial=total - todo, unit="part", desc=about, leave=False, disable=None
-        )
+        return progress(about, "part", total, done=total - todo)
 
     def _take(self, reply: Reply, attempt: int, bar: Any) -> None:
         if reply.state == STOPPED or reply.task is None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from capmix.engine.batches import batched
+from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
@@ -55,7 +55,7 @@ class VectorCache:
             encoder.batch_size * BATCHES_AHEAD,
         )
         waiting: dict[bytes, np.ndarray] = {}
-        for _, finished in tqdm(stream, f"eval {evalset.name}", unit="image", disable=None):
+        for _, finished in progress(f"eval {evalset.name}", "image", work=stream):
             key, pixels = finished.result()
             if pixels is not None and key not in self._images:
                 waiting[key] = pixels

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from capmix.engine.messages import progress
 from capmix.score.scorer import Scorer
 
 TEXTS_AT_ONCE = 512
@@ -14,6 +14,6 @@ def encode_all(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
     """Unit vectors, float32 (N, D), of N texts; N is at least 1."""
     pieces = []
     starts = range(0, len(texts), TEXTS_AT_ONCE)
-    for start in tqdm(starts, unit="batch", desc="encode texts", leave=False, disable=None):
+    for start in progress("encode texts", "batch", work=starts):
         pieces.append(scorer.encode_texts(texts[start : start + TEXTS_AT_ONCE]))
     return np.concatenate(pieces)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
+from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.measure.diversity import Diversity, SketchedDiversity, Split, split_batch
 from capmix.measure.noise import Noise, agreement
@@ -189,7 +189,7 @@ def _batches(
         return Batch(table.append_column("draw", draws), splits)
 
     groups = shard_batches(parts.rows, ROWS_AT_ONCE)
-    with tqdm(total=rows, unit="row", desc="measure", leave=False, disable=None) as bar:
+    with progress("measure", "row", rows) as bar:
         for _, finished in prefetched(groups, read, workers=2, ahead=3):
             batch = finished.result()
             yield batch

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm.auto import tqdm
 
+from capmix.engine.messages import progress
 from capmix.errors import UserError
 from capmix.measure.nouns import Tagger, load_tagger
 from capmix.measure.population import levels_of, read_sample, text_digests
@@ -86,8 +86,7 @@ def _nouns(texts: Sequence[str], source: str, tagger: Tagger) -> dict[str, Any]:
     """Texts that occur more than once are tagged once."""
     different = list(dict.fromkeys(texts))
     tagged: dict[str, tuple[int, list[str]]] = {}
-    with tqdm(total=len(different), unit="text", desc=f"nouns of {source}", leave=False,
-              disable=None) as bar:  # fmt: skip
+    with progress(f"nouns of {source}", "text", len(different)) as bar:
         for start in range(0, len(different), TEXTS_AT_ONCE):
             batch = different[start : start + TEXTS_AT_ONCE]
             tagged.update(zip(batch, tagger(batch), strict=True))

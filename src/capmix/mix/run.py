@@ -11,8 +11,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
+from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
@@ -92,8 +92,7 @@ class MixRun:
 
     def each_batch(self, work: Callable[[list[str]], Result], about: str) -> Iterator[Result]:
         """`work` of every batch, in order, some at a time in threads."""
-        with tqdm(total=sum(map(len, self.batches)), unit="shard", desc=about, leave=False,
-                  disable=None) as bar:  # fmt: skip
+        with progress(about, "shard", sum(map(len, self.batches))) as bar:
             for batch, finished in prefetched(self.batches, work, self.workers, self.workers + 1):
                 yield finished.result()
                 bar.update(len(batch))
