@@ -159,7 +159,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _default(field: FieldInfo) -> Any:
-    """As cyclopts takes it; what is made anew for each model is None here, for "not given"."""
+    """As cyclopts takes it; a default that is built per model is None here, for "not given"."""
     return field.default if field.default_factory is None else None
 
 
