@@ -67,6 +67,7 @@ class _Index:
 
     rows: int | None = None
     max_failures: float = 1.0
+    retried_by: RunSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,16 @@ class Workspace:
         """List the pool's samples, once per process; every method does so by itself. Returns the
         counts, or None where they were listed before within this budget of failures."""
         listed, runs = self._index, self.runs
-        if listed.rows and not runs.retry_failed and listed.max_failures <= runs.max_failures:
+        is_retried = not runs.retry_failed or listed.retried_by is runs
+        if listed.rows and is_retried and listed.max_failures <= runs.max_failures:
             return None
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
             raise UserError(
                 f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
             )
-        self._index.rows, self._index.max_failures = counts.total, self.runs.max_failures
+        listed.rows, listed.max_failures = counts.total, runs.max_failures
+        listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
 
     @with_options(CaptionSettings, EngineSettings, RunSettings)
@@ -199,7 +202,9 @@ class Workspace:
         work._refuse_captions(chosen.source)
         work.index()
         columns = chosen.uid_column, chosen.text_column
-        return import_captions(work.store, work.pool, _places(files), chosen.source, *columns)
+        return import_captions(
+            work.store, work.pool, _places(files), chosen.source, *columns, work.runs.force
+        )
 
     @with_options(ImportSettings, RunSettings)
     def import_scores(

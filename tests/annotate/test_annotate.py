@@ -1,5 +1,6 @@
 """Every method against a plain re-computation, pair by pair."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,12 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     work.annotate(method="semdedup", epsilon=0.5)
     after = [path.stat().st_mtime_ns for path in columns]
     assert all(a > b for a, b in zip(after, before, strict=True))
+    # Parts of two runs are repaired by the command that the error names.
+    part = "columns/clusters/00000"
+    marker = work.store.read_marker(part)
+    assert marker is not None
+    work.store.write_marker(part, replace(marker, config=marker.config | {"values": "other"}))
+    with pytest.raises(UserError, match="parts from two runs"):
+        work.mix("raw", where="clusters_cluster = 0", out="some")
+    work.annotate(method="clusters", clusters=2)
+    assert work.mix("raw", where="clusters_cluster >= 0", out="some").summary.kept == 12

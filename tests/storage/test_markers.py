@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from samples import write_pool
 
@@ -69,6 +70,11 @@ def test_files_of_others_are_never_moved(tmp_path: Path) -> None:
     foreign.parent.mkdir(parents=True)
     foreign.write_text("{}")
     work = open_workspace(str(pool), str(tmp_path / "work"))
+    (tmp_path / "work/subsets").mkdir()
+    notes = tmp_path / "work/subsets/notes.json"
+    notes.write_text('{"mine": 1}')
+    open_workspace(work=str(tmp_path / "work"))
+    assert notes.exists()
     work.mix("raw")
     with pytest.raises(UserError, match="something else"):
         work.subset("raw").export(str(tmp_path / "foreign"))
@@ -147,5 +153,37 @@ def test_an_import_that_is_done_is_not_repeated(tmp_path: Path) -> None:
     written = part.stat().st_mtime_ns
     assert work.import_captions([str(file)], source="given") == first
     assert part.stat().st_mtime_ns == written
-    file.write_text(f"uid,text\n{1:032x},three\n{2:032x},four\n")
-    assert work.import_captions([str(file)], source="given").matched == 2
+    times = file.stat().st_mtime_ns
+    known = work.store.fingerprint("captions/given/00000")
+    part.unlink()
+    work.import_captions([str(file)], source="given")
+    assert work.store.fingerprint("captions/given/00000") == known
+    file.write_text(file.read_text().replace("one", "six"))
+    os.utime(file, ns=(times, times))  # the content counts, whatever the clock says
+    work.import_captions([str(file)], source="given")
+    table = work.store.read_table("captions/given/00000.parquet")
+    assert table["text"].to_pylist()[0] == "six"
+    assert work.store.fingerprint("captions/given/00000") != known
+    file.write_text('uid,text\na,b,c,d\n"open')
+    with pytest.raises(UserError, match=r"^import: "):
+        work.import_captions([str(file)], source="given")
+
+
+def test_arrays_of_one_size_have_fingerprints_of_their_own(tmp_path: Path) -> None:
+    from capmix.engine.stage import PartWriter
+
+    store = Store(str(tmp_path))
+    found = []
+    for value in (0.0, 1.0):
+        out = PartWriter(store, "embeddings/m/image/00000", lambda _: None)
+        out.write_array(np.full((2, 3), value, np.float16))
+        found.append(out.extra)
+    assert found[0] != found[1]
+
+
+def test_a_damaged_marker_is_one_line_in_mix(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    path = tmp_path / "work/.markers/captions/tags/00000.json"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="no finished part for shard 00000"):
+        work.mix("synthetic", synthetic="tags")

@@ -1,3 +1,4 @@
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def test_bad_samples_and_a_tar_that_breaks_off_are_told(tmp_path: Path) -> None:
     reasons = [pair.reason if isinstance(pair, BadSample) else "ok" for pair in found]
     assert reasons[:3] == ["ok", "no_text", "too_many_bytes"]
     assert reasons[-1] == "truncated_shard"
+
+
+def test_each_image_whose_key_has_a_dot_is_a_counted_row() -> None:
+    members = [(f"img.{number:03d}.jpg", image_bytes(number)) for number in range(3)]
+    found = list(read_pairs(io.BytesIO(tar_bytes(members))))
+    assert [(one.key, one.reason) for one in found if isinstance(one, BadSample)] == [
+        ("img.000", "dotted_key"), ("img.001", "dotted_key"), ("img.002", "dotted_key"),
+    ]  # fmt: skip
+    assert len(found) == 3
 
 
 def test_captions_of_hostile_json_are_texts_or_nothing(tmp_path: Path) -> None:

@@ -62,17 +62,30 @@ def check_scorer_name(scorer: str) -> None:
 
 
 def import_captions(
-    store: Store, pool: Pool, files: Sequence[str], source: str, uid: str, text: str
+    store: Store,
+    pool: Pool,
+    files: Sequence[str],
+    source: str,
+    uid: str,
+    text: str,
+    force: bool = False,
 ) -> Imported:
     """Write the captions of `source` from columns `uid` and `text` of the files."""
-    return _import(store, pool, files, captions_folder(source), uid, text, is_caption=True)
+    return _import(store, pool, files, captions_folder(source), uid, text, True, force)
 
 
 def import_scores(
-    store: Store, pool: Pool, files: Sequence[str], scorer: str, source: str, uid: str, column: str
+    store: Store,
+    pool: Pool,
+    files: Sequence[str],
+    scorer: str,
+    source: str,
+    uid: str,
+    column: str,
+    force: bool = False,
 ) -> Imported:
     """Write the scores of `source` by `scorer` from columns `uid` and `column` of the files."""
-    return _import(store, pool, files, scores_folder(scorer, source), uid, column, False)
+    return _import(store, pool, files, scores_folder(scorer, source), uid, column, False, force)
 
 
 def _import(
@@ -83,11 +96,13 @@ def _import(
     uid: str,
     column: str,
     is_caption: bool,
+    force: bool,
 ) -> Imported:
     paths = _expand(files)
     config = {"import": [Path(path).name for path in paths], "uid": uid, "column": column}
     config["files"] = hashlib.sha256("\n".join(map(_stamp, paths)).encode()).hexdigest()[:16]
-    done = _done_before(store, pool, folder, config)
+    content = _content(paths)
+    done = None if force else _done_before(store, pool, folder, config, content)
     if done is not None:
         return done
     scratch = tempfile.mkdtemp(prefix="capmix-import-")
@@ -102,23 +117,36 @@ def _import(
             unknown = _unknown(connection, reader, uid)
             for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
                 twice = len(found) - len(np.unique(found["position"]))
-                extra = {"unknown": unknown, "repeated": twice}
+                extra = {"content": content, "unknown": unknown, "repeated": twice}
                 part = f"{folder}/{shard.name}"
                 counts.add(_write_part(store, part, shard, found, config, is_caption, extra))
                 repeated += twice
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
 
 
-def _done_before(store: Store, pool: Pool, folder: str, config: dict[str, Any]) -> Imported | None:
+def _content(paths: Sequence[str]) -> str:
+    """32 hex digits of what is in the files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _done_before(
+    store: Store, pool: Pool, folder: str, config: dict[str, Any], content: str
+) -> Imported | None:
     """What the same import of the same files found; None where a part is missing or other."""
     total, unknown, repeated = Counts(), 0, 0
     with store.listed([folder, SAMPLES]):
         for shard in pool.shards:
             part, inputs = f"{folder}/{shard.name}", _inputs(store, shard)
             marker = store.read_marker(part)
-            if marker is None or "unknown" not in marker.extra:
+            if marker is None or marker.extra.get("content") != content:
                 return None
             if not store.is_done(part, inputs, config):
                 return None
@@ -243,15 +271,24 @@ def _write_part(
     places[positions] = first
     values = found["value"].combine_chunks().take(pa.array(places, mask=places < 0))
     table = _part_table(samples, values, is_caption)
+    # What was made from the same rows stays valid.
+    known = store.fingerprint(part) if _is_there(store, part, table) else ""
     files = {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
     counts = _counts(table)
     inputs, columns = _inputs(store, shard), tuple(table.column_names)
-    before = store.read_marker(part)  # of the same rows: what was made from them stays valid
-    is_same = before is not None and (before.inputs, before.config) == (inputs, config)
-    known = store.fingerprint(part) if is_same else ""
     marker = Marker(inputs, config, len(samples), counts, extra, files, columns, upgraded=known)
     store.write_marker(part, marker)
     return counts
+
+
+def _is_there(store: Store, part: str, table: pa.Table) -> bool:
+    marker = store.read_marker(part)
+    if marker is None or store.is_gone(part, marker):
+        return False
+    try:
+        return bool(store.read_table(f"{part}.parquet").equals(table))
+    except UserError:  # a damaged one
+        return False
 
 
 def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Table:

@@ -104,8 +104,8 @@ def reference_stamp(path: str, folder: str) -> str:
     """Changes when the vectors of a reference set do; "" where it cannot be looked at."""
     try:
         if path.endswith(".npy"):
-            about = Path(path).stat()
-            return f"{about.st_size} {about.st_mtime_ns}"
+            with open(path, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         store = Store(path)
         return " ".join(store.fingerprint(part) for part in store.parts(folder))
     except OSError:
@@ -116,7 +116,7 @@ def columns_done(
     store: Store, shards: Sequence[Shard], name: str, inputs: str, config: Mapping[str, object]
 ) -> Counts | None:
     """The counts of an annotation that was written with this config; None where it was not."""
-    total = Counts()
+    total, values = Counts(), set()
     with store.listed([annotation_folder(name), inputs]):
         for shard in shards:
             part, source = f"{annotation_folder(name)}/{shard.name}", f"{inputs}/{shard.name}"
@@ -127,7 +127,8 @@ def columns_done(
             if not store.is_done(part, {source: store.fingerprint(source)}, made):
                 return None
             total.add(marker.counts)
-    return total
+            values.add(marker.config.get("values"))
+    return total if len(values) == 1 else None  # several: the parts are of two runs
 
 
 def write_columns(

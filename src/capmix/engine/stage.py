@@ -4,6 +4,7 @@ An engine calls `run_one` for every shard that `missing` names, in whatever proc
 likes. It never sees images or captions.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ class PartWriter:
         self.busy = Busy()
         self.files: dict[str, int] = {}
         self.columns: tuple[str, ...] = ()
+        self.extra: dict[str, Any] = {}
         self._redo = redo
         self._on_count = on_count
         self._counts, self._untold = Counts(), Counts()
@@ -105,6 +107,9 @@ class PartWriter:
         self._leave_if_made()
         name = f"{self.part}.npy"
         self.files[name] = self.store.write_array(name, array)
+        # Arrays of one shape have one size, whatever is in them.
+        content = np.ascontiguousarray(array).data.cast("B") if array.size else b""
+        self.extra["array"] = hashlib.sha256(content).hexdigest()[:32]
 
     def note_file(self, name: str) -> None:
         """A file that was written beside the part belongs to it."""
@@ -220,6 +225,7 @@ def run_one(
         stage.config,
         rows_in,
         counts,
+        writer.extra,
         files=writer.files,
         columns=writer.columns,
         provenance=stage.provenance,

@@ -46,11 +46,10 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
         total = hashlib.sha256()
         for shard in pool.shards:
-            data = _marker(store, pool, folder, shard.name)
+            data, marker = _marker(store, pool, folder, shard.name)
             digest = marker_digest(data)
             total.update(f"{shard.name} {digest}\n".encode())
             of_part[folder, shard.name] = digest
-            marker = json.loads(data)
             if folder == SAMPLES:
                 rows[shard.name] = int(marker["rows_in"])
                 if marker["counts"]["ok"] == marker["rows_in"]:
@@ -83,11 +82,16 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
-def _marker(store: Store, pool: Pool, folder: str, shard: str) -> bytes:
+def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[bytes, dict[str, Any]]:
+    """A part's marker, as bytes and as an object. Raises UserError for none or a damaged one."""
     try:
-        return store.read_marker_bytes(f"{folder}/{shard}")
-    except OSError as error:
-        done = set(store.parts(folder))
+        data = store.read_marker_bytes(f"{folder}/{shard}")
+        marker = json.loads(data)
+        if not isinstance(marker, dict) or not {"rows_in", "counts", "config"} <= marker.keys():
+            raise ValueError("no marker")
+        return data, marker
+    except (OSError, ValueError) as error:
+        done = set(store.parts(folder)) - {f"{folder}/{shard}"}
         absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
         raise UserError(
             f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "

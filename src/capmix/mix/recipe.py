@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean
@@ -70,7 +71,7 @@ class Recipe(BaseModel):
     @classmethod
     def _check_parameters(cls, parameters: Any) -> Any:
         for name, value in (parameters or {}).items():
-            if name in MixSettings.model_fields:
+            if name in {*MixSettings.model_fields, *RunSettings.model_fields}:
                 raise ValueError(f"{name} is an option of `capmix mix`; rename the parameter")
             if name == "fraction":
                 check_fraction(value)

@@ -30,13 +30,14 @@ from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
-from capmix.storage.layout import ABOUT, MARKERS, RUNNING
+from capmix.storage.layout import ABOUT, EXPORT_MARKERS, MARKERS, RUNNING
 
 BUFFER = 1 << 20
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
 TEMPORARY = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.tmp$")
 READ_AT_ONCE = 32
 ABSENT = (FileNotFoundError, NotADirectoryError)
+LARGEST_MARKER = 1 << 26
 LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
 FORMAT = 1  # of markers; those of capmix 0.1 have none
 
@@ -145,7 +146,7 @@ class Store:
         names = tuple(
             f"{top}{folder}/" if folder else top
             for folder in dict.fromkeys(folders)
-            for top in (("", marked) if folder else (marked,))
+            for top in (("", marked) if folder else ("",))
         )
         sizes: dict[str, int] = {}
         for name in names:
@@ -232,6 +233,8 @@ class Store:
         """Where both are there, the newer one describes the part. What cannot be moved, as on a
         disk that is read-only, is read where it is."""
         here, target = self.path(name), self.path(f"{self._markers}/{name}")
+        if f"/{EXPORT_MARKERS}/" in name or not _is_marker(here):
+            return
         with contextlib.suppress(OSError):
             os.makedirs(target.rpartition("/")[0], exist_ok=True)
             if self.size(f"{self._markers}/{name}") >= 0 and _time(target) > _time(here):
@@ -450,6 +453,17 @@ def _opened(path: str) -> BinaryIO:
     except FileNotFoundError:  # another run has just removed the empty folder
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return open(path, "wb", buffering=BUFFER)
+
+
+def _is_marker(path: str) -> bool:
+    """Whether a file is a marker: users keep .json files of their own beside parts."""
+    try:
+        if os.stat(path).st_size > LARGEST_MARKER:
+            return False
+        value = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"inputs", "config", "rows_in", "counts"} <= value.keys()
 
 
 def _time(path: str) -> int:

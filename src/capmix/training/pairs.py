@@ -196,7 +196,11 @@ def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair |
     wanted = {*IMAGE_SUFFIXES, "txt"} | ({"json"} if with_captions else set())
     try:
         for group in tar_groups(stream, wanted):
-            yield _pair(group)
+            if group.is_dotted:
+                for key, name in group.dotted.items():
+                    yield BadSample(key, "dotted_key", f"member {name}: the key has a dot")
+            else:
+                yield _pair(group)
     except (BrokenTarError, OSError) as error:
         yield BadSample("", "truncated_shard", str(error))
 
@@ -204,9 +208,6 @@ def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair |
 def _pair(group: TarGroup) -> Pair | BadSample:
     if group.too_large:
         return BadSample(group.key, "too_many_bytes", group.too_large)
-    if group.is_dotted:
-        name = next(iter(group.dotted.values()))
-        return BadSample(group.key, "dotted_key", f"member {name}: the key has a dot")
     image, text = group.image, group.members.get("txt")
     if image is None or text is None:
         absent = "no_image" if image is None else "no_text"
