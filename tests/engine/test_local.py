@@ -1,6 +1,8 @@
 """Worker processes write the bytes that one process writes, and outlive one of them."""
 
 import multiprocessing.spawn
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -165,3 +167,21 @@ def test_without_a_gpu_there_is_one_process_and_no_import_of_torch(tmp_path: Pat
     work = open_workspace(str(write_pool(tmp_path / "pool", 1, 2)), str(tmp_path / "w"))
     job = Job(partial(null_captions, work.pool), work.pool.shards, work.store)
     assert isinstance(local_engine(job, EngineSettings()), InProcess)
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    """Exports run in processes by default; a script of a user is not run again by each of them."""
+    write_pool(tmp_path / "pool", 2, 8)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import capmix\n"
+        "print('once')\n"
+        "ws = capmix.open('pool', work='w')\n"
+        "ws.mix('raw').export('out', samples_per_shard=4, workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "once\n"
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 4

@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from capmix.engine import messages
@@ -20,6 +21,19 @@ from capmix.errors import UserError
 JOINED_WITHIN = 2.0  # seconds
 
 
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Within the block a process that is started does not run the user's script once more, which
+    would start processes too where the script has no `if __name__ == "__main__"`."""
+    main: dict[str, Any] = vars(sys.modules["__main__"])
+    known: dict[str, Any] = {n: main[n] for n in ("__file__", "__spec__") if n in main}
+    main.update(dict.fromkeys(known))
+    try:
+        yield
+    finally:
+        main.update(known)
+
+
 class Process:
     """Started by spawn: threads do not survive a fork."""
 
@@ -28,10 +42,14 @@ class Process:
         self.connection, theirs = context.Pipe()
         arguments = (theirs, environment, list(cores), os.getpid(), messages.are_shown())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        data = ForkingPickler.dumps(job)
+        is_of_main = b"__main__" in bytes(data)
+        with contextlib.nullcontext() if is_of_main else _main_hidden():
+            self._process.start()
         theirs.close()
         # Not as an argument: to start a process that dies would wait for ever for it to be read.
-        self.send(job)
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(data)
 
     def send(self, message: Job | ShardTask | None) -> None:
         with contextlib.suppress(OSError):  # the answer, or its lack, tells
