@@ -215,11 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _failed(missing_module(error))
     except Exception as error:
-        from capmix.storage.filesystem import storage_errors
+        from capmix.storage.filesystem import storage_errors, storage_message
 
         if not isinstance(error, storage_errors()):
             raise
-        return _failed(f"storage error: {error}. Fix it and rerun the same command to resume")
+        return _failed(storage_message(error))
 
 
 def make_app() -> App:

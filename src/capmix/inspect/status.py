@@ -1,6 +1,5 @@
 """How far each stage of a work directory has come: parts done, missing and stale, rows, bytes."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.settings.tables import table_lines
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
@@ -101,11 +101,8 @@ def _folder(name: str) -> str:
 
 
 def _digest(store: Store, folder: str, shards: Sequence[Shard]) -> str:
-    """Of the markers of all parts of a folder, as mix.parts has it in a subset's inputs."""
-    total = hashlib.sha256()
-    for shard in shards:
-        total.update(f"{shard.name} {store.fingerprint(f'{folder}/{shard.name}')}\n".encode())
-    return total.hexdigest()[:32]
+    """The folder's digest now, to compare with the one in a subset's inputs."""
+    return folder_digest((one.name, store.fingerprint(f"{folder}/{one.name}")) for one in shards)
 
 
 def _stage(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,9 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     of_part: dict[tuple[str, str], str] = {}
     written: dict[str, str | None] = {}
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
-        total = hashlib.sha256()
         for shard in pool.shards:
             data, marker = _marker(store, pool, folder, shard.name)
             digest = marker_digest(data)
-            total.update(f"{shard.name} {digest}\n".encode())
             of_part[folder, shard.name] = digest
             if folder == SAMPLES:
                 rows[shard.name] = int(marker["rows_in"])
@@ -61,9 +59,18 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
                     raise UserError(f"{place} contains parts from two runs; rerun capmix annotate")
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
-        digests[folder] = total.hexdigest()[:32]
+        parts = ((shard.name, of_part[folder, shard.name]) for shard in pool.shards)
+        digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in pool.shards}
     return Parts(digests, rows, frozenset(whole), frozenset(following))
+
+
+def folder_digest(parts: Iterable[tuple[str, str]]) -> str:
+    """32 hex digits of a folder: of the name and fingerprint of each shard's part, in order."""
+    total = hashlib.sha256()
+    for shard, digest in parts:
+        total.update(f"{shard} {digest}\n".encode())
+    return total.hexdigest()[:32]
 
 
 def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:

@@ -165,6 +165,11 @@ def storage_errors() -> tuple[type[Exception], ...]:
     return tuple(found)
 
 
+def storage_message(error: BaseException) -> str:
+    """One line for a storage error, with what to do next."""
+    return f"storage error: {error}. Fix it and rerun the same command to resume"
+
+
 def without_secrets(text: str) -> str:
     """A URL as it may be shown: without user, password and signature that may stand in it."""
     return SIGNED.sub(r"\1...", USER.sub(r"\1", text))

@@ -17,7 +17,7 @@ from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import missing_module
 from capmix.pool import open_pool
-from capmix.storage.filesystem import storage_errors
+from capmix.storage.filesystem import storage_errors, storage_message
 from capmix.storage.store import Store
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.training.scales import TrainSettings
@@ -118,7 +118,7 @@ def main(path: str) -> int:
     except ImportError as error:
         result = {"error": missing_module(error)}
     except storage_errors() as error:
-        result = {"error": f"storage error: {error}. Fix it and rerun the same command to resume"}
+        result = {"error": storage_message(error)}
     if "error" in result or place()[0] == 0:
         Path(path).with_name(RESULT).write_text(json.dumps(result), "utf-8")
     return 0 if "checkpoint" in result else 2
