@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from capmix.annotate.imported import MEMORY, import_captions
 from capmix.pool import Shard
 from capmix.storage.rows import Row, table_of
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
 
 SHARD = 10_000
 WORDS = np.array(["two", "red", "old", "dogs", "cats", "run", "on", "in", "the", "a", "sea"])

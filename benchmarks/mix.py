@@ -30,7 +30,8 @@ from capmix.mix.recipe import load_recipe
 from capmix.mix.settings import MixSettings
 from capmix.pool import Shard
 from capmix.storage.layout import texts_folder
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
 
 FRACTION = 0.3
 RECIPE = load_recipe("raw-top+synthetic-above", {"synthetic": "blip2", "fraction": FRACTION})

@@ -16,8 +16,9 @@ from capmix.mix.settings import MixSettings
 from capmix.models.index import FIELDS as SAMPLE_FIELDS
 from capmix.pool import Shard
 from capmix.score.stage import FIELDS as SCORE_FIELDS
+from capmix.storage.marker import Counts, Marker
 from capmix.storage.rows import DROPPED, FAILED, OK, Row, table_of
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.store import Store
 
 SCORER = "clip"
 _SCRATCH = tempfile.TemporaryDirectory(prefix="capmix-tests-")
@@ -76,7 +77,7 @@ class HandMade:
         rows = [
             Row(s.uid, s.uid, FAILED, "not_an_image", "broken")
             if s.failed
-            else Row(s.uid, s.uid, values=(s.raw, *s.size, 1, s.sha256 or None))
+            else Row(s.uid, s.uid, values=(s.raw, *s.size, 1, s.sha256 or None, None))
             for s in samples
         ]
         self._part(f"samples/{name}", rows, SAMPLE_FIELDS)

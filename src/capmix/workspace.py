@@ -43,7 +43,8 @@ from capmix.settings.base import (
 )
 from capmix.storage.filesystem import is_within
 from capmix.storage.layout import ABOUT, EMBEDDINGS, SUBSETS, captions_folder
-from capmix.storage.store import Counts, Store
+from capmix.storage.marker import Counts
+from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from capmix.annotate.imported import Imported
     from capmix.evaluation.results import Evaluated
     from capmix.inspect.status import Status
+    from capmix.inspect.verify import Verified
     from capmix.mix.mix import Summary
     from capmix.probe.evaluate import ProbeResult
 
@@ -121,6 +123,21 @@ class Workspace:
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def verify(
+        self,
+        exports: Place | Sequence[Place] = (),
+        pool: bool = False,
+        discard: bool = False,
+    ) -> "Verified":
+        """Compare every file of the work directory, and of `exports`, with its marker's digest.
+
+        With `pool`, the samples of the pool are compared with the index too. With `discard`, parts
+        that are damaged count as missing from now on.
+        """
+        from capmix.inspect.verify import verify
+
+        return verify(self.store, self.pool if pool else None, _places(exports), discard)
 
     def index(self) -> Counts | None:
         """List the pool's samples, once per process; every method does so by itself. Returns the

@@ -31,7 +31,7 @@ from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
-from capmix.storage.store import Counts
+from capmix.storage.marker import Counts
 from capmix.workspace import open_workspace
 
 

@@ -18,7 +18,7 @@ from samples import write_pool
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.storage.store import Counts
+from capmix.storage.marker import Counts
 from capmix.workspace import open_workspace
 
 Fault = Callable[[BaseHTTPRequestHandler, bytes], None]

@@ -13,7 +13,8 @@ from samples import sample_members, tar_bytes, write_pool
 
 from capmix.inspect.status import status
 from capmix.pool import Shard
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
 UID = f"{1:032x}"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from capmix.errors import UserError
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
 
 
 def marker(**config: object) -> Marker:

@@ -27,12 +27,12 @@ from capmix.annotate.vectors import (
     write_columns,
 )
 from capmix.errors import UserError
-from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.storage.layout import annotation_folder, embeddings_folder, texts_folder
+from capmix.storage.marker import Counts
 from capmix.storage.rows import OK
-from capmix.storage.store import Counts, Store
+from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def annotate(
     if done is not None:
         log.info("annotate %s: done before, %s samples", name, f"{done.ok:,}")
         return done
-    with scratch_folder() as scratch:
+    with store.scratch() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
         if method == "cliploss":
             assert scorer is not None
@@ -73,6 +73,10 @@ def annotate(
         else:
             numbers, similarity = _clusters_of(store, vectors, settings.of)
             columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
+        if _made_of(store, pool, folder, settings, scorer) != config["made_of"]:
+            raise UserError(
+                f"annotate {name}: what it is computed from was written again meanwhile; rerun it"
+            )
         counts = write_columns(store, vectors, name, columns, folder, config)
     named = ", ".join(f"{name}_{column}" for column in columns)
     log.info("annotate %s: %s samples have %s", name, f"{counts.ok:,}", named)

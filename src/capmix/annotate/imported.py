@@ -6,9 +6,8 @@ bound whatever the number of rows. One part per shard is written, as captioning 
 
 import hashlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ import pyarrow.compute as pc
 from capmix.caption.flags import caption_flags
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
+from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
+from capmix.storage.marker import Counts, Marker
 from capmix.storage.rows import DROPPED, FAILED, OK
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.store import Store
 
 MEMORY = "2GB"
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -105,10 +106,9 @@ def _import(
     done = None if force else _done_before(store, pool, folder, config, content)
     if done is not None:
         return done
-    scratch = tempfile.mkdtemp(prefix="capmix-import-")
     counts, repeated = Counts(), 0
     try:
-        with duckdb.connect(f"{scratch}/join.duckdb") as connection:
+        with store.scratch() as scratch, duckdb.connect(f"{scratch}/join.duckdb") as connection:
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
             _load_samples(connection, store, pool)
@@ -123,8 +123,6 @@ def _import(
                 repeated += twice
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
 
 
@@ -273,11 +271,13 @@ def _write_part(
     table = _part_table(samples, values, is_caption)
     # What was made from the same rows stays valid.
     known = store.fingerprint(part) if _is_there(store, part, table) else ""
-    files = {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
     counts = _counts(table)
     inputs, columns = _inputs(store, shard), tuple(table.column_names)
-    marker = Marker(inputs, config, len(samples), counts, extra, files, columns, upgraded=known)
-    store.write_marker(part, marker)
+    marker = Marker(inputs, config, len(samples), counts, extra, columns=columns, upgraded=known)
+    with store.draft(part) as draft:
+        draft.write_table(f"{part}.parquet", table)
+        with suppress(MadeMeanwhileError):
+            draft.commit(marker)
     return counts
 
 

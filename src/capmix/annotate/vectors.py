@@ -2,19 +2,21 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from capmix.engine.stage import PartWriter
 from capmix.errors import UserError
 from capmix.models.image_pass import unit
 from capmix.pool import Shard
+from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import annotation_folder, embeddings_folder
-from capmix.storage.rows import OK, Row, rows_of, table_of
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.rows import OK, Row, column_names, rows_of, table_of
+from capmix.storage.store import Store
 
 Columns = dict[str, tuple[np.ndarray, Any]]  # values (N,) and their Arrow type, by name
 
@@ -154,27 +156,22 @@ def write_columns(
     fields = list(zip(columns, (kind for _, kind in columns.values()), strict=True))
     for pieces in zip(*split, strict=True):
         shard, rows, _ = pieces[0]
-        out = PartWriter(store, f"{annotation_folder(name)}/{shard.name}", lambda _: None)
+        part = f"{inputs}/{shard.name}"
         values = iter(zip(*(piece[2].tolist() for piece in pieces), strict=True))
         filled = [
             Row(row.uid, row.key, values=next(values)) if row.status == OK else row for row in rows
         ]
-        out.count_in(len(rows))
+        counts = Counts()
         for row in filled:
             if row.status == OK:
-                out.count_ok()
+                counts.ok += 1
             else:
-                out.count_failed(row.reason or "")
-        out.write_table(table_of(filled, fields))
-        part = f"{inputs}/{shard.name}"
-        marker = Marker(
-            {part: store.fingerprint(part)},
-            config,
-            out.rows_in,
-            out.counts,
-            files=out.files,
-            columns=out.columns,
-        )
-        store.write_marker(out.part, marker)
-        total.add(out.counts)
+                counts.failed[row.reason or ""] += 1
+        with store.draft(f"{annotation_folder(name)}/{shard.name}") as draft:
+            draft.write_table(f"{draft.part}.parquet", table_of(filled, fields))
+            made_from = {part: store.fingerprint(part)}
+            marker = Marker(made_from, config, len(rows), counts, columns=column_names(fields))
+            with suppress(MadeMeanwhileError):
+                draft.commit(marker)
+        total.add(counts)
     return total

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from capmix.cli.options import Pool, Work, command
 from capmix.engine.settings import RunSettings
+from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
 from capmix.report.settings import ReportSettings
 
@@ -21,6 +22,39 @@ def status(pool: Pool = None, *, work: Work = None) -> None:
     from capmix.cli.stages import open_place
 
     print("\n".join(open_place(pool, work, ANY_FAILURES).status().lines()))
+
+
+@command
+def verify(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    exports: Annotated[
+        list[str] | None, Parameter(help="Directories of exported shards that are verified too.")
+    ] = None,
+    images: Annotated[
+        bool,
+        Parameter(help="Read the whole pool, and compare its samples with the index.", negative=""),
+    ] = False,
+    discard: Annotated[
+        bool,
+        Parameter(
+            help="Take damaged parts away, so that the command that made them makes them again.",
+            negative="",
+        ),
+    ] = False,
+) -> None:
+    """Compare every file with the digest that was taken when it was written."""
+    from capmix.cli.stages import open_place
+
+    opened = open_place(pool, work, ANY_FAILURES)
+    found = opened.verify(exports or (), images, discard)
+    print("\n".join(found.lines()))
+    if found.damaged and not discard:
+        raise UserError(
+            f"verify: {len(found.damaged)} damaged; with --discard they are taken away, and the "
+            "commands named above make them again"
+        )
 
 
 @command

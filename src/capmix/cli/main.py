@@ -156,6 +156,13 @@ COMMANDS = (
     ),
     Command(
         INSPECT,
+        "verify",
+        "inspect",
+        "Compare every file with the digest that was taken when it was written.",
+        "capmix verify --work ./work --images",
+    ),
+    Command(
+        INSPECT,
         "failures",
         "inspect",
         "List every failed and dropped sample with its reason.",

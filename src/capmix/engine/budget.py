@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.layout import part_name
+from capmix.storage.marker import Counts
 from capmix.storage.rows import FAILED, Row, rows_of
-from capmix.storage.store import Counts, Store
+from capmix.storage.store import Store
 
 EXAMPLES = 3
 LOOKED_AT = 20  # parts with failures, for examples of different reasons

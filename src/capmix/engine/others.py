@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from capmix.engine.worker import ShardTask
 from capmix.storage.filesystem import storage_errors
 from capmix.storage.layout import RUNNING
-from capmix.storage.store import Store, is_running
+from capmix.storage.store import Store
+from capmix.storage.temporary import is_running
 
 log = logging.getLogger(__name__)
 

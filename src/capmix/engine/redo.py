@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.storage.marker import Counts, Marker
 from capmix.storage.rows import FAILED
-from capmix.storage.store import Counts, Marker, Store
+from capmix.storage.store import Store
 
 # Reasons that speak of a file: it may be read next time, and nothing of it is known yet.
 OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar")
@@ -16,7 +17,7 @@ OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar
 LASTING = (
     "bad_json", "bad_row", "bad_uid", "broken_image", "dotted_key", "duplicate_key",
     "duplicate_uid", "image_gone", "no_image", "no_json", "not_an_image", "too_many_bytes",
-    "too_many_pixels", "two_images",
+    "too_many_pixels", "two_images", "changed_sample",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPla
 from capmix.errors import UserError
 from capmix.storage.filesystem import without_secrets
 from capmix.storage.layout import part_name
-from capmix.storage.store import Counts
+from capmix.storage.marker import Counts
 
 log = logging.getLogger(__name__)
 

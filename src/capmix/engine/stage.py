@@ -4,7 +4,6 @@ An engine calls `run_one` for every shard that `missing` names, in whatever proc
 likes. It never sees images or captions.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,40 +17,27 @@ from capmix.engine.redo import Redo
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.compare import changes
+from capmix.storage.draft import Draft, MadeMeanwhileError
 from capmix.storage.layout import part_name
-from capmix.storage.store import FORMAT, Counts, Marker, Store
+from capmix.storage.marker import FORMAT, Counts, Marker
+from capmix.storage.store import Store
 
 OnCount = Callable[[Counts], None]
 TOLD_EVERY = 0.2  # seconds
-
-
-class MadeMeanwhileError(Exception):
-    """Another run has made the part since this one began it."""
 
 
 class PartWriter:
     """Where a stage puts one shard's part, and where it counts every row in and out.
 
     `keys` are those of the samples that are asked for; None stands for all of the shard.
-    `busy` is where a stage notes what its model does. Raises MadeMeanwhileError instead of writing
-    the first file of a part that `is_made`.
+    `busy` is where a stage notes what its model does, `draft` where files of other kinds go.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        part: str,
-        on_count: OnCount,
-        redo: Redo | None = None,
-        is_made: Callable[[], bool] | None = None,
-    ):
-        self.store = store
-        self._is_made = is_made
-        self.part = part
+    def __init__(self, draft: Draft, on_count: OnCount, redo: Redo | None = None):
+        self.draft, self.part = draft, draft.part
         self.keys = None if redo is None else redo.keys
         self.rows_in = 0
         self.busy = Busy()
-        self.files: dict[str, int] = {}
         self.columns: tuple[str, ...] = ()
         self.extra: dict[str, Any] = {}
         self._redo = redo
@@ -91,29 +77,13 @@ class PartWriter:
         self._untold, self._told_at = Counts(), time.monotonic()
 
     def write_table(self, table: pa.Table) -> None:
-        self._leave_if_made()
         if self._redo is not None:
             table = self._redo.merged(table)
-        name = f"{self.part}.parquet"
-        self.files[name] = self.store.write_table(name, table)
+        self.draft.write_table(f"{self.part}.parquet", table)
         self.columns = tuple(table.column_names)
 
-    def _leave_if_made(self) -> None:
-        """A model whose texts differ from call to call must not replace what is read already."""
-        if self._is_made is not None and not self.files and self._is_made():
-            raise MadeMeanwhileError
-
     def write_array(self, array: np.ndarray) -> None:
-        self._leave_if_made()
-        name = f"{self.part}.npy"
-        self.files[name] = self.store.write_array(name, array)
-        # Arrays of one shape have one size, whatever is in them.
-        content = np.ascontiguousarray(array).data.cast("B") if array.size else b""
-        self.extra["array"] = hashlib.sha256(content).hexdigest()[:32]
-
-    def note_file(self, name: str) -> None:
-        """A file that was written beside the part belongs to it."""
-        self.files[name] = self.store.size(name)
+        self.draft.write_array(f"{self.part}.npy", array)
 
 
 @dataclass(frozen=True)
@@ -184,11 +154,12 @@ def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
     marker = store.read_marker(part)
     assert marker is not None
     table = stage.upgrade(store.read_table(f"{part}.parquet"))
-    files = marker.files | {f"{part}.parquet": store.write_table(f"{part}.parquet", table)}
-    columns = tuple(table.column_names)
-    known = store.fingerprint(part)
-    newer = replace(marker, files=files, columns=columns, format=FORMAT, upgraded=known)
-    store.write_marker(part, newer)
+    known, columns = store.fingerprint(part), tuple(table.column_names)
+    newer = replace(marker, columns=columns, format=FORMAT, upgraded=known)
+    with store.draft(part) as draft:
+        draft.files |= marker.files
+        draft.write_table(f"{part}.parquet", table)
+        draft.commit(replace(newer, files={}))
     return True
 
 
@@ -197,7 +168,8 @@ def run_one(
 ) -> PartOutcome:
     """Make one part and then its marker. Any engine is a caller of this function.
 
-    With `retry`, of a part that is done the samples that failed alone, where the stage can.
+    With `retry`, of a part that is done the samples that failed alone, where the stage can. Raises
+    OSError where an input was written again meanwhile.
     """
     started = time.monotonic()
     inputs = stage.inputs(shard)
@@ -212,25 +184,29 @@ def run_one(
     redo = Redo.of(store, part) if is_again and stage.by_sample else None
     if redo is not None and not redo.keys:
         return PartOutcome()
-    writer = PartWriter(store, part, on_count, redo, None if is_again else is_made)
-    try:
+    with store.draft(part) as draft:
+        if not is_again and is_made():  # by another run: texts that were read already stay
+            return PartOutcome(seconds=time.monotonic() - started)
+        writer = PartWriter(draft, on_count, redo)
         stage.run_shard(shard, writer)
-    except MadeMeanwhileError:
-        return PartOutcome(seconds=time.monotonic() - started)
-    rows_in, counts = writer.rows_in, writer.counts
-    if redo is not None:
-        rows_in, counts = redo.counts(writer.rows_in, writer.counts)
-    marker = Marker(
-        inputs,
-        stage.config,
-        rows_in,
-        counts,
-        writer.extra,
-        files=writer.files,
-        columns=writer.columns,
-        provenance=stage.provenance,
-    )
-    store.write_marker(part, marker)
+        rows_in, counts = writer.rows_in, writer.counts
+        if redo is not None:
+            rows_in, counts = redo.counts(writer.rows_in, writer.counts)
+        if changed := [name for name, one in stage.inputs(shard).items() if inputs[name] != one]:
+            raise OSError(f"{changed[0]} was written again while {stage.name} read it")
+        marker = Marker(
+            inputs,
+            stage.config,
+            rows_in,
+            counts,
+            writer.extra,
+            columns=writer.columns,
+            provenance=stage.provenance,
+        )
+        try:
+            draft.commit(marker)
+        except MadeMeanwhileError:
+            return PartOutcome(seconds=time.monotonic() - started)
     return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from capmix.engine.run import run_job
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
@@ -40,7 +40,9 @@ from capmix.storage.layout import (
     scores_folder,
     texts_folder,
 )
-from capmix.storage.store import Counts, Store
+from capmix.storage.marker import Counts
+from capmix.storage.record import Sink
+from capmix.storage.store import Store, as_lines
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def _write_shards(
     return counts
 
 
-def _noted(stream: BinaryIO, shards: Iterable[bytes]) -> Iterator[bytes]:
+def _noted(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
     """Each line of each shard, once it is written to `stream` too."""
     for data in shards:
         stream.write(data)
@@ -168,7 +170,7 @@ def _export_stages(work: Export) -> list[Stage]:
         chosen = rows.between(start, stop)
         samples = chosen_samples(pool, store, chosen, used, work.sources, failed)
         name = _file_name(work.form, shard.name)
-        with target.writing(name) as stream:
+        with out.draft.writing(name) as stream:
             if work.form in TARS:
                 written = write_tar(stream, samples, untouched=work.form == "datacomp")
             elif work.form == "parquet":
@@ -177,9 +179,7 @@ def _export_stages(work: Export) -> list[Stage]:
                 written = write_images(target, f"images/{shard.name}", stream, samples)
         if work.form in TARS:
             stats = {"count": copies, "successes": written}
-            target.write_json(f"{shard.name}_stats.json", stats)
-            out.note_file(f"{shard.name}_stats.json")
-        out.note_file(name)
+            out.draft.write_bytes(f"{shard.name}_stats.json", as_lines(stats))
         out.count_ok(written)
         failed["image_gone"] = copies - written - failed.total()
         for reason in failed.elements():
@@ -207,15 +207,18 @@ def _write_csv(target: Store, rows: SubsetRows) -> Counts:
     counts = Counts()
     columns = ["uid", "text", "source", "k", "score", "weight"]
     with target.writing("captions.csv") as stream:
-        lines = io.TextIOWrapper(stream, "utf-8", errors="replace", newline="")
-        writer = csv.writer(lines)
-        writer.writerow(columns)
+        stream.write(_csv([columns]))
         for table in rows.batches():
-            writer.writerows(zip(*(table[name].to_pylist() for name in columns), strict=True))
+            stream.write(_csv(zip(*(table[name].to_pylist() for name in columns), strict=True)))
             counts.ok += len(table)
-        lines.detach()  # flushes, and leaves the closing to the store
     log.info("export %s: %s rows", rows.name, f"{counts.ok:,}")
     return counts
+
+
+def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows(rows)
+    return lines.getvalue().encode("utf-8", "replace")
 
 
 def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Images and all captions of the rows of a subset, in their order, out of the pool."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.models.index import IndexedBytes, indexed_bytes
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import SAMPLES, texts_folder
 from capmix.storage.store import Store
@@ -46,8 +47,9 @@ def chosen_samples(
     failed: Counter[str],
 ) -> Iterator[Chosen]:
     """The samples that `rows` (see SubsetRows.between) name, out of `shards`, which are those that
-    the rows come from. One that is gone is left out; copies of an image file that cannot be read
-    are counted in `failed`, and a shard that cannot be read raises OSError.
+    the rows come from. One that is gone is left out; copies of one that cannot be read, or has
+    other bytes than were indexed, are counted in `failed`, and a shard that cannot be read raises
+    OSError.
 
     Rows lie in pool order, so that each input shard is streamed once; members of samples that are
     not asked for are skipped.
@@ -58,12 +60,15 @@ def chosen_samples(
         for row in here:
             wanted.setdefault(row["key"], []).append(row)
         captions = _captions(store, shard.name, sources)
+        indexed = indexed_bytes(store, shard.name)
         for sample in pool.read(shard, frozenset(wanted)):
             if isinstance(sample, BadSample) and sample.reason == "unreadable_shard":
                 raise OSError(sample.detail)
             if isinstance(sample, BadSample) and sample.reason == "unreadable_file":
                 failed[sample.reason] += sum(row["times"] for row in wanted.pop(sample.key, ()))
-            if isinstance(sample, Sample):
+            if isinstance(sample, Sample) and not _is_indexed(sample, indexed):
+                failed["changed_sample"] += sum(row["times"] for row in wanted.pop(sample.key, ()))
+            elif isinstance(sample, Sample):
                 for row in wanted.pop(sample.key, ()):
                     if row["uid"] != sample.uid:
                         continue
@@ -71,6 +76,11 @@ def chosen_samples(
                     yield Chosen(sample, row, captions.get(sample.uid, {}), copies)
             if not wanted:
                 break
+
+
+def _is_indexed(sample: Sample, indexed: Mapping[str, IndexedBytes]) -> bool:
+    known = indexed.get(sample.key)
+    return known is not None and known.are_of(sample)
 
 
 def refuse_changed(store: Store, shard: Shard) -> None:

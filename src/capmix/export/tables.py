@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.export.samples import Chosen
+from capmix.storage.record import Sink
 from capmix.storage.store import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -31,7 +32,7 @@ def parquet_schema(sources: Iterable[str]) -> pa.Schema:
     return pa.schema(fields, metadata=about)
 
 
-def write_parquet(stream: BinaryIO, samples: Iterable[Chosen], schema: pa.Schema) -> int:
+def write_parquet(stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) -> int:
     """Write every copy of every sample; returns how many there were."""
     written = 0
     waiting: list[dict[str, Any]] = []
@@ -58,7 +59,7 @@ def _parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]
     return {name: fields.get(name) for name in schema.names}
 
 
-def write_images(target: Store, folder: str, stream: BinaryIO, samples: Iterable[Chosen]) -> int:
+def write_images(target: Store, folder: str, stream: Sink, samples: Iterable[Chosen]) -> int:
     """Image files below `folder`, each with its caption as .txt beside it, and JSON lines about
     them with `file_name` and `text`, as Hugging Face's imagefolder reads them. Returns how many
     copies there were."""
@@ -82,7 +83,7 @@ def write_images(target: Store, folder: str, stream: BinaryIO, samples: Iterable
     return written
 
 
-def write_llava(stream: BinaryIO, lines: Iterable[bytes]) -> None:
+def write_llava(stream: Sink, lines: Iterable[bytes]) -> None:
     """The same samples as LLaVA reads them: a list of `id`, `image` and a `conversations` of two
     turns. Of lines that write_images wrote."""
     stream.write(b"[")

@@ -7,15 +7,15 @@ no owner: the same subset gives the same bytes.
 import json
 import tarfile
 from collections.abc import Iterable
-from typing import BinaryIO
 
 from capmix.export.samples import Chosen
+from capmix.storage.record import Sink
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 
 
-def write_tar(stream: BinaryIO, samples: Iterable[Chosen], untouched: bool = False) -> int:
+def write_tar(stream: Sink, samples: Iterable[Chosen], untouched: bool = False) -> int:
     """Write every copy of every sample; returns how many there were.
 
     With `untouched` the members of the pool's tars are written as they are, as DataComp's resharder

@@ -8,8 +8,9 @@ from typing import TextIO
 
 from capmix.errors import UserError
 from capmix.storage.layout import NOT_OF_SAMPLES
+from capmix.storage.marker import Marker
 from capmix.storage.rows import OK, rows_of
-from capmix.storage.store import Marker, Store
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True)

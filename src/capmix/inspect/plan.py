@@ -170,7 +170,7 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
 def _bytes(store: Store, part: str) -> int:
     """Of a part's files and its marker."""
     marker = store.read_marker(part)
-    return 0 if marker is None else sum(marker.files.values()) + len(store.read_marker_bytes(part))
+    return 0 if marker is None else marker.bytes + len(store.read_marker_bytes(part))
 
 
 def _size(count: float) -> str:

@@ -12,7 +12,8 @@ from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.settings.tables import table_lines
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
-from capmix.storage.store import Marker, Store
+from capmix.storage.marker import Marker
+from capmix.storage.store import Store
 
 # By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
 # the name is the shard's, which may have slashes of its own.
@@ -111,7 +112,7 @@ def _stage(
     found = StageStatus(folder)
     for shard in shards:
         marker = markers.get(f"{folder}/{shard.name}")
-        if marker is None or not _is_whole(store, marker):
+        if marker is None or not store.has_sizes(marker):
             found.missing += 1
             continue
         _add(found, marker)
@@ -129,14 +130,14 @@ def _subset(
     marker has the digest of the list, and not where it was."""
     found = StageStatus(part)
     size = store.size(f"{part}.parquet")
-    if marker is None or size < 0 or not _is_whole(store, marker):
+    if marker is None or size < 0 or not store.has_sizes(marker):
         found.missing = 1
         return found
     folders = {name: made for name, made in marker.inputs.items() if name.split("/")[0] in DEPTHS}
     found.stale = int(any(digest(name) != made for name, made in folders.items()))
     found.done = 1 - found.stale
     _add(found, marker)
-    found.bytes = size + max(0, store.size(f"{part}.npy"))
+    found.bytes = found.bytes or size  # markers of capmix 0.1 name no files
     return found
 
 
@@ -145,12 +146,8 @@ def _add(found: StageStatus, marker: Marker) -> None:
     found.dropped += marker.counts.dropped.total()
     found.failed += marker.counts.failed.total()
     found.reasons.update(marker.counts.dropped + marker.counts.failed)
-    found.bytes += sum(marker.files.values())
+    found.bytes += marker.bytes
     found.settings = found.settings or marker.config
-
-
-def _is_whole(store: Store, marker: Marker) -> bool:
-    return all(store.size(name) == size for name, size in marker.files.items())
 
 
 def _is_stale(store: Store, shard: Shard, marker: Marker) -> bool:

@@ -17,8 +17,10 @@ from capmix.measure.settings import MeasureSettings
 from capmix.models.registry import require
 from capmix.score.scorer import Scorer
 from capmix.settings.base import defaults_of
+from capmix.storage.draft import Draft
 from capmix.storage.layout import MEASURES
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 PART = f"{MEASURES}/coverage"
 DEFAULTS = defaults_of(MeasureSettings)
@@ -50,7 +52,7 @@ def measure_coverage(
         "scikit-learn": sklearn.__version__,
     } | settings.model_dump(include={"topics", "map_points", "sample", "seed"})
 
-    def make() -> Marker:
+    def make(draft: Draft) -> Marker:
         table = read_sample(store)
         texts = _texts(table, sources)
         if len(texts) < 2 * settings.topics:
@@ -61,7 +63,7 @@ def measure_coverage(
         topic = _topics(vectors, settings)
         words = _topic_words(texts["text"].to_pylist(), topic, settings.topics)
         shares = _shares(texts["source"].to_pylist(), topic, sources, settings.topics)
-        _write_map(store, texts, vectors, topic, sources, settings)
+        _write_map(draft, texts, vectors, topic, sources, settings)
         order = np.argsort(-shares.mean(axis=0), kind="stable")
         found = {
             "topics": [
@@ -137,7 +139,7 @@ def _effective(shares: np.ndarray) -> list[float]:
 
 
 def _write_map(
-    store: Store,
+    draft: Draft,
     texts: pa.Table,
     vectors: np.ndarray,
     topic: np.ndarray,
@@ -156,4 +158,4 @@ def _write_map(
     table = texts.take(pa.array(chosen)).append_column("topic", pa.array(topic[chosen], pa.int32()))
     for name, values in zip("xy", places.T.astype(np.float32), strict=True):
         table = table.append_column(name, pa.array(values))
-    store.write_table(f"{PART}.parquet", table)
+    draft.write_table(f"{PART}.parquet", table)

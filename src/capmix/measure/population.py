@@ -21,13 +21,14 @@ from capmix.measure.noise import Noise, agreement
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.steps import StepCounts
 from capmix.mix.columns import Column, columns_of, folders_of, one_array, read_samples
-from capmix.mix.parts import Parts, check_parts, shard_batches
+from capmix.mix.parts import Parts, check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import DRAW, locked_connection
-from capmix.mix.uids import scratch_folder
 from capmix.pool import Pool
 from capmix.settings.base import defaults_of
+from capmix.storage.draft import Draft
 from capmix.storage.layout import MEASURES, texts_folder
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 PART = f"{MEASURES}/population"
 DEFAULTS = defaults_of(MeasureSettings)
@@ -77,8 +78,9 @@ def measure_population(population: Population) -> dict[str, Any]:
         "columns": {name: asdict(column) for name, column in sorted(columns.items())},
     } | settings.model_dump(include={"sketch", "sample", "seed"})
 
-    def make() -> Marker:
-        found = _measure(population, columns, parts)
+    def make(draft: Draft) -> Marker:
+        found = _measure(population, columns, parts, draft)
+        refuse_rewritten(store, parts)
         rows = sum(parts.rows.values())
         counts = Counts(ok=found["samples"])
         counts.dropped.update({"no sample": rows - found["samples"]})
@@ -90,7 +92,7 @@ def measure_population(population: Population) -> dict[str, Any]:
 
 def read_sample(store: Store) -> pa.Table:
     """The samples with the lowest draws, lowest first."""
-    return store.read_table(f"{SAMPLE}.parquet")
+    return store.read_table(f"{SAMPLE}.parquet", part=PART)
 
 
 def scores_of_texts(table: pa.Table, scored: Sequence[str]) -> pa.Table:
@@ -118,7 +120,9 @@ def levels_of(samples: int) -> list[int]:
     return [*sizes, samples]
 
 
-def _measure(population: Population, columns: Mapping[str, Column], parts: Parts) -> dict[str, Any]:
+def _measure(
+    population: Population, columns: Mapping[str, Column], parts: Parts, draft: Draft
+) -> dict[str, Any]:
     rows = sum(parts.rows.values())
     levels = levels_of(rows)
     settings = population.settings
@@ -127,7 +131,7 @@ def _measure(population: Population, columns: Mapping[str, Column], parts: Parts
     steps = StepCounts(list(population.scored))
     sampled: list[pa.Table] = []
     samples = 0
-    with scratch_folder() as scratch:
+    with population.store.scratch() as scratch:
         counters = {
             source: SketchedDiversity(len(levels))
             if settings.sketch
@@ -148,7 +152,7 @@ def _measure(population: Population, columns: Mapping[str, Column], parts: Parts
             sampled.append(batch.rows.filter(is_sampled))
         found = {source: counter.result() for source, counter in counters.items()}
     table = pa.concat_tables(sampled, promote_options="permissive").sort_by("draw")
-    population.store.write_table(f"{SAMPLE}.parquet", table)
+    draft.write_table(f"{SAMPLE}.parquet", table)
     for source, measures in found.items():
         measures["flags"] = dict(sorted(flags[source].items()))
         measures["noise"] = noise[source].result() if source in noise else None

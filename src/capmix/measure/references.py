@@ -22,8 +22,10 @@ from capmix.measure.words import WORD
 from capmix.mix.columns import folders_of, read_samples
 from capmix.mix.parts import check_parts
 from capmix.score.scorer import Scorer
+from capmix.storage.draft import Draft
 from capmix.storage.layout import MEASURES
-from capmix.storage.store import Counts, Marker, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import once
 
 PART = f"{MEASURES}/references"
 CLIP_WEIGHT = 2.5  # w of Hessel et al. 2021, arXiv 2104.08718, section 3
@@ -60,7 +62,7 @@ def measure_references(
     config: dict[str, Any] = {"references": given, "sources": sources, "scorer": population.scorer}
     config |= {"java": java and has_java(), "text_encoder": scorer.name if scorer else None}
 
-    def make() -> Marker:
+    def make(_: Draft) -> Marker:
         by_key = load_references(given) if name is None else None
         items: list[ReferencedImage] = []
         rows = 0

@@ -15,8 +15,10 @@ from capmix.measure.population import levels_of, read_sample, text_digests
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.words import WORD, common_openings
 from capmix.settings.base import defaults_of
+from capmix.storage.draft import Draft
 from capmix.storage.layout import MEASURES, captions_folder
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 PART = f"{MEASURES}/sampled"
 DEFAULTS = defaults_of(MeasureSettings)
@@ -47,7 +49,7 @@ def measure_sampled(
     config |= settings.model_dump(include={"sample", "seed"})
     config |= fingerprint(["language"])
 
-    def make() -> Marker:
+    def make(_: Draft) -> Marker:
         table = read_sample(store)
         found = {
             source: _measure(table[f"{source}_text"].to_pylist(), source, tagger)

@@ -122,7 +122,7 @@ def read_samples(store: Store, shard: str, columns: Mapping[str, Column], parts:
     whole = shard in parts.whole
     fields = {column.field for column in columns.values() if column.folder == SAMPLES}
     status = set() if whole else {"status"}
-    samples = _read(store, SAMPLES, shard, {"uid", "key", *status}, fields)
+    samples = _read(store, parts, SAMPLES, shard, {"uid", "key", *status}, fields)
     uids_of = {SAMPLES: samples["uid"]}
     found: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
     folders = dict.fromkeys(column.folder for column in columns.values())
@@ -134,12 +134,12 @@ def read_samples(store: Store, shard: str, columns: Mapping[str, Column], parts:
         texts = uids_of.get(texts_folder(folder.rpartition("/")[2]))
         needed = _fields_needed(here.values())
         if texts is not None and folder in parts.following:
-            part = _read(store, folder, shard, needed - {"uid"}).append_column("uid", texts)
+            part = _read(store, parts, folder, shard, needed - {"uid"}).append_column("uid", texts)
         else:
-            part = _read(store, folder, shard, needed)
+            part = _read(store, parts, folder, shard, needed)
         uids_of[folder] = part["uid"]
         for pick in dict.fromkeys((column.pick, column.judge) for column in here.values()):
-            aligned = _aligned(_picked(store, shard, part, *pick), samples["uid"])
+            aligned = _aligned(_picked(store, parts, shard, part, *pick), samples["uid"])
             for name, column in here.items():
                 if (column.pick, column.judge) == pick:
                     found[name] = aligned[column.field]
@@ -159,10 +159,10 @@ def can_read_alone(column: Column) -> bool:
     return column.folder != SAMPLES and column.judge is None
 
 
-def read_alone(store: Store, shard: str, column: Column) -> pa.Array:
+def read_alone(store: Store, shard: str, column: Column, parts: Parts) -> pa.Array:
     """The column of a shard in which every sample is ok: nothing else is read for it."""
-    part = _read(store, column.folder, shard, _fields_needed([column]) - {"uid"})
-    return one_array(_picked(store, shard, part, column.pick, None)[column.field])
+    part = _read(store, parts, column.folder, shard, _fields_needed([column]) - {"uid"})
+    return one_array(_picked(store, parts, shard, part, column.pick, None)[column.field])
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -180,22 +180,28 @@ def _fields_needed(columns: Iterable[Column]) -> set[str]:
 
 
 def _read(
-    store: Store, folder: str, shard: str, fields: Iterable[str], optional: Iterable[str] = ()
+    store: Store,
+    parts: Parts,
+    folder: str,
+    shard: str,
+    fields: Iterable[str],
+    optional: Iterable[str] = (),
 ) -> pa.Table:
     """Some columns of a part; those of `optional` that it has not are null."""
     part = f"{folder}/{shard}.parquet"
+    record = parts.records.get(part)
     absent: set[str] = set()
     if optional:
-        with store.open_table(part) as file:
+        with store.open_table(part, record) as file:
             absent = set(optional) - set(file.schema_arrow.names)
-    table = store.read_table(part, sorted({*fields, *optional} - absent))
+    table = store.read_table(part, sorted({*fields, *optional} - absent), record)
     for name in sorted(absent):
         table = table.append_column(name, pa.nulls(len(table)))
     return table
 
 
 def _picked(
-    store: Store, shard: str, part: pa.Table, pick: int | None, judge: str | None
+    store: Store, parts: Parts, shard: str, part: pa.Table, pick: int | None, judge: str | None
 ) -> pa.Table:
     """One row a sample: the caption that `pick` means. Rows of a sample stand together."""
     if pick is None or not len(part):
@@ -205,7 +211,7 @@ def _picked(
         if pick == highest == 0:
             return part
         return part.filter(pc.equal(pc.fill_null(part["k"], 0), pick))
-    scores = _read(store, judge, shard, {"uid", "k", "score"})
+    scores = _read(store, parts, judge, shard, {"uid", "k", "score"})
     if not (scores["uid"].equals(part["uid"]) and scores["k"].equals(part["k"])):
         # The rows of both are those of the captions, except where a caption was not scored.
         keys = pa.table({"uid": part["uid"], "k": part["k"], "place": np.arange(len(part))})

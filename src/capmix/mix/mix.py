@@ -18,7 +18,7 @@ from capmix.errors import UserError
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
-from capmix.mix.parts import check_parts, shard_batches
+from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
@@ -31,11 +31,13 @@ from capmix.mix.run import (
     shuffled,
 )
 from capmix.mix.settings import MixSettings
-from capmix.mix.uids import PairSorter, UidList, pairs_of, scratch_folder, write_npy
+from capmix.mix.uids import PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
+from capmix.storage.draft import Draft
 from capmix.storage.layout import SUBSETS
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 ROWS_AT_ONCE = 200_000
 DEFAULTS = {"seed": 0, "npy": False, "functions": {}, "recipe": recipe_defaults()}
@@ -46,6 +48,7 @@ PARQUET = {
     "use_dictionary": ["shard", "source"],
     "write_statistics": ["shard", "score", "weight"],
     "store_schema": False,
+    "write_page_checksum": True,
 }
 
 
@@ -102,7 +105,7 @@ def mix(
     config["functions"] = fingerprint(plan.functions)
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
-    def make() -> Marker:
+    def make(draft: Draft) -> Marker:
         run = MixRun(
             store,
             plan,
@@ -112,12 +115,12 @@ def mix(
             settings.workers or cores(),
         )
         _check_types(run)
-        summary, samples_kept = _write(run, name, settings.npy)
+        summary, samples_kept = _write(run, draft, settings.npy)
         summary.name = called
+        refuse_rewritten(store, parts)
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
-        npy = {f"{name}.npy": size} if (size := store.size(f"{name}.npy")) >= 0 else {}
-        return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)}, npy)
+        return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
 
     marker, _ = once(store, name, inputs, config, make, DEFAULTS, [f"{name}.parquet"])
     return Summary(**marker.extra["summary"])
@@ -131,9 +134,9 @@ def _check_types(run: MixRun) -> None:
     run.connection.unregister("batch")
 
 
-def _write(run: MixRun, name: str, npy: bool) -> tuple[Summary, int]:
+def _write(run: MixRun, draft: Draft, npy: bool) -> tuple[Summary, int]:
     """Write the subset; returns its summary, and how many samples have a row in it."""
-    with scratch_folder() as scratch, run.store.writing(f"{name}.parquet") as stream:
+    with run.store.scratch() as scratch, draft.writing(f"{draft.part}.parquet") as stream:
         tally = MixTally(len(run.plan.steps))
         values = find_thresholds(run)
         repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
@@ -151,10 +154,8 @@ def _write(run: MixRun, name: str, npy: bool) -> tuple[Summary, int]:
                     sorter = None
         summary = _summary(run.plan, tally, values)
         if sorter is not None:
-            with run.store.writing(f"{name}.npy") as npy_stream:
+            with draft.writing(f"{draft.part}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
-        elif run.store.exists(f"{name}.npy"):
-            run.store.fs.rm_file(run.store.path(f"{name}.npy"))  # of an older subset
     return summary, tally.samples_kept
 
 

@@ -1,15 +1,16 @@
 """The parts that a recipe reads: all there, and made from each other's present form."""
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from capmix.errors import UserError
 from capmix.pool import Pool
 from capmix.storage.layout import ANNOTATIONS, SAMPLES, SCORES, texts_folder
-from capmix.storage.store import Store, marker_digest
+from capmix.storage.marker import Marker, marker_digest, parse_marker
+from capmix.storage.record import FileRecord
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,17 @@ class Parts:
 
     `digests`: one for each folder, of all its markers. `rows`: of each shard, in pool order.
     `whole`: the shards in which no sample failed. `following`: the folders of scores whose parts
-    were made, row by row, from the parts of their texts that lie there now.
+    were made, row by row, from the parts of their texts that lie there now. `records`: of every
+    file of these parts, by name. `unrecorded`: fingerprints of the parts, made by an older capmix,
+    whose files have no digest.
     """
 
     digests: dict[str, str]
     rows: dict[str, int]
     whole: frozenset[str]
     following: frozenset[str]
+    records: dict[str, FileRecord] = field(default_factory=dict)
+    unrecorded: dict[str, str] = field(default_factory=dict)
 
 
 def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
@@ -33,8 +38,21 @@ def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
     Raises UserError where a shard's part is missing, or where scores were made from captions that
     have been written again since.
     """
-    with store.listed(folders):
+    texts = {
+        texts_folder(one.rpartition("/")[2]) for one in folders if one.startswith(f"{SCORES}/")
+    }
+    with store.listed(folders | texts):
         return _check(store, pool, folders)
+
+
+def refuse_rewritten(store: Store, parts: Parts) -> None:
+    """Raise UserError where a part was made again since check_parts has seen its marker; only
+    those of which no digest tells when they are read."""
+    for part, known in parts.unrecorded.items():
+        if store.fingerprint(part) != known:
+            raise UserError(
+                f"{store.path(part)} was written again while it was read. Run the command again."
+            )
 
 
 def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
@@ -43,18 +61,23 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     whole, following = set(), set(folders)
     of_part: dict[tuple[str, str], str] = {}
     written: dict[str, str | None] = {}
+    records: dict[str, FileRecord] = {}
+    unrecorded: dict[str, str] = {}
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
         for shard in pool.shards:
-            data, marker = _marker(store, pool, folder, shard.name)
-            digest = marker_digest(data)
+            part = f"{folder}/{shard.name}"
+            digest, marker = _marker(store, pool, folder, shard.name)
             of_part[folder, shard.name] = digest
+            records |= marker.files
+            if not marker.files or not all(one.digest for one in marker.files.values()):
+                unrecorded[part] = digest
             if folder == SAMPLES:
-                rows[shard.name] = int(marker["rows_in"])
-                if marker["counts"]["ok"] == marker["rows_in"]:
+                rows[shard.name] = marker.rows_in
+                if marker.counts.ok == marker.rows_in:
                     whole.add(shard.name)
             if folder.startswith(ANNOTATIONS):
-                written.setdefault(folder, marker["config"].get("values"))
-                if marker["config"].get("values") != written[folder]:
+                written.setdefault(folder, marker.config.get("values"))
+                if marker.config.get("values") != written[folder]:
                     place = store.path(folder)
                     raise UserError(f"{place} contains parts from two runs; rerun capmix annotate")
             if not _follows(store, folder, shard.name, marker, of_part):
@@ -62,7 +85,7 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
         parts = ((shard.name, of_part[folder, shard.name]) for shard in pool.shards)
         digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in pool.shards}
-    return Parts(digests, rows, frozenset(whole), frozenset(following))
+    return Parts(digests, rows, frozenset(whole), frozenset(following), records, unrecorded)
 
 
 def folder_digest(parts: Iterable[tuple[str, str]]) -> str:
@@ -89,38 +112,40 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
-def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[bytes, dict[str, Any]]:
-    """A part's marker, as bytes and as an object. Raises UserError for none or a damaged one."""
-    try:
-        data = store.read_marker_bytes(f"{folder}/{shard}")
-        marker = json.loads(data)
-        if not isinstance(marker, dict) or not {"rows_in", "counts", "config"} <= marker.keys():
-            raise ValueError("no marker")
-        return data, marker
-    except (OSError, ValueError) as error:
-        done = set(store.parts(folder)) - {f"{folder}/{shard}"}
-        absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
+def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[str, Marker]:
+    """A part's fingerprint and marker. Raises UserError for none or a damaged one."""
+    part = f"{folder}/{shard}"
+    with contextlib.suppress(OSError):
+        data = store.read_marker_bytes(part)
+        marker = parse_marker(data, part)
+        if marker is not None:
+            return marker_digest(data), marker
         raise UserError(
-            f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-            f"{len(pool.shards)} missing). Run the command that makes it first."
-        ) from error
+            f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command that "
+            "made it again."
+        )
+    done = set(store.parts(folder)) - {part}
+    absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
+    raise UserError(
+        f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
+        f"{len(pool.shards)} missing). Run the command that makes it first."
+    )
 
 
 def _follows(
-    store: Store,
-    folder: str,
-    shard: str,
-    marker: dict[str, Any],
-    of_part: dict[tuple[str, str], str],
+    store: Store, folder: str, shard: str, marker: Marker, of_part: dict[tuple[str, str], str]
 ) -> bool:
     """Whether a part of scores names the present part of its texts as what it was made from."""
     if not folder.startswith(f"{SCORES}/"):
         return False
     texts = texts_folder(folder.rpartition("/")[2])
-    made_from, now = marker["inputs"].get(texts), of_part.get((texts, shard))
-    if None not in (made_from, now) and made_from != now:
+    made_from = marker.inputs.get(texts)
+    if made_from is None:
+        return False
+    now = of_part.get((texts, shard)) or store.fingerprint(f"{texts}/{shard}")
+    if now and made_from != now:
         raise UserError(
             f"{store.path(folder)}: shard {shard} was scored before its texts in {texts} were "
             "written again. Run `capmix score` once more."
         )
-    return made_from is not None and made_from == now
+    return made_from == now

@@ -20,7 +20,7 @@ from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.threshold import TopFraction
-from capmix.mix.uids import PAIR, PairSorter, UidList, pairs_of, scratch_folder
+from capmix.mix.uids import PAIR, PairSorter, UidList, pairs_of
 from capmix.storage.store import Store
 
 Result = TypeVar("Result")
@@ -155,7 +155,7 @@ def _values(run: MixRun, shards: list[str], threshold: Threshold) -> np.ndarray:
     column = columns.get(threshold.value)
     found = None
     if column is not None and can_read_alone(column) and run.parts.whole.issuperset(shards):
-        parts = [read_alone(run.store, shard, column) for shard in shards]
+        parts = [read_alone(run.store, shard, column, run.parts) for shard in shards]
         if all(len(part) == run.parts.rows[s] for part, s in zip(parts, shards, strict=True)):
             found = pa.chunked_array(parts).cast(pa.float32())
     if found is None:
@@ -322,7 +322,7 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
     column = run.plan.recipe.distinct or ""
     sql = f'select md5("{column}"::VARCHAR) as v from batch'
     repeated = []
-    with scratch_folder() as scratch:
+    with run.store.scratch() as scratch:
         sorter = PairSorter(scratch, ROW)
 
         def of_batch(shards: list[str]) -> tuple[pa.Array, _Chosen]:

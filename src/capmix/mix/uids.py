@@ -1,7 +1,6 @@
 """uids as DataComp keeps them: pairs of 64-bit numbers, sorted, in .npy files."""
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.storage.record import Sink
 
 PAIR = np.dtype("u8,u8")
 HEX_DIGITS = 32
@@ -83,7 +83,7 @@ class PairSorter:
             file.close()
 
 
-def write_npy(stream: BinaryIO, batches: Iterator[np.ndarray], count: int) -> None:
+def write_npy(stream: Sink, batches: Iterator[np.ndarray], count: int) -> None:
     """A .npy file of `count` pairs, as np.save writes it, without holding them in memory."""
     header = {"descr": np.lib.format.dtype_to_descr(PAIR), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, header | {"shape": (count,)})
@@ -132,8 +132,3 @@ def _read_list(path: str) -> np.ndarray:
     if pairs.dtype != PAIR or pairs.ndim != 1:
         raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")
     return pairs
-
-
-def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A directory for what does not fit into memory, removed when it is done with."""
-    return tempfile.TemporaryDirectory(prefix="capmix-")

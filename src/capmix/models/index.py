@@ -1,11 +1,13 @@
 """The first stage: what is in a pool. Writes `samples/<shard>.parquet`, without any pixels.
 
 Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
-in pixels as stored, `bytes`, `sha256` of the image. For a pool of metadata alone, whatever it says
-of these, and its other columns (see parquet.read_metadata).
+in pixels as stored, `bytes` and `sha256` of the image, `xxh3` of all files of the sample (see
+Sample.digest). For a pool of metadata alone, whatever it says of these, and its other columns (see
+parquet.read_metadata).
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +18,8 @@ from capmix.pool.parquet import read_metadata
 from capmix.pool.pool import Pool
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.storage.layout import SAMPLES
-from capmix.storage.rows import FAILED, Row, column_names, table_of
+from capmix.storage.rows import FAILED, OK, Row, column_names, table_of
+from capmix.storage.store import Store
 
 FIELDS = [
     ("text", pa.string()),
@@ -24,7 +27,9 @@ FIELDS = [
     ("height", pa.int32()),
     ("bytes", pa.int64()),
     ("sha256", pa.string()),
+    ("xxh3", pa.uint64()),
 ]
+NEW = 1  # of FIELDS, at their end: parts without them stay valid
 
 
 def index_stages(pool: Pool) -> list[Stage]:
@@ -44,7 +49,9 @@ def index_stages(pool: Pool) -> list[Stage]:
                 out.count_ok()
         out.write_table(table_of(rows, FIELDS))
 
-    return [Stage("index", SAMPLES, {}, pool_inputs, run_shard, columns=column_names(FIELDS))]
+    return [
+        Stage("index", SAMPLES, {}, pool_inputs, run_shard, columns=column_names(FIELDS[:-NEW]))
+    ]
 
 
 def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
@@ -60,6 +67,36 @@ def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
     for _ in range(failed):
         out.count_failed("bad_uid" if len(table) > 1 else table["reason"][0].as_py())
     out.write_table(table)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedBytes:
+    """What the index knows of a sample's bytes; capmix 0.1 has kept the sha256 of the image."""
+
+    xxh3: int | None
+    sha256: str | None
+
+    def are_of(self, sample: Sample) -> bool:
+        """Whether the sample has the bytes that were indexed, as far as that is known."""
+        if self.xxh3 is not None:
+            return self.xxh3 == sample.digest
+        return self.sha256 in (None, hashlib.sha256(sample.image).hexdigest())
+
+
+def indexed_bytes(store: Store, shard: str) -> dict[str, IndexedBytes]:
+    """Of the samples of a shard that are ok, by key. Raises UserError where it is not indexed."""
+    part = f"{SAMPLES}/{shard}.parquet"
+    with store.open_table(part) as file:
+        have = file.schema_arrow.names
+    wanted = [name for name in ("xxh3", "sha256") if name in have][:1]
+    table = store.read_table(part, ["key", "status", *wanted])
+    table = table.filter(pc.equal(table["status"], OK))
+    values = table[wanted[0]].to_pylist() if wanted else [None] * len(table)
+    is_xxh3 = wanted == ["xxh3"]
+    known = ((value, None) if is_xxh3 else (None, value) for value in values)
+    return {
+        key: IndexedBytes(*one) for key, one in zip(table["key"].to_pylist(), known, strict=True)
+    }
 
 
 def pool_inputs(shard: Shard) -> dict[str, str]:
@@ -78,5 +115,5 @@ def _row(sample: Sample | BadSample) -> Row:
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
     digest = hashlib.sha256(sample.image).hexdigest()
-    values = (sample.text, width, height, len(sample.image), digest)
+    values = (sample.text, width, height, len(sample.image), digest, sample.digest)
     return Row(sample.uid, sample.key, values=values)

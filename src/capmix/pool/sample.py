@@ -1,9 +1,12 @@
 """What a pool is made of: samples, and the places where one should have been."""
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
+
+import xxhash
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -26,6 +29,20 @@ class Sample:
     text: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def digest(self) -> int:
+        """64 bits (xxh3) of all that was read of the sample, in its order."""
+        state = xxhash.xxh3_64()
+        for name, data in (self.members or self._files).items():
+            state.update(f"{name} {len(data)}\n".encode())
+            state.update(data)
+        return int(state.intdigest())
+
+    @property
+    def _files(self) -> dict[str, bytes]:
+        about = json.dumps(self.metadata, sort_keys=True).encode()
+        return {self.suffix: self.image, "txt": (self.text or "").encode(), "json": about}
 
 
 @dataclass(frozen=True, slots=True)

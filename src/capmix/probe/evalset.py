@@ -10,8 +10,10 @@ from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder
 from capmix.models.images import BadImageError, decode_image
+from capmix.storage.draft import Draft
 from capmix.storage.layout import EVALSETS
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
     part = f"{EVALSETS}/{evalset.name}/{encoder.name}"
     inputs = {"evalset": evalset.digest}
 
-    def make() -> Marker:
+    def make(draft: Draft) -> Marker:
         arrays = [
             encoder.encode_pixels([finished.result() for _, finished in batch])
             for batch in batched(
@@ -64,7 +66,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
         if not arrays:
             raise UserError(f"evaluation set {evalset.name}: no image in it")
         features = np.concatenate(arrays).astype(np.float16)
-        store.write_array(f"{part}.npy", features)
+        draft.write_array(f"{part}.npy", features)
         return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
 
     once(store, part, inputs, {"encoder": encoder.name}, make, files=[f"{part}.npy"])

@@ -11,8 +11,10 @@ from capmix.evaluation.metrics import Retrieval, classify, retrieve
 from capmix.models.image_pass import unit
 from capmix.probe.evalset import FeatureSet
 from capmix.probe.fit import Probe, load_probe
+from capmix.storage.draft import Draft
 from capmix.storage.layout import PROBE_RESULTS
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store, once
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> P
         "evalsets": {one.evalset.name: one.evalset.digest for one in evalsets}
     }
 
-    def make() -> Marker:
+    def make(draft: Draft) -> Marker:
         student = load_probe(store, checkpoint)
         metrics: dict[str, dict[str, Any]] = {}
         hits: dict[str, np.ndarray] = {}
@@ -42,7 +44,7 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> P
             hits |= {f"{name}/{metric}": values for metric, values in found.items()}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **hits)
-        store.write_bytes(f"{part}.npz", buffer.getvalue())
+        draft.write_bytes(f"{part}.npz", buffer.getvalue())
         rows = sum(len(one.items) for one in evalsets)
         return Marker(inputs, config, rows, Counts(ok=rows), {"metrics": metrics})
 
@@ -54,7 +56,7 @@ def load_result(store: Store, part: str) -> ProbeResult:
     """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
     marker = store.read_marker(part)
     assert marker is not None, f"{part}: not evaluated"
-    with np.load(io.BytesIO(store.fs.cat_file(store.path(f"{part}.npz"))), allow_pickle=False) as z:
+    with np.load(io.BytesIO(store.read_part_bytes(f"{part}.npz")), allow_pickle=False) as z:
         hits = {name: z[name] for name in z.files}
     return ProbeResult(part, marker.extra["metrics"], hits)
 

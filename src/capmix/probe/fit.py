@@ -21,9 +21,11 @@ from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
 from capmix.models.image_pass import ImageEncoder, read_embeddings, unit
+from capmix.storage.draft import Draft
 from capmix.storage.layout import PROBES, SUBSETS, embeddings_folder
+from capmix.storage.marker import Counts, Marker
 from capmix.storage.rows import OK
-from capmix.storage.store import Counts, Marker, Store, once
+from capmix.storage.store import Store, once
 
 if TYPE_CHECKING:
     import torch
@@ -143,14 +145,16 @@ def train_probes(
 
         from safetensors.numpy import save
 
-        def make(name: str = name, seed: int = seed, config: dict[str, Any] = config) -> Marker:
+        def make(
+            draft: Draft, name: str = name, seed: int = seed, config: dict[str, Any] = config
+        ) -> Marker:
             samples = training_set()
             student, losses = _fit(samples, seed, settings)
             tensors = {
                 "image_projection": student.image_projection,
                 "text_projection": student.text_projection,
             }
-            store.write_bytes(f"{name}.safetensors", save(tensors))
+            draft.write_bytes(f"{name}.safetensors", save(tensors))
             counts = samples.counts
             return Marker(inputs, config, counts.total, counts, {"losses": losses})
 
@@ -164,7 +168,7 @@ def load_probe(store: Store, checkpoint: str) -> Probe:
     from safetensors.numpy import load
 
     try:
-        tensors = load(store.fs.cat_file(store.path(f"{checkpoint}.safetensors")))
+        tensors = load(store.read_part_bytes(f"{checkpoint}.safetensors"))
         return Probe(tensors["image_projection"], tensors["text_projection"])
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{store.path(checkpoint)}: no probe ({error})") from error

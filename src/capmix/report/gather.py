@@ -27,7 +27,8 @@ from capmix.storage.layout import (
     SCORES,
     SUBSETS,
 )
-from capmix.storage.store import Marker, Store
+from capmix.storage.marker import Marker
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,21 @@
 """Parts and markers: what a work directory holds, and how it is known to be whole.
 
-A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, each to
-a temporary name that is then renamed. The marker `.markers/<folder>/<shard>.json` is written last.
-A part whose marker does not match (other inputs, other settings, a column or a file that is
-missing, a file of another size) counts as missing.
+A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, through a
+draft (draft.py). The marker `.markers/<folder>/<shard>.json` is written last, with the size and
+the digest of each file. A part whose marker does not match (other inputs, other settings, a column
+or a file that is missing, a file of another size) counts as missing. What is read from a part is
+compared with its digest.
 """
 
 import contextlib
-import hashlib
 import io
 import json
+import mmap
 import os
-import re
-import socket
 import tempfile
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,63 +26,26 @@ import pyarrow.parquet as pq
 from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
+from capmix.storage.draft import Draft, MadeMeanwhileError, parquet_options
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
-from capmix.storage.layout import ABOUT, EXPORT_MARKERS, MARKERS, RUNNING
+from capmix.storage.layout import ABOUT, EXPORT_MARKERS, MARKERS, RUNNING, SCRATCH
+from capmix.storage.marker import Marker, marker_bytes, marker_digest, parse_marker
+from capmix.storage.record import FileRecord, RecordingStream
+from capmix.storage.temporary import (
+    Renewal,
+    clock_of,
+    is_abandoned,
+    is_temporary,
+    remove_temporary,
+    temporary_name,
+)
 
 BUFFER = 1 << 20
-REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
-TEMPORARY = re.compile(r"\.(\d+)\.[0-9a-f]{8}\.tmp$")
 READ_AT_ONCE = 32
+READ_WHOLE = 1 << 26  # bytes: of larger remote files, some row groups are read at a time
 ABSENT = (FileNotFoundError, NotADirectoryError)
 LARGEST_MARKER = 1 << 26
 LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
-FORMAT = 1  # of markers; those of capmix 0.1 have none
-
-
-@dataclass
-class Counts:
-    """Rows of a part by what became of them; dropped and failed by reason."""
-
-    ok: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def total(self) -> int:
-        return self.ok + self.dropped.total() + self.failed.total()
-
-    def add(self, other: "Counts") -> None:
-        self.ok += other.ok
-        self.dropped.update(other.dropped)
-        self.failed.update(other.failed)
-
-
-@dataclass(frozen=True)
-class Marker:
-    """What a finished part was made from, and its counts.
-
-    `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
-    part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
-    they leave it: the two must agree. `files` are the part's files with their sizes in bytes,
-    `columns` those of its table. `provenance` (versions, device, batch size) decides nothing.
-    `upgraded` is the fingerprint that the part had before columns were added to it, and still has
-    for what was made from it.
-    """
-
-    inputs: dict[str, str]
-    config: dict[str, Any]
-    rows_in: int
-    counts: Counts
-    extra: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, int] = field(default_factory=dict)
-    columns: tuple[str, ...] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-    upgraded: str = ""
-
-    def columns_missing(self, wanted: Sequence[str]) -> list[str]:
-        """Those of `wanted` that the part does not have; none where it does not say."""
-        return [name for name in wanted if self.columns and name not in self.columns]
 
 
 @dataclass(frozen=True)
@@ -106,13 +66,24 @@ class Store:
     What cannot be asked or read for another reason than that it is not there raises OSError.
     """
 
-    def __init__(self, location: str, markers: str = MARKERS):
+    def __init__(self, location: str, markers: str = MARKERS, scratch: str | None = None):
         self.location = location
         self._markers = markers
+        self._scratch = scratch
+        self._known_whole: dict[str, tuple[str, int, int, int]] = {}
+        self._renewal = Renewal()
         self.fs, root = open_file_system(location, "work directory")
         self.root = root.rstrip("/")
         self.is_local = "file" in self.fs.protocol
         self._listing: _Listing | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Threads and what this process alone knows stay in it."""
+        return vars(self) | {"_renewal": None, "_known_whole": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._renewal = Renewal()
 
     def path(self, name: str) -> str:
         """Full path of a file of this work directory; `name` uses forward slashes."""
@@ -170,64 +141,119 @@ class Store:
             return self.read_bytes(name)
         return None
 
+    def draft(self, part: str) -> "contextlib.AbstractContextManager[Draft]":
+        """The files of a part that is to be made; what is not committed within the block is
+        removed."""
+        return _draft(self, part)
+
     @contextlib.contextmanager
-    def writing(self, name: str, sync: bool = True) -> Iterator[BinaryIO]:
+    def writing(self, name: str, sync: bool = True) -> Iterator[RecordingStream]:
         """Open a file that appears under its name only when the block ends without an error.
 
         Raises UserError where it cannot be written, and OSError where that may pass.
         Without `sync` it may be lost if the machine itself stops soon after.
         """
-        target = self.path(name)
-        opened = self._written_local(target, sync) if self.is_local else self._uploaded(target)
-        try:
-            with opened as stream:
+        with self.told(name):
+            with self.temporary_file(name, sync) as (path, stream):
                 yield stream
+            try:
+                self.put_in_place(path, name)
+            except BaseException:
+                self.release(path)
+                raise
+
+    @contextlib.contextmanager
+    def told(self, name: str) -> Iterator[None]:
+        """Within the block, an error of the storage that does not pass is a UserError."""
+        try:
+            yield
         except OSError as error:
             if not is_final(error):
                 raise
-            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+            why = error.strerror or error
+            raise UserError(f"cannot write {self.path(name)}: {why}") from error
 
     @contextlib.contextmanager
-    def _written_local(self, target: str, sync: bool) -> Iterator[BinaryIO]:
-        folder = target.rpartition("/")[0]
-        os.makedirs(folder, exist_ok=True)
-        temporary = f"{folder}/.{_owner(os.getpid())}.{uuid.uuid4().hex[:8]}.tmp"
+    def temporary_file(self, name: str, sync: bool = True) -> Iterator[tuple[str, RecordingStream]]:
+        """A new local file for what will be called `name`, and where it is. It stays there until it
+        is put in place or released; an error within the block removes it."""
+        folder = os.path.dirname(self.path(name)) if self.is_local else self._scratch_base()
+        path = f"{folder}/{temporary_name()}"
         try:
-            with _opened(temporary) as stream:
-                yield stream
-                if sync:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            os.replace(temporary, target)
+            with _opened(path) as file:
+                self._renewal.add(path)
+                yield path, RecordingStream(file)
+                if sync and self.is_local:
+                    file.flush()
+                    os.fsync(file.fileno())
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
+            self.release(path)
             raise
 
+    def put_in_place(self, path: str, name: str) -> None:
+        """Give a temporary file its name. An object store shows an object when all of it is there;
+        what broke off is not sent."""
+        if self.is_local:
+            os.replace(path, self.path(name))
+            self._renewal.remove(path)
+        else:
+            again(lambda: self.fs.put_file(path, self.path(name)))
+            self.release(path)
+
+    def release(self, path: str) -> None:
+        """Remove a temporary file."""
+        self._renewal.remove(path)
+        remove_temporary(path)
+
     @contextlib.contextmanager
-    def _uploaded(self, target: str) -> Iterator[BinaryIO]:
-        """An object store shows an object when all of it is there; what broke off is not sent."""
-        with tempfile.NamedTemporaryFile() as stream:
-            yield stream  # type: ignore[misc]
-            stream.flush()
-            again(lambda: self.fs.put_file(stream.name, target))
+    def scratch(self) -> Iterator[str]:
+        """A local folder for what does not fit into memory, removed when it is done with; what
+        killed processes have left beside it is removed too."""
+        base = self._scratch_base()
+        path = f"{base}/{temporary_name()}"
+        with self.told(path):
+            os.makedirs(path)
+        _sweep_folder(base)
+        with self._renewal.of(path):
+            try:
+                yield path
+            finally:
+                remove_temporary(path)
+                with contextlib.suppress(OSError):
+                    os.rmdir(base)
+
+    def _scratch_base(self) -> str:
+        if self._scratch is not None:
+            return self._scratch
+        return self.path(SCRATCH) if self.is_local else tempfile.gettempdir()
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(*ABSENT):
+            if self.is_local:
+                os.remove(self.path(name))
+            else:
+                again(lambda: self.fs.rm_file(self.path(name)))
 
     def sweep(self) -> None:
-        """Remove what killed processes of this machine left half-written, and move markers of
-        capmix 0.1 to where they are now (local disks only)."""
+        """Remove what killed processes left half-written, and move markers of capmix 0.1 to where
+        they are now (local disks only)."""
         if not self.is_local:
             return
         is_ours, is_used = self.size(ABOUT) >= 0, self.size(RUNNING) >= 0
+        left = []
         for path in self.fs.find(self.root):
             name = path[len(self.root) + 1 :]
             if is_ours and not is_used and name.endswith(".json") and name.startswith(LEGACY):
                 self._adopt(name)
-            found = TEMPORARY.search(path)
-            if not found or is_running(int(found[1])):
-                continue
-            if f".{_owner(int(found[1]))}." in path:
-                with contextlib.suppress(OSError):
-                    self.fs.rm_file(path)
+            if is_temporary(path.rpartition("/")[2]):
+                left.append(path)
+        if left:
+            now = clock_of(self.root)
+            for path in left:
+                if is_abandoned(path, now):
+                    remove_temporary(path)
+        _sweep_folder(self._scratch_base())
 
     def _adopt(self, name: str) -> None:
         """Where both are there, the newer one describes the part. What cannot be moved, as on a
@@ -242,11 +268,11 @@ class Store:
             else:
                 os.replace(here, target)
 
-    def write_bytes(self, name: str, data: bytes, sync: bool = True) -> int:
-        """Returns how many bytes there were, as all writers of whole files do."""
+    def write_bytes(self, name: str, data: bytes, sync: bool = True) -> FileRecord:
+        """A whole file; returns its record."""
         with self.writing(name, sync) as stream:
             stream.write(data)
-        return len(data)
+        return stream.record
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file. Raises FileNotFoundError or NotADirectoryError where there is none."""
@@ -260,7 +286,7 @@ class Store:
         return data
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+        self.write_bytes(name, as_lines(value))
 
     def read_json(self, name: str) -> Any:
         """The parsed file; None where it is missing or is not json."""
@@ -269,21 +295,28 @@ class Store:
         except (*ABSENT, ValueError):
             return None
 
-    def write_table(self, name: str, table: pa.Table) -> int:
+    def write_table(self, name: str, table: pa.Table) -> None:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, **parquet_options(table.schema))
-        return self.write_bytes(name, buffer.getvalue())
+        self.write_bytes(name, buffer.getvalue())
 
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_table(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        record: FileRecord | None = None,
+        part: str | None = None,
+    ) -> pa.Table:
         """A table, or some of its columns.
 
-        Raises UserError where one is missing or damaged, and OSError where the storage fails.
+        Raises UserError where one is missing, or the file is not what `record`, or the marker of
+        `part` (default: the file's name without suffix), says; OSError where the storage fails.
         """
         # Threads that read a Python stream can abort or hang the interpreter when it exits
         # (apache/arrow issues 33975 and 50482).
 
         def read() -> pa.Table:
-            with self.open_table(name) as file:
+            with self.open_table(name, record, part) as file:
                 have = file.schema_arrow.names
                 absent = [column for column in columns or () if column not in have]
                 if absent:
@@ -296,65 +329,124 @@ class Store:
             may_pass = isinstance(error, OSError) and error.errno and not is_final(error)
             if may_pass:  # Arrow gives no number where the bytes are damaged
                 raise
-            raise UserError(_unreadable(self.path(name), error)) from error
+            raise UserError(_unreadable(self.path(name), str(error))) from error
 
     @contextlib.contextmanager
-    def open_table(self, name: str) -> Iterator[pq.ParquetFile]:
-        """A parquet file whose row groups can be read one by one."""
-        path = self.path(name)
-        if self.is_local:
-            with pq.ParquetFile(path, memory_map=True) as file:
+    def open_table(
+        self, name: str, record: FileRecord | None = None, part: str | None = None
+    ) -> Iterator[pq.ParquetFile]:
+        """A parquet file whose row groups can be read one by one; see read_table.
+
+        The digest is compared when the file is opened. Where there is none, and in remote files of
+        more than READ_WHOLE bytes, the checksum of each page is, when it is read.
+        """
+        is_pinned = record is not None
+        record = record or self.record(name, part)
+        if not self.is_local and self.size(name) > READ_WHOLE:
+            file = again(
+                lambda: pq.ParquetFile(
+                    self.fs.open(self.path(name), "rb"), page_checksum_verification=True
+                )
+            )
+            try:
                 yield file
+            finally:
+                file.close(force=True)
             return
-        file = again(lambda: pq.ParquetFile(self.fs.open(path, "rb")))
-        try:
+        whole = pa.BufferReader(self._whole(name, record, part, is_pinned))
+        checks_pages = record is None or not record.digest
+        with pq.ParquetFile(whole, page_checksum_verification=checks_pages) as file:
             yield file
-        finally:
-            file.close(force=True)
 
-    def write_array(self, name: str, array: np.ndarray) -> int:
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        return self.write_bytes(name, buffer.getvalue())
+    def record(self, name: str, part: str | None = None) -> FileRecord | None:
+        """What the marker of `part` (default: the file's name without suffix) says of a file; None
+        where nothing is said of it.
 
-    def read_array(self, name: str) -> np.ndarray:
-        """Raises UserError where it is missing or unreadable."""
+        Raises UserError for a file of a part that is not finished.
+        """
+        part = part or name.rpartition(".")[0]
+        marker = self.read_marker(part)
+        if marker is not None:
+            return marker.files.get(name)
+        if not name.startswith(LEGACY):
+            return None
+        raise UserError(
+            f"{self.path(part)}: no finished part. Run the command that makes it first."
+        )
+
+    def _whole(
+        self, name: str, record: FileRecord | None, part: str | None, is_pinned: bool = False
+    ) -> pa.Buffer:
+        """All bytes of a file. Raises UserError where they are not those of its record, and
+        FileNotFoundError where there is none. A record that is not pinned may be one that another
+        run has just replaced."""
+        difference = ""
+        for _ in range(2):
+            data, state = self._mapped(name)
+            if record is None or self._known_whole.get(name) == (record.digest, *state):
+                return data
+            difference = record.difference(data)
+            if not difference:
+                if any(state) and record.digest:
+                    self._known_whole[name] = (record.digest, *state)
+                return data
+            newer = record if is_pinned else self.record(name, part)
+            if newer == record:
+                break
+            record = newer
+        raise UserError(_unreadable(self.path(name), difference))
+
+    def _mapped(self, name: str) -> tuple[pa.Buffer, tuple[int, int, int]]:
+        """The bytes of a file, and what tells a local one from one that replaces it."""
+        if not self.is_local:
+            data = again(lambda: self.fs.cat_file(self.path(name)))
+            return pa.py_buffer(data), (0, 0, 0)
+        with open(self.path(name), "rb") as stream:
+            about = os.fstat(stream.fileno())
+            state = about.st_ino, about.st_size, about.st_mtime_ns
+            if not about.st_size:
+                return pa.py_buffer(b""), state
+            return pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), state
+
+    def read_part_bytes(self, name: str, part: str | None = None) -> bytes:
+        """The whole file of a part. Raises UserError where it is not what its marker says."""
         try:
-            array: np.ndarray = np.load(io.BytesIO(self.read_bytes(name)), allow_pickle=False)
+            data: bytes = self._whole(name, self.record(name, part), part).to_pybytes()
+        except ABSENT as error:
+            raise UserError(_unreadable(self.path(name), str(error))) from error
+        return data
+
+    def read_array(self, name: str, part: str | None = None) -> np.ndarray:
+        """Raises UserError where it is missing, unreadable or not what its marker says."""
+        try:
+            data = self.read_part_bytes(name, part)
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(_unreadable(self.path(name), error)) from error
+            raise UserError(_unreadable(self.path(name), str(error))) from error
         return array
 
     def write_marker(self, part: str, marker: Marker) -> None:
-        """Declare `part` finished. Raises ValueError if its counts do not add up."""
-        if marker.counts.total != marker.rows_in:
-            raise ValueError(f"{part}: {marker.rows_in} rows in, {marker.counts.total} accounted")
-        counts = {
-            "ok": marker.counts.ok,
-            "dropped": dict(marker.counts.dropped),
-            "failed": dict(marker.counts.failed),
-        }
-        value = vars(marker) | {"counts": counts}
-        if not marker.upgraded:
-            del value["upgraded"]
-        self.write_json(self._marker(part), value)
+        """Declare `part` finished; Draft.commit is what does so for parts that are made."""
+        self.write_bytes(self._marker(part), marker_bytes(marker))
         if self.is_local and part.startswith(LEGACY):  # one of 0.1, which is no longer read
             with contextlib.suppress(OSError):
                 os.remove(self.path(f"{part}.json"))
 
+    def remove_marker(self, part: str) -> None:
+        """The part is not finished from now on."""
+        self.remove(self._marker(part))
+        if part.startswith(LEGACY):
+            self.remove(f"{part}.json")
+
+    def marker_folder(self, part: str) -> str:
+        """Where the marker of a part lies."""
+        return self.path(self._marker(part)).rpartition("/")[0]
+
     def read_marker(self, part: str) -> Marker | None:
         """The marker of `part`, or None where there is none that can be read."""
         try:
-            value = json.loads(self.read_marker_bytes(part))
-            counts = value["counts"]
-            kept = Counts(counts["ok"], Counter(counts["dropped"]), Counter(counts["failed"]))
-            about = value.get("extra", {}), value.get("files", {})
-            made = value["inputs"], value["config"], value["rows_in"], kept
-            number = value.get("format", 0)
-            columns = tuple(value["columns"]) if number else legacy.columns_of(part)
-            added = value.get("provenance", {}), number, value.get("upgraded", "")
-            return Marker(*made, *about, columns, *added)
-        except (*ABSENT, ValueError, TypeError, KeyError):
+            return parse_marker(self.read_marker_bytes(part), part)
+        except ABSENT:
             return None
 
     def read_marker_bytes(self, part: str) -> bytes:
@@ -394,8 +486,22 @@ class Store:
             and marker.inputs == inputs
             and same_settings(marker.config, config, defaults or {})
             and marker.columns_missing(columns) == []
-            and all(self.size(name) == size for name, size in marker.files.items())
+            and self.has_sizes(marker)
         )
+
+    def has_sizes(self, marker: Marker) -> bool:
+        """Whether every file of a part is there with as many bytes as its marker says."""
+        return all(self.size(name) == one.size for name, one in marker.files.items())
+
+    def damage(self, marker: Marker) -> dict[str, str]:
+        """Every file of a part that is not what its marker says: how, by name. All are read."""
+        found = {}
+        for name, one in marker.files.items():
+            try:
+                found[name] = one.difference(self._mapped(name)[0])
+            except ABSENT:
+                found[name] = "it is missing"
+        return {name: how for name, how in found.items() if how}
 
     def is_gone(self, part: str, marker: Marker) -> bool:
         """Whether somebody has deleted all files of a part and left its marker."""
@@ -423,27 +529,30 @@ class Store:
         return sorted({name[: -len(".json")] for name in marked + older if name.endswith(".json")})
 
 
-def marker_digest(data: bytes) -> str:
-    """32 hex digits of a marker's content, without its provenance: what was made the same way on
-    another machine is the same."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
-        value = json.loads(data) if b'"provenance"' in data else {}
-        if upgraded := value.get("upgraded"):
-            return str(upgraded)
-        if value:
-            value.pop("provenance", None)
-            value.pop("upgraded", None)
-            data = json.dumps(value, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()[:32]
+@contextlib.contextmanager
+def _draft(store: Store, part: str) -> Iterator[Draft]:
+    draft = Draft(store, part)
+    try:
+        yield draft
+    finally:
+        draft.discard()
 
 
-def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How tables are written: a dictionary only for columns that repeat a few words.
+def _sweep_folder(folder: str) -> None:
+    """Remove the temporary files and folders right below `folder` whose process has ended."""
+    try:
+        names = [name for name in os.listdir(folder) if is_temporary(name)]
+    except OSError:
+        return
+    now = clock_of(folder) if names else 0.0
+    for name in names:
+        if is_abandoned(f"{folder}/{name}", now):
+            remove_temporary(f"{folder}/{name}")
 
-    For uids and captions it costs a third of the time to write and to read, and saves nothing.
-    """
-    repeating = [name for name in schema.names if name in REPEATING]
-    return {"compression": "zstd", "compression_level": 1, "use_dictionary": repeating}
+
+def as_lines(value: Any) -> bytes:
+    """The JSON of a value as files hold it, for people too."""
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _opened(path: str) -> BinaryIO:
@@ -470,25 +579,11 @@ def _time(path: str) -> int:
     return os.stat(path).st_mtime_ns
 
 
-def _owner(process: int) -> str:
-    return f"{socket.gethostname()}.{process}"
-
-
-def _unreadable(path: str, error: Exception) -> str:
+def _unreadable(path: str, why: str) -> str:
     return (
-        f"cannot read {path}: {error}. If the file is damaged, delete it: the command that made it "
-        "makes it again"
+        f"cannot use {path}: {why}. Unless another run is writing it, `capmix verify --discard` "
+        "takes away what is damaged; the command that made it then makes it again"
     )
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def once(
@@ -496,21 +591,38 @@ def once(
     name: str,
     inputs: dict[str, str],
     config: dict[str, Any],
-    make: Callable[[], Marker],
+    make: Callable[[Draft], Marker],
     defaults: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
 ) -> tuple[Marker, bool]:
-    """Make a part that is not per shard unless it is done and its `files` are there.
+    """Make a part that is not per shard unless it is done, `files` are there, and all of its files
+    are those that were written.
 
     Returns its marker, and whether it was made now.
     """
-    is_whole = all(store.size(one) >= 0 for one in files)
-    if is_whole and store.is_done(name, inputs, config, defaults):
-        marker = store.read_marker(name)
-        assert marker is not None
-        return marker, False
-    marker = make()
-    sizes = {one: store.size(one) for one in files}
-    marker = replace(marker, files=marker.files | sizes)
-    store.write_marker(name, marker)
-    return marker, True
+    is_there = all(store.size(one) >= 0 for one in files)  # markers of capmix 0.1 name none
+    known = _made(store, name, inputs, config, defaults) if is_there else None
+    if known is not None:
+        return known, False
+    with store.draft(name) as draft:
+        marker = make(draft)
+        try:
+            return draft.commit(marker), True
+        except MadeMeanwhileError:
+            known = _made(store, name, inputs, config, defaults)
+            if known is None:
+                raise UserError(f"{store.path(name)}: another run is writing it; rerun") from None
+            return known, False
+
+
+def _made(
+    store: Store,
+    name: str,
+    inputs: dict[str, str],
+    config: dict[str, Any],
+    defaults: Mapping[str, Any] | None,
+) -> Marker | None:
+    marker = store.read_marker(name)
+    if marker is None or not store.is_done(name, inputs, config, defaults):
+        return None
+    return None if store.damage(marker) else marker

@@ -1,0 +1,147 @@
+"""Whether every file of a work directory, of exports and of the pool is what was written or read.
+
+Markers hold a digest of each file. What cannot be known is said too: parts of capmix 0.1 have none.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from capmix.engine.messages import progress
+from capmix.models.index import indexed_bytes
+from capmix.pool import BadSample, Pool
+from capmix.settings.tables import table_lines
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    CAPTIONS,
+    EMBEDDINGS,
+    EVALSETS,
+    EXPORT_MARKERS,
+    MEASURES,
+    PROBE_RESULTS,
+    PROBES,
+    SAMPLES,
+    SCORES,
+    SUBSETS,
+)
+from capmix.storage.store import Store
+
+DAMAGED_MARKER = "its marker is damaged"
+# What makes the parts below a folder; the name that follows the folder stands for {}.
+MADE_BY = {
+    SAMPLES: "any command on the pool",
+    EMBEDDINGS: "capmix caption, or capmix score --save-embeddings",
+    CAPTIONS: "capmix caption --source {}, or capmix import captions",
+    SCORES: "capmix score, or capmix import scores",
+    ANNOTATIONS: "capmix annotate --name {}",
+    SUBSETS: "capmix mix --out {}",
+    MEASURES: "capmix measure",
+    PROBES: "capmix run",
+    PROBE_RESULTS: "capmix run",
+    EVALSETS: "capmix run",
+}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file, or a sample of the pool, that is not what it was. `part` is empty for the latter."""
+
+    part: str
+    file: str
+    how: str
+    made_by: str
+
+
+@dataclass
+class Verified:
+    """What was read, and what of it is damaged. `unknown` counts files without a digest."""
+
+    parts: int = 0
+    files: int = 0
+    bytes: int = 0
+    unknown: int = 0
+    samples: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+    discarded: int = 0
+
+    def lines(self) -> list[str]:
+        """For people: a table of the damage, and what was read."""
+        heads = ("file", "what is wrong", "what makes it again")
+        rows = [[one.file, one.how, one.made_by] for one in self.damaged]
+        read = f"{self.parts:,} parts, {self.files:,} files, {self.bytes:,} bytes"
+        if self.samples:
+            read += f", {self.samples:,} samples of the pool"
+        lines = table_lines(heads, rows, "lll") if rows else []
+        lines.append(f"verified {read}: {len(self.damaged):,} damaged")
+        if self.unknown:
+            lines.append(f"{self.unknown:,} files were written by capmix 0.1, without a digest")
+        if self.discarded:
+            lines.append(f"{self.discarded:,} parts taken away")
+        return lines
+
+
+def verify(
+    store: Store,
+    pool: Pool | None = None,
+    exports: Sequence[str] = (),
+    discard: bool = False,
+) -> Verified:
+    """Read every file that a marker names, and compare it with its digest.
+
+    With `pool`, the samples of the pool are compared with the index too. With `discard`, parts that
+    are damaged count as missing from now on, so that the command that makes them makes them again.
+    """
+    found = Verified()
+    places = [(store, "")]
+    places += [(Store(place, EXPORT_MARKERS), f"{place.rstrip('/')}/") for place in exports]
+    for place, name in places:
+        _verify_parts(place, name, found, discard)
+    if pool is not None:
+        found.damaged += _changed_samples(store, pool, found)
+    return found
+
+
+def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> None:
+    parts = store.parts("")
+    with progress("verify", "part", len(parts)) as bar:
+        for part in parts:
+            marker = store.read_marker(part)
+            damage = {part: DAMAGED_MARKER} if marker is None else store.damage(marker)
+            made_by = "capmix export" if place else _made_by(part)
+            found.damaged += [
+                Damage(part, f"{place}{name}", how, made_by) for name, how in damage.items()
+            ]
+            found.parts += 1
+            if marker is not None:
+                found.files += len(marker.files)
+                found.bytes += marker.bytes
+                found.unknown += sum(not one.digest for one in marker.files.values())
+            if damage and discard:
+                store.remove_marker(part)
+                found.discarded += 1
+            bar.update(1)
+
+
+def _made_by(part: str) -> str:
+    folder, _, rest = part.partition("/")
+    return MADE_BY.get(folder, "").format(rest.partition("/")[0])
+
+
+def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Damage]:
+    """Samples whose bytes are others than when the pool was indexed, and those that are gone."""
+    with progress("verify pool", "shard", len(pool.shards)) as bar:
+        for shard in pool.shards:
+            known = indexed_bytes(store, shard.name)
+            for sample in pool.read(shard):
+                if isinstance(sample, BadSample):
+                    continue
+                found.samples += 1
+                before = known.pop(sample.key, None)
+                if before is not None and not before.are_of(sample):
+                    yield _of_pool(f"{shard.name}/{sample.key}", "other bytes than were indexed")
+            for key in known:
+                yield _of_pool(f"{shard.name}/{key}", "it was indexed, and is not there")
+            bar.update(1)
+
+
+def _of_pool(file: str, how: str) -> Damage:
+    return Damage("", file, how, "a copy of the pool's shard")

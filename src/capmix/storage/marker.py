@@ -1,0 +1,128 @@
+"""Markers: the JSON that declares a part finished, and says what it was made from."""
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from capmix.storage import legacy
+from capmix.storage.record import FileRecord, as_json, digest_of, records_of
+
+FORMAT = 2  # 1: sizes of files, without digests; those of capmix 0.1 have no number
+UNFINGERPRINTED = ("provenance", "upgraded", "check")
+
+
+@dataclass
+class Counts:
+    """Rows of a part by what became of them; dropped and failed by reason."""
+
+    ok: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.ok + self.dropped.total() + self.failed.total()
+
+    def add(self, other: "Counts") -> None:
+        self.ok += other.ok
+        self.dropped.update(other.dropped)
+        self.failed.update(other.failed)
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a finished part was made from, and its counts.
+
+    `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
+    part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
+    they leave it: the two must agree. `files` are the part's files, `columns` those of its table.
+    `provenance` (versions, device, batch size) decides nothing. `upgraded` is the fingerprint that
+    the part had before columns were added to it, and still has for what was made from it.
+    """
+
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    rows_in: int
+    counts: Counts
+    extra: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+    upgraded: str = ""
+
+    def columns_missing(self, wanted: Sequence[str]) -> list[str]:
+        """Those of `wanted` that the part does not have; none where it does not say."""
+        return [name for name in wanted if self.columns and name not in self.columns]
+
+    @property
+    def bytes(self) -> int:
+        """Of all its files."""
+        return sum(one.size for one in self.files.values())
+
+
+def marker_bytes(marker: Marker) -> bytes:
+    """The marker as it is written, with a digest of itself in `check`. Raises ValueError if its
+    counts do not add up."""
+    if marker.counts.total != marker.rows_in:
+        raise ValueError(f"{marker.rows_in} rows in, {marker.counts.total} accounted")
+    counts = {
+        "ok": marker.counts.ok,
+        "dropped": dict(marker.counts.dropped),
+        "failed": dict(marker.counts.failed),
+    }
+    value = vars(marker) | {"counts": counts, "files": as_json(marker.files)}
+    if not marker.upgraded:
+        del value["upgraded"]
+    value["check"] = _check(json.loads(json.dumps(value)))  # as it is read back
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def parse_marker(data: bytes, part: str) -> Marker | None:
+    """The marker of `part`; None where it is damaged."""
+    try:
+        value = json.loads(data)
+        number = value.get("format", 0)
+        is_checked = number >= FORMAT or "check" in value
+        if is_checked and value.pop("check") != _check(value):
+            return None
+        about = value["counts"]
+        counts = Counts(about["ok"], Counter(about["dropped"]), Counter(about["failed"]))
+        if counts.total != value["rows_in"]:
+            return None
+        return Marker(
+            dict(value["inputs"]),
+            dict(value["config"]),
+            value["rows_in"],
+            counts,
+            dict(value.get("extra", {})),
+            records_of(value.get("files", {})),
+            tuple(value["columns"]) if number else legacy.columns_of(part),
+            dict(value.get("provenance", {})),
+            number,
+            str(value.get("upgraded", "")),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def marker_digest(data: bytes) -> str:
+    """32 hex digits of a marker's content, without its provenance: what was made the same way on
+    another machine is the same."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
+        value = json.loads(data) if b'"provenance"' in data else {}
+        if upgraded := value.get("upgraded"):
+            return str(upgraded)
+        if value:
+            for name in UNFINGERPRINTED:
+                value.pop(name, None)
+            data = json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _check(value: dict[str, Any]) -> str:
+    return digest_of(json.dumps(value, sort_keys=True).encode())

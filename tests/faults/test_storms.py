@@ -1,0 +1,229 @@
+"""Sequences of commands on storage that fails: the end is that of undisturbed runs, or it was said.
+
+`make test-faults` runs this for CAPMIX_STORM_MINUTES; `make test` tries a few sequences.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import small_world as world
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from storm import WAYS, Fault, Killed, Storm, on_disk, on_object_store, use_object_store
+
+from capmix.errors import UserError
+from capmix.storage.marker import UNFINGERPRINTED
+from capmix.workspace import Workspace
+
+MINUTES = float(os.environ.get("CAPMIX_STORM_MINUTES", "0"))
+EXAMPLES = 12 if not MINUTES else 1_000_000
+END = time.monotonic() + MINUTES * 60
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate] + ([] if MINUTES else [Phase.shrink])
+OPTIONS = settings(
+    max_examples=EXAMPLES,
+    phases=PHASES,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+COMMANDS = tuple(world.commands(Path(), ""))
+tried = {"sequences": 0, "faults": 0, "flips": 0, "reported": 0}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and what happens to the storage meanwhile."""
+
+    command: str
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One bit of one file is another one: where, as fractions."""
+
+    file: float
+    bit: float
+
+
+faults = st.sampled_from(sorted(WAYS)).flatmap(
+    lambda call: st.builds(Fault, st.just(call), st.sampled_from(WAYS[call]), st.integers(0, 30))
+)
+steps = st.builds(Step, st.sampled_from(COMMANDS), st.none() | faults)
+flips = st.builds(Flip, st.floats(0, 0.999), st.floats(0, 0.999))
+sequences = st.lists(st.one_of(steps, steps, steps, flips), min_size=1, max_size=7)
+
+
+class Place:
+    """A work directory and an export, on a disk or on an object store."""
+
+    def __init__(self, folder: Path, is_remote: bool):
+        self.is_remote = is_remote
+        self.work = "memory://work" if is_remote else str(folder / "work")
+        self.out = "memory://out" if is_remote else str(folder / "out")
+        self.around = on_object_store if is_remote else on_disk
+        self.fs, _ = fsspec.core.url_to_fs(self.work)
+        self.roots = tuple(fsspec.core.url_to_fs(one)[1] for one in (self.work, self.out))
+
+    def files(self) -> dict[str, bytes]:
+        """All files by path, but for those of a process that is at work."""
+        found = {}
+        for root in self.roots:
+            with contextlib.suppress(FileNotFoundError):
+                for path in self.fs.find(root):
+                    if "/running/" not in path and not path.endswith(".tmp"):
+                        found[path[len(root.rpartition("/")[0]) :]] = bytes(self.fs.cat_file(path))
+        return found
+
+    def flip(self, flip: Flip) -> None:
+        """Sizes and times stay as they are."""
+        names = [n for root in self.roots for n in sorted(self.fs.find(root)) if self.fs.size(n)]
+        if not names:
+            return
+        name = names[int(flip.file * len(names))]
+        data = bytearray(self.fs.cat_file(name))
+        bit = int(flip.bit * len(data) * 8)
+        data[bit // 8] ^= 1 << bit % 8
+        about = None if self.is_remote else os.stat(name)
+        with on_object_store(Storm(None)) if self.is_remote else contextlib.nullcontext():
+            self.fs.pipe_file(name, bytes(data))
+        if about is not None:
+            os.utime(name, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(name, recursive=True)
+
+
+def without_provenance(name: str, data: bytes) -> Any:
+    if not name.endswith(".json") or "marker" not in name:
+        return data
+    value = json.loads(data)
+    return {key: one for key, one in value.items() if key not in UNFINGERPRINTED}
+
+
+@cache
+def the_world() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="world-"))
+    return world.write_world(folder)
+
+
+@cache
+def undisturbed(is_remote: bool) -> dict[str, Any]:
+    """What is there after the settling commands alone."""
+    use_object_store()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder), is_remote)
+        commands = world.commands(the_world(), place.out)
+        with place.around(Storm(None)):
+            for name in world.SETTLED:
+                commands[name](world.opened(the_world(), place.work))
+            return {name: without_provenance(name, one) for name, one in place.files().items()}
+
+
+def tell(place: Place, command: Callable[[Workspace], None], storm: Storm) -> str:
+    """What a command reports; "" where it says that all is well, "killed" where nothing is said."""
+    try:
+        with place.around(storm):
+            command(world.opened(the_world(), place.work))
+    except Killed:
+        return "killed"
+    except (UserError, OSError) as error:
+        return str(error)
+    return "" if not storm.is_dead else "killed"
+
+
+def wrong(place: Place) -> list[str]:
+    """What is wrong in subset and export though nothing tells so."""
+    work = world.opened(the_world(), place.work)
+    exports = [place.out] if any("/out/_markers/" in name for name in place.files()) else []
+    damaged = {one.part for one in work.verify(exports).damaged}
+    files = place.files()
+    known = world.samples(the_world())
+    found = []
+    if "subsets/s" not in damaged and any(n.endswith(".markers/subsets/s.json") for n in files):
+        (subset,) = (data for name, data in files.items() if name.endswith("subsets/s.parquet"))
+        found += world.wrong_rows(subset, known)
+    done = {
+        name.rpartition("/")[2].removesuffix(".json") for name in files if "/out/_markers/" in name
+    } - damaged
+    tars = {n: data for n, data in files.items() if n.endswith(".tar") and Path(n).stem in done}
+    return found + world.wrong_pairs(tars, known)
+
+
+def settle(place: Place) -> None:
+    """What a user does after trouble: verify, and the commands once more; a message says what
+    else is to be done."""
+    commands = world.commands(the_world(), place.out)
+    if tell(place, lambda _: None, Storm(None)).count("pool.json"):
+        place.remove(f"{place.roots[0]}/pool.json")
+    work = world.opened(the_world(), place.work)
+    work.verify([place.out], discard=True)
+    for name in world.SETTLED:
+        said = tell(place, commands[name], Storm(None))
+        if name == "export" and said:
+            assert place.out.rpartition("/")[2] in said, said
+            place.remove(place.roots[1])
+            said = tell(place, commands[name], Storm(None))
+        assert said == "", f"{name}: {said}"
+
+
+def check(sequence: list[Step | Flip], is_remote: bool) -> None:
+    if MINUTES and time.monotonic() > END:
+        return
+    expected = undisturbed(is_remote)
+    use_object_store()
+    folder = Path(tempfile.mkdtemp(prefix="storm-"))
+    place = Place(folder, is_remote)
+    commands = world.commands(the_world(), place.out)
+    tried["sequences"] += 1
+    try:
+        for step in sequence:
+            if isinstance(step, Flip):
+                place.flip(step)
+                tried["flips"] += 1
+                continue
+            storm = Storm(step.fault)
+            said = tell(place, commands[step.command], storm)
+            assert "\n" not in said
+            tried["faults"] += storm.happened
+            tried["reported"] += said not in ("", "killed")
+            with contextlib.suppress(UserError):
+                assert wrong(place) == []
+        settle(place)
+        found = {name: without_provenance(name, one) for name, one in place.files().items()}
+        assert found.keys() == expected.keys()
+        assert [name for name in found if found[name] != expected[name]] == []
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    yield
+    print(f"\nstorms: {tried}")
+
+
+@given(sequences)
+@OPTIONS
+@example([Step("caption first"), Step("score"), Step("mix"), Flip(0.9, 0.5), Step("export")])
+def test_on_a_disk_the_end_is_that_of_undisturbed_runs(sequence: list[Step | Flip]) -> None:
+    check(sequence, is_remote=False)
+
+
+@given(sequences)
+@OPTIONS
+def test_on_an_object_store_the_end_is_that_of_undisturbed_runs(
+    sequence: list[Step | Flip],
+) -> None:
+    check(sequence, is_remote=True)
