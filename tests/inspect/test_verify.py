@@ -1,0 +1,73 @@
+"""`capmix verify` reads everything, and names what is damaged and what makes it again."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+import small_world as world
+
+from capmix.cli.main import main
+from capmix.workspace import Workspace
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workspace:
+    world.write_world(tmp_path)
+    made = world.opened(tmp_path, str(tmp_path / "work"))
+    world.caption(made, "first")
+    world.score(made)
+    world.mix(made, tmp_path)
+    world.export(made, str(tmp_path / "out"))
+    return made
+
+
+def flip(path: Path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_whole_work_directory_has_no_damage(work: Workspace, tmp_path: Path) -> None:
+    found = work.verify(exports=[tmp_path / "out"], pool=True)
+    assert found.damaged == []
+    # index, embeddings, captions and two scores of two shards each, a subset, an export shard
+    assert found.parts == 5 * 2 + 1 + 1
+    assert found.samples == 8
+    assert found.unknown == 0
+
+
+def test_damage_is_named_and_discarded(
+    work: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--work", str(tmp_path / "work")]
+    flip(tmp_path / "work/captions/tags/00001.parquet", 50)
+    (tmp_path / "work/subsets/s.npy").unlink()
+    flip(tmp_path / "work/.markers/samples/00000.json", 30)
+    assert main(["verify", *place]) == 2
+    out, said = capsys.readouterr()
+    assert "captions/tags/00001.parquet" in out
+    assert "capmix caption --source tags" in out
+    assert "subsets/s.npy" in out
+    assert "capmix mix --out s" in out
+    assert "its marker is damaged" in out
+    assert "3 damaged" in out
+    assert said.count("\n") == 1
+    assert main(["verify", *place, "--discard"]) == 0
+    again = world.opened(tmp_path, str(tmp_path / "work"))
+    world.caption(again, "first")
+    world.score(again)
+    world.mix(again, tmp_path)
+    assert again.verify().damaged == []
+
+
+def test_an_export_and_the_pool_are_verified_too(work: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flip(out / "00000000.tar", 600)
+    with tarfile.open(tmp_path / "pool/00000.tar") as archive:
+        image = next(member for member in archive if member.name.endswith(".jpg"))
+    flip(tmp_path / "pool/00000.tar", image.offset_data + 100)
+    found = work.verify(exports=[out], pool=True)
+    assert [(one.file, one.made_by) for one in found.damaged] == [
+        (f"{out}/00000000.tar", "capmix export"),
+        ("00000/000000000", "a copy of the pool's shard"),
+    ]
