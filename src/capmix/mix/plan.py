@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import duckdb
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column
+from capmix.mix.columns import Column, is_text
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
 from capmix.mix.functions import TYPES, add_functions
 from capmix.mix.recipe import Clause, Recipe
@@ -94,6 +94,10 @@ def make_plan(
 
     Raises UserError that names the clause and lists what exists.
     """
+    for name in lists:
+        if LIST_COLUMN.format(name) in columns:
+            place = f"recipe {recipe.name}: --uids {name}=..."
+            raise UserError(f"{place}: {LIST_COLUMN.format(name)} is a column; rename the list")
     steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
     needed = {name for step in steps for e in (step.where, step.weight) for name in e.columns}
     for clause in recipe.clauses:
@@ -104,16 +108,29 @@ def make_plan(
             raise UserError(f"recipe {recipe.name}: distinct: {absent}")
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
+    _check_letter_case(recipe, used)
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
     return RecipePlan(recipe, steps, used, frozenset(asked), seed)
+
+
+def _check_letter_case(recipe: Recipe, names: Collection[str]) -> None:
+    """Raise UserError for two columns that are one to SQL, which knows no upper and lower case."""
+    seen = {name: name for name in (*ALWAYS, "draw", "repeat_draw")}
+    for name in names:
+        if seen.setdefault(name.lower(), name) != name:
+            raise UserError(
+                f"recipe {recipe.name}: SQL cannot tell column {name!r} from "
+                f"{seen[name.lower()]!r}; use one of them"
+            )
 
 
 def _step(
     recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
 ) -> ClausePlan:
     place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
-    if f"{clause.source}_text" not in columns:
-        known = [name.removesuffix("_text") for name in _readable(columns) if name[-5:] == "_text"]
+    if not is_text(columns.get(f"{clause.source}_text")):
+        texts = [name for name in _readable(columns) if is_text(columns.get(name))]
+        known = [name.removesuffix("_text") for name in texts]
         hint = did_you_mean(clause.source, known)
         raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
