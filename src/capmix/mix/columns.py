@@ -2,6 +2,7 @@
 
 uid, shard, key       the sample
 width, height, bytes, sha256    its image as stored (pixels, bytes)
+original_width, original_height    its image before a downloader resized it, where the pool says so
 draw                  uniform in [0, 1), from seed and uid alone
 raw_text, raw_score   the pool's own text and its similarity
 S_text, S_score       the same for the source S: its first caption
@@ -37,6 +38,7 @@ from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")
+ORIGINAL_FIELDS = ("original_width", "original_height")  # null where the index has none
 CAPTION_FIELDS = ("text", "flags", "finish", "k")
 SCORE_FIELDS = ("score", "truncated")
 MAX_CAPTIONS = 64  # S_k0 to S_k63
@@ -97,6 +99,7 @@ def columns_of(
     a name that two of these claim.
     """
     found: dict[str, Column] = {}
+    of_pool = [*of_pool, *ORIGINAL_FIELDS]
     _check_owners(sources, scored, annotations, of_pool)
     for source in sources:
         for name, pick in source_names(source).items():

@@ -6,6 +6,7 @@ and are replaced here by plain columns or constants:
 
 threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
 top(value, fraction)         value >= threshold(value, fraction)
+datacomp_threshold(...)      as threshold, but null where fewer samples than asked for have a value
 in_list('name')              the sample's uid stands in the list of that name
 times_in_list('name')        how often it does
 """
@@ -14,6 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from math import isnan
 from typing import Any
 
 import duckdb
@@ -24,6 +26,8 @@ from capmix.mix.recipe import check_fraction
 Node = dict[str, Any]
 MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
+DATACOMP_THRESHOLD = "datacomp_threshold"
+THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
 REFUSED = {
     "SUBQUERY": "sub-queries",
     "WINDOW": "window functions",
@@ -37,14 +41,19 @@ UNREPEATABLE |= {"current_setting"}
 
 @dataclass(frozen=True)
 class Threshold:
-    """The value that the top `fraction` of the pool reaches; `value` is an SQL expression."""
+    """The value that the top `fraction` of the pool reaches; `value` is an SQL expression.
+
+    Where fewer samples have a value, every value reaches it; none does where it `is_datacomp`.
+    """
 
     value: str
     fraction: float
     columns: frozenset[str]
+    is_datacomp: bool = False
 
     def __str__(self) -> str:
-        return f"threshold({self.value}, {self.fraction:g})"
+        function = DATACOMP_THRESHOLD if self.is_datacomp else "threshold"
+        return f"{function}({self.value}, {self.fraction:g})"
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,12 @@ class Expression:
     functions: frozenset[str] = frozenset()
 
     def filled(self, values: dict[Threshold, float]) -> str:
-        """The SQL with the numbers of its thresholds in it, as FLOAT."""
+        """The SQL with the numbers of its thresholds in it, as FLOAT; null for NaN."""
         sql = self.sql
         for name, threshold in self.thresholds.items():
             # A double would compare otherwise with scores that lie on the threshold.
-            sql = sql.replace(name, f"('{values[threshold]!r}'::FLOAT)")
+            value = values[threshold]
+            sql = sql.replace(name, f"({'null' if isnan(value) else repr(str(value))}::FLOAT)")
         return sql
 
 
@@ -142,11 +152,11 @@ def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
     if not isinstance(node, dict):
         return node
     name = str(node.get("function_name", "")).lower() if node.get("class") == "FUNCTION" else ""
-    if name in ("threshold", "top"):
+    if name in THRESHOLDS:
         found = _threshold(node, place)
         column = f"capmix_threshold_{len(thresholds)}_"
         thresholds[column] = found
-        return _parsed(column if name == "threshold" else _top(found.value, column), place)
+        return _parsed(_top(found.value, column) if name == "top" else column, place)
     if name in ("in_list", "times_in_list"):
         column = LIST_COLUMN.format(_list_name(node, place))
         return _parsed(column if name == "times_in_list" else f"({column} > 0)", place)
@@ -165,7 +175,7 @@ def _threshold(node: Node, place: str) -> Threshold:
         raise UserError(f"{place}: expected {node['function_name']}(value, fraction)")
     fraction = _sql(arguments[1])
     inside = (n["function_name"].lower() for n in _walk(arguments) if _is_function(n))
-    if {"threshold", "top"}.intersection(inside):
+    if THRESHOLDS.intersection(inside):
         raise UserError(f"{place}: a threshold inside a threshold")
     try:
         number = check_fraction(json.loads(fraction))
@@ -173,7 +183,9 @@ def _threshold(node: Node, place: str) -> Threshold:
         message = error if "expected" in str(error) else f"fraction {fraction}: expected a number"
         raise UserError(f"{place}: {message}") from error
     inner = _replaced(arguments[0], {}, place)
-    return Threshold(_sql(inner), number, frozenset(_columns(inner, place)))
+    columns = frozenset(_columns(inner, place))
+    is_datacomp = node["function_name"].lower() == DATACOMP_THRESHOLD
+    return Threshold(_sql(inner), number, columns, is_datacomp)
 
 
 def _list_name(node: Node, place: str) -> str:

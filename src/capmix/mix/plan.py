@@ -58,11 +58,13 @@ class RecipePlan:
     def sql(self, values: Mapping[Threshold, float]) -> str:
         """One row of booleans c0, c1, ... and, where any weight is given, weights w0, w1, ...
 
-        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text.
+        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text,
+        or need not have one.
         """
+        with_text = "" if self.recipe.without_text == "keep" else "and {}_text is not null"
         columns = [
             f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false) "
-            f"and {step.clause.source}_text is not null as c{i}"
+            f"{with_text.format(step.clause.source)} as c{i}"
             for i, step in enumerate(self.steps)
         ]
         if self.is_weighted:
