@@ -1,14 +1,17 @@
 """What a recipe needs before it can run: its expressions checked, its columns found."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import duckdb
 
 from capmix.errors import UserError
+from capmix.mix.allowed import Size
 from capmix.mix.columns import Column, is_text
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
 from capmix.mix.functions import TYPES, add_functions
+from capmix.mix.limits import MEMORY, limited
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
 
@@ -80,6 +83,11 @@ class RecipePlan:
     def rows(self) -> str:
         draw = DRAW.format(name="draw", seed=self.seed)
         return f"(select *, {draw}::FLOAT as draw from batch) as samples"
+
+    @property
+    def size(self) -> Size:
+        """A bound of what its expressions make for a row."""
+        return sum((one.size for one in self._expressions()), Size())
 
     @property
     def is_weighted(self) -> bool:
@@ -169,17 +177,20 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
         place = f"recipe {plan.recipe.name}, clause '{step}'"
         for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
             sql = f"select ({expression.filled(values)})::{kind} from {plan.rows()}"
-            try:
+            with limited(connection, place):
                 connection.sql(sql).fetchall()
-            except duckdb.Error as error:
-                line = str(error).splitlines()[0].rstrip(".!")
-                raise UserError(f"{place}: {line}") from error
 
 
 def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnection:
-    """A connection for expressions of recipes: no file, no network, no extension, one thread."""
+    """A connection for expressions of recipes: no file, no network, no extension, one thread, a
+    bound of memory, no scratch files, and one time zone on all machines."""
     connection = duckdb.connect(config={"threads": 1, "autoload_known_extensions": False})
     add_functions(connection, set(functions) & set(TYPES))
+    connection.execute(f"set memory_limit = '{MEMORY}'")
+    connection.execute("set temp_directory = ''")
+    connection.execute("set enable_progress_bar = false")
+    with suppress(duckdb.Error):  # a DuckDB without time zones
+        connection.execute("set TimeZone = 'UTC'")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
     return connection

@@ -18,6 +18,7 @@ from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
 from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.threshold import TopFraction
@@ -65,12 +66,10 @@ class MixRun:
         return made
 
     def query(self, sql: str, batch: pa.Table) -> pa.Table:
-        self.connection.register("batch", batch)
+        self.connection.register("batch", in_pieces(batch, self.plan.size))
         try:
-            found: pa.Table = self.connection.sql(sql).to_arrow_table()
-        except duckdb.Error as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"recipe {self.plan.recipe.name}: {line}") from error
+            with limited(self.connection, f"recipe {self.plan.recipe.name}"):
+                found: pa.Table = self.connection.sql(sql).to_arrow_table()
         finally:
             self.connection.unregister("batch")
         if len(found) != len(batch):
