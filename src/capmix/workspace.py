@@ -42,8 +42,9 @@ from capmix.settings.base import (
     with_options,
 )
 from capmix.storage.filesystem import is_within
-from capmix.storage.layout import ABOUT, EMBEDDINGS, SUBSETS, captions_folder
+from capmix.storage.layout import ABOUT, EMBEDDINGS, SCORES, SUBSETS, captions_folder
 from capmix.storage.marker import Counts
+from capmix.storage.names import check_scorer_name, check_source_name
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -165,7 +166,6 @@ class Workspace:
         """
         from capmix.caption.captioners import caption_stages, needs_gpu
         from capmix.caption.flags import check_language
-        from capmix.caption.stage import check_source_name
 
         chosen, work = self._with("caption", CaptionSettings, settings, options)
         check_source_name(source)
@@ -212,7 +212,6 @@ class Workspace:
     ) -> "Imported":
         """Import precomputed captions from CSV or parquet files, joined on uid."""
         from capmix.annotate.imported import import_captions
-        from capmix.caption.stage import check_source_name
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         check_source_name(chosen.source)
@@ -228,7 +227,7 @@ class Workspace:
         self, files: Place | Sequence[Place], settings: ImportSettings | None = None, **options: Any
     ) -> "Imported":
         """Import precomputed scores of a source from CSV or parquet files, joined on uid."""
-        from capmix.annotate.imported import check_scorer_name, import_scores
+        from capmix.annotate.imported import import_scores
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
@@ -236,7 +235,7 @@ class Workspace:
             raise UserError(
                 f"no captions of source {chosen.source!r}{hint or ': import or write them first'}"
             )
-        check_scorer_name(chosen.scorer)
+        check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
         return import_scores(
@@ -247,7 +246,6 @@ class Workspace:
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
         """Compute columns for recipes from saved embeddings; `method` is required."""
         from capmix.annotate.annotate import annotate
-        from capmix.caption.stage import check_source_name
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
@@ -269,7 +267,7 @@ class Workspace:
                     "name the model that has"
                 )
         name = chosen.name or chosen.method
-        check_source_name(name)
+        check_source_name(name, "annotation")
         return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)

@@ -195,3 +195,17 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     (hub / "test.csv").write_text('filename,raw\n0.jpg,"not json"\n')
     with pytest.raises(UserError, match="is no JSON list"):
         open_evalset(str(hub))
+
+
+def test_a_blank_line_of_a_list_is_a_class_or_a_template(tmp_path: Path) -> None:
+    """As CLIP_benchmark 1.6.2 reads them: a line that is left out would shift the labels after
+    it."""
+    classes, templates = ["cat", "", " dog ", ""], ["a photo of {c}.", ""]
+    found = open_evalset(str(write_classification(tmp_path / "set", [3, 2], classes, templates)))
+    assert (found.classes, found.templates) == (["cat", "", "dog", ""], ["a photo of {c}.", ""])
+    assert [item.label for item in found.items()] == [3, 2]
+    from clip_benchmark.datasets.builder import build_dataset
+
+    (tmp_path / "set/test/nshards.txt").write_text("2")
+    theirs = build_dataset("wds/set", root=str(tmp_path / "set"), split="test", download=False)
+    assert (found.classes, found.templates) == (theirs.classes, theirs.templates)

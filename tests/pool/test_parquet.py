@@ -114,9 +114,12 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     parameters = {"score": "clip_l14_similarity_score", "fraction": fraction}
     settings = MixSettings(npy=True)
     assert np.isnan(scores).any()
-    work.mix("datacomp-clip-score", settings, **parameters, out="top")
-    found = np.load(tmp_path / "w/subsets/top.npy", allow_pickle=False)
-    if not np.isnan(threshold):
+    if np.isnan(threshold):
+        with pytest.raises(UserError, match="DataComp keeps none"):
+            work.mix("datacomp-clip-score", settings, **parameters, out="top")
+    else:
+        work.mix("datacomp-clip-score", settings, **parameters, out="top")
+        found = np.load(tmp_path / "w/subsets/top.npy", allow_pickle=False)
         assert (found == expected).all()
     level = {"score": "clip_l14_similarity_score", "threshold": 0.29}
     work.mix("datacomp-clip-score-threshold", settings, **level, out="level")

@@ -5,7 +5,6 @@ bound whatever the number of rows. One part per shard is written, as captioning 
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from capmix.storage.rows import DROPPED, FAILED, OK
 from capmix.storage.store import Store
 
 MEMORY = "2GB"
-SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 ROWS_AT_ONCE = 50_000
 CSV = "read_csv({{files}}, delim='{delimiter}', quote='\"', escape='\"', header=true, "
 CSV += "all_varchar=true, union_by_name=true)"
@@ -54,12 +52,6 @@ class Imported:
             f"{self.unknown:,} rows of the files are about no sample of the pool, "
             f"{self.repeated:,} repeat a uid (the first was taken)",
         ]
-
-
-def check_scorer_name(scorer: str) -> None:
-    """Raise UserError unless `scorer` can name a folder."""
-    if not SCORER_NAME.fullmatch(scorer):
-        raise UserError(f"--scorer {scorer!r}: expected lower-case letters, digits, '-' and '.'")
 
 
 def import_captions(

@@ -4,7 +4,6 @@ Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`
 list of what is wrong with the caption (see flags.py).
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ from capmix.caption.captioner import Caption, Captioner
 from capmix.caption.flags import caption_flags
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import PartWriter, Stage
-from capmix.errors import UserError
 from capmix.models.image_pass import read_embeddings
 from capmix.pool import Shard
 from capmix.settings.base import defaults_of
@@ -29,17 +27,6 @@ FIELDS = [
     ("flags", pa.list_(pa.string())),
 ]
 DEFAULTS = defaults_of(CaptionSettings)
-SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
-
-def check_source_name(source: str) -> None:
-    """Raise UserError unless `source` can name a folder and a column."""
-    if source == "raw":
-        raise UserError("source raw is the pool's own text: choose another name")
-    if not SOURCE_NAME.fullmatch(source):
-        raise UserError(
-            f"source {source!r}: expected a lower-case letter, then letters, digits or '_'"
-        )
 
 
 def caption_stage(

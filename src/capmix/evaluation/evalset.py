@@ -74,7 +74,7 @@ def is_webdataset(path: Path) -> bool:
 def webdataset_set(root: Path) -> EvalSet:
     """A set in WebDataset layout. Raises UserError where a file of it is missing."""
     told = root / "dataset_type.txt"
-    kind = " ".join(read_lines(told)) if told.exists() else "classification"
+    kind = " ".join(read_lines(told)).strip() if told.exists() else "classification"
     if kind not in ("classification", "retrieval"):
         raise UserError(f"evaluation set {root}: {kind} sets are not evaluated")
     tars = _tars(root)
@@ -148,14 +148,15 @@ def _integers(where: str, data: bytes) -> tuple[int, ...]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Stripped lines of a file, without blank ones. Raises UserError where it is missing."""
+    """Stripped lines of a file, blank ones too: the number of a line is a label, as in
+    CLIP_benchmark 1.6.2. Raises UserError where the file is missing."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise UserError(f"evaluation set: {path} is missing") from error
     except ValueError as error:
         raise UserError(f"evaluation set: {path}: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines]
 
 
 def files_digest(root: Path, paths: Sequence[Path]) -> str:

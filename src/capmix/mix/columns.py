@@ -2,6 +2,7 @@
 
 uid, shard, key       the sample
 width, height, bytes, sha256    its image as stored (pixels, bytes)
+original_width, original_height    its image before a downloader resized it, where the pool says so
 draw                  uniform in [0, 1), from seed and uid alone
 raw_text, raw_score   the pool's own text and its similarity
 S_text, S_score       the same for the source S: its first caption
@@ -10,6 +11,8 @@ S_kJ_...              the J-th of several captions (from 0); S_best_...: the one
 S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
 COLUMN                of a pool of metadata alone: any column of its own
 NAME_COLUMN           what `capmix annotate` wrote as NAME
+
+storage/names.py refuses names that make two columns alike, and columns_of what has them already.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +23,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.errors import UserError
 from capmix.mix.parts import Parts
-from capmix.storage.layout import SAMPLES, SCORES, annotation_folder, scores_folder, texts_folder
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    SAMPLES,
+    SCORES,
+    annotation_folder,
+    scores_folder,
+    texts_folder,
+)
+from capmix.storage.names import scorer_suffix
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")
+ORIGINAL_FIELDS = ("original_width", "original_height")  # null where the index has none
 CAPTION_FIELDS = ("text", "flags", "finish", "k")
 SCORE_FIELDS = ("score", "truncated")
 MAX_CAPTIONS = 64  # S_k0 to S_k63
@@ -54,6 +67,15 @@ def folders_of(columns: Iterable[Column]) -> set[str]:
     return found
 
 
+def is_text(column: Column | None) -> bool:
+    """Whether a column is the texts of a source, not a field of another place that is called so."""
+    return (
+        column is not None
+        and column.field == "text"
+        and not column.folder.startswith(f"{ANNOTATIONS}/")
+    )
+
+
 def source_names(source: str) -> dict[str, int]:
     """The names that a clause can call `source` by, and the caption that each means."""
     if source == "raw":
@@ -73,9 +95,12 @@ def columns_of(
 
     `of_pool` are the fields of the index, with what a pool of metadata brought along.
     `scored` has the sources that each scorer has scored, `scorer` names the one that S_score means
-    and BEST is chosen by, and `annotations` has the fields of each annotation.
+    and BEST is chosen by, and `annotations` has the fields of each annotation. Raises UserError for
+    a name that two of these claim.
     """
-    found = {name: Column(SAMPLES, name) for name in of_pool}
+    found: dict[str, Column] = {}
+    of_pool = [*of_pool, *ORIGINAL_FIELDS]
+    _check_owners(sources, scored, annotations, of_pool)
     for source in sources:
         for name, pick in source_names(source).items():
             judge = None
@@ -87,7 +112,35 @@ def columns_of(
     for annotation, fields in annotations.items():
         folder = annotation_folder(annotation)
         found |= {f"{annotation}_{field}": Column(folder, field) for field in fields}
-    return found
+    return {name: Column(SAMPLES, name) for name in of_pool} | found
+
+
+def _check_owners(
+    sources: Sequence[str],
+    scored: Mapping[str, Sequence[str]],
+    annotations: Mapping[str, Sequence[str]],
+    of_pool: Sequence[str],
+) -> None:
+    """Raise UserError for a column that belongs to two of them, whether or not it has values yet:
+    the text of one source must not pass with the score of another."""
+    claims = [(field, f"the pool's field {field!r}") for field in of_pool]
+    for source in sources:
+        for name in source_names(source):
+            of_source = (*CAPTION_FIELDS, *SCORE_FIELDS)
+            claims += [(f"{name}_{field}", f"source {source!r}") for field in of_source]
+            for scorer in (one for one, of_one in scored.items() if source in of_one):
+                owner = f"source {source!r} by scorer {scorer!r}"
+                suffix = scorer_suffix(scorer)
+                claims += [(f"{name}_{field}_{suffix}", owner) for field in SCORE_FIELDS]
+    for annotation, fields in annotations.items():
+        claims += [(f"{annotation}_{field}", f"annotation {annotation!r}") for field in fields]
+    owners: dict[str, str] = {}
+    for name, owner in claims:
+        if owners.setdefault(name, owner) != owner:
+            raise UserError(
+                f"column {name!r} is of {owners[name]} and of {owner}: write one of them again "
+                "under another name, then delete what has this name"
+            )
 
 
 def _source_columns(
@@ -104,9 +157,8 @@ def _source_columns(
     for one, of_one in scored.items():
         if source in of_one:
             scores = replace(texts, folder=scores_folder(one, source))
-            suffix = one.replace("-", "_").replace(".", "_")
             for field in SCORE_FIELDS:
-                found[f"{name}_{field}_{suffix}"] = replace(scores, field=field)
+                found[f"{name}_{field}_{scorer_suffix(one)}"] = replace(scores, field=field)
                 if one == scorer:
                     found[f"{name}_{field}"] = replace(scores, field=field)
     return found

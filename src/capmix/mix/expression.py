@@ -1,11 +1,11 @@
 """The conditions of recipes: SQL expressions, taken apart by DuckDB's own parser before they run.
 
-An expression may name columns and call functions on them. Sub-queries, windows and what reads
-anything else than the sample's own row are refused. Some functions are about more than one row
-and are replaced here by plain columns or constants:
+An expression may name columns and call the functions of allowed.py on them. Some functions are
+about more than one row and are replaced here by plain columns or constants:
 
 threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
 top(value, fraction)         value >= threshold(value, fraction)
+datacomp_threshold(...)      as threshold, but null where fewer samples than asked for have a value
 in_list('name')              the sample's uid stands in the list of that name
 times_in_list('name')        how often it does
 """
@@ -14,57 +14,60 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from math import isnan
 from typing import Any
 
 import duckdb
 
 from capmix.errors import UserError
+from capmix.mix.allowed import Size, check_expression
 from capmix.mix.recipe import check_fraction
 
 Node = dict[str, Any]
 MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
-REFUSED = {
-    "SUBQUERY": "sub-queries",
-    "WINDOW": "window functions",
-    "STAR": "*",
-    "PARAMETER": "parameters",
-    "LAMBDA": "lambda functions",
-}
-UNREPEATABLE = {"age", "current_localtime", "current_localtimestamp", "getenv", "getvariable"}
-UNREPEATABLE |= {"current_setting"}
+DATACOMP_THRESHOLD = "datacomp_threshold"
+THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The value that the top `fraction` of the pool reaches; `value` is an SQL expression."""
+    """The value that the top `fraction` of the pool reaches; `value` is an SQL expression.
+
+    Where fewer samples have a value, every value reaches it; none does where it `is_datacomp`.
+    """
 
     value: str
     fraction: float
     columns: frozenset[str]
+    is_datacomp: bool = False
 
     def __str__(self) -> str:
-        return f"threshold({self.value}, {self.fraction:g})"
+        function = DATACOMP_THRESHOLD if self.is_datacomp else "threshold"
+        return f"{function}({self.value}, {self.fraction:g})"
 
 
 @dataclass(frozen=True)
 class Expression:
     """A checked SQL expression, and what must be there before it can be computed.
 
-    In `sql`, a name that `thresholds` has stands for that threshold's number.
+    In `sql`, a name that `thresholds` has stands for that threshold's number. `size` bounds what
+    is made for a row.
     """
 
     sql: str
     columns: frozenset[str]
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     functions: frozenset[str] = frozenset()
+    size: Size = field(default_factory=Size)
 
     def filled(self, values: dict[Threshold, float]) -> str:
-        """The SQL with the numbers of its thresholds in it, as FLOAT."""
+        """The SQL with the numbers of its thresholds in it, as FLOAT; null for NaN."""
         sql = self.sql
         for name, threshold in self.thresholds.items():
             # A double would compare otherwise with scores that lie on the threshold.
-            sql = sql.replace(name, f"('{values[threshold]!r}'::FLOAT)")
+            value = values[threshold]
+            sql = sql.replace(name, f"({'null' if isnan(value) else repr(str(value))}::FLOAT)")
         return sql
 
 
@@ -80,12 +83,16 @@ def parse(text: str, place: str) -> Expression:
 
 def _parse(text: str, place: str) -> Expression:
     node = _parsed(text, place)
+    size = check_expression(node, place)
     thresholds: dict[str, Threshold] = {}
-    node = _replaced(node, thresholds, place)
+    name = "capmix_threshold_"
+    while name in json.dumps(node).lower():  # a text or a column may be called so
+        name += "_"
+    node = _replaced(node, thresholds, place, name)
     columns = {name for threshold in thresholds.values() for name in threshold.columns}
     columns |= _columns(node, place) - set(thresholds)
     functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
-    return Expression(_sql(node), frozenset(columns), thresholds, functions)
+    return Expression(_sql(node), frozenset(columns), thresholds, functions, size)
 
 
 def _parsed(text: str, place: str) -> Node:
@@ -102,55 +109,26 @@ def _parsed(text: str, place: str) -> Node:
     if len(expressions) != 1 or _without_places(nodes[0]) != _without_places(plain):
         raise UserError(f"{place}: expected one SQL expression")
     node: Node = expressions[0]
-    for one in _walk(node):
-        if one["class"] in REFUSED:
-            raise UserError(f"{place}: a recipe cannot use {REFUSED[one['class']]}")
-        if _is_function(one):
-            _check_function(str(one["function_name"]).lower(), place)
     return node
 
 
-def _check_function(name: str, place: str) -> None:
-    of_many, unrepeatable = _other_functions()
-    if name in of_many:
-        raise UserError(f"{place}: {name} is about many rows; only a sample's own can be used")
-    if name in unrepeatable:
-        raise UserError(f"{place}: {name} differs from run to run; chance is the column draw")
-
-
-@cache
-def _other_functions() -> tuple[frozenset[str], frozenset[str]]:
-    """DuckDB's functions of many rows, and those whose answers differ from run to run."""
-    rows = _parser().execute(
-        "select function_name, function_type, coalesce(stability, '') from duckdb_functions()"
-    )
-    scalar, many, changing = set(), {"unnest"}, set(UNREPEATABLE)
-    for name, kind, stability in rows.fetchall():
-        if kind in ("scalar", "macro"):
-            scalar.add(name)
-        else:
-            many.add(name)
-        if stability in ("VOLATILE", "CONSISTENT_WITHIN_QUERY"):
-            changing.add(name)
-    return frozenset(many - scalar), frozenset(changing)
-
-
-def _replaced(node: Any, thresholds: dict[str, Threshold], place: str) -> Any:
-    """`node` with threshold, top and in_list replaced; `thresholds` takes what was found."""
+def _replaced(node: Any, thresholds: dict[str, Threshold], place: str, called: str) -> Any:
+    """`node` with threshold, top and in_list replaced; `thresholds` takes what was found, under
+    names that begin with `called`."""
     if isinstance(node, list):
-        return [_replaced(one, thresholds, place) for one in node]
+        return [_replaced(one, thresholds, place, called) for one in node]
     if not isinstance(node, dict):
         return node
     name = str(node.get("function_name", "")).lower() if node.get("class") == "FUNCTION" else ""
-    if name in ("threshold", "top"):
+    if name in THRESHOLDS:
         found = _threshold(node, place)
-        column = f"capmix_threshold_{len(thresholds)}_"
+        column = f"{called}{len(thresholds)}_"
         thresholds[column] = found
-        return _parsed(column if name == "threshold" else _top(found.value, column), place)
+        return _parsed(_top(found.value, column) if name == "top" else column, place)
     if name in ("in_list", "times_in_list"):
         column = LIST_COLUMN.format(_list_name(node, place))
         return _parsed(column if name == "times_in_list" else f"({column} > 0)", place)
-    return {key: _replaced(value, thresholds, place) for key, value in node.items()}
+    return {key: _replaced(value, thresholds, place, called) for key, value in node.items()}
 
 
 def _top(value: str, threshold: str) -> str:
@@ -165,15 +143,17 @@ def _threshold(node: Node, place: str) -> Threshold:
         raise UserError(f"{place}: expected {node['function_name']}(value, fraction)")
     fraction = _sql(arguments[1])
     inside = (n["function_name"].lower() for n in _walk(arguments) if _is_function(n))
-    if {"threshold", "top"}.intersection(inside):
+    if THRESHOLDS.intersection(inside):
         raise UserError(f"{place}: a threshold inside a threshold")
     try:
         number = check_fraction(json.loads(fraction))
     except ValueError as error:
         message = error if "expected" in str(error) else f"fraction {fraction}: expected a number"
         raise UserError(f"{place}: {message}") from error
-    inner = _replaced(arguments[0], {}, place)
-    return Threshold(_sql(inner), number, frozenset(_columns(inner, place)))
+    inner = _replaced(arguments[0], {}, place, "")
+    columns = frozenset(_columns(inner, place))
+    is_datacomp = node["function_name"].lower() == DATACOMP_THRESHOLD
+    return Threshold(_sql(inner), number, columns, is_datacomp)
 
 
 def _list_name(node: Node, place: str) -> str:

@@ -2,10 +2,12 @@
 
 language(text)        ISO 639-1 code of fastText's most probable language (lid.176), such as 'en'
 word_count(text)      pieces between white space, as Python's str.split counts them
+token_count(text)     pieces between ASCII white space and line ends, as fastText's tokenizer counts
 imagenet_noun(text)   one of its words is, in its first WordNet sense, a class of ImageNet-21k
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from threading import Lock
@@ -18,7 +20,13 @@ from duckdb.func import PythonUDFType
 from capmix.errors import UserError
 
 MODEL = "CAPMIX_LANGUAGE_MODEL"
-TYPES = {"language": "VARCHAR", "word_count": "INTEGER", "imagenet_noun": "BOOLEAN"}
+TYPES = {
+    "language": "VARCHAR",
+    "word_count": "INTEGER",
+    "token_count": "INTEGER",
+    "imagenet_noun": "BOOLEAN",
+}
+TOKENS = re.compile(r"[^ \n\r\t\v\f\0]+|\n")  # fastText's Dictionary::readWord
 
 
 def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
@@ -29,6 +37,7 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
     make: dict[str, Callable[[], Callable[[str], Any]]] = {
         "language": language_of,
         "word_count": lambda: lambda text: len(text.split()),
+        "token_count": lambda: lambda text: len(TOKENS.findall(text)),
         "imagenet_noun": _imagenet_noun,
     }
     for name in sorted(set(names) & set(make)):

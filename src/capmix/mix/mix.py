@@ -174,12 +174,17 @@ def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
 
 def _summary(plan: RecipePlan, tally: MixTally, values: Mapping[Threshold, float]) -> Summary:
     """Raises UserError where nothing was kept."""
-    shown = {str(t): None if math.isinf(value) else value for t, value in values.items()}
+    shown = {str(t): value if math.isfinite(value) else None for t, value in values.items()}
     if not tally.rows:
+        short = "".join(
+            f". {t}: so few samples have a value that DataComp keeps none"
+            for t, value in values.items()
+            if math.isnan(value)
+        )
         clauses = "; ".join(map(str, plan.steps))
         raise UserError(
             f"recipe {plan.recipe.name} selects none of {tally.samples} samples. "
-            f"Clauses: {clauses}. Thresholds: {shown}"
+            f"Clauses: {clauses}. Thresholds: {shown}{short}"
         )
     counts = enumerate(zip(plan.steps, tally.by_clause, strict=True), start=1)
     return Summary(

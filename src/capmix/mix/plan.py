@@ -1,14 +1,17 @@
 """What a recipe needs before it can run: its expressions checked, its columns found."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import duckdb
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column
+from capmix.mix.allowed import Size
+from capmix.mix.columns import Column, is_text
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
 from capmix.mix.functions import TYPES, add_functions
+from capmix.mix.limits import MEMORY, limited
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
 
@@ -58,11 +61,13 @@ class RecipePlan:
     def sql(self, values: Mapping[Threshold, float]) -> str:
         """One row of booleans c0, c1, ... and, where any weight is given, weights w0, w1, ...
 
-        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text.
+        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text,
+        or need not have one.
         """
+        with_text = "" if self.recipe.without_text == "keep" else "and {}_text is not null"
         columns = [
             f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false) "
-            f"and {step.clause.source}_text is not null as c{i}"
+            f"{with_text.format(step.clause.source)} as c{i}"
             for i, step in enumerate(self.steps)
         ]
         if self.is_weighted:
@@ -80,6 +85,11 @@ class RecipePlan:
         return f"(select *, {draw}::FLOAT as draw from batch) as samples"
 
     @property
+    def size(self) -> Size:
+        """A bound of what its expressions make for a row."""
+        return sum((one.size for one in self._expressions()), Size())
+
+    @property
     def is_weighted(self) -> bool:
         return any(step.clause.weight != "1" for step in self.steps)
 
@@ -94,6 +104,10 @@ def make_plan(
 
     Raises UserError that names the clause and lists what exists.
     """
+    for name in lists:
+        if LIST_COLUMN.format(name) in columns:
+            place = f"recipe {recipe.name}: --uids {name}=..."
+            raise UserError(f"{place}: {LIST_COLUMN.format(name)} is a column; rename the list")
     steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
     needed = {name for step in steps for e in (step.where, step.weight) for name in e.columns}
     for clause in recipe.clauses:
@@ -104,16 +118,29 @@ def make_plan(
             raise UserError(f"recipe {recipe.name}: distinct: {absent}")
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
+    _check_letter_case(recipe, used)
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
     return RecipePlan(recipe, steps, used, frozenset(asked), seed)
+
+
+def _check_letter_case(recipe: Recipe, names: Collection[str]) -> None:
+    """Raise UserError for two columns that are one to SQL, which knows no upper and lower case."""
+    seen = {name: name for name in (*ALWAYS, "draw", "repeat_draw")}
+    for name in names:
+        if seen.setdefault(name.lower(), name) != name:
+            raise UserError(
+                f"recipe {recipe.name}: SQL cannot tell column {name!r} from "
+                f"{seen[name.lower()]!r}; use one of them"
+            )
 
 
 def _step(
     recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
 ) -> ClausePlan:
     place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
-    if f"{clause.source}_text" not in columns:
-        known = [name.removesuffix("_text") for name in _readable(columns) if name[-5:] == "_text"]
+    if not is_text(columns.get(f"{clause.source}_text")):
+        texts = [name for name in _readable(columns) if is_text(columns.get(name))]
+        known = [name.removesuffix("_text") for name in texts]
         hint = did_you_mean(clause.source, known)
         raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
@@ -150,17 +177,20 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
         place = f"recipe {plan.recipe.name}, clause '{step}'"
         for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
             sql = f"select ({expression.filled(values)})::{kind} from {plan.rows()}"
-            try:
+            with limited(connection, place):
                 connection.sql(sql).fetchall()
-            except duckdb.Error as error:
-                line = str(error).splitlines()[0].rstrip(".!")
-                raise UserError(f"{place}: {line}") from error
 
 
 def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnection:
-    """A connection for expressions of recipes: no file, no network, no extension, one thread."""
+    """A connection for expressions of recipes: no file, no network, no extension, one thread, a
+    bound of memory, no scratch files, and one time zone on all machines."""
     connection = duckdb.connect(config={"threads": 1, "autoload_known_extensions": False})
     add_functions(connection, set(functions) & set(TYPES))
+    connection.execute(f"set memory_limit = '{MEMORY}'")
+    connection.execute("set temp_directory = ''")
+    connection.execute("set enable_progress_bar = false")
+    with suppress(duckdb.Error):  # a DuckDB without time zones
+        connection.execute("set TimeZone = 'UTC'")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
     return connection

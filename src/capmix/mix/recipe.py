@@ -51,8 +51,9 @@ class Recipe(BaseModel):
     `keep: all` a sample takes every clause that holds, one row each. `distinct` names a column: of
     the samples that are kept and share its value, the first in the pool stays. No row counts more
     than `max_repeats` times, whatever its weight. `parameters` fill the `{placeholders}` of name
-    and clauses; `{percent}` is fraction x 100. With `shuffle` the chosen texts are handed around
-    among the chosen samples: a control.
+    and clauses; `{percent}` is fraction x 100. A clause does not hold where its source has no text,
+    unless `without_text` is keep: the text is empty then. With `shuffle` the chosen texts are
+    handed around among the chosen samples: a control.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     clauses: list[Clause] = Field(min_length=1, max_length=100)
     where: str = "true"
     keep: Literal["first", "all"] = "first"
+    without_text: Literal["drop", "keep"] = "drop"
     distinct: str | None = None
     max_repeats: int = Field(10, ge=1)
     shuffle: bool = False

@@ -1,5 +1,6 @@
 """Run a plan over a pool's shards: find its thresholds, then give the rows that it keeps."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
 from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.threshold import TopFraction
@@ -64,12 +66,10 @@ class MixRun:
         return made
 
     def query(self, sql: str, batch: pa.Table) -> pa.Table:
-        self.connection.register("batch", batch)
+        self.connection.register("batch", in_pieces(batch, self.plan.size))
         try:
-            found: pa.Table = self.connection.sql(sql).to_arrow_table()
-        except duckdb.Error as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"recipe {self.plan.recipe.name}: {line}") from error
+            with limited(self.connection, f"recipe {self.plan.recipe.name}"):
+                found: pa.Table = self.connection.sql(sql).to_arrow_table()
         finally:
             self.connection.unregister("batch")
         if len(found) != len(batch):
@@ -126,7 +126,8 @@ class MixTally:
 
 
 def find_thresholds(run: MixRun) -> dict[Threshold, float]:
-    """The number that each threshold of the plan stands for, a float32 or -inf."""
+    """The number that each threshold of the plan stands for, a float32, -inf, or NaN for one that
+    no value reaches."""
     found = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
     if not found:
         return {}
@@ -146,7 +147,10 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     for read in kept if keep else run.each_batch(of_batch, "threshold"):
         for threshold, top in found.items():
             top.refine(read[threshold.value])
-    return {threshold: top.value() for threshold, top in found.items()}
+    return {
+        threshold: math.nan if threshold.is_datacomp and top.is_short else top.value()
+        for threshold, top in found.items()
+    }
 
 
 def _values(run: MixRun, shards: list[str], threshold: Threshold) -> np.ndarray:
@@ -276,13 +280,16 @@ def _rows(plan: RecipePlan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
         return pa.concat_arrays(kept).take(place)
 
     sources = pa.array([_plain_name(plan, name) for name in names])
+    texts = of_clause("text", pa.string())
+    if plan.recipe.without_text == "keep":  # what img2dataset writes for a sample without a text
+        texts = pc.fill_null(texts, "")
     columns = {
         "uid": _column(batch, "uid", pa.string()).take(samples),
         "shard": _column(batch, "shard", WORD).take(samples),
         "key": _column(batch, "key", pa.string()).take(samples),
         "source": pa.DictionaryArray.from_arrays(pa.array(clauses), sources).cast(WORD),
         "k": pc.fill_null(of_clause("k", pa.int32()), 0),
-        "text": of_clause("text", pa.string()),
+        "text": texts,
         "score": of_clause("score", pa.float32()),
         "weight": pa.array(chosen.weights),
         "copy": pa.array(_first_copies(chosen)),

@@ -17,6 +17,8 @@ KINDS = {
     "text": pa.string(),
     "score": pa.float32(),
     "flags": pa.list_(pa.string()),
+    "original_width": pa.int32(),
+    "original_height": pa.int32(),
 }
 OF_INDEX = ("text", "width", "height", "bytes")  # of one type, whatever the pool's files have
 

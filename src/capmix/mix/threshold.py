@@ -14,9 +14,9 @@ class TopFraction:
 
     The rule is DataComp's (baselines/apply_filter.py, get_threshold): a value that is missing (NaN)
     counts in N and sorts last. Where fewer values than n + 1 are there, the threshold is -inf and
-    all of them pass. Values come in batches, all of them twice, in any order: `count` sorts them
-    into bins by the upper 16 bits, `refine` those of the bin that holds the threshold by the
-    lower 16.
+    all of them pass; DataComp's is NaN then, which none reaches (`is_short`). Values come in
+    batches, all of them twice, in any order: `count` sorts them into bins by the upper 16 bits,
+    `refine` those of the bin that holds the threshold by the lower 16.
     """
 
     fraction: float
@@ -36,6 +36,11 @@ class TopFraction:
             bits = _ordered(values)
             self.lower += np.bincount(bits[bits >> 16 == place[0]] & 0xFFFF, minlength=BINS)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether there are fewer values than n + 1."""
+        return int(self.total * self.fraction) >= int(self.upper.sum())
+
     def value(self) -> float:
         """The threshold, a float32 number or -inf."""
         place = self._bin()
@@ -49,7 +54,7 @@ class TopFraction:
     def _bin(self) -> tuple[int, int] | None:
         """The bin that holds the threshold, and how many values lie above that bin."""
         position = int(self.total * self.fraction)
-        return _from_top(self.upper, position) if position < self.upper.sum() else None
+        return None if self.is_short else _from_top(self.upper, position)
 
 
 def _from_top(counts: np.ndarray, position: int) -> tuple[int, int]:

@@ -3,11 +3,13 @@
 Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
 in pixels as stored, `bytes` and `sha256` of the image, `xxh3` of all files of the sample (see
 Sample.digest). For a pool of metadata alone, whatever it says of these, and its other columns (see
-parquet.read_metadata).
+parquet.read_metadata). Where the json of a shard's samples has them, as img2dataset writes it, also
+`original_width` and `original_height`: pixels before it made the image smaller.
 """
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +32,7 @@ FIELDS = [
     ("xxh3", pa.uint64()),
 ]
 NEW = 1  # of FIELDS, at their end: parts without them stay valid
+ORIGINAL_FIELDS = [("original_width", pa.int32()), ("original_height", pa.int32())]
 
 
 def index_stages(pool: Pool) -> list[Stage]:
@@ -47,7 +50,8 @@ def index_stages(pool: Pool) -> list[Stage]:
                 out.count_failed(rows[-1].reason)
             else:
                 out.count_ok()
-        out.write_table(table_of(rows, FIELDS))
+        has_original = any(set(row.values[len(FIELDS) :]) - {None} for row in rows)
+        out.write_table(table_of(rows, FIELDS + ORIGINAL_FIELDS if has_original else FIELDS))
 
     return [
         Stage("index", SAMPLES, {}, pool_inputs, run_shard, columns=column_names(FIELDS[:-NEW]))
@@ -116,4 +120,11 @@ def _row(sample: Sample | BadSample) -> Row:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
     digest = hashlib.sha256(sample.image).hexdigest()
     values = (sample.text, width, height, len(sample.image), digest, sample.digest)
-    return Row(sample.uid, sample.key, values=values)
+    original = [_pixels(sample.metadata.get(name)) for name, _ in ORIGINAL_FIELDS]
+    return Row(sample.uid, sample.key, values=(*values, *original))
+
+
+def _pixels(value: Any) -> int | None:
+    """A whole number that the index can hold; None for anything else."""
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    return int(value) if is_whole and 0 <= value < 2**31 else None

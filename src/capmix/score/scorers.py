@@ -9,6 +9,8 @@ from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage, saved_score_stage
+from capmix.storage.layout import SCORES
+from capmix.storage.names import check_scorer_columns
 from capmix.storage.store import Store
 
 MEMBERS = ("name", "settings", "encoder", "project_images", "encode_texts", "too_long")
@@ -34,8 +36,12 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
 def score_stages(
     pool: Pool, store: Store, sources: Sequence[str], settings: ScoreSettings
 ) -> list[Stage]:
-    """A stage for each source, with the model loaded: one image pass for all of them."""
+    """A stage for each source, with the model loaded: one image pass for all of them.
+
+    Raises UserError where recipes could not tell the scores from those of another scorer.
+    """
     scorer, timeout = make_scorer(settings), settings.batch_timeout
+    check_scorer_columns(scorer.name, store.folders(SCORES))
     if settings.save_embeddings or getattr(scorer, "keeps_embeddings", False):
         images = embed_stage(pool, scorer.encoder, batch_timeout=timeout)
         return [

@@ -1,0 +1,28 @@
+import pytest
+
+from capmix.errors import UserError
+from capmix.storage.names import check_scorer_name, check_source_name
+
+
+@pytest.mark.parametrize(
+    "name", ["mini", "blip2", "k", "best", "score", "alt_text", "k2_mini", "a_b"]
+)
+def test_a_name_of_its_own_is_taken(name: str) -> None:
+    check_source_name(name)
+    check_source_name(name, "annotation")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mini_best", "mini_k0", "mini_k12", "mini_score", "mini_score_clip", "mini_best_truncated"],
+)
+def test_a_name_of_another_sources_column_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"annotation '{name}': names with _score, _truncated"):
+        check_source_name(name, "annotation")
+
+
+def test_two_scorers_that_recipes_could_not_tell_apart_are_refused() -> None:
+    check_scorer_name("a-b", ["a-b", "a-c"])
+    for other in ("a_b", "a.b", "A-B"):
+        with pytest.raises(UserError, match=f"scorer 'a-b': .* scorer '{other}'"):
+            check_scorer_name("a-b", [other])
