@@ -1,0 +1,312 @@
+"""Caption servers that are slow, endless or wrong on purpose, byte by byte."""
+
+import gzip
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_server import Asked, Reply, http, raw_server, said
+from samples import image_bytes, write_pool
+
+from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import SampleError
+from capmix.errors import UserError
+from capmix.pool import Sample
+from capmix.workspace import open_workspace
+
+SAMPLE = Sample("k", "u", image_bytes(1), "jpg", None)
+OK = said("a picture")
+
+
+def captioner(address: str, model: str = "#m", **settings: Any) -> ServerCaptioner:
+    wanted = {"timeout": 5.0, "retries": 0, "concurrency": 1} | settings
+    return ServerCaptioner(CaptionSettings(model=f"server:{address}/v1{model}", **wanted), "s")
+
+
+def after_the_first(answer: bytes) -> Reply:
+    """The question about a blank image is answered well."""
+    return lambda client, asked: client.sendall(answer if asked.number else OK)
+
+
+@pytest.mark.parametrize("value", ["²", "٣", "-1", "1e9", "inf", "nan", "9" * 5000, "soon", "1 s"])
+def test_a_retry_after_that_is_no_number_or_huge_is_waited_for_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.server.LONGEST_WAIT", 0.05)
+
+    def reply(client: socket.socket, asked: Asked) -> None:
+        busy = b"HTTP/1.1 503 Busy\r\nRetry-After: %b\r\nContent-Length: 0\r\n\r\n"
+        sent = value.encode("latin-1" if value == "²" else "utf-8")
+        client.sendall(busy % sent if asked.number == 1 else OK)
+
+    with raw_server(reply) as address:
+        assert captioner(address, retries=1).prepare(SAMPLE)[0].text == "a picture"
+
+
+@pytest.mark.parametrize("in_date", [False, True])
+def test_a_retry_after_in_seconds_or_as_a_date_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, in_date: bool
+) -> None:
+    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+
+    def reply(client: socket.socket, asked: Asked) -> None:
+        at = datetime.now(UTC) + timedelta(seconds=2)
+        value = f"{at:%a, %d %b %Y %H:%M:%S} GMT" if in_date else "1"
+        busy = http(b"", "429 Too Many Requests", f"Retry-After: {value}\r\n")
+        client.sendall(busy if asked.number == 1 else OK)
+
+    with raw_server(reply) as address:
+        one = captioner(address, retries=1)
+        began = time.monotonic()
+        one.prepare(SAMPLE)
+    assert 0.9 < time.monotonic() - began < 3
+
+
+def drip(data: bytes, seconds: float = 0.2) -> Callable[[socket.socket], None]:
+    def send(client: socket.socket) -> None:
+        for i in range(len(data)):
+            client.sendall(data[i : i + 1])
+            time.sleep(seconds)
+
+    return send
+
+
+def forever(data: bytes) -> Callable[[socket.socket], None]:
+    def send(client: socket.socket) -> None:
+        while True:
+            client.sendall(data)
+
+    return send
+
+
+def slow_body(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    drip(b" " * 1000)(client)
+
+
+def slow_chunks(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    drip(b"1\r\nx\r\n" * 200)(client)
+
+
+SLOW = {
+    "a byte of the headers now and then": drip(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100),
+    "a byte of the body now and then": slow_body,
+    "a byte of the chunks now and then": slow_chunks,
+    "100 Continue now and then": drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 10),
+    "100 Continue without end": forever(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "headers of 100 Continue without end": forever(b"HTTP/1.1 100 Continue\r\nX: y\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("model", ["", "#m"], ids=["models", "captions"])
+def test_one_deadline_holds_from_the_connection_to_the_last_byte(name: str, model: str) -> None:
+    began = time.monotonic()
+    with (
+        raw_server(lambda client, _: SLOW[name](client)) as address,
+        pytest.raises(UserError) as caught,
+    ):
+        captioner(address, model, timeout=0.7)
+    assert time.monotonic() - began < 2
+    assert "\n" not in str(caught.value)
+    if "without end" not in name:
+        assert "no complete answer within 0.7 s (--timeout)" in str(caught.value)
+
+
+def test_a_server_that_reads_a_little_now_and_then_is_given_up(tmp_path: Path) -> None:
+    """The request itself is large: its sending counts."""
+    noise = image_bytes(1, kind="PNG")
+    large = Sample("k", "u", noise + bytes(30 * 2**20), "png", None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def serve() -> None:
+            with suppress(OSError):
+                client, _ = listener.accept()
+                client.recv(1 << 16)
+                client.sendall(OK)
+                while True:
+                    client.recv(1 << 16)
+                    time.sleep(0.2)
+
+        threading.Thread(target=serve, daemon=True).start()
+        one = captioner(address, timeout=0.7)
+        began = time.monotonic()
+        with pytest.raises(SampleError, match="no complete answer within 0.7 s"):
+            one.prepare(large)
+        assert time.monotonic() - began < 2
+
+
+def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listeners whose queue is full answer no connection."""
+    full = []
+    for _ in range(4):
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = socket.create_connection(listener.getsockname())
+        full.append((listener, waiting))
+    found = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", listener.getsockname()) for listener, _ in full
+    ]
+    real = socket.getaddrinfo
+
+    def resolved(host: str, *args: Any, **kwargs: Any) -> Any:
+        return found if host == "many.test" else real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="no complete answer within 0.5 s"):
+        captioner("http://many.test:80", timeout=0.5)
+    assert time.monotonic() - began < 1
+    for pair in full:
+        for one in pair:
+            one.close()
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.settings import CaptionSettings
+from capmix.errors import UserError
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+before = peak()
+try:
+    ServerCaptioner(CaptionSettings(model=sys.argv[1], timeout=20, retries=0), "s")
+except UserError as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+def endless_models(client: socket.socket, _: Asked) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    with suppress(OSError):
+        for _ in range(200):  # MiB
+            client.sendall(b"[" * 2**20)
+    client.close()
+
+
+def packed_models(client: socket.socket, _: Asked) -> None:
+    names = gzip.compress(b'{"data": [{"id": "' + b"m" * 100 * 2**20 + b'"}]}', 1)
+    client.sendall(http(names, headers="Content-Encoding: gzip\r\n"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [(endless_models, "over 4194304 bytes"), (packed_models, "a compressed answer ('gzip')")],
+)
+@pytest.mark.parametrize("model", ["", "#m"], ids=["models", "captions"])
+def test_an_endless_or_packed_answer_takes_no_memory(
+    reply: Reply, expected: str, model: str
+) -> None:
+    with raw_server(reply) as address:
+        command = [sys.executable, "-c", MEMORY, f"server:{address}/v1{model}"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    message, megabytes = run.stdout.splitlines()
+    assert expected in message
+    assert float(megabytes) < 40
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"[" * 10**5, "expected json"),
+        (b"[]", "expected a list of models, got '\\[\\]'"),
+        (b'{"data": [{"id": {"a": 1}}]}', "expected a list of models"),
+        (b'{"data": [{"id": "a\\u001b[31m"}]}', "expected a list of models"),
+        (b'{"data": []}', "offers none: name one"),
+        (
+            json.dumps({"data": [{"id": f"m{i}"} for i in range(1000)]}).encode(),
+            "m18, m19 and 980 more: name one",
+        ),
+    ],
+)
+def test_a_list_of_models_that_is_none_is_one_line(data: bytes, expected: str) -> None:
+    with (
+        raw_server(lambda client, _: client.sendall(http(data))) as address,
+        pytest.raises(UserError, match=expected) as caught,
+    ):
+        captioner(address, "")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("status", ["103 Early Hints", "404 Not Found", "500 Error"])
+def test_models_of_another_status_are_one_line(status: str) -> None:
+    body = b"\x1b[31mno\nsuch page"
+    with (
+        raw_server(lambda client, _: client.sendall(http(body, status))) as address,
+        pytest.raises(UserError, match=f"status {status[:3]}") as caught,
+    ):
+        captioner(address, "")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        ("<think>Is it a cat?</think>\n\nA cat.", "A cat."),
+        ("it may be a dog</think> A cat.", "A cat."),
+        ("<THINK>a</THINK><think>b</think>A cat.", "A cat."),
+    ],
+)
+def test_the_caption_follows_a_models_reasoning(text: str, caption: str) -> None:
+    with raw_server(after_the_first(said(text))) as address:
+        assert captioner(address).prepare(SAMPLE)[0].text == caption
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (said(None, "length"), "empty_answer"),
+        (said(" \n"), "empty_answer"),
+        (said("<think>Is it a cat", "length"), "empty_answer"),
+        (said("A cat. <think>Or is it"), "empty_answer"),
+        (said("<think>Is it a cat?</think> "), "empty_answer"),
+        (said([{"type": "text"}]), "bad_answer"),
+        (said(0), "bad_answer"),
+        (said("a" * 70_000), "bad_answer"),
+        (http(b'{"choices": [{"message": null}]}'), "bad_answer"),
+        (http(b'{"choices": {}}'), "bad_answer"),
+        (http(b'{"choices": "none"}'), "bad_answer"),
+        (http(b'{"error": ' + b"[" * 900 + b"]" * 900 + b"}"), "bad_answer"),
+        (http(b"{}"), "bad_answer"),
+    ],
+)
+def test_an_answer_without_a_usable_text_is_a_failure(answer: bytes, reason: str) -> None:
+    with raw_server(after_the_first(answer)) as address, pytest.raises(SampleError) as caught:
+        captioner(address).prepare(SAMPLE)
+    assert caught.value.reason == reason
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_a_failed_answer_is_a_recorded_row(tmp_path: Path) -> None:
+    work = open_workspace(
+        str(write_pool(tmp_path / "pool", 1, 3)), str(tmp_path / "w"), max_failures=1.0
+    )
+    with raw_server(after_the_first(said(None, "length"))) as address:
+        settings = CaptionSettings(model=f"server:{address}/v1#m", retries=0)
+        counts = work.caption("served", settings)
+    assert (counts.ok, dict(counts.failed)) == (0, {"empty_answer": 3})
+    rows = work.store.read_table("captions/served/00000.parquet").to_pylist()
+    assert [row["text"] for row in rows] == [None] * 3
+    assert "raise --max-tokens" in rows[0]["detail"]
