@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,14 +25,14 @@ Reply = Callable[[socket.socket, Asked], None]
 
 
 @contextmanager
-def raw_server(reply: Reply) -> Iterator[str]:
+def raw_server(reply: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address, such as http://127.0.0.1:4711, of a server that calls `reply` for each request,
     in a thread per connection, and closes the connection where `reply` raises OSError."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     count = iter(range(10**9))
 
-    def serve(client: socket.socket) -> None:
-        with client, suppress(OSError, EOFError):
+    def serve(plain: socket.socket) -> None:
+        with suppress(OSError, EOFError), plain, _wrapped(plain, tls) as client:
             while True:
                 line, body = _request(client)
                 reply(client, Asked(next(count), line, body))
@@ -44,11 +45,15 @@ def raw_server(reply: Reply) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+def _wrapped(plain: socket.socket, tls: ssl.SSLContext | None) -> socket.socket:
+    return tls.wrap_socket(plain, server_side=True) if tls else plain
 
 
 def _request(client: socket.socket) -> tuple[str, bytes]:

@@ -1,19 +1,22 @@
 """Caption servers that are slow, endless or wrong on purpose, byte by byte."""
 
 import gzip
+import io
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from raw_server import Asked, Reply, http, raw_server, said
 from samples import image_bytes, write_pool
 
@@ -177,6 +180,57 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
             one.close()
 
 
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
+    """Of a server that is trusted within the test."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(certificate))
+        yield context
+
+
+def test_a_server_with_tls_is_asked_over_one_connection(tls: ssl.SSLContext) -> None:
+    clients = set()
+
+    def reply(client: socket.socket, _: Asked) -> None:
+        clients.add(client.getpeername())
+        client.sendall(OK)
+
+    with raw_server(reply, tls) as address:
+        one = captioner(address)
+        large = Sample("k", "u", image_bytes(1, kind="PNG") + bytes(2**22), "png", None)
+        assert [one.prepare(image)[0].text for image in (SAMPLE, large)] == ["a picture"] * 2
+    assert len(clients) == 1
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_the_deadline_holds_over_tls(tls: ssl.SSLContext, name: str) -> None:
+    began = time.monotonic()
+    with (
+        raw_server(lambda client, _: SLOW[name](client), tls) as address,
+        pytest.raises(UserError, match="first request failed"),
+    ):
+        captioner(address, timeout=0.7)
+    assert time.monotonic() - began < 2
+
+
+def test_a_tls_handshake_that_does_not_come_ends_at_the_deadline() -> None:
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match="no complete answer within 0.7 s"):
+            captioner(address, timeout=0.7)
+    assert time.monotonic() - began < 2
+
+
 MEMORY = """
 import re, sys
 from pathlib import Path
@@ -310,3 +364,61 @@ def test_a_failed_answer_is_a_recorded_row(tmp_path: Path) -> None:
     rows = work.store.read_table("captions/served/00000.parquet").to_pylist()
     assert [row["text"] for row in rows] == [None] * 3
     assert "raise --max-tokens" in rows[0]["detail"]
+
+
+IMAGES_AT_ONCE = """
+import re, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.settings import CaptionSettings
+from capmix.cli.malloc import keep_freed_memory
+from capmix.pool import Sample
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+keep_freed_memory()
+model, threads, side = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) or None
+sample = Sample("k", "u", sys.stdin.buffer.read(), "png", None)
+settings = CaptionSettings(model=model, concurrency=threads, max_side=side, retries=0)
+one = ServerCaptioner(settings, "s")
+before = peak()
+with ThreadPoolExecutor(threads) as pool:
+    assert len(list(pool.map(one.prepare, [sample] * threads))) == threads
+print(peak() - before)
+"""
+
+
+def megabytes_at_once(image: bytes, threads: int, max_side: int = 0) -> float:
+    """Growth of the peak memory while as many threads send the image once each."""
+
+    def reply(client: socket.socket, asked: Asked) -> None:
+        time.sleep(0.1)
+        client.sendall(OK)
+
+    with raw_server(reply) as address:
+        model = f"server:{address}/v1#m"
+        command = [sys.executable, "-c", IMAGES_AT_ONCE, model, str(threads), str(max_side)]
+        run = subprocess.run(command, input=image, capture_output=True, check=True, timeout=100)
+    return float(run.stdout)
+
+
+def grey(side: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (side, side)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_images_that_are_passed_on_are_not_decoded() -> None:
+    """16 of 100 million pixels, of 500 MB each decoded."""
+    assert megabytes_at_once(grey(10_000), 16) < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_memory_of_downscaling_does_not_grow_with_the_threads() -> None:
+    """50 million pixels take 250 MB; two are over the bound."""
+    image = grey(7_100)
+    assert megabytes_at_once(image, 1, 512) < 350
+    assert megabytes_at_once(image, 6, 512) < 350

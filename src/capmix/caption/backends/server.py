@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
@@ -29,8 +30,9 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
+from capmix.engine.memory import WeightedSemaphore, release_freed
 from capmix.errors import UserError
-from capmix.models.images import decode_image
+from capmix.models.images import MAX_PIXELS, decode_image, read_header
 from capmix.pool import Sample
 from capmix.storage.filesystem import without_secrets
 
@@ -39,11 +41,12 @@ log = logging.getLogger(__name__)
 PREFIX = "server:"
 KEY_VARIABLE = "CAPMIX_SERVER_KEY"
 PROMPT = "Describe this image in one sentence."
-MIME_TYPES = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp"}
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 LONGEST_WAIT = 30.0
 OPTIONAL = ("top_k", "min_tokens", "seed", "n")
+MAX_DECODING = MAX_PIXELS  # pixels in all threads, of up to 20 bytes
+DECODERS = 4  # threads, whatever the concurrency: malloc keeps for each what it has freed
 MAX_CAPTION = 2**16  # characters; the texts of a whole shard are in memory
 LONGEST_SHOWN = 200  # characters of an answer in a message
 NAMES_SHOWN = 20
@@ -85,6 +88,8 @@ class ServerCaptioner:
             raise UserError(f"{KEY_VARIABLE}: the API key must be a single line of printable ASCII")
         self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lock = threading.Lock()
+        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self._decoding = WeightedSemaphore(MAX_DECODING)
         self._failed_in_a_row = 0
         self.model = model or self._only_model()
         self._fields = self._accepted_fields()
@@ -102,7 +107,7 @@ class ServerCaptioner:
 
     def prepare(self, sample: Sample) -> list[Caption]:
         """The captions of one image. Raises BadImageError, or SampleError if the server fails."""
-        body = self._body(self._data_url(sample), self._fields)
+        body = self._body(_data_url(*self._upload(sample)), self._fields)
         captions: list[Caption] = []
         while len(captions) < self._wanted.captions_per_image:
             if "seed" in body:
@@ -126,16 +131,18 @@ class ServerCaptioner:
     def _seed(self, uid: str, k: int) -> int:
         return caption_key(self._wanted.seed, uid, self._source, k) % 2**31
 
-    def _data_url(self, sample: Sample) -> str:
-        """The image's own bytes; a JPEG of `max_side` where the image is larger than asked for."""
-        image = decode_image(sample.image)  # what is no image is not sent
-        mime, data, side = MIME_TYPES[sample.suffix], sample.image, self._wanted.max_side
-        if side and max(image.size) > side:
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            out = io.BytesIO()
-            image.save(out, "JPEG", quality=95)
-            mime, data = "jpeg", out.getvalue()
-        return f"data:image/{mime};base64," + base64.b64encode(data).decode()
+    def _upload(self, sample: Sample) -> tuple[str, bytes]:
+        """The format and the bytes to send: the image's own, checked by their header alone, or a
+        JPEG of `max_side` where the image is larger than asked for."""
+        kind, width, height = read_header(sample.image)  # what is no image is not sent
+        side = self._wanted.max_side
+        if not side or max(width, height) <= side:
+            return kind, sample.image
+        with self._decoding.held(width * height):
+            data = self._decoders.submit(_downscaled, sample.image, side).result()
+            if width * height > MAX_DECODING // DECODERS:
+                release_freed()
+        return "JPEG", data
 
     def _body(self, image_url: str, fields: Sequence[str]) -> dict[str, Any]:
         wanted = self._wanted
@@ -164,7 +171,7 @@ class ServerCaptioner:
         """
         blank = io.BytesIO()
         Image.new("RGB", (32, 32), "white").save(blank, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(blank.getvalue()).decode()
+        url = _data_url("PNG", blank.getvalue())
         problem = ""
         for fields in (OPTIONAL, OPTIONAL[2:], OPTIONAL[2:3], ()):
             try:
@@ -268,6 +275,18 @@ class ServerCaptioner:
         if not all(map(_is_name, names)):
             raise SampleError("bad_answer", f"expected a list of models, got {shown}")
         return names
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def _downscaled(data: bytes, side: int) -> bytes:
+    image = decode_image(data)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=95)
+    return out.getvalue()
 
 
 def _is_name(name: Any) -> bool:
