@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from samples import image_bytes
 
-from capmix.models.images import BadImageError, decode_as_stored, decode_image
+from capmix.models.images import BadImageError, decode_as_stored, decode_image, read_header
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -133,3 +133,19 @@ def test_as_stored_means_as_webdataset_decodes(mode: str) -> None:
     data = encoded(image, kind, exif=exif)
     theirs = imagehandler("pilrgb")("x.png" if kind == "PNG" else "x.jpg", data)
     assert np.array_equal(np.asarray(decode_as_stored(data)), np.asarray(theirs))
+
+
+def test_a_header_is_read_without_the_pixels() -> None:
+    data = image_bytes(size=(200, 100))
+    assert read_header(data[: len(data) // 2]) == ("JPEG", 200, 100)
+    assert read_header(image_bytes(size=(9, 8), kind="PNG")[:60]) == ("PNG", 9, 8)
+    several = [Image.new("RGB", (6, 5)), Image.new("RGB", (6, 5))]
+    data = encoded(several[0], "MPO", save_all=True, append_images=several[1:])
+    assert read_header(data) == ("JPEG", 6, 5)
+
+
+def test_a_header_is_bounded_as_decoding_is() -> None:
+    with pytest.raises(BadImageError, match="over the bound"):
+        read_header(image_bytes(size=(64, 64)), max_pixels=1000)
+    with pytest.raises(BadImageError, match="not JPEG, PNG or WebP"):
+        read_header(b"<html>")

@@ -67,7 +67,12 @@ class CaptionSettings(Settings):
         ge=16,
     )
     concurrency: int = option(32, "Requests at the same time.", group=SERVER, ge=1)
-    timeout: float = option(120.0, "Request timeout in seconds.", group=SERVER, gt=0)
+    timeout: float = option(
+        120.0,
+        "Request timeout in seconds, from the connection to the last byte of the answer.",
+        group=SERVER,
+        gt=0,
+    )
     retries: int = option(5, "Retries of a request to a busy server.", group=SERVER, ge=0)
     batch_timeout: float = option(
         BATCH_TIMEOUT,

@@ -79,9 +79,19 @@ def image_size(data: bytes) -> tuple[int, int]:
     return size
 
 
-def _decode(
-    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
+    """The format (JPEG, PNG or WEBP), width and height in pixels as stored.
+
+    Bounds are those of decode_image, but no pixel is decoded: what follows may be broken.
+
+    Raises BadImageError with reason `not_an_image` or `too_many_pixels`.
+    """
+    image = _open_bounded(data, max_pixels)
+    kind = image.format if image.format in IMAGE_FORMATS else "JPEG"  # MPO: several JPEGs
+    return str(kind), image.width, image.height
+
+
+def _open_bounded(data: bytes, max_pixels: int) -> Image.Image:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
@@ -92,6 +102,14 @@ def _decode(
     if scans * width * height > MAX_SCANNED:
         detail = f"{width} x {height} pixels in {scans} scans"
         raise BadImageError("too_many_pixels", detail)
+    return image
+
+
+def _decode(
+    data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    image = _open_bounded(data, max_pixels)
+    width, height = image.size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -143,7 +143,7 @@ def test_a_request_that_keeps_failing_is_one_failed_sample(
 
 
 def test_an_answer_of_html_is_told(misbehaving: Callable[[Answer], str]) -> None:
-    with pytest.raises(UserError, match="expected json, got b'<html>'"):
+    with pytest.raises(UserError, match="expected json, got '<html>'"):
         captioner(misbehaving(lambda *_: (200, b"<html>")))
 
 

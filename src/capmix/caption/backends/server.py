@@ -10,19 +10,29 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
 
 from PIL import Image
 
+from capmix.caption.backends.bounded_http import (
+    BoundedClient,
+    NoAnswerError,
+    UnusableAnswerError,
+)
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
+from capmix.engine.memory import WeightedSemaphore, release_freed
 from capmix.errors import UserError
-from capmix.models.images import decode_image
+from capmix.models.images import MAX_PIXELS, decode_image, read_header
 from capmix.pool import Sample
 from capmix.storage.filesystem import without_secrets
 
@@ -31,12 +41,21 @@ log = logging.getLogger(__name__)
 PREFIX = "server:"
 KEY_VARIABLE = "CAPMIX_SERVER_KEY"
 PROMPT = "Describe this image in one sentence."
-MIME_TYPES = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp"}
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 LONGEST_WAIT = 30.0
 OPTIONAL = ("top_k", "min_tokens", "seed", "n")
-MAX_ANSWER_BYTES = 4 * 2**20
+MAX_DECODING = MAX_PIXELS  # pixels in all threads, of up to 20 bytes
+DECODERS = 4  # threads, whatever the concurrency: malloc keeps for each what it has freed
+MAX_CAPTION = 2**16  # characters; the texts of a whole shard are in memory
+LONGEST_SHOWN = 200  # characters of an answer in a message
+NAMES_SHOWN = 20
+LONGEST_NAME = 500
+THINK = re.compile(r"</?think>", re.IGNORECASE)
+SECONDS = re.compile(r"[0-9]+")
+HTTP_DATE = re.compile(
+    r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+)
 GIVE_UP_AFTER = 2  # times as many failures in a row as requests run at once
 
 
@@ -49,8 +68,6 @@ class ServerCaptioner:
     needs_images: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
-        import urllib3
-
         self._wanted = settings
         self._source = source
         self.prompt = settings.prompt or PROMPT
@@ -65,14 +82,14 @@ class ServerCaptioner:
             )
         self.workers = settings.concurrency
         self.batch_size = settings.concurrency
-        self._pool = urllib3.PoolManager(
-            maxsize=settings.concurrency, block=True, timeout=settings.timeout, retries=False
-        )
+        self._client = BoundedClient(settings.timeout, settings.concurrency)
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if not self._key.isascii() or not self._key.isprintable():
             raise UserError(f"{KEY_VARIABLE}: the API key must be a single line of printable ASCII")
         self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._lock = threading.Lock()
+        self._decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self._decoding = WeightedSemaphore(MAX_DECODING)
         self._failed_in_a_row = 0
         self.model = model or self._only_model()
         self._fields = self._accepted_fields()
@@ -90,13 +107,20 @@ class ServerCaptioner:
 
     def prepare(self, sample: Sample) -> list[Caption]:
         """The captions of one image. Raises BadImageError, or SampleError if the server fails."""
-        body = self._body(self._data_url(sample), self._fields)
+        body = self._body(_data_url(*self._upload(sample)), self._fields)
         captions: list[Caption] = []
         while len(captions) < self._wanted.captions_per_image:
             if "seed" in body:
                 body["seed"] = self._seed(sample.uid, len(captions))
             captions += self._ask(body)
-        return captions[: self._wanted.captions_per_image]
+        captions = captions[: self._wanted.captions_per_image]
+        if not any(caption.text for caption in captions):
+            raise SampleError(
+                "empty_answer",
+                f"{self._url}: no text, or none after <think> (finish: {captions[0].finish}): "
+                "raise --max-tokens, or turn the model's reasoning off",
+            )
+        return captions
 
     def caption(
         self, prepared: Sequence[list[Caption]], uids: Sequence[str], source: str
@@ -107,16 +131,18 @@ class ServerCaptioner:
     def _seed(self, uid: str, k: int) -> int:
         return caption_key(self._wanted.seed, uid, self._source, k) % 2**31
 
-    def _data_url(self, sample: Sample) -> str:
-        """The image's own bytes; a JPEG of `max_side` where the image is larger than asked for."""
-        image = decode_image(sample.image)  # what is no image is not sent
-        mime, data, side = MIME_TYPES[sample.suffix], sample.image, self._wanted.max_side
-        if side and max(image.size) > side:
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            out = io.BytesIO()
-            image.save(out, "JPEG", quality=95)
-            mime, data = "jpeg", out.getvalue()
-        return f"data:image/{mime};base64," + base64.b64encode(data).decode()
+    def _upload(self, sample: Sample) -> tuple[str, bytes]:
+        """The format and the bytes to send: the image's own, checked by their header alone, or a
+        JPEG of `max_side` where the image is larger than asked for."""
+        kind, width, height = read_header(sample.image)  # what is no image is not sent
+        side = self._wanted.max_side
+        if not side or max(width, height) <= side:
+            return kind, sample.image
+        with self._decoding.held(width * height):
+            data = self._decoders.submit(_downscaled, sample.image, side).result()
+            if width * height > MAX_DECODING // DECODERS:
+                release_freed()
+        return "JPEG", data
 
     def _body(self, image_url: str, fields: Sequence[str]) -> dict[str, Any]:
         wanted = self._wanted
@@ -145,11 +171,11 @@ class ServerCaptioner:
         """
         blank = io.BytesIO()
         Image.new("RGB", (32, 32), "white").save(blank, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(blank.getvalue()).decode()
+        url = _data_url("PNG", blank.getvalue())
         problem = ""
         for fields in (OPTIONAL, OPTIONAL[2:], OPTIONAL[2:3], ()):
             try:
-                self._post(self._body(url, fields))
+                self._json(self._post(self._body(url, fields)))
                 return fields
             except SampleError as error:
                 problem = str(error)
@@ -160,38 +186,42 @@ class ServerCaptioner:
     def _ask(self, body: dict[str, Any]) -> list[Caption]:
         answer = self._post(body)
         try:
-            captions = [_caption(choice) for choice in answer["choices"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SampleError(
-                "bad_answer", f"{self._url}: no choices in {self._without_key(str(answer))[:200]}"
-            ) from error
+            captions = [_caption(choice) for choice in self._json(answer)["choices"]]
+        except (KeyError, TypeError) as error:
+            problem = f"expected choices with a text, got {self._shown(answer)}"
+            raise SampleError("bad_answer", f"{self._url}: {problem}") from error
         if not captions:
             raise SampleError("bad_answer", f"{self._url}: an empty list of choices")
+        if max(len(caption.text) for caption in captions) > MAX_CAPTION:
+            raise SampleError("bad_answer", f"{self._url}: a text of over {MAX_CAPTION} characters")
         return captions
 
-    def _post(self, body: dict[str, Any]) -> Any:
-        """The parsed answer. Time-outs and busy servers are asked again, `retries` times."""
-        import urllib3
-
+    def _post(self, body: dict[str, Any]) -> bytes:
+        """The answer of status 200. Time-outs and busy servers are asked again, `retries` times."""
+        url = f"{self._url}/chat/completions"
         wait, problem = FIRST_WAIT, ""
         for attempt in range(self._wanted.retries + 1):
             if attempt:
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             try:
-                response, data = self._answer(body)
-            except urllib3.exceptions.HTTPError as error:
-                problem = f"{type(error).__name__}: {error}"
+                answer = self._client.request("POST", url, self._headers, body)
+            except NoAnswerError as error:
+                problem = self._without_key(str(error))[:LONGEST_SHOWN]
                 continue
-            if response.status == 200:
+            except UnusableAnswerError as error:
+                raise SampleError(
+                    "bad_answer", f"{self._url}: {self._without_key(str(error))}"
+                ) from error
+            if answer.status == 200:
                 self._failed_in_a_row = 0
-                return self._json(data)
-            problem = f"status {response.status}: {self._without_key(str(data))[:200]}"
-            if response.status in (400, 422):
+                return answer.data
+            problem = f"status {answer.status}: {self._shown(answer.data)}"
+            if answer.status in (400, 422):
                 raise SampleError("refused", f"{self._url}: {problem}")
-            if response.status not in RETRIED:
+            if answer.status not in RETRIED:
                 break
-            wait = max(wait, _retry_after(response))
+            wait = max(wait, _retry_after(answer.retry_after))
         with self._lock:
             self._failed_in_a_row += 1
             if self._failed_in_a_row > GIVE_UP_AFTER * self.workers:
@@ -201,31 +231,16 @@ class ServerCaptioner:
                 )
         raise SampleError("server_error", f"{self._url}: {problem}")
 
-    def _answer(self, body: dict[str, Any]) -> tuple[Any, bytes]:
-        """The response and its bytes. Raises urllib3's errors, and SampleError where they are too
-        many."""
-        response = self._pool.request(
-            "POST",
-            f"{self._url}/chat/completions",
-            json=body,
-            headers=self._headers,
-            preload_content=False,
-        )
-        data = response.read(MAX_ANSWER_BYTES + 1)
-        is_too_long = len(data) > MAX_ANSWER_BYTES
-        if is_too_long:
-            response.close()
-        response.release_conn()
-        if is_too_long:
-            raise SampleError("bad_answer", f"{self._url}: over {MAX_ANSWER_BYTES} bytes")
-        return response, data
-
     def _json(self, data: bytes) -> Any:
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            start = self._without_key(str(data))[:100]
-            raise SampleError("bad_answer", f"{self._url}: expected json, got {start}") from error
+            problem = f"expected json, got {self._shown(data)}"
+            raise SampleError("bad_answer", f"{self._url}: {problem}") from error
+
+    def _shown(self, data: bytes) -> str:
+        """The start of an answer in one printable line."""
+        return repr(self._without_key(data.decode("utf-8", "replace"))[:LONGEST_SHOWN])
 
     def _without_key(self, text: str) -> str:
         """An answer as it may be shown: some servers repeat the key that they refuse."""
@@ -233,27 +248,77 @@ class ServerCaptioner:
 
     def _only_model(self) -> str:
         """The model that the server offers, where it offers one."""
-        import urllib3
-
-        hint = "Start the server, or name it as server:http://HOST:PORT/v1#MODEL"
         try:
-            response = self._pool.request("GET", f"{self._url}/models", headers=self._headers)
-            found = [str(model["id"]) for model in response.json()["data"]]
-        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}"[:300]
-            raise UserError(f"captioner {PREFIX}{self._url}: {problem}. {hint}.") from error
+            found = self._offered()
+        except (NoAnswerError, UnusableAnswerError, SampleError) as error:
+            problem = self._without_key(str(error))[:LONGEST_SHOWN]
+            raise UserError(
+                f"captioner {PREFIX}{self._url}: {problem}. Start the server, or name its model "
+                "as server:http://HOST:PORT/v1#MODEL."
+            ) from error
         if len(found) != 1:
-            names = ", ".join(found) or "none"
+            more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+            names = ", ".join(found[:NAMES_SHOWN]) + more if found else "none"
             raise UserError(f"captioner {PREFIX}{self._url} offers {names}: name one after a #")
         return found[0]
 
+    def _offered(self) -> list[str]:
+        """The names of the server's models. Raises what the client raises, and SampleError."""
+        answer = self._client.request("GET", f"{self._url}/models", self._headers)
+        shown = self._shown(answer.data)
+        if answer.status != 200:
+            raise SampleError("server_error", f"status {answer.status}: {shown}")
+        try:
+            names = [model["id"] for model in self._json(answer.data)["data"]]
+        except (KeyError, TypeError):
+            names = [None]
+        if not all(map(_is_name, names)):
+            raise SampleError("bad_answer", f"expected a list of models, got {shown}")
+        return names
 
-def _caption(choice: dict[str, Any]) -> Caption:
-    text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data).decode()}"
+
+
+def _downscaled(data: bytes, side: int) -> bytes:
+    image = decode_image(data)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME
+
+
+def _caption(choice: Any) -> Caption:
+    """Raises KeyError and TypeError where the choice has another form than a caption's."""
+    content = choice["message"]["content"]
+    if not isinstance(content, str | None):
+        raise TypeError("expected a text")
+    text = _without_reasoning(content or "").encode("utf-8", "replace").decode()
     return Caption(text.strip(), "length" if choice.get("finish_reason") == "length" else "stop")
 
 
-def _retry_after(response: Any) -> float:
-    """Seconds that a busy server asks for, within bounds."""
-    value = response.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_WAIT) if value.isdigit() else 0.0
+def _without_reasoning(text: str) -> str:
+    """What follows a reasoning model's thoughts: nothing where they do not end.
+
+    Their start may be part of the prompt, so that the answer holds `</think>` alone.
+    """
+    tags = THINK.findall(text)
+    if tags and tags[-1].lower() == "<think>":
+        return ""
+    return THINK.split(text)[-1]
+
+
+def _retry_after(value: str) -> float:
+    """Seconds that a busy server asks for within bounds; 0 where that is not as in RFC 9110."""
+    seconds = 0.0
+    if SECONDS.fullmatch(value):
+        seconds = float(value)
+    elif HTTP_DATE.fullmatch(value):
+        with suppress(ValueError):  # the 31st of February
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    return min(max(seconds, 0.0), LONGEST_WAIT)
