@@ -29,6 +29,7 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.pool import EMBEDDED, Pool, open_pool
+from capmix.pool.settings import PoolSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 Kind = TypeVar("Kind", bound=Settings)
 WORK_VARIABLE = "CAPMIX_WORK"
+LINKS = "follow_links"  # in the file about a work directory, where links are followed
 FIELD = "field:"  # captioners that take a field of the samples' JSON
 Place = str | os.PathLike[str]
 
@@ -587,7 +589,7 @@ class Run:
         return evaluate(self.path, **options)
 
 
-@with_options(EngineSettings, RunSettings)
+@with_options(PoolSettings, EngineSettings, RunSettings)
 def open_workspace(
     pool: Place | None = None, work: Place | None = None, **options: Any
 ) -> Workspace:
@@ -600,26 +602,29 @@ def open_workspace(
     pool. `engine` may also be EngineSettings.
     """
     given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
-    engine, runs = distribute(options, "open", (EngineSettings, RunSettings))
+    kinds = (PoolSettings, EngineSettings, RunSettings)
+    reading, engine, runs = distribute(options, "open", kinds)
+    chosen = make(PoolSettings, reading, "open").follow_links
     pool = None if pool is None else os.fspath(pool)
     place = find_work(None if work is None else os.fspath(work))
     store = Store(place)
     known = store.read_json(ABOUT)
     location = _location(pool) if pool is not None else _remembered(known, place)
-    opened = open_pool(pool if pool is not None else location)
+    follow_links = _follows_links(known) if chosen is None else chosen
+    opened = open_pool(pool if pool is not None else location, follow_links)
     if location != EMBEDDED and is_within(place, location):
         raise UserError(
             f"work directory {place} is inside the pool {location}; outputs would be read back as "
             "input. Name another --work"
         )
     store.sweep()
-    if known is None:
-        store.write_json(ABOUT, {"pool": location})
-    elif _remembered(known, place) != location:
+    if known is not None and _remembered(known, place) != location:
         raise UserError(
             f"work directory {place} belongs to the pool {known.get('pool')}, not to {location}. "
             f"Choose another --work; if the pool was moved, delete {place}/{ABOUT} first."
         )
+    if known is None or _follows_links(known) != follow_links:
+        store.write_json(ABOUT, {"pool": location, **({LINKS: True} if follow_links else {})})
     return Workspace(
         opened,
         store,
@@ -646,7 +651,7 @@ def find_work(work: str | None) -> str:
     )
 
 
-@with_options(TrainSettings, RunSettings)
+@with_options(PoolSettings, TrainSettings, RunSettings)
 def train(
     data: Subset | Place | Sequence[Place],
     out: Place,
@@ -662,16 +667,19 @@ def train(
     """
     from capmix.training.launch import TrainingData, launch
 
-    ours, runs = distribute(options, "train", (TrainSettings, RunSettings))
+    kinds = (PoolSettings, TrainSettings, RunSettings)
+    reading, ours, runs = distribute(options, "train", kinds)
+    links = make(PoolSettings, reading, "train")
     chosen = changed(settings or TrainSettings(), ours, "train")
     limits = make(RunSettings, runs, "train")
     if isinstance(data, Subset):
         if weights is not None:
             raise UserError("train: weights are of directories of exported shards, not of a subset")
         work = data.workspace
-        source = TrainingData(pool=work.pool.location, work=work.store.location, subset=data.name)
+        source = TrainingData.of_subset(work.pool, work.store, data.name)
     else:
-        source = TrainingData(_places(data), None if weights is None else list(weights))
+        own = None if weights is None else list(weights)
+        source = TrainingData(_places(data), own, follow_links=bool(links.follow_links))
     launch(chosen, source, os.fspath(out), limits.max_failures, devices)
     return Run(Path(out).resolve())
 
@@ -715,3 +723,7 @@ def _remembered(known: Any, place: str) -> str:
     if not isinstance(known, dict) or not isinstance(known.get("pool"), str):
         raise UserError(f"work directory {place}: no pool in its {ABOUT}; name its pool")
     return str(known["pool"])
+
+
+def _follows_links(known: Any) -> bool:
+    return isinstance(known, dict) and known.get(LINKS) is True

@@ -17,6 +17,7 @@ from capmix.errors import UserError
 from capmix.export.export import Form
 from capmix.mix.settings import MixSettings
 from capmix.pool import Sample, open_pool
+from capmix.pool.local import read_local
 from capmix.workspace import Workspace, open_workspace
 
 
@@ -347,17 +348,15 @@ def test_an_image_file_that_cannot_be_read_costs_one_row_until_it_can_be(tmp_pat
         (pool / f"{number}.txt").write_text(f"picture {number}")
     work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=0.5)
     work.mix("raw")
-    read = LocalFileSystem.cat_file
 
-    def broken(self: LocalFileSystem, path: str, **more: int) -> bytes:
-        if path.endswith("3.jpg"):
-            raise PermissionError(13, "Permission denied", path)
-        data: bytes = read(self, path, **more)
-        return data
+    def broken(root: str, name: str, bound: int, follow_links: bool) -> bytes:
+        if name == "3.jpg":
+            raise PermissionError(13, "Permission denied", name)
+        return read_local(root, name, bound, follow_links)
 
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalFileSystem, "cat_file", broken)
+        patch.setattr("capmix.pool.pool.read_local", broken)
         counts = work.export("raw", str(out))
     assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_file": 1})
     counts = work.export("raw", str(out))

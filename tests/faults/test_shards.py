@@ -2,12 +2,12 @@
 lost beside it, and the same counts by one process and by several."""
 
 import io
+import os
 import tarfile
 from functools import partial
 from pathlib import Path
 
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from null_models import NullScorer, null_captions
 from samples import Member, image_bytes, sample_members, tar_bytes, write_pool
 
@@ -230,13 +230,13 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_folder(
 ) -> None:
     for name in ("a", "b"):
         write_pool(tmp_path / "pool" / name, 1, 1)
-    listed = LocalFileSystem.ls
+    listed = os.scandir
 
-    def ls(self: LocalFileSystem, path: str, detail: bool = False, **more: object) -> object:
-        if path.rstrip("/").endswith("/b"):
+    def scandir(path: str) -> object:
+        if path.endswith("/b"):
             raise PermissionError(13, "Permission denied", path)
-        return listed(self, path, detail, **more)
+        return listed(path)
 
-    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match="Permission denied: .*/pool/b"):
         open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"))

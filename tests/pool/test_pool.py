@@ -2,7 +2,6 @@ import os
 from pathlib import Path
 
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from samples import image_bytes, write_pool
 
 from capmix.errors import UserError
@@ -92,12 +91,12 @@ def test_hidden_folders_and_lost_found_are_not_looked_into(
     write_pool(tmp_path, 1, 1)
     for name in (".Trash-0", "lost+found"):
         (tmp_path / name).mkdir()
-    listed = LocalFileSystem.ls
+    listed = os.scandir
 
-    def ls(self: LocalFileSystem, path: str, detail: bool = False, **more: object) -> object:
+    def scandir(path: str) -> object:
         if path.endswith(("Trash-0", "found")):
             raise PermissionError(13, "Permission denied", path)
-        return listed(self, path, detail, **more)
+        return listed(path)
 
-    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    monkeypatch.setattr(os, "scandir", scandir)
     assert [shard.name for shard in open_pool(str(tmp_path)).shards] == ["00000"]

@@ -109,25 +109,90 @@ def test_a_truncated_tar_keeps_what_lies_before_the_break() -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
-def test_a_break_at_any_place_is_told(form: int) -> None:
-    """At a header, between members or inside one: only the block of zeros ends a tar."""
-    samples = [sample_members(f"k{i}", i) for i in range(3)]
+def test_a_break_at_any_place_costs_no_sample_that_lies_before_it(form: int) -> None:
+    """At a header, between members or inside one: only the block of zeros ends a tar. A sample like
+    those before it is kept where its last byte is there, the first one where another one begins."""
+    samples = [sample_members(f"k{i}", i) for i in range(4)]
     whole = tar_bytes([m for sample in samples for m in sample], form)
-    content = len(whole.rstrip(b"\0")) // 512 * 512 + 512
-    for cut in range(256, content, 256):
-        found = reasons(read(whole[:cut]))
-        assert found[-1] in ("truncated_shard", "not_a_tar"), cut
-        assert set(found[:-1]) <= {"ok"}, cut
-        assert len(found) <= 3, cut
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        starts = [info.offset_data for info in archive]
+        ends = [info.offset_data + info.size for info in archive]
+    needed = [starts[3], *ends[5::3]]
+    for cut in range(256, ends[-1] // 512 * 512 + 1024, 256):  # before the end's block is whole
+        found = read(whole[:cut])
+        kept = sum(need <= cut for need in needed)
+        last = "truncated_shard" if cut >= starts[0] else "not_a_tar"
+        assert reasons(found) == ["ok"] * kept + [last], cut
+        for number in range(4):
+            one = list(read_tar(io.BytesIO(whole[:cut]), "00000", {f"k{number}"}))
+            assert one[:-1] == found[:-1][number : number + 1], (cut, number)
+
+
+def broken_after(*samples: str) -> bytes:
+    """A tar of samples k0, k1, ... with members of these suffixes, and 600 bytes of no header."""
+    members = [(f"k{i}.{s}", b"{}") for i, sample in enumerate(samples) for s in sample.split()]
+    whole = tar_bytes(members, tarfile.USTAR_FORMAT)
+    return whole[: 1024 * len(members)] + b"x" * 600
+
+
+@pytest.mark.parametrize(
+    ("samples", "kept"),
+    [
+        (["jpg json txt"], 0),
+        (["jpg json txt", "jpg json txt"], 2),
+        (["jpg json txt", "jpg json"], 1),
+        (["jpg json txt", "json txt"], 1),
+        (["jpg json txt", "jpg json", "jpg json"], 2),
+        (["jpg json", "jpg json txt"], 2),
+        (["jpg json", "png json"], 2),
+        (["jpg png json", "jpg json"], 1),
+        (["jpg", "jpg"], 2),
+        (["jpg npy", "jpg"], 2),
+        (["jpg txt", "depth.png txt"], 1),
+    ],
+)
+def test_a_sample_at_a_break_is_whole_if_it_has_what_all_before_it_have(
+    samples: list[str], kept: int
+) -> None:
+    found = read(broken_after(*samples))
+    assert len(found) == kept + 1
+    assert reasons(found)[-1] == "truncated_shard"
+
+
+def test_a_sample_whose_last_member_breaks_off_is_not_whole() -> None:
+    """Nor is one where that member is of no interest: more of the sample may have followed it."""
+    for suffix in ("txt", "npy"):
+        members = [(f"k{i}.{s}", b"{}" * 400) for i in range(2) for s in ("jpg", suffix)]
+        whole = tar_bytes(members, tarfile.USTAR_FORMAT).rstrip(b"\0")
+        assert reasons(read(whole)) == ["ok", "ok", "truncated_shard"]
+        assert reasons(read(whole[:-1])) == ["ok", "truncated_shard"]
 
 
 def test_a_broken_header_in_the_middle_is_told() -> None:
-    """The sample before it may lack members that came after, so it is not taken either."""
     members = [m for key in "abc" for m in sample_members(key, ord(key))]
     whole = bytearray(tar_bytes(members, tarfile.GNU_FORMAT))
     start = whole.index(b"c.jpg\0")
     whole[start : start + 512] = b"x" * 512
-    assert reasons(read(bytes(whole))) == ["ok", "truncated_shard"]
+    found = read(bytes(whole))
+    assert reasons(found) == ["ok", "ok", "truncated_shard"]
+    assert "breaks off after member b.txt" in found[-1].detail  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize(("letter", "read_before"), [("a", 258), ("\u732b", 64)])
+def test_names_of_one_tar_are_bounded_together(
+    form: int, letter: str, read_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is below the bound of one name. A name with a character that is not ASCII counts four
+    bytes a character."""
+    monkeypatch.setattr("capmix.pool.tar_members.MAX_NAMES_BYTES", 1 << 20)
+    long = "a" * 4050 + letter
+    members = [(f"{long}{i:05d}.png", b"") for i in range(300)]
+    found = read(tar_bytes(members, form))
+    assert reasons(found) == ["ok"] * read_before + ["too_many_bytes"]
+    detail = found[-1].detail  # type: ignore[union-attr]
+    assert "names of members hold over 1 MiB" in detail
+    assert len(detail) < 400
 
 
 def test_gzip_is_read_too() -> None:

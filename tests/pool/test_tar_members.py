@@ -87,3 +87,22 @@ def test_a_name_that_is_no_utf8_is_written_out() -> None:
     header = tarfile.TarInfo("caf\xe9.jpg").tobuf(tarfile.GNU_FORMAT, "latin-1")
     found = list(TarMembers(io.BytesIO(header + bytes(1024))))
     assert found == [("caf\\xe9.jpg", 0)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_member_is_whole_if_its_last_byte_is_there(packed: bool, is_read: bool) -> None:
+    """One that is skipped by a seek too, which reaches behind the end of a file."""
+    info = tarfile.TarInfo("a")
+    info.size = CHUNK + 700
+    whole = info.tobuf() + b"x" * info.size
+    for missing in (0, 1):
+        data = whole[: len(whole) - missing]
+        members = TarMembers(io.BytesIO(gzip.compress(data) if packed else data))
+        assert members.is_whole
+        with pytest.raises(TarError):
+            for _ in members:
+                assert not members.is_whole
+                if is_read:
+                    members.read()
+        assert members.is_whole == (not missing)

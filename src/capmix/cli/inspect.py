@@ -10,6 +10,7 @@ from capmix.cli.options import Pool, Work, command
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
+from capmix.pool.settings import PoolSettings
 from capmix.report.settings import ReportSettings
 
 log = logging.getLogger(__name__)
@@ -17,11 +18,11 @@ ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
 
 
 @command
-def status(pool: Pool = None, *, work: Work = None) -> None:
+def status(pool: Pool = None, *, work: Work = None, reading: PoolSettings) -> None:
     """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
-    print("\n".join(open_place(pool, work, ANY_FAILURES).status().lines()))
+    print("\n".join(open_place(pool, work, reading, ANY_FAILURES).status().lines()))
 
 
 @command
@@ -87,11 +88,13 @@ def failures(
 
 
 @command
-def report(pool: Pool = None, *, work: Work = None, settings: ReportSettings) -> None:
+def report(
+    pool: Pool = None, *, work: Work = None, reading: PoolSettings, settings: ReportSettings
+) -> None:
     """Write one HTML file about a work directory; it needs no network."""
     from capmix.cli.stages import open_place
 
-    path, table = open_place(pool, work, ANY_FAILURES).report(settings)
+    path, table = open_place(pool, work, reading, ANY_FAILURES).report(settings)
     print("\n".join([*table, f"report: {path}"]))
 
 
@@ -100,6 +103,7 @@ def view(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     scorer: Annotated[
         str | None,
         Parameter(help="Whose scores to show (default: the only scorer that has any)."),
@@ -113,7 +117,7 @@ def view(
     from capmix.cli.stages import open_place
     from capmix.report.view import serve
 
-    opened = open_place(pool, work, ANY_FAILURES)
+    opened = open_place(pool, work, reading, ANY_FAILURES)
     serve(opened.catalog, scorer, results, port, lambda place: print(place, flush=True))
 
 

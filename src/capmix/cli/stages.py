@@ -11,6 +11,7 @@ from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.settings import MixSettings
+from capmix.pool.settings import PoolSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.values import split_pairs
 from capmix.workspace import Workspace, open_workspace
@@ -22,10 +23,17 @@ BudgetAndForce = Annotated[RunSettings, only("max_failures", "force")]
 
 
 def open_place(
-    pool: str | None, work: str | None, runs: RunSettings, engine: EngineSettings | None = None
+    pool: str | None,
+    work: str | None,
+    reading: PoolSettings,
+    runs: RunSettings,
+    engine: EngineSettings | None = None,
 ) -> Workspace:
     """The workspace that a command is about."""
-    return open_workspace(pool, work, engine=engine or EngineSettings(), **dict(runs))
+    links = reading.follow_links
+    return open_workspace(
+        pool, work, engine=engine or EngineSettings(), follow_links=links, **dict(runs)
+    )
 
 
 @command
@@ -33,13 +41,14 @@ def caption(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
     settings: CaptionSettings,
     engine: EngineSettings,
     runs: RunSettings,
 ) -> None:
     """Write captions for every image of a pool."""
-    open_place(pool, work, runs, engine).caption(source, settings)
+    open_place(pool, work, reading, runs, engine).caption(source, settings)
 
 
 @command
@@ -47,12 +56,13 @@ def score(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     settings: ScoreSettings,
     engine: EngineSettings,
     runs: BudgetAndRetry,
 ) -> None:
     """Compute the image-text similarity of the texts of some sources."""
-    open_place(pool, work, runs, engine).score(settings)
+    open_place(pool, work, reading, runs, engine).score(settings)
 
 
 @command
@@ -63,11 +73,12 @@ def import_(
     *,
     pool: Annotated[str | None, Parameter(help="Pool of a new work directory.")] = None,
     work: Work = None,
+    reading: PoolSettings,
     settings: ImportSettings,
     runs: BudgetAndForce,
 ) -> None:
     """Import precomputed captions or scores, joined on uid."""
-    opened = open_place(pool, work, runs)
+    opened = open_place(pool, work, reading, runs)
     if kind == "captions":
         found = opened.import_captions(files, settings)
     else:
@@ -76,9 +87,11 @@ def import_(
 
 
 @command
-def annotate(pool: Pool = None, *, work: Work = None, settings: AnnotateSettings) -> None:
+def annotate(
+    pool: Pool = None, *, work: Work = None, reading: PoolSettings, settings: AnnotateSettings
+) -> None:
     """Compute columns for recipes from saved embeddings."""
-    open_place(pool, work, RunSettings()).annotate(settings)
+    open_place(pool, work, reading, RunSettings()).annotate(settings)
 
 
 @command
@@ -86,6 +99,7 @@ def measure(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     settings: MeasureSettings,
     engine: EngineSettings,
     runs: Budget,
@@ -93,7 +107,7 @@ def measure(
     """Measure diversity, noise and topics of texts by source."""
     from capmix.measure.lines import measure_lines
 
-    found = open_place(pool, work, runs, engine).measure(settings)
+    found = open_place(pool, work, reading, runs, engine).measure(settings)
     print("\n".join(measure_lines(found)))
 
 
@@ -102,6 +116,7 @@ def mix(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     recipe: Annotated[
         str, Parameter(help="A shipped recipe's name (see `capmix recipes`) or a .yaml file.")
     ],
@@ -140,7 +155,7 @@ def mix(
     given |= {"fraction": fraction} if fraction is not None else {}
     given |= {"synthetic": synthetic} if synthetic is not None else {}
     sweep = {name: _values(text) for name, text in given.items()}
-    found = open_place(pool, work, runs).mix(recipe, settings, sweep)
+    found = open_place(pool, work, reading, runs).mix(recipe, settings, sweep)
     for subset in found if isinstance(found, list) else [found]:
         print("\n".join(subset.summary.lines()))
         if explain:
@@ -188,6 +203,7 @@ def export(
     pool: Pool = None,
     *,
     work: Work = None,
+    reading: PoolSettings,
     subset: Annotated[str, Parameter(help="Name of the subset, from `capmix mix`.")],
     out: Annotated[str, Parameter(help="Directory or URL for the shards.")],
     settings: ExportSettings,
@@ -195,4 +211,4 @@ def export(
     runs: Budget,
 ) -> None:
     """Write a subset as shards of images and texts."""
-    open_place(pool, work, runs, engine).export(subset, out, settings)
+    open_place(pool, work, reading, runs, engine).export(subset, out, settings)

@@ -10,8 +10,9 @@ from capmix.cli.stages import Budget, open_place
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.evaluation.settings import EvaluateSettings
+from capmix.pool.settings import PoolSettings
 from capmix.probe.settings import ProbeSettings
-from capmix.settings.base import Settings, option
+from capmix.settings.base import option
 from capmix.settings.values import Paths, PathWeights
 from capmix.training.scales import TrainSettings
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DATA = "Data"
 
 
-class DataSettings(Settings):
+class DataSettings(PoolSettings):
     """What a run is trained on: exported shards, or a subset of a pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,11 +65,12 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
     from capmix.training.launch import TrainingData
 
     if given.data and given.subset is None and given.pool is None and given.work is None:
-        return TrainingData(given.data, given.data_weights or None)
+        weights, links = given.data_weights or None, bool(given.follow_links)
+        return TrainingData(given.data, weights, follow_links=links)
     if given.data or given.data_weights or given.subset is None:
         raise UserError("train: give --data SHARDS, or --pool POOL --work WORK --subset NAME")
-    work = open_place(given.pool, given.work, runs)
-    return TrainingData(pool=work.pool.location, work=work.store.location, subset=given.subset)
+    work = open_place(given.pool, given.work, given, runs)
+    return TrainingData.of_subset(work.pool, work.store, given.subset)
 
 
 @command
@@ -131,11 +133,18 @@ def evalsets(
 
 
 @command
-def probe(pool: Pool = None, *, work: Work = None, settings: ProbeSettings, runs: Budget) -> None:
+def probe(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    reading: PoolSettings,
+    settings: ProbeSettings,
+    runs: Budget,
+) -> None:
     """Rank subsets in seconds each, by small projections of frozen embeddings.
 
     A proxy for training: docs/evaluation.md says how well it agrees with it."""
     from capmix.report.ranking import ranking
 
-    results = open_place(pool, work, runs).probe(settings)
+    results = open_place(pool, work, reading, runs).probe(settings)
     print("\n".join(ranking(results)))

@@ -19,9 +19,10 @@ from capmix.errors import UserError
 from capmix.models.index import index_stages
 from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
 from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
+from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
-from capmix.settings.base import Settings, option
+from capmix.settings.base import option
 from capmix.settings.tables import table_lines
 from capmix.storage.store import Store
 
@@ -30,7 +31,7 @@ WARM = "warm-up"
 WARM_UP = 8  # images before the clock starts, where the backends ask for no more (`warm_up`)
 
 
-class PlanSettings(Settings):
+class PlanSettings(PoolSettings):
     """What is planned for, and how many samples are timed."""
 
     model: str = option("mini", "Captioner, as in `capmix caption`.", group="Model")
@@ -127,7 +128,7 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
 
     Raises UserError for a pool without images, or whose first shard holds none that is ok.
     """
-    opened = open_pool(pool)
+    opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
     shard = opened.shards[0]
@@ -139,7 +140,8 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
     limit = min(settings.samples, in_shard)
-    part = _FirstSamples(*known, limit=limit, warm_up=warm_up)
+    links = opened.follow_links
+    part = _FirstSamples(*known, follow_links=links, limit=limit, warm_up=warm_up)
     of_image = shard.bytes / in_shard
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)

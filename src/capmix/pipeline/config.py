@@ -18,10 +18,11 @@ from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, load_recipe
 from capmix.mix.settings import MixSettings
+from capmix.pool.settings import PoolSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
-from capmix.settings.base import Settings, describe
+from capmix.settings.base import describe
 from capmix.settings.values import Names
 from capmix.settings.yaml import parse_yaml
 from capmix.training.scales import TrainSettings
@@ -31,6 +32,7 @@ STAGES = (
     "import", "caption", "score", "annotate", "measure", "mix", "export", "probe", "train",
     "evaluate", "report",
 )  # fmt: skip
+SETTINGS = ("pool", "work", "follow_links", "max_failures", "engine")
 
 
 class ImportSection(ImportSettings):
@@ -100,7 +102,7 @@ class EvaluateSection(EvaluateSettings):
     out: None = Field(None, description="Results are in the directories of the runs.")
 
 
-class Pipeline(Settings):
+class Pipeline(PoolSettings):
     """A whole run. A stage whose section is missing is not run.
 
     `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
@@ -159,12 +161,12 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
         if not isinstance(name, str):
             kind = type(name).__name__
             raise UserError(f"pipeline {path}: expected stages and settings, found a {kind}")
-        if name not in (*STAGES, "pool", "work", "max_failures", "engine"):
+        if name not in (*STAGES, *SETTINGS):
             close = difflib.get_close_matches(str(name), STAGES, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
                 f"pipeline {path}: unknown stage {name!r}{hint} "
-                f"(stages: {', '.join(STAGES)}; settings: pool, work, max_failures, engine)"
+                f"(stages: {', '.join(STAGES)}; settings: {', '.join(SETTINGS)})"
             )
     # `measure:` with nothing behind it means the stage with its defaults.
     lists = ("import", "annotate")

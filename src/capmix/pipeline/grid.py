@@ -94,7 +94,7 @@ def _run(work: Workspace, subset: str, seed: int) -> str:
 def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, run: str) -> None:
     """In a process of its own, unless the run is finished."""
     settings = training.of_seed(seed)
-    source = pool_source(work.pool.location, work.store, subset.name, settings)
+    source = pool_source(work.pool, work.store, subset.name, settings)
     there = RunFolder(Path(run).resolve())
     about = about_run(settings, source)
     if work.runs.force and there.is_other(about):
@@ -103,7 +103,7 @@ def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, r
     if there.finished:
         there.check_failures(work.runs.max_failures)
         return
-    data = TrainingData(pool=work.pool.location, work=work.store.location, subset=subset.name)
+    data = TrainingData.of_subset(work.pool, work.store, subset.name)
     launch(settings, data, run, work.runs.max_failures, training.devices)
 
 

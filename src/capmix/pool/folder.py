@@ -1,11 +1,10 @@
 """Read a folder of images with .txt (and .json) files of the same name beside them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-import fsspec
-
+from capmix.pool.local import FileTooLargeError
 from capmix.pool.sample import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
@@ -16,11 +15,12 @@ from capmix.pool.sample import (
     uid_from_path,
 )
 from capmix.pool.tar import raw_text
-from capmix.storage.filesystem import again
+
+ReadFile = Callable[[str, int], bytes]  # by path below the folder, and the largest size allowed
 
 
 def read_files(
-    fs: fsspec.AbstractFileSystem, root: str, images: list[str], sidecars: set[str]
+    read: ReadFile, root: str, images: list[str], sidecars: set[str]
 ) -> Iterator[Sample | BadSample]:
     """Samples of the image files `images` (paths below `root`), in that order.
 
@@ -29,7 +29,9 @@ def read_files(
     seen: set[str] = set()
     for image in images:
         try:
-            found = _read_one(fs, root, image, sidecars)
+            found = _read_one(read, image, sidecars)
+        except FileTooLargeError as error:
+            found = BadSample(image, "too_many_bytes", str(error))
         except (OSError, ValueError) as error:
             found = BadSample(image, "unreadable_file", f"{root}/{image}: {error}")
         if isinstance(found, Sample):
@@ -40,15 +42,13 @@ def read_files(
         yield found
 
 
-def _read_one(
-    fs: fsspec.AbstractFileSystem, root: str, image: str, sidecars: set[str]
-) -> Sample | BadSample:
-    if again(lambda: fs.size(f"{root}/{image}")) > MAX_IMAGE_BYTES:
-        return BadSample(image, "too_many_bytes", f"{image}: at most {MAX_IMAGE_BYTES} are read")
+def _read_one(read: ReadFile, image: str, sidecars: set[str]) -> Sample | BadSample:
+    data = read(image, MAX_IMAGE_BYTES)
     stem = image.rpartition(".")[0]
-    text = _read_sidecar(fs, root, f"{stem}.txt", sidecars)
+    names = f"{stem}.txt", f"{stem}.json"
+    text, about = (read(one, MAX_TEXT_BYTES) if one in sidecars else None for one in names)
     try:
-        metadata = json.loads(_read_sidecar(fs, root, f"{stem}.json", sidecars) or b"{}")
+        metadata = json.loads(about or b"{}")
     except (ValueError, RecursionError) as error:
         return BadSample(image, "bad_json", f"{stem}.json: {error}")
     if not isinstance(metadata, dict):
@@ -56,21 +56,9 @@ def _read_one(
     uid = metadata.get("uid") or uid_from_path(image)
     if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
         return BadSample(image, "bad_uid", f"{stem}.json: uid {uid!r:.80}")
-    data = again(lambda: fs.cat_file(f"{root}/{image}"))
     caption = raw_text(text, metadata)
     suffix = PurePosixPath(image).suffix.lstrip(".").lower()
     return Sample(image, uid, data, suffix, caption and caption.strip("\r\n"), metadata)
-
-
-def _read_sidecar(
-    fs: fsspec.AbstractFileSystem, root: str, name: str, sidecars: set[str]
-) -> bytes | None:
-    if name not in sidecars:
-        return None
-    if again(lambda: fs.size(f"{root}/{name}")) > MAX_TEXT_BYTES:
-        raise ValueError(f"{name}: at most {MAX_TEXT_BYTES} bytes are read")
-    data: bytes = again(lambda: fs.cat_file(f"{root}/{name}"))
-    return data
 
 
 def is_image(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from capmix.errors import UserError
 from capmix.pool.folder import is_image, read_files
+from capmix.pool.local import FileTooLargeError, Listing, list_local, open_local, read_local
 from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
@@ -25,6 +27,8 @@ from capmix.storage.filesystem import (
     files_below,
     open_file_system,
 )
+
+log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
@@ -41,7 +45,10 @@ Read = Callable[[], Iterator[Sample | BadSample]]
 
 @dataclass(frozen=True)
 class Pool:
-    """Shards in name order, and the way to read one. The pool itself is never written to."""
+    """Shards in name order, and the way to read one. The pool itself is never written to.
+
+    `follow_links` opens what links lead to, wherever that is on this machine's disks.
+    """
 
     location: str
     shards: list[Shard]
@@ -49,6 +56,7 @@ class Pool:
     root: str
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
+    follow_links: bool = False
 
     @cached_property
     def has_images(self) -> bool:
@@ -90,7 +98,7 @@ class Pool:
         if files[0].endswith(TAR_SUFFIXES):
             return _read_again(lambda: self._read_tar(shard, keys), files[0])
         wanted = files if keys is None else [file for file in files if file in keys]
-        return read_files(self.fs, self.root, wanted, self.sidecars)
+        return read_files(self._read_file, self.root, wanted, self.sidecars)
 
     def _read_tar(self, shard: Shard, keys: Container[str] | None) -> Iterator[Sample | BadSample]:
         with self.open_tar(shard) as stream:
@@ -105,24 +113,37 @@ class Pool:
     @contextlib.contextmanager
     def open_parquet(self, shard: Shard) -> Iterator[pq.ParquetFile]:
         """The file of a shard of a parquet pool. Raises OSError or pa.ArrowException."""
-        path = f"{self.root}/{self.files[shard.name][0]}"
-        with self._open(path) as stream, pq.ParquetFile(stream) as file:
+        with self._open(self.files[shard.name][0]) as stream, pq.ParquetFile(stream) as file:
             yield file
 
     def open_tar(self, shard: Shard) -> BinaryIO:
         """The bytes of a shard of a pool of tars. Raises OSError."""
-        return self._open(f"{self.root}/{self.files[shard.name][0]}")
+        return self._open(self.files[shard.name][0])
 
     def reopened(self) -> "Pool":
         """The same pool for another process: connections to a remote one do not survive a fork."""
         fs = type(self.fs)(*self.fs.storage_args, **self.fs.storage_options)
         return replace(self, fs=fs)
 
-    def _open(self, path: str) -> BinaryIO:
-        if "file" in self.fs.protocol:  # fsspec's wrapper costs more than small reads do
-            return open(path, "rb", buffering=READ_AHEAD)
-        opened: BinaryIO = self.fs.open(path, "rb")
+    def _open(self, name: str) -> BinaryIO:
+        if _is_local(self.fs):  # fsspec's wrapper costs more than small reads do
+            return open_local(self.root, name, self.follow_links, READ_AHEAD)
+        opened: BinaryIO = self.fs.open(f"{self.root}/{name}", "rb")
         return opened
+
+    def _read_file(self, name: str, bound: int) -> bytes:
+        """All bytes of a file. Raises FileTooLargeError for one of more than `bound`, OSError."""
+        if _is_local(self.fs):
+            return again(lambda: read_local(self.root, name, bound, self.follow_links))
+        path = f"{self.root}/{name}"
+        if again(lambda: self.fs.size(path)) > bound:
+            raise FileTooLargeError(f"{name}: at most {bound} bytes are read")
+        data: bytes = again(lambda: self.fs.cat_file(path))
+        return data
+
+
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in fs.protocol
 
 
 def _read_again(read: Read, file: str) -> Iterator[Sample | BadSample]:
@@ -141,17 +162,21 @@ def embedded_folder() -> Path:
     return Path(__file__).parent.parent / "embedded"
 
 
-def open_pool(location: str) -> Pool:
+def open_pool(location: str, follow_links: bool = False) -> Pool:
     """List the shards of a pool.
 
     `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet
     files, one such .tar or .parquet file, several as `{00000..00041}.tar`, or `embedded`. Raises
     UserError where there is none.
+
+    In a directory, only regular files inside its real path are read; `follow_links` adds what links
+    lead to. What is skipped is logged as one line. A file that is named may be a link.
     """
     path = str(embedded_folder() / "pool") if location == EMBEDDED else location
     fs, root = open_file_system(path, "pool")
-    root, found = _list(fs, root.rstrip("/"), location)
-    visible = {name: info for name, info in sorted(found.items()) if not _is_hidden(name)}
+    follow_links = follow_links or location == EMBEDDED  # some installers link what they install
+    root, listing, is_named = _list(fs, root.rstrip("/"), location, follow_links)
+    visible = {name: info for name, info in sorted(listing.files.items()) if not _is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
     if tars:
         files = {TAR_ENDING.sub("", name): [name] for name in tars}
@@ -170,39 +195,44 @@ def open_pool(location: str) -> Pool:
     if not files:
         raise UserError(
             f"pool {location}: no .tar shard, no .jpg, .jpeg, .png or .webp image and no .parquet "
-            "file in it"
+            f"file in it{f'; {listing.skipped}' if listing.skipped.counts else ''}"
         )
+    if listing.skipped.counts:
+        log.warning("pool %s: %s", location, listing.skipped)
     shards = []
     for name, members in files.items():
         about = {file: visible[file] for file in _with_sidecars(members, sidecars)}
         size = sum(info["size"] or 0 for info in about.values())
         shards.append(Shard(name, _fingerprint(about), size))
-    return Pool(location, shards, fs, root, files, sidecars)
+    return Pool(location, shards, fs, root, files, sidecars, follow_links or is_named)
 
 
 def _list(
-    fs: fsspec.AbstractFileSystem, root: str, location: str
-) -> tuple[str, dict[str, dict[str, Any]]]:
-    """The pool's directory, and every file in it by its path there with what is known of it.
+    fs: fsspec.AbstractFileSystem, root: str, location: str, follow_links: bool
+) -> tuple[str, Listing, bool]:
+    """The pool's directory, every file in it by its path there with what is known of it, and
+    whether the files are named by the location itself.
 
     One listing, of as many calls as its pages are; never a call a file where it tells sizes.
     """
     try:
         if BRACES.search(root):
             root, names = _expanded(root)
-            return root, _about(fs, root, names)
+            return root, Listing(_about(fs, root, names)), True
+        if _is_local(fs) and fs.isdir(root):
+            return root, list_local(root, SUFFIXES, follow_links), False
         listing = files_below(fs, root)
         if list(listing) == [root]:
             root, _, name = root.rpartition("/")
-            return root, _about(fs, root, [name])
+            return root, Listing(_about(fs, root, [name])), True
     except OSError as error:
         raise UserError(f"pool {location}: {error or type(error).__name__}") from error
     if not listing and not again(lambda: fs.exists(root)):
         raise UserError(f"pool {location}: no such file or directory")
     found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
     if any(info.get("size") is None for info in found.values()):  # a web server's index page
-        return root, _about(fs, root, [name for name in found if name.endswith(SUFFIXES)])
-    return root, found
+        found = _about(fs, root, [name for name in found if name.endswith(SUFFIXES)])
+    return root, Listing(found), False
 
 
 def _expanded(pattern: str) -> tuple[str, list[str]]:

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator
 from typing import BinaryIO
 
 from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID, BadSample, Sample, uid_from_path
-from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
+from capmix.pool.tar_groups import BrokenTarError, TarGroup, shown, tar_groups
 
 READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 
@@ -21,9 +21,10 @@ def read_tar(
     """Samples of one tar in the order they lie in it; what cannot be read comes as a BadSample.
 
     With `keys`, of these alone: the bytes of others are skipped. Memory holds one sample, and the
-    keys and uids already seen. A tar that breaks off gives every whole sample before the break,
-    then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could be read).
-    Raises OSError where the storage fails.
+    keys and uids already seen. A tar that breaks off gives every whole sample before the break (see
+    tar_groups), then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could
+    be read; `too_many_bytes` where its names hold over 32 MiB). Raises OSError where the storage
+    fails.
     """
     reader = _Reader(shard)
     if keys is not None:
@@ -39,6 +40,8 @@ def _broken_tar(error: BrokenTarError) -> BadSample:
     if not error.after:
         detail = f"{error}; expected a tar of images. Fetch the shard again or take it away."
         return BadSample("", "not_a_tar", detail)
+    if error.is_too_long:
+        return BadSample("", "too_many_bytes", f"{error}. Split the shard, or shorten its names.")
     return BadSample("", "truncated_shard", f"{error}. Fetch the shard again.")
 
 
@@ -111,5 +114,7 @@ def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:
 
 
 def _dotted(stem: str, name: str) -> BadSample:
-    detail = f"member {name}: the key has a dot; webdataset readers end a key at its first dot"
+    detail = (
+        f"member {shown(name)}: the key has a dot; webdataset readers end a key at its first dot"
+    )
     return BadSample(stem, "dotted_key", detail)

@@ -6,29 +6,37 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from capmix.pool.sample import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
-from capmix.pool.tar_members import TarError, TarMembers
+from capmix.pool.tar_members import NamesTooLongError, TarError, TarMembers
 
+SHOWN = 200  # characters of a name in a message
 FIRST_IMAGE = ("jpg", "png", "jpeg", "webp")  # which counts where there are several, as open_clip
 
 
 class BrokenTarError(TarError):
-    """The tar breaks off after the member `after`; "" where not even one could be read."""
+    """The tar breaks off after the member `after`; "" where not even one could be read.
+
+    `is_too_long` where it goes on, with more names than are read of one tar.
+    """
 
     def __init__(self, after: str, cause: Exception):
-        super().__init__(f"breaks off after member {after} ({cause})" if after else str(cause))
         self.after = after
+        self.is_too_long = isinstance(cause, NamesTooLongError)
+        what = "is read up to" if self.is_too_long else "breaks off after"
+        super().__init__(f"{what} member {shown(after)} ({cause})" if after else str(cause))
 
 
 @dataclass
 class TarGroup:
     """Members by suffix; `too_large` says which was left out for its size, if any.
 
-    `dotted` holds the names of images whose key has a dot, by that key: they end up in the group
-    of the key before the first dot, where no reader finds them.
+    `suffixes` are those of all wanted members, also of what was left out or skipped. `dotted` holds
+    the names of images whose key has a dot, by that key: they end up in the group of the key before
+    the first dot, where no reader finds them.
     """
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
+    suffixes: set[str] = field(default_factory=set)
     dotted: dict[str, str] = field(default_factory=dict)
     too_large: str = ""
 
@@ -46,6 +54,25 @@ class TarGroup:
         return not (self.members or self.dotted or self.too_large)
 
 
+@dataclass
+class _Shape:
+    """What the samples of a tar have: the most images of any, and every other suffix of some."""
+
+    images: int = 0
+    others: set[str] = field(default_factory=set)
+
+    def add(self, group: TarGroup) -> None:
+        others = group.suffixes.difference(IMAGE_SUFFIXES)
+        self.images = max(self.images, len(group.suffixes) - len(others))
+        self.others |= others
+
+    def is_whole(self, group: TarGroup) -> bool:
+        """Whether a group has all that any before it has; false where there is none before it."""
+        others = group.suffixes.difference(IMAGE_SUFFIXES)
+        has_images = len(group.suffixes) - len(others) >= self.images
+        return bool(self.images or self.others) and has_images and self.others <= others
+
+
 def tar_groups(
     stream: BinaryIO, wanted: Collection[str], keys: Container[str] | None = None
 ) -> Iterator[TarGroup]:
@@ -54,38 +81,60 @@ def tar_groups(
     Suffixes are lower-cased; the bytes of suffixes outside `wanted` and, with `keys`, of other
     keys are skipped. A suffix that comes again begins another group. Raises BrokenTarError
     after the last whole group of a tar that breaks off, OSError where the storage fails.
+
+    The group before a break is whole where another key's member follows it. Where the break hides
+    what follows, it is whole if all of its members are there to their last byte and it has as many
+    images and every other wanted suffix that any group before it has. The first group of a tar has
+    none before it, so that it is not.
     """
     last = ""
-    group = TarGroup("")
+    group, shape = TarGroup(""), _Shape()
+    tar, fault = TarMembers(stream), None
     try:
-        tar = TarMembers(stream)
         for name, size in tar:
             last = name
             directory, slash, base = name.rpartition("/")
             stem, _, suffix = base.partition(".")
             key, suffix = directory + slash + stem, suffix.lower()
-            if key != group.key or suffix in group.members:
+            if key != group.key or suffix in group.suffixes:
                 if not group.is_empty:
                     yield group
+                shape.add(group)
                 group = TarGroup(key)
-            if keys is None or key in keys:
-                _take(group, tar, name, size, suffix, wanted)
+            _take(group, tar, name, size, suffix, wanted, keys is None or key in keys)
     except (TarError, zlib.error, ValueError) as error:
-        raise BrokenTarError(last, error) from error
-    if not group.is_empty:
+        fault = error
+    is_whole = fault is None or (tar.is_whole and shape.is_whole(group))
+    if is_whole and not group.is_empty:
         yield group
+    if fault is not None:
+        raise BrokenTarError(last, fault) from fault
 
 
 def _take(
-    group: TarGroup, tar: TarMembers, name: str, size: int, suffix: str, wanted: Collection[str]
+    group: TarGroup,
+    tar: TarMembers,
+    name: str,
+    size: int,
+    suffix: str,
+    wanted: Collection[str],
+    is_asked_for: bool,
 ) -> None:
     if suffix not in wanted:
         stem, _, last = name.rpartition(".")
-        if "." in suffix and last.lower() in IMAGE_SUFFIXES:
+        if is_asked_for and "." in suffix and last.lower() in IMAGE_SUFFIXES:
             group.dotted[stem] = name
+        return
+    group.suffixes.add(suffix)
+    if not is_asked_for:
         return
     bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
     if size > bound:
-        group.too_large = f"member {name}: {size} bytes, at most {bound} are read"
+        group.too_large = f"member {shown(name)}: {size} bytes, at most {bound} are read"
         return
     group.members[suffix] = tar.read()
+
+
+def shown(name: str) -> str:
+    """A member's name in a message, the end of a long one."""
+    return name if len(name) <= SHOWN else f"...{name[-SHOWN:]}"

@@ -15,6 +15,7 @@ BLOCK = 512
 CHUNK = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_NAME = 4096
+MAX_NAMES_BYTES = 32 << 20  # a gigabyte of long names packs into one megabyte
 FAR = 1 << 40  # behind the end of any shard; seek() takes no number of 64 bits
 GZIP = b"\x1f\x8b"
 ZEROS = bytes(BLOCK)
@@ -26,8 +27,15 @@ class TarError(Exception):
     """The bytes are no tar, or break off."""
 
 
+class NamesTooLongError(TarError):
+    """The names of a tar's members hold more than MAX_NAMES_BYTES together."""
+
+
 class TarMembers:
-    """The regular files of a tar, in order. Iterate, and call `read` for those that are wanted."""
+    """The regular files of a tar, in order. Iterate, and call `read` for those that are wanted.
+
+    `is_whole` is false while bytes of the member that was given last are still to come.
+    """
 
     def __init__(self, stream: BinaryIO):
         self._source: _Plain | _Gzip = _Plain(stream, b"")
@@ -35,12 +43,14 @@ class TarMembers:
         kind = _Gzip if first.startswith(GZIP) else _Plain
         self._source = kind(stream, first)
         self._unread = 0
+        self._names_bytes = 0
+        self.is_whole = True
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Name and size in bytes of each member. Raises TarError, zlib.error or OSError."""
         extended: dict[str, str] = {}
         while True:
-            self._source.skip(self._unread + -self._unread % BLOCK)
+            self._skip_rest()
             block = self._source.read(BLOCK)
             if len(block) < BLOCK:
                 raise TarError("the file ends before the tar does")
@@ -61,8 +71,10 @@ class TarMembers:
             name_of = extended.get("path") or _name(block)
             if len(name_of) > MAX_NAME:
                 raise TarError(f"a name of {len(name_of)} characters")
+            self._count(name_of)
             extended = {}
             if kind in REGULAR and not name_of.endswith("/"):
+                self.is_whole = False
                 yield name_of, size
 
     def read(self) -> bytes:
@@ -71,8 +83,23 @@ class TarMembers:
         data = self._source.read(size)
         if len(data) < size:
             raise TarError("unexpected end of data")
+        self.is_whole = True
         self._source.skip(-size % BLOCK)
         return data
+
+    def _skip_rest(self) -> None:
+        size, self._unread = self._unread, 0
+        if not self._source.skip(size):
+            raise TarError("unexpected end of data")
+        self.is_whole = True
+        self._source.skip(-size % BLOCK)
+
+    def _count(self, name: str) -> None:
+        """Raise NamesTooLongError where the names hold too much, at the size they have in memory:
+        one character that is not ASCII can make each of a name's take four bytes."""
+        self._names_bytes += len(name) if name.isascii() else 4 * len(name)
+        if self._names_bytes > MAX_NAMES_BYTES:
+            raise NamesTooLongError(f"names of members hold over {MAX_NAMES_BYTES >> 20} MiB")
 
 
 class _Plain:
@@ -95,17 +122,17 @@ class _Plain:
             data += more
         return data
 
-    def skip(self, size: int) -> None:
-        if not size:
-            return
+    def skip(self, size: int) -> bool:
+        """Whether there were so many bytes."""
         while size and self._first:
             size -= len(self.read(min(size, len(self._first))))
         if size > CHUNK and self._can_seek:
-            # Past the end of a short file: the next read tells.
-            self._stream.seek(min(size, FAR), 1)
-        else:
-            while size > 0 and (data := self._stream.read(min(size, CHUNK))):
-                size -= len(data)
+            # Nothing tells of a seek past the end of a short file but a read.
+            self._stream.seek(min(size, FAR) - 1, 1)
+            size = 1
+        while size > 0 and (data := self._stream.read(min(size, CHUNK))):
+            size -= len(data)
+        return size == 0
 
 
 class _Gzip:
@@ -124,9 +151,11 @@ class _Gzip:
         del self._ready[:size]
         return data
 
-    def skip(self, size: int) -> None:
+    def skip(self, size: int) -> bool:
+        """Whether there were so many bytes."""
         while size > 0 and (data := self.read(min(size, CHUNK))):
             size -= len(data)
+        return size == 0
 
     def _fill(self) -> bool:
         if self._fault is not None:

@@ -111,14 +111,14 @@ def _walked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any
         for info in listed:
             if info["type"] != "directory":
                 found[info["name"]] = info
-            elif info["name"].rstrip("/") != folder.rstrip("/") and not _is_left_out(info["name"]):
+            elif info["name"].rstrip("/") != folder.rstrip("/") and not is_left_out(info["name"]):
                 folders.append(info["name"])
     if not found and again(lambda: fs.isfile(path)):
         found[path] = fs.info(path)
     return dict(sorted(found.items()))
 
 
-def _is_left_out(folder: str) -> bool:
+def is_left_out(folder: str) -> bool:
     """Hidden folders, and one that no user can read, at the top of many disks."""
     name = folder.rstrip("/").rpartition("/")[2]
     return name.startswith(".") or name == "lost+found"

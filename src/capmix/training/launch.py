@@ -16,7 +16,7 @@ from capmix.engine import messages
 from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import missing_module
-from capmix.pool import open_pool
+from capmix.pool import Pool, open_pool
 from capmix.storage.filesystem import storage_errors, storage_message
 from capmix.storage.store import Store
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
@@ -35,6 +35,13 @@ class TrainingData:
     pool: str = ""
     work: str = ""
     subset: str = ""
+    follow_links: bool = False
+
+    @classmethod
+    def of_subset(cls, pool: Pool, store: Store, subset: str) -> "TrainingData":
+        """A subset of a pool that is open."""
+        place, work = pool.location, store.location
+        return cls(pool=place, work=work, subset=subset, follow_links=pool.follow_links)
 
     def source(self, settings: TrainSettings) -> PairSource:
         """The pairs. Raises UserError where the texts of a source are missing."""
@@ -44,24 +51,25 @@ class TrainingData:
                 "expected one per directory of exported shards"
             )
         if self.directories:
-            return ExportedShards(self.directories, self.weights, bool(settings.texts))
-        return pool_source(self.pool, Store(self.work), self.subset, settings)
+            wants_captions = bool(settings.texts)
+            return ExportedShards(self.directories, self.weights, wants_captions, self.follow_links)
+        pool = open_pool(self.pool, self.follow_links)
+        return pool_source(pool, Store(self.work), self.subset, settings)
 
 
-def pool_source(pool: str, store: Store, subset: str, settings: TrainSettings) -> PoolSubset:
+def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) -> PoolSubset:
     """The pairs of a subset, straight from the pool.
 
     Raises UserError for a pool without images, or where the texts of a source are missing.
     """
     from capmix.mix.catalog import Catalog
 
-    opened = open_pool(pool)
-    opened.need_images("train")
-    have = Catalog(opened, store).sources()
+    pool.need_images("train")
+    have = Catalog(pool, store).sources()
     for source in settings.texts:
         if source not in have:
             raise UserError(f"--texts: no captions of source {source!r} in {store.location}")
-    return PoolSubset(opened, store, subset, list(settings.texts))
+    return PoolSubset(pool, store, subset, list(settings.texts))
 
 
 def launch(

@@ -66,10 +66,11 @@ class ExportedShards:
     directories: Sequence[str]
     directory_weights: Sequence[float] | None = None
     with_captions: bool = False
+    follow_links: bool = False
 
     @cached_property
     def _pools(self) -> list[Pool]:
-        pools = [open_pool(directory) for directory in self.directories]
+        pools = [open_pool(directory, self.follow_links) for directory in self.directories]
         for pool in pools:
             if not pool.is_tars:
                 raise UserError(
