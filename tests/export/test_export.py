@@ -321,18 +321,16 @@ def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
 ) -> None:
     work.export("raw", str(tmp_path / "out"))
     removed: list[str] = []
+    real = LocalFileSystem.rm_file
 
-    def remove(path: str, recursive: bool) -> None:
+    def remove(fs: LocalFileSystem, path: str) -> None:
         removed.append(path)
         if len(removed) > 2:
             raise KeyboardInterrupt
-        real(path, recursive=recursive)
+        real(fs, path)
 
-    real = LocalFileSystem().rm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            LocalFileSystem, "rm", lambda _, path, recursive=False: remove(path, recursive)
-        )
+        patch.setattr(LocalFileSystem, "rm_file", remove)
         work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
     work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
     work.export("raw", str(tmp_path / "whole"), samples_per_shard=1)
