@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from capmix.cli.options import Pool, Work, command
+from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.inspect.plan import PlanSettings
 from capmix.report.settings import ReportSettings
@@ -20,7 +21,7 @@ def status(pool: Pool = None, *, work: Work = None) -> None:
     """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
-    print("\n".join(open_place(pool, work, ANY_FAILURES).status().lines()))
+    show(open_place(pool, work, ANY_FAILURES).status().lines())
 
 
 @command
@@ -58,7 +59,7 @@ def report(pool: Pool = None, *, work: Work = None, settings: ReportSettings) ->
     from capmix.cli.stages import open_place
 
     path, table = open_place(pool, work, ANY_FAILURES).report(settings)
-    print("\n".join([*table, f"report: {path}"]))
+    show([*table, f"report: {path}"])
 
 
 @command
@@ -80,7 +81,7 @@ def view(
     from capmix.report.view import serve
 
     opened = open_place(pool, work, ANY_FAILURES)
-    serve(opened.catalog, scorer, results, port, lambda place: print(place, flush=True))
+    serve(opened.catalog, scorer, results, port, lambda place: show([place]))
 
 
 @command
@@ -94,7 +95,7 @@ def plan(
     """Estimate hours, bytes and price of captioning and scoring, from timing a part."""
     from capmix.inspect.plan import plan as estimate
 
-    print("\n".join(estimate(pool, settings).lines()))
+    show(estimate(pool, settings).lines())
 
 
 @command
@@ -102,4 +103,4 @@ def doctor() -> None:
     """Check optional dependencies and devices."""
     from capmix.inspect.doctor import lines
 
-    print("\n".join(lines()))
+    show(lines())

@@ -93,27 +93,30 @@ def export(
     target = ExportTarget(directory)
     target.sweep()
     claim(target, about)
+    notes: list[str] = []
     if form == "csv":
         counts = _write_csv(target, rows)
     else:
         work = Export(pool, store, target, subset, form, samples_per_shard, tuple(sources))
-        counts = _write_shards(work, rows, engine, max_failures)
+        counts, notes = _write_shards(work, rows, engine, max_failures)
     summary = Summary(**marker.extra["summary"])
     models = _models(store, pool, sources)
-    card = dataset_card(subset, summary, marker.config["recipe"], models, form)
+    card = dataset_card(subset, summary, marker.config["recipe"], models, form, notes)
     target.write_card(card.encode("utf-8", "replace"))
     return counts
 
 
 def _write_shards(
     work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
-) -> Counts:
+) -> tuple[Counts, list[str]]:
+    """The counts, and what is to be noted on the card."""
     shards, target = _output_shards(rows, work), work.target
     job = Job(partial(_export_stages, work), shards, target, retry=True)
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
-    sizes = {}
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
     with target.listed([""]):
         for shard in shards:
             marker = target.read_marker(shard.name)
@@ -124,8 +127,11 @@ def _write_shards(
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
-            write_llava(llava, _noted(stream, lines))
-    return counts
+            replaced = write_llava(llava, _noted(stream, lines))
+        if replaced:
+            notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
+            log.warning("export %s: %s", work.subset, notes[-1])
+    return counts, notes
 
 
 def _noted(stream: BinaryIO, shards: Iterable[bytes]) -> Iterator[bytes]:
