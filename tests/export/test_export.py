@@ -322,18 +322,16 @@ def test_an_older_export_whose_removal_was_killed_is_removed_by_the_next_run(
 ) -> None:
     work.export("raw", str(tmp_path / "out"))
     removed: list[str] = []
+    real = LocalFileSystem.rm_file
 
-    def remove(path: str, recursive: bool) -> None:
+    def remove(fs: LocalFileSystem, path: str) -> None:
         removed.append(path)
         if len(removed) > 2:
             raise KeyboardInterrupt
-        real(path, recursive=recursive)
+        real(fs, path)
 
-    real = LocalFileSystem().rm
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            LocalFileSystem, "rm", lambda _, path, recursive=False: remove(path, recursive)
-        )
+        patch.setattr(LocalFileSystem, "rm_file", remove)
         work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
     work.export("raw", str(tmp_path / "out"), samples_per_shard=1)
     work.export("raw", str(tmp_path / "whole"), samples_per_shard=1)
@@ -369,3 +367,24 @@ def test_an_export_does_not_become_a_part_of_its_pool(work: Workspace, tmp_path:
     with pytest.raises(UserError, match="is inside the pool"):
         open_workspace(str(tmp_path / "pool"), str(tmp_path / "pool"))
     assert sorted(p.name for p in (tmp_path / "pool").iterdir())[-1] == "00002.tar"
+
+
+def test_a_caption_that_names_llavas_image_token_has_no_image_of_its_own(tmp_path: Path) -> None:
+    """Its loader puts an image wherever a turn says `<image>`."""
+    write_pool(tmp_path / "pool", shards=1, samples=2)
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
+    text = "a <image> of <im<image>age>"
+    (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},{text}\n{1:032x},an <Image>\n")
+    work.import_captions([str(tmp_path / "c.csv")], source="c")
+    work.mix("synthetic", synthetic="c", out="s")
+    work.export("s", str(tmp_path / "out"), format="jsonl")
+    llava = json.loads((tmp_path / "out/llava.json").read_text())
+    turns = [[turn["value"] for turn in one["conversations"]] for one in llava]
+    assert turns == [
+        ["<image>\nDescribe this image.", "a [image] of <im[image]age>"],
+        ["<image>\nDescribe this image.", "an <Image>"],
+    ]
+    lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["text"] == text
+    card = (tmp_path / "out/README.md").read_text()
+    assert "`<image>` is `[image]` in 1 captions of `llava.json`." in card

@@ -1,13 +1,14 @@
 """Import precomputed captions or scores from CSV or parquet, by uid.
 
-DuckDB joins the files to the pool's samples in a database on disk, so that memory stays within a
-bound whatever the number of rows. One part per shard is written, as captioning and scoring do.
+DuckDB joins the rows (see given.py) to the pool's samples in a database on disk, so that memory
+stays within a bound whatever the number of rows. One part per shard is written, as captioning and
+scoring do.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.annotate.given import REASONS, SUFFIXES, Fault, find_faults, load_given
 from capmix.caption.flags import caption_flags
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
+from capmix.settings.tables import table_lines
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
 from capmix.storage.marker import Counts, Marker
@@ -27,30 +30,34 @@ from capmix.storage.store import Store
 
 MEMORY = "2GB"
 ROWS_AT_ONCE = 50_000
-CSV = "read_csv({{files}}, delim='{delimiter}', quote='\"', escape='\"', header=true, "
-CSV += "all_varchar=true, union_by_name=true)"
-READERS = {
-    ".csv": CSV.format(delimiter=","),
-    ".tsv": CSV.format(delimiter="\t"),
-    ".parquet": "read_parquet({files}, union_by_name=true)",
-}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import found: samples with a value and without, and rows of the files by fault."""
+    """What an import found: samples with a value and without, and rows of the files that gave none,
+    by reason (see given.REASONS)."""
 
     matched: int
     without: int
     unknown: int
     repeated: int
+    faults: dict[str, Fault] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary for people."""
+        rows = [
+            [f"{fault.rows:,}", reason, f"{REASONS[reason]}; {fault.example}"]
+            for reason, fault in self.faults.items()
+        ]
         return [
             f"{self.matched:,} samples got a value, {self.without:,} got none",
             f"{self.unknown:,} rows of the files are about no sample of the pool, "
             f"{self.repeated:,} repeat a uid (the first was taken)",
+            *(
+                f"  {line}"
+                for line in table_lines(["rows", "reason", "first"], rows, "rll")
+                if rows
+            ),
         ]
 
 
@@ -104,18 +111,19 @@ def _import(
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
             _load_samples(connection, store, pool)
-            reader = _reader(connection, paths, uid, column)
-            kind = "varchar" if is_caption else "float"
-            unknown = _unknown(connection, reader, uid)
-            for shard, found in _by_shard(connection, pool, reader, uid, column, kind):
+            load_given(connection, paths, uid, column, is_caption)
+            faults = find_faults(connection, paths)
+            unknown = faults["unknown_uid"].rows if "unknown_uid" in faults else 0
+            for shard, found in _by_shard(connection, pool):
                 twice = len(found) - len(np.unique(found["position"]))
                 extra = {"content": content, "unknown": unknown, "repeated": twice}
+                extra["faults"] = {name: asdict(one) for name, one in faults.items()}
                 part = f"{folder}/{shard.name}"
                 counts.add(_write_part(store, part, shard, found, config, is_caption, extra))
                 repeated += twice
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
-    return Imported(counts.ok, counts.dropped.total(), unknown, repeated)
+    return Imported(counts.ok, counts.dropped.total(), unknown, repeated, faults)
 
 
 def _content(paths: Sequence[str]) -> str:
@@ -132,6 +140,7 @@ def _done_before(
 ) -> Imported | None:
     """What the same import of the same files found; None where a part is missing or other."""
     total, unknown, repeated = Counts(), 0, 0
+    faults: dict[str, Fault] = {}
     with store.listed([folder, SAMPLES]):
         for shard in pool.shards:
             part, inputs = f"{folder}/{shard.name}", _inputs(store, shard)
@@ -142,7 +151,9 @@ def _done_before(
                 return None
             total.add(marker.counts)
             unknown, repeated = marker.extra["unknown"], repeated + marker.extra["repeated"]
-    return Imported(total.ok, total.dropped.total(), unknown, repeated)
+            known = marker.extra.get("faults", {})  # not counted by capmix 0.1
+            faults = {name: Fault(**one) for name, one in known.items()}
+    return Imported(total.ok, total.dropped.total(), unknown, repeated, faults)
 
 
 def _inputs(store: Store, shard: Shard) -> dict[str, str]:
@@ -159,8 +170,8 @@ def _expand(files: Sequence[str]) -> list[str]:
             raise UserError(f"import: no file {name}")
         paths += map(str, found)
     for path in paths:
-        if Path(path).suffix not in READERS:
-            raise UserError(f"import: {path}: expected a file ending in {', '.join(READERS)}")
+        if Path(path).suffix not in SUFFIXES:
+            raise UserError(f"import: {path}: expected a file ending in {', '.join(SUFFIXES)}")
     if len({Path(path).suffix for path in paths}) > 1:
         raise UserError("import: files of one kind at a time, CSV or parquet")
     return paths
@@ -184,37 +195,16 @@ def _load_samples(connection: duckdb.DuckDBPyConnection, store: Store, pool: Poo
         connection.unregister("part")
 
 
-def _reader(connection: duckdb.DuckDBPyConnection, paths: list[str], uid: str, column: str) -> str:
-    """The SQL that reads the files. Raises UserError where they have not both columns."""
-    listed = "[" + ", ".join(_quoted(path, "'") for path in paths) + "]"
-    reader = READERS[Path(paths[0]).suffix].format(files=listed)
-    try:
-        have = [row[0] for row in connection.sql(f"describe from {reader}").fetchall()]
-    except duckdb.Error as error:
-        raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
-    for name in (uid, column):
-        if name not in have:
-            raise UserError(f"import: {paths[0]}: no column {name!r}; columns: {', '.join(have)}")
-    return reader
-
-
 def _by_shard(
-    connection: duckdb.DuckDBPyConnection,
-    pool: Pool,
-    reader: str,
-    uid: str,
-    column: str,
-    kind: str,
+    connection: duckdb.DuckDBPyConnection, pool: Pool
 ) -> Iterator[tuple[Shard, pa.Table]]:
     """Each shard in pool order with what the files have for it: position, value.
 
     Rows lie by position; of those that share one, the first is the first in the files.
     """
     found = connection.sql(
-        f"select s.shard, s.position, f.value from samples s join (select "
-        f"{_quoted(uid)}::varchar as uid, try_cast({_quoted(column)} as {kind}) as value, "
-        f"row_number() over () as row from {reader}) f on f.uid = s.uid "
-        "order by s.shard, s.position, f.row"
+        "select s.shard, s.position, g.value from samples s join given g on g.uid = s.uid "
+        "order by s.shard, s.position, g.place"
     ).to_arrow_reader(ROWS_AT_ONCE)
     shard, waiting = 0, [found.schema.empty_table()]
     try:
@@ -235,15 +225,6 @@ def _by_shard(
 
 def _table(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch])
-
-
-def _unknown(connection: duckdb.DuckDBPyConnection, reader: str, uid: str) -> int:
-    """How many rows of the files are about no sample of the pool."""
-    rows = connection.sql(
-        f"select count(*) from {reader} f where f.{_quoted(uid)} is not null and not exists "
-        f"(select 1 from samples s where s.uid = f.{_quoted(uid)}::varchar)"
-    ).fetchall()
-    return int(rows[0][0])
 
 
 def _write_part(
@@ -329,7 +310,3 @@ def _counts(table: pa.Table) -> Counts:
                 number
             )
     return counts
-
-
-def _quoted(name: str, mark: str = '"') -> str:
-    return mark + name.replace(mark, mark * 2) + mark

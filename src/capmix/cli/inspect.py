@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from capmix.cli.options import Pool, Work, command
+from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
@@ -22,7 +23,7 @@ def status(pool: Pool = None, *, work: Work = None, reading: PoolSettings) -> No
     """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
-    print("\n".join(open_place(pool, work, reading, ANY_FAILURES).status().lines()))
+    show(open_place(pool, work, reading, ANY_FAILURES).status().lines())
 
 
 @command
@@ -44,13 +45,13 @@ def verify(
             negative="",
         ),
     ] = False,
+    reading: PoolSettings,
 ) -> None:
     """Compare every file with the digest that was taken when it was written."""
     from capmix.cli.stages import open_place
 
-    opened = open_place(pool, work, ANY_FAILURES)
-    found = opened.verify(exports or (), images, discard)
-    print("\n".join(found.lines()))
+    found = open_place(pool, work, reading, ANY_FAILURES).verify(exports or (), images, discard)
+    show(found.lines())
     if found.damaged and not discard:
         raise UserError(
             f"verify: {len(found.damaged)} damaged; with --discard they are taken away, and the "
@@ -95,7 +96,7 @@ def report(
     from capmix.cli.stages import open_place
 
     path, table = open_place(pool, work, reading, ANY_FAILURES).report(settings)
-    print("\n".join([*table, f"report: {path}"]))
+    show([*table, f"report: {path}"])
 
 
 @command
@@ -118,7 +119,7 @@ def view(
     from capmix.report.view import serve
 
     opened = open_place(pool, work, reading, ANY_FAILURES)
-    serve(opened.catalog, scorer, results, port, lambda place: print(place, flush=True))
+    serve(opened.catalog, scorer, results, port, lambda place: show([place]))
 
 
 @command
@@ -132,7 +133,7 @@ def plan(
     """Estimate hours, bytes and price of captioning and scoring, from timing a part."""
     from capmix.inspect.plan import plan as estimate
 
-    print("\n".join(estimate(pool, settings).lines()))
+    show(estimate(pool, settings).lines())
 
 
 @command
@@ -140,4 +141,4 @@ def doctor() -> None:
     """Check optional dependencies and devices."""
     from capmix.inspect.doctor import lines
 
-    print("\n".join(lines()))
+    show(lines())

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Group
 from capmix.cli.malloc import keep_freed_memory
 from capmix.cli.signals import RESUME, end_now, stopped_by_signals
 from capmix.errors import UserError
+from capmix.settings.printable import printable
 
 OK, USER_ERROR, STOPPED, BROKEN_PIPE = 0, 2, 130, 141
 ABOUT = "Caption an image-text pool, mix the captions with raw text, and train on the mix."
@@ -268,5 +269,5 @@ def _failed(message: str) -> int:
     from capmix.storage.filesystem import without_secrets
 
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        print(f"capmix: {without_secrets(message)}", file=sys.stderr)
+        print(f"capmix: {printable(without_secrets(message))}", file=sys.stderr)
     return USER_ERROR

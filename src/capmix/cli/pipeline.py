@@ -5,6 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from capmix.cli.options import command, only
+from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 
@@ -29,7 +30,7 @@ def run(
 
         from capmix.pipeline.config import Pipeline
 
-        print(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2))
+        show(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2).splitlines())
         return
     if pipeline is None:
         raise UserError("run: name a pipeline file, such as examples/pool.yaml")
@@ -55,5 +56,4 @@ def _run_file(path: str, work: str | None, runs: RunSettings) -> None:
 
     pipeline = load_pipeline(path, **({"work": work} if work else {}))
     found = run_pipeline(pipeline, runs)
-    for line in [*found.lines, *(f"report: {page}" for page in found.reports)]:
-        print(line)
+    show([*found.lines, *(f"report: {page}" for page in found.reports)])

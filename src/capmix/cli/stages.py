@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.cli.options import Pool, Work, command, group_named, only
+from capmix.cli.output import show
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
@@ -83,7 +84,7 @@ def import_(
         found = opened.import_captions(files, settings)
     else:
         found = opened.import_scores(files, settings)
-    print("\n".join(found.lines()))
+    show(found.lines())
 
 
 @command
@@ -108,7 +109,7 @@ def measure(
     from capmix.measure.lines import measure_lines
 
     found = open_place(pool, work, reading, runs, engine).measure(settings)
-    print("\n".join(measure_lines(found)))
+    show(measure_lines(found))
 
 
 @command
@@ -157,9 +158,9 @@ def mix(
     sweep = {name: _values(text) for name, text in given.items()}
     found = open_place(pool, work, reading, runs).mix(recipe, settings, sweep)
     for subset in found if isinstance(found, list) else [found]:
-        print("\n".join(subset.summary.lines()))
+        show(subset.summary.lines())
         if explain:
-            print(subset.summary.sql)
+            show(subset.summary.sql.split("\n"))
 
 
 def _parameters(given: list[str]) -> dict[str, str]:
@@ -193,9 +194,9 @@ def recipes() -> None:
 
     for name in shipped_recipes():
         recipe = load_recipe(name)
-        print(f"{name}\n    {' '.join(recipe.about.split())}")
+        show([name, f"    {' '.join(recipe.about.split())}"])
         if recipe.reference:
-            print(f"    source: {recipe.reference}")
+            show([f"    source: {recipe.reference}"])
 
 
 @command

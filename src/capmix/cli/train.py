@@ -6,6 +6,7 @@ from cyclopts import Parameter
 from pydantic import ConfigDict
 
 from capmix.cli.options import Pool, Work, command
+from capmix.cli.output import show
 from capmix.cli.stages import Budget, open_place
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
@@ -58,7 +59,7 @@ def train(
     from capmix.training.train import train as train_run
 
     source = _data(data, runs).source(settings)
-    print(train_run(settings, source, out, runs.max_failures))
+    show([str(train_run(settings, source, out, runs.max_failures))])
 
 
 def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
@@ -85,12 +86,12 @@ def eval(
     from capmix.workspace import evaluate
 
     found = evaluate(model, settings)
-    print("\n".join(found.text()))
+    show(found.text())
     if found.lines:
-        print(f"results: {results_folder(model, settings.out)}")
+        show([f"results: {results_folder(model, settings.out)}"])
     if found.missing:
         how = fetch_command(found.missing, settings.evalsets)
-        print(f"{len(found.missing)} evaluation sets not found. {how}")
+        show([f"{len(found.missing)} evaluation sets not found. {how}"])
     if found.broken:
         raise UserError("; ".join(found.broken))
     if not found.lines:
@@ -121,7 +122,7 @@ def evalsets(
     known = [task for task in chosen if isinstance(task, EvalTask)]
     if action == "fetch":
         for folder in fetch(known, out):
-            print(folder)
+            show([str(folder)])
         return
     rows = []
     for task in known:
@@ -129,7 +130,7 @@ def evalsets(
         metric = task.main_metric or "no main metric"
         state = "there" if exists else "missing"
         rows.append([state, task.key, f"{task.images:,} images", metric, task.hub])
-    print("\n".join(table_lines([], rows, "llrll")))
+    show(table_lines([], rows, "llrll"))
 
 
 @command
@@ -147,4 +148,4 @@ def probe(
     from capmix.report.ranking import ranking
 
     results = open_place(pool, work, reading, runs).probe(settings)
-    print("\n".join(ranking(results)))
+    show(ranking(results))

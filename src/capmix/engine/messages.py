@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from capmix.settings.printable import printable
+
 ROOT = "capmix"
 
 
@@ -41,6 +43,10 @@ def progress(
 
 class _Lines(logging.Handler):
     """One line per message on standard error, above a progress bar where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Names, texts and answers of servers steer no terminal."""
+        return printable(super().format(record), keep="\n\t")
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,10 +1,15 @@
 """The README.md of an exported data set, in the form of the Hugging Face Hub's dataset cards."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from capmix.mix.mix import Summary
+from capmix.settings.printable import printable
+
+MARKUP = re.compile(r"[\\`*_\[\]<>|~$&]")
 
 SIZES = (
     (10**3, "n<1K"),
@@ -26,11 +31,18 @@ FORMS = {
 
 
 def dataset_card(
-    subset: str, summary: Summary, recipe: dict[str, Any], models: dict[str, str], form: str
+    subset: str,
+    summary: Summary,
+    recipe: dict[str, Any],
+    models: dict[str, str],
+    form: str,
+    notes: Sequence[str] = (),
 ) -> str:
     """The page: what is in the data set and how it was made; licences are left to fill in.
 
-    `models` says what wrote the captions of each source, and what scored them.
+    `models` says what wrote the captions of each source, and what scored them; `notes` are
+    sentences about the form, in Markdown. Whatever the recipe and the models are called, it is text
+    of the page: no markup, no cell or fence of its own.
     """
     count = summary.kept
     size = next((name for bound, name in SIZES if count < bound), "n>10B")
@@ -48,23 +60,30 @@ def dataset_card(
     if form == "parquet":
         files = [{"split": "train", "path": "data/*.parquet"}]
         about["configs"] = [{"config_name": "default", "data_files": files}]
-    clauses = "\n".join(f"| {_cell(one)} | {n:,} |" for one, n in summary.by_clause.items())
-    dropped = "\n".join(f"| {_cell(why)} | {n:,} |" for why, n in summary.dropped.items())
-    thresholds = "\n".join(f"- `{name}` = {value}" for name, value in summary.thresholds.items())
-    scores = "\n".join(
-        f"- {source}: {value}" for source, value in summary.mean_score.items() if value is not None
+    clauses = "\n".join(f"| {_plain(one)} | {n:,} |" for one, n in summary.by_clause.items())
+    dropped = "\n".join(f"| {_plain(why)} | {n:,} |" for why, n in summary.dropped.items())
+    thresholds = "\n".join(
+        f"- {_code(name)} = {value}" for name, value in summary.thresholds.items()
     )
-    written = "\n".join(f"- {what}: {how}" for what, how in models.items())
+    scores = "\n".join(
+        f"- {_plain(source)}: {value}"
+        for source, value in summary.mean_score.items()
+        if value is not None
+    )
+    written = "\n".join(f"- {_plain(what)}: {_plain(how)}" for what, how in models.items())
+    shown = _yaml(recipe)
+    fence = _longer_than(shown, "```")
+    more = "".join(f"\n\n{note}" for note in notes)
     return f"""---
 {yaml.safe_dump(about, sort_keys=False).strip()}
 ---
 
-# {subset}
+# {_plain(subset)}
 
 {count:,} image-text pairs of {summary.rows_in:,} candidates, {summary.share_synthetic:.1%} of the
-texts synthetic. Made with capmix by the recipe `{recipe["name"]}`: {_cell(recipe["about"])}
+texts synthetic. Made with capmix by the recipe {_code(recipe["name"])}: {_plain(recipe["about"])}
 
-Form: {FORMS[form]}.
+Form: {FORMS[form]}.{more}
 
 ## What was chosen
 
@@ -90,9 +109,9 @@ Mean image-text similarity by source:
 
 ## The recipe
 
-```yaml
-{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip()}
-```
+{fence}yaml
+{shown}
+{fence}
 
 ## Licences
 
@@ -101,5 +120,27 @@ wrote captions.
 """
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def _plain(text: str) -> str:
+    """In a line or in a cell of a table: nothing in it is markup."""
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
+def _code(text: str) -> str:
+    """A code span, outside of tables, where a `|` would end it."""
+    shown = printable(" ".join(text.split()))
+    fence = _longer_than(shown, "`")
+    edge = " " if "`" in (shown[:1], shown[-1:]) else ""
+    return f"{fence}{edge}{shown}{edge}{fence}"
+
+
+def _longer_than(text: str, fence: str) -> str:
+    """`fence`, or one that no run of backticks in the text closes."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return fence if longest < len(fence) else "`" * (longest + 1)
+
+
+def _yaml(recipe: dict[str, Any]) -> str:
+    shown = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    if printable(shown, keep="\n") != shown:
+        shown = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=False)
+    return shown.strip()

@@ -7,11 +7,9 @@ writes), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image 
 with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid and text alone).
 """
 
-import contextlib
 import csv
 import io
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
+from capmix.export.claim import claim
+from capmix.export.manifest import ExportTarget
 from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.export.settings import SAMPLES_PER_SHARD, Form
@@ -31,10 +31,8 @@ from capmix.export.tables import parquet_schema, write_images, write_llava, writ
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
-from capmix.storage.filesystem import again, is_within
+from capmix.storage.filesystem import is_within
 from capmix.storage.layout import (
-    EXPORT_ABOUT,
-    EXPORT_MARKERS,
     RAW,
     SCORES,
     scores_folder,
@@ -47,10 +45,6 @@ from capmix.storage.store import Store, as_lines
 log = logging.getLogger(__name__)
 
 TARS = ("webdataset", "datacomp")
-OURS = re.compile(
-    r"\d{8}(\.tar|_stats\.json|\.jsonl)?|sizes\.json|_markers|_capmix_export\.json|README\.md|"
-    r"data|images|running|metadata\.jsonl|llava\.json|captions\.csv"
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Export:
 
     pool: Pool
     store: Store
-    target: Store
+    target: ExportTarget
     subset: str
     form: Form
     samples_per_shard: int
@@ -94,33 +88,37 @@ def export(
         "samples_per_shard": samples_per_shard,
         "form": form,
         "sources": list(sources),
+        "shards": 0 if form == "csv" else -(-rows.copies // samples_per_shard),
     }
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
-    target = Store(directory, EXPORT_MARKERS)
+    target = ExportTarget(directory)
     target.sweep()
-    _claim(target, about)
+    claim(target, about)
+    notes: list[str] = []
     if form == "csv":
         counts = _write_csv(target, rows)
     else:
         work = Export(pool, store, target, subset, form, samples_per_shard, tuple(sources))
-        counts = _write_shards(work, rows, engine, max_failures)
+        counts, notes = _write_shards(work, rows, engine, max_failures)
     summary = Summary(**marker.extra["summary"])
     models = _models(store, pool, sources)
-    card = dataset_card(subset, summary, marker.config["recipe"], models, form)
-    target.write_bytes("README.md", card.encode("utf-8", "replace"))
+    card = dataset_card(subset, summary, marker.config["recipe"], models, form, notes)
+    target.write_card(card.encode("utf-8", "replace"))
     return counts
 
 
 def _write_shards(
     work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
-) -> Counts:
+) -> tuple[Counts, list[str]]:
+    """The counts, and what is to be noted on the card."""
     shards, target = _output_shards(rows, work), work.target
     job = Job(partial(_export_stages, work), shards, target, retry=True)
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
-    sizes = {}
+    sizes: dict[str, int] = {}
+    notes: list[str] = []
     with target.listed([""]):
         for shard in shards:
             marker = target.read_marker(shard.name)
@@ -131,8 +129,11 @@ def _write_shards(
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
-            write_llava(llava, _noted(stream, lines))
-    return counts
+            replaced = write_llava(llava, _noted(stream, lines))
+        if replaced:
+            notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
+            log.warning("export %s: %s", work.subset, notes[-1])
+    return counts, notes
 
 
 def _noted(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
@@ -233,22 +234,3 @@ def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:
             shown = {k: v for k, v in marker.config.items() if k not in ("source", "digest")}
             found[what] = ", ".join(f"{k} {v}" for k, v in shown.items())
     return found
-
-
-def _claim(target: Store, about: dict[str, Any]) -> None:
-    """Make sure that the directory is new or is an export of ours; of an older one, clear it."""
-    known = target.read_json(EXPORT_ABOUT)
-    if known == about:
-        return
-    held: list[str] = []
-    with contextlib.suppress(FileNotFoundError):
-        held = again(lambda: target.fs.ls(target.root, detail=False))
-    if held and known is None:
-        raise UserError(f"{target.location} holds something else: export to an empty directory")
-    for path in held:
-        name = path.rpartition("/")[2]
-        if (
-            OURS.fullmatch(name) and name != EXPORT_ABOUT
-        ):  # what says that it is ours is written over last
-            again(partial(target.fs.rm, path, recursive=True))
-    target.write_json(EXPORT_ABOUT, about)

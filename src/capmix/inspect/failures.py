@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, fields
 from typing import TextIO
 
 from capmix.errors import UserError
+from capmix.settings.printable import printable
 from capmix.storage.layout import NOT_OF_SAMPLES
 from capmix.storage.marker import Marker
 from capmix.storage.rows import OK, rows_of
@@ -67,7 +68,7 @@ def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str
     counts: Counter[tuple[str, str]] = Counter()
     for one in found:
         counts[one.stage, f"{one.status}: {one.reason}"] += 1
-        out.write("\t".join(_printable(value) for value in astuple(one)) + "\n")
+        out.write("\t".join(printable(value) for value in astuple(one)) + "\n")
     return counts
 
 
@@ -84,8 +85,3 @@ def write_csv(path: str, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     return counts
-
-
-def _printable(text: str) -> str:
-    """Without what would break the line or steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

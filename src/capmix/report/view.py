@@ -46,14 +46,13 @@ def serve(
     Raises UserError where the server's packages are missing, or the port is taken.
     """
     require(["uvicorn", "starlette"], "view", "view")
-    import uvicorn
+    from capmix.report.connections import run_server
 
     token = secrets.token_urlsafe(24)
     listener = _listen(port)
     app = make_app(gather(catalog, catalog.scorer(scorer), None, results), token)
     on_address(f"http://{HOST}:{listener.getsockname()[1]}/?token={token}")
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
-    uvicorn.Server(config).run([listener])
+    run_server(app, listener)
 
 
 def _listen(port: int) -> socket.socket:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from capmix.settings.printable import printable
+
 SIDES = {"l": "left", "r": "right"}
 
 
@@ -14,6 +16,7 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str 
     """
     if not rows:
         return ["  ".join(heads)] if heads else []
+    rows = [[printable(cell) for cell in row] for row in rows]
     sides = [SIDES[side] for side in align.ljust(len(rows[0]), "r")]
     text = tabulate(
         rows,

@@ -1,0 +1,128 @@
+"""Which files an export wrote, so that a later one touches no others.
+
+`.manifest/<shard>.txt` lists the files of one output shard, `.manifest/export.txt` those of the
+whole: `<digest> <bytes> <name>` a line, as markers have them. A shard's list is written before its
+marker. A file that differs from its line was changed by somebody and is theirs.
+"""
+
+import contextlib
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+
+import xxhash
+
+from capmix.storage.filesystem import again
+from capmix.storage.layout import EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
+from capmix.storage.marker import Marker
+from capmix.storage.record import FileRecord, RecordingStream, digest_of
+from capmix.storage.store import ABSENT, Store
+
+log = logging.getLogger(__name__)
+
+WHOLE = ("sizes.json", "metadata.jsonl", "llava.json", "captions.csv", EXPORT_CARD)
+WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
+OF_SHARD = re.compile(r"(?:data/train-|images/)?(\d{8})[./_]")
+NEW = re.compile(r"\.new\d*(?=\.)")
+LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
+READ_AT_ONCE = 1 << 20  # bytes
+
+
+class ExportTarget(Store):
+    """The directory of an export; lists every file that is written through it.
+
+    A file of the whole export that somebody has changed is kept, and the new one is written beside
+    it as `<stem>.new<suffix>`.
+    """
+
+    def __init__(self, location: str):
+        super().__init__(location, EXPORT_MARKERS)
+        self._lines: dict[str, bytearray] = {}  # by shard that is not finished
+
+    @contextlib.contextmanager
+    def writing(self, name: str, sync: bool = True) -> Iterator[RecordingStream]:
+        """As Store.writing; the file is listed."""
+        if name in WHOLE:
+            name = self._free(name)
+        with super().writing(name, sync) as stream:
+            yield stream
+        self._list(name, stream.record)
+
+    def write_card(self, card: bytes) -> None:
+        """Write README.md, but beside one that is not as capmix wrote it."""
+        written = FileRecord(len(card), digest_of(card))
+        if self.is_as_written(EXPORT_CARD, written):  # a killed run may not have listed it
+            self._list(EXPORT_CARD, written)
+        else:
+            self.write_bytes(EXPORT_CARD, card)
+
+    def write_marker(self, part: str, marker: Marker) -> None:
+        """List the files of an output shard, then declare it finished."""
+        for name, record in marker.files.items():
+            self._list(name, record)
+        lines = self._lines.pop(part, bytearray()).splitlines(keepends=True)
+        once = dict.fromkeys(map(bytes, lines))  # a second attempt writes what the first has
+        self.write_bytes(f"{EXPORT_FILES}/{part}.txt", b"".join(once))
+        super().write_marker(part, marker)
+
+    def written(self, manifest: str) -> dict[str, FileRecord]:
+        """The files that a list names; none where there is no list. Lines that are none of capmix's
+        are left out."""
+        try:
+            text = self.read_bytes(manifest).decode("utf-8", "replace")
+        except ABSENT:
+            return {}
+        found = (LINE.fullmatch(line) for line in text.splitlines())
+        return {one[3]: FileRecord(int(one[2]), one[1]) for one in found if one}
+
+    def is_as_written(self, name: str, written: FileRecord, size: int | None = None) -> bool:
+        """Whether a file is still what was written; `size` is its size, where that is known."""
+        if (self.size(name) if size is None else size) != written.size:
+            return False
+        return again(lambda: self._digest(name)) == written.digest
+
+    def _digest(self, name: str) -> str:
+        digest = xxhash.xxh3_128()
+        try:
+            with self.fs.open(self.path(name), "rb") as stream:
+                while data := stream.read(READ_AT_ONCE):
+                    digest.update(data)
+        except ABSENT:
+            return ""
+        return str(digest.hexdigest())
+
+    def _free(self, name: str) -> str:
+        """`name`, or the first name beside it that holds nothing of others."""
+        known = self.written(WHOLE_LIST)
+        stem, _, suffix = name.partition(".")
+        others = (f"{stem}.new{n if n > 1 else ''}.{suffix}" for n in itertools.count(1))
+        names = itertools.chain((name,), others)
+        free = next(one for one in names if self._is_free(one, known))
+        if free != name:
+            log.warning(
+                "%s is not as capmix wrote it and is kept; the new one is %s",
+                self.path(name),
+                self.path(free),
+            )
+        return free
+
+    def _is_free(self, name: str, known: dict[str, FileRecord]) -> bool:
+        if self.size(name) < 0:
+            return True
+        if name in known:
+            return self.is_as_written(name, known[name])
+        # capmix 0.1 listed nothing; of its files the card alone is there to be filled in.
+        return name in WHOLE and name != EXPORT_CARD
+
+    def _list(self, name: str, written: FileRecord) -> None:
+        shard = OF_SHARD.match(name)
+        if shard:
+            self._lines.setdefault(shard[1], bytearray()).extend(_line(name, written))
+        elif NEW.sub("", name) in WHOLE:
+            known = self.written(WHOLE_LIST) | {name: written}
+            self.write_bytes(WHOLE_LIST, b"".join(_line(*one) for one in sorted(known.items())))
+
+
+def _line(name: str, written: FileRecord) -> bytes:
+    return f"{written.digest} {written.size} {name}\n".encode()
