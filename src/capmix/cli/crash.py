@@ -9,8 +9,8 @@ from pathlib import Path
 
 from capmix.errors import UserError
 from capmix.storage.filesystem import without_secrets
+from capmix.storage.layout import CRASH_LOG
 
-CRASH_LOG = "error.log"
 LONGEST = 300  # characters of an error on a line
 
 

@@ -28,8 +28,8 @@ class Deadline:
 
     Python code is interrupted, and whatever returns to it. What never does, a kernel that hangs on
     a GPU, cannot be: after twice the time the process itself is ended (exit code 70), and says
-    where it stood. Its shard is then given to another worker where there are several. In threads other
-    than the main one only the latter works.
+    where it stood. Its shard is then given to another worker where there are several. In threads
+    other than the main one only the latter works.
     """
 
     def __init__(self, seconds: float):

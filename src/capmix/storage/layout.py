@@ -10,6 +10,7 @@ columns/<annotation>/<shard>               columns for recipes
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
 running/                                   runs under way
+error.log                                  traceback of the last internal error
 """
 
 ABOUT = "pool.json"
@@ -25,6 +26,7 @@ PROBES = "probes"
 PROBE_RESULTS = "probe_results"
 EVALSETS = "evalsets"
 RUNNING = "running"
+CRASH_LOG = "error.log"
 REPORT = "report"
 SHARDS = "shards"
 RUNS = "runs"
