@@ -1,4 +1,6 @@
-"""The one exception that ends a command with a message instead of a traceback."""
+"""The exception that ends a command with a message, and the exit code of all others."""
+
+INTERNAL_ERROR = 70  # exit code; EX_SOFTWARE of <sysexits.h>
 
 
 class UserError(Exception):

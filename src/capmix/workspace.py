@@ -43,6 +43,7 @@ from capmix.settings.base import (
     with_options,
 )
 from capmix.storage.filesystem import is_within
+from capmix.storage.json_text import parse_object
 from capmix.storage.layout import ABOUT, EMBEDDINGS, SCORES, SUBSETS, captions_folder
 from capmix.storage.marker import Counts
 from capmix.storage.names import check_scorer_name, check_source_name
@@ -572,14 +573,21 @@ class Run:
         return RunFolder(self.path).checkpoint
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One mapping per logged step: epoch, step, samples, loss, learning_rate, ..."""
-        import json
+        """One mapping per logged step: epoch, step, samples, loss, learning_rate, ...
 
+        A last line that is not whole yet is left out. Raises UserError for another that is damaged.
+        """
         from capmix.training.run import RunFolder
 
         file = RunFolder(self.path).metrics
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        found = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.append(parse_object(line))
+            except ValueError as error:
+                raise UserError(f"{file}: line {number} is damaged ({error})") from error
+        return found
 
     @with_options(EvaluateSettings)
     def evaluate(self, evalsets: Place | None = None, **options: Any) -> "Evaluated":
@@ -608,9 +616,11 @@ def open_workspace(
     pool = None if pool is None else os.fspath(pool)
     place = find_work(None if work is None else os.fspath(work))
     store = Store(place)
-    known = store.read_json(ABOUT)
-    location = _location(pool) if pool is not None else _remembered(known, place)
-    follow_links = _follows_links(known) if chosen is None else chosen
+    known = _known_pool(store, place)
+    if pool is None and known is None:
+        raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
+    location = _location(pool) if pool is not None else str(known and known.location)
+    follow_links = bool(known and known.follows_links) if chosen is None else chosen
     opened = open_pool(pool if pool is not None else location, follow_links)
     if location != EMBEDDED and is_within(place, location):
         raise UserError(
@@ -618,12 +628,12 @@ def open_workspace(
             "input. Name another --work"
         )
     store.sweep()
-    if known is not None and _remembered(known, place) != location:
+    if known is not None and known.location != location:
         raise UserError(
-            f"work directory {place} belongs to the pool {known.get('pool')}, not to {location}. "
+            f"work directory {place} belongs to the pool {known.location}, not to {location}. "
             f"Choose another --work; if the pool was moved, delete {place}/{ABOUT} first."
         )
-    if known is None or _follows_links(known) != follow_links:
+    if known is None or known.follows_links != follow_links:
         store.write_json(ABOUT, {"pool": location, **({LINKS: True} if follow_links else {})})
     return Workspace(
         opened,
@@ -717,13 +727,33 @@ def _location(pool: str) -> str:
     return pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
 
 
-def _remembered(known: Any, place: str) -> str:
-    if known is None:
-        raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
-    if not isinstance(known, dict) or not isinstance(known.get("pool"), str):
-        raise UserError(f"work directory {place}: no pool in its {ABOUT}; name its pool")
-    return str(known["pool"])
+@dataclass(frozen=True)
+class _KnownPool:
+    """The pool that a work directory belongs to, as its pool.json says."""
+
+    location: str
+    follows_links: bool
 
 
-def _follows_links(known: Any) -> bool:
-    return isinstance(known, dict) and known.get(LINKS) is True
+def _known_pool(store: Store, place: str) -> _KnownPool | None:
+    """None where the work directory has no pool.json.
+
+    Raises UserError for one that is damaged: parts of one pool must not be taken for another's.
+    """
+    try:
+        about = parse_object(store.read_bytes(ABOUT))
+        known = about.get("pool")
+        if not isinstance(known, str) or not known:
+            raise ValueError('no "pool" that is a string')
+        return _KnownPool(known, about.get(LINKS) is True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError:  # nothing is wrong with it
+        raise
+    except (IsADirectoryError, ValueError) as error:
+        why = "a directory" if isinstance(error, OSError) else error
+        raise UserError(
+            f"work directory {place}: its {ABOUT}, which names its pool, is damaged ({why}). "
+            f"Restore it; or, if you are sure which POOL the directory was made from, delete "
+            f"{place}/{ABOUT} and run `capmix status POOL --work {place}`, which writes it again"
+        ) from error

@@ -111,29 +111,6 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     assert "3 ok, 0 dropped, 1 failed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_command_whose_reader_has_ended_says_so(tmp_path: Path, stream: str) -> None:
-    """A script must not take it for done."""
-    out, err = (subprocess.PIPE, None) if stream == "stdout" else (None, subprocess.PIPE)
-    pool = str(write_pool(tmp_path / "pool", 1, 2))
-    command = [
-        "caption",
-        pool,
-        "--work",
-        str(tmp_path / "w"),
-        "--source",
-        "a",
-        "--model",
-        "field:x",
-    ]
-    command = ["recipes"] if stream == "stdout" else command
-    process = subprocess.Popen([sys.executable, "-m", "capmix", *command], stdout=out, stderr=err)
-    pipe = process.stdout or process.stderr
-    assert pipe is not None
-    pipe.close()
-    assert process.wait() == 141
-
-
 @pytest.mark.parametrize("value", ["5", "nan", "-1", "x"])
 def test_a_budget_is_a_fraction(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["caption", "p", "--work", "w", "--source", "a", f"--max-failures={value}"]

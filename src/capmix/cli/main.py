@@ -4,8 +4,6 @@ Nothing heavy is imported before a command needs it: commands are named here and
 files of this folder.
 """
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +13,22 @@ from cyclopts import App, CycloptsError, Group
 
 from capmix.cli.malloc import keep_freed_memory
 from capmix.cli.signals import RESUME, end_now, stopped_by_signals
-from capmix.errors import UserError
+from capmix.cli.streams import (
+    OutputError,
+    checked_output,
+    drop_unwritten,
+    occupy_closed,
+    say,
+    show_any_character,
+)
+from capmix.errors import INTERNAL_ERROR, UserError
 from capmix.settings.printable import printable
 
 OK, USER_ERROR, STOPPED, BROKEN_PIPE = 0, 2, 130, 141
 ABOUT = "Caption an image-text pool, mix the captions with raw text, and train on the mix."
 EPILOGUE = (
-    "Exit codes: 0 success, 2 an error you can fix (one line on standard error), 130 interrupted, "
-    "141 output pipe closed. Documentation of each command: docs/commands."
+    "Exit codes: 0 success, 2 an error you can fix (one line on standard error), 70 an internal "
+    "error, 130 interrupted, 141 output pipe closed. Documentation of each command: docs/commands."
 )
 START, PREPARE, USE, INSPECT = "Start here", "Prepare a pool", "Use the result", "Inspect"
 
@@ -188,46 +194,63 @@ COMMANDS = (
 
 def entry() -> NoReturn:
     """The command `capmix`: run it and end the process."""
-    code = main()
+    occupy_closed()
+    show_any_character()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # a second one, while the first was answered
+        code = STOPPED
+    drop_unwritten()
     if code != OK:  # threads may still wait for an answer of minutes
         end_now(code)
     sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0; 2 for an error that the user can fix; 130 if
-    interrupted; 141 where nobody reads what it prints, as a shell would say."""
+    """Run one command. Returns the exit code: 0; 2 for an error that the user can fix; 70 for one
+    of capmix itself; 130 if interrupted; 141 where nobody reads what it prints, as a shell would
+    say."""
     from capmix.engine import messages
 
     app = make_app()
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         keep_freed_memory()
-        with stopped_by_signals(), messages.shown():
-            tokens = list(sys.argv[1:] if arguments is None else arguments)
-            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-            sys.stdout.flush()  # where its reader has ended, that shows here
+        with checked_output(), stopped_by_signals(), messages.shown():
+            try:
+                app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            except SystemExit as error:
+                if error.code:
+                    raise
+            sys.stdout.flush()  # where its reader has ended, or the disk is full, that shows here
         return OK
     except UserError as error:
         return _failed(str(error))
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        print(f"\n{RESUME}", file=sys.stderr)
+        say(f"\n{RESUME}")
         return STOPPED
-    except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return BROKEN_PIPE
+    except OutputError as error:
+        if error.is_closed_pipe:
+            return BROKEN_PIPE
+        return _failed(
+            f"cannot write to standard output: {error}. Rerun the same command; what is done is "
+            "not repeated"
+        )
     except ImportError as error:
         from capmix.models.registry import missing_module
 
         return _failed(missing_module(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         from capmix.storage.filesystem import storage_errors, storage_message
 
-        if not isinstance(error, storage_errors()):
-            raise
-        return _failed(storage_message(error))
+        if isinstance(error, storage_errors()):
+            return _failed(storage_message(error))
+        from capmix.cli.crash import crash_line
+
+        _failed(crash_line(error, tokens))
+        return INTERNAL_ERROR
 
 
 def make_app() -> App:
@@ -268,6 +291,5 @@ def _version() -> str:
 def _failed(message: str) -> int:
     from capmix.storage.filesystem import without_secrets
 
-    with contextlib.suppress(OSError):  # nobody may be there to read it
-        print(f"capmix: {printable(without_secrets(message))}", file=sys.stderr)
+    say(f"capmix: {printable(without_secrets(message))}")
     return USER_ERROR

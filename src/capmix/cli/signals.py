@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from capmix.cli.streams import say
+
 GRACE = 7.0  # seconds
 CODE = 130
 RESUME = "capmix: interrupted; rerun the same command to resume"
@@ -64,7 +66,7 @@ def _watch(signals: socket.socket, is_over: threading.Event) -> None:
             if deadline is None and {signal.SIGINT, signal.SIGTERM} & set(signals.recv(64)):
                 deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
-            print(f"\n{RESUME}", file=sys.stderr)
+            say(f"\n{RESUME}")
             end_now(CODE)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from capmix.errors import INTERNAL_ERROR
+
 log = logging.getLogger(__name__)
 
 LOOKED_AT_EVERY = 0.5  # seconds
@@ -25,9 +27,9 @@ class Deadline:
     """Blocks of code that may take `seconds` each.
 
     Python code is interrupted, and whatever returns to it. What never does, a kernel that hangs on
-    a GPU, cannot be: after twice the time the process itself is ended (exit code 1), and says where
-    it stood. Its shard is then given to another worker where there are several. In threads other
-    than the main one only the latter works.
+    a GPU, cannot be: after twice the time the process itself is ended (exit code 70), and says
+    where it stood. Its shard is then given to another worker where there are several. In threads
+    other than the main one only the latter works.
     """
 
     def __init__(self, seconds: float):
@@ -61,7 +63,7 @@ class Deadline:
             return
         log.error("watchdog: no progress for %g s, stack trace follows", 2 * self.seconds)
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
-        os._exit(1)
+        os._exit(INTERNAL_ERROR)
 
 
 def _watch(deadline: "weakref.ref[Deadline]") -> None:

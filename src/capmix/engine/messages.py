@@ -49,12 +49,8 @@ class _Lines(logging.Handler):
         return printable(super().format(record), keep="\n\t")
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has ended
             tqdm.write(self.format(record), file=sys.stderr)
-        except BrokenPipeError:
-            raise
-        except OSError:  # a full disk or a closed stream: the work goes on
-            return
 
 
 def are_shown() -> bool:

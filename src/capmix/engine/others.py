@@ -14,11 +14,14 @@ from contextlib import contextmanager, suppress
 
 from capmix.engine.worker import ShardTask
 from capmix.storage.filesystem import storage_errors
+from capmix.storage.json_text import parse_object
 from capmix.storage.layout import RUNNING
 from capmix.storage.store import Store
 from capmix.storage.temporary import is_running
 
 log = logging.getLogger(__name__)
+
+LARGEST_PROCESS = 2**31 - 1
 
 
 @contextmanager
@@ -56,16 +59,30 @@ def _others(store: Store) -> list[str]:
     """Runs of other machines, and those of this one whose process lives."""
     found = []
     for name in store.files(RUNNING):
-        about = store.read_json(name)
-        if not isinstance(about, dict):
+        try:
+            host, process = _about(store.read_bytes(name))
+        except (FileNotFoundError, NotADirectoryError):  # it has ended meanwhile
             continue
-        host, process = str(about.get("host")), about.get("process")
-        if host == socket.gethostname() and isinstance(process, int) and not is_running(process):
+        except ValueError as error:
+            found.append(f"one whose file {name} is damaged, {error}")
+            continue
+        if host == socket.gethostname() and not is_running(process):
             with suppress(*storage_errors()):
                 store.fs.rm_file(store.path(name))
         else:
             found.append(f"process {process} on {host}")
     return found
+
+
+def _about(data: bytes) -> tuple[str, int]:
+    """Host and process of a run. Raises ValueError for a damaged file."""
+    about = parse_object(data)
+    host, process = about.get("host"), about.get("process")
+    if not isinstance(host, str):
+        raise ValueError("no host")
+    if type(process) is not int or not 0 < process <= LARGEST_PROCESS:
+        raise ValueError("no process number")
+    return host, process
 
 
 def shuffled(tasks: Sequence[ShardTask]) -> list[ShardTask]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.storage.json_text import parse_json
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -60,15 +61,28 @@ class ResultsFile:
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            lines = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+            lines = [parse_json(line) for line in self.path.read_bytes().splitlines()]
         except FileNotFoundError:
             return []
-        except ValueError as error:
-            raise UserError(f"{self.path}: {error}; remove it") from error
+        except (IsADirectoryError, ValueError) as error:
+            why = "a directory" if isinstance(error, OSError) else error
+            raise UserError(f"{self.path} is damaged ({why}); restore it or remove it") from error
         if not all(isinstance(line, dict) and set(OURS) <= line.keys() for line in lines):
             raise UserError(f"{self.path}: results of another tool; give another --out")
+        if not all(_is_sound(line) for line in lines):
+            raise UserError(f"{self.path} is damaged (a value of another type); remove it")
         return lines
 
     def _write(self) -> None:
         lines = "".join(json.dumps(line) + "\n" for line in self.lines.values())
         Store(str(self.path.parent)).write_bytes(self.path.name, lines.encode())
+
+
+def _is_sound(line: dict[str, Any]) -> bool:
+    """Whether the values that are computed with are of their types."""
+    texts = all(isinstance(line[name], str) for name in ("key", "dataset", "data", "fingerprint"))
+    metrics = line["metrics"]
+    if not texts or not isinstance(metrics, dict) or "main_metric" not in metrics:
+        return False
+    is_number = (value is None or type(value) in (int, float) for value in metrics.values())
+    return isinstance(line["metric"], str | None) and all(is_number)

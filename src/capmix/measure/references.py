@@ -5,7 +5,6 @@ Java; without Java, words are found as in words.py, figures are then not compara
 ones, and METEOR is left out. The result names the tokenisation.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from capmix.mix.columns import folders_of, read_samples
 from capmix.mix.parts import check_parts
 from capmix.score.scorer import Scorer
 from capmix.storage.draft import Draft
+from capmix.storage.json_text import parse_json
 from capmix.storage.layout import MEASURES
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import once
@@ -101,7 +101,7 @@ def load_references(path: str) -> dict[str, list[str]]:
     `file_name`. Raises UserError for another one.
     """
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        value = parse_json(Path(path).read_bytes())
         names = {
             image["id"]: PurePosixPath(str(image["file_name"])).stem
             for image in value.get("images", ())

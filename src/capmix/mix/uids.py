@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from capmix.storage.record import Sink
 PAIR = np.dtype("u8,u8")
 HEX_DIGITS = 32
 PARTITIONS = 256
+KEPT = 1 << 24  # bytes in memory before they go to the files
 
 
 def pairs_of(uids: pa.Array) -> np.ndarray:
@@ -51,36 +51,55 @@ def _not_hex(uid: str | None) -> UserError:
 class PairSorter:
     """Sorts any number of records whose first two fields are a pair, within bounded memory.
 
-    Records go to a file by the first byte of their pair; each file is then sorted by itself.
+    Records go to a file by the first byte of their pair; each file is then sorted by itself. At
+    most `kept` bytes wait in memory, and one file is open at a time: a job may be allowed few.
     """
 
-    def __init__(self, scratch: str, dtype: np.dtype = PAIR):
+    def __init__(self, scratch: str, dtype: np.dtype = PAIR, kept: int = KEPT):
         self.dtype = dtype
         self._folder = Path(scratch)
-        self._files: list[BinaryIO] = [
-            (self._folder / f"{i:02x}").open("wb") for i in range(PARTITIONS)
-        ]
+        self._kept = kept
+        self._waiting: list[np.ndarray] = []
+        self._bytes = 0
 
     def add(self, records: np.ndarray) -> None:
-        parts = (records["f0"] >> np.uint64(56)).astype(np.uint8)
-        records = records[np.argsort(parts, kind="stable")]
-        ends = np.cumsum(np.bincount(parts, minlength=PARTITIONS))
-        for i, end in enumerate(ends):
-            start = ends[i - 1] if i else 0
-            if end > start:
-                self._files[i].write(records[start:end].tobytes())
+        """Take records, which must not be changed afterwards."""
+        self._waiting.append(records)
+        self._bytes += records.nbytes
+        if self._bytes >= self._kept:
+            self._write()
 
     def sorted(self) -> Iterator[np.ndarray]:
         """All records, in order, some at a time; equal pairs in the order in which they came."""
-        for file in self._files:
-            file.close()
-            records = np.fromfile(file.name, self.dtype)
-            Path(file.name).unlink()
+        self._write()
+        for part in range(PARTITIONS):
+            file = self._file(part)
+            records = np.empty(0, self.dtype)
+            if file.exists():
+                records = np.fromfile(file, self.dtype)
+                file.unlink()
             yield records[np.lexsort((records["f1"], records["f0"]))]
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        """Forget the records."""
+        self._waiting, self._bytes = [], 0
+        for part in range(PARTITIONS):
+            self._file(part).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        records = np.concatenate([np.empty(0, self.dtype), *self._waiting])
+        self._waiting, self._bytes = [], 0
+        parts = (records["f0"] >> np.uint64(56)).astype(np.uint8)
+        records = records[np.argsort(parts, kind="stable")]
+        ends = np.cumsum(np.bincount(parts, minlength=PARTITIONS))
+        for part, end in enumerate(ends):
+            start = ends[part - 1] if part else 0
+            if end > start:
+                with self._file(part).open("ab") as stream:
+                    stream.write(records[start:end].tobytes())
+
+    def _file(self, part: int) -> Path:
+        return self._folder / f"{part:02x}"
 
 
 def write_npy(stream: Sink, batches: Iterator[np.ndarray], count: int) -> None:

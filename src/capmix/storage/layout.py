@@ -11,6 +11,7 @@ measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
 running/                                   runs under way
 .scratch/                                  what runs keep on disk while they work
+error.log                                  traceback of the last internal error
 """
 
 ABOUT = "pool.json"
@@ -27,6 +28,7 @@ PROBE_RESULTS = "probe_results"
 EVALSETS = "evalsets"
 RUNNING = "running"
 SCRATCH = ".scratch"
+CRASH_LOG = "error.log"
 REPORT = "report"
 SHARDS = "shards"
 RUNS = "runs"

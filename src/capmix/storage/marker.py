@@ -6,9 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from capmix.storage import legacy
+from capmix.storage.json_text import parse_json, parse_object
 from capmix.storage.record import FileRecord, as_json, digest_of, records_of
 
 FORMAT = 2  # 1: sizes of files, without digests; those of capmix 0.1 have no number
@@ -31,6 +34,30 @@ class Counts:
         self.ok += other.ok
         self.dropped.update(other.dropped)
         self.failed.update(other.failed)
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _UncheckedCounts(BaseModel, strict=True):
+    ok: Count
+    dropped: dict[str, Count]
+    failed: dict[str, Count]
+
+
+class _Unchecked(BaseModel, strict=True):
+    """The fields of a Marker without a digest of itself; `columns` is None in capmix 0.1."""
+
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    rows_in: Count
+    counts: _UncheckedCounts
+    extra: dict[str, Any] = {}
+    files: dict[str, Count] = {}
+    columns: list[str] | None = None
+    provenance: dict[str, Any] = {}
+    format: Count = 0
+    upgraded: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,30 +110,37 @@ def marker_bytes(marker: Marker) -> bytes:
 
 
 def parse_marker(data: bytes, part: str) -> Marker | None:
-    """The marker of `part`; None where it is damaged."""
+    """The marker of `part`; None where it is damaged in any way."""
     try:
-        value = json.loads(data)
-        number = value.get("format", 0)
-        is_checked = number >= FORMAT or "check" in value
-        if is_checked and value.pop("check") != _check(value):
+        value = parse_object(data)
+        if "check" not in value:  # of an older capmix
+            value = _Unchecked.model_validate(value).model_dump()
+            is_of_its_time = value["format"] < FORMAT and (
+                not value["format"] or value["columns"] is not None
+            )
+            if not is_of_its_time:
+                return None
+        elif value.pop("check") != _check(value):
             return None
-        about = value["counts"]
-        counts = Counts(about["ok"], Counter(about["dropped"]), Counter(about["failed"]))
+        about_rows = value["counts"]
+        counts = Counts(
+            about_rows["ok"], Counter(about_rows["dropped"]), Counter(about_rows["failed"])
+        )
         if counts.total != value["rows_in"]:
             return None
         return Marker(
-            dict(value["inputs"]),
-            dict(value["config"]),
+            value["inputs"],
+            value["config"],
             value["rows_in"],
             counts,
-            dict(value.get("extra", {})),
-            records_of(value.get("files", {})),
-            tuple(value["columns"]) if number else legacy.columns_of(part),
-            dict(value.get("provenance", {})),
-            number,
-            str(value.get("upgraded", "")),
+            value["extra"],
+            records_of(value["files"]),
+            tuple(value["columns"]) if value["format"] else legacy.columns_of(part),
+            value["provenance"],
+            value["format"],
+            value.get("upgraded", ""),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -114,7 +148,7 @@ def marker_digest(data: bytes) -> str:
     """32 hex digits of a marker's content, without its provenance: what was made the same way on
     another machine is the same."""
     with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
-        value = json.loads(data) if b'"provenance"' in data else {}
+        value = parse_json(data) if b'"provenance"' in data else {}
         if upgraded := value.get("upgraded"):
             return str(upgraded)
         if value:

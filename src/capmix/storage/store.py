@@ -28,6 +28,7 @@ from capmix.storage import legacy
 from capmix.storage.compare import same_settings
 from capmix.storage.draft import Draft, MadeMeanwhileError, parquet_options
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
+from capmix.storage.json_text import parse_json
 from capmix.storage.layout import ABOUT, EXPORT_MARKERS, MARKERS, RUNNING, SCRATCH
 from capmix.storage.marker import Marker, marker_bytes, marker_digest, parse_marker
 from capmix.storage.record import FileRecord, RecordingStream
@@ -291,7 +292,7 @@ class Store:
     def read_json(self, name: str) -> Any:
         """The parsed file; None where it is missing or is not json."""
         try:
-            return json.loads(self.read_bytes(name))
+            return parse_json(self.read_bytes(name))
         except (*ABSENT, ValueError):
             return None
 

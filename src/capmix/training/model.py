@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.storage.json_text import parse_json
 from capmix.training.scales import TINY, TrainSettings
 
 
@@ -20,7 +21,7 @@ def config_file(settings: TrainSettings) -> Path | None:
 def read_config(path: Path) -> dict[str, Any]:
     """What an open_clip config file holds. Raises UserError where it is none."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"model {path}: no JSON file ({error})") from error
     if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():

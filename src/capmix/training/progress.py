@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from capmix.storage.json_text import parse_json
 from capmix.storage.store import Store
 from capmix.training.stream import SampleTally
 
@@ -121,6 +122,6 @@ class Progress:
 
 def _is_of(line: str, before: int) -> bool:
     try:
-        return bool(json.loads(line)["epoch"] < before)
+        return bool(parse_json(line)["epoch"] < before)
     except (ValueError, KeyError, TypeError):
         return False

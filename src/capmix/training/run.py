@@ -18,6 +18,7 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
+from capmix.storage.json_text import parse_object
 from capmix.training.scales import TrainSettings
 
 ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
@@ -45,16 +46,13 @@ class RunFolder:
         return self.path / FAILURES
 
     def about(self) -> dict[str, Any] | None:
-        """What run.json holds; None where there is none. Raises UserError where it is broken."""
+        """What run.json holds; None where there is none. Raises UserError where it is damaged."""
         try:
-            about = json.loads((self.path / ABOUT).read_text("utf-8"))
-        except FileNotFoundError:
+            return parse_object((self.path / ABOUT).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except ValueError as error:
-            raise UserError(f"{self.path / ABOUT}: {error}; remove the directory") from error
-        if not isinstance(about, dict):
-            raise UserError(f"{self.path / ABOUT}: no run of ours; remove the directory")
-        return about
+        except (IsADirectoryError, ValueError) as error:
+            raise self._damaged(ABOUT, error) from error
 
     def refuse_others(self, about: dict[str, Any]) -> None:
         """Raise UserError where the directory holds something else than the run that `about` is."""
@@ -90,6 +88,7 @@ class RunFolder:
         self.refuse_others(about)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
+            self._counts()  # a damaged file is reported before hours of training
             self._write(ABOUT, about)
             yield
 
@@ -127,15 +126,35 @@ class RunFolder:
 
     def _counts(self) -> dict[str, list[int]]:
         try:
-            counts: dict[str, list[int]] = json.loads((self.path / COUNTS).read_text("utf-8"))
+            counts = parse_object((self.path / COUNTS).read_bytes())
+            if not all(epoch.isdecimal() and _is_pair(pair) for epoch, pair in counts.items()):
+                raise ValueError("expected samples that are ok and failed by epoch")
         except FileNotFoundError:
             return {}
+        except (IsADirectoryError, ValueError) as error:
+            raise self._damaged(COUNTS, error) from error
         return counts
+
+    def _damaged(self, name: str, error: Exception) -> UserError:
+        why = "a directory" if isinstance(error, OSError) else error
+        return UserError(
+            f"run {self.path}: its {name} is damaged ({why}). Restore it, or train into another "
+            "directory"
+        )
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         temporary = (self.path / name).with_suffix(".tmp")
         temporary.write_text(json.dumps(value, indent=1), "utf-8")
         os.replace(temporary, self.path / name)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is two counts."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(one) is int and 0 <= one < 2**63 for one in value)
+    )
 
 
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:

@@ -88,6 +88,13 @@ def read_run(directory: str) -> dict[str, Any]:
     about = RunFolder(Path(directory)).about()
     if about is None:
         raise UserError(f"{directory}: no run.json; expected a directory of `capmix train`")
+    settings, config = about.get("settings"), about.get("config", "")
+    is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
+    if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
+        raise UserError(
+            f"{directory}: its run.json is damaged (expected model, config and settings). Restore "
+            "it, or name another run"
+        )
     return about
 
 

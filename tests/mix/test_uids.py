@@ -1,0 +1,64 @@
+"""Sorting within bounded memory and few open files."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import write_pool
+
+from capmix.mix.uids import PAIR, PairSorter
+
+ROW = np.dtype([("f0", "u8"), ("f1", "u8"), ("row", "i8")])
+
+
+@pytest.mark.parametrize("kept", [1, 1 << 12, 1 << 26])
+def test_equal_pairs_stay_in_the_order_in_which_they_came(kept: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    records = np.empty(5_000, ROW)
+    records["f0"] = rng.integers(0, 40, 5_000).astype(np.uint64) << np.uint64(58)
+    records["f1"] = rng.integers(0, 3, 5_000)
+    records["row"] = np.arange(5_000)
+    sorter = PairSorter(str(tmp_path), ROW, kept)
+    for batch in np.array_split(records, 7):
+        sorter.add(batch)
+    found = np.concatenate(list(sorter.sorted()))
+    assert found.tolist() == sorted(records.tolist())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_sorted_into_nothing(tmp_path: Path) -> None:
+    sorter = PairSorter(str(tmp_path))
+    assert sum(len(batch) for batch in sorter.sorted()) == 0
+
+
+def test_no_file_stays_open_while_records_are_added(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    sorter = PairSorter(str(tmp_path), PAIR, kept=1)
+    records = np.zeros(256, PAIR)
+    records["f0"] = np.arange(256, dtype=np.uint64) << np.uint64(56)
+    sorter.add(records)
+    assert opened() == before
+    assert len(list(tmp_path.iterdir())) == 256
+    sorter.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mix_needs_few_open_files(tmp_path: Path) -> None:
+    pool, work = str(write_pool(tmp_path / "pool", 70, 1)), str(tmp_path / "w")
+    command = ["mix", pool, "--work", work, "--recipe", "raw", "--distinct", "raw_text", "--npy"]
+    done = subprocess.run(
+        [sys.executable, "-m", "capmix", *command, "--out", "d"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1][:6]) == (0, "index:")
+    assert "70 rows kept" in done.stdout
+    assert len(np.load(tmp_path / "w/subsets/d.npy")) == 70
