@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from capmix.annotate.imported import MEMORY, import_captions
 from capmix.pool import Shard
-from capmix.storage.rows import Row, table_of
 from capmix.storage.marker import Counts, Marker
+from capmix.storage.rows import Row, table_of
 from capmix.storage.store import Store
 
 SHARD = 10_000

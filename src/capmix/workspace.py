@@ -29,7 +29,7 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.pool import EMBEDDED, Pool, open_pool
-from capmix.pool.settings import PoolSettings
+from capmix.pool.settings import OpenSettings, PoolSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -597,7 +597,7 @@ class Run:
         return evaluate(self.path, **options)
 
 
-@with_options(PoolSettings, EngineSettings, RunSettings)
+@with_options(OpenSettings, EngineSettings, RunSettings)
 def open_workspace(
     pool: Place | None = None, work: Place | None = None, **options: Any
 ) -> Workspace:
@@ -610,17 +610,19 @@ def open_workspace(
     pool. `engine` may also be EngineSettings.
     """
     given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
-    kinds = (PoolSettings, EngineSettings, RunSettings)
+    kinds = (OpenSettings, EngineSettings, RunSettings)
     reading, engine, runs = distribute(options, "open", kinds)
-    chosen = make(PoolSettings, reading, "open").follow_links
+    chosen = make(OpenSettings, reading, "open")
     pool = None if pool is None else os.fspath(pool)
     place = find_work(None if work is None else os.fspath(work))
-    store = Store(place)
+    store = Store(place, scratch=chosen.scratch)
     known = _known_pool(store, place)
     if pool is None and known is None:
         raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
     location = _location(pool) if pool is not None else str(known and known.location)
-    follow_links = bool(known and known.follows_links) if chosen is None else chosen
+    follow_links = chosen.follow_links
+    if follow_links is None:
+        follow_links = bool(known and known.follows_links)
     opened = open_pool(pool if pool is not None else location, follow_links)
     if location != EMBEDDED and is_within(place, location):
         raise UserError(

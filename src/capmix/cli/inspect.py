@@ -11,7 +11,7 @@ from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
-from capmix.pool.settings import PoolSettings
+from capmix.pool.settings import OpenSettings
 from capmix.report.settings import ReportSettings
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
 
 
 @command
-def status(pool: Pool = None, *, work: Work = None, reading: PoolSettings) -> None:
+def status(pool: Pool = None, *, work: Work = None, reading: OpenSettings) -> None:
     """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
@@ -45,7 +45,7 @@ def verify(
             negative="",
         ),
     ] = False,
-    reading: PoolSettings,
+    reading: OpenSettings,
 ) -> None:
     """Compare every file with the digest that was taken when it was written."""
     from capmix.cli.stages import open_place
@@ -90,7 +90,7 @@ def failures(
 
 @command
 def report(
-    pool: Pool = None, *, work: Work = None, reading: PoolSettings, settings: ReportSettings
+    pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: ReportSettings
 ) -> None:
     """Write one HTML file about a work directory; it needs no network."""
     from capmix.cli.stages import open_place
@@ -104,7 +104,7 @@ def view(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     scorer: Annotated[
         str | None,
         Parameter(help="Whose scores to show (default: the only scorer that has any)."),

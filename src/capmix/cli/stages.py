@@ -12,7 +12,7 @@ from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.settings import MixSettings
-from capmix.pool.settings import PoolSettings
+from capmix.pool.settings import OpenSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.values import split_pairs
 from capmix.workspace import Workspace, open_workspace
@@ -26,15 +26,13 @@ BudgetAndForce = Annotated[RunSettings, only("max_failures", "force")]
 def open_place(
     pool: str | None,
     work: str | None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     runs: RunSettings,
     engine: EngineSettings | None = None,
 ) -> Workspace:
     """The workspace that a command is about."""
-    links = reading.follow_links
-    return open_workspace(
-        pool, work, engine=engine or EngineSettings(), follow_links=links, **dict(runs)
-    )
+    options = dict(reading) | dict(runs)
+    return open_workspace(pool, work, engine=engine or EngineSettings(), **options)
 
 
 @command
@@ -42,7 +40,7 @@ def caption(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
     settings: CaptionSettings,
     engine: EngineSettings,
@@ -57,7 +55,7 @@ def score(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     settings: ScoreSettings,
     engine: EngineSettings,
     runs: BudgetAndRetry,
@@ -74,7 +72,7 @@ def import_(
     *,
     pool: Annotated[str | None, Parameter(help="Pool of a new work directory.")] = None,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     settings: ImportSettings,
     runs: BudgetAndForce,
 ) -> None:
@@ -89,7 +87,7 @@ def import_(
 
 @command
 def annotate(
-    pool: Pool = None, *, work: Work = None, reading: PoolSettings, settings: AnnotateSettings
+    pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: AnnotateSettings
 ) -> None:
     """Compute columns for recipes from saved embeddings."""
     open_place(pool, work, reading, RunSettings()).annotate(settings)
@@ -100,7 +98,7 @@ def measure(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     settings: MeasureSettings,
     engine: EngineSettings,
     runs: Budget,
@@ -117,7 +115,7 @@ def mix(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     recipe: Annotated[
         str, Parameter(help="A shipped recipe's name (see `capmix recipes`) or a .yaml file.")
     ],
@@ -204,7 +202,7 @@ def export(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     subset: Annotated[str, Parameter(help="Name of the subset, from `capmix mix`.")],
     out: Annotated[str, Parameter(help="Directory or URL for the shards.")],
     settings: ExportSettings,

@@ -11,7 +11,7 @@ from capmix.cli.stages import Budget, open_place
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.evaluation.settings import EvaluateSettings
-from capmix.pool.settings import PoolSettings
+from capmix.pool.settings import OpenSettings, PoolSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.settings.base import option
 from capmix.settings.values import Paths, PathWeights
@@ -70,7 +70,8 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
         return TrainingData(given.data, weights, follow_links=links)
     if given.data or given.data_weights or given.subset is None:
         raise UserError("train: give --data SHARDS, or --pool POOL --work WORK --subset NAME")
-    work = open_place(given.pool, given.work, given, runs)
+    reading = OpenSettings(follow_links=given.follow_links)
+    work = open_place(given.pool, given.work, reading, runs)
     return TrainingData.of_subset(work.pool, work.store, given.subset)
 
 
@@ -138,7 +139,7 @@ def probe(
     pool: Pool = None,
     *,
     work: Work = None,
-    reading: PoolSettings,
+    reading: OpenSettings,
     settings: ProbeSettings,
     runs: Budget,
 ) -> None:

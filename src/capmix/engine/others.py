@@ -17,7 +17,7 @@ from capmix.storage.filesystem import storage_errors
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import RUNNING
 from capmix.storage.store import Store
-from capmix.storage.temporary import is_running
+from capmix.storage.temporary import is_running, process_namespace
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def announced(store: Store) -> Iterator[list[str]]:
             store.path(RUNNING),
         )
     name = f"{RUNNING}/{uuid.uuid4().hex[:12]}"
-    store.write_json(name, {"host": socket.gethostname(), "process": os.getpid()})
+    about = {"host": socket.gethostname(), "process": os.getpid()}
+    store.write_json(name, about | {"namespace": process_namespace()})
     try:
         yield others
     finally:
@@ -60,13 +61,13 @@ def _others(store: Store) -> list[str]:
     found = []
     for name in store.files(RUNNING):
         try:
-            host, process = _about(store.read_bytes(name))
+            host, process, is_here = _about(store.read_bytes(name))
         except (FileNotFoundError, NotADirectoryError):  # it has ended meanwhile
             continue
         except ValueError as error:
             found.append(f"one whose file {name} is damaged, {error}")
             continue
-        if host == socket.gethostname() and not is_running(process):
+        if is_here and not is_running(process):
             with suppress(*storage_errors()):
                 store.fs.rm_file(store.path(name))
         else:
@@ -74,15 +75,16 @@ def _others(store: Store) -> list[str]:
     return found
 
 
-def _about(data: bytes) -> tuple[str, int]:
-    """Host and process of a run. Raises ValueError for a damaged file."""
+def _about(data: bytes) -> tuple[str, int, bool]:
+    """Host and process of a run, and whether its number means a process of this machine here.
+    Raises ValueError for a damaged file."""
     about = parse_object(data)
     host, process = about.get("host"), about.get("process")
     if not isinstance(host, str):
         raise ValueError("no host")
     if type(process) is not int or not 0 < process <= LARGEST_PROCESS:
         raise ValueError("no process number")
-    return host, process
+    return host, process, about.get("namespace") == process_namespace()
 
 
 def shuffled(tasks: Sequence[ShardTask]) -> list[ShardTask]:

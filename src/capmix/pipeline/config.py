@@ -18,7 +18,7 @@ from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, load_recipe
 from capmix.mix.settings import MixSettings
-from capmix.pool.settings import PoolSettings
+from capmix.pool.settings import OpenSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -32,7 +32,7 @@ STAGES = (
     "import", "caption", "score", "annotate", "measure", "mix", "export", "probe", "train",
     "evaluate", "report",
 )  # fmt: skip
-SETTINGS = ("pool", "work", "follow_links", "max_failures", "engine")
+SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
 
 
 class ImportSection(ImportSettings):
@@ -102,7 +102,7 @@ class EvaluateSection(EvaluateSettings):
     out: None = Field(None, description="Results are in the directories of the runs.")
 
 
-class Pipeline(PoolSettings):
+class Pipeline(OpenSettings):
     """A whole run. A stage whose section is missing is not run.
 
     `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.

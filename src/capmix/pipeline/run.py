@@ -43,10 +43,8 @@ def run_pipeline(pipeline: Pipeline, runs: RunSettings = RunSettings()) -> Outco
     probes: dict[tuple[str, str], float] = {}
     runs = runs.model_copy(update={"max_failures": pipeline.max_failures})
     for name, (pool, directory) in pipeline.pools().items():
-        links = pipeline.follow_links
-        work = open_workspace(
-            pool, directory, engine=pipeline.engine, follow_links=links, **dict(runs)
-        )
+        places = {"follow_links": pipeline.follow_links, "scratch": pipeline.scratch}
+        work = open_workspace(pool, directory, engine=pipeline.engine, **places, **dict(runs))
         if pipeline.train is not None and pipeline.mix is not None:
             captioned = [*pipeline.caption, *(one.source for one in pipeline.imports)]
             check_training(work, pipeline.train, captioned, _subset_names(pipeline))

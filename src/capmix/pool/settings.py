@@ -1,4 +1,4 @@
-"""How a pool is opened."""
+"""How a pool and its work directory are opened."""
 
 from capmix.settings.base import Settings, option
 
@@ -10,4 +10,15 @@ class PoolSettings(Settings):
         None,
         "Read what links lead to outside of a local pool, and linked folders (default: as the work "
         "directory remembers, else no).",
+    )
+
+
+class OpenSettings(PoolSettings):
+    """A pool with its work directory."""
+
+    scratch: str | None = option(
+        None,
+        "Directory for what does not fit into memory (default: below the work directory; of a "
+        "remote one the system's).",
+        metavar="DIR",
     )

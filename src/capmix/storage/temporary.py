@@ -27,7 +27,7 @@ ABANDONED_AFTER = 1800.0  # seconds without a change; a process can be stopped f
 
 def temporary_name() -> str:
     """A new name that says whose it is."""
-    return f".{_namespace()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    return f".{process_namespace()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def is_temporary(name: str) -> bool:
@@ -42,7 +42,7 @@ def is_abandoned(path: str, now: float) -> bool:
     """
     name = path.rpartition("/")[2]
     ours = NAME.fullmatch(name)
-    if ours and ours[1] == _namespace() and not is_running(int(ours[2])):
+    if ours and ours[1] == process_namespace() and not is_running(int(ours[2])):
         return True
     try:
         return is_temporary(name) and now - os.stat(path).st_mtime > ABANDONED_AFTER
@@ -126,7 +126,7 @@ class Renewal:
 
 
 @cache
-def _namespace() -> str:
+def process_namespace() -> str:
     """12 hex digits of where process numbers mean what they mean here."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()

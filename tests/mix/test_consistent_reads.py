@@ -1,0 +1,103 @@
+"""Readers keep to the parts that they began with: nothing old is joined with something new."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_world as world
+
+from capmix.errors import UserError
+from capmix.mix import mix as mixing
+from capmix.storage.store import Store
+from capmix.workspace import Workspace
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workspace:
+    folder = world.write_world(tmp_path)
+    made = world.opened(folder, str(folder / "work"))
+    world.caption(made, "first")
+    world.score(made)
+    return made
+
+
+def again(tmp_path: Path, field: str) -> None:
+    other = world.opened(tmp_path, str(tmp_path / "work"))
+    world.caption(other, field, force=True)
+
+
+def test_a_mix_during_caption_force_is_refused(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The captions are written again once the mix has read the markers, and before their texts."""
+    real = mixing.find_thresholds
+
+    def interrupted(*arguments: Any) -> Any:
+        again(tmp_path, "second")
+        return real(*arguments)
+
+    monkeypatch.setattr(mixing, "find_thresholds", interrupted)
+    with pytest.raises(UserError, match="captions/tags/0000[01].parquet: .*Unless another run is writing it"):
+        world.mix(work, tmp_path)
+    assert work.store.read_marker("subsets/s") is None
+
+
+def test_parts_without_digests_are_looked_at_again_at_the_end(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As capmix 0.1 wrote them: captions of the same length differ in nothing that a size tells."""
+    import json
+
+    for path in (tmp_path / "work/.markers").rglob("*.json"):
+        value = json.loads(path.read_text())
+        del value["check"]
+        files = {name: about["bytes"] for name, about in value["files"].items()}
+        path.write_text(json.dumps(value | {"format": 1, "files": files}))
+    world.score(work)  # made from markers that read otherwise now
+    real = mixing.kept_rows
+
+    def interrupted(*arguments: Any) -> Any:
+        yield from real(*arguments)
+        again(tmp_path, "second")
+
+    monkeypatch.setattr(mixing, "kept_rows", interrupted)
+    with pytest.raises(UserError, match="was written again while it was read"):
+        world.mix(work, tmp_path)
+    assert work.store.read_marker("subsets/s") is None
+
+
+def test_stale_scores_are_refused_where_the_texts_are_not_even_read(
+    work: Workspace, tmp_path: Path
+) -> None:
+    again(tmp_path, "second")
+    recipe = tmp_path / "of_scores.yaml"
+    recipe.write_text(
+        "name: t\nabout: raw where the caption scores\n"
+        "clauses:\n  - {source: raw, where: tags_score > 0}\n"
+    )
+    with pytest.raises(UserError, match="scored before its texts in captions/tags were written"):
+        work.mix(str(recipe))
+
+
+def test_a_shard_whose_input_is_written_again_is_tried_again(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring reads the captions of a shard; then they are written again, before it has ended."""
+    again(tmp_path, "second")
+    real, done = Store.read_table, []
+
+    def interrupted(self: Store, name: str, *arguments: Any, **named: Any) -> Any:
+        table = real(self, name, *arguments, **named)
+        if name == "captions/tags/00000.parquet" and not done:
+            done.append(name)
+            again(tmp_path, "first")
+        return table
+
+    monkeypatch.setattr(Store, "read_table", interrupted)
+    fresh = world.opened(tmp_path, str(tmp_path / "work"))
+    world.score(fresh)
+    assert done
+    monkeypatch.setattr(Store, "read_table", real)
+    world.mix(fresh, tmp_path)
+    subset = (tmp_path / "work/subsets/s.parquet").read_bytes()
+    assert world.wrong_rows(subset, world.samples(tmp_path)) == []

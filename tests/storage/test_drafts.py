@@ -1,0 +1,198 @@
+"""Drafts: all files of a part appear with its marker, of two runs one wins, nothing is left."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import small_world as world
+
+from capmix.errors import UserError
+from capmix.storage.draft import MadeMeanwhileError
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
+from capmix.storage.temporary import (
+    ABANDONED_AFTER,
+    Renewal,
+    is_abandoned,
+    process_namespace,
+    temporary_name,
+)
+
+PART = "subsets/s"
+
+
+def marker(**config: object) -> Marker:
+    return Marker({}, config, 1, Counts(1))
+
+
+def table(value: int) -> pa.Table:
+    return pa.table({"a": [value]})
+
+
+def commit(store: Store, value: int, **config: object) -> None:
+    with store.draft(PART) as draft:
+        draft.write_table(f"{PART}.parquet", table(value))
+        draft.commit(marker(**config))
+
+
+def test_nothing_is_seen_before_the_commit_and_nothing_is_left_without_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.draft(PART) as draft:
+        draft.write_table(f"{PART}.parquet", table(1))
+        assert not (tmp_path / f"{PART}.parquet").exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_files_of_the_earlier_form_go(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.draft(PART) as draft:
+        draft.write_table(f"{PART}.parquet", table(1))
+        draft.write_bytes(f"{PART}.npy", b"1")
+        draft.commit(marker())
+    commit(store, 2, seed=1)
+    assert sorted(path.name for path in (tmp_path / "subsets").iterdir()) == ["s.parquet"]
+
+
+def test_of_two_drafts_with_other_settings_the_second_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.draft(PART) as late:
+        late.write_table(f"{PART}.parquet", table(2))
+        commit(store, 1, seed=1)
+        with pytest.raises(UserError, match="another run has written it meanwhile, with other"):
+            late.commit(marker(seed=2))
+    assert store.read_table(f"{PART}.parquet").equals(table(1))
+
+
+def test_of_two_drafts_with_the_same_settings_the_first_stays(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.draft(PART) as late:
+        late.write_table(f"{PART}.parquet", table(2))
+        commit(store, 1, seed=1)
+        with pytest.raises(MadeMeanwhileError):
+            late.commit(marker(seed=1))
+    assert store.read_table(f"{PART}.parquet").equals(table(1))
+
+
+def test_many_commits_at_once_leave_a_marker_with_its_own_file(tmp_path: Path) -> None:
+    refused: list[int] = []
+
+    def run(value: int) -> None:
+        store = Store(str(tmp_path))
+        for _ in range(20):
+            try:
+                commit(store, value, seed=value)
+            except UserError:
+                refused.append(value)
+
+    threads = [threading.Thread(target=run, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = Store(str(tmp_path))
+    made = store.read_marker(PART)
+    assert made is not None
+    assert store.read_table(f"{PART}.parquet").equals(table(made.config["seed"]))
+    assert store.damage(made) == {}
+
+
+def test_two_mixes_of_one_name_give_one_subset_and_a_line(tmp_path: Path) -> None:
+    """In processes of their own, with different seeds: whatever the order of their steps."""
+    folder = world.write_world(tmp_path)
+    work = world.opened(folder, str(folder / "work"))
+    world.caption(work, "first")
+    world.score(work)
+    script = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import small_world as world; from pathlib import Path\n"
+        "from capmix.errors import UserError\n"
+        "folder, seed = Path(sys.argv[2]), int(sys.argv[3])\n"
+        "work = world.opened(folder, str(folder / 'work')); work.index()\n"
+        "time.sleep(max(0, float(sys.argv[4]) - time.time()))\n"
+        "try: world.mix(work, folder, seed)\n"
+        "except UserError as error: print(error)\n"
+    )
+    start = str(time.time() + 4)
+    tests = str(Path(world.__file__).parent)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tests, str(folder), str(seed), start],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    told = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert all("another run has written it meanwhile" in one for one in told if one)
+    made = work.store.read_marker(PART)
+    assert made is not None
+    assert work.store.damage(made) == {}
+    alone = world.write_world(tmp_path / "alone")
+    other = world.opened(alone, str(alone / "work"))
+    world.caption(other, "first")
+    world.score(other)
+    world.mix(other, alone, made.config["seed"])
+    for suffix in ("parquet", "npy"):
+        name = f"work/{PART}.{suffix}"
+        assert (folder / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_a_name_says_which_process_of_which_namespace_it_is_of(tmp_path: Path) -> None:
+    ours = tmp_path / temporary_name()
+    ours.touch()
+    assert f".{process_namespace()}.{os.getpid()}." in ours.name
+    now = ours.stat().st_mtime
+    assert not is_abandoned(str(ours), now)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for namespace, expected in ((process_namespace(), True), ("0" * 12, False)):
+        path = tmp_path / f".{namespace}.{ended.pid}.01234567.tmp"
+        path.touch()
+        assert is_abandoned(str(path), now) == expected
+        assert is_abandoned(str(path), now + ABANDONED_AFTER + 1)
+
+
+def test_a_file_of_another_namespace_is_swept_when_nobody_renews_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "captions/a").mkdir(parents=True)
+    living, left = (tmp_path / f"captions/a/.{c * 12}.1.01234567.tmp" for c in "0f")
+    for path in (living, left):
+        path.touch()
+    os.utime(left, (time.time() - 2 * ABANDONED_AFTER,) * 2)
+    store.sweep()
+    assert living.exists()
+    assert not left.exists()
+
+
+def test_what_is_in_use_is_renewed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.utime(path, (1, 1))
+    renewal = Renewal(every=0.02)
+    with renewal.of(str(path)):
+        until = time.monotonic() + 20
+        while path.stat().st_mtime < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+    assert path.stat().st_mtime > 2
+
+
+def test_scratch_lies_in_the_work_directory_and_goes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "work"))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f"work/.scratch/.{process_namespace()}.{ended.pid}.01234567.tmp"
+    left.mkdir(parents=True)
+    (left / "00").touch()
+    with store.scratch() as folder:
+        assert folder.startswith(str(tmp_path / "work/.scratch/"))
+        assert not left.exists()
+    assert not (tmp_path / "work/.scratch").exists()
+    elsewhere = Store(str(tmp_path / "work"), scratch=str(tmp_path / "fast"))
+    with elsewhere.scratch() as folder:
+        assert folder.startswith(str(tmp_path / "fast/"))
