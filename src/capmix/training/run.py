@@ -1,8 +1,9 @@
 """The directory of a training run: what it is, that one process trains in it, what failed.
 
 run.json says what the run was trained with; counts.json how many samples each epoch read and how
-many failed; failures.jsonl names those; metrics.jsonl has the numbers of steps; out.log is
-open_clip's; checkpoints/epoch_latest.pt is where it goes on.
+many failed; failures.jsonl names those; position-<rank>.json where each epoch ended in the stream
+of samples, without resampling; metrics.jsonl has the numbers of steps; out.log is open_clip's;
+checkpoints/epoch_latest.pt is where it goes on.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from capmix.training.scales import TrainSettings
 
 ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
+POSITION = "position-{}.json"
 CHECKPOINT = "checkpoints/epoch_latest.pt"
 BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
@@ -115,6 +117,17 @@ class RunFolder:
         earlier = {k: v for k, v in self._counts().items() if int(k) < epoch}
         self._write(COUNTS, earlier | {str(epoch): [ok, failed]})
 
+    def note_position(self, rank: int, epoch: int, record: dict[str, Any]) -> None:
+        """Note where an epoch ended in the stream of samples of one device (passes.py)."""
+        name = POSITION.format(rank)
+        earlier = {k: v for k, v in self._read(name).items() if int(k) < epoch}
+        self._write(name, earlier | {str(epoch): record})
+
+    def position(self, rank: int, epoch: int) -> dict[str, Any] | None:
+        """What note_position noted of an epoch; None for nothing."""
+        record: dict[str, Any] | None = self._read(POSITION.format(rank)).get(str(epoch))
+        return record
+
     def check_failures(self, max_failures: float) -> None:
         """Raise UserError where more than this share of all samples failed."""
         counts = self._counts().values()
@@ -126,11 +139,16 @@ class RunFolder:
             )
 
     def _counts(self) -> dict[str, list[int]]:
+        return self._read(COUNTS)
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            counts: dict[str, list[int]] = json.loads((self.path / COUNTS).read_text("utf-8"))
+            found: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        return counts
+        except ValueError as error:
+            raise UserError(f"{self.path / name}: {error}; remove the directory") from error
+        return found
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         temporary = (self.path / name).with_suffix(".tmp")
