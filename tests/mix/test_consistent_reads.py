@@ -37,7 +37,9 @@ def test_a_mix_during_caption_force_is_refused(
         return real(*arguments)
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
-    with pytest.raises(UserError, match="captions/tags/0000[01].parquet: .*Unless another run is writing it"):
+    with pytest.raises(
+        UserError, match="captions/tags/0000[01].parquet: .*Unless another run is writing it"
+    ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
 

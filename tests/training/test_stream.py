@@ -18,13 +18,13 @@ from capmix.pool import BadSample
 from capmix.training.pairs import Pair
 from capmix.training.scales import SCALES
 from capmix.training.stream import (
-    Place,
+    PairReader,
     SampleTally,
     Stopped,
     TrainingBatches,
+    drawn_pairs,
     plan_epoch,
     shuffled,
-    visited_pairs,
 )
 
 
@@ -98,22 +98,12 @@ def test_an_epoch_that_does_not_divide_is_refused() -> None:
         plan_epoch(101, 10, 2, 1, 1, exact=True)
 
 
-def visits(source: Listed, number: int, **changes: Any) -> list[str]:
-    given: dict[str, Any] = {"place": Place(), "seed": 0, "epoch": 0, "resample": True} | changes
-    rng = random.Random(0)
-    stream = visited_pairs(source, rng, tally=SampleTally(), **given)
+def visits(
+    source: Listed, number: int, texts: dict[str, float] | None = None, name: str = "0/0/0"
+) -> list[str]:
+    reader = PairReader(source, SampleTally(), texts)
+    stream = drawn_pairs(reader, random.Random(0), name)
     return [pair.text for _, pair in itertools.islice(stream, number)]
-
-
-def test_a_pass_sees_each_sample_once_whoever_reads_it() -> None:
-    for world, workers in ((1, 1), (1, 3), (2, 2)):
-        texts = []
-        for rank, worker in itertools.product(range(world), range(workers)):
-            place = Place(rank, world, worker, workers)
-            own = visited_pairs(Listed(SIX), random.Random(0), place, 0, 0, SampleTally(), False)
-            count = 5 * len(range(place.number, 6, place.of))
-            texts += [pair.text for _, pair in itertools.islice(own, count)]
-        assert Counter(texts) == Counter(text for shard in SIX.values() for text in shard)
 
 
 def test_shards_are_drawn_by_their_weights() -> None:
@@ -124,17 +114,17 @@ def test_shards_are_drawn_by_their_weights() -> None:
 
 
 def test_each_visit_draws_a_text_and_draws_it_again_after_a_restart() -> None:
-    texts = {"raw": 1, "b": 1}
+    texts = {"raw": 1.0, "b": 1.0}
     first = visits(Listed(SIX), 300, texts=texts)
     assert first == visits(Listed(SIX), 300, texts=texts)
-    assert first != visits(Listed(SIX), 300, texts=texts, epoch=1)
+    assert first != visits(Listed(SIX), 300, texts=texts, name="0/1/0")
     assert abs(first.count("b") - 150) < 4 * math.sqrt(300 * 0.25)
 
 
 def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
     tally = SampleTally(str(tmp_path / "failures.jsonl"))
     source = Listed({"a": ["x", None]})
-    stream = visited_pairs(source, random.Random(0), Place(), 0, 0, tally, True)
+    stream = drawn_pairs(PairReader(source, tally), random.Random(0), "0/0/0")
     assert [pair.text for _, pair in itertools.islice(stream, 4)] == ["x"] * 4
     assert tally.failed == 3
     (line,) = (tmp_path / "failures.jsonl").read_text().splitlines()
@@ -144,16 +134,12 @@ def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
 
 
 def test_no_two_visits_draw_by_the_same_name() -> None:
-    """Whether another pass, another epoch or another worker makes them."""
-    texts = {"raw": 1, "b": 1}
+    """Whether another visit, another epoch or another worker makes them."""
+    texts = {"raw": 1.0, "b": 1.0}
     one = {f"s{i}": ["x"] for i in range(400)}
-    for resample in (False, True):
-        first, other = (
-            visits(Listed(one), 800, texts=texts, resample=resample, place=Place(0, 1, w, 2))
-            for w in (0, 1)
-        )
-        assert first[:200] != first[200:400]
-        assert first != other
+    first, other = (visits(Listed(one), 800, texts, f"0/0/{worker}") for worker in (0, 1))
+    assert first[:200] != first[200:400]
+    assert first != other
 
 
 def test_a_store_that_fails_costs_one_shard() -> None:
@@ -164,8 +150,8 @@ def test_a_store_that_fails_costs_one_shard() -> None:
             yield from super().read(shard)
 
     tally = SampleTally()
-    stream = visited_pairs(Failing(SIX), random.Random(0), Place(), 0, 0, tally, False)
-    texts = [pair.text for _, pair in itertools.islice(stream, 25)]
+    reader = PairReader(Failing(SIX), tally)
+    texts = [pair.text for shard in SIX for pair in reader.pairs(shard, "0")]
     assert len(set(texts)) == 25
     assert tally.failed == 1
 

@@ -79,6 +79,72 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     assert [(m["step"], m["epoch"], m["samples"], m["loss"]) for m in broken] == steps
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_checkpoints_and_a_resume_in_the_middle_of_a_pass_lose_no_sample(
+    shards: ExportedShards,
+    settings: TrainSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    """Two passes over 36 samples in three checkpoints of 24, with a kill after the second."""
+    import open_clip_train.main as main
+
+    from capmix.training import hooks
+
+    seen: list[list[Any]] = []
+
+    class Watched(hooks.Waited):
+        def __iter__(self) -> Any:
+            for images, tokens in super().__iter__():
+                seen[-1] += [row.numpy().tobytes() for row in tokens]
+                yield images, tokens
+
+    monkeypatch.setattr(hooks, "Waited", Watched)
+    changes = {"samples": 72, "checkpoints": 3, "exact": True, "workers": workers}
+    changes |= {"open_clip": ["--force-patch-dropout", "0.5"]}
+    passes = settings.model_copy(update=changes)
+    seen.append([])
+    whole = train(passes, shards, str(tmp_path / "whole"))
+    save, saved = torch.save, []
+
+    def save_and_die(value: Any, path: str) -> None:
+        save(value, path)
+        saved.append(path)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.torch, "save", save_and_die)
+    seen.append([])
+    with pytest.raises(KeyboardInterrupt):
+        train(passes, shards, str(tmp_path / "broken"))
+    monkeypatch.setattr(main.torch, "save", save)
+    seen.append([])
+    resumed = train(passes, shards, str(tmp_path / "broken"))
+    together, broken, rest = seen
+    assert len(set(together[:36])) == len(set(together[36:])) == 36
+    assert broken + rest == [*together[:48], *together[24:]]  # the second checkpoint has no name
+    assert all(torch.equal(a, b) for a, b in zip(
+        weights(whole).values(), weights(resumed).values(), strict=True))  # fmt: skip
+
+
+def test_a_run_that_goes_on_with_other_workers_begins_a_pass(
+    shards: ExportedShards, settings: TrainSettings, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    quick = settings.model_copy(update={"samples": 48, "checkpoints": 2})
+    train(quick, shards, str(run))
+    state = torch.load(run / "checkpoints/epoch_latest.pt", weights_only=True)
+    torch.save(state | {"epoch": 1}, run / "checkpoints/epoch_latest.pt")
+    about = json.loads((run / "run.json").read_text())
+    del about["finished"]
+    (run / "run.json").write_text(json.dumps(about))
+    train(quick.model_copy(update={"workers": 3}), shards, str(run))
+    first, second = json.loads((run / "position-0.json").read_text()).values()
+    assert [first[name] for name in ("begun", "number", "taken")] == [0, 0, [3]]
+    assert [second[name] for name in ("begun", "number", "taken")] == [1, 0, [1, 1, 1]]
+
+
 def test_a_finished_run_is_left_alone_and_another_is_refused(
     shards: ExportedShards, settings: TrainSettings, tmp_path: Path
 ) -> None:

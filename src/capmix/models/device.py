@@ -59,6 +59,14 @@ def input_side(image_processor: Any) -> int | None:
     return None
 
 
+def shorter_side(image_processor: Any) -> int | None:
+    """To how many pixels a processor of transformers brings the shorter side of an image; None
+    where it bounds the longer one."""
+    size = dict(getattr(image_processor, "size", None) or {})
+    only_shorter = getattr(image_processor, "do_resize", False) and set(size) == {"shortest_edge"}
+    return int(size["shortest_edge"]) if only_shorter else None
+
+
 def provenance(
     packages: Iterable[str], device: str, batch_size: int, compiled: bool = False
 ) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
 from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
 from capmix.engine.stage import PartWriter, Stage
-from capmix.models.images import BadImageError, decode_image
+from capmix.models.images import BadImageError, Preprocess, decode_image, decode_unconverted
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import embeddings_folder
 from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
+
+DEFAULTS: dict[str, Preprocess] = {"preprocess": "capmix"}
 
 
 class ImageEncoder(Protocol):
@@ -28,6 +30,8 @@ class ImageEncoder(Protocol):
 
     `workers` threads decode and prepare images ahead of the model. `input_side` is the side of the
     model's input in pixels where large JPEGs may be decoded at a smaller scale (images.py).
+    An encoder may have `preprocess`, "open_clip" where `prepare` takes images as Image.open gives
+    them, in the file's own mode.
     """
 
     name: str
@@ -68,7 +72,7 @@ def embed_stage(
         out.write_array(embeddings.astype(np.float16))
         out.write_table(table_of(rows, []))
 
-    config = {"encoder": encoder.name}
+    config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
     folder = embeddings_folder(encoder.name)
     return Stage(
         f"embed {name or encoder.name}",
@@ -76,6 +80,7 @@ def embed_stage(
         config,
         pool_inputs,
         run_shard,
+        defaults=DEFAULTS,
         columns=column_names([]),
         provenance=getattr(encoder, "provenance", {}),
     )
@@ -132,11 +137,21 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), encoder.prepare(
-            decode_image(sample.image, input_side=encoder.input_side)
-        )
+        return Row(sample.uid, sample.key), encoder.prepare(_decoded(sample.image, encoder))
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
+
+
+def _decoded(data: bytes, encoder: ImageEncoder) -> Image.Image:
+    if preprocess_of(encoder) == "open_clip":
+        return decode_unconverted(data)
+    return decode_image(data, input_side=encoder.input_side)
+
+
+def preprocess_of(encoder: ImageEncoder) -> Preprocess:
+    """How the images are prepared that the encoder reads."""
+    found: Preprocess = getattr(encoder, "preprocess", DEFAULTS["preprocess"])
+    return found
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -3,9 +3,12 @@
 import io
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 from PIL import Image, ImageOps
 
+# Who prepares images: decode_image, or Image.open and the transform of an open_clip model alone.
+Preprocess = Literal["capmix", "open_clip"]
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
@@ -71,6 +74,32 @@ def decode_as_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     decode_image.
     """
     return _decode(data, max_pixels, lambda image: image.convert("RGB"))
+
+
+def decode_unconverted(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode as `Image.open` does: in the file's own mode, every pixel, as stored.
+
+    It is for open_clip's transforms, which resize before they convert to RGB. Bounds and errors are
+    those of decode_image.
+    """
+
+    def load(image: Image.Image) -> Image.Image:
+        image.load()
+        return image
+
+    return _decode(data, max_pixels, load)
+
+
+def check_resized(size: tuple[int, int], side: int | None, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise BadImageError where an image whose shorter side is brought to `side` pixels, as CLIP's
+    transforms do, would be over the bound: a line of 1 x 60,000 pixels becomes one of billions.
+
+    `side` is None for transforms that bound the longer side.
+    """
+    shorter, longer = sorted(size)
+    if side is not None and side * side * longer // max(1, shorter) > max_pixels:
+        detail = f"{size[0]} x {size[1]} pixels with the shorter side resized to {side}"
+        raise BadImageError("too_many_pixels", f"{detail} are over the bound of {max_pixels}")
 
 
 def image_size(data: bytes) -> tuple[int, int]:

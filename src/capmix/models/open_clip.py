@@ -48,6 +48,13 @@ def input_side(model: Any) -> int:
     return max(size) if isinstance(size, Sequence) else int(size)
 
 
+def shorter_side(model: Any) -> int | None:
+    """To how many pixels the model's transform brings the shorter side of an image; None where it
+    bounds the longer one."""
+    about = getattr(model.visual, "preprocess_cfg", None) or {}
+    return input_side(model) if about.get("resize_mode", "shortest") == "shortest" else None
+
+
 def weights_path(name: str) -> str:
     """Where a model's own weights lie on this disk, if its name says so; else no such path."""
     scheme = next((s for s in SCHEMES if name.startswith(s)), None)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from capmix.engine.stage import Stage
+from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import SCORERS, find_backend, make_backend, require_members
 from capmix.pool import Pool
@@ -25,9 +26,15 @@ def needs_gpu(settings: ScoreSettings) -> bool:
 def make_scorer(settings: ScoreSettings) -> Scorer:
     """The model, loaded. See ScoreSettings for its names.
 
-    Raises UserError where a package is missing, the class is no scorer, or the model cannot be
-    loaded.
+    Raises UserError where a package is missing, the class is no scorer, it does not prepare images
+    as asked for, or the model cannot be loaded.
     """
+    known = getattr(find_backend(SCORERS, settings.model), "preprocesses", ("capmix",))
+    if settings.preprocess not in known:
+        raise UserError(
+            f"--preprocess {settings.preprocess}: the scorer {settings.model} takes "
+            f"{' or '.join(known)} only; name a model of open_clip, or leave the option out"
+        )
     made: Scorer = make_backend(SCORERS, settings.model, settings=settings)
     require_members(made, settings.model, MEMBERS)
     return made

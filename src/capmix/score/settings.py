@@ -5,6 +5,7 @@ from typing import Literal
 
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
+from capmix.models.images import Preprocess
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -27,6 +28,12 @@ class ScoreSettings(Settings):
     )
     save_embeddings: bool = option(
         False, "Keep the image embeddings (float16) and score later sources from them.", group=MODEL
+    )
+    preprocess: Preprocess = option(
+        "capmix",
+        "Images for the model: capmix = EXIF rotation applied, transparency on white; open_clip = "
+        "Image.open and the model's transform alone (models of open_clip).",
+        group=MODEL,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE

@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader
 
 from capmix.errors import UserError
 from capmix.training.pairs import PairSource
+from capmix.training.passes import Layout, PassBatches, PassChunks, Position, chunk_stream
 from capmix.training.progress import OptimizerSteps, Progress
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings
 from capmix.training.stream import (
     CONTEXT,
     EpochPlan,
+    Place,
     SampleTally,
     Stopped,
     TrainingBatches,
@@ -74,7 +76,7 @@ def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFold
 
     trainer = trainer_of(train_one_epoch)
     tally = SampleTally(str(run.failures))
-    main.get_data = _get_data(get_data, settings, source, tally, trainer)
+    main.get_data = _get_data(get_data, settings, source, tally, trainer, run)
     main.train_one_epoch = _train_one_epoch(train_one_epoch, run, tally, trainer)
     main.setup_logging = _log_to_file
 
@@ -109,7 +111,12 @@ class Waited:
 
 
 def _get_data(
-    theirs: Any, settings: TrainSettings, source: PairSource, tally: SampleTally, trainer: Trainer
+    theirs: Any,
+    settings: TrainSettings,
+    source: PairSource,
+    tally: SampleTally,
+    trainer: Trainer,
+    run: RunFolder,
 ) -> Any:
     from open_clip_train.data import DataInfo, SharedEpoch
 
@@ -130,31 +137,61 @@ def _get_data(
             settings.exact,
         )
         shared = SharedEpoch(epoch=epoch)
-        batches = TrainingBatches(
-            source,
-            plan,
-            shared.get_value,
-            preprocess_fns[0],
-            lambda text: tokenizer(text)[0],
-            tally,
-            settings.seed,
-            args.rank,
-            args.world_size,
-            settings.draws_shards,
-            settings.texts,
-        )
-        loader: DataLoader[Any] = DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=args.workers,
-            persistent_workers=args.workers > 0,
-            multiprocessing_context=CONTEXT if args.workers else None,
-        )
+
+        def tokenize(text: str) -> Any:
+            return tokenizer(text)[0]
+
+        if settings.draws_shards:
+            batches = TrainingBatches(
+                source,
+                plan,
+                shared.get_value,
+                preprocess_fns[0],
+                tokenize,
+                tally,
+                settings.seed,
+                args.rank,
+                args.world_size,
+                settings.texts,
+            )
+            loader: Any = DataLoader(
+                batches,
+                batch_size=None,
+                num_workers=args.workers,
+                persistent_workers=args.workers > 0,
+                multiprocessing_context=CONTEXT if args.workers else None,
+            )
+        else:
+            start = _start(run, args.rank, epoch, Layout(args.world_size, plan.workers, plan.chunk))
+            workers = [
+                PassChunks(
+                    source,
+                    Place(args.rank, args.world_size, worker, plan.workers),
+                    start,
+                    preprocess_fns[0],
+                    tokenize,
+                    tally.failures,
+                    settings.seed,
+                    settings.texts,
+                )
+                for worker in range(plan.workers)
+            ]
+            streams = [chunk_stream(chunks, args.workers == 0) for chunks in workers]
+            loader = PassBatches(streams, plan, tally, start)
         waited = Waited(loader, plan, args.world_size, trainer)
         data["train"] = DataInfo(waited, shared_epoch=shared)
         return data
 
     return get_data
+
+
+def _start(run: RunFolder, rank: int, epoch: int, layout: Layout) -> Position:
+    """Where the epoch before ended; a new pass where it was read by other workers or devices."""
+    record = run.position(rank, epoch - 1)
+    position = None if record is None else Position.read(record)
+    if position is None or position.layout != layout:
+        return Position.start(layout, epoch)
+    return position
 
 
 def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: Trainer) -> Any:
@@ -173,6 +210,11 @@ def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: T
             progress.append(made)
             made.resume_at(epoch)
         theirs(*given, tb_writer=progress[0] if progress else None)
+        batches = data["train"].dataloader.loader
+        if isinstance(batches, PassBatches):
+            run.note_position(args.rank, epoch, batches.position.record)
+            if epoch + 1 == args.epochs:
+                batches.close()
         ok, failed = _of_all_devices(tally.ok - before[0], tally.failed - before[1], args)
         if args.rank == 0:
             run.note_counts(epoch, ok, failed)

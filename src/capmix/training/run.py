@@ -1,8 +1,9 @@
 """The directory of a training run: what it is, that one process trains in it, what failed.
 
 run.json says what the run was trained with; counts.json how many samples each epoch read and how
-many failed; failures.jsonl names those; metrics.jsonl has the numbers of steps; out.log is
-open_clip's; checkpoints/epoch_latest.pt is where it goes on.
+many failed; failures.jsonl names those; position-<rank>.json where each epoch ended in the stream
+of samples, without resampling; metrics.jsonl has the numbers of steps; out.log is open_clip's;
+checkpoints/epoch_latest.pt is where it goes on.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from capmix.training.scales import TrainSettings
 
 ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
+POSITION = "position-{}.json"
 CHECKPOINT = "checkpoints/epoch_latest.pt"
 BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
@@ -114,6 +116,17 @@ class RunFolder:
         earlier = {k: v for k, v in self._counts().items() if int(k) < epoch}
         self._write(COUNTS, earlier | {str(epoch): [ok, failed]})
 
+    def note_position(self, rank: int, epoch: int, record: dict[str, Any]) -> None:
+        """Note where an epoch ended in the stream of samples of one device (passes.py)."""
+        name = POSITION.format(rank)
+        earlier = {k: v for k, v in self._read(name).items() if int(k) < epoch}
+        self._write(name, earlier | {str(epoch): record})
+
+    def position(self, rank: int, epoch: int) -> dict[str, Any] | None:
+        """What note_position noted of an epoch; None for nothing."""
+        record: dict[str, Any] | None = self._read(POSITION.format(rank)).get(str(epoch))
+        return record
+
     def check_failures(self, max_failures: float) -> None:
         """Raise UserError where more than this share of all samples failed."""
         counts = self._counts().values()
@@ -125,15 +138,23 @@ class RunFolder:
             )
 
     def _counts(self) -> dict[str, list[int]]:
+        counts = self._read(COUNTS)
+        if not all(map(_is_pair, counts.values())):
+            error = ValueError("expected samples that are ok and failed by epoch")
+            raise self._damaged(COUNTS, error)
+        return counts
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """An object of values by epoch. Raises UserError for a damaged file."""
         try:
-            counts = parse_object((self.path / COUNTS).read_bytes())
-            if not all(epoch.isdecimal() and _is_pair(pair) for epoch, pair in counts.items()):
-                raise ValueError("expected samples that are ok and failed by epoch")
+            found = parse_object((self.path / name).read_bytes())
+            if not all(epoch.isdecimal() for epoch in found):
+                raise ValueError("expected numbers of epochs")
         except FileNotFoundError:
             return {}
         except (IsADirectoryError, ValueError) as error:
-            raise self._damaged(COUNTS, error) from error
-        return counts
+            raise self._damaged(name, error) from error
+        return found
 
     def _damaged(self, name: str, error: Exception) -> UserError:
         why = "a directory" if isinstance(error, OSError) else error

@@ -2,7 +2,8 @@
 
 As open_clip 3.3 does it for `--dataset-resampled` (every worker draws shards with replacement and
 shuffles encoded samples in a buffer), but that every draw is a function of the seed, the epoch,
-the rank and the worker: a resumed epoch is the epoch that was broken off.
+the rank and the worker: a resumed epoch is the epoch that was broken off. Without resampling the
+batches are those of passes.py.
 """
 
 import itertools
@@ -39,6 +40,11 @@ class EpochPlan:
 
     sizes: list[int]
     workers: int
+
+    @property
+    def chunk(self) -> int:
+        """The size of a full batch."""
+        return max(self.sizes)
 
     def of_worker(self, worker: int) -> list[int]:
         """The sizes of the batches that one data-loader worker makes: they take turns."""
@@ -96,9 +102,13 @@ class SampleTally:
         with self._ok.get_lock():
             self._ok.value += number
 
-    def count_failed(self, shard: str, key: str, reason: str, detail: str) -> None:
+    def add_failed(self, number: int) -> None:
+        """Count samples that another tally has written down."""
         with self._failed.get_lock():
-            self._failed.value += 1
+            self._failed.value += number
+
+    def count_failed(self, shard: str, key: str, reason: str, detail: str) -> None:
+        self.add_failed(1)
         if self.failures is None or (shard, key) in self._seen:
             return
         self._seen.add((shard, key))
@@ -133,10 +143,75 @@ class Place:
         return self.world_size * self.workers
 
 
-class TrainingBatches(IterableDataset[Any]):
-    """Batches of images float32 (N, 3, H, W) and tokens int64 (N, length) for one device.
+@dataclass
+class PairReader:
+    """Reads the pairs of shards. `visit` names one visit of one shard: the same name draws the same
+    of `texts`."""
 
-    `epoch` is asked at the start of each pass, in the worker. `texts` are drawn from at each visit.
+    source: PairSource
+    tally: SampleTally
+    texts: Mapping[str, float] | None = None
+    _barren: int = 0
+
+    def pairs(self, shard: str, visit: str) -> Iterator[Pair]:
+        """The pairs of one shard; bad samples are counted.
+
+        Raises UserError when as many shards in a row as there are have given nothing.
+        """
+        found = 0
+        for pair in _read(self.source, shard):
+            if isinstance(pair, BadSample):
+                self.tally.count_failed(shard, pair.key, pair.reason, pair.detail)
+                continue
+            found += 1
+            if self.texts:
+                name = f"{visit}/{pair.key}"
+                text = draw_text(pair.captions, self.texts, name, otherwise=pair.text)
+                pair = Pair(pair.key, pair.image, text)
+            yield pair
+        self._barren = 0 if found else self._barren + 1
+        if self._barren >= max(10, len(self.source.shards)):
+            raise UserError(
+                f"train: {self._barren} shards in a row gave no image with a text; failures.jsonl "
+                "of the run says why"
+            )
+
+
+@dataclass
+class PairDecoder:
+    """Makes images and texts of pairs into tensors."""
+
+    preprocess: Callable[[Any], "torch.Tensor"]
+    tokenize: Callable[[str], "torch.Tensor"]
+    tally: SampleTally
+    _failures: int = 0
+
+    def decode(self, shard: str, pair: Pair) -> tuple["torch.Tensor", "torch.Tensor"] | None:
+        """Image and tokens, or None for an image that cannot be decoded, which is counted.
+
+        Raises UserError where no image of a thousand in a row can be decoded.
+        """
+        try:
+            image = decode_as_stored(pair.image)
+        except BadImageError as error:
+            self.tally.count_failed(shard, pair.key, error.reason, str(error))
+            self._failures += 1
+            if self._failures == HOPELESS:
+                raise UserError(
+                    f"train: {self._failures:,} images in a row cannot be decoded, the last for: "
+                    f"{error}"
+                ) from error
+            return None
+        self._failures = 0
+        return self.preprocess(image), self.tokenize(pair.text)
+
+
+class TrainingBatches(IterableDataset[Any]):
+    """Batches of images float32 (N, 3, H, W) and tokens int64 (N, length) for one device, of shards
+    that are drawn with replacement.
+
+    `epoch` is asked at the start of each epoch, in the worker. `texts` are drawn from at each
+    visit.
     """
 
     def __init__(
@@ -150,13 +225,12 @@ class TrainingBatches(IterableDataset[Any]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        resample: bool = True,
         texts: Mapping[str, float] | None = None,
     ):
         self.source, self.plan, self.epoch, self.tally = source, plan, epoch, tally
         self.preprocess, self.tokenize = preprocess, tokenize
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.resample, self.texts = resample, texts
+        self.texts = texts
 
     def __iter__(self) -> Iterator[Any]:
         """Pairs of images and tokens; or, as the last item, Stopped."""
@@ -177,70 +251,28 @@ class TrainingBatches(IterableDataset[Any]):
         rng = random.Random(f"{self.seed}/{epoch}/{place.number}")
         torch.manual_seed(rng.getrandbits(63))  # the crops of torchvision draw from it
         random.seed(rng.getrandbits(63))
-        pairs = visited_pairs(
-            self.source, rng, place, self.seed, epoch, self.tally, self.resample, self.texts
-        )
-        ready = self._decoded(shuffled(pairs, rng, BUFFER, INITIAL))
+        reader = PairReader(self.source, self.tally, self.texts)
+        pairs = drawn_pairs(reader, rng, f"{self.seed}/{epoch}/{place.number}")
+        decoder = PairDecoder(self.preprocess, self.tokenize, self.tally)
+        decoded = (decoder.decode(*one) for one in shuffled(pairs, rng, BUFFER, INITIAL))
+        ready = (one for one in decoded if one is not None)
         for size in sizes:
             images, tokens = zip(*itertools.islice(ready, size), strict=True)
             self.tally.count_ok(size)
             yield torch.stack(images), torch.stack(tokens)
 
-    def _decoded(
-        self, pairs: Iterator[tuple[str, Pair]]
-    ) -> Iterator[tuple["torch.Tensor", "torch.Tensor"]]:
-        """Raises UserError where no image of a thousand in a row can be decoded."""
-        failures = 0
-        for shard, pair in pairs:
-            try:
-                image = decode_as_stored(pair.image)
-            except BadImageError as error:
-                self.tally.count_failed(shard, pair.key, error.reason, str(error))
-                failures += 1
-                if failures == HOPELESS:
-                    raise UserError(
-                        f"train: {failures:,} images in a row cannot be decoded, the last for: "
-                        f"{error}"
-                    ) from error
-                continue
-            failures = 0
-            yield self.preprocess(image), self.tokenize(pair.text)
 
+def drawn_pairs(reader: PairReader, rng: random.Random, name: str) -> Iterator[tuple[str, Pair]]:
+    """Pairs without end, with the shards that they come from: shards are drawn with replacement.
 
-def visited_pairs(
-    source: PairSource,
-    rng: random.Random,
-    place: Place,
-    seed: int,
-    epoch: int,
-    tally: SampleTally,
-    resample: bool,
-    texts: Mapping[str, float] | None = None,
-) -> Iterator[tuple[str, Pair]]:
-    """Pairs without end, with the shards that they come from, in the order the shards are drawn.
-
-    Raises UserError when as many shards as there are have given nothing.
+    `name` is that of these draws among all.
     """
-    visits = _drawn(source, rng, place) if resample else _passes(source, place, seed, epoch)
-    barren = 0
-    for shard, visit in visits:
-        found = 0
-        for pair in _read(source, shard):
-            if isinstance(pair, BadSample):
-                tally.count_failed(shard, pair.key, pair.reason, pair.detail)
-                continue
-            found += 1
-            if texts:
-                name = f"{seed}/{epoch}/{visit}/{pair.key}"
-                text = draw_text(pair.captions, texts, name, otherwise=pair.text)
-                pair = Pair(pair.key, pair.image, text)
+    source = reader.source
+    weights = None if source.weights is None else list(itertools.accumulate(source.weights))
+    for number in itertools.count():
+        shard = rng.choices(source.shards, cum_weights=weights)[0]
+        for pair in reader.pairs(shard, f"{name}/{number}"):
             yield shard, pair
-        barren = 0 if found else barren + 1
-        if barren >= max(10, len(source.shards)):
-            raise UserError(
-                f"train: {barren} shards in a row gave no image with a text; failures.jsonl of the "
-                "run says why"
-            )
 
 
 def _read(source: PairSource, shard: str) -> Iterator[Pair | BadSample]:
@@ -250,23 +282,6 @@ def _read(source: PairSource, shard: str) -> Iterator[Pair | BadSample]:
         raise
     except Exception as error:  # clients of remote stores raise many types; others go on
         yield BadSample("", "unreadable_shard", f"{type(error).__name__}: {error}")
-
-
-def _drawn(source: PairSource, rng: random.Random, place: Place) -> Iterator[tuple[str, str]]:
-    """Shards drawn with replacement, each with a name of this visit alone."""
-    weights = None if source.weights is None else list(itertools.accumulate(source.weights))
-    for number in itertools.count():
-        shard = rng.choices(source.shards, cum_weights=weights)[0]
-        yield shard, f"{place.number}/{number}"
-
-
-def _passes(source: PairSource, place: Place, seed: int, epoch: int) -> Iterator[tuple[str, str]]:
-    """Whole passes over all shards, each in an order of its own, shared out among all workers."""
-    for number in itertools.count():
-        order = list(source.shards)
-        random.Random(f"{seed}/{epoch}/{number}").shuffle(order)
-        for shard in order[place.number :: place.of]:
-            yield shard, str(number)
 
 
 def shuffled(items: Iterator[Item], rng: random.Random, size: int, initial: int) -> Iterator[Item]:

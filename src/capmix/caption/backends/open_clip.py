@@ -14,8 +14,8 @@ from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, provenance
-from capmix.models.images import decode_image
-from capmix.models.open_clip import input_side, load_open_clip, weights_path
+from capmix.models.images import check_resized, decode_image
+from capmix.models.open_clip import input_side, load_open_clip, shorter_side, weights_path
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
@@ -50,6 +50,7 @@ class CocaCaptioner:
             )
         self.dtype = dtype
         self._input_side = None if settings.exact_decode else input_side(self.model)
+        self._shorter_side = shorter_side(self.model)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.settings: dict[str, Any] = {
@@ -64,7 +65,9 @@ class CocaCaptioner:
 
     def prepare(self, sample: Sample) -> Any:
         """The model's pixels of one image, float32 (3, H, W)."""
-        return self._preprocess(decode_image(sample.image, input_side=self._input_side))
+        image = decode_image(sample.image, input_side=self._input_side)
+        check_resized(image.size, self._shorter_side)
+        return self._preprocess(image)
 
     def caption(
         self, prepared: Sequence[Any], uids: Sequence[str], source: str

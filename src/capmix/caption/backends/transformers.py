@@ -18,8 +18,8 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance
-from capmix.models.images import decode_image
+from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.images import check_resized, decode_image
 from capmix.pool import Sample
 
 PREFIX = "transformers:"
@@ -60,6 +60,7 @@ class TransformersCaptioner:
         self._own = threading.local()
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
+        self._shorter_side = shorter_side(pictures)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         weights = fingerprint(settings.model)
@@ -84,6 +85,7 @@ class TransformersCaptioner:
             scale = SMALLEST_SIDE / smallest
             width, height = (min(4096, round(side * scale)) for side in image.size)
             image = image.resize((width, height))
+        check_resized(image.size, self._shorter_side)
         text = {} if self._text is None else {"text": self._text}
         if not hasattr(self._own, "processor"):
             # A fast tokenizer refuses a second thread ("Already borrowed"): one each.

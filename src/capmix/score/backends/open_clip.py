@@ -8,6 +8,7 @@ the 77 positions.
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ from PIL import Image
 
 from capmix.models.device import device_and_dtype, fingerprint, provenance
 from capmix.models.image_pass import unit
-from capmix.models.open_clip import input_side, load_open_clip, weights_path
+from capmix.models.images import BadImageError, Preprocess, check_resized
+from capmix.models.open_clip import input_side, load_open_clip, shorter_side, weights_path
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
@@ -24,16 +26,24 @@ TEXT_BATCH = 256
 
 
 class OpenClipEncoder:
-    """The image side: unit vectors of the model's own preprocessing."""
+    """The image side: unit vectors of the model's own transform."""
 
     def __init__(
-        self, name: str, model: Any, preprocess: Any, device: str, dtype: Any, exact: bool
+        self,
+        name: str,
+        model: Any,
+        transform: Any,
+        device: str,
+        dtype: Any,
+        exact: bool,
+        preprocess: Preprocess = "capmix",
     ):
-        self.name = name
+        self.name, self.preprocess = name, preprocess
         self.input_side = None if exact else input_side(model)
+        self._shorter_side = shorter_side(model)
         self.workers = max(2, min(16, os.cpu_count() or 2))
         self.batch_size = 32 if device == "cpu" else 256
-        self._model, self._preprocess, self._device, self._dtype = model, preprocess, device, dtype
+        self._model, self._transform, self._device, self._dtype = model, transform, device, dtype
         self.dimensions = _dimensions(model)
         self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
 
@@ -41,8 +51,18 @@ class OpenClipEncoder:
         """The weights came with the constructor."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """Pixels float32 (3, H, W) of an RGB image."""
-        return self._preprocess(image).numpy()
+        """Pixels float32 (3, H, W) of an RGB image; with `preprocess` "open_clip" of any mode.
+
+        Raises BadImageError where the image is too long and narrow, or the transform refuses its
+        mode.
+        """
+        check_resized(image.size, self._shorter_side)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, on transparency that is dropped
+                return self._transform(image).numpy()
+        except (ValueError, OSError, TypeError) as error:
+            raise BadImageError("broken_image", f"mode {image.mode}: {error}") from error
 
     def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors, float32 (N, D)."""
@@ -66,6 +86,7 @@ class OpenClipScorer:
     packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip")
     device: ClassVar[str] = "gpu"
     keeps_embeddings: ClassVar[bool] = False
+    preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
 
     def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
         """`logit_bias` is for checkpoints of SigLIP's loss; see load_open_clip."""
@@ -76,13 +97,20 @@ class OpenClipScorer:
         self._model, self._preprocess, self._tokenizer = loaded
         self._device = device
         self.encoder = OpenClipEncoder(
-            self.name, self._model, self._preprocess, device, dtype, settings.exact_decode
+            self.name,
+            self._model,
+            self._preprocess,
+            device,
+            dtype,
+            settings.exact_decode,
+            settings.preprocess,
         )
         self.provenance = self.encoder.provenance
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(weights_path(model)),
             "dtype": str(dtype).removeprefix("torch."),
+            "preprocess": settings.preprocess,
         }
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance
+from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
 from capmix.models.image_pass import unit
+from capmix.models.images import check_resized
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
@@ -29,13 +30,18 @@ class TransformersEncoder:
         )
         self._model, self._images, self._device = model, processor.image_processor, device
         self.input_side = None if exact else input_side(self._images)
+        self._shorter_side = shorter_side(self._images)
         self.provenance = provenance(("torch", "transformers"), device, self.batch_size)
 
     def load(self) -> None:
         """The weights came with the constructor."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """The processor's arrays by name; `pixel_values` is float32 (3, H, W) but for NaFlex."""
+        """The processor's arrays by name; `pixel_values` is float32 (3, H, W) but for NaFlex.
+
+        Raises BadImageError where the image is too long and narrow.
+        """
+        check_resized(image.size, self._shorter_side)
         arrays = self._images(images=image, return_tensors="np")
         return {name: array[0] for name, array in arrays.items()}
 
