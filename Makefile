@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow fuzz lint setup clean
+.PHONY: demo test test-slow test-faults fuzz lint setup clean
 
 demo: setup
 	$(BIN)/capmix demo
@@ -12,6 +12,11 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Flipped bits and failing storage: some 45 minutes.
+test-faults: setup
+	CAPMIX_FLIPS=1000 $(BIN)/python -m pytest -s tests/faults/test_flips.py
+	CAPMIX_STORM_MINUTES=30 $(BIN)/python -m pytest -s tests/faults/test_storms.py
 
 fuzz: setup
 	$(BIN)/pip install --quiet atheris

@@ -58,6 +58,24 @@ def test_the_files_of_the_earlier_form_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "subsets").iterdir()) == ["s.parquet"]
 
 
+def test_a_kill_between_files_and_marker_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file has the size of the old one, whose marker must not vouch for it."""
+    store = Store(str(tmp_path))
+    commit(store, 1, seed=1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_marker", killed)
+        with pytest.raises(KeyboardInterrupt):
+            commit(store, 2, seed=2)
+    assert store.read_marker(PART) is None
+    assert not store.is_done(PART, {}, {"seed": 1})
+
+
 def test_of_two_drafts_with_other_settings_the_second_is_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     with store.draft(PART) as late:

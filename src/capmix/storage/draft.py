@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
-from capmix.storage.marker import Marker, marker_bytes
+from capmix.storage.marker import Marker, marker_bytes, parse_marker
 from capmix.storage.record import FileRecord, RecordingStream
 
 REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
@@ -90,16 +89,18 @@ class Draft:
         self.files[name] = record
 
     def commit(self, marker: Marker) -> Marker:
-        """Put the files in place and declare the part finished; returns the marker with them.
+        """Put the files in place and declare the part finished; returns the marker as it is read
+        back, so that a run that makes the part sees what later ones will.
 
         Raises MadeMeanwhileError where another run has finished the part with the same inputs and
         settings, UserError where it has done so with others, and ValueError where the counts of
         `marker` do not add up.
         """
         marker = replace(marker, files=self.files | marker.files)
-        marker_bytes(marker)  # an error comes before anything is moved
+        read_back = parse_marker(marker_bytes(marker), self.part)
+        assert read_back is not None, f"{self.part}: a marker that cannot be read back"
         with self._alone():
-            self._refuse_others(marker)
+            self._refuse_others(read_back)
             before = self.store.read_marker(self.part)
             self.store.remove_marker(self.part)
             for name, path in list(self._temporary.items()):
@@ -109,7 +110,7 @@ class Draft:
             for name in (before.files if before else {}).keys() - marker.files.keys():
                 self.store.remove(name)
             self.store.write_marker(self.part, marker)
-        return marker
+        return read_back
 
     def discard(self, name: str | None = None) -> None:
         """Remove the temporary file of `name`, or all of them."""
@@ -124,7 +125,7 @@ class Draft:
         found = self.store.read_marker(self.part)
         if found is None:
             return
-        if (found.inputs, found.config) == _as_read(marker):
+        if (found.inputs, found.config) == (marker.inputs, marker.config):
             raise MadeMeanwhileError(self.part)
         raise UserError(
             f"{self.store.path(self.part)}: another run has written it meanwhile, with other "
@@ -165,8 +166,3 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": repeating,
         "write_page_checksum": True,
     }
-
-
-def _as_read(marker: Marker) -> tuple[dict[str, Any], dict[str, Any]]:
-    inputs, config = json.loads(json.dumps([marker.inputs, marker.config]))
-    return inputs, config

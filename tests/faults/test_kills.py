@@ -1,0 +1,108 @@
+"""Commands are ended after each of their renames; run again, they end as if undisturbed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_world as world
+from storm import Fault, Killed, Storm, on_disk
+
+from capmix.storage.marker import UNFINGERPRINTED
+from capmix.workspace import Workspace
+
+Command = Callable[[Workspace, Path], Any]
+COMMANDS: dict[str, Command] = {
+    "caption": lambda work, _: world.caption(work, "first"),
+    "caption --force": lambda work, _: world.caption(work, "second", force=True),
+    "score": lambda work, _: world.score(work),
+    "import captions": lambda work, folder: work.import_captions(
+        folder / "captions.csv", source="given", force=True
+    ),
+    "import scores": lambda work, folder: work.import_scores(
+        folder / "scores.csv", source="tags", scorer="other"
+    ),
+    "annotate": lambda work, _: work.annotate(method="clusters", name="groups", clusters=2),
+    "mix": lambda work, folder: world.mix(work, folder),
+    "mix --seed 1": lambda work, folder: world.mix(work, folder, 1),
+    "measure": lambda work, _: work.measure(sample=100, topics=0),
+    "report": lambda work, _: work.report(),
+    "export": lambda work, folder: world.export(work, str(folder / "out")),
+    "export --format jsonl": lambda work, folder: work.export(
+        "s", folder / "files", format="jsonl", samples_per_shard=50
+    ),
+}
+# What has been done before a command is tried, in that order.
+BEFORE = ("caption", "score", "mix")
+
+
+def opened(folder: Path) -> Workspace:
+    return world.opened(folder, str(folder / "work"))
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """All that matters of what is there: neither what a run notes of itself, nor what is half
+    written, nor versions and devices."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if "/running/" in name or name.endswith(".tmp"):
+            continue
+        found[name] = path.read_bytes()
+        if "marker" in name:
+            value = json.loads(found[name])
+            found[name] = {key: one for key, one in value.items() if key not in UNFINGERPRINTED}
+    return found
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder in which commands run, and a copy of it as it is before the command."""
+    top = tmp_path_factory.mktemp("kills")
+    folder = world.write_world(top / "world")
+    uids = list(world.samples(folder))
+    rows = "".join(f"{uid},text of {uid}\n" for uid in uids)
+    (folder / "captions.csv").write_text("uid,text\n" + rows)
+    rows = "".join(f"{uid},0.{number}\n" for number, uid in enumerate(uids))
+    (folder / "scores.csv").write_text("uid,score\n" + rows)
+    for name in BEFORE:
+        COMMANDS[name](opened(folder), folder)
+    shutil.copytree(folder, top / "before")
+    return folder, top / "before"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_kill_after_any_rename_changes_nothing_in_the_end(
+    name: str, states: tuple[Path, Path]
+) -> None:
+    folder, before = states
+
+    def begin() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+        if name in BEFORE:  # it has something to do
+            shutil.rmtree(folder / "work")
+            for earlier in BEFORE[: BEFORE.index(name)]:
+                COMMANDS[earlier](opened(folder), folder)
+
+    begin()
+    COMMANDS[name](opened(folder), folder)
+    expected, number = files(folder), 0
+    while True:
+        begin()
+        storm = Storm(Fault("rename", "killed after", number))
+        try:
+            with on_disk(storm):
+                COMMANDS[name](opened(folder), folder)
+        except Killed:
+            pass
+        if not storm.happened:
+            break
+        COMMANDS[name](opened(folder), folder)
+        found = files(folder)
+        assert found.keys() == expected.keys(), number
+        assert [one for one in found if found[one] != expected[one]] == [], number
+        number += 1
+    assert number > 0
