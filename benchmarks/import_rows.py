@@ -58,8 +58,9 @@ def _write_index(store: Store, count: int) -> Index:
         name = f"{shard:08d}"
         numbers = range(shard * SHARD, (shard + 1) * SHARD)
         rows = [Row(_uid(i), f"{i:012d}", values=("raw text",)) for i in numbers]
-        store.write_table(f"samples/{name}.parquet", table_of(rows, [("text", pa.string())]))
-        store.write_marker(f"samples/{name}", Marker({}, {}, SHARD, Counts(ok=SHARD)))
+        with store.draft(f"samples/{name}") as draft:
+            draft.write_table(f"samples/{name}.parquet", table_of(rows, [("text", pa.string())]))
+            draft.commit(Marker({}, {}, SHARD, Counts(ok=SHARD)))
         shards.append(Shard(name, f"{name}.tar"))
     return Index(shards)
 

@@ -16,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +111,16 @@ def _generate(folder: str, names: list[str], per_shard: int, distinct: int) -> N
     with multiprocessing.Pool() as pool:
         jobs = [(folder, names[i], i, per_shard) for i in range(min(distinct, len(names)))]
         pool.map(_generate_shard, jobs, chunksize=1)
+    store = Store(folder)
     for i, name in enumerate(names[distinct:], start=distinct):
         for part in ("samples", "captions/blip2", "scores/clip/raw", "scores/clip/blip2"):
-            for suffix in ("parquet", "json"):
-                of = Path(folder) / f"{part}/{names[i % distinct]}.{suffix}"
-                (Path(folder) / f"{part}/{name}.{suffix}").hardlink_to(of)
+            first = f"{part}/{names[i % distinct]}"
+            (Path(folder) / f"{part}/{name}.parquet").hardlink_to(f"{folder}/{first}.parquet")
+            marker = store.read_marker(first)
+            assert marker is not None
+            files = {f"{part}/{name}.parquet": marker.files[f"{first}.parquet"]}
+            inputs = {of: store.fingerprint(f"{of}/{name}") for of in marker.inputs}
+            store.write_marker(f"{part}/{name}", replace(marker, files=files, inputs=inputs))
 
 
 def _generate_shard(job: tuple[str, str, int, int]) -> None:
@@ -138,9 +143,10 @@ def _generate_shard(job: tuple[str, str, int, int]) -> None:
     side = pa.array(draw.integers(200, 512, rows, np.int32))
 
     def write(part: str, columns: dict[str, pa.Array], of: str = "pool") -> None:
-        store.write_table(f"{part}/{name}.parquet", pa.table(about | columns))
         inputs = {of: store.fingerprint(f"{of}/{name}")}
-        store.write_marker(f"{part}/{name}", Marker(inputs, {}, rows, Counts(ok=rows)))
+        with store.draft(f"{part}/{name}") as draft:
+            draft.write_table(f"{part}/{name}.parquet", pa.table(about | columns))
+            draft.commit(Marker(inputs, {}, rows, Counts(ok=rows)))
 
     text = pa.array(bank).take(pa.array(draw.integers(0, len(bank), rows)))
     write("samples", {"text": text, "width": side, "height": side})

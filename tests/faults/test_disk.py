@@ -1,11 +1,11 @@
 """Disks that are full or read-only, and parts that were damaged after they were made."""
 
-import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -114,17 +114,19 @@ def test_a_damaged_part_that_others_read_is_one_clear_line(tmp_path: Path) -> No
     work.index()
     work.run(partial(null_captions, work.pool))
     (tmp_path / "w/captions/null/00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"cannot read .*00001.parquet.*delete it"):
+    with pytest.raises(
+        UserError, match=r"cannot use .*00001.parquet: it has 4 bytes, .*capmix verify --discard"
+    ):
         work.run(partial(null_scores, work.pool, work.store, ["null"]))
 
 
 def test_parts_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
     work.run(partial(null_captions, work.pool))
-    marker = tmp_path / "w/.markers/captions/null/00001.json"
-    value = json.loads(marker.read_text())
-    value["config"]["temperature"] = 1.0
-    marker.write_text(json.dumps(value))
+    part = "captions/null/00001"
+    marker = work.store.read_marker(part)
+    assert marker is not None
+    work.store.write_marker(part, replace(marker, config=marker.config | {"temperature": 1.0}))
     expected = r"other settings \(temperature 1.0 -> 0.75\). Choose another name .* --force"
     with pytest.raises(UserError, match=expected):
         work.run(partial(null_captions, work.pool), protect=True)

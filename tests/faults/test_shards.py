@@ -17,6 +17,7 @@ from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.pool import Pool
 from capmix.score.stage import saved_score_stage
+from capmix.storage.draft import Draft
 from capmix.storage.store import Store
 from capmix.workspace import open_workspace
 
@@ -211,16 +212,16 @@ def test_a_storage_that_fails_at_a_write_costs_an_attempt_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = open_workspace(str(write_pool(tmp_path / "pool", 3, 4)), str(tmp_path / "w"))
-    left, write = [2], Store.write_bytes
+    left, write = [2], Draft.write_bytes
 
-    def flaky(self: Store, name: str, data: bytes, sync: bool = True) -> int:
+    def flaky(self: Draft, name: str, data: bytes) -> None:
         if left[0] and name.endswith("1.parquet"):
             left[0] -= 1
             with self.writing(name):
                 raise OSError(116, "Stale file handle")
-        return write(self, name, data, sync)
+        write(self, name, data)
 
-    monkeypatch.setattr(Store, "write_bytes", flaky)
+    monkeypatch.setattr(Draft, "write_bytes", flaky)
     (counts,) = work.run(partial(null_captions, work.pool))
     assert (counts.ok, counts.total, left) == (12, 12, [0])
 

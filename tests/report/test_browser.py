@@ -9,6 +9,7 @@ import pytest
 from browser import needs_chromium, opened
 from samples import sample_members, tar_bytes
 
+from capmix.measure.population import read_sample
 from capmix.measure.settings import MeasureSettings
 from capmix.workspace import Workspace, open_workspace
 
@@ -133,7 +134,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
 
 
 def test_samples_are_sorted_and_filtered(work: Workspace) -> None:
-    table = work.store.read_table("measures/sample.parquet").to_pylist()
+    table = read_sample(work.store).to_pylist()
     subset = work.store.read_table("subsets/raw-top30+mini-above.parquet").to_pylist()
     with opened(url(work)) as seen:
         page = seen.page

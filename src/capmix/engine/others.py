@@ -84,7 +84,9 @@ def _about(data: bytes) -> tuple[str, int, bool]:
         raise ValueError("no host")
     if type(process) is not int or not 0 < process <= LARGEST_PROCESS:
         raise ValueError("no process number")
-    return host, process, about.get("namespace") == process_namespace()
+    # An older capmix notes the host alone.
+    is_here = about.get("namespace", "") == process_namespace()
+    return host, process, is_here or ("namespace" not in about and host == socket.gethostname())
 
 
 def shuffled(tasks: Sequence[ShardTask]) -> list[ShardTask]:

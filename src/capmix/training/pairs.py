@@ -180,7 +180,7 @@ class PoolSubset:
             for copy in chosen.copies:
                 yield Pair(f"{key}-{copy}", chosen.sample.image, text, chosen.captions)
         for key in missing:
-            detail = f"shard {shard} has no sample {key} any more, or it cannot be read"
+            detail = f"shard {shard}: sample {key} is gone, cannot be read, or is another one now"
             yield BadSample(key, "image_gone", detail)
 
     def reopened(self) -> "PoolSubset":
