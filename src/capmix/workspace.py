@@ -131,17 +131,18 @@ class Workspace:
     def verify(
         self,
         exports: Place | Sequence[Place] = (),
-        pool: bool = False,
+        images: bool = False,
         discard: bool = False,
     ) -> "Verified":
         """Compare every file of the work directory, and of `exports`, with its marker's digest.
 
-        With `pool`, the samples of the pool are compared with the index too. With `discard`, parts
-        that are damaged count as missing from now on.
+        All of them are read. With `images`, the pool is read too, and its samples are compared with
+        the index. With `discard`, parts that are damaged count as missing from now on. Raises
+        OSError where the storage fails.
         """
         from capmix.inspect.verify import verify
 
-        return verify(self.store, self.pool if pool else None, _places(exports), discard)
+        return verify(self.store, self.pool if images else None, _places(exports), discard)
 
     def index(self) -> Counts | None:
         """List the pool's samples, once per process; every method does so by itself. Returns the

@@ -136,3 +136,5 @@ def test_a_flipped_bit_changes_nothing_silently(whole: tuple[Path, dict[str, Any
         told[kind] += bool(said)
     print(f"\n{FLIPS} flips, by kind those that a command reported: {dict(told)}")
     assert silent == []
+    for kind in ("captions", "scores", "embeddings"):  # all bits of these count
+        assert told[kind] == len(range(list(KINDS).index(kind), FLIPS, len(KINDS)))

@@ -1,5 +1,6 @@
 """Commands are ended after each of their renames; run again, they end as if undisturbed."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -87,20 +88,38 @@ def test_a_kill_after_any_rename_changes_nothing_in_the_end(
             for earlier in BEFORE[: BEFORE.index(name)]:
                 COMMANDS[earlier](opened(folder), folder)
 
+    kill_and_compare(COMMANDS[name], folder, begin)
+
+
+@pytest.mark.slow
+def test_a_kill_after_any_rename_of_probe_changes_nothing_in_the_end(tmp_path: Path) -> None:
+    folder, before = world.write_world(tmp_path / "world"), tmp_path / "before"
+    for name in BEFORE:
+        COMMANDS[name](opened(folder), folder)
+    opened(folder).probe(subsets=["s"], seeds=[0])  # computes what the sets' images give, once
+    shutil.copytree(folder, before)
+
+    def begin() -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(before, folder)
+
+    kill_and_compare(lambda work, _: work.probe(subsets=["s"], seeds=[1]), folder, begin)
+
+
+def kill_and_compare(command: Command, folder: Path, begin: Callable[[], None]) -> None:
+    """Run a command undisturbed; then end it after its first rename, its second, and so on, and
+    run it once more each time. `begin` restores the folder."""
     begin()
-    COMMANDS[name](opened(folder), folder)
+    command(opened(folder), folder)
     expected, number = files(folder), 0
     while True:
         begin()
         storm = Storm(Fault("rename", "killed after", number))
-        try:
-            with on_disk(storm):
-                COMMANDS[name](opened(folder), folder)
-        except Killed:
-            pass
+        with contextlib.suppress(Killed), on_disk(storm):
+            command(opened(folder), folder)
         if not storm.happened:
             break
-        COMMANDS[name](opened(folder), folder)
+        command(opened(folder), folder)
         found = files(folder)
         assert found.keys() == expected.keys(), number
         assert [one for one in found if found[one] != expected[one]] == [], number

@@ -28,7 +28,7 @@ def flip(path: Path, byte: int) -> None:
 
 
 def test_a_whole_work_directory_has_no_damage(work: Workspace, tmp_path: Path) -> None:
-    found = work.verify(exports=[tmp_path / "out"], pool=True)
+    found = work.verify(exports=[tmp_path / "out"], images=True)
     assert found.damaged == []
     # index, embeddings, captions and two scores of two shards each, a subset, an export shard
     assert found.parts == 5 * 2 + 1 + 1
@@ -66,7 +66,7 @@ def test_an_export_and_the_pool_are_verified_too(work: Workspace, tmp_path: Path
     with tarfile.open(tmp_path / "pool/00000.tar") as archive:
         image = next(member for member in archive if member.name.endswith(".jpg"))
     flip(tmp_path / "pool/00000.tar", image.offset_data + 100)
-    found = work.verify(exports=[out], pool=True)
+    found = work.verify(exports=[out], images=True)
     assert [(one.file, one.made_by) for one in found.damaged] == [
         (f"{out}/00000000.tar", "capmix export"),
         ("00000/000000000", "a copy of the pool's shard"),

@@ -38,7 +38,7 @@ def test_a_mix_during_caption_force_is_refused(
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
     with pytest.raises(
-        UserError, match="captions/tags/0000[01].parquet: .*Unless another run is writing it"
+        UserError, match="captions/tags/0000[01].parquet: .*If no other run is writing it"
     ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None

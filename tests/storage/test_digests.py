@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from capmix.errors import UserError
 from capmix.storage.marker import Counts, Marker, marker_bytes, parse_marker
+from capmix.storage.once import once
 from capmix.storage.record import FileRecord, RecordingStream
-from capmix.storage.store import Store, once
+from capmix.storage.store import Store
 
 PART = "embeddings/m/image/00000"
 

@@ -12,7 +12,7 @@ import pytest
 import small_world as world
 
 from capmix.errors import UserError
-from capmix.storage.draft import MadeMeanwhileError
+from capmix.storage.draft import Draft, MadeMeanwhileError
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store
 from capmix.storage.temporary import (
@@ -119,35 +119,36 @@ def test_many_commits_at_once_leave_a_marker_with_its_own_file(tmp_path: Path) -
     assert store.damage(made) == {}
 
 
-def test_two_mixes_of_one_name_give_one_subset_and_a_line(tmp_path: Path) -> None:
-    """In processes of their own, with different seeds: whatever the order of their steps."""
+def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With different seeds, and each with its files written before any commits."""
     folder = world.write_world(tmp_path)
     work = world.opened(folder, str(folder / "work"))
     world.caption(work, "first")
     world.score(work)
-    script = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "import small_world as world; from pathlib import Path\n"
-        "from capmix.errors import UserError\n"
-        "folder, seed = Path(sys.argv[2]), int(sys.argv[3])\n"
-        "work = world.opened(folder, str(folder / 'work')); work.index()\n"
-        "time.sleep(max(0, float(sys.argv[4]) - time.time()))\n"
-        "try: world.mix(work, folder, seed)\n"
-        "except UserError as error: print(error)\n"
-    )
-    start = str(time.time() + 4)
-    tests = str(Path(world.__file__).parent)
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, tests, str(folder), str(seed), start],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(3)
-    ]
-    told = [run.communicate()[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0, 0]
-    assert all("another run has written it meanwhile" in one for one in told if one)
+    barrier, real, told = threading.Barrier(3), Draft.commit, []
+
+    def together(draft: Draft, marker: Marker) -> Marker:
+        if draft.part == PART:
+            barrier.wait(60)
+        return real(draft, marker)
+
+    def run(seed: int) -> None:
+        try:
+            world.mix(world.opened(folder, str(folder / "work")), folder, seed)
+        except UserError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(Draft, "commit", together)
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.setattr(Draft, "commit", real)
+    assert len(told) == 2
+    assert all(f"{PART}: another run has written it meanwhile" in one for one in told)
     made = work.store.read_marker(PART)
     assert made is not None
     assert work.store.damage(made) == {}
@@ -214,3 +215,14 @@ def test_scratch_lies_in_the_work_directory_and_goes(tmp_path: Path) -> None:
     elsewhere = Store(str(tmp_path / "work"), scratch=str(tmp_path / "fast"))
     with elsewhere.scratch() as folder:
         assert folder.startswith(str(tmp_path / "fast/"))
+    assert (tmp_path / "fast").is_dir()  # it was there for others, or will be
+
+
+def test_scratch_is_for_its_owner_alone(tmp_path: Path) -> None:
+    with Store(str(tmp_path)).scratch() as folder:
+        assert os.stat(folder).st_mode & 0o777 == 0o700
+    remote = Store("memory://of-one", scratch=str(tmp_path))
+    with remote.temporary_file("x") as (path, stream):
+        stream.write(b"1")
+        assert os.stat(path).st_mode & 0o077 == 0
+    remote.release(path)

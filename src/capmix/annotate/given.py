@@ -31,8 +31,6 @@ REASONS = {
     "bad_number": "its value is no finite number",
     "no_value": "its value is missing",
 }
-
-
 UNREADABLE = ("bad_line", "bad_encoding")
 OF_FIRSTS = (
     "select count(*), min(g.place), arg_min(g.uid, g.place) from given g "

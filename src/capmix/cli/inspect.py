@@ -1,4 +1,4 @@
-"""The commands that look: status, failures, report, view, plan, doctor."""
+"""The commands that look: status, verify, failures, report, view, plan, doctor."""
 
 import logging
 import sys
@@ -32,7 +32,8 @@ def verify(
     *,
     work: Work = None,
     exports: Annotated[
-        list[str] | None, Parameter(help="Directories of exported shards that are verified too.")
+        list[str] | None,
+        Parameter(help="Directories of exported shards to verify too.", show_default=False),
     ] = None,
     images: Annotated[
         bool,
@@ -41,7 +42,7 @@ def verify(
     discard: Annotated[
         bool,
         Parameter(
-            help="Take damaged parts away, so that the command that made them makes them again.",
+            help="Mark damaged parts as missing, so that the next run recomputes them.",
             negative="",
         ),
     ] = False,
@@ -52,10 +53,16 @@ def verify(
 
     found = open_place(pool, work, reading, ANY_FAILURES).verify(exports or (), images, discard)
     show(found.lines())
+    if found.changed_samples:
+        raise UserError(
+            f"verify: {found.changed_samples} samples of the pool are not what was indexed: "
+            "restore the shards; if the change is intended, `touch` them, and the next command "
+            "indexes them"
+        )
     if found.damaged and not discard:
         raise UserError(
-            f"verify: {len(found.damaged)} damaged; with --discard they are taken away, and the "
-            "commands named above make them again"
+            f"verify: {len(found.damaged)} damaged; run it with --discard, then the commands named "
+            "above"
         )
 
 

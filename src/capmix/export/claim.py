@@ -21,7 +21,7 @@ from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID
 from capmix.storage.filesystem import again, files_below
 from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 from capmix.storage.record import FileRecord
-from capmix.storage.store import READ_AT_ONCE
+from capmix.storage.store import READERS
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _compared(
         return target.is_as_written(name, files[name], sizes[name])
 
     names = list(files)
-    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+    with ThreadPoolExecutor(READERS) as threads:
         yield from zip(names, threads.map(is_same, names), strict=True)
 
 

@@ -26,7 +26,7 @@ WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
 OF_SHARD = re.compile(r"(?:data/train-|images/)?(\d{8})[./_]")
 NEW = re.compile(r"\.new\d*(?=\.)")
 LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
-READ_AT_ONCE = 1 << 20  # bytes
+CHUNK_BYTES = 1 << 20
 
 
 class ExportTarget(Store):
@@ -86,7 +86,7 @@ class ExportTarget(Store):
         digest = xxhash.xxh3_128()
         try:
             with self.fs.open(self.path(name), "rb") as stream:
-                while data := stream.read(READ_AT_ONCE):
+                while data := stream.read(CHUNK_BYTES):
                     digest.update(data)
         except ABSENT:
             return ""

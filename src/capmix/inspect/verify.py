@@ -1,6 +1,6 @@
 """Whether every file of a work directory, of exports and of the pool is what was written or read.
 
-Markers hold a digest of each file. What cannot be known is said too: parts of capmix 0.1 have none.
+Markers hold a digest of each file. Parts of an earlier capmix have none: they are counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,9 +63,14 @@ class Verified:
     damaged: list[Damage] = field(default_factory=list)
     discarded: int = 0
 
+    @property
+    def changed_samples(self) -> int:
+        """How many of the damaged are samples of the pool."""
+        return sum(not one.part for one in self.damaged)
+
     def lines(self) -> list[str]:
         """For people: a table of the damage, and what was read."""
-        heads = ("file", "what is wrong", "what makes it again")
+        heads = ("file", "what is wrong", "recompute with")
         rows = [[one.file, one.how, one.made_by] for one in self.damaged]
         read = f"{self.parts:,} parts, {self.files:,} files, {self.bytes:,} bytes"
         if self.samples:
@@ -73,9 +78,9 @@ class Verified:
         lines = table_lines(heads, rows, "lll") if rows else []
         lines.append(f"verified {read}: {len(self.damaged):,} damaged")
         if self.unknown:
-            lines.append(f"{self.unknown:,} files were written by capmix 0.1, without a digest")
+            lines.append(f"{self.unknown:,} files have no digest: an earlier capmix wrote them")
         if self.discarded:
-            lines.append(f"{self.discarded:,} parts taken away")
+            lines.append(f"{self.discarded:,} parts count as missing now")
         return lines
 
 

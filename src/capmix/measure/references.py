@@ -25,7 +25,7 @@ from capmix.storage.draft import Draft
 from capmix.storage.json_text import parse_json
 from capmix.storage.layout import MEASURES
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.store import once
+from capmix.storage.once import once
 
 PART = f"{MEASURES}/references"
 CLIP_WEIGHT = 2.5  # w of Hessel et al. 2021, arXiv 2104.08718, section 3

@@ -18,7 +18,8 @@ from capmix.settings.base import defaults_of
 from capmix.storage.draft import Draft
 from capmix.storage.layout import MEASURES, captions_folder
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.store import Store, once
+from capmix.storage.once import once
+from capmix.storage.store import Store
 
 PART = f"{MEASURES}/sampled"
 DEFAULTS = defaults_of(MeasureSettings)

@@ -37,7 +37,8 @@ from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
 from capmix.storage.layout import SUBSETS
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.store import Store, once
+from capmix.storage.once import once
+from capmix.storage.store import Store
 
 ROWS_AT_ONCE = 200_000
 DEFAULTS = {"seed": 0, "npy": False, "functions": {}, "recipe": recipe_defaults()}

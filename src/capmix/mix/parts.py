@@ -20,8 +20,8 @@ class Parts:
     `digests`: one for each folder, of all its markers. `rows`: of each shard, in pool order.
     `whole`: the shards in which no sample failed. `following`: the folders of scores whose parts
     were made, row by row, from the parts of their texts that lie there now. `records`: of every
-    file of these parts, by name. `unrecorded`: fingerprints of the parts, made by an older capmix,
-    whose files have no digest.
+    file of these parts, by name. `unrecorded`: fingerprints of the parts with a file whose digest
+    is not compared when it is read: written by an older capmix, or remote and large.
     """
 
     digests: dict[str, str]
@@ -69,7 +69,7 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
             digest, marker = _marker(store, pool, folder, shard.name)
             of_part[folder, shard.name] = digest
             records |= marker.files
-            if not marker.files or not all(one.digest for one in marker.files.values()):
+            if not marker.files or not all(map(store.compares, marker.files.values())):
                 unrecorded[part] = digest
             if folder == SAMPLES:
                 rows[shard.name] = marker.rows_in

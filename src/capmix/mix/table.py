@@ -11,7 +11,7 @@ from capmix.mix.columns import Column, folders_of, read_samples
 from capmix.mix.parts import check_parts
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import SAMPLES
-from capmix.storage.store import READ_AT_ONCE, Store
+from capmix.storage.store import READERS, Store
 
 KINDS = {
     "text": pa.string(),
@@ -101,7 +101,7 @@ def _common_kinds(catalog: Catalog, columns: Mapping[str, Column]) -> dict[str, 
     if not columns:
         return found
     store, names = catalog.store, [shard.name for shard in catalog.pool.shards]
-    with store.listed([SAMPLES]), ThreadPoolExecutor(READ_AT_ONCE) as threads:
+    with store.listed([SAMPLES]), ThreadPoolExecutor(READERS) as threads:
         each = threads.map(lambda name: _kinds(store, f"{SAMPLES}/{name}"), names)
         for shard, kinds in zip(names, each, strict=True):
             for name, column in columns.items():

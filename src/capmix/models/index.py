@@ -2,7 +2,7 @@
 
 Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
 in pixels as stored, `bytes` and `sha256` of the image, `xxh3` of all files of the sample (see
-Sample.digest). For a pool of metadata alone, whatever it says of these, and its other columns (see
+Sample.xxh3). For a pool of metadata alone, whatever it says of these, and its other columns (see
 parquet.read_metadata). Where the json of a shard's samples has them, as img2dataset writes it, also
 `original_width` and `original_height`: pixels before it made the image smaller.
 """
@@ -83,7 +83,7 @@ class IndexedBytes:
     def are_of(self, sample: Sample) -> bool:
         """Whether the sample has the bytes that were indexed, as far as that is known."""
         if self.xxh3 is not None:
-            return self.xxh3 == sample.digest
+            return self.xxh3 == sample.xxh3
         return self.sha256 in (None, hashlib.sha256(sample.image).hexdigest())
 
 
@@ -119,7 +119,7 @@ def _row(sample: Sample | BadSample) -> Row:
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
     digest = hashlib.sha256(sample.image).hexdigest()
-    values = (sample.text, width, height, len(sample.image), digest, sample.digest)
+    values = (sample.text, width, height, len(sample.image), digest, sample.xxh3)
     original = [_pixels(sample.metadata.get(name)) for name, _ in ORIGINAL_FIELDS]
     return Row(sample.uid, sample.key, values=(*values, *original))
 

@@ -17,7 +17,14 @@ import pyarrow.parquet as pq
 
 from capmix.errors import UserError
 from capmix.pool.folder import is_image, read_files
-from capmix.pool.local import FileTooLargeError, Listing, list_local, open_local, read_local
+from capmix.pool.local import (
+    SIDECARS,
+    FileTooLargeError,
+    Listing,
+    list_local,
+    open_local,
+    read_local,
+)
 from capmix.pool.parquet import ParquetForm, read_parquet
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
@@ -188,7 +195,7 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
         sidecars: set[str] = set()
     else:
         files = _folder_shards([name for name in visible if is_image(name)])
-        sidecars = {name for name in visible if name.endswith((".txt", ".json"))}
+        sidecars = {name for name in visible if name.endswith(SIDECARS)}
     if not files:
         tables = [name for name in visible if name.endswith(PARQUET_SUFFIX)]
         files = {name.removesuffix(PARQUET_SUFFIX): [name] for name in tables}

@@ -31,13 +31,11 @@ class Sample:
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
-    def digest(self) -> int:
+    def xxh3(self) -> int:
         """64 bits (xxh3) of all that was read of the sample, in its order."""
-        state = xxhash.xxh3_64()
-        for name, data in (self.members or self._files).items():
-            state.update(f"{name} {len(data)}\n".encode())
-            state.update(data)
-        return int(state.intdigest())
+        files = self.members or self._files
+        sizes = "".join(f"{name} {len(data)}\n" for name, data in files.items()).encode()
+        return int(xxhash.xxh3_64_intdigest(b"".join((sizes, *files.values()))))
 
     @property
     def _files(self) -> dict[str, bytes]:

@@ -8,8 +8,8 @@ class PoolSettings(Settings):
 
     follow_links: bool | None = option(
         None,
-        "Read what links lead to outside of a local pool, and linked folders (default: as the work "
-        "directory remembers, else no).",
+        "Read what links lead to outside of a local pool, and linked folders (default: no; a work "
+        "directory remembers its last choice).",
     )
 
 

@@ -13,7 +13,8 @@ from capmix.models.images import BadImageError, decode_image
 from capmix.storage.draft import Draft
 from capmix.storage.layout import EVALSETS
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.store import Store, once
+from capmix.storage.once import once
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from capmix.probe.fit import Probe, load_probe
 from capmix.storage.draft import Draft
 from capmix.storage.layout import PROBE_RESULTS
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.store import Store, once
+from capmix.storage.once import once
+from capmix.storage.store import Store
 
 
 @dataclass(frozen=True)

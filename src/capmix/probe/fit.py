@@ -24,8 +24,9 @@ from capmix.models.image_pass import ImageEncoder, read_embeddings, unit
 from capmix.storage.draft import Draft
 from capmix.storage.layout import PROBES, SUBSETS, embeddings_folder
 from capmix.storage.marker import Counts, Marker
+from capmix.storage.once import once
 from capmix.storage.rows import OK
-from capmix.storage.store import Store, once
+from capmix.storage.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""A part that is being made: its files lie under temporary names until all are put in place.
+"""A part that is being made: its files are written under temporary names, then put in place.
 
 `commit` removes the marker of the part's earlier form, moves the files to their names and writes
 the marker: whatever ends a process between two of these steps, the part is not finished, and is
@@ -37,7 +37,7 @@ class Directory(Protocol):
     @property
     def is_local(self) -> bool: ...
     def path(self, name: str) -> str: ...
-    def told(self, name: str) -> AbstractContextManager[None]: ...
+    def reporting_errors(self, name: str) -> AbstractContextManager[None]: ...
     def temporary_file(self, name: str) -> AbstractContextManager[tuple[str, RecordingStream]]: ...
     def put_in_place(self, path: str, name: str) -> None: ...
     def release(self, path: str) -> None: ...
@@ -65,7 +65,7 @@ class Draft:
     def writing(self, name: str) -> Iterator[RecordingStream]:
         """Open a file of the part. Raises UserError where it cannot be written, and OSError where
         that may pass."""
-        with self.store.told(name), self.store.temporary_file(name) as (path, stream):
+        with self.store.reporting_errors(name), self.store.temporary_file(name) as (path, stream):
             yield stream
         self.discard(name)
         self._temporary[name], self.files[name] = path, stream.record
@@ -84,10 +84,6 @@ class Draft:
         np.save(buffer, array, allow_pickle=False)
         self.write_bytes(name, buffer.getbuffer())  # type: ignore[arg-type]
 
-    def note_file(self, name: str, record: FileRecord) -> None:
-        """A file that was written under its name already belongs to the part."""
-        self.files[name] = record
-
     def commit(self, marker: Marker) -> Marker:
         """Put the files in place and declare the part finished; returns the marker as it is read
         back, so that a run that makes the part sees what later ones will.
@@ -104,7 +100,7 @@ class Draft:
             before = self.store.read_marker(self.part)
             self.store.remove_marker(self.part)
             for name, path in list(self._temporary.items()):
-                with self.store.told(name):
+                with self.store.reporting_errors(name):
                     self.store.put_in_place(path, name)
                 del self._temporary[name]
             for name in (before.files if before else {}).keys() - marker.files.keys():

@@ -1,10 +1,16 @@
 """What capmix 0.1 wrote: markers beside the parts, without a format number or columns."""
 
+import contextlib
+import os
+from pathlib import Path
+
+from capmix.storage.json_text import parse_json
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
     EMBEDDINGS,
     EVALSETS,
+    EXPORT_MARKERS,
     MEASURES,
     PROBE_RESULTS,
     PROBES,
@@ -13,6 +19,7 @@ from capmix.storage.layout import (
     SUBSETS,
 )
 
+LARGEST_MARKER = 1 << 26  # bytes
 STATUS = ("uid", "key", "status", "reason", "detail")
 # Columns of the parts, by the first folder of their names.
 COLUMNS = {
@@ -31,3 +38,31 @@ MARKED = (
 def columns_of(part: str) -> tuple[str, ...]:
     """The columns of a part of 0.1; none where its kind had no fixed ones."""
     return COLUMNS.get(part.partition("/")[0], ())
+
+
+def adopt(here: str, target: str) -> None:
+    """Move a marker to where markers are now; of two the newer one describes the part. What cannot
+    be moved, as on a disk that is read-only, is read where it is, and what is no marker stays."""
+    if f"/{EXPORT_MARKERS}/" in here or not _is_marker(here):
+        return
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.exists(target) and _time(target) > _time(here):
+            os.remove(here)
+        else:
+            os.replace(here, target)
+
+
+def _is_marker(path: str) -> bool:
+    """Whether a file is a marker: users keep .json files of their own beside parts."""
+    try:
+        if os.stat(path).st_size > LARGEST_MARKER:
+            return False
+        value = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and {"inputs", "config", "rows_in", "counts"} <= value.keys()
+
+
+def _time(path: str) -> int:
+    return os.stat(path).st_mtime_ns

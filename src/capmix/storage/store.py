@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
-from capmix.storage.draft import Draft, MadeMeanwhileError, parquet_options
+from capmix.storage.draft import Draft, parquet_options
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
 from capmix.storage.json_text import parse_json
-from capmix.storage.layout import ABOUT, EXPORT_MARKERS, MARKERS, RUNNING, SCRATCH
+from capmix.storage.layout import ABOUT, MARKERS, RUNNING, SCRATCH
 from capmix.storage.marker import Marker, marker_bytes, marker_digest, parse_marker
 from capmix.storage.record import FileRecord, RecordingStream
 from capmix.storage.temporary import (
@@ -42,10 +42,9 @@ from capmix.storage.temporary import (
 )
 
 BUFFER = 1 << 20
-READ_AT_ONCE = 32
+READERS = 32  # threads that ask a remote store at once
 READ_WHOLE = 1 << 26  # bytes: of larger remote files, some row groups are read at a time
 ABSENT = (FileNotFoundError, NotADirectoryError)
-LARGEST_MARKER = 1 << 26
 LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
 
 
@@ -128,7 +127,7 @@ class Store:
             name for name in sizes
             if name.endswith(".json") and name.startswith((marked, *LEGACY))
         ]  # fmt: skip
-        with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        with ThreadPoolExecutor(READERS) as threads:
             read = dict(zip(markers, threads.map(self._read_if_there, markers), strict=True))
         known = {name: data for name, data in read.items() if data is not None}
         self._listing = _Listing(names, sizes, known)
@@ -154,7 +153,7 @@ class Store:
         Raises UserError where it cannot be written, and OSError where that may pass.
         Without `sync` it may be lost if the machine itself stops soon after.
         """
-        with self.told(name):
+        with self.reporting_errors(name):
             with self.temporary_file(name, sync) as (path, stream):
                 yield stream
             try:
@@ -164,7 +163,7 @@ class Store:
                 raise
 
     @contextlib.contextmanager
-    def told(self, name: str) -> Iterator[None]:
+    def reporting_errors(self, name: str) -> Iterator[None]:
         """Within the block, an error of the storage that does not pass is a UserError."""
         try:
             yield
@@ -181,7 +180,8 @@ class Store:
         folder = os.path.dirname(self.path(name)) if self.is_local else self._scratch_base()
         path = f"{folder}/{temporary_name()}"
         try:
-            with _opened(path) as file:
+            # Where it is uploaded from, others may read the folder.
+            with _opened(path, 0o666 if self.is_local else 0o600) as file:
                 self._renewal.add(path)
                 yield path, RecordingStream(file)
                 if sync and self.is_local:
@@ -212,16 +212,18 @@ class Store:
         killed processes have left beside it is removed too."""
         base = self._scratch_base()
         path = f"{base}/{temporary_name()}"
-        with self.told(path):
-            os.makedirs(path)
+        with self.reporting_errors(path):
+            os.makedirs(base, exist_ok=True)
+            os.mkdir(path, 0o700)
         _sweep_folder(base)
         with self._renewal.of(path):
             try:
                 yield path
             finally:
                 remove_temporary(path)
-                with contextlib.suppress(OSError):
-                    os.rmdir(base)
+                if self._scratch is None and self.is_local:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(base)
 
     def _scratch_base(self) -> str:
         if self._scratch is not None:
@@ -246,7 +248,7 @@ class Store:
         for path in self.fs.find(self.root):
             name = path[len(self.root) + 1 :]
             if is_ours and not is_used and name.endswith(".json") and name.startswith(LEGACY):
-                self._adopt(name)
+                legacy.adopt(path, self.path(f"{self._markers}/{name}"))
             if is_temporary(path.rpartition("/")[2]):
                 left.append(path)
         if left:
@@ -255,19 +257,6 @@ class Store:
                 if is_abandoned(path, now):
                     remove_temporary(path)
         _sweep_folder(self._scratch_base())
-
-    def _adopt(self, name: str) -> None:
-        """Where both are there, the newer one describes the part. What cannot be moved, as on a
-        disk that is read-only, is read where it is."""
-        here, target = self.path(name), self.path(f"{self._markers}/{name}")
-        if f"/{EXPORT_MARKERS}/" in name or not _is_marker(here):
-            return
-        with contextlib.suppress(OSError):
-            os.makedirs(target.rpartition("/")[0], exist_ok=True)
-            if self.size(f"{self._markers}/{name}") >= 0 and _time(target) > _time(here):
-                os.remove(here)
-            else:
-                os.replace(here, target)
 
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> FileRecord:
         """A whole file; returns its record."""
@@ -338,12 +327,15 @@ class Store:
     ) -> Iterator[pq.ParquetFile]:
         """A parquet file whose row groups can be read one by one; see read_table.
 
-        The digest is compared when the file is opened. Where there is none, and in remote files of
-        more than READ_WHOLE bytes, the checksum of each page is, when it is read.
+        The digest is compared when a file is opened for the first time. Where there is none, and in
+        remote files of more than READ_WHOLE bytes, the checksum of each page is, when it is read.
         """
         is_pinned = record is not None
         record = record or self.record(name, part)
-        if not self.is_local and self.size(name) > READ_WHOLE:
+        if not self.is_local and (size := self.size(name)) > READ_WHOLE:
+            if record is not None and record.size != size:
+                difference = f"it has {size:,} bytes, its marker says {record.size:,}"
+                raise UserError(_unreadable(self.path(name), difference))
             file = again(
                 lambda: pq.ParquetFile(
                     self.fs.open(self.path(name), "rb"), page_checksum_verification=True
@@ -374,6 +366,10 @@ class Store:
         raise UserError(
             f"{self.path(part)}: no finished part. Run the command that makes it first."
         )
+
+    def compares(self, record: FileRecord) -> bool:
+        """Whether the digest of a file is compared before it is read."""
+        return bool(record.digest) and (self.is_local or record.size <= READ_WHOLE)
 
     def _whole(
         self, name: str, record: FileRecord | None, part: str | None, is_pinned: bool = False
@@ -495,7 +491,10 @@ class Store:
         return all(self.size(name) == one.size for name, one in marker.files.items())
 
     def damage(self, marker: Marker) -> dict[str, str]:
-        """Every file of a part that is not what its marker says: how, by name. All are read."""
+        """Every file of a part that is not what its marker says: how, by name. All are read.
+
+        Raises OSError where the storage fails.
+        """
         found = {}
         for name, one in marker.files.items():
             try:
@@ -556,74 +555,21 @@ def as_lines(value: Any) -> bytes:
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str, mode: int) -> BinaryIO:
     """A new file; fsspec's wrapper costs more than small writes do."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags, mode)
+
     try:
-        return open(path, "wb", buffering=BUFFER)
+        return open(path, "xb", buffering=BUFFER, opener=opener)
     except FileNotFoundError:  # another run has just removed the empty folder
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        return open(path, "wb", buffering=BUFFER)
-
-
-def _is_marker(path: str) -> bool:
-    """Whether a file is a marker: users keep .json files of their own beside parts."""
-    try:
-        if os.stat(path).st_size > LARGEST_MARKER:
-            return False
-        value = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and {"inputs", "config", "rows_in", "counts"} <= value.keys()
-
-
-def _time(path: str) -> int:
-    return os.stat(path).st_mtime_ns
+        return open(path, "xb", buffering=BUFFER, opener=opener)
 
 
 def _unreadable(path: str, why: str) -> str:
     return (
-        f"cannot use {path}: {why}. Unless another run is writing it, `capmix verify --discard` "
-        "takes away what is damaged; the command that made it then makes it again"
+        f"cannot use {path}: {why}. If no other run is writing it, run `capmix verify --discard`, "
+        "then the command that made it"
     )
-
-
-def once(
-    store: Store,
-    name: str,
-    inputs: dict[str, str],
-    config: dict[str, Any],
-    make: Callable[[Draft], Marker],
-    defaults: Mapping[str, Any] | None = None,
-    files: Sequence[str] = (),
-) -> tuple[Marker, bool]:
-    """Make a part that is not per shard unless it is done, `files` are there, and all of its files
-    are those that were written.
-
-    Returns its marker, and whether it was made now.
-    """
-    is_there = all(store.size(one) >= 0 for one in files)  # markers of capmix 0.1 name none
-    known = _made(store, name, inputs, config, defaults) if is_there else None
-    if known is not None:
-        return known, False
-    with store.draft(name) as draft:
-        marker = make(draft)
-        try:
-            return draft.commit(marker), True
-        except MadeMeanwhileError:
-            known = _made(store, name, inputs, config, defaults)
-            if known is None:
-                raise UserError(f"{store.path(name)}: another run is writing it; rerun") from None
-            return known, False
-
-
-def _made(
-    store: Store,
-    name: str,
-    inputs: dict[str, str],
-    config: dict[str, Any],
-    defaults: Mapping[str, Any] | None,
-) -> Marker | None:
-    marker = store.read_marker(name)
-    if marker is None or not store.is_done(name, inputs, config, defaults):
-        return None
-    return None if store.damage(marker) else marker

@@ -13,11 +13,13 @@ their passes independently.
 
 import hashlib
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from capmix.engine.batches import batched
@@ -82,18 +84,11 @@ class Position:
     def read(cls, record: Mapping[str, Any]) -> "Position":
         """The position that `record` was made of. Raises UserError where it is none."""
         try:
-            held = record["held"]
-            return cls(
-                Layout(**record["layout"]),
-                record["begun"],
-                record["number"],
-                tuple(record["taken"]),
-                tuple(record["ended"]),
-                None if held is None else Held(**held),
-            )
-        except (KeyError, TypeError) as error:
+            return TypeAdapter(cls).validate_json(json.dumps(record), strict=True)
+        except (TypeError, ValidationError) as error:
+            why = " ".join(str(error).split())[:200]
             raise UserError(
-                f"train: the position in the samples is broken ({error}); use a new --out"
+                f"train: a position-<rank>.json of the run is damaged ({why}); use a new --out"
             ) from error
 
     @property
