@@ -552,7 +552,7 @@ class Subset:
         """The rows of `table`, some at a time."""
         from capmix.export.rows import SubsetRows
 
-        return SubsetRows(self.workspace.store, self.name).batches()
+        return SubsetRows.pinned(self.workspace.store, self.name).batches()
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
     def export(self, out: Place, settings: ExportSettings | None = None, **options: Any) -> Counts:

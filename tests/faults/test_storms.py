@@ -144,7 +144,8 @@ def tell(place: Place, command: Callable[[Workspace], None], storm: Storm) -> st
 def wrong(place: Place) -> list[str]:
     """What is wrong in subset and export though nothing tells so."""
     work = world.opened(the_world(), place.work)
-    exports = [place.out] if any("/out/_markers/" in name for name in place.files()) else []
+    is_export = any(name.endswith("/out/_capmix_export.json") for name in place.files())
+    exports = [place.out] if is_export else []
     damaged = {one.part for one in work.verify(exports).damaged}
     files = place.files()
     known = world.samples(the_world())
@@ -166,7 +167,12 @@ def settle(place: Place) -> None:
     if tell(place, lambda _: None, Storm(None)).count("pool.json"):
         place.remove(f"{place.roots[0]}/pool.json")
     work = world.opened(the_world(), place.work)
-    work.verify([place.out], discard=True)
+    exports = (
+        [place.out]
+        if f"{Path(place.out).name}/_capmix_export.json" in " ".join(place.files())
+        else []
+    )
+    work.verify(exports, discard=True)
     for name in world.SETTLED:
         said = tell(place, commands[name], Storm(None))
         if name == "export" and said:

@@ -7,6 +7,7 @@ import pytest
 import small_world as world
 
 from capmix.cli.main import main
+from capmix.errors import UserError
 from capmix.workspace import Workspace
 
 
@@ -71,3 +72,21 @@ def test_an_export_and_the_pool_are_verified_too(work: Workspace, tmp_path: Path
         (f"{out}/00000000.tar", "capmix export"),
         ("00000/000000000", "a copy of the pool's shard"),
     ]
+
+
+def test_images_of_an_export_are_verified_and_its_card_is_not(
+    work: Workspace, tmp_path: Path
+) -> None:
+    out = tmp_path / "files"
+    work.export("s", out, format="jsonl", samples_per_shard=50)
+    (out / "README.md").write_text("filled in")
+    assert work.verify(exports=[out]).damaged == []
+    image = next((out / "images").rglob("*.jpg"))
+    flip(image, 100)
+    (damage,) = work.verify(exports=[out]).damaged
+    assert damage.file == str(image)
+
+
+def test_a_directory_that_is_no_export_is_one_line(work: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a directory that `capmix export` wrote"):
+        work.verify(exports=[tmp_path / "nowhere"])

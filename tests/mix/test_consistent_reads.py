@@ -103,3 +103,60 @@ def test_a_shard_whose_input_is_written_again_is_tried_again(
     world.mix(fresh, tmp_path)
     subset = (tmp_path / "work/subsets/s.parquet").read_bytes()
     assert world.wrong_rows(subset, world.samples(tmp_path)) == []
+
+
+def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path) -> None:
+    """`caption --force` that was stopped after the first shard."""
+    before = tmp_path / "work/.markers/captions/tags/00001.json", tmp_path / "kept.json"
+    part = tmp_path / "work/captions/tags/00001.parquet", tmp_path / "kept.parquet"
+    for here, kept in (before, part):
+        kept.write_bytes(here.read_bytes())
+    again(tmp_path, "second")
+    for here, kept in (before, part):
+        here.write_bytes(kept.read_bytes())
+    recipe = tmp_path / "texts.yaml"
+    recipe.write_text("name: t\nabout: captions\nclauses:\n  - {source: tags}\n")
+    with pytest.raises(UserError, match="captions/tags contains parts of two settings: shard 0000"):
+        work.mix(str(recipe))
+
+
+def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from capmix.export import export as exporting
+
+    world.mix(work, tmp_path)
+    real = exporting.chosen_samples
+
+    def interrupted(*arguments: Any) -> Any:
+        yield from real(*arguments)
+        world.mix(work, tmp_path, 1)
+
+    monkeypatch.setattr(exporting, "chosen_samples", interrupted)
+    with pytest.raises(UserError, match="subset s was written again while it was read"):
+        world.export(work, str(tmp_path / "out"))
+    monkeypatch.setattr(exporting, "chosen_samples", real)
+    world.export(work, str(tmp_path / "out"))
+    assert work.verify(exports=[tmp_path / "out"]).damaged == []
+
+
+def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions in the index as it was would be those of other samples."""
+    import os
+
+    from capmix.annotate import imported
+
+    rows = [f"{uid},text of {uid}" for uid in world.samples(tmp_path)]
+    (tmp_path / "given.csv").write_text("\n".join(["uid,text", *rows]) + "\n")
+    real = imported.load_given
+
+    def interrupted(*arguments: Any) -> Any:
+        os.utime(tmp_path / "pool/00000.tar", (1, 1))
+        world.opened(tmp_path, str(tmp_path / "work")).index()
+        return real(*arguments)
+
+    monkeypatch.setattr(imported, "load_given", interrupted)
+    with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
+        work.import_captions(tmp_path / "given.csv", source="given")

@@ -69,11 +69,66 @@ def test_a_kill_between_files_and_marker_leaves_no_part(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_marker", killed)
+        patch.setattr(Store, "put_marker", killed)
         with pytest.raises(KeyboardInterrupt):
             commit(store, 2, seed=2)
     assert store.read_marker(PART) is None
     assert not store.is_done(PART, {}, {"seed": 1})
+
+
+def test_an_error_before_the_files_are_moved_leaves_the_earlier_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, where the marker no longer fits."""
+    store = Store(str(tmp_path))
+    commit(store, 1, seed=1)
+
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "prepare_marker", full)
+        with pytest.raises(OSError, match="No space left"):
+            commit(store, 2, seed=2)
+    assert store.is_done(PART, {}, {"seed": 1})
+    assert store.read_table(f"{PART}.parquet").equals(table(1))
+    assert sorted(p.name for p in (tmp_path / "subsets").iterdir()) == ["s.parquet"]
+
+
+def test_a_kill_cannot_leave_a_file_of_the_earlier_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DataComp's tools would read a .npy of other uids beside the new subset."""
+    store = Store(str(tmp_path))
+    with store.draft(PART) as draft:
+        draft.write_table(f"{PART}.parquet", table(1))
+        draft.write_bytes(f"{PART}.npy", b"1")
+        draft.commit(marker(seed=1))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("remove_marker", "put_in_place", "put_marker"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                commit(store, 2, seed=2)
+        assert not (tmp_path / f"{PART}.npy").exists()
+        assert not store.is_done(PART, {}, {"seed": 1})
+    commit(store, 2, seed=2)
+    assert store.is_done(PART, {}, {"seed": 2})
+
+
+def test_json_files_of_the_users_beside_parts_stay(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "subsets").mkdir()
+    theirs = tmp_path / f"{PART}.json"
+    theirs.write_text('{"notes": 1}')
+    commit(store, 1)
+    commit(store, 2, seed=2)
+    store.remove_marker(PART)
+    assert theirs.read_text() == '{"notes": 1}'
+    assert store.parts("") == []
 
 
 def test_of_two_drafts_with_other_settings_the_second_is_refused(tmp_path: Path) -> None:
@@ -131,7 +186,7 @@ def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
 
     def together(draft: Draft, marker: Marker) -> Marker:
         if draft.part == PART:
-            barrier.wait(60)
+            barrier.wait(20)
         return real(draft, marker)
 
     def run(seed: int) -> None:
@@ -139,6 +194,8 @@ def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
             world.mix(world.opened(folder, str(folder / "work")), folder, seed)
         except UserError as error:
             told.append(str(error))
+            if len(told) > 2:
+                barrier.abort()
 
     monkeypatch.setattr(Draft, "commit", together)
     threads = [threading.Thread(target=run, args=(seed,)) for seed in range(3)]
@@ -187,6 +244,33 @@ def test_a_file_of_another_namespace_is_swept_when_nobody_renews_it(tmp_path: Pa
     store.sweep()
     assert living.exists()
     assert not left.exists()
+
+
+def test_files_of_a_living_process_stay_however_old_they_are(tmp_path: Path) -> None:
+    """A machine that was asleep: nothing was renewed meanwhile."""
+    path = tmp_path / temporary_name()
+    path.touch()
+    os.utime(path, (1, 1))
+    assert not is_abandoned(str(path), time.time())
+
+
+def test_many_scratch_folders_at_once(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(300):
+                with Store(str(tmp_path)).scratch():
+                    pass
+        except UserError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_what_is_in_use_is_renewed(tmp_path: Path) -> None:

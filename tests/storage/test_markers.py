@@ -50,7 +50,7 @@ def test_a_subset_killed_before_its_marker_is_not_taken_for_the_one_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write_marker", killed)
+        patch.setattr(Store, "put_marker", killed)
         with pytest.raises(KeyboardInterrupt):
             work.mix("raw", where="key like '%1'", out="s")
     with pytest.raises(UserError, match="no finished part"):

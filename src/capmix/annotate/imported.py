@@ -110,7 +110,7 @@ def _import(
         with store.scratch() as scratch, duckdb.connect(f"{scratch}/join.duckdb") as connection:
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
-            _load_samples(connection, store, pool)
+            inputs = _load_samples(connection, store, pool)
             load_given(connection, paths, uid, column, is_caption)
             faults = find_faults(connection, paths)
             unknown = faults["unknown_uid"].rows if "unknown_uid" in faults else 0
@@ -119,7 +119,10 @@ def _import(
                 extra = {"content": content, "unknown": unknown, "repeated": twice}
                 extra["faults"] = {name: asdict(one) for name, one in faults.items()}
                 part = f"{folder}/{shard.name}"
-                counts.add(_write_part(store, part, shard, found, config, is_caption, extra))
+                made = _write_part(
+                    store, part, shard, inputs[shard.name], found, config, is_caption, extra
+                )
+                counts.add(made)
                 repeated += twice
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
@@ -182,10 +185,15 @@ def _stamp(path: str) -> str:
     return f"{Path(path).name} {about.st_size} {about.st_mtime_ns}"
 
 
-def _load_samples(connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool) -> None:
-    """Table `samples`: uid, number of the shard, and position, of every sample that is ok."""
+def _load_samples(
+    connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool
+) -> dict[str, dict[str, str]]:
+    """Table `samples`: uid, number of the shard, and position, of every sample that is ok. Returns
+    what the positions of each shard were taken from."""
+    inputs = {}
     connection.execute("create table samples (shard integer, position integer, uid varchar)")
     for number, shard in enumerate(pool.shards):
+        inputs[shard.name] = _inputs(store, shard)
         part = store.read_table(f"{SAMPLES}/{shard.name}.parquet").select(["uid", "status"])
         part = part.append_column("position", pa.array(np.arange(len(part), dtype=np.int32)))
         connection.register("part", part)
@@ -193,6 +201,7 @@ def _load_samples(connection: duckdb.DuckDBPyConnection, store: Store, pool: Poo
             "insert into samples select ?, position, uid from part where status = 'ok'", [number]
         )
         connection.unregister("part")
+    return inputs
 
 
 def _by_shard(
@@ -231,12 +240,15 @@ def _write_part(
     store: Store,
     part: str,
     shard: Shard,
+    inputs: dict[str, str],
     found: pa.Table,
     config: dict[str, Any],
     is_caption: bool,
     extra: dict[str, Any],
 ) -> Counts:
     samples = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
+    if _inputs(store, shard) != inputs:
+        raise UserError(f"import: shard {shard.name} was indexed again meanwhile; import once more")
     positions, first = np.unique(found["position"].to_numpy(), return_index=True)
     places = np.full(len(samples), -1, np.int64)
     places[positions] = first
@@ -245,7 +257,7 @@ def _write_part(
     # What was made from the same rows stays valid.
     known = store.fingerprint(part) if _is_there(store, part, table) else ""
     counts = _counts(table)
-    inputs, columns = _inputs(store, shard), tuple(table.column_names)
+    columns = tuple(table.column_names)
     marker = Marker(inputs, config, len(samples), counts, extra, columns=columns, upgraded=known)
     with store.draft(part) as draft:
         draft.write_table(f"{part}.parquet", table)

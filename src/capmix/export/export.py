@@ -54,7 +54,7 @@ class Export:
     pool: Pool
     store: Store
     target: ExportTarget
-    subset: str
+    rows: SubsetRows
     form: Form
     samples_per_shard: int
     sources: tuple[str, ...]
@@ -79,12 +79,12 @@ def export(
     """
     if form == "datacomp" and not pool.is_tars:
         raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
-    rows = SubsetRows(store, subset)
+    rows = SubsetRows.pinned(store, subset)
     marker = store.read_marker(rows.part)
-    if marker is None:
-        raise UserError(f"no subset {subset!r} in {store.location}: run `capmix mix` first")
+    rows.refuse_changed()
+    assert marker is not None
     about = {
-        "subset": store.fingerprint(rows.part),
+        "subset": rows.fingerprint,
         "samples_per_shard": samples_per_shard,
         "form": form,
         "sources": list(sources),
@@ -92,14 +92,14 @@ def export(
     }
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
-    target = ExportTarget(directory)
+    target = ExportTarget(directory, store.scratch_place)
     target.sweep()
     claim(target, about)
     notes: list[str] = []
     if form == "csv":
         counts = _write_csv(target, rows)
     else:
-        work = Export(pool, store, target, subset, form, samples_per_shard, tuple(sources))
+        work = Export(pool, store, target, rows, form, samples_per_shard, tuple(sources))
         counts, notes = _write_shards(work, rows, engine, max_failures)
     summary = Summary(**marker.extra["summary"])
     models = _models(store, pool, sources)
@@ -132,7 +132,7 @@ def _write_shards(
             replaced = write_llava(llava, _noted(stream, lines))
         if replaced:
             notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
-            log.warning("export %s: %s", work.subset, notes[-1])
+            log.warning("export %s: %s", work.rows.name, notes[-1])
     return counts, notes
 
 
@@ -151,9 +151,7 @@ def _output_shards(rows: SubsetRows, work: Export) -> list[Shard]:
 
 def _export_stages(work: Export) -> list[Stage]:
     pool, store, target = work.pool, work.store, work.target
-    rows = SubsetRows(store, work.subset)
-    size = work.samples_per_shard
-    subset = store.fingerprint(rows.part)
+    rows, size = work.rows, work.samples_per_shard
     by_name = {shard.name: shard for shard in pool.shards}
 
     def copies_of(shard: Shard) -> tuple[int, int]:
@@ -171,6 +169,7 @@ def _export_stages(work: Export) -> list[Stage]:
         chosen = rows.between(start, stop)
         samples = chosen_samples(pool, store, chosen, used, work.sources, failed)
         name = _file_name(work.form, shard.name)
+        rows.refuse_changed()
         with out.draft.writing(name) as stream:
             if work.form in TARS:
                 written = write_tar(stream, samples, untouched=work.form == "datacomp")
@@ -181,6 +180,7 @@ def _export_stages(work: Export) -> list[Stage]:
         if work.form in TARS:
             stats = {"count": copies, "successes": written}
             out.draft.write_bytes(f"{shard.name}_stats.json", as_lines(stats))
+        rows.refuse_changed()
         out.count_ok(written)
         failed["image_gone"] = copies - written - failed.total()
         for reason in failed.elements():
@@ -188,14 +188,14 @@ def _export_stages(work: Export) -> list[Stage]:
 
     def inputs(shard: Shard) -> dict[str, str]:
         used = [by_name[name] for name in rows.shards(*copies_of(shard))]
-        found = {"subset": subset} | {f"pool/{one.name}": one.fingerprint for one in used}
+        found = {"subset": rows.fingerprint} | {f"pool/{one.name}": one.fingerprint for one in used}
         for folder in dict.fromkeys(texts_folder(source) for source in work.sources):
             for one in used:
                 found[f"{folder}/{one.name}"] = store.fingerprint(f"{folder}/{one.name}")
         return found
 
     config = {"size": size, "form": work.form, "sources": list(work.sources)}
-    return [Stage(f"export {work.subset}", "", config, inputs, run_shard)]
+    return [Stage(f"export {work.rows.name}", "", config, inputs, run_shard)]
 
 
 def _file_name(form: Form, shard: str) -> str:

@@ -11,9 +11,6 @@ import logging
 import re
 from collections.abc import Iterator
 
-import xxhash
-
-from capmix.storage.filesystem import again
 from capmix.storage.layout import EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 from capmix.storage.marker import Marker
 from capmix.storage.record import FileRecord, RecordingStream, digest_of
@@ -26,7 +23,6 @@ WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
 OF_SHARD = re.compile(r"(?:data/train-|images/)?(\d{8})[./_]")
 NEW = re.compile(r"\.new\d*(?=\.)")
 LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
-CHUNK_BYTES = 1 << 20
 
 
 class ExportTarget(Store):
@@ -36,8 +32,8 @@ class ExportTarget(Store):
     it as `<stem>.new<suffix>`.
     """
 
-    def __init__(self, location: str):
-        super().__init__(location, EXPORT_MARKERS)
+    def __init__(self, location: str, scratch: str | None = None):
+        super().__init__(location, EXPORT_MARKERS, scratch)
         self._lines: dict[str, bytearray] = {}  # by shard that is not finished
 
     @contextlib.contextmanager
@@ -57,14 +53,14 @@ class ExportTarget(Store):
         else:
             self.write_bytes(EXPORT_CARD, card)
 
-    def write_marker(self, part: str, marker: Marker) -> None:
-        """List the files of an output shard, then declare it finished."""
+    def prepare_marker(self, part: str, marker: Marker) -> str:
+        """As Store.prepare_marker; the files of the output shard are listed first."""
         for name, record in marker.files.items():
             self._list(name, record)
         lines = self._lines.pop(part, bytearray()).splitlines(keepends=True)
         once = dict.fromkeys(map(bytes, lines))  # a second attempt writes what the first has
         self.write_bytes(f"{EXPORT_FILES}/{part}.txt", b"".join(once))
-        super().write_marker(part, marker)
+        return super().prepare_marker(part, marker)
 
     def written(self, manifest: str) -> dict[str, FileRecord]:
         """The files that a list names; none where there is no list. Lines that are none of capmix's
@@ -80,17 +76,9 @@ class ExportTarget(Store):
         """Whether a file is still what was written; `size` is its size, where that is known."""
         if (self.size(name) if size is None else size) != written.size:
             return False
-        return again(lambda: self._digest(name)) == written.digest
-
-    def _digest(self, name: str) -> str:
-        digest = xxhash.xxh3_128()
-        try:
-            with self.fs.open(self.path(name), "rb") as stream:
-                while data := stream.read(CHUNK_BYTES):
-                    digest.update(data)
-        except ABSENT:
-            return ""
-        return str(digest.hexdigest())
+        with contextlib.suppress(*ABSENT):
+            return self.digest(name) == written
+        return False
 
     def _free(self, name: str) -> str:
         """`name`, or the first name beside it that holds nothing of others."""

@@ -8,16 +8,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.errors import UserError
 from capmix.storage.layout import SUBSETS
+from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
 
 @dataclass
 class SubsetRows:
-    """A subset read by numbers of copies: a row of weight 3 is three of them."""
+    """A subset read by numbers of copies: a row of weight 3 is three of them.
+
+    It is the one of `fingerprint`, which `pinned` notes: one that is written meanwhile is an error.
+    """
 
     store: Store
     name: str
+    fingerprint: str
+    record: FileRecord | None
+
+    @classmethod
+    def pinned(cls, store: Store, name: str) -> "SubsetRows":
+        """The subset as it is now. Raises UserError where there is none."""
+        part = f"{SUBSETS}/{name}"
+        fingerprint, marker = store.fingerprint(part), store.read_marker(part)
+        if marker is None:
+            raise UserError(f"no subset {name!r} in {store.location}: run `capmix mix` first")
+        return cls(store, name, fingerprint, marker.files.get(f"{part}.parquet"))
+
+    def refuse_changed(self) -> None:
+        """Raise UserError where the subset was written again since it was pinned."""
+        if self.store.fingerprint(self.part) != self.fingerprint:
+            raise UserError(
+                f"subset {self.name} was written again while it was read; run the command again"
+            )
 
     @property
     def part(self) -> str:
@@ -47,7 +70,7 @@ class SubsetRows:
     def shard_names(self) -> list[str]:
         """Names of all input shards that rows come from, in pool order."""
         found: dict[str, None] = {}
-        with self.store.open_table(f"{self.part}.parquet") as file:
+        with self.store.open_table(f"{self.part}.parquet", self.record) as file:
             for group in range(file.num_row_groups):
                 names = file.read_row_group(group, ["shard"], use_threads=False)["shard"]
                 found |= dict.fromkeys(pc.unique(names).to_pylist())
@@ -56,7 +79,7 @@ class SubsetRows:
     def of_shard(self, name: str) -> pa.Table:
         """The rows of one input shard, with the columns `first` and `times` (see `between`)."""
         found = []
-        with self.store.open_table(f"{self.part}.parquet") as file:
+        with self.store.open_table(f"{self.part}.parquet", self.record) as file:
             column = file.schema_arrow.names.index("shard")
             for group in range(file.num_row_groups):
                 bounds = file.metadata.row_group(group).column(column).statistics
@@ -68,14 +91,14 @@ class SubsetRows:
 
     def batches(self) -> Iterator[pa.Table]:
         """The whole subset, a row group at a time."""
-        with self.store.open_table(f"{self.part}.parquet") as file:
+        with self.store.open_table(f"{self.part}.parquet", self.record) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, use_threads=False)
 
     @cached_property
     def _ends(self) -> np.ndarray:
         """int64 (rows,): how many copies there are up to the end of each row."""
-        weights = self.store.read_table(f"{self.part}.parquet", ["weight"])["weight"]
+        weights = self.store.read_table(f"{self.part}.parquet", ["weight"], self.record)["weight"]
         return np.cumsum(weights.to_numpy(), dtype=np.int64)
 
     def _rows(self, start: int, stop: int) -> slice:
@@ -85,7 +108,7 @@ class SubsetRows:
     def _read(self, rows: slice, columns: list[str] | None = None) -> pa.Table:
         start, stop = rows.start, rows.stop
         found, seen = [], 0
-        with self.store.open_table(f"{self.part}.parquet") as file:
+        with self.store.open_table(f"{self.part}.parquet", self.record) as file:
             for group in range(file.num_row_groups):
                 here = file.metadata.row_group(group).num_rows
                 if seen < stop and seen + here > start:

@@ -3,10 +3,12 @@
 Markers hold a digest of each file. Parts of an earlier capmix have none: they are counted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from capmix.engine.messages import progress
+from capmix.errors import UserError
+from capmix.export.manifest import ExportTarget
 from capmix.models.index import indexed_bytes
 from capmix.pool import BadSample, Pool
 from capmix.settings.tables import table_lines
@@ -15,7 +17,9 @@ from capmix.storage.layout import (
     CAPTIONS,
     EMBEDDINGS,
     EVALSETS,
-    EXPORT_MARKERS,
+    EXPORT_ABOUT,
+    EXPORT_CARD,
+    EXPORT_FILES,
     MEASURES,
     PROBE_RESULTS,
     PROBES,
@@ -23,7 +27,8 @@ from capmix.storage.layout import (
     SCORES,
     SUBSETS,
 )
-from capmix.storage.store import Store
+from capmix.storage.marker import Marker
+from capmix.storage.store import ABSENT, Store
 
 DAMAGED_MARKER = "its marker is damaged"
 # What makes the parts below a folder; the name that follows the folder stands for {}.
@@ -93,13 +98,17 @@ def verify(
     """Read every file that a marker names, and compare it with its digest.
 
     With `pool`, the samples of the pool are compared with the index too. With `discard`, parts that
-    are damaged count as missing from now on, so that the command that makes them makes them again.
+    are damaged count as missing from now on, so that the next run recomputes them. Raises UserError
+    where one of `exports` is no export, and OSError where the storage fails.
     """
     found = Verified()
-    places = [(store, "")]
-    places += [(Store(place, EXPORT_MARKERS), f"{place.rstrip('/')}/") for place in exports]
-    for place, name in places:
-        _verify_parts(place, name, found, discard)
+    _verify_parts(store, "", found, discard)
+    for place in exports:
+        target = ExportTarget(place)
+        if target.size(EXPORT_ABOUT) < 0:
+            raise UserError(f"--exports {place}: expected a directory that `capmix export` wrote")
+        _verify_parts(target, f"{place.rstrip('/')}/", found, discard)
+        _verify_listed(target, f"{place.rstrip('/')}/", found)
     if pool is not None:
         found.damaged += _changed_samples(store, pool, found)
     return found
@@ -109,8 +118,13 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
     parts = store.parts("")
     with progress("verify", "part", len(parts)) as bar:
         for part in parts:
-            marker = store.read_marker(part)
-            damage = {part: DAMAGED_MARKER} if marker is None else store.damage(marker)
+            marker, damage = _damage(store, part)
+            if damage:  # another run may have written the part meanwhile
+                with store.locked(part):
+                    marker, damage = _damage(store, part)
+                    if damage and discard:
+                        store.remove_marker(part)
+                        found.discarded += 1
             made_by = "capmix export" if place else _made_by(part)
             found.damaged += [
                 Damage(part, f"{place}{name}", how, made_by) for name, how in damage.items()
@@ -120,10 +134,35 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
                 found.files += len(marker.files)
                 found.bytes += marker.bytes
                 found.unknown += sum(not one.digest for one in marker.files.values())
-            if damage and discard:
-                store.remove_marker(part)
-                found.discarded += 1
             bar.update(1)
+
+
+def _damage(store: Store, part: str) -> tuple[Marker | None, dict[str, str]]:
+    marker = store.read_marker(part)
+    return marker, {part: DAMAGED_MARKER} if marker is None else store.damage(marker)
+
+
+def _verify_listed(target: ExportTarget, place: str, found: Verified) -> None:
+    """Files of an export that are in no marker, such as images and captions; not its card, which is
+    there to be filled in."""
+    of_parts = {name for part in target.parts("") for name in _files(target, part)}
+    for manifest in target.files(EXPORT_FILES):
+        for name, record in target.written(manifest).items():
+            if name in of_parts or name == EXPORT_CARD:
+                continue
+            try:
+                how = record.difference_to(target.digest(name))
+            except ABSENT:
+                how = "it is missing"
+            if how:
+                found.damaged.append(Damage(manifest, f"{place}{name}", how, "capmix export"))
+            found.files += 1
+            found.bytes += record.size
+
+
+def _files(store: Store, part: str) -> Iterable[str]:
+    marker = store.read_marker(part)
+    return marker.files if marker else ()
 
 
 def _made_by(part: str) -> str:

@@ -19,7 +19,7 @@ from capmix.measure.encode import encode_all
 from capmix.measure.population import Population, scores_of_texts
 from capmix.measure.words import WORD
 from capmix.mix.columns import folders_of, read_samples
-from capmix.mix.parts import check_parts
+from capmix.mix.parts import check_parts, refuse_rewritten
 from capmix.score.scorer import Scorer
 from capmix.storage.draft import Draft
 from capmix.storage.json_text import parse_json
@@ -71,6 +71,7 @@ def measure_references(
             table = scores_of_texts(table, population.scored)
             rows += len(table)
             items += _items(table, population, by_key, name)
+        refuse_rewritten(population.store, parts)
         if not items:
             raise UserError(
                 f"--references {given}: no sample of the pool has any. A file's image names "

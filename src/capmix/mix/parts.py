@@ -4,13 +4,20 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.pool import Pool
-from capmix.storage.layout import ANNOTATIONS, SAMPLES, SCORES, texts_folder
+from capmix.score.settings import ScoreSettings
+from capmix.settings.base import defaults_of
+from capmix.storage.compare import changes
+from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
 from capmix.storage.marker import Marker, marker_digest, parse_marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
+
+DEFAULTS = {CAPTIONS: defaults_of(CaptionSettings), SCORES: defaults_of(ScoreSettings)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     whole, following = set(), set(folders)
     of_part: dict[tuple[str, str], str] = {}
     written: dict[str, str | None] = {}
+    settings: dict[str, dict[str, Any]] = {}
     records: dict[str, FileRecord] = {}
     unrecorded: dict[str, str] = {}
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
@@ -80,12 +88,33 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
                 if marker.config.get("values") != written[folder]:
                     place = store.path(folder)
                     raise UserError(f"{place} contains parts from two runs; rerun capmix annotate")
+            _refuse_two_settings(store, folder, shard.name, marker.config, settings)
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
         parts = ((shard.name, of_part[folder, shard.name]) for shard in pool.shards)
         digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in pool.shards}
     return Parts(digests, rows, frozenset(whole), frozenset(following), records, unrecorded)
+
+
+def _refuse_two_settings(
+    store: Store,
+    folder: str,
+    shard: str,
+    config: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
+) -> None:
+    """Raise UserError where parts of captions or scores were made with different settings, as
+    where `--force` was stopped; `settings` are those of each folder's first part."""
+    defaults = DEFAULTS.get(folder.partition("/")[0])
+    if defaults is None:
+        return
+    changed = changes(settings.setdefault(folder, config), config, defaults)
+    if changed:
+        raise UserError(
+            f"{store.path(folder)} contains parts of two settings: shard {shard} has "
+            f"{'; '.join(changed)}. Run the command that makes them again, with --force."
+        )
 
 
 def folder_digest(parts: Iterable[tuple[str, str]]) -> str:

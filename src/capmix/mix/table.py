@@ -8,7 +8,7 @@ import pyarrow as pa
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column, folders_of, read_samples
-from capmix.mix.parts import check_parts
+from capmix.mix.parts import check_parts, refuse_rewritten
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import SAMPLES
 from capmix.storage.store import READERS, Store
@@ -66,6 +66,7 @@ def _read(
         table = table.append_column("shard", pa.repeat(pa.scalar(shard.name), len(table)))
         arrays = [_cast(table[field.name], field, shard.name) for field in schema]
         yield from pa.table(arrays, schema=schema).combine_chunks().to_batches()
+    refuse_rewritten(catalog.store, parts)
 
 
 def _cast(values: pa.ChunkedArray, field: pa.Field, shard: str) -> pa.ChunkedArray:

@@ -78,7 +78,7 @@ def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> Train
     them in the same order. Raises UserError where there is no row to train on.
     """
     counts, images, texts = Counts(), [], []
-    for table, features in _shards(store, SubsetRows(store, subset), encoder):
+    for table, features in _shards(store, SubsetRows.pinned(store, subset), encoder):
         columns = (table[name].to_pylist() for name in ("uid", "text", "weight"))
         for uid, text, times in zip(*columns, strict=True):
             if uid not in features:
@@ -150,6 +150,8 @@ def train_probes(
             draft: Draft, name: str = name, seed: int = seed, config: dict[str, Any] = config
         ) -> Marker:
             samples = training_set()
+            if store.fingerprint(part) != inputs["subset"]:
+                raise UserError(f"subset {subset} was written again meanwhile; run this again")
             student, losses = _fit(samples, seed, settings)
             tensors = {
                 "image_projection": student.image_projection,

@@ -1,14 +1,13 @@
 """A part that is being made: its files are written under temporary names, then put in place.
 
-`commit` removes the marker of the part's earlier form, moves the files to their names and writes
-the marker: whatever ends a process between two of these steps, the part is not finished, and is
-made again. Of two runs that make one part at a time the first one wins; the second finds a marker
-that was not there before.
+`commit` writes the marker under a temporary name too, removes the marker of the part's earlier
+form, and moves the files and then the marker to their names: whatever ends a process between two of
+these steps, the part is not finished, and is made again. Of two runs that make one part at a time
+the first one wins; the second finds a marker that was not there before.
 """
 
 import contextlib
 import errno
-import fcntl
 import io
 import os
 from collections.abc import Iterator
@@ -43,10 +42,11 @@ class Directory(Protocol):
     def release(self, path: str) -> None: ...
     def remove(self, name: str) -> None: ...
     def fingerprint(self, part: str) -> str: ...
-    def marker_folder(self, part: str) -> str: ...
+    def locked(self, part: str) -> AbstractContextManager[None]: ...
     def read_marker(self, part: str) -> Marker | None: ...
     def remove_marker(self, part: str) -> None: ...
-    def write_marker(self, part: str, marker: Marker) -> None: ...
+    def prepare_marker(self, part: str, marker: Marker) -> str: ...
+    def put_marker(self, path: str, part: str) -> None: ...
 
 
 class Draft:
@@ -95,18 +95,32 @@ class Draft:
         marker = replace(marker, files=self.files | marker.files)
         read_back = parse_marker(marker_bytes(marker), self.part)
         assert read_back is not None, f"{self.part}: a marker that cannot be read back"
-        with self._alone():
-            self._refuse_others(read_back)
-            before = self.store.read_marker(self.part)
-            self.store.remove_marker(self.part)
-            for name, path in list(self._temporary.items()):
-                with self.store.reporting_errors(name):
-                    self.store.put_in_place(path, name)
-                del self._temporary[name]
-            for name in (before.files if before else {}).keys() - marker.files.keys():
-                self.store.remove(name)
-            self.store.write_marker(self.part, marker)
+        prepared = ""
+        try:
+            with self.store.locked(self.part):
+                self._refuse_others(read_back)
+                prepared = self.store.prepare_marker(self.part, marker)
+                self._put_in_place(marker)
+                self.store.put_marker(prepared, self.part)
+        finally:
+            if prepared:
+                self.store.release(prepared)
         return read_back
+
+    def _put_in_place(self, marker: Marker) -> None:
+        """The earlier form counts as unfinished from the first step on: it lacks a file, or has no
+        marker."""
+        swept = [path for path in self._temporary.values() if not os.path.exists(path)]
+        if swept:
+            raise OSError(errno.ESTALE, f"{swept[0]} was removed while it was in use")
+        before = self.store.read_marker(self.part)
+        for name in sorted((before.files if before else {}).keys() - marker.files.keys()):
+            self.store.remove(name)
+        self.store.remove_marker(self.part)
+        for name, path in list(self._temporary.items()):
+            with self.store.reporting_errors(name):
+                self.store.put_in_place(path, name)
+            del self._temporary[name]
 
     def discard(self, name: str | None = None) -> None:
         """Remove the temporary file of `name`, or all of them."""
@@ -128,25 +142,6 @@ class Draft:
             "settings or from other inputs; this run's result is not kept. Run one after the "
             "other, or give each a name of its own."
         )
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within the block no other process of a local disk commits a part of the same folder."""
-        if not self.store.is_local:
-            yield
-            return
-        folder = self.store.marker_folder(self.part)
-        os.makedirs(folder, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:  # file systems without locks: the digests tell
-                if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-            yield
-        finally:
-            os.close(handle)
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:

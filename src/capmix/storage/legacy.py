@@ -43,7 +43,7 @@ def columns_of(part: str) -> tuple[str, ...]:
 def adopt(here: str, target: str) -> None:
     """Move a marker to where markers are now; of two the newer one describes the part. What cannot
     be moved, as on a disk that is read-only, is read where it is, and what is no marker stays."""
-    if f"/{EXPORT_MARKERS}/" in here or not _is_marker(here):
+    if f"/{EXPORT_MARKERS}/" in here or not _is_marker_file(here):
         return
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -53,15 +53,20 @@ def adopt(here: str, target: str) -> None:
             os.replace(here, target)
 
 
-def _is_marker(path: str) -> bool:
-    """Whether a file is a marker: users keep .json files of their own beside parts."""
+def is_marker(data: bytes) -> bool:
+    """Whether a .json file is a marker: users keep files of their own beside parts."""
     try:
-        if os.stat(path).st_size > LARGEST_MARKER:
-            return False
-        value = parse_json(Path(path).read_bytes())
-    except (OSError, ValueError):
+        value = parse_json(data)
+    except ValueError:
         return False
     return isinstance(value, dict) and {"inputs", "config", "rows_in", "counts"} <= value.keys()
+
+
+def _is_marker_file(path: str) -> bool:
+    try:
+        return os.stat(path).st_size <= LARGEST_MARKER and is_marker(Path(path).read_bytes())
+    except OSError:
+        return False
 
 
 def _time(path: str) -> int:

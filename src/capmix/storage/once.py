@@ -1,4 +1,4 @@
-"""Parts that are not per shard, such as subsets and measures: made once, and whole or not at all."""
+"""Parts that are not per shard, such as subsets and measures: whole, or made again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

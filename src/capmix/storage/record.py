@@ -23,9 +23,14 @@ class FileRecord:
     def difference(self, data: pa.Buffer | bytes) -> str:
         """In words, how a file's bytes are others than were written; "" where they are the same."""
         size = memoryview(data).nbytes
-        if size != self.size:
-            return f"it has {size:,} bytes, its marker says {self.size:,}"
-        if self.digest and digest_of(data) != self.digest:
+        is_compared = self.digest and size == self.size
+        return self.difference_to(FileRecord(size, digest_of(data) if is_compared else ""))
+
+    def difference_to(self, found: "FileRecord") -> str:
+        """The same of a file whose record is `found`."""
+        if found.size != self.size:
+            return f"it has {found.size:,} bytes, its marker says {self.size:,}"
+        if self.digest and found.digest != self.digest:
             return "its bytes are not those that were written"
         return ""
 

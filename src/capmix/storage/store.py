@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from capmix.errors import UserError
 from capmix.storage import legacy
@@ -30,6 +31,7 @@ from capmix.storage.draft import Draft, parquet_options
 from capmix.storage.filesystem import again, files_below, is_final, open_file_system
 from capmix.storage.json_text import parse_json
 from capmix.storage.layout import ABOUT, MARKERS, RUNNING, SCRATCH
+from capmix.storage.lock import folder_lock
 from capmix.storage.marker import Marker, marker_bytes, marker_digest, parse_marker
 from capmix.storage.record import FileRecord, RecordingStream
 from capmix.storage.temporary import (
@@ -42,7 +44,10 @@ from capmix.storage.temporary import (
 )
 
 BUFFER = 1 << 20
+RACES = 1000
 READERS = 32  # threads that ask a remote store at once
+MAPPED_FROM = 1 << 22  # bytes: smaller local files are read as a whole
+LARGEST_MARKER = 1 << 26
 READ_WHOLE = 1 << 26  # bytes: of larger remote files, some row groups are read at a time
 ABSENT = (FileNotFoundError, NotADirectoryError)
 LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
@@ -69,8 +74,9 @@ class Store:
     def __init__(self, location: str, markers: str = MARKERS, scratch: str | None = None):
         self.location = location
         self._markers = markers
-        self._scratch = scratch
+        self.scratch_place = scratch
         self._known_whole: dict[str, tuple[str, int, int, int]] = {}
+        self._last_remote: tuple[str, str, pa.Buffer] | None = None
         self._renewal = Renewal()
         self.fs, root = open_file_system(location, "work directory")
         self.root = root.rstrip("/")
@@ -79,11 +85,17 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         """Threads and what this process alone knows stay in it."""
-        return vars(self) | {"_renewal": None, "_known_whole": {}}
+        return vars(self) | {"_renewal": None, "_known_whole": {}, "_last_remote": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._renewal = Renewal()
+
+    def reopened(self) -> "Store":
+        """The same with connections of its own, for another process."""
+        again = Store(self.location, self._markers, self.scratch_place)
+        again._known_whole = dict(self._known_whole)
+        return again
 
     def path(self, name: str) -> str:
         """Full path of a file of this work directory; `name` uses forward slashes."""
@@ -212,22 +224,20 @@ class Store:
         killed processes have left beside it is removed too."""
         base = self._scratch_base()
         path = f"{base}/{temporary_name()}"
-        with self.reporting_errors(path):
-            os.makedirs(base, exist_ok=True)
-            os.mkdir(path, 0o700)
+        _make_folder(path)
         _sweep_folder(base)
         with self._renewal.of(path):
             try:
                 yield path
             finally:
                 remove_temporary(path)
-                if self._scratch is None and self.is_local:
+                if self.scratch_place is None and self.is_local:
                     with contextlib.suppress(OSError):
                         os.rmdir(base)
 
     def _scratch_base(self) -> str:
-        if self._scratch is not None:
-            return self._scratch
+        if self.scratch_place is not None:
+            return self.scratch_place
         return self.path(SCRATCH) if self.is_local else tempfile.gettempdir()
 
     def remove(self, name: str) -> None:
@@ -240,7 +250,8 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written, and move markers of capmix 0.1 to where
-        they are now (local disks only)."""
+        they are now; of a remote work directory, what waited here to be uploaded."""
+        _sweep_folder(self._scratch_base())
         if not self.is_local:
             return
         is_ours, is_used = self.size(ABOUT) >= 0, self.size(RUNNING) >= 0
@@ -256,7 +267,6 @@ class Store:
             for path in left:
                 if is_abandoned(path, now):
                     remove_temporary(path)
-        _sweep_folder(self._scratch_base())
 
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> FileRecord:
         """A whole file; returns its record."""
@@ -379,13 +389,14 @@ class Store:
         run has just replaced."""
         difference = ""
         for _ in range(2):
-            data, state = self._mapped(name)
+            if self._last_remote and record and self._last_remote[:2] == (name, record.digest):
+                return self._last_remote[2]
+            data, state = self._bytes_of(name)
             if record is None or self._known_whole.get(name) == (record.digest, *state):
                 return data
             difference = record.difference(data)
             if not difference:
-                if any(state) and record.digest:
-                    self._known_whole[name] = (record.digest, *state)
+                self._note_whole(name, record, data, state)
                 return data
             newer = record if is_pinned else self.record(name, part)
             if newer == record:
@@ -393,7 +404,18 @@ class Store:
             record = newer
         raise UserError(_unreadable(self.path(name), difference))
 
-    def _mapped(self, name: str) -> tuple[pa.Buffer, tuple[int, int, int]]:
+    def _note_whole(
+        self, name: str, record: FileRecord, data: pa.Buffer, state: tuple[int, int, int]
+    ) -> None:
+        """Of a file whose digest was compared: it need not be again while it is the same file."""
+        if not record.digest:
+            return
+        if self.is_local:
+            self._known_whole[name] = (record.digest, *state)
+        elif record.size > BUFFER:  # a subset, which is read again and again
+            self._last_remote = name, record.digest, data
+
+    def _bytes_of(self, name: str) -> tuple[pa.Buffer, tuple[int, int, int]]:
         """The bytes of a file, and what tells a local one from one that replaces it."""
         if not self.is_local:
             data = again(lambda: self.fs.cat_file(self.path(name)))
@@ -401,9 +423,22 @@ class Store:
         with open(self.path(name), "rb") as stream:
             about = os.fstat(stream.fileno())
             state = about.st_ino, about.st_size, about.st_mtime_ns
-            if not about.st_size:
-                return pa.py_buffer(b""), state
+            if about.st_size < MAPPED_FROM:  # a read reports errors, where a mapping kills
+                return pa.py_buffer(stream.read()), state
             return pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), state
+
+    def digest(self, name: str) -> FileRecord:
+        """The record of a file as it is now, read in pieces. Raises FileNotFoundError."""
+
+        def read() -> FileRecord:
+            state, size = xxhash.xxh3_128(), 0
+            with self.fs.open(self.path(name), "rb") as stream:
+                while data := stream.read(BUFFER):
+                    state.update(data)
+                    size += len(data)
+            return FileRecord(size, state.hexdigest())
+
+        return again(read)
 
     def read_part_bytes(self, name: str, part: str | None = None) -> bytes:
         """The whole file of a part. Raises UserError where it is not what its marker says."""
@@ -424,20 +459,41 @@ class Store:
 
     def write_marker(self, part: str, marker: Marker) -> None:
         """Declare `part` finished; Draft.commit is what does so for parts that are made."""
-        self.write_bytes(self._marker(part), marker_bytes(marker))
-        if self.is_local and part.startswith(LEGACY):  # one of 0.1, which is no longer read
-            with contextlib.suppress(OSError):
-                os.remove(self.path(f"{part}.json"))
+        self.put_marker(self.prepare_marker(part, marker), part)
+
+    def prepare_marker(self, part: str, marker: Marker) -> str:
+        """Write a marker under a temporary name, which put_marker takes."""
+        with self.temporary_file(self._marker(part)) as (path, stream):
+            stream.write(marker_bytes(marker))
+        return path
+
+    def put_marker(self, path: str, part: str) -> None:
+        """Declare `part` finished by a marker that was prepared."""
+        self.put_in_place(path, self._marker(part))
+        self._remove_old_marker(part)
 
     def remove_marker(self, part: str) -> None:
         """The part is not finished from now on."""
         self.remove(self._marker(part))
-        if part.startswith(LEGACY):
+        self._remove_old_marker(part)
+
+    def _remove_old_marker(self, part: str) -> None:
+        """One of capmix 0.1, beside the part. Users have .json files of their own there."""
+        if self._has_old_marker(part):
             self.remove(f"{part}.json")
 
-    def marker_folder(self, part: str) -> str:
-        """Where the marker of a part lies."""
-        return self.path(self._marker(part)).rpartition("/")[0]
+    def _has_old_marker(self, part: str) -> bool:
+        if not part.startswith(LEGACY) or not 0 <= self.size(f"{part}.json") <= LARGEST_MARKER:
+            return False
+        with contextlib.suppress(*ABSENT):
+            return legacy.is_marker(self.read_bytes(f"{part}.json"))
+        return False
+
+    def locked(self, part: str) -> "contextlib.AbstractContextManager[None]":
+        """Within the block no other process of a local disk commits a part of the same folder."""
+        if not self.is_local:
+            return contextlib.nullcontext()
+        return folder_lock(self.path(self._marker(part)).rpartition("/")[0])
 
     def read_marker(self, part: str) -> Marker | None:
         """The marker of `part`, or None where there is none that can be read."""
@@ -498,7 +554,7 @@ class Store:
         found = {}
         for name, one in marker.files.items():
             try:
-                found[name] = one.difference(self._mapped(name)[0])
+                found[name] = one.difference_to(self.digest(name))
             except ABSENT:
                 found[name] = "it is missing"
         return {name: how for name, how in found.items() if how}
@@ -514,7 +570,13 @@ class Store:
             found = again(lambda: self.fs.ls(path, detail=True))
         except FileNotFoundError:
             return []
-        return sorted(one["name"].rpartition("/")[2] for one in found if one["type"] == "directory")
+        is_folder = (one["type"] == "directory" or self._leads_to_folder(one) for one in found)
+        names = (one["name"].rpartition("/")[2] for one in found)
+        return sorted(name for name, is_one in zip(names, is_folder, strict=True) if is_one)
+
+    def _leads_to_folder(self, about: Mapping[str, Any]) -> bool:
+        """Whether a link that a user put here leads to a folder, such as one on a larger disk."""
+        return bool(about.get("islink")) and os.path.isdir(about["name"])
 
     def files(self, folder: str) -> list[str]:
         """Names of all files below `folder`, sorted."""
@@ -525,8 +587,9 @@ class Store:
         """Names of the finished parts below `folder`, without suffix, sorted."""
         top = f"{self._markers}/"
         marked = [name.removeprefix(top) for name in self.files(f"{top}{folder}".rstrip("/"))]
-        older = [name for name in self.files(folder) if name.startswith(LEGACY)]
-        return sorted({name[: -len(".json")] for name in marked + older if name.endswith(".json")})
+        parts = {name[: -len(".json")] for name in marked if name.endswith(".json")}
+        beside = (name[: -len(".json")] for name in self.files(folder) if name.endswith(".json"))
+        return sorted(parts | {part for part in beside if self._has_old_marker(part)})
 
 
 @contextlib.contextmanager
@@ -536,6 +599,21 @@ def _draft(store: Store, part: str) -> Iterator[Draft]:
         yield draft
     finally:
         draft.discard()
+
+
+def _make_folder(path: str) -> None:
+    """A folder for its owner alone. Raises UserError where it cannot be made."""
+    base = os.path.dirname(path)
+    for attempt in range(RACES):
+        try:
+            os.makedirs(base, exist_ok=True)
+            os.mkdir(path, 0o700)
+            return
+        except OSError as error:
+            # Another run may just have removed the folder that is empty.
+            is_race = isinstance(error, FileNotFoundError | FileExistsError)
+            if not is_race or attempt == RACES - 1:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _sweep_folder(folder: str) -> None:

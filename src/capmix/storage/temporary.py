@@ -42,8 +42,8 @@ def is_abandoned(path: str, now: float) -> bool:
     """
     name = path.rpartition("/")[2]
     ours = NAME.fullmatch(name)
-    if ours and ours[1] == process_namespace() and not is_running(int(ours[2])):
-        return True
+    if ours and ours[1] == process_namespace():  # a process may be stopped, or its machine asleep
+        return not is_running(int(ours[2]))
     try:
         return is_temporary(name) and now - os.stat(path).st_mtime > ABANDONED_AFTER
     except OSError:

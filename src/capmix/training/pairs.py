@@ -137,12 +137,7 @@ class PoolSubset:
 
     @cached_property
     def _rows(self) -> SubsetRows:
-        rows = SubsetRows(self.store, self.subset)
-        if self.store.read_marker(rows.part) is None:
-            raise UserError(
-                f"no subset {self.subset!r} in {self.store.location}: run `capmix mix` first"
-            )
-        return rows
+        return SubsetRows.pinned(self.store, self.subset)
 
     @cached_property
     def shards(self) -> Sequence[str]:
@@ -166,8 +161,7 @@ class PoolSubset:
             ]
             for source in self.sources
         }
-        rows = self.store.fingerprint(self._rows.part)
-        return {"subset": self.subset, "rows": rows, "texts": texts}
+        return {"subset": self.subset, "rows": self._rows.fingerprint, "texts": texts}
 
     def read(self, shard: str) -> Iterator[Pair | BadSample]:
         rows = self._rows.of_shard(shard)
@@ -184,7 +178,8 @@ class PoolSubset:
             yield BadSample(key, "image_gone", detail)
 
     def reopened(self) -> "PoolSubset":
-        again = replace(self, pool=self.pool.reopened(), store=Store(self.store.location))
+        again = replace(self, pool=self.pool.reopened(), store=self.store.reopened())
+        again.__dict__["_rows"] = replace(self._rows, store=again.store)
         again.__dict__["shards"] = self.shards  # they were checked
         return again
 
