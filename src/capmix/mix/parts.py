@@ -113,7 +113,7 @@ def _refuse_two_settings(
     if changed:
         raise UserError(
             f"{store.path(folder)} contains parts of two settings: shard {shard} has "
-            f"{'; '.join(changed)}. Run the command that makes them again, with --force."
+            f"{'; '.join(changed)}. Run the command that made them again, with --force."
         )
 
 

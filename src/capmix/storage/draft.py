@@ -2,7 +2,7 @@
 
 `commit` writes the marker under a temporary name too, removes the marker of the part's earlier
 form, and moves the files and then the marker to their names: whatever ends a process between two of
-these steps, the part is not finished, and is made again. Of two runs that make one part at a time
+these steps, the part is not finished, and is recomputed. Of two runs that make one part at a time
 the first one wins; the second finds a marker that was not there before.
 """
 

@@ -1,4 +1,4 @@
-"""Parts that are not per shard, such as subsets and measures: whole, or made again."""
+"""Parts that are not per shard, such as subsets and measures: whole, or recomputed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
