@@ -83,9 +83,9 @@ class Verified:
         lines = table_lines(heads, rows, "lll") if rows else []
         lines.append(f"verified {read}: {len(self.damaged):,} damaged")
         if self.unknown:
-            lines.append(f"{self.unknown:,} files have no digest: an earlier capmix wrote them")
+            lines.append(f"files without a digest, of an earlier capmix: {self.unknown:,}")
         if self.discarded:
-            lines.append(f"{self.discarded:,} parts count as missing now")
+            lines.append(f"parts marked as missing: {self.discarded:,}")
         return lines
 
 
