@@ -616,7 +616,8 @@ def open_workspace(
     chosen = make(OpenSettings, reading, "open")
     pool = None if pool is None else os.fspath(pool)
     place = find_work(None if work is None else os.fspath(work))
-    store = Store(place, scratch=chosen.scratch)
+    scratch = None if chosen.scratch is None else os.path.expanduser(chosen.scratch)
+    store = Store(place, scratch=scratch)
     known = _known_pool(store, place)
     if pool is None and known is None:
         raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
@@ -630,6 +631,8 @@ def open_workspace(
             f"work directory {place} is inside the pool {location}; outputs would be read back as "
             "input. Name another --work"
         )
+    if scratch is not None and ("://" in scratch or is_within(scratch, location)):
+        raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
     store.sweep()
     if known is not None and known.location != location:
         raise UserError(

@@ -1,5 +1,6 @@
 """`capmix verify` reads everything, and names what is damaged and what makes it again."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -90,3 +91,22 @@ def test_images_of_an_export_are_verified_and_its_card_is_not(
 def test_a_directory_that_is_no_export_is_one_line(work: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a directory that `capmix export` wrote"):
         work.verify(exports=[tmp_path / "nowhere"])
+
+
+def test_what_is_no_regular_file_is_damage_and_nothing_waits_for_it(
+    work: Workspace, tmp_path: Path
+) -> None:
+    captions = tmp_path / "work/captions/tags"
+    for path in (captions / "00000.parquet", captions / "00001.parquet"):
+        path.unlink()
+    os.mkfifo(captions / "00000.parquet")
+    (captions / "00001.parquet").mkdir()
+    marker = tmp_path / "work/.markers/samples/00000.json"
+    marker.unlink()
+    marker.symlink_to("/dev/zero")
+    found = {one.file: one.how for one in work.verify().damaged}
+    assert found == {
+        "captions/tags/00000.parquet": "it is no regular file",
+        "captions/tags/00001.parquet": "it is no regular file",
+        "samples/00000": "its marker is damaged",
+    }

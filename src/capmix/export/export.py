@@ -31,10 +31,15 @@ from capmix.export.tables import parquet_schema, write_images, write_llava, writ
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.pool import Pool, Shard
+from capmix.storage import legacy
 from capmix.storage.filesystem import is_within
 from capmix.storage.layout import (
+    MARKERS,
     RAW,
+    RUNNING,
     SCORES,
+    SCRATCH,
+    SHARDS,
     scores_folder,
     texts_folder,
 )
@@ -92,6 +97,11 @@ def export(
     }
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
+    if _is_of_parts(directory, store):
+        raise UserError(
+            f"--out {directory} is where {store.location} has its parts: name another, such as "
+            f"{store.path(SHARDS)}/{subset}"
+        )
     target = ExportTarget(directory, store.scratch_place)
     target.sweep()
     claim(target, about)
@@ -106,6 +116,14 @@ def export(
     card = dataset_card(subset, summary, marker.config["recipe"], models, form, notes)
     target.write_card(card.encode("utf-8", "replace"))
     return counts
+
+
+def _is_of_parts(directory: str, store: Store) -> bool:
+    """Whether a directory is the work directory, or lies in one of its folders of parts."""
+    folders = (*legacy.MARKED, MARKERS, RUNNING, SCRATCH)
+    return is_within(store.root, directory) or any(
+        is_within(directory, store.path(name)) for name in folders
+    )
 
 
 def _write_shards(

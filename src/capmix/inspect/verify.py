@@ -12,6 +12,7 @@ from capmix.export.manifest import ExportTarget
 from capmix.models.index import indexed_bytes
 from capmix.pool import BadSample, Pool
 from capmix.settings.tables import table_lines
+from capmix.storage.filesystem import NotAFileError
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -138,7 +139,10 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
 
 
 def _damage(store: Store, part: str) -> tuple[Marker | None, dict[str, str]]:
-    marker = store.read_marker(part)
+    try:
+        marker = store.read_marker(part)
+    except NotAFileError:
+        marker = None
     return marker, {part: DAMAGED_MARKER} if marker is None else store.damage(marker)
 
 

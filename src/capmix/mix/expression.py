@@ -205,16 +205,26 @@ def _without_places(node: Any) -> Any:
 def _sql(node: Node) -> str:
     statement = _serialized("select 1 from samples")
     statement["statements"][0]["node"]["select_list"] = [node]
-    rows = _parser().cursor().execute("select json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()
+    rows = (
+        _parser()
+        .cursor()
+        .execute("select json_deserialize_sql(?)", [json.dumps(statement)])
+        .fetchall()
+    )
     return str(rows[0][0]).removeprefix("SELECT ").removesuffix(" FROM samples")
 
 
 def _serialized(sql: str) -> Node:
-    rows = _parser().cursor().execute("select json_serialize_sql(?)", [sql]).fetchall()
+    rows = _parser().execute("select json_serialize_sql(?)", [sql]).fetchall()
     found: Node = json.loads(rows[0][0])
     return found
 
 
-@cache
 def _parser() -> duckdb.DuckDBPyConnection:
+    """A cursor for each call: threads may parse at the same time."""
+    return _connection().cursor()
+
+
+@cache
+def _connection() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"enable_external_access": False, "lock_configuration": True})

@@ -2,7 +2,9 @@
 
 import errno
 import itertools
+import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -74,11 +76,14 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
 
 def is_within(place: str, folder: str) -> bool:
     """Whether a path or URL is `folder` or lies below it."""
-    inner, outer = (
-        (one if "://" in one else str(Path(one).resolve())).rstrip("/") + "/"
-        for one in (place, folder)
-    )
+    inner, outer = (_resolved(one).rstrip("/") + "/" for one in (place, folder))
     return inner.startswith(outer)
+
+
+def _resolved(place: str) -> str:
+    """A URL as it is; a path, also of file://, without links and `..`."""
+    path = place.removeprefix("file://")
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -149,6 +154,20 @@ def again_from(read: Callable[[], Iterable[Result]]) -> Iterator[Result]:
                 raise OSError(errno.EIO, str(error)) from error
         time.sleep(wait)
         wait *= 2
+
+
+class NotAFileError(IsADirectoryError):
+    """A folder, FIFO, device or socket lies where a file is expected."""
+
+
+def open_regular(path: str) -> int:
+    """The descriptor of a local file, to read. Raises NotAFileError for what is no regular file,
+    without waiting for it, and OSError where it cannot be opened."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise NotAFileError(errno.EISDIR, "not a regular file", path)
+    return handle
 
 
 def is_final(error: BaseException) -> bool:

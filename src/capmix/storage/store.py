@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,7 +27,14 @@ from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
 from capmix.storage.draft import Draft, parquet_options
-from capmix.storage.filesystem import again, files_below, is_final, open_file_system
+from capmix.storage.filesystem import (
+    NotAFileError,
+    again,
+    files_below,
+    is_final,
+    open_file_system,
+    open_regular,
+)
 from capmix.storage.json_text import parse_json
 from capmix.storage.layout import ABOUT, MARKERS, RUNNING, SCRATCH
 from capmix.storage.lock import folder_lock
@@ -79,8 +85,8 @@ class Store:
         self._last_remote: tuple[str, str, pa.Buffer] | None = None
         self._renewal = Renewal()
         self.fs, root = open_file_system(location, "work directory")
-        self.root = root.rstrip("/")
         self.is_local = "file" in self.fs.protocol
+        self.root = os.path.realpath(root) if self.is_local else root.rstrip("/")
         self._listing: _Listing | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -281,7 +287,7 @@ class Store:
                 raise FileNotFoundError(name)
             return self._listing.markers[name]
         if self.is_local:  # a tenth of what fsspec takes, and a pool has many markers
-            return again(lambda: Path(self.path(name)).read_bytes())
+            return again(lambda: _read_file(self.path(name)))
         data: bytes = again(lambda: self.fs.cat_file(self.path(name)))
         return data
 
@@ -420,7 +426,7 @@ class Store:
         if not self.is_local:
             data = again(lambda: self.fs.cat_file(self.path(name)))
             return pa.py_buffer(data), (0, 0, 0)
-        with open(self.path(name), "rb") as stream:
+        with open(open_regular(self.path(name)), "rb") as stream:
             about = os.fstat(stream.fileno())
             state = about.st_ino, about.st_size, about.st_mtime_ns
             if about.st_size < MAPPED_FROM:  # a read reports errors, where a mapping kills
@@ -432,13 +438,18 @@ class Store:
 
         def read() -> FileRecord:
             state, size = xxhash.xxh3_128(), 0
-            with self.fs.open(self.path(name), "rb") as stream:
+            with self._reading(name) as stream:
                 while data := stream.read(BUFFER):
                     state.update(data)
                     size += len(data)
             return FileRecord(size, state.hexdigest())
 
         return again(read)
+
+    def _reading(self, name: str) -> Any:
+        if self.is_local:
+            return open(open_regular(self.path(name)), "rb")
+        return self.fs.open(self.path(name), "rb")
 
     def read_part_bytes(self, name: str, part: str | None = None) -> bytes:
         """The whole file of a part. Raises UserError where it is not what its marker says."""
@@ -557,6 +568,8 @@ class Store:
                 found[name] = one.difference_to(self.digest(name))
             except ABSENT:
                 found[name] = "it is missing"
+            except NotAFileError:
+                found[name] = "it is no regular file"
         return {name: how for name, how in found.items() if how}
 
     def is_gone(self, part: str, marker: Marker) -> bool:
@@ -626,6 +639,11 @@ def _sweep_folder(folder: str) -> None:
     for name in names:
         if is_abandoned(f"{folder}/{name}", now):
             remove_temporary(f"{folder}/{name}")
+
+
+def _read_file(path: str) -> bytes:
+    with open(open_regular(path), "rb") as stream:
+        return stream.read()
 
 
 def as_lines(value: Any) -> bytes:
