@@ -67,6 +67,11 @@ def mix(work: Workspace, folder: Path, seed: int = 0) -> None:
     work.mix(str(folder / "recipe.yaml"), seed=seed, npy=True)
 
 
+def mix_captions(work: Workspace) -> None:
+    """Another subset of the same name, without uids beside it."""
+    work.mix("synthetic", synthetic="tags", out="s")
+
+
 def export(work: Workspace, out: str) -> None:
     work.export("s", out, samples_per_shard=50)  # one: exported by this process
 
@@ -81,6 +86,7 @@ def commands(folder: Path, out: str) -> Mapping[str, Callable[[Workspace], None]
         "score": score,
         "mix": lambda work: mix(work, folder),
         "mix --seed 1": lambda work: mix(work, folder, 1),
+        "mix without uids": mix_captions,
         "export": lambda work: export(work, out),
     }
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "annotate": lambda work, _: work.annotate(method="clusters", name="groups", clusters=2),
     "mix": lambda work, folder: world.mix(work, folder),
     "mix --seed 1": lambda work, folder: world.mix(work, folder, 1),
+    "mix without uids": lambda work, _: world.mix_captions(work),
     "measure": lambda work, _: work.measure(sample=100, topics=0),
     "report": lambda work, _: work.report(),
     "export": lambda work, folder: world.export(work, str(folder / "out")),
