@@ -282,3 +282,19 @@ def test_half_floats_are_scores(tmp_path: Path) -> None:
     pq.write_table(pa.table({"uid": ["a", "b", "c"], "score": scores}), tmp_path / "s.parquet")
     rows, _ = given_rows([tmp_path / "s.parquet"], False)
     assert rows == [(1, "a", 0.5), (2, "b", None), (3, "c", 1.25)]
+
+
+@pytest.mark.parametrize(
+    "data", ["", "feed,x\n", f"{UIDS[0]},\n", f"{UIDS[0]}, \n", "too,many,x\n"]
+)
+def test_files_without_one_usable_row_replace_nothing(
+    work: Workspace, tmp_path: Path, data: str
+) -> None:
+    (tmp_path / "good.csv").write_text(f"uid,text\n{UIDS[0]},good\n")
+    (tmp_path / "c.csv").write_text(f"uid,text\n{data}")
+    work.import_captions([str(tmp_path / "good.csv")], source="c")
+    with pytest.raises(UserError, match=r"import: no row of 1 file gives a value.*c\.csv"):
+        work.import_captions([str(tmp_path / "c.csv")], source="c")
+    assert texts(work) == ["good", *[None] * 7]
+    assert work.import_captions([str(tmp_path / "c.csv")], source="c", force=True).matched == 0
+    assert texts(work) == [None] * 8
