@@ -127,7 +127,10 @@ def test_a_file_of_another_kind_or_without_a_column_is_one_line(
     for name, data, told in (
         ("a.parquet", b"no parquet", r"import: .*a\.parquet: "),
         ("b.csv", b"", r"import: .*b\.csv: no column 'uid'; columns: "),
-        ("c.csv", b"uid,\xff\n", r"import: .*c\.csv: no column 'text'; columns: uid, "),
+        ("c.csv", b"uid,\xff\n", "import: .*c\\.csv: no column 'text'; columns: uid, \ufffd$"),
+        ("d.csv", b'uid,"text\n', r"import: .*d\.csv: its header cannot be read: unexpected end"),
+        ("e.csv", b"x," * 10**6, r"import: .*e\.csv: no column 'uid'; columns: .{1000}$"),
+        ("f.csv", b"x" * (MAX_ROW + 1), r"import: .*f\.csv: its header cannot be read: the row is"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=told):

@@ -25,6 +25,7 @@ MAX_ROW = 2_000_000  # characters
 ROWS_AT_ONCE = 50_000
 SIZE_AT_ONCE = 64_000_000  # characters
 SKIPPED_AT_ONCE = 1 << 16  # characters
+SHOWN = 1000  # characters of the names of a file's columns
 FILE = 40  # bits of a place below the number of the file
 REASONS = {
     "bad_line": "it has too many or too few columns, a broken quote or line end, or over 2 MB",
@@ -236,7 +237,10 @@ def _read_csv(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=end) as stream:
         lines = _Lines(stream, end)
         reader = csv.reader(lines, delimiter=DELIMITERS[Path(path).suffix], strict=True)
-        header = next(reader, [])
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise UserError(f"import: {path}: its header cannot be read: {error}") from error
         places = _places(path, [_shown(name) for name in header], names)
         row, batch = 1, _Batch()
         while True:
@@ -302,7 +306,8 @@ def _places(path: str, have: Sequence[str], names: tuple[str, str]) -> tuple[int
     for name in names:
         number = have.count(name)
         if not number:
-            raise UserError(f"import: {path}: no column {name!r}; columns: {', '.join(have)}")
+            shown = ", ".join(have)[:SHOWN]
+            raise UserError(f"import: {path}: no column {name!r}; columns: {shown}")
         if number > 1:
             raise UserError(
                 f"import: {path}: {number} columns are named {name!r}; rename all but one"
