@@ -1,13 +1,18 @@
 """Rows of imported files that give no value: by reason, with where the first one is."""
 
+import csv
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from samples import write_pool
 
-from capmix.annotate.given import Fault
+from capmix.annotate.given import MAX_ROW, REASONS, Fault, load_given
 from capmix.errors import UserError
 from capmix.workspace import Workspace, open_workspace
 
@@ -64,7 +69,7 @@ def test_a_broken_line_costs_its_row_alone(
     assert list(found.faults) == list(expected)
     assert (found.matched, found.without, found.unknown, found.repeated) == (2, 6, 2, 1)
     assert work.import_captions([str(file)], source="c") == found  # done before
-    told = "it has too many or too few columns, an open quote, or over 2 MB"
+    told = REASONS["bad_line"]
     assert found.lines()[3] == f"       3  bad_line       {told}; c.{suffix}, row 4"
 
 
@@ -122,8 +127,177 @@ def test_a_file_of_another_kind_or_without_a_column_is_one_line(
     for name, data, told in (
         ("a.parquet", b"no parquet", r"import: .*a\.parquet: "),
         ("b.csv", b"", r"import: .*b\.csv: no column 'uid'; columns: "),
-        ("c.csv", b"uid,\xff\n", r"import: .*c\.csv: no column 'text'; columns: uid, "),
+        ("c.csv", b"uid,\xff\n", "import: .*c\\.csv: no column 'text'; columns: uid, \ufffd$"),
+        ("d.csv", b'uid,"text\n', r"import: .*d\.csv: its header cannot be read: unexpected end"),
+        ("e.csv", b"x," * 10**6, r"import: .*e\.csv: no column 'uid'; columns: .{1000}$"),
+        ("f.csv", b"x" * (MAX_ROW + 1), r"import: .*f\.csv: its header cannot be read: the row is"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=told):
             work.import_captions([str(tmp_path / name)], source="c")
+
+
+def given_rows(paths: Sequence[Path], is_caption: bool = True) -> tuple[list[Any], list[Any]]:
+    """Rows of the tables `given` (place, uid, value) and `rejected` (place, reason)."""
+    column = "text" if is_caption else "score"
+    with duckdb.connect() as connection:
+        load_given(connection, [str(path) for path in paths], "uid", column, is_caption)
+        return (
+            connection.execute("select place, uid, value from given order by place").fetchall(),
+            connection.execute("select place, reason from rejected order by place").fetchall(),
+        )
+
+
+def test_lines_of_a_quoted_text_that_look_like_rows_are_none(tmp_path: Path) -> None:
+    """In a file that is large enough to be split among threads."""
+    uids = [f"{i:032x}" for i in range(40_000)]
+    rows = []
+    for i, uid in enumerate(uids):
+        lines = [f"{uids[(i + 7 * j + 50) % len(uids)]},not of this row" for j in range(12)]
+        rows.append((uid, "\n".join(["Beside:", *lines, 'end, "ok"'])))
+    with (tmp_path / "c.csv").open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([("uid", "text"), *rows])
+    found, rejected = given_rows([tmp_path / "c.csv"])
+    assert rejected == []
+    assert [row[1:] for row in found] == rows
+    assert [row[0] for row in found] == list(range(2, 2 + len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "rejected"),
+    [
+        ("uid,text\na,one\rhalf\nb,two\n", [(3, "b", "two")], [(2, "bad_line")]),
+        ("uid,text\r\na,one\nb,two\n", [(2, "a", "one"), (3, "b", "two")], []),
+        ('uid,text\na,"one"\r\nb,two\n', [(2, "a", "one"), (3, "b", "two")], []),
+        ("uid,text\na,one\r\nb,two\nc,3\n", [(2, "a", "one"), (3, "b", "two"), (4, "c", "3")], []),
+        ("uid,text\r\r\na,one\r\r\nb,two\r\r\n", [(2, "a", "one"), (3, "b", "two")], []),
+        ("uid,text\ra,one\rb,two", [(2, "a", "one"), (3, "b", "two")], []),
+        ('uid,text\ra,"x\ny"\rb,two\r', [(2, "a", "x\ny"), (3, "b", "two")], []),
+        ('uid,text\na,"x\ry\r\nz"\n', [(2, "a", "x\ry\r\nz")], []),
+        ("uid,text\n\na,one\n\n", [(3, "a", "one")], []),
+        ("uid,text\na,x\0y\n", [(2, "a", "x\0y")], []),
+        ('uid,text\na,""\n"",b\n', [(2, "a", None), (3, None, "b")], []),
+        ('uid,text\na,one\nb,"open\nc,3\n', [(2, "a", "one")], [(3, "bad_line")]),
+        ('uid,text\na,one\nb,"open"\nc', [(2, "a", "one"), (3, "b", "open")], [(4, "bad_line")]),
+    ],
+)
+def test_a_csv_with_mixed_line_ends_is_read_row_by_row(
+    tmp_path: Path, data: str, rows: list[Any], rejected: list[Any]
+) -> None:
+    (tmp_path / "c.csv").write_bytes(data.encode())
+    assert given_rows([tmp_path / "c.csv"]) == (rows, rejected)
+
+
+def test_a_row_over_the_limit_costs_itself_alone(tmp_path: Path) -> None:
+    fits, long = "x" * (MAX_ROW - 3), "x" * (3 * MAX_ROW)
+    quoted = "e,of a text\n" * (MAX_ROW // 6)
+    rows = ["uid,text", f"a,{fits}", f"b,{long}", f'c,"{quoted}"', f"d,{long},x", "e,five", ""]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    assert given_rows([tmp_path / "c.csv"]) == (
+        [(2, "a", fits), (6, "e", "five")],
+        [(3, "bad_line"), (4, "bad_line"), (5, "bad_line")],
+    )
+
+
+def test_bytes_that_are_no_utf8_in_a_column_that_is_not_asked_for_cost_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "c.csv").write_bytes(b"uid,url,text\na,\xff,one\nb,u,\xed\xa0\x80\n")
+    assert given_rows([tmp_path / "c.csv"]) == ([(2, "a", "one")], [(3, "bad_encoding")])
+
+
+def test_a_score_with_underscores_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("uid,score\na,1_000\nb,1e-1\nc, 2.5 \n")
+    pq.write_table(pa.table({"uid": ["d"], "score": ["1_0"]}), tmp_path / "s.parquet")
+    with duckdb.connect() as connection:
+        load_given(connection, [str(tmp_path / "s.csv")], "uid", "score", False)
+        found = connection.execute("select uid, value, is_bad from given order by uid").fetchall()
+    assert found == [("a", None, True), ("b", pytest.approx(0.1), False), ("c", 2.5, False)]
+    assert given_rows([tmp_path / "s.parquet"], False)[0] == [(1, "d", None)]
+
+
+def test_a_column_that_is_there_twice_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("uid,text,text\na,one,two\n")
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 3, ["uid", "uid", "text"])
+    pq.write_table(twice, tmp_path / "c.parquet")
+    for name, column in (("c.csv", "text"), ("c.parquet", "uid")):
+        with pytest.raises(UserError, match=rf"import: .*{name}: 2 columns are named '{column}'"):
+            given_rows([tmp_path / name])
+
+
+def test_other_columns_may_share_a_name(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("n,uid,n,text\n1,a,2,one\n")
+    four = pa.Table.from_arrays([pa.array(["a"])] * 4, ["n", "uid", "n", "text"])
+    pq.write_table(four, tmp_path / "c.parquet")
+    assert given_rows([tmp_path / "c.csv"])[0] == [(2, "a", "one")]
+    assert given_rows([tmp_path / "c.parquet"])[0] == [(1, "a", "a")]
+
+
+@pytest.mark.parametrize("is_caption", [True, False])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([["x"]]),
+        pa.array([{"x": 1}]),
+        pa.array([True]),
+        pa.array([0], pa.timestamp("s")),
+        pa.array([[("x", 1)]], pa.map_(pa.string(), pa.int32())),
+    ],
+)
+def test_a_column_of_another_type_is_refused_in_one_line(
+    tmp_path: Path, values: pa.Array, is_caption: bool
+) -> None:
+    column = "text" if is_caption else "score"
+    pq.write_table(pa.table({"uid": ["a"], column: values}), tmp_path / "c.parquet")
+    kind = re.escape(str(pq.read_schema(tmp_path / "c.parquet").field(column).type))
+    told = rf"import: .*c\.parquet: column '{column}' has type {kind}; expected texts or numbers"
+    with pytest.raises(UserError, match=told):
+        given_rows([tmp_path / "c.parquet"], is_caption)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), "binary")]
+)
+def test_bytes_are_texts_where_they_are_utf8(tmp_path: Path, kind: pa.DataType) -> None:
+    values = pa.array([b"caf\xc3\xa9", b"caf\xe9", None], pa.binary())
+    values = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
+    pq.write_table(pa.table({"uid": ["a", "b", "c"], "text": values}), tmp_path / "c.parquet")
+    rows, rejected = given_rows([tmp_path / "c.parquet"])
+    assert rows == [(1, "a", "café"), (3, "c", None)]
+    assert rejected == [(2, "bad_encoding")]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_texts_of_parquet_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["a", "bé", None])
+    texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
+    pq.write_table(pa.table({"uid": texts, "text": texts}), tmp_path / "c.parquet")
+    assert given_rows([tmp_path / "c.parquet"]) == (
+        [(1, "a", "a"), (2, "bé", "bé"), (3, None, None)],
+        [],
+    )
+
+
+def test_half_floats_are_scores(tmp_path: Path) -> None:
+    scores = pa.array([0.5, None, 1.25], pa.float16())
+    pq.write_table(pa.table({"uid": ["a", "b", "c"], "score": scores}), tmp_path / "s.parquet")
+    rows, _ = given_rows([tmp_path / "s.parquet"], False)
+    assert rows == [(1, "a", 0.5), (2, "b", None), (3, "c", 1.25)]
+
+
+@pytest.mark.parametrize(
+    "data", ["", "feed,x\n", f"{UIDS[0]},\n", f"{UIDS[0]}, \n", "too,many,x\n"]
+)
+def test_files_without_one_usable_row_replace_nothing(
+    work: Workspace, tmp_path: Path, data: str
+) -> None:
+    (tmp_path / "good.csv").write_text(f"uid,text\n{UIDS[0]},good\n")
+    (tmp_path / "c.csv").write_text(f"uid,text\n{data}")
+    work.import_captions([str(tmp_path / "good.csv")], source="c")
+    with pytest.raises(UserError, match=r"import: no row of 1 file gives a value.*c\.csv"):
+        work.import_captions([str(tmp_path / "c.csv")], source="c")
+    assert texts(work) == ["good", *[None] * 7]
+    assert work.import_captions([str(tmp_path / "c.csv")], source="c", force=True).matched == 0
+    assert texts(work) == [None] * 8

@@ -109,7 +109,7 @@ def test_a_models_captions_are_not_written_over(place: Path) -> None:
 @given(st.lists(st.tuples(st.sampled_from([*UIDS, "x", "y"]), st.text("ab,\"' é", min_size=1))))
 def test_equals_a_dictionary_join(place: Path, rows: list[tuple[str, str]]) -> None:
     write_csv(place / "c.csv", rows)
-    assert run(f"{CAPTIONS} --pool pool") == 0
+    assert run(f"{CAPTIONS} --pool pool --force") == 0
     first: dict[str, str] = {}
     for uid, text in rows:
         first.setdefault(uid, text.strip())

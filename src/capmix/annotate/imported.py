@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.given import REASONS, SUFFIXES, Fault, find_faults, load_given
+from capmix.annotate.given import REASONS, SUFFIXES, Fault, check_usable, find_faults, load_given
 from capmix.caption.flags import caption_flags
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
@@ -113,6 +113,8 @@ def _import(
             inputs = _load_samples(connection, store, pool)
             load_given(connection, paths, uid, column, is_caption)
             faults = find_faults(connection, paths)
+            if not force:
+                check_usable(connection, paths, faults)
             unknown = faults["unknown_uid"].rows if "unknown_uid" in faults else 0
             for shard, found in _by_shard(connection, pool):
                 twice = len(found) - len(np.unique(found["position"]))
