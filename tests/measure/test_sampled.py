@@ -55,7 +55,7 @@ def test_measures_of_single_captions() -> None:
     assert [list(one) for one in raw["openings"]] == [["a dog on a", 2]]
     assert raw["several"] is None
     assert mini["texts"] == 3
-    assert mini["nouns_curve"][-1] == (3, 3)  # car, dog, beach
+    assert list(mini["nouns_curve"][-1]) == [3, 3]  # car, dog, beach
     several = mini["several"]
     assert several["images"] == 3
     assert several["captions"] == 2
