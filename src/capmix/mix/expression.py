@@ -205,7 +205,12 @@ def _without_places(node: Any) -> Any:
 def _sql(node: Node) -> str:
     statement = _serialized("select 1 from samples")
     statement["statements"][0]["node"]["select_list"] = [node]
-    rows = _parser().cursor().execute("select json_deserialize_sql(?)", [json.dumps(statement)]).fetchall()
+    rows = (
+        _parser()
+        .cursor()
+        .execute("select json_deserialize_sql(?)", [json.dumps(statement)])
+        .fetchall()
+    )
     return str(rows[0][0]).removeprefix("SELECT ").removesuffix(" FROM samples")
 
 

@@ -31,7 +31,7 @@ from capmix.mix.run import (
     shuffled,
 )
 from capmix.mix.settings import MixSettings
-from capmix.mix.uids import PairSorter, UidList, pairs_of, write_npy
+from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
@@ -143,7 +143,7 @@ def _write(run: MixRun, draft: Draft, npy: bool) -> tuple[Summary, int]:
         repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
         clauses = run.plan.recipe.clauses
         all_raw = all(clause.source == "raw" for clause in clauses)
-        sorter = PairSorter(scratch) if npy or all_raw else None
+        sorter = PairSorter(scratch, COUNTED) if npy or all_raw else None
         batches = kept_rows(run, values, tally, repeated)
         if run.plan.recipe.shuffle:
             batches = iter([shuffled(run, pa.concat_tables(batches))])
@@ -169,7 +169,9 @@ def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
             raise
         sorter.close()
         return False
-    sorter.add(np.repeat(pairs, table["weight"].to_numpy()))
+    counted = np.empty(len(pairs), COUNTED)
+    counted["f0"], counted["f1"], counted["times"] = pairs["f0"], pairs["f1"], table["weight"]
+    sorter.add(counted)
     return True
 
 

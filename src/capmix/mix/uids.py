@@ -1,7 +1,7 @@
 """uids as DataComp keeps them: pairs of 64-bit numbers, sorted, in .npy files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.mix.recipe import MAX_REPEATS
 from capmix.storage.record import Sink
 
 PAIR = np.dtype("u8,u8")
 HEX_DIGITS = 32
 PARTITIONS = 256
+COUNTED = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("times", "i4")])
 KEPT = 1 << 24  # bytes in memory before they go to the files
+REPEATED_AT_ONCE = 1 << 20  # pairs, 16 bytes each
 
 
 def pairs_of(uids: pa.Array) -> np.ndarray:
@@ -102,12 +105,27 @@ class PairSorter:
         return self._folder / f"{part:02x}"
 
 
-def write_npy(stream: Sink, batches: Iterator[np.ndarray], count: int) -> None:
-    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory."""
+def write_npy(stream: Sink, batches: Iterable[np.ndarray], count: int) -> None:
+    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory.
+
+    `batches` are COUNTED: each pair is written `times` times, and these add up to `count`.
+    """
     header = {"descr": np.lib.format.dtype_to_descr(PAIR), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, header | {"shape": (count,)})
     for batch in batches:
-        stream.write(batch.tobytes())
+        for pairs in _repeated(batch):
+            stream.write(pairs.tobytes())
+
+
+def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
+    """PAIR: each of COUNTED as often as it counts, REPEATED_AT_ONCE at a time."""
+    pairs = np.empty(len(batch), PAIR)
+    pairs["f0"], pairs["f1"] = batch["f0"], batch["f1"]
+    ends = np.cumsum(batch["times"], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    for start in range(0, total, REPEATED_AT_ONCE):
+        places = np.arange(start, min(start + REPEATED_AT_ONCE, total))
+        yield pairs[np.searchsorted(ends, places, side="right")]
 
 
 class UidList:
@@ -120,7 +138,14 @@ class UidList:
         is_new = np.ones(len(pairs), bool)
         is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
         begins = np.flatnonzero(is_new)
-        self._counts = np.diff(begins, append=len(pairs)).astype(np.int32)
+        counts = np.diff(begins, append=len(pairs))
+        if len(counts) and counts.max() > MAX_REPEATS:
+            upper, lower = pairs[begins[counts.argmax()]].tolist()
+            raise UserError(
+                f"uid list {path}: uid {upper:016x}{lower:016x} is in it {counts.max():,} times; "
+                f"expected at most {MAX_REPEATS:,}"
+            )
+        self._counts = counts.astype(np.int32)
         self._first, self._second = pairs["f0"][begins], pairs["f1"][begins]
 
     def times(self, uids: pa.Array) -> np.ndarray:
