@@ -105,3 +105,36 @@ def test_a_list_that_repeats_a_uid_more_often_than_rows_can_count_is_refused(
     expected = rf"uid list .*l\.npy: uid {1:016x}{1:016x} is in it 10,001 times; .* at most 10,000"
     with pytest.raises(UserError, match=expected):
         UidList(str(tmp_path / "l.npy"))
+
+
+@pytest.mark.parametrize(
+    "header", ["(" * 150 + "\n", "{'descr': [", "{" * 9_000, "1" * 9_000, "[]"]
+)
+def test_a_list_with_a_broken_header_is_one_line(tmp_path: Path, header: str) -> None:
+    data = header.encode().ljust(9_100)
+    path = tmp_path / "l.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data)
+    with pytest.raises(UserError, match=r"^uid list .*l\.npy: .") as caught:
+        UidList(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
+def test_a_list_that_is_no_regular_file_is_not_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^uid list {name}: not a regular file"):
+        UidList(name)
+    os.mkfifo(tmp_path / "l")
+    with pytest.raises(UserError, match="not a regular file"):
+        UidList(str(tmp_path / "l"))
+
+
+def test_a_list_of_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.txt"
+    path.write_text("\n".join(f"{number:032x}" for number in range(100)))
+    whole = UidList(str(path)).digest
+    for size in (1, 7, 33, 64):
+        monkeypatch.setattr("capmix.mix.uids.TEXT_AT_ONCE", size)
+        assert UidList(str(path)).digest == whole
+    path.write_bytes(b"a" * 1000)
+    with pytest.raises(UserError, match=r"uid list .*l\.txt: uid 'a+': expected 32 hex digits"):
+        UidList(str(path))

@@ -18,6 +18,7 @@ from capmix.errors import UserError
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
+from capmix.mix.kinds import common_kinds
 from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
@@ -114,6 +115,7 @@ def mix(
             shard_batches(parts.rows, ROWS_AT_ONCE),
             parts,
             settings.workers or cores(),
+            common_kinds(store, pool, plan.columns),
         )
         _check_types(run)
         summary, samples_kept = _write(run, draft, settings.npy)
