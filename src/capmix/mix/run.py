@@ -17,7 +17,7 @@ from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
-from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.expression import LIST_COLUMN, Threshold, bounded
 from capmix.mix.kinds import cast_to
 from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
@@ -69,7 +69,8 @@ class MixRun:
         return made
 
     def query(self, sql: str, batch: pa.Table) -> pa.Table:
-        self.connection.register("batch", in_pieces(batch, self.plan.size))
+        sql, slow = bounded(sql)
+        self.connection.register("batch", in_pieces(batch, self.plan.size, slow))
         try:
             with limited(self.connection, f"recipe {self.plan.recipe.name}"):
                 found: pa.Table = self.connection.sql(sql).to_arrow_table()
