@@ -16,7 +16,7 @@ ALL_MATCHES = frozenset(
     ("regexp_extract_all", "regexp_split_to_array", "string_split_regex", "str_split_regex")
 )
 MATCHING = ALL_MATCHES | {"regexp_matches", "regexp_full_match", "regexp_extract", "regexp_replace"}
-ORDERING = frozenset(("nfc_normalize", "strip_accents"))  # of marks that follow each other
+ORDERING = frozenset(("nfc_normalize",))  # of marks that follow each other
 ORDERED_AT_ONCE = 16  # marks, in the time of a step
 PROPERTY = 20  # steps of \pL
 REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
