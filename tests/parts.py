@@ -49,6 +49,7 @@ class Shards:
     """What a mix needs of a pool."""
 
     shards: list[Shard]
+    has_images: bool = True
 
 
 class HandMade:

@@ -33,6 +33,7 @@ def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
         ("{name: a, about: b, clauses: []}", "clauses"),
         ("{name: a, about: b, clauses: [{source: raw}], extra: 1}", "extra"),
         ("{name: '{missing}', about: b, clauses: [{source: raw}]}", "no parameter"),
+        ("{name: a, about: b, clauses: [{source: raw}], max_repeats: 10001}", "at most 10000"),
         ("{name: ../a, about: b, clauses: [{source: raw}]}", "recipe name"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
     ],

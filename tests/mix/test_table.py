@@ -116,3 +116,37 @@ def test_a_value_that_the_common_type_cannot_hold_is_one_line(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"column 'x', shard 00000: .*9007199254740993") as caught:
         work.table(["raw"], columns=["x"])
     assert "\n" not in str(caught.value)
+
+
+def mixed(work: Workspace, folder: Path, where: str) -> list[str]:
+    (folder / "r.yaml").write_text(
+        f"{{name: r, about: r, clauses: [{{source: raw, where: '{where}'}}]}}"
+    )
+    return list(work.mix(str(folder / "r.yaml")).table()["uid"].to_pylist())
+
+
+@pytest.mark.parametrize("at_once", [1, 200_000])
+def test_a_recipe_takes_a_column_in_one_type_of_all_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("capmix.mix.mix.ROWS_AT_ONCE", at_once)
+    work = metadata(tmp_path, pa.array([1, 2]), pa.array([0.5, 3.5]))
+    assert mixed(work, tmp_path, "x / 2 > 0.9") == [f"{row:032x}" for row in (1, 3)]
+
+
+@pytest.mark.parametrize("at_once", [1, 200_000])
+def test_a_recipe_of_types_that_have_nothing_in_common_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("capmix.mix.mix.ROWS_AT_ONCE", at_once)
+    work = metadata(tmp_path, pa.array([1.5, 2]), pa.array(["a", "b"]))
+    with pytest.raises(UserError, match=r"column 'x': shard 00001 has string.*double") as caught:
+        mixed(work, tmp_path, "x is not null")
+    assert "\n" not in str(caught.value)
+
+
+def test_half_floats_are_read_as_floats(tmp_path: Path) -> None:
+    halves = pa.array([0.5, 2.0], pa.float16())
+    work = metadata(tmp_path, halves, pa.array([0.25, 3.0], pa.float32()))
+    assert mixed(work, tmp_path, "x > 1") == [f"{row:032x}" for row in (1, 3)]
+    assert work.table(["raw"], columns=["x"])["x"].to_pylist() == [0.5, 2.0, 0.25, 3.0]

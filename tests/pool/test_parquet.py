@@ -171,3 +171,25 @@ def test_odd_types_and_broken_files_cost_no_neighbour(tmp_path: Path) -> None:
     index = work.store.read_table("samples/1.parquet")
     assert index["width"].to_pylist() == [None, 300, None]
     assert index["text"].to_pylist() == ["a text", "a text", "b"]
+
+
+@pytest.mark.parametrize("name", ["x", "text", "image"])
+def test_a_file_with_two_columns_of_one_name_is_a_shard_that_cannot_be_read(
+    tmp_path: Path, name: str
+) -> None:
+    images = pa.array([image_bytes(0)], pa.binary())
+    value = images if name == "image" else pa.array(["a"])
+    for folder, column in (("metadata", pa.array(["b"])), ("images", images)):
+        (tmp_path / folder).mkdir()
+        fields = {"metadata": "y", "images": "image"}
+        good = pa.table({fields[folder]: column})
+        pq.write_table(good, tmp_path / folder / "a.parquet")
+        twice = pa.Table.from_arrays([value, value], names=[name, name])
+        pq.write_table(twice, tmp_path / folder / "b.parquet")
+        work = open_workspace(
+            str(tmp_path / folder), str(tmp_path / f"w-{folder}"), max_failures=1.0
+        )
+        work.index()
+        rows = work.store.read_table("samples/b.parquet").to_pylist()
+        assert [row["reason"] for row in rows] == ["unreadable_shard"]
+        assert f"2 columns are called '{name}'" in rows[0]["detail"]

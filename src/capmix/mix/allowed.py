@@ -10,10 +10,11 @@ of DuckDB; time zones, which differ between machines; lambdas and functions of m
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.mix.patterns import MATCHING, SlowCall, slow_call
 from capmix.settings.base import did_you_mean
 
 Node = dict[str, Any]
@@ -163,7 +164,7 @@ def _sizes(node: Node, place: str) -> tuple[Size, Size]:
     if kind not in CLASSES:
         raise UserError(f"{place}: a recipe cannot use {REFUSED.get(kind, kind.lower())}")
     made, total = Size(), Size()
-    for child in _children(node):
+    for child in children(node):
         size, below = _sizes(child, place)
         made, total = made + size, total + below
     if kind == "FUNCTION":
@@ -193,7 +194,9 @@ def _of_function(name: str, node: Node, arguments: Size, place: str) -> Size:
             f"{place}: no function {name!r} in recipes{hint or ''}; docs/recipes.md lists them "
             "(all are of the sample's own row; chance is the column draw)"
         )
-    given = list(_children(node))
+    given = list(children(node))
+    if name in MATCHING and len(given) > 1 and written_out(given[1]) is None:
+        raise UserError(f"{place}: {name}: expected its pattern written out in ''")
     for position in WRITTEN_OUT.get(name, ()):
         text = written_out(given[position]) if position < len(given) else ""
         if text is None:
@@ -205,6 +208,16 @@ def _of_function(name: str, node: Node, arguments: Size, place: str) -> Size:
     if name not in GROWING:
         return SMALL
     return arguments * FACTORS.get(name, 1) + SMALL
+
+
+def slow_call_of(node: Node) -> SlowCall | None:
+    """The bounds of time of a node that check_expression has passed; None where it needs none."""
+    if node["class"] != "FUNCTION":
+        return None
+    given = list(children(node))
+    written = [written_out(one) for one in given]
+    found = slow_call(str(node["function_name"]).lower(), written, 1)
+    return found and replace(found, times=max(1, _sizes(given[0], "")[0].times))
 
 
 def _of_cast(node: Node, made: Size, place: str) -> Size:
@@ -244,11 +257,11 @@ def written_out(node: Node) -> str | None:
     return None if found is None else str(found)
 
 
-def _children(node: Any) -> Iterator[Node]:
+def children(node: Any) -> Iterator[Node]:
     """The expressions right below a node."""
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, dict) and "class" in value:
             if value["class"] != "TYPE":
                 yield value
         elif isinstance(value, dict | list):
-            yield from _children(value)
+            yield from children(value)

@@ -10,20 +10,23 @@ in_list('name')              the sample's uid stands in the list of that name
 times_in_list('name')        how often it does
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from math import isnan
 from typing import Any
 
 import duckdb
 
 from capmix.errors import UserError
-from capmix.mix.allowed import Size, check_expression
+from capmix.mix.allowed import Size, check_expression, children, slow_call_of
+from capmix.mix.patterns import AT_MOST, SlowCall
 from capmix.mix.recipe import check_fraction
 
 Node = dict[str, Any]
+SLOW_TOGETHER = 10  # calls with all the time of a row; more share it
 MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
 DATACOMP_THRESHOLD = "datacomp_threshold"
@@ -93,6 +96,29 @@ def _parse(text: str, place: str) -> Expression:
     columns |= _columns(node, place) - set(thresholds)
     functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
     return Expression(_sql(node), frozenset(columns), thresholds, functions, size)
+
+
+@lru_cache(256)
+def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
+    """A statement in which the texts of slow functions are bounded by capmix_at_most, and what is
+    slow in it; `sql` is of expressions that `parse` has checked."""
+    statement = _serialized(sql)
+    nodes = [(node, slow_call_of(node)) for node in _walk(statement)]
+    calls = [(node, call) for node, call in nodes if call is not None]
+    if not calls:
+        return sql, ()
+    share = min(1.0, SLOW_TOGETHER / len(calls))
+    shared = [(node, dataclasses.replace(call, share=share)) for node, call in calls]
+    for node, call in reversed(shared):  # what is inside first: an outer call's text moves
+        text = next(children(node))
+        wrapped = _parsed(f"{AT_MOST}(x, {call.longest}, '{call.function}')", "")
+        inner = next(children(wrapped))
+        inner.clear()
+        inner.update(text)
+        text.clear()
+        text.update(wrapped)
+    rows = _parser().cursor().execute("select json_deserialize_sql(?)", [json.dumps(statement)])
+    return str(rows.fetchall()[0][0]), tuple(call for _, call in shared)
 
 
 def _parsed(text: str, place: str) -> Node:

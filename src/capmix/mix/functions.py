@@ -15,9 +15,11 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from duckdb.func import PythonUDFType
 
 from capmix.errors import UserError
+from capmix.mix.patterns import AT_MOST
 
 MODEL = "CAPMIX_LANGUAGE_MODEL"
 TYPES = {
@@ -45,6 +47,27 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
         connection.create_function(
             name, of_column, ["VARCHAR"], TYPES[name], type=PythonUDFType.ARROW
         )
+
+
+class TextTooLongError(ValueError):
+    """A text is longer than a slow function takes (see patterns.py)."""
+
+
+def add_bound(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make capmix_at_most(text, bytes, function) known: its text, or TextTooLongError."""
+
+    def at_most(texts: Any, bytes_: Any, function: Any) -> Any:
+        longest, bound = pc.max(pc.binary_length(texts)).as_py() or 0, bytes_[0].as_py()
+        if longest > bound:
+            raise TextTooLongError(
+                f"{function[0]} takes texts of up to {bound:,} bytes here, and one has "
+                f"{longest:,}; shorten it with left(text, length)"
+            )
+        return texts
+
+    connection.create_function(
+        AT_MOST, at_most, ["VARCHAR", "BIGINT", "VARCHAR"], "VARCHAR", type=PythonUDFType.ARROW
+    )
 
 
 def _over_columns(function: Callable[[str], Any]) -> Callable[[Any], pa.Array]:

@@ -18,6 +18,7 @@ from capmix.errors import UserError
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
+from capmix.mix.kinds import common_kinds
 from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
@@ -31,7 +32,7 @@ from capmix.mix.run import (
     shuffled,
 )
 from capmix.mix.settings import MixSettings
-from capmix.mix.uids import PairSorter, UidList, pairs_of, write_npy
+from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
@@ -114,6 +115,7 @@ def mix(
             shard_batches(parts.rows, ROWS_AT_ONCE),
             parts,
             settings.workers or cores(),
+            common_kinds(store, pool, plan.columns),
         )
         _check_types(run)
         summary, samples_kept = _write(run, draft, settings.npy)
@@ -143,7 +145,7 @@ def _write(run: MixRun, draft: Draft, npy: bool) -> tuple[Summary, int]:
         repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
         clauses = run.plan.recipe.clauses
         all_raw = all(clause.source == "raw" for clause in clauses)
-        sorter = PairSorter(scratch) if npy or all_raw else None
+        sorter = PairSorter(scratch, COUNTED) if npy or all_raw else None
         batches = kept_rows(run, values, tally, repeated)
         if run.plan.recipe.shuffle:
             batches = iter([shuffled(run, pa.concat_tables(batches))])
@@ -169,7 +171,9 @@ def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
             raise
         sorter.close()
         return False
-    sorter.add(np.repeat(pairs, table["weight"].to_numpy()))
+    counted = np.empty(len(pairs), COUNTED)
+    counted["f0"], counted["f1"], counted["times"] = pairs["f0"], pairs["f1"], table["weight"]
+    sorter.add(counted)
     return True
 
 

@@ -9,8 +9,8 @@ import duckdb
 from capmix.errors import UserError
 from capmix.mix.allowed import Size
 from capmix.mix.columns import Column, is_text
-from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, parse
-from capmix.mix.functions import TYPES, add_functions
+from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
+from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
@@ -178,13 +178,14 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
         for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
             sql = f"select ({expression.filled(values)})::{kind} from {plan.rows()}"
             with limited(connection, place):
-                connection.sql(sql).fetchall()
+                connection.sql(bounded(sql)[0]).fetchall()
 
 
 def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnection:
     """A connection for expressions of recipes: no file, no network, no extension, one thread, a
     bound of memory, no scratch files, and one time zone on all machines."""
     connection = duckdb.connect(config={"threads": 1, "autoload_known_extensions": False})
+    add_bound(connection)
     add_functions(connection, set(functions) & set(TYPES))
     connection.execute(f"set memory_limit = '{MEMORY}'")
     connection.execute("set temp_directory = ''")

@@ -24,6 +24,7 @@ from capmix.settings.yaml import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 MAX_COMBINATIONS = 10_000
+MAX_REPEATS = 10_000  # of a row; lists of uids repeat one a few times
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
@@ -66,7 +67,7 @@ class Recipe(BaseModel):
     keep: Literal["first", "all"] = "first"
     without_text: Literal["drop", "keep"] = "drop"
     distinct: str | None = None
-    max_repeats: int = Field(10, ge=1)
+    max_repeats: int = Field(10, ge=1, le=MAX_REPEATS)
     shuffle: bool = False
 
     @field_validator("parameters", mode="before")

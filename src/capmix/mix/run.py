@@ -17,7 +17,8 @@ from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
-from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.expression import LIST_COLUMN, Threshold, bounded
+from capmix.mix.kinds import cast_to
 from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
@@ -47,7 +48,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class MixRun:
-    """A plan with what it runs over. `batches` are names of shards that are read together."""
+    """A plan with what it runs over. `batches` are names of shards that are read together;
+    `kinds` the types of those columns that shards may have in several (see kinds.py)."""
 
     store: Store
     plan: RecipePlan
@@ -55,6 +57,7 @@ class MixRun:
     batches: list[list[str]]
     parts: Parts
     workers: int
+    kinds: Mapping[str, pa.DataType] = field(default_factory=dict)
     _threads: local = field(default_factory=local, repr=False)
 
     @property
@@ -66,7 +69,8 @@ class MixRun:
         return made
 
     def query(self, sql: str, batch: pa.Table) -> pa.Table:
-        self.connection.register("batch", in_pieces(batch, self.plan.size))
+        sql, slow = bounded(sql)
+        self.connection.register("batch", in_pieces(batch, self.plan.size, slow))
         try:
             with limited(self.connection, f"recipe {self.plan.recipe.name}"):
                 found: pa.Table = self.connection.sql(sql).to_arrow_table()
@@ -81,6 +85,10 @@ class MixRun:
         tables: list[pa.Table] = []
         for shard in shards:
             table = read_samples(self.store, shard, columns, self.parts)
+            for place, name in enumerate(table.column_names):
+                if name in self.kinds:
+                    values = cast_to(table[name], self.kinds[name], name, shard)
+                    table = table.set_column(place, name, values)
             numbers = pa.array(np.full(len(table), len(tables), np.int32))
             names_of = pa.DictionaryArray.from_arrays(numbers, pa.array(shards))
             tables.append(table.append_column("shard", names_of))

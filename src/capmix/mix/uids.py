@@ -1,20 +1,42 @@
 """uids as DataComp keeps them: pairs of 64-bit numbers, sorted, in .npy files."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.mix.recipe import MAX_REPEATS
 from capmix.storage.record import Sink
 
 PAIR = np.dtype("u8,u8")
 HEX_DIGITS = 32
 PARTITIONS = 256
+COUNTED = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("times", "i4")])
 KEPT = 1 << 24  # bytes in memory before they go to the files
+PAIRS_AT_ONCE = 1 << 20  # 16 bytes each
+TEXT_AT_ONCE = 1 << 24  # bytes of a list of uids
+MAX_UIDS = 1 << 31  # of a list: 32 GB in memory
+# What numpy's reading of a header raises beside ValueError, which its parser of Python may do.
+BROKEN_LIST = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    RecursionError,
+    OverflowError,
+    TypeError,
+    KeyError,
+)
 
 
 def pairs_of(uids: pa.Array) -> np.ndarray:
@@ -102,12 +124,27 @@ class PairSorter:
         return self._folder / f"{part:02x}"
 
 
-def write_npy(stream: Sink, batches: Iterator[np.ndarray], count: int) -> None:
-    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory."""
+def write_npy(stream: Sink, batches: Iterable[np.ndarray], count: int) -> None:
+    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory.
+
+    `batches` are COUNTED: each pair is written `times` times, and these add up to `count`.
+    """
     header = {"descr": np.lib.format.dtype_to_descr(PAIR), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, header | {"shape": (count,)})
     for batch in batches:
-        stream.write(batch.tobytes())
+        for pairs in _repeated(batch):
+            stream.write(pairs.tobytes())
+
+
+def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
+    """PAIR: each of COUNTED as often as it counts, PAIRS_AT_ONCE at a time."""
+    pairs = np.empty(len(batch), PAIR)
+    pairs["f0"], pairs["f1"] = batch["f0"], batch["f1"]
+    ends = np.cumsum(batch["times"], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    for start in range(0, total, PAIRS_AT_ONCE):
+        places = np.arange(start, min(start + PAIRS_AT_ONCE, total))
+        yield pairs[np.searchsorted(ends, places, side="right")]
 
 
 class UidList:
@@ -115,12 +152,19 @@ class UidList:
 
     def __init__(self, path: str):
         pairs = _read_list(path)
-        self.digest = hashlib.sha256(pairs.tobytes()).hexdigest()[:32]
+        self.digest = _digest(pairs)
         pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
         is_new = np.ones(len(pairs), bool)
         is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
         begins = np.flatnonzero(is_new)
-        self._counts = np.diff(begins, append=len(pairs)).astype(np.int32)
+        counts = np.diff(begins, append=len(pairs))
+        if len(counts) and counts.max() > MAX_REPEATS:
+            upper, lower = pairs[begins[counts.argmax()]].tolist()
+            raise UserError(
+                f"uid list {path}: uid {upper:016x}{lower:016x} is in it {counts.max():,} times; "
+                f"expected at most {MAX_REPEATS:,}"
+            )
+        self._counts = counts.astype(np.int32)
         self._first, self._second = pairs["f0"][begins], pairs["f1"][begins]
 
     def times(self, uids: pa.Array) -> np.ndarray:
@@ -141,13 +185,53 @@ class UidList:
 
 def _read_list(path: str) -> np.ndarray:
     try:
-        if path.endswith(".npy"):
-            pairs: np.ndarray = np.lib.format.open_memmap(path, mode="r")
-        else:
-            lines = Path(path).read_text("utf-8").split()
-            pairs = pairs_of(pa.array(lines, pa.string()))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"uid list {path}: {error}") from error
+        # A FIFO would be waited for, and a device has no end.
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UserError(f"uid list {path}: not a regular file")
+            if not path.endswith(".npy"):
+                return _pairs_of_words(stream)
+        pairs: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    except UserError as error:
+        raise (
+            error if str(error).startswith("uid list") else UserError(f"uid list {path}: {error}")
+        ) from error
+    except BROKEN_LIST as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"uid list {path}: {line}") from error
     if pairs.dtype != PAIR or pairs.ndim != 1:
         raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")
+    if len(pairs) > MAX_UIDS:
+        raise UserError(f"uid list {path}: {len(pairs):,} uids; at most {MAX_UIDS:,} are read")
     return pairs
+
+
+def _pairs_of_words(stream: BinaryIO) -> np.ndarray:
+    """The uids between white space. Raises UserError and ValueError for what is none."""
+    found = [np.empty(0, PAIR)]
+    rest = b""
+    count = 0
+    while data := stream.read(TEXT_AT_ONCE):
+        words = (rest + data).split()
+        rest = words.pop() if words and not data[-1:].isspace() else b""
+        if len(rest) > HEX_DIGITS:
+            raise _not_hex(rest[: HEX_DIGITS + 1].decode("utf-8", "replace"))
+        found.append(_pairs_of(words))
+        count += len(words)
+        if count > MAX_UIDS:
+            raise ValueError(f"at most {MAX_UIDS:,} uids are read")
+    return np.concatenate([*found, _pairs_of([rest] if rest else [])])
+
+
+def _pairs_of(words: list[bytes]) -> np.ndarray:
+    return pairs_of(pa.array([word.decode() for word in words], pa.string()))
+
+
+def _digest(pairs: np.ndarray) -> str:
+    """32 hex digits, of a list that need not fit into memory a second time."""
+    total = hashlib.sha256()
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        total.update(pairs[start : start + PAIRS_AT_ONCE].tobytes())
+    return total.hexdigest()[:32]

@@ -5,6 +5,7 @@ with a field `bytes`, or a binary column named as images are; the text is `text`
 file without images (DataComp's metadata) can be mixed, to select before anything is downloaded.
 """
 
+from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,12 @@ class ParquetForm:
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "ParquetForm":
+        """Raises ArrowInvalid where two columns have one name: neither can be read by it."""
+        name, times = next(iter(Counter(schema.names).most_common(1)), ("", 0))
+        if times > 1:
+            raise pa.ArrowInvalid(
+                f"{times} columns are called {name!r:.80}; expected one of a name"
+            )
         image = next((f.name for f in schema if _holds_images(f)), None)
         words = [f.name for f in schema if _is_text(f.type)]
         text = next((name for name in TEXT_COLUMNS if name in words), None)
@@ -160,7 +167,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.string()) if _is_text(column.type) else column
+    if _is_text(column.type):
+        return column.cast(pa.string())
+    # SQL has no numbers of 16 bits.
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _pixels(column: pa.ChunkedArray) -> pa.ChunkedArray:
