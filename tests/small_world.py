@@ -134,7 +134,7 @@ def wrong_rows(subset: bytes, known: Mapping[str, tuple[str, bytes, dict[str, An
         texts = [about["caption"]] if row["source"] == "raw" else [about[one] for one in FIELDS]
         if row["shard"] != shard or row["text"] not in texts:
             found.append(f"{row['uid']}: {row['shard']} {row['text']!r}")
-        elif abs(row["score"] - similarity(image, row["text"])) > 1e-6:
+        elif row["score"] is not None and abs(row["score"] - similarity(image, row["text"])) > 1e-6:
             found.append(f"{row['uid']}: score {row['score']} of {row['text']!r}")
     return found
 

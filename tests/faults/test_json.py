@@ -11,6 +11,8 @@ from capmix.cli.main import main
 from capmix.engine.others import announced
 from capmix.errors import UserError
 from capmix.evaluation.results_file import ResultsFile
+from capmix.storage import store
+from capmix.storage.filesystem import open_regular
 from capmix.storage.store import Store
 from capmix.training.launch import TrainingData
 from capmix.training.run import RunFolder
@@ -238,7 +240,13 @@ def test_a_file_that_may_not_be_read_is_named(
             raise PermissionError(13, "Permission denied", str(path))
         return read(path)
 
+    def refuse_opening(path: str) -> int:
+        if path.endswith(name):
+            raise PermissionError(13, "Permission denied", path)
+        return open_regular(path)
+
     monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(store, "open_regular", refuse_opening)
     line = told(command, 2, capsys)
     assert "storage error: [Errno 13] Permission denied" in line
     assert name in line
