@@ -17,7 +17,7 @@ import small_world as world
 from capmix.errors import UserError
 from capmix.workspace import Workspace
 
-FLIPS = int(os.environ.get("CAPMIX_FLIPS", "52"))
+FLIPS = int(os.environ.get("CAPMIX_FLIPS", "26"))
 KINDS = {
     "index": "work/samples/*.parquet",
     "captions": "work/captions/tags/*.parquet",

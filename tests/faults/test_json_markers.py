@@ -53,7 +53,15 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("kind", MARKERS)
-@pytest.mark.parametrize("how", [*BROKEN, "directory"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "deep_object",
+        "directory",
+        *(pytest.param(how, marks=pytest.mark.slow) for how in BROKEN[1:-2] + BROKEN[-1:]),
+    ],
+)
 def test_every_reader_ends_with_0_or_one_line_and_2(
     how: str, kind: str, here: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

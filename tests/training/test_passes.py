@@ -117,7 +117,8 @@ def reread(position: Position) -> Position:
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
-    ("samples", "per_shard"), [(64, 10), (1000, 90), (2300, 256), (10_000, 700)]
+    ("samples", "per_shard"),
+    [(64, 10), (1000, 90), (2300, 256), pytest.param(10_000, 700, marks=pytest.mark.slow)],
 )
 def test_each_pass_sees_every_sample_once_resumed_or_not(
     samples: int, per_shard: int, workers: int
