@@ -75,9 +75,7 @@ class Draft:
             stream.write(data)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, **parquet_options(table.schema))
-        self.write_bytes(name, buffer.getbuffer())  # type: ignore[arg-type]
+        self.write_bytes(name, table_bytes(table))
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         buffer = io.BytesIO()
@@ -142,6 +140,13 @@ class Draft:
             "settings or from other inputs; this run's result is not kept. Run one after the "
             "other, or give each a name of its own."
         )
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as a parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **parquet_options(table.schema))
+    return buffer.getvalue()
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import xxhash
 from capmix.errors import UserError
 from capmix.storage import legacy
 from capmix.storage.compare import same_settings
-from capmix.storage.draft import Draft, parquet_options
+from capmix.storage.draft import Draft, table_bytes
 from capmix.storage.filesystem import (
     NotAFileError,
     again,
@@ -287,7 +287,7 @@ class Store:
                 raise FileNotFoundError(name)
             return self._listing.markers[name]
         if self.is_local:  # a tenth of what fsspec takes, and a pool has many markers
-            return again(lambda: _read_file(self.path(name)))
+            return again(lambda: self._read_local(name))
         data: bytes = again(lambda: self.fs.cat_file(self.path(name)))
         return data
 
@@ -302,9 +302,7 @@ class Store:
             return None
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, **parquet_options(table.schema))
-        self.write_bytes(name, buffer.getvalue())
+        self.write_bytes(name, table_bytes(table))
 
     def read_table(
         self,
@@ -426,7 +424,7 @@ class Store:
         if not self.is_local:
             data = again(lambda: self.fs.cat_file(self.path(name)))
             return pa.py_buffer(data), (0, 0, 0)
-        with open(open_regular(self.path(name)), "rb") as stream:
+        with self._reading(name) as stream:
             about = os.fstat(stream.fileno())
             state = about.st_ino, about.st_size, about.st_mtime_ns
             if about.st_size < MAPPED_FROM:  # a read reports errors, where a mapping kills
@@ -450,6 +448,11 @@ class Store:
         if self.is_local:
             return open(open_regular(self.path(name)), "rb")
         return self.fs.open(self.path(name), "rb")
+
+    def _read_local(self, name: str) -> bytes:
+        with self._reading(name) as stream:
+            data: bytes = stream.read()
+        return data
 
     def read_part_bytes(self, name: str, part: str | None = None) -> bytes:
         """The whole file of a part. Raises UserError where it is not what its marker says."""
@@ -639,11 +642,6 @@ def _sweep_folder(folder: str) -> None:
     for name in names:
         if is_abandoned(f"{folder}/{name}", now):
             remove_temporary(f"{folder}/{name}")
-
-
-def _read_file(path: str) -> bytes:
-    with open(open_regular(path), "rb") as stream:
-        return stream.read()
 
 
 def as_lines(value: Any) -> bytes:
