@@ -13,6 +13,7 @@ from capmix.mix.columns import columns_of
 from capmix.mix.mix import Summary, mix
 from capmix.mix.recipe import Recipe
 from capmix.mix.settings import MixSettings
+from capmix.mix.subset import SubsetRows
 from capmix.models.index import FIELDS as SAMPLE_FIELDS
 from capmix.pool import Shard
 from capmix.score.stage import FIELDS as SCORE_FIELDS
@@ -71,8 +72,8 @@ class HandMade:
         return mix(self.store, self.pool, recipe, self.columns, made, output)  # type: ignore[arg-type]
 
     def rows(self, output: str = "out") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.store.read_table(f"subsets/{output}.parquet").to_pylist()
-        return found
+        batches = SubsetRows.pinned(self.store, output).batches()
+        return [row for table in batches for row in table.to_pylist()]
 
     def _write(self, name: str, samples: list[Made]) -> None:
         rows = [
@@ -122,8 +123,9 @@ class HandMade:
         return Row(sample.uid, sample.uid, status, reason, reason)
 
     def _part(self, part: str, rows: list[Row], fields: list[tuple[str, pa.DataType]]) -> None:
-        self.store.write_table(f"{part}.parquet", table_of(rows, fields))
         ok = sum(row.status == OK for row in rows)
         counts = Counts(ok=ok)
         counts.dropped["none"] = len(rows) - ok
-        self.store.write_marker(part, Marker({}, {}, len(rows), counts))
+        with self.store.draft(part) as draft:
+            draft.write_table(f"{part}.parquet", table_of(rows, fields))
+            draft.commit(Marker({}, {}, len(rows), counts))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from null_models import NullScorer
 from samples import image_bytes, tar_bytes
 
@@ -124,12 +123,12 @@ def samples(folder: Path) -> dict[str, tuple[str, bytes, dict[str, Any]]]:
     return found
 
 
-def wrong_rows(subset: bytes, known: Mapping[str, tuple[str, bytes, dict[str, Any]]]) -> list[str]:
-    """What a subset's rows say that is not so."""
-    from io import BytesIO
-
+def wrong_rows(
+    work: Workspace, known: Mapping[str, tuple[str, bytes, dict[str, Any]]]
+) -> list[str]:
+    """What the subset's rows say that is not so."""
     found = []
-    for row in pq.read_table(BytesIO(subset)).to_pylist():
+    for row in work.subset("s").table().to_pylist():
         shard, image, about = known[row["uid"]]
         texts = [about["caption"]] if row["source"] == "raw" else [about[one] for one in FIELDS]
         if row["shard"] != shard or row["text"] not in texts:

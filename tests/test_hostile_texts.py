@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from samples import image_bytes, tar_bytes
 
 from capmix.caption.captioner import Caption
@@ -33,7 +32,7 @@ def test_texts_of_a_pool(tmp_path: Path) -> None:
     assert work.measure()["population"]["sources"]["other"]["flags"] == {"loop": 1}
     work.mix("raw", out="all")
     work.export("all", str(tmp_path / "out"))
-    subset = pq.read_table(tmp_path / "w/subsets/all.parquet", use_threads=False)
+    subset = work.subset("all").table()
     texts = set(subset.column("text").to_pylist())
     assert {LONG, "half ? a pair", "nul \x00 inside", "\u202eright"} <= texts
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
     from capmix.mix.mix import Summary
+    from capmix.mix.subset import SubsetRows
     from capmix.probe.evaluate import ProbeResult
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -545,14 +546,30 @@ class Subset:
         return self.summary.kept
 
     def table(self) -> pa.Table:
-        """uid, shard, key, source, k, text, score, weight (how often the row counts), copy."""
-        return self.workspace.store.read_table(f"{SUBSETS}/{self.name}.parquet")
+        """uid, shard, key, source, k, text, score, weight (how often the row counts), copy.
+
+        Raises UserError where a text was written again since the subset was made.
+        """
+        return pa.concat_tables(self.batches())
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows of `table`, some at a time."""
-        from capmix.export.rows import SubsetRows
+        return self._rows.batches()
 
-        return SubsetRows.pinned(self.workspace.store, self.name).batches()
+    def write(self, path: Place) -> int:
+        """Write the rows of `table` as a parquet file, some at a time; returns how many."""
+        from capmix.mix.subset import write_parquet
+
+        place = os.fspath(path)
+        if not place.endswith(".parquet"):
+            raise UserError(f"{place}: expected a file name that ends in .parquet")
+        return write_parquet(self._rows, place)
+
+    @property
+    def _rows(self) -> "SubsetRows":
+        from capmix.mix.subset import SubsetRows
+
+        return SubsetRows.pinned(self.workspace.store, self.name)
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
     def export(self, out: Place, settings: ExportSettings | None = None, **options: Any) -> Counts:

@@ -129,7 +129,7 @@ def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
     work.export("twice", str(tmp_path / "out"), samples_per_shard=4)
     pool = open_pool(str(tmp_path / "out"))
     found = [s for shard in pool.shards for s in pool.read(shard) if isinstance(s, Sample)]
-    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    subset = work.subset("twice").table().to_pylist()
     expected = [(f"{row['uid']}-{i}", row) for row in subset for i in range(row["weight"])]
     assert sum(row["weight"] > 1 for row in subset) == 4
     sizes = json.loads((tmp_path / "out/sizes.json").read_text())
@@ -163,7 +163,7 @@ def test_the_parquet_form_opens_as_a_pool_would_see_it(tmp_path: Path) -> None:
     work = several_captions(tmp_path)
     work.export("twice", str(tmp_path / "out"), samples_per_shard=100, format="parquet")
     table = pq.read_table(tmp_path / "out/data/train-00000000.parquet", use_threads=False)
-    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    subset = work.subset("twice").table().to_pylist()
     assert table["uid"].to_pylist() == [r["uid"] for r in subset for _ in range(r["weight"])]
     first = table.slice(0, 1).to_pylist()[0]
     assert first["image"]["bytes"] == image_bytes(int(first["uid"], 16))
@@ -192,7 +192,7 @@ def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
     work.export("twice", str(tmp_path / "out"), format="csv")
     with (tmp_path / "out/captions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    subset = work.store.read_table("subsets/twice.parquet").to_pylist()
+    subset = work.subset("twice").table().to_pylist()
     assert [(r["uid"], r["text"]) for r in rows] == [(r["uid"], r["text"]) for r in subset]
 
 

@@ -46,11 +46,11 @@ def opened(folder: Path) -> Workspace:
 
 def files(folder: Path) -> dict[str, Any]:
     """All that matters of what is there: neither what a run notes of itself, nor what is half
-    written, nor versions and devices."""
+    written, nor versions and devices, nor copies that the next reader makes where they are not."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
-        if "/running/" in name or name.endswith(".tmp"):
+        if "/running/" in name or "/.arrays/" in name or name.endswith(".tmp"):
             continue
         found[name] = path.read_bytes()
         if "marker" in name:

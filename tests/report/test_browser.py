@@ -126,7 +126,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
         matching = int(page.locator("#matching").get_attribute("data-count") or -1)
     (tmp_path / "copied.yaml").write_text(recipe, "utf-8")
     summary = work.mix(str(tmp_path / "copied.yaml"), out="copied").summary
-    rows = work.store.read_table("subsets/copied.parquet")["source"].to_pylist()
+    rows = work.subset("copied").table()["source"].to_pylist()
     assert {source: rows.count(source) for source in kept} == kept
     assert summary.kept == total == sum(kept.values())
     assert matching == kept["mini"]  # all 36 samples are in the page
@@ -135,7 +135,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
 
 def test_samples_are_sorted_and_filtered(work: Workspace) -> None:
     table = read_sample(work.store).to_pylist()
-    subset = work.store.read_table("subsets/raw-top30+mini-above.parquet").to_pylist()
+    subset = work.subset("raw-top30+mini-above").table().to_pylist()
     with opened(url(work)) as seen:
         page = seen.page
 

@@ -28,7 +28,7 @@ def opened(folder: Path) -> Workspace:
 
 
 def texts(folder: Path, subset: str) -> list[str]:
-    table = Store(str(folder / "work")).read_table(f"subsets/{subset}.parquet")
+    table = open_workspace(str(folder / "pool"), str(folder / "work")).subset(subset).table()
     return [str(text) for text in table["text"].to_pylist()]
 
 
@@ -53,7 +53,7 @@ def test_a_subset_killed_before_its_marker_is_not_taken_for_the_one_before(
         patch.setattr(Store, "put_marker", killed)
         with pytest.raises(KeyboardInterrupt):
             work.mix("raw", where="key like '%1'", out="s")
-    with pytest.raises(UserError, match="no finished part"):
+    with pytest.raises(UserError, match="no subset 's'"):
         texts(tmp_path, "s")
     work.mix("raw", out="s")
     assert len(texts(tmp_path, "s")) == 8

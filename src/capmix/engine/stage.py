@@ -98,7 +98,7 @@ class Stage:
     `defaults` are those of settings in `config`, which count as absent where they are at them.
     `columns` are those of the part's table; a part of an older capmix that lacks some is made
     again, or gets them from `upgrade` where there is one. `provenance` goes into markers and
-    decides nothing.
+    decides nothing. `after` is called once a part is finished.
     """
 
     name: str
@@ -113,6 +113,7 @@ class Stage:
     columns: tuple[str, ...] = ()
     upgrade: Callable[[pa.Table], pa.Table] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    after: Callable[[Shard], None] | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)
@@ -207,6 +208,8 @@ def run_one(
             draft.commit(marker)
         except MadeMeanwhileError:
             return PartOutcome(seconds=time.monotonic() - started)
+    if stage.after is not None:
+        stage.after(shard)
     return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)
 
 

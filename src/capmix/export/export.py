@@ -24,12 +24,12 @@ from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.claim import claim
 from capmix.export.manifest import ExportTarget
-from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.export.settings import SAMPLES_PER_SHARD, Form
 from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
+from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool, Shard
 from capmix.storage import legacy
 from capmix.storage.filesystem import is_within

@@ -164,8 +164,14 @@ def _source_columns(
     return found
 
 
-def read_samples(store: Store, shard: str, columns: Mapping[str, Column], parts: Parts) -> pa.Table:
-    """uid, key and `columns` of those samples of a shard that are ok, in pool order.
+def read_samples(
+    store: Store,
+    shard: str,
+    columns: Mapping[str, Column],
+    parts: Parts,
+    about: Sequence[str] = ("uid", "key"),
+) -> pa.Table:
+    """`about` and `columns` of those samples of a shard that are ok, in pool order.
 
     Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
     a part does not, rows are found by uid. Of scores not even the uids are read where the markers
@@ -173,11 +179,12 @@ def read_samples(store: Store, shard: str, columns: Mapping[str, Column], parts:
     """
     whole = shard in parts.whole
     fields = {column.field for column in columns.values() if column.folder == SAMPLES}
-    status = set() if whole else {"status"}
-    samples = _read(store, parts, SAMPLES, shard, {"uid", "key", *status}, fields)
-    uids_of = {SAMPLES: samples["uid"]}
-    found: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
     folders = dict.fromkeys(column.folder for column in columns.values())
+    needed = {*about} if whole else {*about, "status"}
+    needed |= {"uid"} if set(folders) - {SAMPLES} else set()
+    samples = _read(store, parts, SAMPLES, shard, needed, fields)
+    uids_of = {SAMPLES: samples["uid"]} if "uid" in needed else {}
+    found: dict[str, Any] = {name: samples[name] for name in about}
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
         here = {name: column for name, column in columns.items() if column.folder == folder}
         if folder == SAMPLES:

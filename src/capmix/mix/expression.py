@@ -54,8 +54,9 @@ class Threshold:
 class Expression:
     """A checked SQL expression, and what must be there before it can be computed.
 
-    In `sql`, a name that `thresholds` has stands for that threshold's number. `size` bounds what
-    is made for a row.
+    In `sql`, a name that `thresholds` has stands for that threshold's number. `of_rows` are the
+    `columns` that are still needed once these numbers are known. `size` bounds what is made for a
+    row.
     """
 
     sql: str
@@ -63,6 +64,7 @@ class Expression:
     thresholds: dict[str, Threshold] = field(default_factory=dict)
     functions: frozenset[str] = frozenset()
     size: Size = field(default_factory=Size)
+    of_rows: frozenset[str] = frozenset()
 
     def filled(self, values: dict[Threshold, float]) -> str:
         """The SQL with the numbers of its thresholds in it, as FLOAT; null for NaN."""
@@ -92,10 +94,10 @@ def _parse(text: str, place: str) -> Expression:
     while name in json.dumps(node).lower():  # a text or a column may be called so
         name += "_"
     node = _replaced(node, thresholds, place, name)
-    columns = {name for threshold in thresholds.values() for name in threshold.columns}
-    columns |= _columns(node, place) - set(thresholds)
+    of_rows = frozenset(_columns(node, place) - set(thresholds))
+    columns = of_rows.union(*(threshold.columns for threshold in thresholds.values()))
     functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
-    return Expression(_sql(node), frozenset(columns), thresholds, functions, size)
+    return Expression(_sql(node), columns, thresholds, functions, size, of_rows)
 
 
 @lru_cache(256)

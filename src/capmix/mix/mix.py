@@ -1,8 +1,8 @@
 """Apply a recipe to a pool of any size: two passes over the parts, some shards at a time.
 
 The first pass finds the thresholds, exactly (threshold.py). The second puts the columns of a few
-shards side by side, lets DuckDB say which clauses hold for each sample, and writes the rows that
-are kept. Nothing grows with the pool; the same input and seed give the same bytes.
+shards side by side, lets DuckDB say which clauses hold for each sample, and writes references to
+the rows that are kept (subset.py). The same input and seed give the same bytes.
 """
 
 import math
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from capmix.engine.local import cores
 from capmix.errors import UserError
+from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.expression import LIST_COLUMN, Threshold
 from capmix.mix.functions import fingerprint
@@ -23,34 +23,35 @@ from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
-    SCHEMA,
+    Kept,
     MixRun,
     MixTally,
+    With,
     find_repeated,
     find_thresholds,
     kept_rows,
     shuffled,
 )
 from capmix.mix.settings import MixSettings
+from capmix.mix.subset import shards_file, subset_file
+from capmix.mix.subset_writer import SubsetWriter
 from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
-from capmix.storage.layout import SUBSETS
+from capmix.storage.layout import RAW, SUBSETS
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
 
 ROWS_AT_ONCE = 200_000
-DEFAULTS = {"seed": 0, "npy": False, "functions": {}, "recipe": recipe_defaults()}
-# zstd would make it half as large, and mixing a fifth slower. `store_schema` would make readers
-# return dictionaries where the column is one here.
-PARQUET = {
-    "compression": "snappy",
-    "use_dictionary": ["shard", "source"],
-    "write_statistics": ["shard", "score", "weight"],
-    "store_schema": False,
-    "write_page_checksum": True,
+OF_CONFIG = {"seed", "npy", "texts"}
+DEFAULTS = {
+    "seed": 0,
+    "npy": False,
+    "texts": False,
+    "functions": {},
+    "recipe": recipe_defaults(),
 }
 
 
@@ -88,10 +89,10 @@ def mix(
     settings: MixSettings = MixSettings(),
     output: str | None = None,
 ) -> Summary:
-    """Write `subsets/<output>.parquet` (default: the recipe's name) unless it is up to date.
+    """Write `subsets/<output>.parquet` (default: the recipe's name; see subset.py) unless it is up
+    to date.
 
-    Columns: uid, shard, key, source, k, text, score, weight (how often the row counts). Rows lie in
-    pool order. `columns` are what the recipe may use (columns.columns_of). A .npy file beside it
+    `columns` are what the recipe may use (columns.columns_of). A .npy file beside it
     (see MixSettings) has the uids, sorted, each as often as it counts. Raises UserError for a
     recipe that does not fit the columns or keeps nothing, and for parts that are missing or stale.
     """
@@ -103,58 +104,68 @@ def mix(
     lists = {one: UidList(path) for one, path in settings.uids.items() if _asked(plan, one)}
     parts = check_parts(store, pool, folders_of(plan.columns.values()))
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
-    config = {"recipe": recipe.model_dump(), "seed": settings.seed, "npy": settings.npy}
+    config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
     config["functions"] = fingerprint(plan.functions)
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
 
     def make(draft: Draft) -> Marker:
-        run = MixRun(
-            store,
-            plan,
-            lists,
-            shard_batches(parts.rows, ROWS_AT_ONCE),
-            parts,
-            settings.workers or cores(),
-            common_kinds(store, pool, plan.columns),
-        )
+        named = {name: plan.columns[name] for name in _read(plan) & plan.columns.keys()}
+        kinds = common_kinds(store, pool, named)
+        reader = BatchReader(store, parts, plan.columns, kinds, lists)
+        batches = shard_batches(parts.rows, ROWS_AT_ONCE)
+        run = MixRun(plan, reader, batches, settings.workers or cores())
         _check_types(run)
-        summary, samples_kept = _write(run, draft, settings.npy)
+        summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
         refuse_rewritten(store, parts)
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
         return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
 
-    marker, _ = once(store, name, inputs, config, make, DEFAULTS, [f"{name}.parquet"])
+    marker, _ = once(store, name, inputs, config, make, DEFAULTS, [subset_file(called)])
     return Summary(**marker.extra["summary"])
+
+
+def _read(plan: RecipePlan) -> frozenset[str]:
+    """Names of the columns that are read for its expressions."""
+    distinct = plan.recipe.distinct
+    return plan.named | ({distinct} if distinct else set())
 
 
 def _check_types(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
     first = run.batches[0][:1] if run.batches else []
-    run.connection.register("batch", run.read(first, run.plan.columns).slice(0, 0))
+    batch = run.reader.read(first, _read(run.plan) | {"uid"})
+    run.connection.register("batch", batch.table.slice(0, 0))
     check_types(run.plan, run.connection)
     run.connection.unregister("batch")
 
 
-def _write(run: MixRun, draft: Draft, npy: bool) -> tuple[Summary, int]:
+def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tuple[Summary, int]:
     """Write the subset; returns its summary, and how many samples have a row in it."""
-    with run.store.scratch() as scratch, draft.writing(f"{draft.part}.parquet") as stream:
-        tally = MixTally(len(run.plan.steps))
+    recipe, store = run.plan.recipe, run.reader.store
+    all_raw = all(clause.source == RAW for clause in recipe.clauses)
+    read: With = "uids" if settings.npy or all_raw else "references"
+    read = "texts" if settings.texts or recipe.shuffle else read
+    sources = [run.plan.source_of(step) for step in run.plan.steps]
+    tally = MixTally(len(run.plan.steps))
+    with store.scratch() as scratch, draft.writing(subset_file(called)) as stream:
         values = find_thresholds(run)
-        repeated = find_repeated(run, values) if run.plan.recipe.distinct else None
-        clauses = run.plan.recipe.clauses
-        all_raw = all(clause.source == "raw" for clause in clauses)
-        sorter = PairSorter(scratch, COUNTED) if npy or all_raw else None
-        batches = kept_rows(run, values, tally, repeated)
-        if run.plan.recipe.shuffle:
-            batches = iter([shuffled(run, pa.concat_tables(batches))])
-        with pq.ParquetWriter(stream, SCHEMA, **PARQUET) as writer:
-            for table in batches:
-                if len(table):
-                    writer.write_table(table)
-                if sorter is not None and not _add_pairs(sorter, table, must=npy):
+        repeated = find_repeated(run, values) if recipe.distinct else None
+        sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
+        waiting: list[pa.Table] = []
+        with SubsetWriter(stream, sources, read == "texts", run.reader.parts) as writer:
+            for kept in kept_rows(run, values, tally, repeated, read):
+                table = writer.table(kept)
+                if recipe.shuffle:
+                    waiting.append(table)
+                else:
+                    writer.write(table)
+                if sorter is not None and not _add_pairs(sorter, kept, must=settings.npy):
                     sorter = None
+            if waiting:
+                writer.write(shuffled(run, pa.concat_tables(waiting)))
+        draft.write_table(shards_file(called), writer.shards())
         summary = _summary(run.plan, tally, values)
         if sorter is not None:
             with draft.writing(f"{draft.part}.npy") as npy_stream:
@@ -162,17 +173,18 @@ def _write(run: MixRun, draft: Draft, npy: bool) -> tuple[Summary, int]:
     return summary, tally.samples_kept
 
 
-def _add_pairs(sorter: PairSorter, table: pa.Table, must: bool) -> bool:
+def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
     """False where uids are not of DataComp's form and need not be."""
+    assert kept.texts is not None
     try:
-        pairs = pairs_of(one_array(table["uid"]))
+        pairs = pairs_of(one_array(kept.texts["uid"]))
     except UserError:
         if must:
             raise
         sorter.close()
         return False
     counted = np.empty(len(pairs), COUNTED)
-    counted["f0"], counted["f1"], counted["times"] = pairs["f0"], pairs["f1"], table["weight"]
+    counted["f0"], counted["f1"], counted["times"] = pairs["f0"], pairs["f1"], kept.weight
     sorter.add(counted)
     return True
 

@@ -9,6 +9,7 @@ from typing import Any
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.pool import Pool
+from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
@@ -29,6 +30,7 @@ class Parts:
     were made, row by row, from the parts of their texts that lie there now. `records`: of every
     file of these parts, by name. `unrecorded`: fingerprints of the parts with a file whose digest
     is not compared when it is read: written by an older capmix, or remote and large.
+    `fingerprints`: of each part.
     """
 
     digests: dict[str, str]
@@ -37,6 +39,14 @@ class Parts:
     following: frozenset[str]
     records: dict[str, FileRecord] = field(default_factory=dict)
     unrecorded: dict[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def pinned(self, store: Store) -> PinnedParts:
+        """The same for who reads single files; of other parts, those that lie there now."""
+        return PinnedParts(
+            lambda part: self.fingerprints.get(part) or store.fingerprint(part),
+            lambda name: self.records.get(name) or store.record(name),
+        )
 
 
 def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
@@ -66,7 +76,7 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     digests: dict[str, str] = {}
     rows: dict[str, int] = {}
     whole, following = set(), set(folders)
-    of_part: dict[tuple[str, str], str] = {}
+    of_part: dict[str, str] = {}
     written: dict[str, str | None] = {}
     settings: dict[str, dict[str, Any]] = {}
     records: dict[str, FileRecord] = {}
@@ -75,7 +85,7 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
         for shard in pool.shards:
             part = f"{folder}/{shard.name}"
             digest, marker = _marker(store, pool, folder, shard.name)
-            of_part[folder, shard.name] = digest
+            of_part[part] = digest
             records |= marker.files
             if not marker.files or not all(map(store.compares, marker.files.values())):
                 unrecorded[part] = digest
@@ -91,10 +101,12 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
             _refuse_two_settings(store, folder, shard.name, marker.config, settings)
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
-        parts = ((shard.name, of_part[folder, shard.name]) for shard in pool.shards)
+        parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in pool.shards)
         digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in pool.shards}
-    return Parts(digests, rows, frozenset(whole), frozenset(following), records, unrecorded)
+    return Parts(
+        digests, rows, frozenset(whole), frozenset(following), records, unrecorded, of_part
+    )
 
 
 def _refuse_two_settings(
@@ -162,7 +174,7 @@ def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[str, Mar
 
 
 def _follows(
-    store: Store, folder: str, shard: str, marker: Marker, of_part: dict[tuple[str, str], str]
+    store: Store, folder: str, shard: str, marker: Marker, of_part: dict[str, str]
 ) -> bool:
     """Whether a part of scores names the present part of its texts as what it was made from."""
     if not folder.startswith(f"{SCORES}/"):
@@ -171,7 +183,8 @@ def _follows(
     made_from = marker.inputs.get(texts)
     if made_from is None:
         return False
-    now = of_part.get((texts, shard)) or store.fingerprint(f"{texts}/{shard}")
+    now = of_part.get(f"{texts}/{shard}") or store.fingerprint(f"{texts}/{shard}")
+    of_part[f"{texts}/{shard}"] = now
     if now and made_from != now:
         raise UserError(
             f"{store.path(folder)}: shard {shard} was scored before its texts in {texts} were "

@@ -36,7 +36,7 @@ class ClausePlan:
 class RecipePlan:
     """A recipe against the columns of one work directory.
 
-    `columns` are those of the parts that have to be read; `lists` the uid lists that are asked for.
+    `columns` are those that its rows depend on, `lists` the uid lists that are asked for.
     """
 
     recipe: Recipe
@@ -54,35 +54,51 @@ class RecipePlan:
         found = [t for e in self._expressions() for t in e.thresholds.values()]
         return list(dict.fromkeys(found))
 
-    def of_threshold(self, threshold: Threshold) -> dict[str, Column]:
-        """The columns that a threshold's value needs."""
-        return {name: self.columns[name] for name in threshold.columns if name in self.columns}
+    @property
+    def of_rows(self) -> frozenset[str]:
+        """The columns that its clauses name, beside those of thresholds, whose numbers are known
+        by then."""
+        return frozenset().union(*(e.of_rows for e in self._expressions()))
 
-    def sql(self, values: Mapping[Threshold, float]) -> str:
+    @property
+    def named(self) -> frozenset[str]:
+        """All columns that its clauses name."""
+        return frozenset().union(*(e.columns for e in self._expressions()))
+
+    def sql(self, values: Mapping[Threshold, float], with_text: bool = True) -> str:
         """One row of booleans c0, c1, ... and, where any weight is given, weights w0, w1, ...
 
         Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text,
-        or need not have one.
+        or need not have one; texts are not looked at without `with_text`.
         """
-        with_text = "" if self.recipe.without_text == "keep" else "and {}_text is not null"
+        asks = with_text and self.recipe.without_text == "drop"
+        and_text = "and {}_text is not null" if asks else ""
         columns = [
             f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false) "
-            f"{with_text.format(step.clause.source)} as c{i}"
+            f"{and_text.format(step.clause.source)} as c{i}"
             for i, step in enumerate(self.steps)
         ]
         if self.is_weighted:
             for i, step in enumerate(self.steps):
                 columns.append(f"({step.weight.filled(dict(values))})::DOUBLE as w{i}")
             columns.append(f"{DRAW.format(name='repeat', seed=self.seed)} as repeat_draw")
-        return f"select {', '.join(columns)}\nfrom {self.rows()}"
+        return f"select {', '.join(columns)}\nfrom {self.rows(self.of_rows)}"
 
     def value_sql(self, threshold: Threshold) -> str:
         """The values, FLOAT, that a threshold is taken of."""
-        return f"select ({threshold.value})::FLOAT as v from {self.rows()}"
+        return f"select ({threshold.value})::FLOAT as v from {self.rows(threshold.columns)}"
 
-    def rows(self) -> str:
+    def rows(self, names: Collection[str]) -> str:
+        """The table that expressions with columns of these `names` are of."""
+        if "draw" not in names:
+            return "batch as samples"
         draw = DRAW.format(name="draw", seed=self.seed)
         return f"(select *, {draw}::FLOAT as draw from batch) as samples"
+
+    def source_of(self, step: ClausePlan) -> str:
+        """blip2 for blip2_best: the folder of the source's captions."""
+        folder = self.columns[f"{step.clause.source}_text"].folder
+        return folder.rpartition("/")[2] if "/" in folder else step.clause.source
 
     @property
     def size(self) -> Size:
@@ -176,7 +192,8 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
     for step in plan.steps:
         place = f"recipe {plan.recipe.name}, clause '{step}'"
         for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
-            sql = f"select ({expression.filled(values)})::{kind} from {plan.rows()}"
+            rows = plan.rows(expression.columns)
+            sql = f"select ({expression.filled(values)})::{kind} from {rows}"
             with limited(connection, place):
                 connection.sql(bounded(sql)[0]).fetchall()
 

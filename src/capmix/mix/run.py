@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from threading import local
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import duckdb
 import numpy as np
@@ -16,49 +16,37 @@ import pyarrow.compute as pc
 from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
-from capmix.mix.columns import Column, can_read_alone, one_array, read_alone, read_samples
-from capmix.mix.expression import LIST_COLUMN, Threshold, bounded
-from capmix.mix.kinds import cast_to
+from capmix.mix.batch import BatchReader, SampleBatch, is_score
+from capmix.mix.columns import can_read_alone, one_array, read_alone
+from capmix.mix.expression import Threshold, bounded
 from capmix.mix.limits import in_pieces, limited
-from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
+from capmix.mix.subset import texts_of
 from capmix.mix.threshold import TopFraction
-from capmix.mix.uids import PAIR, PairSorter, UidList, pairs_of
-from capmix.storage.store import Store
+from capmix.mix.uids import PAIR, PairSorter, pairs_of
 
 Result = TypeVar("Result")
+With = Literal["references", "uids", "texts"]
 KEEP_AT_MOST = 32_000_000  # float32 values that need not be read twice: 128 MB
 ROW = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("row", "i8")])
+NO_ARRAYS = ("shards", "texts")  # of Kept
 NO_CLAUSE, NO_WEIGHT, REPEATED = "no clause holds", "weight 0", "repeats an earlier {}"
-WORD = pa.dictionary(pa.int32(), pa.string())  # in memory; the file has plain strings
-SCHEMA = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("shard", WORD),
-        ("key", pa.string()),
-        ("source", WORD),
-        ("k", pa.int32()),
-        ("text", pa.string()),
-        ("score", pa.float32()),
-        ("weight", pa.int32()),
-        ("copy", pa.int32()),
-    ]
-)
 
 
 @dataclass(frozen=True)
 class MixRun:
-    """A plan with what it runs over. `batches` are names of shards that are read together;
-    `kinds` the types of those columns that shards may have in several (see kinds.py)."""
+    """A plan with what it runs over. `batches` are names of shards that are read together."""
 
-    store: Store
     plan: RecipePlan
-    lists: Mapping[str, UidList]
+    reader: BatchReader
     batches: list[list[str]]
-    parts: Parts
     workers: int
-    kinds: Mapping[str, pa.DataType] = field(default_factory=dict)
     _threads: local = field(default_factory=local, repr=False)
+
+    @property
+    def samples(self) -> int:
+        """Rows of the index."""
+        return sum(self.reader.parts.rows.values())
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
@@ -79,24 +67,6 @@ class MixRun:
         if len(found) != len(batch):
             raise UserError(f"recipe {self.plan.recipe.name}: an expression is not of single rows")
         return found
-
-    def read(self, shards: Sequence[str], columns: Mapping[str, Column]) -> pa.Table:
-        """uid, shard, key and `columns` of some shards, and the lists' columns."""
-        tables: list[pa.Table] = []
-        for shard in shards:
-            table = read_samples(self.store, shard, columns, self.parts)
-            for place, name in enumerate(table.column_names):
-                if name in self.kinds:
-                    values = cast_to(table[name], self.kinds[name], name, shard)
-                    table = table.set_column(place, name, values)
-            numbers = pa.array(np.full(len(table), len(tables), np.int32))
-            names_of = pa.DictionaryArray.from_arrays(numbers, pa.array(shards))
-            tables.append(table.append_column("shard", names_of))
-        batch = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        for name, uids in self.lists.items():
-            found = pa.array(uids.times(one_array(batch["uid"])))
-            batch = batch.append_column(LIST_COLUMN.format(name), found)
-        return batch
 
     def each_batch(self, work: Callable[[list[str]], Result], about: str) -> Iterator[Result]:
         """`work` of every batch, in order, some at a time in threads."""
@@ -130,6 +100,7 @@ class MixTally:
             if self.scored[source]
             else None
             for source in sorted(self.of_source)
+            if self.of_source[source]
         }
 
 
@@ -146,7 +117,7 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
         return {value: _values(run, shards, one) for value, one in values.items()}
 
     kept: list[dict[str, np.ndarray]] = []
-    keep = sum(run.parts.rows.values()) * len(values) <= KEEP_AT_MOST
+    keep = run.samples * len(values) <= KEEP_AT_MOST
     for read in run.each_batch(of_batch, "threshold"):
         for threshold, top in found.items():
             top.count(read[threshold.value])
@@ -163,15 +134,19 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
 
 def _values(run: MixRun, shards: list[str], threshold: Threshold) -> np.ndarray:
     """float32 (N,), NaN where there is none."""
-    columns = run.plan.of_threshold(threshold)
-    column = columns.get(threshold.value)
+    reader = run.reader
+    column = reader.columns.get(threshold.value)
+    if column is not None and is_score(column):
+        return reader.of_scores(shards, column)
     found = None
-    if column is not None and can_read_alone(column) and run.parts.whole.issuperset(shards):
-        parts = [read_alone(run.store, shard, column, run.parts) for shard in shards]
-        if all(len(part) == run.parts.rows[s] for part, s in zip(parts, shards, strict=True)):
+    if column is not None and can_read_alone(column) and reader.parts.whole.issuperset(shards):
+        parts = [read_alone(reader.store, shard, column, reader.parts) for shard in shards]
+        rows = reader.parts.rows
+        if all(len(part) == rows[s] for part, s in zip(parts, shards, strict=True)):
             found = pa.chunked_array(parts).cast(pa.float32())
     if found is None:
-        found = run.query(run.plan.value_sql(threshold), run.read(shards, columns))["v"]
+        batch = reader.read(shards, threshold.columns)
+        found = run.query(run.plan.value_sql(threshold), batch.table)["v"]
     values: np.ndarray = pc.fill_null(found, np.nan).to_numpy()
     return values
 
@@ -187,55 +162,137 @@ class _Chosen:
     no_weight: int
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The rows of a batch that are kept, in pool order.
+
+    `shard` numbers the batch's `shards`, `row` is the number of the sample in its shard's index,
+    `clause` that of the clause; `k`, `score` (NaN for none), `weight` and `copy` as in a subset.
+    `texts` are uid, key and text of the rows, where they are asked for; a uid alone may be.
+    """
+
+    shards: list[str]
+    shard: np.ndarray
+    row: np.ndarray
+    clause: np.ndarray
+    k: np.ndarray
+    score: np.ndarray
+    weight: np.ndarray
+    copy: np.ndarray
+    texts: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def where(self, stays: np.ndarray) -> "Kept":
+        """Some of the rows."""
+        arrays = {name: one[stays] for name, one in vars(self).items() if name not in NO_ARRAYS}
+        texts = None if self.texts is None else self.texts.filter(pa.array(stays))
+        return Kept(self.shards, **arrays, texts=texts)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Rows of a batch, and the samples that have none."""
+
+    kept: Kept
+    samples: np.ndarray
+    of_batch: int
+    no_clause: int
+    no_weight: int
+
+
 def kept_rows(
     run: MixRun,
     values: Mapping[Threshold, float],
     tally: MixTally,
     repeated: np.ndarray | None = None,
-) -> Iterator[pa.Table]:
-    """The rows that are kept, SCHEMA, in pool order; `tally` counts them.
+    read: With = "references",
+) -> Iterator[Kept]:
+    """The rows that are kept, in pool order, with their uids, or with their texts too, where
+    `read` says so; `tally` counts them.
 
     `repeated` (see find_repeated) are the numbers of samples that are left out after all.
     """
-    sql = run.plan.sql(values)
-
-    def of_batch(shards: list[str]) -> tuple[pa.Table, _Chosen, pa.Table]:
-        batch = run.read(shards, run.plan.columns)
-        chosen = _choose(run.plan, run.query(sql, batch))
-        return batch, chosen, _rows(run.plan, batch, chosen)
-
-    for batch, chosen, table in run.each_batch(of_batch, f"mix {run.plan.recipe.name}"):
-        clauses, samples = chosen.clauses, chosen.samples
+    names = [run.plan.source_of(step) for step in run.plan.steps]
+    work = partial(_kept_of, run, run.plan.sql(values, with_text=False), names, read)
+    for found in run.each_batch(work, f"mix {run.plan.recipe.name}"):
+        kept, samples = found.kept, found.samples
         if repeated is not None:
-            ends = np.searchsorted(repeated, [tally.samples, tally.samples + len(batch)])
+            ends = np.searchsorted(repeated, [tally.samples, tally.samples + found.of_batch])
             stays = ~np.isin(samples + tally.samples, repeated[slice(*ends)])
-            table, clauses, samples = table.filter(stays), clauses[stays], samples[stays]
+            kept, samples = kept.where(stays), samples[stays]
             why = REPEATED.format(run.plan.recipe.distinct)
-            tally.dropped[why] += _distinct(chosen.samples) - _distinct(samples)
-        tally.samples += len(batch)
+            tally.dropped[why] += _distinct(found.samples) - _distinct(samples)
+        tally.samples += found.of_batch
         tally.samples_kept += _distinct(samples)
-        tally.dropped[NO_CLAUSE] += chosen.no_clause
-        tally.dropped[NO_WEIGHT] += chosen.no_weight
-        tally.by_clause[:] += np.bincount(clauses, minlength=tally.clauses)
-        _count(tally, table)
-        yield table
+        tally.dropped[NO_CLAUSE] += found.no_clause
+        tally.dropped[NO_WEIGHT] += found.no_weight
+        _count(tally, kept, names)
+        yield kept
 
 
-def _count(tally: MixTally, table: pa.Table) -> None:
-    tally.rows += len(table)
-    tally.weight += pc.sum(table["weight"]).as_py() or 0
-    sums = [("score", "sum"), ("score", "count"), ([], "count_all")]
-    for group in table.group_by("source").aggregate(sums).to_pylist():
-        source = group["source"]
-        tally.of_source[source] += group["count_all"]
-        tally.scored[source] += group["score_count"]
-        known = tally.score_sums.get(source, 0.0)
-        tally.score_sums[source] = known + (group["score_sum"] or 0.0)
+def _kept_of(
+    run: MixRun, sql: str, names: Sequence[str], read: With, shards: list[str]
+) -> _Counted:
+    batch, chosen = _chosen(run, sql, shards, ())
+    kept = _rows(run.plan, batch, chosen)
+    if read != "references":
+        kept = replace(kept, texts=_texts(run, kept, names, read == "texts"))
+    return _Counted(kept, chosen.samples, len(batch), chosen.no_clause, chosen.no_weight)
 
 
-def _choose(plan: RecipePlan, answers: pa.Table) -> _Chosen:
+def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa.Table:
+    """uid, key and, if wanted, text of each row."""
+    store = run.reader.store
+    pinned = run.reader.parts.pinned(store)
+    ends = np.searchsorted(kept.shard, np.arange(len(kept.shards)), side="right")
+    tables = []
+    for number, (shard, end) in enumerate(zip(kept.shards, ends, strict=True)):
+        here = slice(ends[number - 1] if number else 0, end)
+        clause = kept.clause[here]
+        of_source = {
+            name: np.isin(clause, [i for i, one in enumerate(names) if one == name])
+            for name in dict.fromkeys(names)
+        }
+        tables.append(
+            texts_of(store, pinned, shard, kept.row[here], kept.k[here], of_source, with_text)
+        )
+    return pa.concat_tables(tables)
+
+
+def _chosen(
+    run: MixRun, sql: str, shards: list[str], more: Collection[str]
+) -> tuple[SampleBatch, _Chosen]:
+    """A batch with `more` columns than its clauses name, and what they choose of it."""
+    plan = run.plan
+    names = plan.of_rows | {*more} | ({"uid"} if plan.is_weighted else set())
+    batch = run.reader.read(shards, names, dict.fromkeys(s.clause.source for s in plan.steps))
+    return batch, _choose(plan, run.query(sql, batch.table), batch)
+
+
+def _count(tally: MixTally, kept: Kept, names: list[str]) -> None:
+    """Rows and scores by clause, and by the source that `names` gives for each."""
+    tally.rows += len(kept)
+    tally.weight += int(kept.weight.sum(dtype=np.int64))
+    size = tally.clauses
+    is_scored = ~np.isnan(kept.score)
+    rows = np.bincount(kept.clause, minlength=size)
+    scored = np.bincount(kept.clause[is_scored], minlength=size)
+    sums = np.bincount(kept.clause[is_scored], kept.score[is_scored], minlength=size)
+    tally.by_clause[:] += rows
+    for source, *counts in zip(names, rows.tolist(), scored.tolist(), sums.tolist(), strict=True):
+        tally.of_source[source] += counts[0]
+        tally.scored[source] += counts[1]
+        tally.score_sums[source] = tally.score_sums.get(source, 0.0) + counts[2]
+
+
+def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
     """Row by row, the clauses that hold: the first, or all where the recipe keeps all."""
     holds = [answers[f"c{i}"].to_numpy() for i in range(len(plan.steps))]
+    if plan.recipe.without_text == "drop":
+        sources = (step.clause.source for step in plan.steps)
+        holds = [one & batch.texts[s].is_there for one, s in zip(holds, sources, strict=True)]
     samples: np.ndarray
     clauses: np.ndarray
     if plan.recipe.keep == "first":
@@ -272,37 +329,24 @@ def _weights(
     return found
 
 
-def _rows(plan: RecipePlan, batch: pa.Table, chosen: _Chosen) -> pa.Table:
-    samples, clauses = pa.array(chosen.samples), chosen.clauses
-    names = [step.clause.source for step in plan.steps]
-    samples_of = [chosen.samples[clauses == i] for i in range(len(names))]
-    # Where each row lies once those of a clause stand together.
-    place = pa.array(np.argsort(np.argsort(clauses, kind="stable"), kind="stable"))
-
-    def of_clause(field: str, kind: pa.DataType) -> pa.Array:
-        """The value of `field` that belongs to each row's clause."""
-        of_each = [_column(batch, f"{name}_{field}", kind) for name in names]
-        if len(of_each) == 1:
-            return of_each[0].take(samples)
-        kept = [one.take(pa.array(of)) for one, of in zip(of_each, samples_of, strict=True)]
-        return pa.concat_arrays(kept).take(place)
-
-    sources = pa.array([_plain_name(plan, name) for name in names])
-    texts = of_clause("text", pa.string())
-    if plan.recipe.without_text == "keep":  # what img2dataset writes for a sample without a text
-        texts = pc.fill_null(texts, "")
-    columns = {
-        "uid": _column(batch, "uid", pa.string()).take(samples),
-        "shard": _column(batch, "shard", WORD).take(samples),
-        "key": _column(batch, "key", pa.string()).take(samples),
-        "source": pa.DictionaryArray.from_arrays(pa.array(clauses), sources).cast(WORD),
-        "k": pc.fill_null(of_clause("k", pa.int32()), 0),
-        "text": texts,
-        "score": of_clause("score", pa.float32()),
-        "weight": pa.array(chosen.weights),
-        "copy": pa.array(_first_copies(chosen)),
-    }
-    return pa.table(columns, schema=SCHEMA)
+def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
+    samples, clauses = chosen.samples, chosen.clauses
+    k, score = np.zeros(len(samples), np.int32), np.full(len(samples), np.nan, np.float32)
+    for i, step in enumerate(plan.steps):
+        texts, here = batch.texts[step.clause.source], clauses == i
+        of_clause = samples[here]
+        k[here] = np.where(texts.is_there[of_clause], texts.k[of_clause], 0)
+        score[here] = texts.score[of_clause]
+    return Kept(
+        list(batch.shards),
+        batch.shard[samples],
+        batch.row[samples],
+        clauses,
+        k,
+        score,
+        chosen.weights,
+        _first_copies(chosen),
+    )
 
 
 def _first_copies(chosen: _Chosen) -> np.ndarray:
@@ -315,19 +359,6 @@ def _first_copies(chosen: _Chosen) -> np.ndarray:
     return found
 
 
-def _plain_name(plan: RecipePlan, name: str) -> str:
-    """blip2 for blip2_best: the folder of the source's captions."""
-    folder = plan.columns[f"{name}_text"].folder
-    return folder.rpartition("/")[2] if "/" in folder else name
-
-
-def _column(batch: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
-    if name not in batch.column_names:
-        return pa.nulls(len(batch), kind)
-    column = one_array(batch[name])
-    return column if column.type == kind else column.cast(kind)
-
-
 def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
     """Numbers, counted through the pool, of samples that are kept though an earlier one that is
     kept has the same value of the recipe's `distinct` column.
@@ -337,13 +368,13 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
     column = run.plan.recipe.distinct or ""
     sql = f'select md5("{column}"::VARCHAR) as v from batch'
     repeated = []
-    with run.store.scratch() as scratch:
+    choosing = run.plan.sql(values, with_text=False)
+    with run.reader.store.scratch() as scratch:
         sorter = PairSorter(scratch, ROW)
 
         def of_batch(shards: list[str]) -> tuple[pa.Array, _Chosen]:
-            batch = run.read(shards, run.plan.columns)
-            chosen = _choose(run.plan, run.query(run.plan.sql(values), batch))
-            return one_array(run.query(sql, batch)["v"]), chosen
+            batch, chosen = _chosen(run, choosing, shards, [column])
+            return one_array(run.query(sql, batch.table)["v"]), chosen
 
         sample = 0
         for digests, chosen in run.each_batch(of_batch, f"distinct {column}"):
@@ -366,8 +397,8 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
 
 def shuffled(run: MixRun, table: pa.Table) -> pa.Table:
     """Each text moves to the next sample in the order of `draw`: none keeps its own place."""
-    draws = run.query(f"select draw from {run.plan.rows()}", table)["draw"].to_numpy()
-    order = np.argsort(draws, kind="stable")
+    found = run.query(f"select draw from {run.plan.rows(['draw'])}", table)
+    order = np.argsort(found["draw"].to_numpy(), kind="stable")
     giver = np.empty(len(table), np.int64)
     giver[order] = np.roll(order, 1)
     texts = table["text"].take(pa.array(giver))

@@ -33,6 +33,11 @@ class MixSettings(Settings):
         "Also write DataComp's .npy of uids for subsets with captions (raw subsets always have "
         "it).",
     )
+    texts: bool = option(
+        False,
+        "Also write uid, key and text of each row into the subset's file, for other tools. Without "
+        "it, rows refer to the texts of the pool and of the captions.",
+    )
     workers: int | None = option(None, "Threads (default: one per core).", ge=1)
 
     @property

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.errors import UserError
-from capmix.export.rows import SubsetRows
 from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
 from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
 from capmix.mini.text_tower import text_tower, text_tower_digest
+from capmix.mix.subset import SubsetRows
 from capmix.models.image_pass import ImageEncoder, read_embeddings, unit
 from capmix.storage.draft import Draft
 from capmix.storage.layout import PROBES, SUBSETS, embeddings_folder

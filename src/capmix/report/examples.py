@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from capmix.measure.steps import NO_SCORE, steps_of
+from capmix.mix.subset import SubsetRows
 from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Pool, Sample, Shard
-from capmix.storage.layout import SUBSETS
-from capmix.storage.store import Store
 
 THUMBNAIL = 192
 LONGEST_TEXT = 600
@@ -66,28 +64,17 @@ def example_rows(
     return rows
 
 
-def decisions(
-    store: Store, subset: str, uids: Sequence[str], shard: str | None = None
-) -> list[str | None]:
-    """The source of the text that a subset has for each uid; None where it left the sample out.
-
-    Where all uids are of one `shard`, the rows of others are not read.
-    """
-    wanted = pa.array(uids, pa.string())
-    chosen: dict[str, str] = {}
-    with store.open_table(f"{SUBSETS}/{subset}.parquet") as file:
-        column = file.schema_arrow.names.index("shard")
-        for group in range(file.num_row_groups):
-            bounds = file.metadata.row_group(group).column(column).statistics
-            known = shard and bounds is not None and bounds.has_min_max
-            if known and not bounds.min <= shard <= bounds.max:
-                continue
-            rows = file.read_row_group(group, ["uid", "source"], use_threads=False)
-            here = rows.filter(pc.is_in(rows["uid"], value_set=wanted))
-            pairs = zip(here["uid"].to_pylist(), here["source"].to_pylist(), strict=True)
-            for uid, source in pairs:
-                chosen.setdefault(uid, source)
-    return [chosen.get(uid) for uid in uids]
+def decisions(rows: SubsetRows, samples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """The source of the text that a subset has for each of `samples` (uid and shard); None where it
+    left the sample out. Of other shards nothing is read."""
+    chosen: dict[str, dict[str, str]] = {}
+    for shard in dict.fromkeys(sample["shard"] for sample in samples):
+        found = rows.sources_of(shard)
+        pairs = zip(found["uid"].to_pylist(), found["source"].to_pylist(), strict=True)
+        of_shard = chosen.setdefault(shard, {})
+        for uid, source in pairs:
+            of_shard.setdefault(uid, source)
+    return [chosen[sample["shard"]].get(sample["uid"]) for sample in samples]
 
 
 def thumbnails(

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.measure.population import read_sample
+from capmix.mix.subset import SubsetRows
 from capmix.report.captioners import captioners, rank_correlations
 from capmix.report.compare import RecipeResult, verdict
 from capmix.report.examples import ThresholdSteps, data_url, decisions, example_rows, thumbnails
@@ -146,7 +147,7 @@ def _examples(found: Found, count: int) -> list[dict[str, Any]]:
     rows = example_rows(table, found.sources, found.scored, steps_of_page(found))
     images = thumbnails(found.pool, rows) if found.pool.has_images else {}
     of_subset = {
-        name: decisions(found.store, name, [row["uid"] for row in rows]) for name in found.subsets
+        name: decisions(SubsetRows.pinned(found.store, name), rows) for name in found.subsets
     }
     for i, row in enumerate(rows):
         row["image"] = data_url(images[row["uid"]]) if row["uid"] in images else None

@@ -14,6 +14,7 @@ from capmix.measure.population import read_sample, scores_of_texts
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import folders_of, read_samples
 from capmix.mix.parts import Parts, check_parts
+from capmix.mix.subset import SubsetRows
 from capmix.models.registry import require
 from capmix.report.compare import compare
 from capmix.report.examples import decisions, example_rows, thumbnails
@@ -101,8 +102,7 @@ class Reader:
         """For each of `rows(shard)`; raises KeyError for no such subset."""
         if subset not in self.found.subsets:
             raise KeyError(subset)
-        uids = [row["uid"] for row in self.rows(shard)]
-        return decisions(self.found.store, subset, uids, shard or None)
+        return decisions(SubsetRows.pinned(self.found.store, subset), self.rows(shard))
 
     def _image(self, shard: str, key: str, uid: str) -> bytes:
         """A thumbnail as WebP. Raises KeyError where there is no such image, or none to decode."""
@@ -140,6 +140,8 @@ def make_app(found: Found, token: str) -> Any:
                 found = await run_in_threadpool(read, *values)
             except KeyError as error:
                 return PlainTextResponse(f"there is no {error}", 404)
+            except UserError as error:
+                return PlainTextResponse(str(error), 409)
             response = answer(found)
             response.headers.update(HEADERS)
             return response

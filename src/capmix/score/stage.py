@@ -17,6 +17,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Shard
+from capmix.score.array import write_array
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
@@ -145,6 +146,7 @@ def score_stage(
         columns=column_names(FIELDS),
         upgrade=with_columns(FIELDS),
         provenance=getattr(scorer, "provenance", {}),
+        after=lambda shard: write_array(store, folder, shard.name),
     )
 
 

@@ -6,6 +6,7 @@ samples/<shard>                            the index: one row per sample
 embeddings/<encoder>/image/<shard>         vectors of the images
 captions/<source>/<shard>                  texts of a captioner
 scores/<scorer>/<source>/<shard>           image-text similarities
+.arrays/scores/<scorer>/<source>/<shard>   copies of the scores that are quick to read
 columns/<annotation>/<shard>               columns for recipes
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
@@ -16,6 +17,7 @@ error.log                                  traceback of the last internal error
 
 ABOUT = "pool.json"
 MARKERS = ".markers"
+ARRAYS = ".arrays"
 SAMPLES = "samples"
 EMBEDDINGS = "embeddings"
 CAPTIONS = "captions"

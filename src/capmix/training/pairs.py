@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any, BinaryIO, Protocol
 
 from capmix.errors import UserError
-from capmix.export.rows import SubsetRows
 from capmix.export.samples import chosen_samples, refuse_changed
+from capmix.mix.subset import SubsetRows
 from capmix.pool import BadSample, Pool, open_pool
 from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
