@@ -1,126 +1,165 @@
-"""Time and peak memory of mixing: raw top 30 %, a synthetic caption for the rest above it.
+"""Time and peak memory of mixing, beside other ways to do it (see mix_rivals.py).
 
-    python benchmarks/mix.py [MILLIONS [ROWS_PER_SHARD [DISTINCT_SHARDS]]]
+    python benchmarks/mix.py [--millions 12.8] [--rows-per-shard 10000] [--distinct N]
+                             [--rounds 3] [--ways capmix,polars,...] [--against SRC] [--keep DIR]
 
 A work directory as `capmix index`, `import captions` and `score` leave it is generated: samples,
-captions of one source, scores of both. Given DISTINCT_SHARDS, the others are hard links to these,
-so that a billion rows need little disk; each is read and decoded all the same. The opponent does
-what DataComp's clip_score baseline does for the raw texts alone (apply_filter.py: scores of all
-files for the threshold, then uid and score of all files, uids to pairs of numbers, sort, save),
-in as many processes. Each way runs in processes of its own; memory is the peak of the largest.
+captions of one source, scores of both. With --distinct, the other shards are hard links to the
+first N, so that a billion rows need little disk; each is read and decoded all the same. The ways
+take turns, each as a process of its own; medians are shown, and memory is that of the largest
+process. --against is the src folder of another checkout, whose capmix is timed too.
 """
 
+import argparse
 import multiprocessing
 import os
 import resource
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.mix.columns import columns_of
-from capmix.mix.mix import mix
-from capmix.mix.recipe import load_recipe
-from capmix.mix.settings import MixSettings
-from capmix.pool import Shard
+from capmix.score.array import PinnedParts, read_array
 from capmix.storage.layout import texts_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store
 
-FRACTION = 0.3
-RECIPE = load_recipe("raw-top+synthetic-above", {"synthetic": "blip2", "fraction": FRACTION})
-WORDS = ["a", "red", "dog", "on", "the", "old", "table", "of", "two", "green", "sale", "2019"]
-DATACOMP_AT_MOST = 130_000_000  # rows: what it keeps in memory would not fit
+WAYS = "capmix,capmix-texts,polars,polars-texts,duckdb,duckdb-texts,datacomp"
+PARTS = ("samples", "captions/blip2", "scores/clip/raw", "scores/clip/blip2")
+WORDS = 20_000  # of captions; how often each comes follows Zipf's law, as in English
 
 
 @dataclass
-class Shards:
-    """What a mix needs of a pool: the names of its shards."""
+class Times:
+    """Of one way, by round."""
 
-    shards: list[Shard]
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    rows: int = 0
 
 
 def main() -> None:
-    rows = int(float(sys.argv[1]) * 1e6) if len(sys.argv) > 1 else 12_800_000
-    per_shard = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
-    distinct = int(sys.argv[3]) if len(sys.argv) > 3 else rows // per_shard
-    with tempfile.TemporaryDirectory() as scratch:
-        names = [f"{i:08d}" for i in range(rows // per_shard)]
-        _generate(scratch, names, per_shard, distinct)
-        size = sum(f.stat().st_size for f in Path(scratch).rglob("*") if f.is_file()) / 2**30
+    asked = _arguments()
+    rows = int(asked.millions * 1e6)
+    names = [f"{i:08d}" for i in range(rows // asked.rows_per_shard)]
+    folder = asked.keep or tempfile.mkdtemp()
+    try:
+        if not Path(folder, "samples").exists():
+            _generate(folder, names, asked.rows_per_shard, asked.distinct or len(names))
+        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) / 2**30
         print(f"{rows:,} rows in {len(names):,} shards, {size:.1f} GiB as files", flush=True)
-        seconds = {"capmix": _timed("capmix", _capmix, scratch, names, rows)}
-        if rows <= DATACOMP_AT_MOST:
-            seconds["DataComp"] = _timed("DataComp's steps", _datacomp, scratch, names, rows)
-            print(f"capmix is {seconds['DataComp'] / seconds['capmix']:.1f} x as fast")
+        ways = asked.ways.split(",") + (["capmix --against"] if asked.against else [])
+        found = {way: Times() for way in ways}
+        for _ in range(asked.rounds):
+            for way, times in found.items():
+                _run(way, folder, times, asked.against)
+        _show(found, rows)
+        for file in sorted(Path(folder).glob("*.parquet")) + sorted(Path(folder).rglob("raw-top*")):
+            if file.suffix in (".parquet", ".npy"):
+                print(f"{file.relative_to(folder)}: {file.stat().st_size / 1e6:,.1f} MB")
+    finally:
+        if not asked.keep:
+            shutil.rmtree(folder)
 
 
-def _timed(name: str, way: object, folder: str, names: list[str], rows: int) -> float:
-    process = multiprocessing.get_context("spawn").Process(target=way, args=(folder, names))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--millions", type=float, default=12.8)
+    parser.add_argument("--rows-per-shard", type=int, default=10_000)
+    parser.add_argument("--distinct", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", default=WAYS)
+    parser.add_argument("--against")
+    parser.add_argument("--keep")
+    return parser.parse_args()
+
+
+def _run(way: str, folder: str, times: Times, against: str | None) -> None:
+    for old in [*Path(folder).glob("subsets/**/*"), *Path(folder).glob(".markers/subsets/*")]:
+        if old.is_file():
+            old.unlink()
+    environment = dict(os.environ)
+    if way.endswith("--against"):
+        environment["PYTHONPATH"] = str(against)
+    script = Path(__file__).parent / "mix_rivals.py"
+    command = [sys.executable, str(script), way.partition(" ")[0], folder]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    process.start()
-    process.join()
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    told = f"{peak / 2**20:.2f}" if peak > before else f"under {before / 2**20:.2f}"
-    print(
-        f"{name:<18} {seconds:7.1f} s  {rows / seconds:12,.0f} rows/s  peak {told} GiB", flush=True
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    times.wall.append(time.perf_counter() - started)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times.cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    times.peak = max(
+        times.peak, after.ru_maxrss / 2**20 if after.ru_maxrss > before.ru_maxrss else 0
     )
-    return seconds
+    times.rows = int(done.stdout.split()[-1])
+    print(f"  {way} {times.wall[-1]:.2f} s", flush=True)
 
 
-def _capmix(folder: str, names: list[str]) -> None:
-    pool = Shards([Shard(name, "") for name in names])
-    columns = columns_of(["raw", "blip2"], {"clip": ["raw", "blip2"]}, "clip", {})
-    summary = mix(Store(folder), pool, RECIPE, columns, MixSettings())  # type: ignore[arg-type]
-    print("\n".join(summary.lines()))
-
-
-def _datacomp(folder: str, names: list[str]) -> None:
-    workers = min(len(os.sched_getaffinity(0)), len(names))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        files = [(folder, name) for name in names]
-        scores = np.concatenate(list(pool.imap_unordered(_scores, files)))
-        threshold = -np.sort(-scores)[int(len(scores) * FRACTION)]
-        kept = pool.imap_unordered(_uids_above, [(*file, threshold) for file in files])
-        uids = np.concatenate(list(kept))
-    uids.sort()
-    np.save(Path(folder) / "subset.npy", uids)
-
-
-def _scores(file: tuple[str, str]) -> np.ndarray:
-    path = Path(file[0]) / f"scores/clip/raw/{file[1]}.parquet"
-    return pd.read_parquet(path, columns=["score"])["score"].to_numpy()
-
-
-def _uids_above(file: tuple[str, str, float]) -> np.ndarray:
-    path = Path(file[0]) / f"scores/clip/raw/{file[1]}.parquet"
-    table = pd.read_parquet(path, columns=["uid", "score"])
-    uids = table[table["score"] >= file[2]]["uid"].to_numpy()
-    return np.array([(int(u[:16], 16), int(u[16:32], 16)) for u in uids], np.dtype("u8,u8"))
+def _show(found: dict[str, Times], rows: int) -> None:
+    middle = {way: statistics.median(times.wall) for way, times in found.items()}
+    bases = [way for way in ("datacomp", "polars", "duckdb", "capmix") if way in found]
+    heads = " ".join(f"{f'{way}/':>9}" for way in bases)
+    print(f"{'way':<20} {'wall s':>7} {'CPU s':>7} {'rows/s':>12} {'kept':>12} {'GiB':>5} {heads}")
+    for way, times in found.items():
+        ratios = " ".join(f"{middle[base] / middle[way]:9.2f}" for base in bases)
+        peak = f"{times.peak:.2f}" if times.peak else "less"
+        print(
+            f"{way:<20} {middle[way]:7.2f} {statistics.median(times.cpu):7.2f} "
+            f"{rows / middle[way]:12,.0f} {times.rows:12,} {peak:>5} {ratios}",
+            flush=True,
+        )
 
 
 def _generate(folder: str, names: list[str], per_shard: int, distinct: int) -> None:
     with multiprocessing.Pool() as pool:
         jobs = [(folder, names[i], i, per_shard) for i in range(min(distinct, len(names)))]
         pool.map(_generate_shard, jobs, chunksize=1)
+    rest = names[distinct:]
+    if rest:
+        with multiprocessing.Pool() as pool:
+            numbered = enumerate(rest, start=distinct)
+            links = [(folder, name, names[i % distinct]) for i, name in numbered]
+            pool.map(_link_shard, links, chunksize=100)
+
+
+def _link_shard(job: tuple[str, str, str]) -> None:
+    """A shard whose files are those of another; its markers, and so its arrays' heads, are its
+    own."""
+    folder, name, other = job
     store = Store(folder)
-    for i, name in enumerate(names[distinct:], start=distinct):
-        for part in ("samples", "captions/blip2", "scores/clip/raw", "scores/clip/blip2"):
-            first = f"{part}/{names[i % distinct]}"
-            (Path(folder) / f"{part}/{name}.parquet").hardlink_to(f"{folder}/{first}.parquet")
-            marker = store.read_marker(first)
-            assert marker is not None
-            files = {f"{part}/{name}.parquet": marker.files[f"{first}.parquet"]}
-            inputs = {of: store.fingerprint(f"{of}/{name}") for of in marker.inputs}
-            store.write_marker(f"{part}/{name}", replace(marker, files=files, inputs=inputs))
+    for part in PARTS:
+        first = f"{part}/{other}"
+        (Path(folder) / f"{part}/{name}.parquet").hardlink_to(f"{folder}/{first}.parquet")
+        marker = store.read_marker(first)
+        assert marker is not None
+        files = {f"{part}/{name}.parquet": marker.files[f"{first}.parquet"]}
+        inputs = {of: store.fingerprint(f"{of}/{name}") for of in marker.inputs}
+        _write_marker(folder, f"{part}/{name}", replace(marker, files=files, inputs=inputs))
+    _write_arrays(store, name)
+
+
+def _write_marker(folder: str, part: str, marker: Marker) -> None:
+    """Without what makes it last, which takes hours for a million markers."""
+    from capmix.storage.marker import marker_bytes
+
+    path = Path(folder) / f".markers/{part}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(marker_bytes(marker))
+
+
+def _write_arrays(store: Store, name: str) -> None:
+    for source in ("raw", "blip2"):
+        read_array(store, f"scores/clip/{source}", name, PinnedParts.present(store))
 
 
 def _generate_shard(job: tuple[str, str, int, int]) -> None:
@@ -138,7 +177,6 @@ def _generate_shard(job: tuple[str, str, int, int]) -> None:
         "reason": nothing,
         "detail": nothing,
     }
-    bank = [" ".join(draw.choice(WORDS, draw.integers(5, 14))) for _ in range(2_000)]
     first = {"k": pa.array(np.zeros(rows, np.int32))}
     side = pa.array(draw.integers(200, 512, rows, np.int32))
 
@@ -148,17 +186,31 @@ def _generate_shard(job: tuple[str, str, int, int]) -> None:
             draft.write_table(f"{part}/{name}.parquet", pa.table(about | columns))
             draft.commit(Marker(inputs, {}, rows, Counts(ok=rows)))
 
-    text = pa.array(bank).take(pa.array(draw.integers(0, len(bank), rows)))
-    write("samples", {"text": text, "width": side, "height": side})
-    text = pa.array(bank).take(pa.array(draw.integers(0, len(bank), rows)))
+    write("samples", {"text": _texts(draw, rows), "width": side, "height": side})
     flags = pa.array([[]], pa.list_(pa.string())).take(pa.array(np.zeros(rows, np.int32)))
     finish = pa.repeat(pa.scalar("stop"), rows)
-    write("captions/blip2", first | {"text": text, "finish": finish, "flags": flags})
+    captions = {"text": _texts(draw, rows), "finish": finish, "flags": flags}
+    write("captions/blip2", first | captions)
     for source, mean in (("raw", 0.208), ("blip2", 0.251)):  # the paper, section 6.1
         scores = pa.array(draw.normal(mean, 0.06, rows).astype(np.float32))
         cut = pa.repeat(pa.scalar(False), rows)
         texts = texts_folder(source)
         write(f"scores/clip/{source}", first | {"score": scores, "truncated": cut}, texts)
+    _write_arrays(store, name)
+
+
+def _texts(draw: np.random.Generator, rows: int) -> pa.Array:
+    """Captions of 5 to 13 words, no two alike."""
+    letters = np.random.default_rng(0).integers(97, 123, (WORDS, 9), np.uint8)
+    words = [bytes(one[: 2 + i % 8]).decode() for i, one in enumerate(letters)]
+    lengths = draw.integers(5, 14, rows)
+    shares = 1 / np.arange(1, WORDS + 1)
+    chosen = np.searchsorted(np.cumsum(shares / shares.sum()), draw.random(int(lengths.sum())))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(words).take(pa.array(np.minimum(chosen, WORDS - 1)))
+    )
+    return pc.binary_join(lists, " ")
 
 
 if __name__ == "__main__":

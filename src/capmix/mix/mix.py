@@ -135,8 +135,8 @@ def _read(plan: RecipePlan) -> frozenset[str]:
 def _check_types(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
     first = run.batches[0][:1] if run.batches else []
-    batch = run.reader.read(first, _read(run.plan) | {"uid"})
-    run.connection.register("batch", batch.table.slice(0, 0))
+    batch = run.reader.read(first, _read(run.plan)).table.slice(0, 0)
+    run.connection.register("batch", batch)
     check_types(run.plan, run.connection)
     run.connection.unregister("batch")
 

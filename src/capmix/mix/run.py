@@ -335,7 +335,7 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
     for i, step in enumerate(plan.steps):
         texts, here = batch.texts[step.clause.source], clauses == i
         of_clause = samples[here]
-        k[here] = np.where(texts.is_there[of_clause], texts.k[of_clause], 0)
+        k[here] = texts.k[of_clause]
         score[here] = texts.score[of_clause]
     return Kept(
         list(batch.shards),

@@ -97,10 +97,12 @@ class ScoreArray:
     def has_text_at(self, k: np.ndarray) -> np.ndarray:
         """bool (N,): whether the sample has that of captions `k`, int32 (N,)."""
         if self.texts is None:
-            return ~np.isnan(self.at(k))
+            has: np.ndarray = ~np.isnan(self.at(k))
+            return has
         last = len(self.scores) - 1
         found: np.ndarray = self.texts[np.minimum(k, last), np.arange(self.samples)]
-        return found & (k <= last)
+        found &= k <= last  # a copy: numbers of places chose it
+        return found
 
 
 @dataclass(frozen=True)

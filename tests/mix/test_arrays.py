@@ -1,0 +1,235 @@
+"""Recipes over arrays and references select what recipes over tables of all columns do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from parts import SCORER, HandMade, Made, fresh_folder
+from table_path import mixed
+
+from capmix.errors import UserError
+from capmix.mix.recipe import Clause, Recipe
+from capmix.mix.settings import MixSettings
+from capmix.score.array import ScoreArray
+from capmix.storage.layout import ARRAYS
+
+score = st.one_of(st.none(), st.integers(-5, 9).map(lambda i: float(np.float32(i / 10))))
+SOURCES = ("raw", "mini", "mini_best", "mini_k1", "mini_k3", "other", "other_best")
+CONDITIONS = (
+    "true",
+    "{s}_score > 0.1",
+    "top({s}_score, 0.4)",
+    "top(raw_score, 0.3)",
+    "{s}_score >= threshold(raw_score, 0.5)",
+    "{s}_score >= datacomp_threshold(mini_score, 0.9)",
+    "{s}_score is null or mini_best_score > 0.5",
+    "top(coalesce({s}_score, 0), 0.4)",
+    "length({s}_text) > 6",
+    "width > 103 and {s}_score > -0.2",
+    "draw < 0.6",
+    "in_list('some')",
+    "mini_k > 0 or mini_best_k = 1",
+    "top({s}_score - raw_score, 0.5)",
+    "shard = '00001' or key < '1'",
+    "not mini_truncated",
+)
+WEIGHTS = ("1", "2.5", "{s}_score * 3", "times_in_list('some')")
+often = settings(
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> list[Made]:
+    found = []
+    for i in range(draw(st.integers(1, 25))):
+        captions, scores = {}, {}
+        for source in ("mini", "other"):
+            count = draw(st.integers(0, 3 if source == "mini" else 1))
+            captions[source] = [f"{source} {i} {k}" * (1 + (i + k) % 2) for k in range(count)]
+            scores[source] = draw(st.lists(score, min_size=count, max_size=count))
+        raw = draw(st.sampled_from([None, "", f"raw {i}"]))
+        raw_score = draw(score) if raw else None
+        failed = draw(st.integers(0, 9)) == 0
+        size, sha256 = (100 + i % 7, 100), f"{draw(st.integers(0, 5)):064x}"
+        found.append(Made(f"{i:032x}", raw, raw_score, captions, scores, size, sha256, failed))
+    if all(one.failed for one in found):
+        found.append(Made("f" * 32, "raw", 0.5, {"mini": ["a"]}, {"mini": [0.5]}))
+    return found
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    clauses = []
+    for _ in range(draw(st.integers(1, 3))):
+        source = draw(st.sampled_from(SOURCES))
+        where, weight = draw(st.sampled_from(CONDITIONS)), draw(st.sampled_from(WEIGHTS))
+        clauses.append(
+            Clause(source=source, where=where.format(s=source), weight=weight.format(s=source))
+        )
+    return Recipe(
+        name="drawn",
+        about="",
+        clauses=clauses,
+        keep=draw(st.sampled_from(["first", "all"])),
+        without_text=draw(st.sampled_from(["drop", "keep"])),
+        distinct=draw(st.sampled_from([None, None, "sha256", "width"])),
+    )
+
+
+drawn = given(samples(), recipes(), st.integers(1, 9), st.booleans())
+
+
+@often
+@drawn
+def test_any_recipe_selects_what_it_selects_from_tables(
+    made: list[Made], recipe: Recipe, at_once: int, texts: bool
+) -> None:
+    """Twice, without arrays that lie there and with them; by rows and with texts written out."""
+    compare(made, recipe, at_once, texts)
+
+
+@pytest.mark.slow
+@settings(often, max_examples=1000)
+@drawn
+def test_a_thousand_recipes_select_what_they_select_from_tables(
+    made: list[Made], recipe: Recipe, at_once: int, texts: bool
+) -> None:
+    compare(made, recipe, at_once, texts)
+
+
+def compare(made: list[Made], recipe: Recipe, at_once: int, texts: bool) -> None:
+    starts = range(0, len(made), at_once)
+    folder = fresh_folder()
+    here = HandMade(folder, {f"{i:05d}": made[s : s + at_once] for i, s in enumerate(starts)})
+    (folder / "some.txt").write_text("\n".join(one.uid for one in made[::2] + made[::4]))
+    chosen = MixSettings(uids={"some": str(folder / "some.txt")}, texts=texts)
+    expected = mixed(here.store, here.pool, recipe, here.columns, chosen)  # type: ignore[arg-type]
+    for _ in range(2):
+        if not expected:
+            with pytest.raises(UserError, match="selects none of"):
+                here.mix(recipe, **chosen.model_dump())
+            continue
+        summary = here.mix(recipe, **chosen.model_dump())
+        assert here.rows() == expected
+        assert summary.kept == len(expected)
+        here.store.remove_marker("subsets/out")
+
+
+def pool_of(*made: Made) -> HandMade:
+    return HandMade(fresh_folder(), {"00000": list(made)})
+
+
+def arrays(here: HandMade) -> list[Path]:
+    return sorted(p for p in Path(here.store.path(ARRAYS)).rglob("*") if p.is_file())
+
+
+def top(source: str) -> Recipe:
+    clause = Clause(source=source, where=f"{source}_score > 0.15")
+    return Recipe(name="top", about="", clauses=[clause])
+
+
+ONE = Made("1" * 32, "one", 0.1, {"mini": ["a", "b"]}, {"mini": [0.1, 0.3]})
+TWO = Made("2" * 32, "two", 0.2, {"mini": ["c", "d"]}, {"mini": [0.2, 0.2]})
+
+
+def test_a_recipe_of_scores_opens_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = pool_of(ONE, TWO)
+    here.mix(top("mini_best"))
+    assert len(arrays(here)) == 1
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a table is read")
+
+    monkeypatch.setattr(type(here.store), "open_table", refuse)
+    here.store.remove_marker("subsets/out")
+    assert here.mix(top("mini_best")).kept == 2
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "empty", "folder"])
+def test_a_damaged_array_is_made_again(change: str) -> None:
+    here = pool_of(ONE, TWO)
+    here.mix(top("mini"))
+    (path,) = arrays(here)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 9) if change == "flip" else [0]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.unlink()
+        if change == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes({"cut": whole[:-1], "empty": b""}.get(change, bytes(damaged)))
+        here.store.remove_marker("subsets/out")
+        assert here.mix(top("mini")).kept == 1
+        assert change == "folder" or path.read_bytes() == whole
+
+
+def test_an_array_of_scores_that_were_made_again_is_not_used() -> None:
+    here = pool_of(ONE, TWO)
+    here.mix(top("raw"))
+    newer = HandMade(Path(here.store.root), {"00000": [ONE, Made("2" * 32, "two", 0.1)]})
+    with pytest.raises(UserError, match="selects none of 2 samples"):
+        newer.mix(top("raw"))
+
+
+def test_parts_without_digests_have_no_arrays() -> None:
+    """Their fingerprints do not tell one content from another."""
+    import json
+
+    here = pool_of(ONE, TWO)
+    for path in Path(here.store.path(".markers")).rglob("*.json"):
+        value = json.loads(path.read_text())
+        del value["check"]
+        files = {name: about["bytes"] for name, about in value["files"].items()}
+        path.write_text(json.dumps(value | {"format": 1, "files": files}))
+    assert here.mix(top("raw")).kept == 1
+    assert arrays(here) == []
+
+
+def test_the_best_caption_is_the_first_of_the_highest() -> None:
+    nan = np.nan
+    scores = np.array([[0.1, nan, nan, 0.2], [0.3, nan, 0.1, 0.2]], np.float32)
+    texts = np.array([[1, 0, 1, 1], [1, 1, 1, 1]], bool)
+    array = ScoreArray(scores, None, texts)
+    assert array.best().tolist() == [1, 1, 1, 0]
+    assert array.has_text_at(np.array([1, 0, 7, 0])).tolist() == [True, False, False, True]
+    found = array.at(np.array([0, 0, 1, 5], np.int32))
+    assert found.tolist()[:1] == [np.float32(0.1)]
+    assert np.isnan(found[[1, 3]]).all()
+
+
+def test_a_subset_is_small_and_gives_its_texts_to_other_tools(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from capmix.mix.subset import SubsetRows, write_parquet
+
+    here = pool_of(ONE, TWO)
+    here.mix(top("mini_best"))
+    columns = ["shard", "row", "source", "k", "score", "weight", "copy"]
+    assert pq.read_table(here.store.path("subsets/out.parquet")).column_names == columns
+    here.mix(top("mini_best"), "full", texts=True)
+    full = pq.read_table(here.store.path("subsets/full.parquet"))
+    assert full.column_names == [*columns, "uid", "key", "text"]
+    assert write_parquet(SubsetRows.pinned(here.store, "out"), str(tmp_path / "x.parquet")) == 2
+    written = pq.read_table(tmp_path / "x.parquet")
+    assert written.to_pylist() == here.rows()
+    assert written["text"].to_pylist() == full["text"].to_pylist() == ["b", "c"]
+
+
+def test_a_subset_of_texts_that_were_written_again_is_refused() -> None:
+    here = pool_of(ONE, TWO)
+    here.mix(top("mini"))
+    newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
+    again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})
+    with pytest.raises(
+        UserError, match="out refers to .*captions/mini, of which shard 00000 was .*`capmix mix`"
+    ):
+        again.rows()
+    assert SCORER
