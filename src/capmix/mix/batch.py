@@ -6,7 +6,6 @@ Tables are read for other columns alone, and only those columns of them.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +26,13 @@ TEXT = "\0{}"  # no expression can name it
 
 @dataclass(frozen=True)
 class SourceTexts:
-    """One text of each of N samples: whether there is one (bool), the number of the caption
-    (int32), and its score (float32, NaN for none)."""
+    """One text of each of N samples: whether there is one (bool), its score (float32, NaN for
+    none), and which caption it is: number `k` of each, or the one that `best` says (int32)."""
 
     is_there: np.ndarray
-    k: np.ndarray
     score: np.ndarray
+    k: int = 0
+    best: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,14 @@ class BatchReader:
     ) -> SampleBatch:
         """The columns of these `names`, and the texts of these `sources`, which clauses name."""
         sources = list(sources)
-        found = [_ShardReader(self, shard).read(names, sources) for shard in shards]
-        counts = [len(one.row) for one in found]
+        shard_readers = [_ShardReader(self, shard) for shard in shards]
+        found = [one.read(names, sources) for one in shard_readers]
         table = pa.concat_tables((one.table for one in found), promote_options="permissive")
         table = table.combine_chunks()
+        for name in found[0].scores if found else ():
+            scores = np.concatenate([one.scores[name] for one in found])
+            table = table.append_column(name, pa.array(scores, mask=np.isnan(scores)))
+        counts = [len(one.row) for one in found]
         numbers = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         if "shard" in names:
             of_table = pa.DictionaryArray.from_arrays(pa.array(numbers), pa.array(shards))
@@ -81,10 +85,7 @@ class BatchReader:
             if LIST_COLUMN.format(name) in names:
                 times = pa.array(uids.times(one_array(table["uid"])))
                 table = table.append_column(LIST_COLUMN.format(name), times)
-        texts = {}
-        for source in sources:
-            parts = zip(*(one.texts[source] for one in found), strict=True)
-            texts[source] = SourceTexts(*map(np.concatenate, parts))
+        texts = {source: _together([one.texts[source] for one in found]) for source in sources}
         return SampleBatch(
             shards, table, numbers, np.concatenate([one.row for one in found]), texts
         )
@@ -105,13 +106,23 @@ def is_score(column: Column | None) -> bool:
     return column is not None and column.folder.startswith(f"{SCORES}/") and column.field == "score"
 
 
+def _together(parts: Sequence[SourceTexts]) -> SourceTexts:
+    return SourceTexts(
+        np.concatenate([one.is_there for one in parts]),
+        np.concatenate([one.score for one in parts]),
+        parts[0].k,
+        None if parts[0].best is None else np.concatenate([one.best for one in parts]),
+    )
+
+
 @dataclass(frozen=True)
 class _Read:
-    """What is read of one shard; texts as in SourceTexts."""
+    """What is read of one shard."""
 
     table: pa.Table
+    scores: dict[str, np.ndarray]
     row: np.ndarray
-    texts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    texts: dict[str, SourceTexts]
 
 
 class _ShardReader:
@@ -119,36 +130,32 @@ class _ShardReader:
 
     def __init__(self, reader: BatchReader, shard: str):
         self._of, self._shard = reader, shard
+        self._pinned = reader.parts.pinned(reader.store)
         self._arrays: dict[str, ScoreArray] = {}
 
     def read(self, names: Collection[str], sources: Sequence[str]) -> _Read:
         columns = self._of.columns
-        arrays = {name: columns[name] for name in names if is_score(columns.get(name))}
-        plain = {name: columns[name] for name in names if name in columns and name not in arrays}
+        scores = {name: columns[name] for name in names if is_score(columns.get(name))}
+        plain = {name: columns[name] for name in names if name in columns and name not in scores}
         unscored = [one for one in sources if not is_score(columns.get(f"{one}_score"))]
         plain |= {TEXT.format(one): columns[f"{one}_text"] for one in unscored}
-        scores = {name: self.scores(column) for name, column in arrays.items()}
-        scored = {one: self._scored(one) for one in sources if one not in unscored}
+        found = {name: self.scores(column) for name, column in scores.items()}
+        texts = {one: self._scored(one) for one in sources if one not in unscored}
         ok = self.ok()
-        tables = self._table(names, plain)
-        row = self._rows(ok)
-        found: dict[str, Any] = {
-            name: pa.array(part, mask=np.isnan(part))
-            for name, values in scores.items()
-            for part in [values if ok is None else values[ok]]
-        }
-        texts = {
-            one: tuple(part if ok is None else part[ok] for part in parts)
-            for one, parts in scored.items()
-        }
+        if ok is not None:
+            found = {name: one[ok] for name, one in found.items()}
+            texts = {name: _of_some(one, ok) for name, one in texts.items()}
+        rows = self._of.parts.rows[self._shard]
+        row = np.arange(rows, dtype=np.int32) if ok is None else np.flatnonzero(ok).astype(np.int32)
+        table = self._table(names, plain)
         for one in unscored:
-            is_there = pc.is_valid(tables[TEXT.format(one)]).to_numpy()
-            k = np.full(len(is_there), max(columns[f"{one}_text"].pick or 0, 0), np.int32)
-            texts[one] = is_there, k, np.full(len(is_there), np.nan, np.float32)
-        kept = {name: tables[name] for name in tables.column_names if name[:1] != TEXT[:1]}
-        if not kept and not found:  # a table of no columns has no rows
-            found["nothing"] = pa.nulls(len(row))
-        return _Read(pa.table(kept | found), row, texts)  # type: ignore[arg-type]
+            is_there = pc.is_valid(table[TEXT.format(one)]).to_numpy()
+            table = table.drop_columns(TEXT.format(one))
+            k = max(columns[f"{one}_text"].pick or 0, 0)
+            texts[one] = SourceTexts(is_there, np.full(len(row), np.nan, np.float32), k)
+        if not table.column_names:  # a table of no columns has no rows
+            table = pa.table({"nothing": pa.nulls(len(row))})
+        return _Read(table, found, row, texts)
 
     def scores(self, column: Column) -> np.ndarray:
         """float32 (N,): a column of scores of all samples, NaN for none."""
@@ -157,20 +164,19 @@ class _ShardReader:
             return array.at(self._array(column.judge or "").best())
         return array.of(column.pick or FIRST)
 
-    def _scored(self, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """See SourceTexts."""
+    def _scored(self, source: str) -> SourceTexts:
         column = self._of.columns[f"{source}_score"]
         array = self._array(column.folder)
         if column.pick == BEST:
             best = self._array(column.judge or "").best()
-            return array.has_text_at(best), best, array.at(best)
+            return SourceTexts(array.has_text_at(best), array.at(best), best=best)
         k = column.pick or FIRST
-        return array.has_text(k), np.full(array.samples, k, np.int32), array.of(k)
+        return SourceTexts(array.has_text(k), array.of(k), k)
 
     def _array(self, folder: str) -> ScoreArray:
         if folder not in self._arrays:
-            pinned = self._of.parts.pinned(self._of.store)
-            self._arrays[folder] = read_array(self._of.store, folder, self._shard, pinned)
+            array = read_array(self._of.store, folder, self._shard, self._pinned)
+            self._arrays[folder] = array
         return self._arrays[folder]
 
     def ok(self) -> np.ndarray | None:
@@ -184,11 +190,6 @@ class _ShardReader:
         status = self._of.store.read_table(name, ["status"], record)["status"]
         found: np.ndarray = pc.equal(status, OK).to_numpy()
         return found
-
-    def _rows(self, ok: np.ndarray | None) -> np.ndarray:
-        if ok is None:
-            return np.arange(self._of.parts.rows[self._shard], dtype=np.int32)
-        return np.flatnonzero(ok).astype(np.int32)
 
     def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table:
         """Columns that are no scores, and uid and key where they are asked for."""
@@ -204,3 +205,8 @@ class _ShardReader:
                 values = cast_to(table[name], self._of.kinds[name], name, self._shard)
                 table = table.set_column(place, name, values)
         return table
+
+
+def _of_some(texts: SourceTexts, ok: np.ndarray) -> SourceTexts:
+    best = None if texts.best is None else texts.best[ok]
+    return SourceTexts(texts.is_there[ok], texts.score[ok], texts.k, best)

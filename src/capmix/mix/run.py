@@ -276,10 +276,13 @@ def _count(tally: MixTally, kept: Kept, names: list[str]) -> None:
     tally.rows += len(kept)
     tally.weight += int(kept.weight.sum(dtype=np.int64))
     size = tally.clauses
-    is_scored = ~np.isnan(kept.score)
     rows = np.bincount(kept.clause, minlength=size)
-    scored = np.bincount(kept.clause[is_scored], minlength=size)
-    sums = np.bincount(kept.clause[is_scored], kept.score[is_scored], minlength=size)
+    clause, score = kept.clause, kept.score
+    if np.isnan(score).any():
+        is_scored = ~np.isnan(score)
+        clause, score = clause[is_scored], score[is_scored]
+    scored = np.bincount(clause, minlength=size)
+    sums = np.bincount(clause, score, minlength=size)
     tally.by_clause[:] += rows
     for source, *counts in zip(names, rows.tolist(), scored.tolist(), sums.tolist(), strict=True):
         tally.of_source[source] += counts[0]
@@ -298,7 +301,7 @@ def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
     if plan.recipe.keep == "first":
         first = np.full(len(answers), -1, np.int8)
         for i in reversed(range(len(holds))):
-            first[holds[i]] = i
+            np.copyto(first, np.int8(i), where=holds[i])
         samples = np.flatnonzero(first >= 0)
         clauses = first[samples]
     else:
@@ -331,12 +334,14 @@ def _weights(
 
 def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
     samples, clauses = chosen.samples, chosen.clauses
-    k, score = np.zeros(len(samples), np.int32), np.full(len(samples), np.nan, np.float32)
-    for i, step in enumerate(plan.steps):
-        texts, here = batch.texts[step.clause.source], clauses == i
-        of_clause = samples[here]
-        k[here] = texts.k[of_clause]
-        score[here] = texts.score[of_clause]
+    texts = [batch.texts[step.clause.source] for step in plan.steps]
+    k = np.array([one.k for one in texts], np.int32)[clauses]
+    for i, one in enumerate(texts):
+        if one.best is not None:
+            here = clauses == i
+            k[here] = one.best[samples[here]]
+    score = np.stack([one.score for one in texts])[clauses, samples]
+    once = plan.recipe.keep == "first"
     return Kept(
         list(batch.shards),
         batch.shard[samples],
@@ -345,7 +350,7 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
         k,
         score,
         chosen.weights,
-        _first_copies(chosen),
+        np.zeros(len(samples), np.int32) if once else _first_copies(chosen),
     )
 
 

@@ -82,7 +82,9 @@ class SubsetWriter:
     def _count(self, kept: Kept) -> None:
         size = len(kept.shards)
         rows = np.bincount(kept.shard, minlength=size).tolist()
-        copies = np.bincount(kept.shard, kept.weight, minlength=size).astype(np.int64).tolist()
+        copies = rows
+        if len(kept) and kept.weight.max() > 1:
+            copies = np.bincount(kept.shard, kept.weight, minlength=size).astype(np.int64).tolist()
         self._shards += [one for one in zip(kept.shards, rows, copies, strict=True) if one[1]]
 
 
@@ -94,7 +96,7 @@ def _options(with_texts: bool) -> dict[str, object]:
         "compression": packed,
         "use_dictionary": REPEATING,
         "column_encoding": {"row": "DELTA_BINARY_PACKED"},
-        "write_statistics": ["shard", "score", "weight"],
+        "write_statistics": ["shard"],
         "store_schema": False,
         "write_page_checksum": True,
     }
