@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.caption.stage import FIELDS as CAPTION_FIELDS
+from capmix.engine.settings import EngineSettings
 from capmix.mix.columns import columns_of
 from capmix.mix.mix import Summary, mix
 from capmix.mix.recipe import Recipe
@@ -22,6 +23,7 @@ from capmix.storage.rows import DROPPED, FAILED, OK, Row, table_of
 from capmix.storage.store import Store
 
 SCORER = "clip"
+ENGINE = {"name", "workers", "address"}
 _SCRATCH = tempfile.TemporaryDirectory(prefix="capmix-tests-")
 
 
@@ -68,8 +70,10 @@ class HandMade:
         )
 
     def mix(self, recipe: Recipe, output: str = "out", **settings: Any) -> Summary:
+        engine = EngineSettings(**{n: settings.pop(n) for n in ENGINE & settings.keys()})
         made = MixSettings(**settings)
-        return mix(self.store, self.pool, recipe, self.columns, made, output)  # type: ignore[arg-type]
+        pool: Any = self.pool
+        return mix(self.store, pool, recipe, self.columns, made, output, engine)
 
     def rows(self, output: str = "out") -> list[dict[str, Any]]:
         batches = SubsetRows.pinned(self.store, output).batches()

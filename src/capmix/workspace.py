@@ -297,7 +297,7 @@ class Workspace:
             encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder)
 
-    @with_options(MixSettings, RunSettings)
+    @with_options(MixSettings, EngineSettings, RunSettings)
     def mix(
         self,
         recipe: str,
@@ -314,11 +314,11 @@ class Workspace:
         from capmix.mix.mix import mix
         from capmix.mix.recipe import combinations, load_recipe
 
-        ours = {*options_of(MixSettings), *options_of(RunSettings)}
+        ours = {*options_of(MixSettings), *options_of(EngineSettings), *options_of(RunSettings)}
         filled = {name: value for name, value in options.items() if name not in ours}
         filled |= parameters or {}
         given = {name: value for name, value in options.items() if name in ours}
-        chosen, work = self._with("mix", MixSettings, settings, given, (RunSettings,))
+        chosen, work = self._with("mix", MixSettings, settings, given)
         runs = combinations(filled)
         loaded = [load_recipe(recipe, one, chosen.changes) for one in runs]
         names = [chosen.out or one.name for one in loaded]
@@ -334,7 +334,7 @@ class Workspace:
         work.index()
         columns = work.catalog.columns(chosen.scorer)
         made = [
-            Subset(work, mix(work.store, work.pool, one, columns, chosen, name).name)
+            Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)
         ]
         is_sweep = any(isinstance(value, list) for value in filled.values())

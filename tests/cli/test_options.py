@@ -68,6 +68,15 @@ def test_every_command_has_help_with_an_example(
     assert f"Example: capmix {name}" in out
 
 
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS])
+def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "-h"]) == 0
+    out = capsys.readouterr().out
+    arguments = make_app()[name].assemble_argument_collection()
+    options = [max(argument.names, key=len) for argument in arguments if argument.parameter.show]
+    assert [option for option in options if option.startswith("--") and option not in out] == []
+
+
 def test_every_option_has_help() -> None:
     app = make_app()
     silent = [

@@ -129,3 +129,36 @@ def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: P
     work.run(partial(null_captions, work.pool, "null", 0.2))
     thread.join()
     assert files(tmp_path / "w") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
+def test_actors_mix_the_same_bytes(cluster: Any, workers: int) -> None:
+    """Thresholds, weights, a distinct column, a list and texts: all passes of a mix."""
+    from parts import HandMade, Made, fresh_folder
+
+    from capmix.mix import mix as mixing
+    from capmix.mix.recipe import Clause, Recipe
+
+    samples = [
+        Made(f"{i:032x}", f"raw {i}", i / 90, {"mini": [f"m {i}"]}, {"mini": [i % 7 / 9]},
+             sha256=f"{i % 20:064x}", failed=i % 11 == 0)
+        for i in range(90)
+    ]  # fmt: skip
+    clauses = [
+        Clause(source="raw", where="top(raw_score, 0.3)", weight="1.5"),
+        Clause(source="mini", where="mini_score > 0.2 and length(mini_text) > 3 and draw < 0.9"),
+    ]
+    recipe = Recipe(name="drawn", about="", clauses=clauses, distinct="sha256")
+    mixing.ROWS_AT_ONCE, before = 20, mixing.ROWS_AT_ONCE
+    try:
+        found = []
+        for engine in ({}, {"name": "ray", "workers": workers}):
+            shards = {f"{i:05d}": samples[9 * i : 9 * i + 9] for i in range(10)}
+            here = HandMade(fresh_folder(), shards)
+            here.mix(recipe, npy=True, **engine)
+            here.mix(recipe, "texts", texts=True, **engine)
+            found.append(files(Path(here.store.root) / "subsets"))
+    finally:
+        mixing.ROWS_AT_ONCE = before
+    assert found[0] == found[1]
+    assert len(found[0]) == 5

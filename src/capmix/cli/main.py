@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError, Group
 
+from capmix.cli.groups import OWN
 from capmix.cli.malloc import keep_freed_memory
 from capmix.cli.signals import RESUME, end_now, stopped_by_signals
 from capmix.cli.streams import (
@@ -260,7 +261,7 @@ def make_app() -> App:
         help=ABOUT,
         help_epilogue=EPILOGUE,
         help_flags=["-h", "--help"],
-        group_parameters=Group("Options", sort_key=0),
+        group_parameters=OWN,
         version=_version,
         version_flags=["--version"],
         help_format="plaintext",

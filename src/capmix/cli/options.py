@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
+from capmix.cli.groups import OWN
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
 # In this order on the page; others come between the two.
@@ -126,10 +127,10 @@ def _parameter(kind: type[Settings], name: str, python: str) -> inspect.Paramete
 
 
 @functools.cache
-def group_named(name: str) -> Group | None:
-    """The heading of a group of options; None for those without one."""
+def group_named(name: str) -> Group:
+    """The heading of a group of options; those without one stand among the command's own."""
     if not name:
-        return None
+        return OWN  # without one, cyclopts 5 leaves an option out of the help
     places = {one: order for order, one in enumerate(FIRST_GROUPS)}
     places |= {one: 100 + order for order, one in enumerate(LAST_GROUPS)}
     return Group(name, sort_key=places.get(name, 50))

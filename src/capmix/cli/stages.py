@@ -144,6 +144,7 @@ def mix(
         ),
     ] = None,
     settings: MixSettings,
+    engine: EngineSettings,
     runs: Budget,
     explain: Annotated[
         bool, Parameter(help="Print the SQL.", negative="", show_default=False)
@@ -154,7 +155,7 @@ def mix(
     given |= {"fraction": fraction} if fraction is not None else {}
     given |= {"synthetic": synthetic} if synthetic is not None else {}
     sweep = {name: _values(text) for name, text in given.items()}
-    found = open_place(pool, work, reading, runs).mix(recipe, settings, sweep)
+    found = open_place(pool, work, reading, runs, engine).mix(recipe, settings, sweep)
     for subset in found if isinstance(found, list) else [found]:
         show(subset.summary.lines())
         if explain:

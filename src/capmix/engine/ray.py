@@ -58,8 +58,8 @@ class Cluster:
     """Actors of a Ray cluster. One that dies, with its node or alone, costs the shard it was at."""
 
     def __init__(self, job: Job, settings: EngineSettings):
-        self._ray, is_here = _connected(settings.address)
-        gpus, cpus, room = _resources(self._ray, job, settings)
+        self._ray, is_here = connected(settings.address)
+        gpus, cpus, room = resources(self._ray, job.needs_gpu, settings)
         if not room and is_here:
             raise UserError(
                 f"ray: a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, more than this machine "
@@ -133,7 +133,7 @@ class Cluster:
         self._actors = []
 
 
-def _connected(address: str | None) -> tuple[Any, bool]:
+def connected(address: str | None) -> tuple[Any, bool]:
     """The ray module, connected, and whether Ray was started for it on this machine alone.
 
     Raises UserError where it is not installed or not reached.
@@ -161,12 +161,12 @@ def _connected(address: str | None) -> tuple[Any, bool]:
     return ray, place == "local"
 
 
-def _resources(ray: Any, job: Job, settings: EngineSettings) -> tuple[float, float, int]:
+def resources(ray: Any, needs_gpu: bool, settings: EngineSettings) -> tuple[float, float, int]:
     """GPUs and CPUs of an actor, and how many actors the cluster has room for now."""
     have = ray.cluster_resources()
     gpus = settings.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if job.needs_gpu and have.get("GPU", 0) else 0.0
+        gpus = 1.0 if needs_gpu and have.get("GPU", 0) else 0.0
     rooms = [
         int(have.get(name, 0) / wanted)
         for name, wanted in (("GPU", gpus), ("CPU", settings.cpus_per_worker))

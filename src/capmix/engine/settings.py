@@ -18,7 +18,7 @@ class EngineSettings(Settings):
     workers: int | None = option(
         None,
         "Processes, or Ray actors (default: one per GPU; without GPUs one process, for export one "
-        "per core; with Ray as many actors as fit).",
+        "per core; with Ray as many actors as fit). For mix and measure: threads, one per core.",
         group=HARDWARE,
         ge=1,
     )

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from capmix.engine.local import cores
+from capmix.engine.mapped import mapper
+from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
@@ -88,6 +89,7 @@ def mix(
     columns: Mapping[str, Column],
     settings: MixSettings = MixSettings(),
     output: str | None = None,
+    engine: EngineSettings = EngineSettings(),
 ) -> Summary:
     """Write `subsets/<output>.parquet` (default: the recipe's name; see subset.py) unless it is up
     to date.
@@ -113,9 +115,10 @@ def mix(
         kinds = common_kinds(store, pool, named)
         reader = BatchReader(store, parts, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
-        run = MixRun(plan, reader, batches, settings.workers or cores())
-        _check_types(run)
-        summary, samples_kept = _write(run, draft, called, settings)
+        with mapper(engine) as maps:
+            run = MixRun(plan, reader, batches, maps)
+            _check_types(run)
+            summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
         refuse_rewritten(store, parts)
         counts = Counts(ok=samples_kept)

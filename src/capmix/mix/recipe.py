@@ -16,15 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from capmix.engine.settings import RunSettings
+from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.errors import UserError
 from capmix.mix.settings import MixSettings
-from capmix.settings.base import SHORT, describe, did_you_mean
+from capmix.settings.base import SHORT, describe, did_you_mean, options_of
 from capmix.settings.yaml import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 MAX_COMBINATIONS = 10_000
 MAX_REPEATS = 10_000  # of a row; lists of uids repeat one a few times
+OPTIONS = {name for one in (MixSettings, EngineSettings, RunSettings) for name in options_of(one)}
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
@@ -74,7 +75,7 @@ class Recipe(BaseModel):
     @classmethod
     def _check_parameters(cls, parameters: Any) -> Any:
         for name, value in (parameters or {}).items():
-            if name in {*MixSettings.model_fields, *RunSettings.model_fields}:
+            if name in OPTIONS:
                 raise ValueError(f"{name} is an option of `capmix mix`; rename the parameter")
             if name == "fraction":
                 check_fraction(value)

@@ -6,15 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import local
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.engine.mapped import Mapper
 from capmix.engine.messages import progress
-from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
@@ -40,7 +40,7 @@ class MixRun:
     plan: RecipePlan
     reader: BatchReader
     batches: list[list[str]]
-    workers: int
+    mapper: Mapper
     _threads: local = field(default_factory=local, repr=False)
 
     @property
@@ -69,11 +69,18 @@ class MixRun:
         return found
 
     def each_batch(self, work: Callable[[list[str]], Result], about: str) -> Iterator[Result]:
-        """`work` of every batch, in order, some at a time in threads."""
+        """`work` of every batch, in order."""
         with progress(about, "shard", sum(map(len, self.batches))) as bar:
-            for batch, finished in prefetched(self.batches, work, self.workers, self.workers + 1):
-                yield finished.result()
+            for batch, found in self.mapper(work, self.batches):
+                yield found
                 bar.update(len(batch))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For functions that run elsewhere, which need neither threads nor actors."""
+        return vars(self) | {"_threads": None, "mapper": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_threads": local()})
 
 
 @dataclass

@@ -38,7 +38,6 @@ class MixSettings(Settings):
         "Also write uid, key and text of each row into the subset's file, for other tools. Without "
         "it, rows refer to the texts of the pool and of the captions.",
     )
-    workers: int | None = option(None, "Threads (default: one per core).", ge=1)
 
     @property
     def changes(self) -> dict[str, str]:

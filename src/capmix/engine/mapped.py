@@ -1,0 +1,115 @@
+"""A function of each item, in order: in threads of this process, or in actors of a Ray cluster.
+
+For passes over tables, whose results are small: what a function returns travels.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TypeVar
+
+from capmix.engine.local import cores
+from capmix.engine.prefetch import Finished, prefetched
+from capmix.engine.ray import connected, resources
+from capmix.engine.settings import EngineSettings
+from capmix.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+RETRIES = 3  # of an item whose actor or node dies
+IN_FLIGHT = 2  # items of an actor
+
+
+class Mapper(Protocol):
+    """Where functions run."""
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        """Each item with what `work` returns for it, in order; a few items are held. Raises what
+        `work` raises."""
+        ...
+
+
+@contextmanager
+def mapper(settings: EngineSettings) -> Iterator[Mapper]:
+    """A mapper of the engine that is asked for; its actors end with the block.
+
+    Raises UserError where Ray is not installed or not reached.
+    """
+    if settings.name == "local":
+        yield Threads(settings.workers or cores())
+        return
+    actors = Actors(settings)
+    try:
+        yield actors
+    finally:
+        actors.close()
+
+
+class Threads:
+    """Some items at a time, in threads of this process."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        for item, finished in prefetched(items, work, self._workers, self._workers + 1):
+            yield item, finished.result()
+
+
+class Actors:
+    """The same in actors of a Ray cluster. One that dies is started again, wherever there is room,
+    and its items are done again."""
+
+    def __init__(self, settings: EngineSettings):
+        self._ray, _ = connected(settings.address)
+        _, cpus, room = resources(self._ray, False, settings)
+        remote = self._ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=RETRIES)(_Actor)
+        self._actors: list[Any] = [remote.remote() for _ in range(settings.workers or max(1, room))]
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        function = [self._ray.put(work)]  # in a list: it is fetched once by each actor
+        waiting: deque[tuple[Item, Any]] = deque()
+        for number, item in enumerate(items):
+            actor = self._actors[number % len(self._actors)]
+            waiting.append((item, actor.run.remote(function, item)))
+            if len(waiting) >= IN_FLIGHT * len(self._actors):
+                yield self._next(waiting)
+        while waiting:
+            yield self._next(waiting)
+
+    def _next(self, waiting: deque[tuple[Any, Any]]) -> tuple[Any, Any]:
+        item, reference = waiting.popleft()
+        try:
+            finished: Finished[Any] = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(f"ray: a worker failed: {' '.join(lines[:1] + lines[-1:])}") from error
+        return item, finished.result()
+
+    def close(self) -> None:
+        for actor in self._actors:
+            with suppress(Exception):
+                self._ray.kill(actor)
+
+
+class _Actor:
+    """Keeps the function that it was last asked for."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, Callable[[Any], Any]] | None = None
+
+    def run(self, function: list[Any], item: Any) -> Finished[Any]:
+        import ray
+
+        if self._known is None or self._known[0] != function[0]:
+            self._known = function[0], ray.get(function[0])
+        try:
+            return Finished(self._known[1](item))
+        except UserError as error:
+            return Finished(None, error)
