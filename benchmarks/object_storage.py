@@ -7,7 +7,8 @@ Each way runs in a process of its own and starts with connections of its own. It
 a server that knows just enough of S3 and checks no signature, so that it is not what is waited for;
 `moto` checks that its answers are those of S3 (fewer and smaller objects: it is slow).
 
-`obstore, own API` uses no fsspec: what can be had at most.
+`obstore, own API` uses no fsspec: what can be had at most. `read in a forked child` is what data
+loaders of `capmix train` do, with connections of their own; a child that hangs is an ERROR.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import statistics
 import tarfile
 import time
@@ -43,6 +45,7 @@ PIECE = 1 << 20
 LISTED = 1000  # keys in a page
 FAILS_EVERY = 20
 FAULTS = (500, 503)
+HANGS_AFTER = 5  # seconds
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,27 @@ def _parts_written(sizes: Sizes) -> tuple[float, str]:
     return sizes.parts * len(data) / 1e6, f"{sizes.parts}"
 
 
+def _forked(sizes: Sizes) -> tuple[float, str]:
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    path = f"{BUCKET}/work/.markers/captions/a/00000.json"
+    data = fs.cat_file(path)
+    # As Pool.reopened does.
+    _in_a_fork(lambda: type(fs)(*fs.storage_args, **fs.storage_options).cat_file(path))
+    return len(data) / 1e6, f"{len(data)}"
+
+
+def _in_a_fork(read: Callable[[], object]) -> None:
+    """Raises RuntimeError where it does not end there."""
+    child = os.fork()
+    if not child:
+        signal.alarm(HANGS_AFTER)
+        read()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise RuntimeError(f"a forked child hangs: no answer in {HANGS_AFTER} s")
+
+
 # The same by obstore itself.
 
 
@@ -344,6 +368,15 @@ def _own_parts(sizes: Sizes) -> tuple[float, str]:
     return sizes.parts * len(data) / 1e6, f"{sizes.parts}"
 
 
+def _own_forked(sizes: Sizes) -> tuple[float, str]:
+    import obstore
+
+    path = "work/.markers/captions/a/00000.json"
+    data = obstore.get(_store_of_bucket(), path).bytes()
+    _in_a_fork(lambda: obstore.get(_store_of_bucket(), path).bytes())
+    return len(data) / 1e6, f"{len(data)}"
+
+
 CLIENTS = ("s3fs", "obstore by fsspec", "obstore, own API")
 WORKS = {
     "tar, pool reader": "pool",
@@ -353,6 +386,7 @@ WORKS = {
     "list a work directory": "sizes",
     "read markers": "markers",
     "write parts": "parts",
+    "read in a forked child": "forked",
 }
 BY_FSSPEC: dict[str, Run] = {
     "pool": _tar_by_pool,
@@ -362,6 +396,7 @@ BY_FSSPEC: dict[str, Run] = {
     "sizes": _store_listed,
     "markers": _markers_read,
     "parts": _parts_written,
+    "forked": _forked,
 }
 OWN: dict[str, Run] = {
     "pool": _own_pool,
@@ -371,6 +406,7 @@ OWN: dict[str, Run] = {
     "sizes": _own_listed_sizes,
     "markers": _own_markers,
     "parts": _own_parts,
+    "forked": _own_forked,
 }
 
 
