@@ -15,6 +15,9 @@ from samples import image_bytes
 
 from capmix.errors import UserError
 from capmix.pool import BadSample, Pool, Sample, open_pool
+from capmix.training.launch import pool_source
+from capmix.training.pairs import Pair
+from capmix.training.scales import TrainSettings
 from capmix.workspace import open_workspace
 
 NO_LANCE = """
@@ -79,6 +82,19 @@ def test_the_usual_commands_work_on_it(tmp_path: Path) -> None:
     back = samples_of(open_pool(str(tmp_path / "out")))
     assert [one.text for one in back if isinstance(one, Sample)] == [
         row["caption"] for row in rows(0, 3) + rows(100, 3)
+    ]
+
+
+def test_data_workers_of_a_training_run_do_not_read_it(tmp_path: Path) -> None:
+    """They are forked, and Lance can hang there."""
+    write_dataset(tmp_path / "pool.lance")
+    work = open_workspace(str(tmp_path / "pool.lance"), str(tmp_path / "work"))
+    work.mix("raw")
+    with pytest.raises(UserError, match=r"pool .*pool\.lance is a Lance .* pass --workers 0, or"):
+        pool_source(work.pool, work.store, "raw", TrainSettings(workers=2))
+    source = pool_source(work.pool, work.store, "raw", TrainSettings(workers=0))
+    assert [pair.text for pair in source.read("00000001") if isinstance(pair, Pair)] == [
+        f"picture {number}" for number in (100, 101, 102)
     ]
 
 

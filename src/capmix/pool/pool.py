@@ -94,6 +94,12 @@ class Pool:
         return self._first_file.endswith(TAR_SUFFIXES)
 
     @property
+    def survives_fork(self) -> bool:
+        """Whether a forked process can read it. Lance's threads are not there: of twenty such
+        processes one did not end."""
+        return not self._first_file.endswith(lance.SUFFIX)
+
+    @property
     def _first_file(self) -> str:
         return self.files[self.shards[0].name][0]
 
