@@ -85,6 +85,17 @@ def test_the_usual_commands_work_on_it(tmp_path: Path) -> None:
     ]
 
 
+def test_a_fingerprint_is_of_the_bytes_and_not_of_the_owner(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "pool.lance")
+    pool = open_pool(str(tmp_path / "pool.lance"))
+    path = tmp_path / "pool.lance" / pool.files["00000001"][0]
+    path.chmod(0o600)
+    assert open_pool(str(tmp_path / "pool.lance")).shards == pool.shards
+    os.utime(path, (1, 1))  # as if other bytes had been written
+    after = open_pool(str(tmp_path / "pool.lance")).shards
+    assert [one == other for one, other in zip(after, pool.shards, strict=True)] == [True, False]
+
+
 def test_data_workers_of_a_training_run_do_not_read_it(tmp_path: Path) -> None:
     """They are forked, and Lance can hang there."""
     write_dataset(tmp_path / "pool.lance")

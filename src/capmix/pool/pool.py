@@ -250,7 +250,7 @@ def _open_lance(
     files, shards = {}, []
     for one in fragments:
         about = {name: listing.files.get(name, {"size": 0}) for name in one.files}
-        stamps = "\n".join((one.about, *(f"{name} {info}" for name, info in about.items())))
+        stamps = f"{one.about}\n{_fingerprint(about)}"
         size = sum(info["size"] for info in about.values())
         shards.append(Shard(one.name, hashlib.sha256(stamps.encode()).hexdigest(), size))
         files[one.name] = one.files
