@@ -25,6 +25,7 @@ FORMS = {
     "webdataset": "WebDataset tars: `.jpg` and the like, `.txt` (the chosen caption), `.json`",
     "datacomp": "WebDataset tars: the pool's members, untouched, under keys `<uid>-<copy>`",
     "parquet": "parquet, images embedded; `datasets.load_dataset` reads it as it is",
+    "lance": "a Lance dataset, images embedded; `lance.dataset` reads it as it is",
     "jsonl": "image files, a `.txt` caption beside each, `metadata.jsonl` and `llava.json`",
     "csv": "`captions.csv`: uid, text, source, k, score, weight; no images",
 }

@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.export.manifest import ExportTarget
+from capmix.export.lance import refuse_added_versions
+from capmix.export.manifest import DATASET, ExportTarget
 from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID
 from capmix.storage.filesystem import again, files_below
 from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
@@ -31,6 +32,7 @@ FILES = {  # what an export of a form writes
     "webdataset": re.compile(TAR_FILES),
     "datacomp": re.compile(TAR_FILES),
     "parquet": re.compile(r"data/train-(?P<shard>\d{8})\.parquet"),
+    "lance": re.compile(rf"data/train-(?P<shard>\d{{8}})\.lance|{DATASET.pattern}"),
     "jsonl": re.compile(
         rf"(?P<shard>\d{{8}})\.jsonl|images/(?P<folder>\d{{8}})/{IMAGE}|metadata\.jsonl|llava\.json"
     ),
@@ -93,6 +95,8 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
     """Remove the files of the older export. Markers go first, so that no shard counts as finished
     whose files are gone; lists go last, after `about` is written, so that a clearing that was
     killed goes on as it began."""
+    if older.form == "lance":
+        refuse_added_versions(target)
     sizes = _names(target, "")
     ours, changed, listed = set(), [], set()
     for name in _lists(target):

@@ -3,8 +3,9 @@
 Each output shard is one unit of work, done when its marker says so: a killed export goes on, and
 the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
 img2dataset's readers), `datacomp` (the same with untouched members: what DataComp's resharder
-writes), `parquet` (images embedded, for Hugging Face datasets), `jsonl` (image files
-with .txt for kohya, JSON lines for imagefolder, a list for LLaVA), `csv` (uid and text alone).
+writes), `parquet` (images embedded, for Hugging Face datasets), `lance` (the same columns as a
+Lance dataset), `jsonl` (image files with .txt for kohya, JSON lines for imagefolder, a list for
+LLaVA), `csv` (uid and text alone).
 """
 
 import csv
@@ -23,6 +24,7 @@ from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.claim import claim
+from capmix.export.lance import commit_dataset, data_file, withdraw_dataset, write_lance
 from capmix.export.manifest import ExportTarget
 from capmix.export.samples import chosen_samples, refuse_changed
 from capmix.export.settings import SAMPLES_PER_SHARD, Form
@@ -31,6 +33,7 @@ from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool, Shard
+from capmix.pool.lance import need_lance
 from capmix.storage import legacy
 from capmix.storage.filesystem import is_within
 from capmix.storage.layout import (
@@ -84,6 +87,8 @@ def export(
     """
     if form == "datacomp" and not pool.is_tars:
         raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
+    if form == "lance":
+        need_lance("--format lance")
     rows = SubsetRows.pinned(store, subset)
     marker = store.read_marker(rows.part)
     rows.refuse_changed()
@@ -135,15 +140,17 @@ def _write_shards(
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     (counts,) = run_job(job, max_failures, engine)
-    sizes: dict[str, int] = {}
+    rows_of: dict[str, int] = {}
     notes: list[str] = []
     with target.listed([""]):
         for shard in shards:
             marker = target.read_marker(shard.name)
             assert marker is not None
-            sizes[f"{shard.name}.tar"] = marker.counts.ok
+            rows_of[shard.name] = marker.counts.ok
     if work.form in TARS:
-        target.write_json("sizes.json", sizes)
+        target.write_json("sizes.json", {f"{name}.tar": ok for name, ok in rows_of.items()})
+    if work.form == "lance":
+        commit_dataset(target, parquet_schema(work.sources), rows_of)
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
@@ -188,11 +195,15 @@ def _export_stages(work: Export) -> list[Stage]:
         samples = chosen_samples(pool, store, chosen, used, work.sources, failed)
         name = _file_name(work.form, shard.name)
         rows.refuse_changed()
+        if work.form == "lance":
+            withdraw_dataset(target)
         with out.draft.writing(name) as stream:
             if work.form in TARS:
                 written = write_tar(stream, samples, untouched=work.form == "datacomp")
             elif work.form == "parquet":
                 written = write_parquet(stream, samples, parquet_schema(work.sources))
+            elif work.form == "lance":
+                written = write_lance(target, stream, samples, parquet_schema(work.sources))
             else:
                 written = write_images(target, f"images/{shard.name}", stream, samples)
         if work.form in TARS:
@@ -219,6 +230,8 @@ def _export_stages(work: Export) -> list[Stage]:
 def _file_name(form: Form, shard: str) -> str:
     if form in TARS:
         return f"{shard}.tar"
+    if form == "lance":
+        return data_file(shard)
     return f"data/train-{shard}.parquet" if form == "parquet" else f"{shard}.jsonl"
 
 

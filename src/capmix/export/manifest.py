@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 
+from capmix.export.lance import MANIFEST
 from capmix.storage.layout import EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 from capmix.storage.marker import Marker
 from capmix.storage.record import FileRecord, RecordingStream, digest_of
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 WHOLE = ("sizes.json", "metadata.jsonl", "llava.json", "captions.csv", EXPORT_CARD)
 WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
+DATASET = re.compile(rf"{re.escape(MANIFEST)}|_transactions/0-[0-9a-f-]{{36}}\.txn")  # Lance's
 OF_SHARD = re.compile(r"(?:data/train-|images/)?(\d{8})[./_]")
 NEW = re.compile(r"\.new\d*(?=\.)")
 LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
@@ -107,7 +109,7 @@ class ExportTarget(Store):
         shard = OF_SHARD.match(name)
         if shard:
             self._lines.setdefault(shard[1], bytearray()).extend(_line(name, written))
-        elif NEW.sub("", name) in WHOLE:
+        elif NEW.sub("", name) in WHOLE or DATASET.fullmatch(name):
             known = self.written(WHOLE_LIST) | {name: written}
             self.write_bytes(WHOLE_LIST, b"".join(_line(*one) for one in sorted(known.items())))
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from capmix.settings.base import Settings, option
 
-Form = Literal["webdataset", "datacomp", "parquet", "jsonl", "csv"]
+Form = Literal["webdataset", "datacomp", "parquet", "lance", "jsonl", "csv"]
 SAMPLES_PER_SHARD = 10_000
 
 
@@ -14,7 +14,8 @@ class ExportSettings(Settings):
     format: Form = option(
         "webdataset",
         "webdataset: tars of image, text and JSON. datacomp: tars with untouched members, as "
-        "DataComp's resharder. parquet: images embedded, for Hugging Face datasets. jsonl: image "
-        "files with .txt and JSON lines, for kohya and LLaVA. csv: uid and text, no images.",
+        "DataComp's resharder. parquet: images embedded, for Hugging Face datasets. lance: the "
+        "same columns as a Lance dataset. jsonl: image files with .txt and JSON lines, for kohya "
+        "and LLaVA. csv: uid and text, no images.",
     )
     samples_per_shard: int = option(SAMPLES_PER_SHARD, "Samples per shard.", ge=1)

@@ -43,7 +43,7 @@ def write_parquet(stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) ->
     packed.pop("image")
     with pq.ParquetWriter(stream, schema, compression=packed, use_dictionary=["source"]) as writer:
         for chosen in samples:
-            waiting += [_parquet_row(chosen, copy, schema) for copy in chosen.copies]
+            waiting += [parquet_row(chosen, copy, schema) for copy in chosen.copies]
             if len(waiting) >= ROW_GROUP:
                 writer.write_table(pa.Table.from_pylist(waiting, schema))
                 written, waiting = written + len(waiting), []
@@ -52,7 +52,8 @@ def write_parquet(stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) ->
     return written + len(waiting)
 
 
-def _parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
+def parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
+    """The values of one copy of a sample by column; see parquet_schema."""
     sample, row = chosen.sample, chosen.row
     image = {"bytes": sample.image, "path": f"{sample.uid}-{copy}.{sample.suffix}"}
     fields = {"image": image, "uid": sample.uid, "text": row["text"], "source": row["source"]}

@@ -54,10 +54,11 @@ NEEDED_FOR = {
     "gcs: pools and work directories on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
+    "lance: Lance datasets, as pools and as exports": ("pylance",),
 }
 EXTRAS = (
     "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view", "ray",
-    "s3", "gcs", "http",
+    "s3", "gcs", "http", "lance",
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ EXTRAS = {
     "s3fs": ("s3fs", "s3"),
     "gcsfs": ("gcsfs", "gcs"),
     "aiohttp": ("aiohttp", "http"),
+    "lance": ("pylance", "lance"),
 }
 
 

@@ -6,7 +6,7 @@ file without images (DataComp's metadata) can be mixed, to select before anythin
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,10 @@ class ParquetForm:
         text = next((name for name in TEXT_COLUMNS if name in words), None)
         return cls(image, text, "uid" if "uid" in words else None)
 
+    def needed(self, schema: pa.Schema) -> list[str]:
+        """The columns that samples are read from."""
+        return [f.name for f in schema if f.name == self.image or _is_plain(f.type)]
+
 
 def _holds_images(field: pa.Field) -> bool:
     kind = field.type
@@ -77,12 +81,28 @@ def read_parquet(
 ) -> Iterator[Sample | BadSample]:
     """The samples of one file with images, or those with `keys` alone, in the order of its rows."""
     form = ParquetForm.of(file.schema_arrow)
-    number = -1
+    needed = form.needed(file.schema_arrow)
+    batches = file.iter_batches(ROWS_AT_ONCE, columns=needed, use_threads=False)
+    return read_rows(_numbered(batches), form, shard, keys)
+
+
+def _numbered(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
+    start = 0
+    for batch in batches:
+        yield range(start, start + len(batch)), batch
+        start += len(batch)
+
+
+def read_rows(
+    batches: Iterable[tuple[Sequence[int], pa.RecordBatch]],
+    form: ParquetForm,
+    shard: str,
+    keys: Container[str] | None = None,
+) -> Iterator[Sample | BadSample]:
+    """The samples of batches of rows, each with the rows' numbers in the shard."""
     seen: set[str] = set()
-    needed = [f.name for f in file.schema_arrow if f.name == form.image or _is_plain(f.type)]
-    for batch in file.iter_batches(ROWS_AT_ONCE, columns=needed, use_threads=False):
-        for i in range(len(batch)):
-            number += 1
+    for numbers, batch in batches:
+        for i, number in enumerate(numbers):
             key = f"{number:0{KEY_DIGITS}d}"
             if keys is not None and key not in keys:
                 continue

@@ -1,4 +1,4 @@
-"""Open a pool wherever it lies: WebDataset tars, a folder of images, or parquet files."""
+"""Open a pool wherever it lies: WebDataset tars, images, parquet files, or a Lance dataset."""
 
 import contextlib
 import hashlib
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+from capmix.pool import lance
 from capmix.pool.folder import is_image, read_files
 from capmix.pool.local import (
     SIDECARS,
@@ -54,7 +55,8 @@ Read = Callable[[], Iterator[Sample | BadSample]]
 class Pool:
     """Shards in name order, and the way to read one. The pool itself is never written to.
 
-    `follow_links` opens what links lead to, wherever that is on this machine's disks.
+    `follow_links` opens what links lead to, wherever that is on this machine's disks. `version` is
+    that of a Lance dataset.
     """
 
     location: str
@@ -64,6 +66,7 @@ class Pool:
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
     follow_links: bool = False
+    version: int = 0
 
     @cached_property
     def has_images(self) -> bool:
@@ -91,6 +94,12 @@ class Pool:
         return self._first_file.endswith(TAR_SUFFIXES)
 
     @property
+    def survives_fork(self) -> bool:
+        """Whether a forked process can read it. Lance's threads are not there: of twenty such
+        processes one did not end."""
+        return not self._first_file.endswith(lance.SUFFIX)
+
+    @property
     def _first_file(self) -> str:
         return self.files[self.shards[0].name][0]
 
@@ -104,6 +113,8 @@ class Pool:
             return _read_again(lambda: self._read_parquet(shard, keys), files[0])
         if files[0].endswith(TAR_SUFFIXES):
             return _read_again(lambda: self._read_tar(shard, keys), files[0])
+        if files[0].endswith(lance.SUFFIX):
+            return _read_again(lambda: self._read_lance(shard, keys), files[0])
         wanted = files if keys is None else [file for file in files if file in keys]
         return read_files(self._read_file, self.root, wanted, self.sidecars)
 
@@ -116,6 +127,13 @@ class Pool:
     ) -> Iterator[Sample | BadSample]:
         with self.open_parquet(shard) as file:
             yield from read_parquet(file, shard.name, keys)
+
+    def _read_lance(
+        self, shard: Shard, keys: Container[str] | None
+    ) -> Iterator[Sample | BadSample]:
+        for name in self.files[shard.name]:
+            open_local(self.root, name, self.follow_links).close()  # Lance opens whatever is there
+        return lance.read_fragment(self.root, self.version, shard.name, keys)
 
     @contextlib.contextmanager
     def open_parquet(self, shard: Shard) -> Iterator[pq.ParquetFile]:
@@ -173,8 +191,8 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
     """List the shards of a pool.
 
     `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet
-    files, one such .tar or .parquet file, several as `{00000..00041}.tar`, or `embedded`. Raises
-    UserError where there is none.
+    files, one such .tar or .parquet file, several as `{00000..00041}.tar`, a local directory that
+    is a Lance dataset, or `embedded`. Raises UserError where there is none.
 
     In a directory, only regular files inside its real path are read; `follow_links` adds what links
     lead to. What is skipped is logged as one line. A file that is named may be a link.
@@ -182,6 +200,8 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
     path = str(embedded_folder() / "pool") if location == EMBEDDED else location
     fs, root = open_file_system(path, "pool")
     follow_links = follow_links or location == EMBEDDED  # some installers link what they install
+    if lance.is_dataset(root, _is_local(fs)):
+        return _open_lance(location, fs, root.rstrip("/"), follow_links)
     root, listing, is_named = _list(fs, root.rstrip("/"), location, follow_links)
     visible = {name: info for name, info in sorted(listing.files.items()) if not _is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
@@ -212,6 +232,29 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
         size = sum(info["size"] or 0 for info in about.values())
         shards.append(Shard(name, _fingerprint(about), size))
     return Pool(location, shards, fs, root, files, sidecars, follow_links or is_named)
+
+
+def _open_lance(
+    location: str, fs: fsspec.AbstractFileSystem, root: str, follow_links: bool
+) -> Pool:
+    if not _is_local(fs):
+        raise UserError(
+            f"pool {location}: a Lance dataset is read from a local disk alone; copy it there"
+        )
+    listing = list_local(root, ("",), follow_links)
+    if listing.skipped.counts:
+        raise UserError(
+            f"pool {location}: a Lance dataset of regular files only; {listing.skipped}"
+        )
+    version, fragments = lance.list_fragments(location, root)
+    files, shards = {}, []
+    for one in fragments:
+        about = {name: listing.files.get(name, {"size": 0}) for name in one.files}
+        stamps = f"{one.about}\n{_fingerprint(about)}"
+        size = sum(info["size"] for info in about.values())
+        shards.append(Shard(one.name, hashlib.sha256(stamps.encode()).hexdigest(), size))
+        files[one.name] = one.files
+    return Pool(location, shards, fs, root, files, set(), follow_links, version)
 
 
 def _list(

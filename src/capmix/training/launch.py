@@ -60,11 +60,17 @@ class TrainingData:
 def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) -> PoolSubset:
     """The pairs of a subset, straight from the pool.
 
-    Raises UserError for a pool without images, or where the texts of a source are missing.
+    Raises UserError for a pool without images or one that data workers cannot read, or where the
+    texts of a source are missing.
     """
     from capmix.mix.catalog import Catalog
 
     pool.need_images("train")
+    if settings.data_workers and not pool.survives_fork:
+        raise UserError(
+            f"train: pool {pool.location} is a Lance dataset, in which data workers can hang; pass "
+            "--workers 0, or train on what `capmix export` writes"
+        )
     have = Catalog(pool, store).sources()
     for source in settings.texts:
         if source not in have:
