@@ -54,7 +54,7 @@ def main() -> None:
     folder = asked.keep or tempfile.mkdtemp()
     try:
         if not Path(folder, "samples").exists():
-            _generate(folder, names, asked.rows_per_shard, asked.distinct or len(names))
+            generate(folder, names, asked.rows_per_shard, asked.distinct or len(names))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) / 2**30
         print(f"{rows:,} rows in {len(names):,} shards, {size:.1f} GiB as files", flush=True)
         ways = asked.ways.split(",") + (["capmix --against"] if asked.against else [])
@@ -120,7 +120,7 @@ def _show(found: dict[str, Times], rows: int) -> None:
         )
 
 
-def _generate(folder: str, names: list[str], per_shard: int, distinct: int) -> None:
+def generate(folder: str, names: list[str], per_shard: int, distinct: int) -> None:
     with multiprocessing.Pool() as pool:
         jobs = [(folder, names[i], i, per_shard) for i in range(min(distinct, len(names)))]
         pool.map(_generate_shard, jobs, chunksize=1)

@@ -33,7 +33,7 @@ def mixed(
 ) -> list[dict[str, Any]]:
     """The rows of the subset: uid, shard, key, source, k, text, score, weight, copy."""
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
-    parts = check_parts(store, pool, folders_of(plan.columns.values()))
+    parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
     tables = []
     for shard in pool.shards:
         table = read_samples(store, shard.name, plan.columns, parts)

@@ -295,7 +295,7 @@ class Workspace:
         by_default = chosen.model == MeasureSettings().model
         if wants_model and (not by_default or is_ready(SCORERS, chosen.model)):
             encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
-        return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder)
+        return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder, work.engine)
 
     @with_options(MixSettings, EngineSettings, RunSettings)
     def mix(

@@ -1,5 +1,6 @@
 """Ray writes the bytes that one process writes; an actor or a node that dies costs one attempt."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
 def test_a_machine_without_room_for_a_worker_is_told(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capmix.engine.ray._connected", lambda _: (ray, True))
+    monkeypatch.setattr("capmix.engine.ray.connected", lambda _: (ray, True))
     engine = EngineSettings(name="ray", cpus_per_worker=999)
     work = open_workspace(str(write_pool(tmp_path / "p")), str(tmp_path / "w"), engine=engine)
     with pytest.raises(UserError, match="asks for 999 CPUs and 0 GPUs, more than this machine"):
@@ -162,3 +163,17 @@ def test_actors_mix_the_same_bytes(cluster: Any, workers: int) -> None:
         mixing.ROWS_AT_ONCE = before
     assert found[0] == found[1]
     assert len(found[0]) == 5
+
+
+@pytest.mark.parametrize("sketch", [False, True])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
+def test_actors_measure_the_same(cluster: Any, tmp_path: Path, workers: int, sketch: bool) -> None:
+    pool = write_pool(tmp_path / "pool", shards=5, samples=20)
+    null_run(pool, tmp_path / "w", EngineSettings())
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    whole = work.measure(sketch=sketch)
+    here = files(tmp_path / "w/measures")
+    shutil.rmtree(tmp_path / "w/measures")
+    shutil.rmtree(tmp_path / "w/.markers/measures")
+    assert work.measure(sketch=sketch, engine="ray", workers=workers) == whole
+    assert files(tmp_path / "w/measures") == here

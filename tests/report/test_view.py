@@ -56,9 +56,11 @@ def test_only_who_has_the_token_on_this_machine_is_answered(served: str) -> None
 
 
 def test_rows_decisions_and_images_are_read_on_demand(served: str) -> None:
-    everything = json.loads(get(served, "rows")[1])
+    everything = json.loads(get(served, "rows")[1])["samples"]
     assert len(everything) == 8
-    of_shard = json.loads(get(served, "rows", shard="00001")[1])
+    answer = json.loads(get(served, "rows", shard="00001")[1])
+    of_shard = answer["samples"]
+    assert answer["of"] == 4
     assert [row["key"] for row in of_shard] == [f"00001{i:04d}" for i in range(4)]
     assert {row["uid"] for row in of_shard} < {row["uid"] for row in everything}
     chosen = json.loads(get(served, "decisions", subset="raw-top50+mini", shard="00001")[1])

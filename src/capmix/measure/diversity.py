@@ -154,6 +154,12 @@ class SketchedDiversity:
                 ngrams = mixed(ngrams * BASE + keys[places + shift])
             self._sketches[name].add(ngrams, levels[places])
 
+    def merge(self, other: "SketchedDiversity") -> None:
+        """Take what another has counted."""
+        self._totals.merge(other._totals)
+        for name, sketch in self._sketches.items():
+            sketch.merge(other._sketches[name])
+
     def result(self) -> dict[str, Any]:
         """As Diversity's, with the `standard_error` of the counts of different things."""
         counts = {name: sketch.counts() for name, sketch in self._sketches.items()}
@@ -183,6 +189,10 @@ class _Totals:
         ):
             self._of_level[row] += np.bincount(of, values, self._of_level.shape[1]).astype(np.int64)
         self._lengths += np.bincount(np.minimum(counts, LONGEST), minlength=LONGEST + 1)
+
+    def merge(self, other: "_Totals") -> None:
+        self._of_level += other._of_level
+        self._lengths += other._lengths
 
     @property
     def texts(self) -> int:

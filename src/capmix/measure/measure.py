@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.measure.coverage import measure_coverage
 from capmix.measure.population import Population, measure_population
@@ -25,6 +26,7 @@ def measure(
     scored: Sequence[str],
     settings: MeasureSettings = MeasureSettings(),
     text_encoder: Scorer | None = None,
+    engine: EngineSettings = EngineSettings(),
 ) -> dict[str, Any]:
     """All measures, each part of which is kept below measures/ until what it is made from changes.
 
@@ -36,7 +38,7 @@ def measure(
     if settings.references and not settings.references.startswith(SOURCE):
         load_references(settings.references)  # a mistake is told before the pass over the pool
     population = Population(store, pool, scorer, sources, scored, settings)
-    found: dict[str, Any] = {"population": measure_population(population)}
+    found: dict[str, Any] = {"population": measure_population(population, engine)}
     digests = found["population"]["digests"]
     shards = [shard.name for shard in pool.shards]
     found["sampled"] = measure_sampled(store, digests, sources, shards, settings)

@@ -7,15 +7,18 @@ draws uid, shard, key, draw, size, and of each source its text, flags and score.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.engine.mapped import mapper
 from capmix.engine.messages import progress
-from capmix.engine.prefetch import prefetched
+from capmix.engine.settings import EngineSettings
 from capmix.measure.diversity import Diversity, SketchedDiversity, Split, split_batch
 from capmix.measure.noise import Noise, agreement
 from capmix.measure.settings import MeasureSettings
@@ -38,12 +41,21 @@ ROWS_AT_ONCE = 100_000
 SMALLEST_LEVEL = 300  # texts; below that a count of different trigrams says nothing
 
 
+Counted = Diversity | SketchedDiversity
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Some shards: their samples, and the words of each source's texts."""
+    """Some shards, as far as they have been counted: how many samples there are, those of the fair
+    sample, scores of each scored source, and by source the words of the texts, or what a sketch
+    has of them, flags, and texts that were cut."""
 
-    rows: pa.Table
-    splits: dict[str, Split]
+    samples: int
+    sampled: pa.Table
+    scores: dict[str, pa.ChunkedArray]
+    texts: "dict[str, Split | SketchedDiversity]"
+    flags: dict[str, dict[str, int]]
+    truncated: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,14 @@ class Population:
         return {name: one for name, one in found.items() if name in {*wanted, "width", "height"}}
 
 
-def measure_population(population: Population) -> dict[str, Any]:
+def measure_population(
+    population: Population, engine: EngineSettings = EngineSettings()
+) -> dict[str, Any]:
     """`sources`: the measures of each; `agreement` of each pair; `steps` (see StepCounts);
     `digests` of the folders that were read."""
     columns = population.columns()
     store = population.store
-    parts = check_parts(store, population.pool, folders_of(columns.values()))
+    parts = check_parts(store, population.pool.shards, folders_of(columns.values()))
     settings = population.settings
     config = {
         "scorer": population.scorer,
@@ -80,7 +94,7 @@ def measure_population(population: Population) -> dict[str, Any]:
     } | settings.model_dump(include={"sketch", "sample", "seed"})
 
     def make(draft: Draft) -> Marker:
-        found = _measure(population, columns, parts, draft)
+        found = _measure(population, columns, parts, draft, engine)
         refuse_rewritten(store, parts)
         rows = sum(parts.rows.values())
         counts = Counts(ok=found["samples"])
@@ -122,7 +136,11 @@ def levels_of(samples: int) -> list[int]:
 
 
 def _measure(
-    population: Population, columns: Mapping[str, Column], parts: Parts, draft: Draft
+    population: Population,
+    columns: Mapping[str, Column],
+    parts: Parts,
+    draft: Draft,
+    engine: EngineSettings,
 ) -> dict[str, Any]:
     rows = sum(parts.rows.values())
     levels = levels_of(rows)
@@ -133,24 +151,23 @@ def _measure(
     sampled: list[pa.Table] = []
     samples = 0
     with population.store.scratch() as scratch:
-        counters = {
+        counters: dict[str, Counted] = {
             source: SketchedDiversity(len(levels))
             if settings.sketch
             else Diversity(Path(scratch) / source, len(levels))
             for source in population.sources
         }
-        for batch in _batches(population, columns, parts, levels):
-            samples += len(batch.rows)
+        bounds = np.array([size / rows for size in levels[:-1]])
+        for batch in _batches(_Reading(population, columns, parts, bounds, rows), engine):
+            samples += batch.samples
             for source, counter in counters.items():
-                counter.add(batch.splits[source])
-                if source != "raw":
-                    flags[source].update(_flags(batch.rows[f"{source}_flags"]))
+                _add(counter, batch.texts[source])
+                flags[source].update(batch.flags[source])
             for source in population.scored:
-                noise[source].add(batch.rows[f"{source}_score"])
-                truncated[source] += pc.sum(batch.rows[f"{source}_truncated"]).as_py() or 0
-            steps.add([batch.rows[f"{source}_score"] for source in population.scored])
-            is_sampled = pc.less(batch.rows["draw"], settings.sample / rows)
-            sampled.append(batch.rows.filter(is_sampled))
+                noise[source].add(batch.scores[source])
+            truncated.update(batch.truncated)
+            steps.add([batch.scores[source] for source in population.scored])
+            sampled.append(batch.sampled)
         found = {source: counter.result() for source, counter in counters.items()}
     table = pa.concat_tables(sampled, promote_options="permissive").sort_by("draw")
     draft.write_table(f"{SAMPLE}.parquet", table)
@@ -167,38 +184,72 @@ def _measure(
     }
 
 
-def _batches(
-    population: Population, columns: Mapping[str, Column], parts: Parts, levels: Sequence[int]
-) -> Iterator[Batch]:
-    """Batches in pool order; two are read and split ahead, in threads."""
-    connection = locked_connection()
-    draw = DRAW.format(name="draw", seed=population.settings.seed)
-    rows = sum(parts.rows.values())
-    bounds = np.array([size / rows for size in levels[:-1]])
+def _add(counter: Counted, texts: Split | SketchedDiversity) -> None:
+    if isinstance(texts, Split):
+        counter.add(texts)
+    else:
+        assert isinstance(counter, SketchedDiversity)
+        counter.merge(texts)
 
-    def read(shards: Sequence[str]) -> Batch:
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads batches of shards and counts what can be counted of them alone."""
+
+    population: Population
+    columns: Mapping[str, Column]
+    parts: Parts
+    bounds: np.ndarray
+    rows: int
+
+    def __call__(self, shards: Sequence[str]) -> Batch:
+        store, settings = self.population.store, self.population.settings
+        scored = self.population.scored
         tables = []
         for shard in shards:
-            table = read_samples(population.store, shard, columns, parts)
+            table = read_samples(store, shard, self.columns, self.parts)
             tables.append(table.append_column("shard", pa.repeat(pa.scalar(shard), len(table))))
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        table = scores_of_texts(table, population.scored)
-        with connection.cursor() as cursor:
-            cursor.register("batch", table.select(["uid"]))
-            draws = cursor.sql(f"select {draw}::FLOAT as draw from batch").to_arrow_table()["draw"]
-        of_row = np.searchsorted(bounds, draws.to_numpy(), side="right").astype(np.uint8)
-        splits = {
-            source: split_batch(one_array(table[f"{source}_text"]), of_row)
-            for source in population.sources
-        }
-        return Batch(table.append_column("draw", draws), splits)
+        table = scores_of_texts(table, scored)
+        draws = self._draws(table)
+        of_row = np.searchsorted(self.bounds, draws.to_numpy(), side="right").astype(np.uint8)
+        texts: dict[str, Split | SketchedDiversity] = {}
+        for source in self.population.sources:
+            texts[source] = words = split_batch(one_array(table[f"{source}_text"]), of_row)
+            if settings.sketch:
+                texts[source] = counted = SketchedDiversity(len(self.bounds) + 1)
+                counted.add(words)
+        is_sampled = pc.less(draws, settings.sample / self.rows)
+        own = [source for source in self.population.sources if source != "raw"]
+        flags = {source: _flags(table[f"{source}_flags"]) for source in own}
+        return Batch(
+            len(table),
+            table.append_column("draw", draws).filter(is_sampled),
+            {source: table[f"{source}_score"] for source in scored},
+            texts,
+            {"raw": {}} | flags,
+            {source: pc.sum(table[f"{source}_truncated"]).as_py() or 0 for source in scored},
+        )
 
-    groups = shard_batches(parts.rows, ROWS_AT_ONCE)
-    with progress("measure", "row", rows) as bar:
-        for _, finished in prefetched(groups, read, workers=2, ahead=3):
-            batch = finished.result()
+    def _draws(self, table: pa.Table) -> pa.ChunkedArray:
+        draw = DRAW.format(name="draw", seed=self.population.settings.seed)
+        with _connection().cursor() as cursor:
+            cursor.register("batch", table.select(["uid"]))
+            return cursor.sql(f"select {draw}::FLOAT as draw from batch").to_arrow_table()["draw"]
+
+
+@cache
+def _connection() -> duckdb.DuckDBPyConnection:
+    return locked_connection()
+
+
+def _batches(reading: _Reading, engine: EngineSettings) -> Iterator[Batch]:
+    """Batches in pool order."""
+    groups = shard_batches(reading.parts.rows, ROWS_AT_ONCE)
+    with progress("measure", "row", reading.rows) as bar, mapper(engine) as maps:
+        for _, batch in maps(reading, groups):
             yield batch
-            bar.update(len(batch.rows))
+            bar.update(batch.samples)
 
 
 def _flags(column: pa.ChunkedArray) -> dict[str, int]:

@@ -50,7 +50,7 @@ def measure_references(
     needs `scorer`, the one whose scores are measured. Raises UserError where no sample has any.
     """
     columns = population.columns()
-    parts = check_parts(population.store, population.pool, folders_of(columns.values()))
+    parts = check_parts(population.store, population.pool.shards, folders_of(columns.values()))
     name = given.removeprefix(SOURCE) if given.startswith(SOURCE) else None
     if name is not None and name not in population.sources:
         raise UserError(f"--references {given}: no texts of that source; have {population.sources}")

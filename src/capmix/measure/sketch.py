@@ -24,6 +24,10 @@ class Sketch:
         rank = (64 - BITS + 1 - np.frexp(rest.astype(np.float64))[1]).astype(np.uint8)
         np.maximum.at(self._registers, (levels, register), rank)
 
+    def merge(self, other: "Sketch") -> None:
+        """Take the keys that another has taken."""
+        np.maximum(self._registers, other._registers, out=self._registers)
+
     def counts(self) -> list[int]:
         """About how many different keys are of level 0, of levels 0 and 1, and so on."""
         return [_estimate(one) for one in np.maximum.accumulate(self._registers, axis=0)]

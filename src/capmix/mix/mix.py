@@ -104,7 +104,7 @@ def mix(
     name = f"{SUBSETS}/{called}"
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
     lists = {one: UidList(path) for one, path in settings.uids.items() if _asked(plan, one)}
-    parts = check_parts(store, pool, folders_of(plan.columns.values()))
+    parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
     config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
     config["functions"] = fingerprint(plan.functions)

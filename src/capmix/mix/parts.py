@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.pool import Pool
+from capmix.pool import Shard
 from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
@@ -49,8 +49,8 @@ class Parts:
         )
 
 
-def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
-    """Read the markers of all parts of these folders (see columns.folders_of).
+def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
+    """Read the markers of these shards' parts in these folders (see columns.folders_of).
 
     Raises UserError where a shard's part is missing, or where scores were made from captions that
     have been written again since.
@@ -59,7 +59,7 @@ def check_parts(store: Store, pool: Pool, folders: set[str]) -> Parts:
         texts_folder(one.rpartition("/")[2]) for one in folders if one.startswith(f"{SCORES}/")
     }
     with store.listed(folders | texts):
-        return _check(store, pool, folders)
+        return _check(store, shards, folders)
 
 
 def refuse_rewritten(store: Store, parts: Parts) -> None:
@@ -72,7 +72,7 @@ def refuse_rewritten(store: Store, parts: Parts) -> None:
             )
 
 
-def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
+def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
     digests: dict[str, str] = {}
     rows: dict[str, int] = {}
     whole, following = set(), set(folders)
@@ -82,9 +82,9 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
     records: dict[str, FileRecord] = {}
     unrecorded: dict[str, str] = {}
     for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
-        for shard in pool.shards:
+        for shard in shards:
             part = f"{folder}/{shard.name}"
-            digest, marker = _marker(store, pool, folder, shard.name)
+            digest, marker = _marker(store, shards, folder, shard.name)
             of_part[part] = digest
             records |= marker.files
             if not marker.files or not all(map(store.compares, marker.files.values())):
@@ -101,9 +101,9 @@ def _check(store: Store, pool: Pool, folders: set[str]) -> Parts:
             _refuse_two_settings(store, folder, shard.name, marker.config, settings)
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
-        parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in pool.shards)
+        parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in shards)
         digests[folder] = folder_digest(parts)
-    rows = {shard.name: rows[shard.name] for shard in pool.shards}
+    rows = {shard.name: rows[shard.name] for shard in shards}
     return Parts(
         digests, rows, frozenset(whole), frozenset(following), records, unrecorded, of_part
     )
@@ -153,7 +153,7 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
-def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[str, Marker]:
+def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> tuple[str, Marker]:
     """A part's fingerprint and marker. Raises UserError for none or a damaged one."""
     part = f"{folder}/{shard}"
     with contextlib.suppress(OSError):
@@ -166,10 +166,10 @@ def _marker(store: Store, pool: Pool, folder: str, shard: str) -> tuple[str, Mar
             "made it again."
         )
     done = set(store.parts(folder)) - {part}
-    absent = [s.name for s in pool.shards if f"{folder}/{s.name}" not in done]
+    absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
     raise UserError(
         f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-        f"{len(pool.shards)} missing). Run the command that makes it first."
+        f"{len(shards)} missing). Run the command that makes it first."
     )
 
 

@@ -57,7 +57,7 @@ def table_batches(
 def _read(
     catalog: Catalog, columns: dict[str, Column], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    parts = check_parts(catalog.store, catalog.pool, folders_of(columns.values()))
+    parts = check_parts(catalog.store, catalog.pool.shards, folders_of(columns.values()))
     for shard in catalog.pool.shards:
         table = read_samples(catalog.store, shard.name, columns, parts)
         table = table.append_column("shard", pa.repeat(pa.scalar(shard.name), len(table)))

@@ -157,6 +157,7 @@
 
   const filters = document.getElementById("filters");
   let samples = data.examples;
+  let unread = 0;  // samples of the shard that the server leaves out
   let shown = PAGE;
 
   function fill(select, options) {
@@ -223,7 +224,8 @@
     document.getElementById("examples").replaceChildren(...found.slice(0, shown).map(card));
     const text = document.getElementById("matching");
     text.dataset.count = found.length;
-    text.textContent = `${found.length.toLocaleString("en")} of ${samples.length.toLocaleString("en")} samples match.`;
+    text.textContent = `${found.length.toLocaleString("en")} of ${samples.length.toLocaleString("en")} samples match.` +
+      (unread ? ` They are spaced evenly over the shard's ${(samples.length + unread).toLocaleString("en")}.` : "");
     document.getElementById("more").hidden = found.length <= shown;
   }
 
@@ -263,7 +265,8 @@
     const shard = filters.elements.shard.value;
     const found = await ask("rows", { shard });
     if (filters.elements.shard.value !== shard) return;
-    samples = found;
+    samples = found.samples;
+    unread = found.of - samples.length;
     showSamples();
   }
 

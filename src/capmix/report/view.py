@@ -7,13 +7,14 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from capmix.errors import UserError
 from capmix.measure.population import read_sample, scores_of_texts
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import folders_of, read_samples
-from capmix.mix.parts import Parts, check_parts
+from capmix.mix.parts import check_parts
 from capmix.mix.subset import SubsetRows
 from capmix.models.registry import require
 from capmix.report.compare import compare
@@ -31,6 +32,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+ROWS = 10_000  # of a shard, some MB as JSON
 READERS = 4  # shards read for images at a time
 
 
@@ -74,39 +76,40 @@ class Reader:
     def __init__(self, found: Found):
         self.found = found
         self._steps = steps_of_page(found)
-        self._names = {shard.name for shard in found.pool.shards}
+        self._shards = {shard.name: shard for shard in found.pool.shards}
         self._locks = [Lock() for _ in range(READERS)]
-        self._parts: Parts | None = None
         self.rows = lru_cache(maxsize=4)(self._rows)
         self.decisions = lru_cache(maxsize=16)(self._decisions)
         self.image = lru_cache(maxsize=THUMBNAILS)(self._image)
 
-    def _rows(self, shard: str) -> list[dict[str, Any]]:
-        """Of `shard`, or of the fair sample where it is empty. KeyError: no such shard."""
+    def _rows(self, shard: str) -> tuple[list[dict[str, Any]], int]:
+        """Of `shard`, or of the fair sample where it is empty, and how many samples there are: of
+        more than ROWS, some of them, evenly spaced. KeyError: no such shard."""
         found = self.found
         table = self._of_shard(shard) if shard else read_sample(found.store)
-        return example_rows(table, found.sources, found.scored, self._steps)
+        count = len(table)
+        if shard and count > ROWS:
+            table = table.take(pa.array(np.linspace(0, count - 1, ROWS).astype(np.int64)))
+        return example_rows(table, found.sources, found.scored, self._steps), count
 
-    def _of_shard(self, shard: str) -> pa.Table:
-        if shard not in self._names:
-            raise KeyError(shard)
+    def _of_shard(self, name: str) -> pa.Table:
+        if name not in self._shards:
+            raise KeyError(name)
         columns = self.found.columns()
-        if self._parts is None:
-            folders = folders_of(columns.values())
-            self._parts = check_parts(self.found.store, self.found.pool, folders)
-        table = read_samples(self.found.store, shard, columns, self._parts)
+        parts = check_parts(self.found.store, [self._shards[name]], folders_of(columns.values()))
+        table = read_samples(self.found.store, name, columns, parts)
         table = scores_of_texts(table, self.found.scored)
-        return table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)))
+        return table.append_column("shard", pa.repeat(pa.scalar(name), len(table)))
 
     def _decisions(self, subset: str, shard: str) -> list[str | None]:
         """For each of `rows(shard)`; raises KeyError for no such subset."""
         if subset not in self.found.subsets:
             raise KeyError(subset)
-        return decisions(SubsetRows.pinned(self.found.store, subset), self.rows(shard))
+        return decisions(SubsetRows.pinned(self.found.store, subset), self.rows(shard)[0])
 
     def _image(self, shard: str, key: str, uid: str) -> bytes:
         """A thumbnail as WebP. Raises KeyError where there is no such image, or none to decode."""
-        if shard not in self._names:
+        if shard not in self._shards:
             raise KeyError(shard)
         with self._locks[hash(shard) % READERS]:
             row = {"shard": shard, "key": key, "uid": uid}
@@ -151,6 +154,9 @@ def make_app(found: Found, token: str) -> Any:
     def webp(data: bytes) -> Response:
         return Response(data, media_type="image/webp")
 
+    def samples(found: tuple[list[dict[str, Any]], int]) -> Response:
+        return JSONResponse({"samples": found[0], "of": found[1]})
+
     def script(text: str) -> Response:
         return Response(text, media_type="text/javascript")
 
@@ -158,7 +164,7 @@ def make_app(found: Found, token: str) -> Any:
         routes=[
             Route("/", answering(lambda: page, HTMLResponse)),
             Route("/plotly.js", answering(plotly_js, script)),
-            Route("/rows", answering(reader.rows, JSONResponse, "shard")),
+            Route("/rows", answering(reader.rows, samples, "shard")),
             Route("/decisions", answering(reader.decisions, JSONResponse, "subset", "shard")),
             Route("/image", answering(reader.image, webp, "shard", "key", "uid")),
         ],
