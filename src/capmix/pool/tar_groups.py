@@ -41,6 +41,11 @@ class TarGroup:
     too_large: str = ""
 
     @property
+    def images(self) -> list[str]:
+        """Suffixes of the images, in their order."""
+        return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
+
+    @property
     def image(self) -> bytes | None:
         return next((self.members[one] for one in FIRST_IMAGE if one in self.members), None)
 
@@ -101,7 +106,19 @@ def tar_groups(
                     yield group
                 shape.add(group)
                 group = TarGroup(key)
-            _take(group, tar, name, size, suffix, wanted, keys is None or key in keys)
+            if suffix not in wanted:
+                if "." in suffix and (keys is None or key in keys):
+                    _note_dotted(group, name)
+                continue
+            group.suffixes.add(suffix)
+            if keys is not None and key not in keys:
+                continue
+            bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+            if size > bound:
+                about = f"member {shown(name)}: {size} bytes, at most {bound} are read"
+                group.too_large = about
+            else:
+                group.members[suffix] = tar.read()
     except (TarError, zlib.error, ValueError) as error:
         fault = error
     is_whole = fault is None or (tar.is_whole and shape.is_whole(group))
@@ -111,28 +128,10 @@ def tar_groups(
         raise BrokenTarError(last, fault) from fault
 
 
-def _take(
-    group: TarGroup,
-    tar: TarMembers,
-    name: str,
-    size: int,
-    suffix: str,
-    wanted: Collection[str],
-    is_asked_for: bool,
-) -> None:
-    if suffix not in wanted:
-        stem, _, last = name.rpartition(".")
-        if is_asked_for and "." in suffix and last.lower() in IMAGE_SUFFIXES:
-            group.dotted[stem] = name
-        return
-    group.suffixes.add(suffix)
-    if not is_asked_for:
-        return
-    bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-    if size > bound:
-        group.too_large = f"member {shown(name)}: {size} bytes, at most {bound} are read"
-        return
-    group.members[suffix] = tar.read()
+def _note_dotted(group: TarGroup, name: str) -> None:
+    stem, _, last = name.rpartition(".")
+    if last.lower() in IMAGE_SUFFIXES:
+        group.dotted[stem] = name
 
 
 def shown(name: str) -> str:
