@@ -59,25 +59,6 @@ class TarGroup:
         return not (self.members or self.dotted or self.too_large)
 
 
-@dataclass
-class _Shape:
-    """What the samples of a tar have: the most images of any, and every other suffix of some."""
-
-    images: int = 0
-    others: set[str] = field(default_factory=set)
-
-    def add(self, group: TarGroup) -> None:
-        others = group.suffixes.difference(IMAGE_SUFFIXES)
-        self.images = max(self.images, len(group.suffixes) - len(others))
-        self.others |= others
-
-    def is_whole(self, group: TarGroup) -> bool:
-        """Whether a group has all that any before it has; false where there is none before it."""
-        others = group.suffixes.difference(IMAGE_SUFFIXES)
-        has_images = len(group.suffixes) - len(others) >= self.images
-        return bool(self.images or self.others) and has_images and self.others <= others
-
-
 def tar_groups(
     stream: BinaryIO, wanted: Collection[str], keys: Container[str] | None = None
 ) -> Iterator[TarGroup]:
@@ -92,40 +73,61 @@ def tar_groups(
     images and every other wanted suffix that any group before it has. The first group of a tar has
     none before it, so that it is not.
     """
-    last = ""
-    group, shape = TarGroup(""), _Shape()
+    bounds = {one: MAX_IMAGE_BYTES if one in IMAGE_SUFFIXES else MAX_TEXT_BYTES for one in wanted}
+    last, begin = "", "."
+    group, is_asked_for = TarGroup(""), keys is None or "" in keys
+    shapes: set[frozenset[str]] = set()
     tar, fault = TarMembers(stream), None
     try:
-        for name, size in tar:
-            last = name
-            directory, slash, base = name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            key, suffix = directory + slash + stem, suffix.lower()
-            if key != group.key or suffix in group.suffixes:
+        for last, size in tar:
+            suffix = last[len(begin) :].lower()
+            if not last.startswith(begin) or "/" in suffix or suffix in group.suffixes:
                 if not group.is_empty:
                     yield group
-                shape.add(group)
-                group = TarGroup(key)
-            if suffix not in wanted:
-                if "." in suffix and (keys is None or key in keys):
-                    _note_dotted(group, name)
+                shapes.add(frozenset(group.suffixes))
+                key, suffix = _key_and_suffix(last)
+                group, begin = TarGroup(key), f"{key}."
+                is_asked_for = keys is None or key in keys
+            if suffix not in bounds:
+                if is_asked_for and "." in suffix:
+                    _note_dotted(group, last)
                 continue
             group.suffixes.add(suffix)
-            if keys is not None and key not in keys:
+            if not is_asked_for:
                 continue
-            bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-            if size > bound:
-                about = f"member {shown(name)}: {size} bytes, at most {bound} are read"
-                group.too_large = about
+            if size > bounds[suffix]:
+                about = f"{size} bytes, at most {bounds[suffix]} are read"
+                group.too_large = f"member {shown(last)}: {about}"
             else:
                 group.members[suffix] = tar.read()
     except (TarError, zlib.error, ValueError) as error:
         fault = error
-    is_whole = fault is None or (tar.is_whole and shape.is_whole(group))
+    is_whole = fault is None or (tar.is_whole and _has_all(group.suffixes, shapes))
     if is_whole and not group.is_empty:
         yield group
     if fault is not None:
         raise BrokenTarError(last, fault) from fault
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    directory, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return directory + slash + stem, suffix.lower()
+
+
+def _has_all(suffixes: Collection[str], before: Collection[frozenset[str]]) -> bool:
+    """Whether a group has as many images as any before it, and every other suffix of some; false
+    where there is none before it."""
+    images, others = _images_and_others(suffixes)
+    parts = [_images_and_others(one) for one in before]
+    most = max((count for count, _ in parts), default=0)
+    needed: set[str] = set().union(*(names for _, names in parts))
+    return bool(most or needed) and images >= most and needed <= others
+
+
+def _images_and_others(suffixes: Collection[str]) -> tuple[int, set[str]]:
+    others = set(suffixes).difference(IMAGE_SUFFIXES)
+    return len(suffixes) - len(others), others
 
 
 def _note_dotted(group: TarGroup, name: str) -> None:
