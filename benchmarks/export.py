@@ -1,17 +1,29 @@
-"""Megabytes per second of writing a subset as tars, beside a plain copy of the same bytes.
+"""Reading, indexing and exporting a pool of tars, beside plain ways to copy it.
 
-    python benchmarks/export.py [SAMPLES]
+    python benchmarks/export.py [--samples N] [--rounds N] [--against SRC]
 
-A pool in DataComp's form (images of 50 kB that do not compress, json of 1 kB, PAX headers) and a
-subset of all of it. The copy is of capmix's own output, file by file, written through to the disk
-as capmix does; the plain rewrite reads with tarfile and adds the same members with tarfile.
+Pools in DataComp's form (images of 12 kB and 50 kB that do not compress, json of 1 kB, PAX headers)
+and a subset of all of each. For every way: microseconds of CPU (user and system, of child processes
+too) and of wall time a sample, medians over rounds in which the ways alternate. Each run is a
+process of its own that measures after a warm-up, so that imports do not count:
+
+read     every sample of every shard, parsed
+index    the stage of `capmix index`, with its parts
+export   the whole command in this process
+command  the same as `capmix export --workers` does it, one process a core, with their start
+copy     a plain copy of what export wrote; rewrite reads and writes it with tarfile
+
+`--against` names the `src` folder of another checkout, whose ways run in turn with these.
 """
 
+import argparse
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -22,47 +34,131 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from capmix.engine.local import cores
-from capmix.workspace import Workspace, open_workspace
-
-PER_SHARD = 5_000
-IMAGE_BYTES = 50_000
-ROUNDS = 3
+PER_SHARD = 2_500
+IMAGE_BYTES = (12_000, 50_000)
+WAYS = ("read", "index", "export", "command")
+HERE = str(Path(__file__).parent.parent / "src")
+Cost = tuple[float, float]  # seconds of CPU and of wall time
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        _write_pool(folder / "pool", count)
-        work = open_workspace(str(folder / "pool"), str(folder / "work"))
-        work.mix("raw")
-        ways: dict[str, Callable[[Path], None]] = {
-            "capmix": lambda out: _capmix(work, out, cores()),
-            "capmix, one process": lambda out: _capmix(work, out, 1),
-            "plain copy": lambda out: _copy(folder / "capmix", out),
-            "plain tarfile rewrite": lambda out: _rewrite(folder / "pool", out),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                out = folder / name
-                shutil.rmtree(out, ignore_errors=True)
-                os.sync()
-                started = time.perf_counter()
-                way(out)
-                seconds[name].append(time.perf_counter() - started)
-        size = sum(f.stat().st_size for f in (folder / "capmix").glob("*.tar")) / 1e6
-    copied = statistics.median(seconds["plain copy"])
-    for name, found in seconds.items():
-        middle = statistics.median(found)
-        rates = f"{size / middle:6.0f} MB/s  {count / middle:8,.0f} samples/s"
-        print(f"{name:<24} {middle:6.1f} s  {rates}  {copied / middle:5.2f} x the copy")
+    options = _options()
+    if options.way:
+        print(*_cost(options.way, Path(options.folder)))
+        return
+    sources = {"": HERE} | ({"against": options.against} if options.against else {})
+    for size in IMAGE_BYTES:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            _write_pool(folder / "pool", options.samples, size)
+            print(f"\n{options.samples:,} samples, images of {size:,} bytes")
+            _compare(folder, options.samples, options.rounds, sources)
 
 
-def _capmix(work: Workspace, out: Path, workers: int) -> None:
-    work = work.using(workers=workers)
-    work.export("raw", str(out), samples_per_shard=PER_SHARD)
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", metavar="SRC", help="the src folder of another checkout")
+    parser.add_argument("--way", choices=(*WAYS, "mix"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _compare(folder: Path, samples: int, rounds: int, sources: dict[str, str]) -> None:
+    ways: dict[str, Callable[[], Cost]] = {}
+    for name, source in sources.items():
+        work = folder / f"here {name}".strip()
+        work.mkdir()
+        (work / "pool").symlink_to(folder / "pool")
+        _run("mix", work, source)
+        for way in WAYS:
+            ways[f"{way} {name}".strip()] = lambda a=way, b=work, c=source: _run(a, b, c)
+    out = folder / "here" / "export"
+    ways["copy"] = lambda: _measured(lambda: _copy(out, folder / "copy"))
+    ways["rewrite"] = lambda: _measured(lambda: _rewrite(folder / "pool", folder / "rewrite"))
+    found: dict[str, list[Cost]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            for one in ("copy", "rewrite"):
+                shutil.rmtree(folder / one, ignore_errors=True)
+            os.sync()
+            found[name].append(way())
+    middle = {name: _medians(costs, samples) for name, costs in found.items()}
+    print(f"{'':<16} {'CPU us':>8} {'wall us':>8}  of the other's CPU and wall")
+    for name, (cpu, wall) in middle.items():
+        other = middle.get(f"{name} against")
+        ratio = f"  {cpu / other[0]:6.0%} {wall / other[1]:6.0%}" if other else ""
+        print(f"{name:<16} {cpu:8.1f} {wall:8.1f}{ratio}")
+
+
+def _medians(costs: list[Cost], samples: int) -> tuple[float, float]:
+    """Microseconds a sample."""
+    cpu, wall = (statistics.median(one) / samples * 1e6 for one in zip(*costs, strict=True))
+    return cpu, wall
+
+
+def _run(way: str, folder: Path, source: str) -> Cost:
+    command = [sys.executable, __file__, "--way", way, "--folder", str(folder)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    }
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    cpu, wall = done.stdout.split()[-2:]
+    return float(cpu), float(wall)
+
+
+def _cost(way: str, folder: Path) -> Cost:
+    from capmix.engine.local import cores
+    from capmix.engine.settings import EngineSettings
+    from capmix.engine.stage import run_one
+    from capmix.export.export import export
+    from capmix.models.index import index_stages
+    from capmix.storage.store import Store
+    from capmix.workspace import open_workspace
+
+    work = open_workspace(str(folder / "pool"), str(folder / "work"))
+    if way == "mix":
+        return _measured(lambda: work.mix("raw"))
+    first = work.pool.shards[0]
+    for _ in work.pool.read(first):
+        pass
+    if way == "read":
+        return _measured(lambda: [sum(1 for _ in work.pool.read(one)) for one in work.pool.shards])
+    if way == "index":
+        (stage,) = index_stages(work.pool)
+        fresh = folder / "index"
+        shutil.rmtree(fresh, ignore_errors=True)
+        store = Store(str(fresh))
+        shards = work.pool.shards
+        run_one(stage, first, Store(str(folder / "warm")), lambda _: None)
+        return _measured(lambda: [run_one(stage, one, store, lambda _: None) for one in shards])
+    out = folder / way
+    shutil.rmtree(out, ignore_errors=True)
+    if way == "command":
+        started = work.using(workers=cores())
+        return _measured(lambda: started.export("raw", str(out), samples_per_shard=PER_SHARD))
+
+    def in_process(out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        os.sync()
+        export(work.store, work.pool, "raw", str(out), PER_SHARD, engine=EngineSettings())
+
+    in_process(folder / "warm export")
+    shutil.rmtree(folder / "warm export")
+    return _measured(lambda: in_process(out))
+
+
+def _measured(way: Callable[[], object]) -> Cost:
+    before, started = _cpu(), time.perf_counter()
+    way()
+    return _cpu() - before, time.perf_counter() - started
+
+
+def _cpu() -> float:
+    """User and system seconds of this process and of those that it has waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
 
 
 def _copy(source: Path, out: Path) -> None:
@@ -95,18 +191,19 @@ def _rewrite(pool: Path, out: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def _write_pool(folder: Path, count: int) -> None:
+def _write_pool(folder: Path, count: int, image_bytes: int) -> None:
     folder.mkdir()
     draw = np.random.default_rng(0)
     head = io.BytesIO()
     Image.new("RGB", (512, 384)).save(head, "JPEG")
-    for shard in range(count // PER_SHARD):
+    for shard in range(-(-count // PER_SHARD)):
+        numbers = range(shard * PER_SHARD, min(count, (shard + 1) * PER_SHARD))
         with tarfile.open(folder / f"{shard:08d}.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-            for number in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+            for number in numbers:
                 key, uid = f"{number:012d}", draw.bytes(16).hex()
                 about = {"uid": uid, "caption": "a text", "exif": "x" * 900, "width": 512}
                 # Only the size in its head is read; what follows stands for the pixels.
-                image = head.getvalue() + draw.bytes(IMAGE_BYTES - len(head.getvalue()))
+                image = head.getvalue() + draw.bytes(image_bytes - len(head.getvalue()))
                 for suffix, data in (
                     ("jpg", image),
                     ("json", json.dumps(about).encode()),

@@ -166,7 +166,7 @@ def test_reads_that_fail_for_a_while(
             if self.tell() > 15_000 and left[0]:
                 left[0] -= 1
                 raise OSError(5, "Input/output error")
-            return super().read(size)
+            return super().read(min(size or 0, 4000))
 
     def open_tar(self, shard):  # type: ignore[no-untyped-def]
         return Flaky(opened(self, shard).detach())

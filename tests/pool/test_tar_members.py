@@ -2,14 +2,18 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zlib
+from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import tar_bytes
 
-from capmix.pool.tar_members import CHUNK, TarError, TarMembers
+from capmix.pool.tar_members import CHUNK, WINDOW, TarError, TarMembers
 
 FORMS = [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]
 name = st.text("abcé/._-", min_size=1, max_size=230).filter(lambda n: n.strip("/.") == n)
@@ -106,3 +110,77 @@ def test_a_member_is_whole_if_its_last_byte_is_there(packed: bool, is_read: bool
                 if is_read:
                     members.read()
         assert members.is_whole == (not missing)
+
+
+class Sparing(io.BytesIO):
+    """Gives fewer bytes than it is asked for, and cannot seek."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 0, 700))
+
+
+def walked(stream: BinaryIO, take: set[int]) -> list[tuple[str, int, bytes] | str]:
+    """Members, those of the numbers `take` with their bytes, and how the tar ends."""
+    found: list[tuple[str, int, bytes] | str] = []
+    try:
+        members = TarMembers(stream)
+        for number, (path, size) in enumerate(members):
+            found.append((path, size, members.read() if number in take else b""))
+    except (TarError, zlib.error) as error:
+        found.append(f"{type(error).__name__} {members.is_whole}")
+    return found
+
+
+@given(
+    st.lists(st.tuples(name, st.binary(max_size=2500)), max_size=6),
+    st.sets(st.integers(0, 6)),
+    st.sampled_from([512, 700, 1024, 4096]),
+    st.integers(0, 3000),
+    st.booleans(),
+)
+def test_where_a_window_ends_changes_nothing(
+    members: list[tuple[str, bytes]], take: set[int], window: int, cut: int, packed: bool
+) -> None:
+    """Nor does a stream that gives a few bytes at a time, or a tar that breaks off."""
+    whole = tar_bytes(members).rstrip(b"\0") + bytes(1024)
+    whole = whole[: len(whole) - cut]
+    whole = gzip.compress(whole) if packed else whole
+    expected = walked(io.BytesIO(whole), take)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("capmix.pool.tar_members.WINDOW", window)
+        patch.setattr("capmix.pool.tar_members.CHUNK", window)
+        assert walked(io.BytesIO(whole), take) == expected
+        assert walked(Sparing(whole), take) == expected
+
+
+def test_a_file_that_is_shortened_while_it_is_read_breaks_off(tmp_path: Path) -> None:
+    """Were it mapped into memory, the process would end by a signal."""
+    path = tmp_path / "a.tar"
+    members_of = [(f"{i}.bin", b"x" * WINDOW) for i in range(4)]
+    path.write_bytes(tar_bytes(members_of, tarfile.USTAR_FORMAT))
+    with path.open("rb") as stream:
+        members = TarMembers(stream)
+        walk = iter(members)
+        assert next(walk) == ("0.bin", WINDOW)
+        os.truncate(path, WINDOW + 2000)
+        assert members.read() == b"x" * WINDOW
+        assert next(walk) == ("1.bin", WINDOW)
+        with pytest.raises(TarError, match="unexpected end"):
+            members.read()
+
+
+def test_a_signed_sum_of_a_header_is_taken_and_no_other() -> None:
+    header = bytearray(tarfile.TarInfo("caf\xe9\xe8.jpg").tobuf(tarfile.GNU_FORMAT, "latin-1"))
+    header[148:156] = b" " * 8
+    total = sum(header)
+    for told, is_right in ((total, True), (total - 512, True), (total - 256, False)):
+        header[148:156] = b"%06o\0 " % told
+        data = bytes(header) + bytes(1024)
+        if is_right:
+            assert len(list(TarMembers(io.BytesIO(data)))) == 1
+        else:
+            with pytest.raises(TarError, match="checksum"):
+                list(TarMembers(io.BytesIO(data)))

@@ -6,13 +6,19 @@ no owner: the same subset gives the same bytes.
 
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from struct import Struct
+from zlib import adler32
 
 from capmix.export.samples import Chosen
 from capmix.storage.record import Sink
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
+ZEROS = [bytes(count) for count in range(BLOCK)]  # what fills a member's last block
+BATCH = 1 << 17  # bytes joined at once: what lies in the cache of a core is copied for little
+LOWER = 0xFFFF
+TO_JSON = json.JSONEncoder(check_circular=False)  # what was parsed has no circles
 
 
 def write_tar(stream: Sink, samples: Iterable[Chosen], untouched: bool = False) -> int:
@@ -21,16 +27,44 @@ def write_tar(stream: Sink, samples: Iterable[Chosen], untouched: bool = False) 
     With `untouched` the members of the pool's tars are written as they are, as DataComp's resharder
     does; the chosen text is not.
     """
+    batch = _Batch(stream)
     written = 0
     for chosen in samples:
+        uid = chosen.sample.uid
         for copy in chosen.copies:
             files = chosen.sample.members if untouched else _files(chosen, copy)
-            key = f"{chosen.sample.uid}-{copy}"
-            parts = (part for end, data in files.items() for part in _member(f"{key}.{end}", data))
-            stream.write(b"".join(parts))
+            batch.add(f"{uid}-{copy}.", files)
             written += 1
+    batch.flush()
     stream.write(END)
     return written
+
+
+class _Batch:
+    """Members that wait to be written together.
+
+    Their bytes have to be in memory to be compared with the index and summed for the record of the
+    file, so that copying them from file to file within the system (copy_file_range) costs more.
+    """
+
+    def __init__(self, stream: Sink):
+        self._stream = stream
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, stem: str, files: Mapping[str, bytes]) -> None:
+        """The files of one sample, by what follows `stem` in their names."""
+        for suffix, data in files.items():
+            size = len(data)
+            rest = -size % BLOCK
+            self._pieces += (_header(stem + suffix, size), data, ZEROS[rest])
+            self._size += BLOCK + size + rest
+        if self._size >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        self._stream.write(b"".join(self._pieces))
+        self._pieces, self._size = [], 0
 
 
 def _files(chosen: Chosen, copy: int) -> dict[str, bytes]:
@@ -47,11 +81,7 @@ def _json(chosen: Chosen, copy: int) -> bytes:
     Copies after the first have a uid of their own, so that no reader takes them for a mistake.
     """
     uid = f"{chosen.sample.uid}-{copy}" if copy else chosen.sample.uid
-    return json.dumps(chosen.sample.metadata | {"uid": uid} | chosen.fields).encode()
-
-
-def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    return _header(name, len(data)), data, bytes(-len(data) % BLOCK)
+    return TO_JSON.encode(chosen.sample.metadata | {"uid": uid} | chosen.fields).encode()
 
 
 def _template() -> tuple[bytes, int]:
@@ -65,24 +95,18 @@ def _template() -> tuple[bytes, int]:
 
 
 TEMPLATE, TEMPLATE_SUM = _template()
+FIELDS = Struct("100s 24s 12s 12s 8s 356s")  # name, mode and owner, size, time, check sum, the rest
+OWNER, TIME, REST = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
 
 
 def _header(name: str, size: int) -> bytes:
-    """A ustar header, as tarfile writes it, in a tenth of the time."""
+    """A ustar header, as tarfile writes it, in a twentieth of the time."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or size >= 8**11:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         return info.tobuf(tarfile.PAX_FORMAT)
     digits = b"%011o\0" % size
-    total = TEMPLATE_SUM + sum(encoded) + sum(digits)
-    return b"".join(
-        (
-            encoded.ljust(100, b"\0"),
-            TEMPLATE[100:124],
-            digits,
-            TEMPLATE[136:148],
-            b"%06o\0 " % total,
-            TEMPLATE[156:],
-        )
-    )
+    # Of so few bytes adler32's lower half is their sum and 1.
+    total = TEMPLATE_SUM + (adler32(encoded + digits) & LOWER) - 1
+    return FIELDS.pack(encoded, OWNER, digits, TIME, b"%06o\0 " % total, REST)

@@ -7,11 +7,13 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
+from capmix.models.jpeg import jpeg_size
+
 # Who prepares images: decode_image, or Image.open and the transform of an open_clip model alone.
 Preprocess = Literal["capmix", "open_clip"]
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
-JPEG, SCAN, EXIF = b"\xff\xd8", b"\xff\xda", b"Exif\0\0"
+SCAN, EXIF = b"\xff\xda", b"Exif\0\0"
 MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
@@ -34,12 +36,18 @@ class _Counted(io.BytesIO):
     """A file that ends in an error where a decoder would go through pieces without end."""
 
     left = MAX_READS
+    exif_left = MAX_EXIF_PARTS
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"the image is of over {MAX_READS} pieces")
-        return super().read(size)
+        data = super().read(size)
+        if data.startswith(EXIF):  # Pillow reads a segment as a whole
+            self.exif_left -= 1
+            if self.exif_left < 0:
+                raise ValueError(f"the image is of over {MAX_EXIF_PARTS} Exif segments")
+        return data
 
 
 def decode_image(
@@ -104,7 +112,7 @@ def check_resized(size: tuple[int, int], side: int | None, max_pixels: int = MAX
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels as stored, from the header. Raises BadImageError."""
-    size: tuple[int, int] = _open(data).size
+    size: tuple[int, int] = jpeg_size(data) or _open(data).size
     return size
 
 
@@ -150,15 +158,16 @@ def _decode(
 
 
 def _open(data: bytes) -> Image.Image:
-    if data.startswith(JPEG) and data.count(EXIF) > MAX_EXIF_PARTS:
-        raise BadImageError("not_an_image", f"a JPEG of over {MAX_EXIF_PARTS} Exif segments")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own bounds replace Pillow's bomb warning
+        file = _Counted(data)
         try:
-            return Image.open(_Counted(data), formats=IMAGE_FORMATS)
+            return Image.open(file, formats=IMAGE_FORMATS)
         except Image.DecompressionBombError as error:
             raise BadImageError("too_many_pixels", str(error)) from error
         except Exception as error:  # Pillow's plugins raise many types on hostile bytes
+            if file.exif_left < 0:
+                raise BadImageError("not_an_image", str(error)) from error
             start = data[:16]
             detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
             raise BadImageError("not_an_image", detail) from error

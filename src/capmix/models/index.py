@@ -8,8 +8,7 @@ parquet.read_metadata). Where the json of a shard's samples has them, as img2dat
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -73,8 +72,7 @@ def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
     out.write_table(table)
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedBytes:
+class IndexedBytes(NamedTuple):
     """What the index knows of a sample's bytes; capmix 0.1 has kept the sha256 of the image."""
 
     xxh3: int | None

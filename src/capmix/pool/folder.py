@@ -1,6 +1,5 @@
 """Read a folder of images with .txt (and .json) files of the same name beside them."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
@@ -15,6 +14,7 @@ from capmix.pool.sample import (
     uid_from_path,
 )
 from capmix.pool.tar import raw_text
+from capmix.storage.json_text import loads
 
 ReadFile = Callable[[str, int], bytes]  # by path below the folder, and the largest size allowed
 
@@ -48,7 +48,7 @@ def _read_one(read: ReadFile, image: str, sidecars: set[str]) -> Sample | BadSam
     names = f"{stem}.txt", f"{stem}.json"
     text, about = (read(one, MAX_TEXT_BYTES) if one in sidecars else None for one in names)
     try:
-        metadata = json.loads(about or b"{}")
+        metadata = loads(about or b"{}")
     except (ValueError, RecursionError) as error:
         return BadSample(image, "bad_json", f"{stem}.json: {error}")
     if not isinstance(metadata, dict):

@@ -143,16 +143,16 @@ class Pool:
 
     def open_tar(self, shard: Shard) -> BinaryIO:
         """The bytes of a shard of a pool of tars. Raises OSError."""
-        return self._open(self.files[shard.name][0])
+        return self._open(self.files[shard.name][0], buffering=-1)  # read in windows
 
     def reopened(self) -> "Pool":
         """The same pool for another process: connections to a remote one do not survive a fork."""
         fs = type(self.fs)(*self.fs.storage_args, **self.fs.storage_options)
         return replace(self, fs=fs)
 
-    def _open(self, name: str) -> BinaryIO:
+    def _open(self, name: str, buffering: int = READ_AHEAD) -> BinaryIO:
         if _is_local(self.fs):  # fsspec's wrapper costs more than small reads do
-            return open_local(self.root, name, self.follow_links, READ_AHEAD)
+            return open_local(self.root, name, self.follow_links, buffering)
         opened: BinaryIO = self.fs.open(f"{self.root}/{name}", "rb")
         return opened
 

@@ -34,8 +34,11 @@ class Sample:
     def xxh3(self) -> int:
         """64 bits (xxh3) of all that was read of the sample, in its order."""
         files = self.members or self._files
-        sizes = "".join(f"{name} {len(data)}\n" for name, data in files.items()).encode()
-        return int(xxhash.xxh3_64_intdigest(b"".join((sizes, *files.values()))))
+        sizes = "".join([f"{name} {len(data)}\n" for name, data in files.items()])
+        state = xxhash.xxh3_64(sizes.encode())
+        for data in files.values():
+            state.update(data)
+        return int(state.intdigest())
 
     @property
     def _files(self) -> dict[str, bytes]:

@@ -5,12 +5,12 @@ of neighbouring members that share the text before the first dot of their file n
 webdataset and open_clip read it.
 """
 
-import json
 from collections.abc import Container, Iterator
 from typing import BinaryIO
 
 from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID, BadSample, Sample, uid_from_path
 from capmix.pool.tar_groups import BrokenTarError, TarGroup, shown, tar_groups
+from capmix.storage.json_text import loads
 
 READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 
@@ -31,7 +31,10 @@ def read_tar(
         reader.expects_json = False  # what the first sample has is not seen
     try:
         for group in tar_groups(stream, READ_SUFFIXES, keys):
-            yield from reader.finish(group)
+            if group.dotted and not group.images:
+                yield from (_dotted(stem, name) for stem, name in group.dotted.items())
+            elif group.members or group.too_large:
+                yield reader.finish(group)
     except BrokenTarError as error:
         yield _broken_tar(error)
 
@@ -54,14 +57,8 @@ class _Reader:
         self.uids: set[str] = set()
         self.expects_json: bool | None = None
 
-    def finish(self, group: TarGroup) -> Iterator[Sample | BadSample]:
-        images = [suffix for suffix in group.members if suffix in IMAGE_SUFFIXES]
-        if group.dotted and not images:
-            yield from (_dotted(stem, name) for stem, name in group.dotted.items())
-        elif group.members or group.too_large:
-            yield self._sample(group, images)
-
-    def _sample(self, group: TarGroup, images: list[str]) -> Sample | BadSample:
+    def finish(self, group: TarGroup) -> Sample | BadSample:
+        """The sample of a group that has any member."""
         key = group.key
         if group.too_large:
             return BadSample(key, "too_many_bytes", group.too_large)
@@ -69,6 +66,7 @@ class _Reader:
             detail = "the key stands in this tar more than once; the first sample was kept"
             return BadSample(key, "duplicate_key", detail)
         self.keys.add(key)
+        images = group.images
         if len(images) != 1:
             found = ", ".join(sorted(group.members))
             reason = "two_images" if images else "no_image"
@@ -83,7 +81,7 @@ class _Reader:
 
     def _with_metadata(self, group: TarGroup, suffix: str) -> Sample | BadSample:
         try:
-            metadata = json.loads(group.members.get("json", b"{}"))
+            metadata = loads(group.members.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
             return BadSample(group.key, "bad_json", f"json member: {error}")
         if not isinstance(metadata, dict):

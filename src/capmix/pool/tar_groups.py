@@ -41,6 +41,11 @@ class TarGroup:
     too_large: str = ""
 
     @property
+    def images(self) -> list[str]:
+        """Suffixes of the images, in their order."""
+        return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
+
+    @property
     def image(self) -> bytes | None:
         return next((self.members[one] for one in FIRST_IMAGE if one in self.members), None)
 
@@ -52,25 +57,6 @@ class TarGroup:
     @property
     def is_empty(self) -> bool:
         return not (self.members or self.dotted or self.too_large)
-
-
-@dataclass
-class _Shape:
-    """What the samples of a tar have: the most images of any, and every other suffix of some."""
-
-    images: int = 0
-    others: set[str] = field(default_factory=set)
-
-    def add(self, group: TarGroup) -> None:
-        others = group.suffixes.difference(IMAGE_SUFFIXES)
-        self.images = max(self.images, len(group.suffixes) - len(others))
-        self.others |= others
-
-    def is_whole(self, group: TarGroup) -> bool:
-        """Whether a group has all that any before it has; false where there is none before it."""
-        others = group.suffixes.difference(IMAGE_SUFFIXES)
-        has_images = len(group.suffixes) - len(others) >= self.images
-        return bool(self.images or self.others) and has_images and self.others <= others
 
 
 def tar_groups(
@@ -87,52 +73,67 @@ def tar_groups(
     images and every other wanted suffix that any group before it has. The first group of a tar has
     none before it, so that it is not.
     """
-    last = ""
-    group, shape = TarGroup(""), _Shape()
+    bounds = {one: MAX_IMAGE_BYTES if one in IMAGE_SUFFIXES else MAX_TEXT_BYTES for one in wanted}
+    last, begin = "", "."
+    group, is_asked_for = TarGroup(""), keys is None or "" in keys
+    shapes: set[frozenset[str]] = set()
     tar, fault = TarMembers(stream), None
     try:
-        for name, size in tar:
-            last = name
-            directory, slash, base = name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            key, suffix = directory + slash + stem, suffix.lower()
-            if key != group.key or suffix in group.suffixes:
+        for last, size in tar:
+            suffix = last[len(begin) :].lower()
+            if not last.startswith(begin) or "/" in suffix or suffix in group.suffixes:
                 if not group.is_empty:
                     yield group
-                shape.add(group)
-                group = TarGroup(key)
-            _take(group, tar, name, size, suffix, wanted, keys is None or key in keys)
+                shapes.add(frozenset(group.suffixes))
+                key, suffix = _key_and_suffix(last)
+                group, begin = TarGroup(key), f"{key}."
+                is_asked_for = keys is None or key in keys
+            if suffix not in bounds:
+                if is_asked_for and "." in suffix:
+                    _note_dotted(group, last)
+                continue
+            group.suffixes.add(suffix)
+            if not is_asked_for:
+                continue
+            if size > bounds[suffix]:
+                about = f"{size} bytes, at most {bounds[suffix]} are read"
+                group.too_large = f"member {shown(last)}: {about}"
+            else:
+                group.members[suffix] = tar.read()
     except (TarError, zlib.error, ValueError) as error:
         fault = error
-    is_whole = fault is None or (tar.is_whole and shape.is_whole(group))
+    is_whole = fault is None or (tar.is_whole and _has_all(group.suffixes, shapes))
     if is_whole and not group.is_empty:
         yield group
     if fault is not None:
         raise BrokenTarError(last, fault) from fault
 
 
-def _take(
-    group: TarGroup,
-    tar: TarMembers,
-    name: str,
-    size: int,
-    suffix: str,
-    wanted: Collection[str],
-    is_asked_for: bool,
-) -> None:
-    if suffix not in wanted:
-        stem, _, last = name.rpartition(".")
-        if is_asked_for and "." in suffix and last.lower() in IMAGE_SUFFIXES:
-            group.dotted[stem] = name
-        return
-    group.suffixes.add(suffix)
-    if not is_asked_for:
-        return
-    bound = MAX_IMAGE_BYTES if suffix in IMAGE_SUFFIXES else MAX_TEXT_BYTES
-    if size > bound:
-        group.too_large = f"member {shown(name)}: {size} bytes, at most {bound} are read"
-        return
-    group.members[suffix] = tar.read()
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    directory, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return directory + slash + stem, suffix.lower()
+
+
+def _has_all(suffixes: Collection[str], before: Collection[frozenset[str]]) -> bool:
+    """Whether a group has as many images as any before it, and every other suffix of some; false
+    where there is none before it."""
+    images, others = _images_and_others(suffixes)
+    parts = [_images_and_others(one) for one in before]
+    most = max((count for count, _ in parts), default=0)
+    needed: set[str] = set().union(*(names for _, names in parts))
+    return bool(most or needed) and images >= most and needed <= others
+
+
+def _images_and_others(suffixes: Collection[str]) -> tuple[int, set[str]]:
+    others = set(suffixes).difference(IMAGE_SUFFIXES)
+    return len(suffixes) - len(others), others
+
+
+def _note_dotted(group: TarGroup, name: str) -> None:
+    stem, _, last = name.rpartition(".")
+    if last.lower() in IMAGE_SUFFIXES:
+        group.dotted[stem] = name
 
 
 def shown(name: str) -> str:

@@ -1,18 +1,26 @@
 """Walk through a tar as a stream: names and sizes of regular files, and their bytes if wanted.
 
-Reads what tar writers write (v7, ustar, GNU long names, PAX), plain or gzipped, a few times as fast
-as tarfile, which is what reading a pool mostly consists of. Nothing is ever written to disk. Unlike
-tarfile it takes only the block of zeros that every writer puts there for the end: a tar that
+Reads what tar writers write (v7, ustar, GNU long names, PAX), plain or gzipped, several times as
+fast as tarfile, which is what reading a pool mostly consists of. Nothing is ever written to disk.
+Unlike tarfile it takes only the block of zeros that every writer puts there for the end: a tar that
 breaks off or has a broken header is told.
+
+Headers are read where they lie in a window of WINDOW bytes. A file is not mapped into memory: one
+that is shortened while it is mapped ends the process (SIGBUS), where a read tells of it, and a
+mapping saves no more than a tenth of the time.
 """
 
 import contextlib
+import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from functools import lru_cache
+from typing import BinaryIO, Protocol
+from zlib import adler32
 
 BLOCK = 512
 CHUNK = 1 << 20
+WINDOW = 1 << 18  # bytes: what is read at once, no more than the cache of one core holds
 MAX_HEADER_BYTES = 1 << 16
 MAX_NAME = 4096
 MAX_NAMES_BYTES = 32 << 20  # a gigabyte of long names packs into one megabyte
@@ -21,6 +29,11 @@ GZIP = b"\x1f\x8b"
 ZEROS = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
 LONG_NAME, PAX = b"L", b"x"
+FIELDS = struct.Struct("124x 12s 12x 8s 1s")  # size, check sum, kind
+USTAR = b"ustar\0"
+REMEMBERED = 1 << 12  # numbers: the sums and small sizes of one tar are few
+HALF = BLOCK // 2  # bytes, whose sum is below adler32's modulus
+LOWER = 0xFFFF
 
 
 class TarError(Exception):
@@ -38,141 +51,179 @@ class TarMembers:
     """
 
     def __init__(self, stream: BinaryIO):
-        self._source: _Plain | _Gzip = _Plain(stream, b"")
-        first = self._source.read(BLOCK)
-        kind = _Gzip if first.startswith(GZIP) else _Plain
-        self._source = kind(stream, first)
+        self._window = _Window(stream)
         self._unread = 0
         self._names_bytes = 0
         self.is_whole = True
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         """Name and size in bytes of each member. Raises TarError, zlib.error or OSError."""
+        window = self._window
         extended: dict[str, str] = {}
         while True:
-            self._skip_rest()
-            block = self._source.read(BLOCK)
-            if len(block) < BLOCK:
-                raise TarError("the file ends before the tar does")
-            if block == ZEROS:
+            if self._unread:
+                self._skip_rest()
+            self.is_whole = True
+            data, at = window.data, window.at
+            if len(data) - at < BLOCK:
+                if not window.holds(BLOCK):
+                    raise TarError("the file ends before the tar does")
+                data, at = window.data, window.at
+            window.at = at + BLOCK
+            if not data[at] and data.startswith(ZEROS, at):
                 return
-            _check_sum(block)
-            size, kind = _number(block[124:136]), block[156:157]
-            self._unread = size
-            if kind in (LONG_NAME, PAX):
+            digits, told, kind = FIELDS.unpack_from(data, at)
+            middle = at + HALF
+            # Of so few bytes adler32's lower half is their sum and 1: a tenth of the time of sum().
+            total = (adler32(data[at:middle]) & LOWER) + (
+                adler32(data[middle : at + BLOCK]) & LOWER
+            )
+            if total - 2 != _told_sum(told):
+                _check_signed_sum(data[at : at + BLOCK], _told_sum(told))
+            self._unread = size = _number(digits)
+            if kind in (PAX, LONG_NAME):
                 if size > MAX_HEADER_BYTES:
                     raise TarError(f"a header of {size} bytes")
-                data = self.read()
-                name = {"path": _text(data.rstrip(b"\0"))}
-                extended |= _records(data) if kind == PAX else name
+                about = self.read()
+                if kind == LONG_NAME:
+                    extended["path"] = _text(about.rstrip(b"\0"))
+                elif b"path=" in about or b"size=" in about:  # most often there are but times
+                    extended |= _records(about)
                 continue
             if "size" in extended:
                 self._unread = size = _decimal(extended["size"])
-            name_of = extended.get("path") or _name(block)
-            if len(name_of) > MAX_NAME:
-                raise TarError(f"a name of {len(name_of)} characters")
-            self._count(name_of)
-            extended = {}
-            if kind in REGULAR and not name_of.endswith("/"):
+            name = extended.get("path") or _name(data, at)
+            extended.clear()
+            if len(name) > MAX_NAME:
+                raise TarError(f"a name of {len(name)} characters")
+            # As large as it is in memory: one character that is not ASCII can make each of a
+            # name's take four bytes.
+            self._names_bytes += len(name) if name.isascii() else 4 * len(name)
+            if self._names_bytes > MAX_NAMES_BYTES:
+                text = f"names of members hold over {MAX_NAMES_BYTES >> 20} MiB"
+                raise NamesTooLongError(text)
+            if kind in REGULAR and not name.endswith("/"):
                 self.is_whole = False
-                yield name_of, size
+                yield name, size
 
     def read(self) -> bytes:
         """The bytes of the member that was given last, once. Raises TarError if it breaks off."""
         size, self._unread = self._unread, 0
-        data = self._source.read(size)
-        if len(data) < size:
-            raise TarError("unexpected end of data")
+        window = self._window
+        end = window.at + size
+        after = end + -size % BLOCK
+        if after <= len(window.data):
+            data, window.at = window.data[window.at : end], after
+        else:
+            data = window.take(size)
+            if len(data) < size:
+                raise TarError("unexpected end of data")
+            window.skip(-size % BLOCK)
         self.is_whole = True
-        self._source.skip(-size % BLOCK)
         return data
 
     def _skip_rest(self) -> None:
         size, self._unread = self._unread, 0
-        if not self._source.skip(size):
+        if not self._window.skip(size):
             raise TarError("unexpected end of data")
-        self.is_whole = True
-        self._source.skip(-size % BLOCK)
-
-    def _count(self, name: str) -> None:
-        """Raise NamesTooLongError where the names hold too much, at the size they have in memory:
-        one character that is not ASCII can make each of a name's take four bytes."""
-        self._names_bytes += len(name) if name.isascii() else 4 * len(name)
-        if self._names_bytes > MAX_NAMES_BYTES:
-            raise NamesTooLongError(f"names of members hold over {MAX_NAMES_BYTES >> 20} MiB")
+        self._window.skip(-size % BLOCK)
 
 
-class _Plain:
-    """Bytes of a stream; what is not wanted is skipped over where the stream can seek."""
+class _Bytes(Protocol):
+    """What gives bytes: fewer than it is asked for, if it likes, and none at its end."""
 
-    def __init__(self, stream: BinaryIO, first: bytes):
-        self._stream, self._first = stream, first
-        self._can_seek = stream.seekable()
+    def read(self, size: int, /) -> bytes: ...
 
-    def read(self, size: int) -> bytes:
-        if self._first:
-            data, self._first = self._first[:size], self._first[size:]
-            return data + self.read(size - len(data)) if len(data) < size else data
-        data = self._stream.read(size)
-        return data if len(data) == size else self._read_on(data, size)
 
-    def _read_on(self, data: bytes, size: int) -> bytes:
-        """A stream may give less than it is asked for; only nothing at all is the end."""
-        while len(data) < size and (more := self._stream.read(size - len(data))):
-            data += more
+class _Window:
+    """Bytes of a stream, in order: `data` from `at` on are read and not used yet.
+
+    What is not wanted is skipped over where the stream can seek.
+    """
+
+    def __init__(self, stream: BinaryIO):
+        self.data, self.at = stream.read(WINDOW), 0
+        while len(self.data) < len(GZIP) and (more := stream.read(WINDOW)):
+            self.data += more
+        self._source: _Bytes = stream
+        self._seek = stream.seek if stream.seekable() else None
+        if self.data.startswith(GZIP):
+            self._source, self._seek, self.data = _Inflated(stream, self.data), None, b""
+
+    def holds(self, size: int) -> bool:
+        """Whether there are so many bytes from `at` on, once more is read; `at` may change."""
+        while len(self.data) - self.at < size:
+            more = self._source.read(WINDOW)
+            if not more:
+                return False
+            self.data = self.data[self.at :] + more if self.at < len(self.data) else more
+            self.at = 0
+        return True
+
+    def take(self, size: int) -> bytes:
+        """So many bytes; fewer where the stream ends."""
+        end = self.at + size
+        data = self.data[self.at : end]
+        if end > len(self.data):
+            return self._take_on(data, size)
+        self.at = end
         return data
+
+    def _take_on(self, first: bytes, size: int) -> bytes:
+        pieces, left = [first], size - len(first)
+        while left:
+            self.data, self.at = b"", 0
+            more = self._source.read(max(left, WINDOW))
+            if not more:
+                break
+            if len(more) > left:
+                self.data, self.at = more, left
+                more = more[:left]
+            pieces.append(more)
+            left -= len(more)
+        return b"".join(pieces)
 
     def skip(self, size: int) -> bool:
         """Whether there were so many bytes."""
-        while size and self._first:
-            size -= len(self.read(min(size, len(self._first))))
-        if size > CHUNK and self._can_seek:
+        end = self.at + size
+        if end <= len(self.data):
+            self.at = end
+            return True
+        size, self.data, self.at = end - len(self.data), b"", 0
+        if size > CHUNK and self._seek is not None:
             # Nothing tells of a seek past the end of a short file but a read.
-            self._stream.seek(min(size, FAR) - 1, 1)
+            self._seek(min(size, FAR) - 1, 1)
             size = 1
-        while size > 0 and (data := self._stream.read(min(size, CHUNK))):
-            size -= len(data)
+        while size and self.holds(1):
+            self.at = min(size, len(self.data))
+            size -= self.at
         return size == 0
 
 
-class _Gzip:
+class _Inflated:
     """Bytes of a gzipped stream; several gzip members are one."""
 
     def __init__(self, stream: BinaryIO, first: bytes):
         self._stream, self._packed = stream, first
         self._inflate = zlib.decompressobj(wbits=31)
-        self._ready = bytearray()
         self._fault: zlib.error | None = None
 
-    def read(self, size: int) -> bytes:
-        while len(self._ready) < size and self._fill():
-            pass
-        data = bytes(self._ready[:size])
-        del self._ready[:size]
-        return data
-
-    def skip(self, size: int) -> bool:
-        """Whether there were so many bytes."""
-        while size > 0 and (data := self.read(min(size, CHUNK))):
-            size -= len(data)
-        return size == 0
-
-    def _fill(self) -> bool:
-        if self._fault is not None:
-            raise self._fault
-        if self._inflate.eof:
-            self._packed = self._inflate.unused_data or self._packed
-            self._inflate = zlib.decompressobj(wbits=31)
-        packed, self._packed = self._packed or self._stream.read(CHUNK // 8), b""
-        before = self._inflate.copy()
-        try:
-            # Bounded, or a few bytes could unpack to more than the memory holds.
-            data = self._inflate.decompress(packed, CHUNK)
-        except zlib.error as error:
-            data, self._fault = _before_fault(before, packed), error
-        self._ready += data
-        self._packed = self._inflate.unconsumed_tail
-        return bool(packed or data)
+    def read(self, size: int, /) -> bytes:
+        """At most CHUNK bytes, or a few bytes could unpack to more than the memory holds."""
+        while self._fault is None:
+            if self._inflate.eof:
+                self._packed = self._inflate.unused_data or self._packed
+                self._inflate = zlib.decompressobj(wbits=31)
+            packed, self._packed = self._packed or self._stream.read(CHUNK // 8), b""
+            before = self._inflate.copy()
+            try:
+                data = self._inflate.decompress(packed, min(size, CHUNK))
+            except zlib.error as error:
+                data, self._fault = _before_fault(before, packed), error
+            self._packed = self._inflate.unconsumed_tail
+            if data or not packed:
+                return data
+        raise self._fault
 
 
 def _before_fault(inflate: "zlib._Decompress", packed: bytes) -> bytes:
@@ -184,18 +235,23 @@ def _before_fault(inflate: "zlib._Decompress", packed: bytes) -> bytes:
     return bytes(data)
 
 
-def _check_sum(block: bytes) -> None:
-    """The header's sum, with its own field counted as blanks; some old writers summed signed."""
-    try:
-        told = int(block[148:156].strip(b" \0") or b"-1", 8)
-    except ValueError as error:
-        raise TarError("bad header") from error
-    found = sum(block) - sum(block[148:156]) + 8 * 32
-    signed = found - 256 * sum(byte > 127 for byte in block) if told != found else found
-    if told not in (found, signed):
+def _check_signed_sum(header: bytes, told: int) -> None:
+    """Some old writers summed signed. Raise TarError where that is not the sum either."""
+    if told != sum(header) - 256 * sum(byte > 127 for byte in header):
         raise TarError("bad checksum of a header")
 
 
+@lru_cache(REMEMBERED)
+def _told_sum(field: bytes) -> int:
+    """What the bytes of a header add up to by its check sum, which counts its own field as
+    blanks."""
+    try:
+        return int(field.strip(b" \0") or b"-1", 8) - 8 * 32 + sum(field)
+    except ValueError as error:
+        raise TarError("bad header") from error
+
+
+@lru_cache(REMEMBERED)
 def _number(field: bytes) -> int:
     """Octal digits, or a binary number where the first bit is set (GNU, for large files)."""
     if field[0] & 0x80:
@@ -215,11 +271,11 @@ def _decimal(text: str) -> int:
     return int(text)
 
 
-def _name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0":
-        prefix = block[345:500].split(b"\0", 1)[0]
-        name = prefix + b"/" + name if prefix else name
+def _name(data: bytes, at: int) -> str:
+    """Of the header at `at`."""
+    name = data[at : at + 100].split(b"\0", 1)[0]
+    if data[at + 345] and data.startswith(USTAR, at + 257):
+        name = data[at + 345 : at + 500].split(b"\0", 1)[0] + b"/" + name
     return _text(name)
 
 
@@ -231,8 +287,6 @@ def _text(name: bytes) -> str:
 def _records(data: bytes) -> dict[str, str]:
     """PAX records: `length key=value`, length in bytes with itself and the line's end."""
     found: dict[str, str] = {}
-    if b"path=" not in data and b"size=" not in data:  # times, most often
-        return found
     start = 0
     while start < len(data) and data[start] != 0:
         blank = data.find(b" ", start, start + 12)

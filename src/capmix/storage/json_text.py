@@ -3,6 +3,31 @@
 import json
 from typing import Any
 
+import orjson
+
+# Every digit becomes a 0, every opening bracket a [.
+OUTLINE = bytes.maketrans(b"123456789{", b"000000000[")
+# orjson makes a float of an integer of over 64 bits, without a word; -2^63 has 19 digits.
+LONG_NUMBER = b"0" * 19
+# orjson reads what is nested more deeply than json.loads does, or than json.dumps can write.
+MAX_BRACKETS = 100
+
+
+def loads(data: bytes) -> Any:
+    """The value of JSON as json.loads gives it, in about half of the time. Raises ValueError or
+    RecursionError, those of json.loads.
+
+    What orjson refuses (NaN, lone surrogates, another encoding than UTF-8) or would read
+    differently is left to json.loads.
+    """
+    outline = data.translate(OUTLINE)
+    if LONG_NUMBER not in outline and outline.count(b"[") <= MAX_BRACKETS:
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            pass
+    return json.loads(data)
+
 
 def parse_json(data: bytes | str) -> Any:
     """The value. Raises ValueError, with a short reason, also for what is nested too deeply."""

@@ -5,7 +5,6 @@ is joined with those rows while it streams. Nothing but images, texts and json i
 a tar; open_clip's own reader would unpickle members whose names ask for it.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from capmix.mix.subset import SubsetRows
 from capmix.pool import BadSample, Pool, open_pool
 from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
+from capmix.storage.json_text import loads
 from capmix.storage.layout import EXPORT_MARKERS, texts_folder
 from capmix.storage.store import Store
 
@@ -214,7 +214,7 @@ def _pair(group: TarGroup) -> Pair | BadSample:
 
 def _captions(data: bytes) -> dict[str, str]:
     try:
-        fields = json.loads(data)
+        fields = loads(data)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(fields, dict):

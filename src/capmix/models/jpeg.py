@@ -1,0 +1,62 @@
+"""The size of a plain JPEG, from its header alone.
+
+Reading the headers of a pool's images with Pillow takes longer than all else that the index does
+beside their digests. Most JPEGs of a pool, such as img2dataset writes, have nothing in their
+headers but what is known here; for others there is Pillow.
+"""
+
+from struct import Struct
+
+START = b"\xff\xd8"
+MARKER = 0xFF
+FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+TABLES, SCAN = 0xDB, 0xDA
+JFIF, ADOBE = 0xE0, 0xEE
+SKIPPED = (0xC4, 0xDD, 0xFE)  # Huffman tables, restart interval, comment
+JFIF_BYTES, ADOBE_BYTES = 16, 14
+TABLE_BYTES = 65  # of a quantization table of 8 bits
+MAX_SEGMENTS = 64
+MAX_PIXELS = 80_000_000  # below Pillow's own bound
+SEGMENT = Struct(">BBH")  # 255, kind, bytes that follow the kind
+FRAME = Struct(">BHHB")  # bits, height, width, components
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels as stored; None where Pillow might read the header in another way
+    or refuse it."""
+    size, at = None, len(START)
+    if not data.startswith(START):
+        return None
+    for _ in range(MAX_SEGMENTS):
+        if at + SEGMENT.size > len(data):
+            return None
+        start, kind, length = SEGMENT.unpack_from(data, at)
+        begin, end = at + SEGMENT.size, at + 2 + length
+        if start != MARKER or length < 2 or end > len(data):
+            return None
+        if kind in FRAMES:
+            if size is not None or (size := _frame_size(data, begin, length)) is None:
+                return None
+        elif kind == TABLES:
+            are_wide = any(byte > 15 for byte in data[begin:end:TABLE_BYTES])  # of 16 bits
+            if are_wide or (length - 2) % TABLE_BYTES:
+                return None
+        elif kind == SCAN:
+            return size
+        elif kind not in SKIPPED and not _is_known_application(kind, length):
+            return None
+        at = end
+    return None
+
+
+def _frame_size(data: bytes, begin: int, length: int) -> tuple[int, int] | None:
+    if length < 2 + FRAME.size:
+        return None
+    bits, height, width, components = FRAME.unpack_from(data, begin)
+    is_known = bits == 8 and components in (1, 3, 4) and length == 8 + 3 * components
+    return (width, height) if is_known and 0 < width * height <= MAX_PIXELS else None
+
+
+def _is_known_application(kind: int, length: int) -> bool:
+    """Whether a segment of JFIF or Adobe has all that Pillow looks for in it."""
+    return (kind == JFIF and length >= JFIF_BYTES) or (kind == ADOBE and length >= ADOBE_BYTES)
