@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.annotate.given import REASONS, SUFFIXES, Fault, check_usable, find_faults, load_given
-from capmix.caption.flags import caption_flags
+from capmix.caption.flag_column import flag_column
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
 from capmix.settings.tables import table_lines
@@ -307,10 +307,9 @@ def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Tab
     if not is_caption:
         unknown = pa.nulls(len(samples), pa.bool_())
         return pa.table(columns | {"score": chosen, "truncated": unknown})
-    flags = [None if text is None else caption_flags(text, "stop") for text in chosen.to_pylist()]
     finish = pc.if_else(kept, "stop", pa.scalar(None, pa.string()))
-    listed = pa.array(flags, pa.list_(pa.string()))
-    return pa.table(columns | {"text": chosen, "finish": finish, "flags": listed})
+    flags = flag_column(chosen.combine_chunks(), "stop")
+    return pa.table(columns | {"text": chosen, "finish": finish, "flags": flags})
 
 
 def _counts(table: pa.Table) -> Counts:
