@@ -2,8 +2,8 @@
 
 The rows (see given.py) are joined to the pool's samples a share at a time (see join.py), so that
 memory stays within a bound whatever the number of rows. One part per shard is written, as
-captioning and scoring do, by a thread per core: nearly all of the work is in Arrow and in numpy,
-which let other threads run.
+captioning and scoring do, by a thread per core: most of the work is in Arrow and in numpy, beside
+which other threads run.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.annotate.given import REASONS, SUFFIXES, Fault, FaultCounts, check_usable, read_given
-from capmix.annotate.join import Found, Join
+from capmix.annotate.join import Join, Joined
 from capmix.caption.flag_column import flag_column
 from capmix.engine.local import cores
 from capmix.engine.prefetch import prefetched
@@ -33,6 +33,7 @@ from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS
 from capmix.storage.store import Store
 
 MEMORY = "2GB"
+THREADS = 8  # at most: of more, some would wait for Python's lock
 SHARDS_AHEAD = 64  # whose uids are read
 
 
@@ -129,9 +130,10 @@ def _import(
             extra = {"content": content, "unknown": unknown}
             extra["faults"] = {name: asdict(one) for name, one in faults.items()}
             writer = _Writer(store, pool, folder, inputs, config, is_caption, extra)
-            for (_, found), made in prefetched(join.by_shard(), writer.write, cores(), cores() + 1):
+            threads = min(cores(), THREADS)
+            for (_, one), made in prefetched(join.by_shard(), writer.write, threads, threads + 1):
                 counts.add(made.result())
-                repeated += found.repeated
+                repeated += one.repeated
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
     return Imported(counts.ok, counts.dropped.total(), unknown, repeated, faults)
@@ -210,7 +212,7 @@ def _add_samples(join: Join, store: Store, pool: Pool) -> dict[str, dict[str, st
         return inputs, part["uid"].filter(is_ok), np.flatnonzero(is_ok)
 
     inputs = {}
-    for shard, finished in prefetched(pool.shards, read, cores(), SHARDS_AHEAD):
+    for shard, finished in prefetched(pool.shards, read, min(cores(), THREADS), SHARDS_AHEAD):
         inputs[shard.name], uids, positions = finished.result()
         join.add_samples(len(inputs) - 1, uids, positions)
     return inputs
@@ -228,7 +230,7 @@ class _Writer:
     is_caption: bool
     extra: dict[str, Any]
 
-    def write(self, numbered: tuple[int, Found]) -> Counts:
+    def write(self, numbered: tuple[int, Joined]) -> Counts:
         """The part of a shard, by its number in the pool."""
         number, found = numbered
         shard = self.pool.shards[number]

@@ -16,7 +16,7 @@ from capmix.annotate.buckets import Buckets, neighbours
 from capmix.annotate.given import FaultCounts, rows_about
 
 ROWS = 4_000_000  # samples and rows of files in a bucket, and samples in a group, about
-SIZE = 1 << 29  # bytes of rows of files in a bucket, and of values in a group, about
+SIZE = 1 << 28  # bytes of rows of files in a bucket, and of values in a group, about
 SHARD = 32  # bits of the number of a sample below those of its shard
 SAMPLES = pa.schema({"uid": pa.string(), "sample": pa.int64()})
 MATCHED = """
@@ -35,7 +35,7 @@ join firsts f on m.sample = f.sample and m.place = f.place
 
 
 @dataclass(frozen=True)
-class Found:
+class Joined:
     """What the files have for samples of one shard: by sample its position in the shard, how many
     rows have its uid, and the value of the first of these."""
 
@@ -69,7 +69,7 @@ class Join:
         self._samples = Buckets(f"{folder}/samples", SAMPLES)
         self._found = Buckets(f"{folder}/found", pa.schema(found))
         self._sizes = np.zeros(shards, np.int64)
-        self._about = samples
+        self._about, self._kind = samples, kind
         self._row_size = 0.0
 
     def add_given(self, table: pa.Table) -> None:
@@ -104,20 +104,18 @@ class Join:
         self._connection.execute("drop table if exists matched")
         self._connection.execute("drop table if exists firsts")
 
-    def by_shard(self) -> Iterator[tuple[int, Found]]:
+    def by_shard(self) -> Iterator[tuple[int, Joined]]:
         """The number of each shard, in order, with what was found for it."""
         for group in range(self._found.count):
-            table = self._found.take(group)
-            samples = table["sample"].to_numpy()
-            order = np.argsort(samples)
-            times, values = table["times"].to_numpy(), table["value"]
+            table = _in_order(self._found.take(group))
+            samples, times = table["sample"].to_numpy(), table["times"].to_numpy()
+            values = table["value"].combine_chunks()
             shards = np.flatnonzero(self._groups == group)
-            bounds = np.searchsorted(samples[order] >> SHARD, [*shards, len(self._groups)])
+            bounds = np.searchsorted(samples >> SHARD, [*shards, len(self._groups)])
             for shard, start, end in zip(shards, bounds, bounds[1:], strict=False):
-                rows = order[start:end]
-                positions = samples[rows] & ((1 << SHARD) - 1)
-                chosen = values.take(pa.array(rows)).combine_chunks()
-                yield int(shard), Found(positions, times[rows], chosen)
+                positions = samples[start:end] & ((1 << SHARD) - 1)
+                chosen = values[start:end].cast(self._kind)
+                yield int(shard), Joined(positions, times[start:end], chosen)
 
     def _decide(self) -> None:
         """How many buckets there are: by the rows so far, and by how many there may be."""
@@ -135,3 +133,12 @@ class Join:
         found = self._connection.sql("select hash(uid) as hash from uids").fetchnumpy()
         self._connection.unregister("uids")
         return np.asarray(found["hash"])
+
+
+def _in_order(found: pa.Table) -> pa.Table:
+    """Rows by sample. Texts get offsets of 64 bits: together they may have over 2 GiB."""
+    values = found["value"]
+    if pa.types.is_string(values.type):
+        values = values.cast(pa.large_string())
+    order = pa.array(np.argsort(found["sample"].to_numpy()))
+    return found.set_column(found.num_columns - 1, "value", values).combine_chunks().take(order)

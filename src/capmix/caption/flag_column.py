@@ -105,15 +105,14 @@ def _have_no_word_or_loop(texts: pa.Array) -> np.ndarray:
     The key of a word is of the number of its text, its length and its first eight bytes. Loops are
     looked for among keys: other words can share one, equal words of a text always do.
     """
-    bounds = _offsets(texts)
-    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[bounds[0] : bounds[-1]]
-    bounds = bounds - bounds[0]
-    starts, lengths = _words(data, bounds)
+    data, bounds = _in_a_row(texts)
+    is_word = IS_WORD.take(data)
+    edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
+    starts, lengths = edges[::2], edges[1::2] - edges[::2]
     firsts = np.searchsorted(starts, bounds)  # number of the first word of each text
     suspects: np.ndarray = np.diff(firsts) == 0
     text_of = np.repeat(np.arange(len(texts)), np.diff(firsts))
-    padded = np.concatenate([data, np.zeros(8, np.uint8)])
-    eights = np.ndarray(len(data), "<u8", padded, strides=(1,))  # the eight bytes from each on
+    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
     keys = eights[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
     keys = keys + lengths.astype(np.uint64) * ODD[0] + text_of.astype(np.uint64) * ODD[1]
     for length in range(1, LONGEST_LOOP + 1):
@@ -124,22 +123,21 @@ def _have_no_word_or_loop(texts: pa.Array) -> np.ndarray:
     return suspects
 
 
-def _words(data: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the words of texts start in their bytes, and how many bytes they have."""
-    is_word = IS_WORD[data]
-    is_start, is_end = is_word.copy(), is_word.copy()
-    is_start[1:] &= ~is_word[:-1]
-    is_end[:-1] &= ~is_word[1:]
-    inner = bounds[(bounds > 0) & (bounds < len(data))]
-    is_start[inner], is_end[inner - 1] = is_word[inner], is_word[inner - 1]
-    starts = np.flatnonzero(is_start)
-    return starts, np.flatnonzero(is_end) + 1 - starts
+def _in_a_row(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """uint8: all texts with a byte of no word between any two, and eight before and after; and
+    int64 (texts + 1,): where they begin, and where the next one would."""
+    one = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+    joined = pc.binary_join(one, "\n")
+    start, end = _offsets(joined)
+    data = np.zeros(end - start + 16, np.uint8)
+    data[8:-8] = np.frombuffer(joined.buffers()[2] or b"", np.uint8)[start:end]
+    bounds = _offsets(texts).astype(np.int64)
+    return data, bounds - bounds[0] + np.arange(8, len(bounds) + 8)
 
 
 def _offsets(texts: pa.Array) -> np.ndarray:
-    """int (texts + 1,): where each text begins and ends in the column's bytes."""
-    kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    """int32 (texts + 1,): where each text begins and ends in the column's bytes."""
     buffer = texts.buffers()[1]
     if buffer is None or not len(texts):
-        return np.zeros(1, kind)
-    return np.frombuffer(buffer, kind)[texts.offset : texts.offset + len(texts) + 1]
+        return np.zeros(1, np.int32)
+    return np.frombuffer(buffer, np.int32)[texts.offset : texts.offset + len(texts) + 1]
