@@ -1,13 +1,23 @@
-"""Rows per second and peak memory of `capmix import captions`, by uid, from parquet files.
+"""Rows per second, CPU and peak memory of `capmix import captions`, by uid, from parquet files.
 
-    python benchmarks/import_rows.py [MILLIONS]
+    python benchmarks/import_rows.py [--millions N] [--rounds N] [--against SRC]
 
-The index of a pool of shards of 10,000 samples is written to disk, and as many captions of 6 to
-12 words in another order, a tenth of them for uids that the pool does not have. The bound is what
-DuckDB is given; Python and Arrow come on top.
+The index of a pool of shards of 10,000 samples is written to disk, and as many captions in another
+order, a tenth of them for uids that the pool does not have. A caption is two random halves out of
+100,000 each, of 3 to 7 words; in every fiftieth half there is a stock-photo phrase, a refusal or a
+loop, and in every twentieth a letter or a mark beyond ASCII. Each import runs in a process of its
+own and into a folder that is removed afterwards. `--against` names the `src` folder of another
+checkout: the two take turns, and medians are compared. The CPU counts that of all threads and
+child processes, user and system.
 """
 
+import argparse
+import json
+import os
 import resource
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,16 +26,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from capmix.annotate.imported import MEMORY, import_captions
+from capmix.annotate.imported import import_captions
 from capmix.pool import Shard
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.rows import Row, table_of
 from capmix.storage.store import Store
 
 SHARD = 10_000
-WORDS = np.array(["two", "red", "old", "dogs", "cats", "run", "on", "in", "the", "a", "sea"])
+FILE = 1_000_000
+BANK = 100_000
+SPARE = 1.1  # uids of the files for each of the pool
+ODD = ("royalty free stock photo", "I can't see the image", "a hat on a hat on a hat on a hat on")
+BEYOND = ("caf\u00e9", "\u2014", "it\u2019s", "na\u00efve", "\u72ac", "\U0001f436")
 
 
 @dataclass
@@ -35,55 +49,132 @@ class Index:
     shards: list[Shard]
 
 
+@dataclass(frozen=True)
+class Took:
+    """One import, in seconds, and GiB of its process at most."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+
 def main() -> None:
-    millions = float(sys.argv[1]) if len(sys.argv) > 1 else 1
-    count = int(millions * 1e6) // SHARD * SHARD
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--millions", type=float, default=1)
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--against", metavar="SRC")
+    asked.add_argument("--one", metavar="FOLDER", help=argparse.SUPPRESS)
+    given = asked.parse_args()
+    if given.one:
+        print(json.dumps(vars(_import(Path(given.one)))))
+        return
+    count = int(given.millions * 1e6) // SHARD * SHARD
+    ways = {"this": os.environ.get("PYTHONPATH", "")}
+    if given.against:
+        ways["the other"] = given.against
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        store = Store(str(folder / "work"))
-        index = _write_index(store, count)
-        _write_captions(folder, count)
-        before = _peak()
-        started = time.perf_counter()
-        found = import_captions(store, index, [f"{folder}/*.parquet"], "blip2", "uid", "text")
-        seconds = time.perf_counter() - started
-    print("\n".join(found.lines()))
-    print(f"{count:,} samples in {seconds:.0f} s, {count / seconds:,.0f} rows/s")
-    print(f"peak memory {_peak():.2f} GiB ({before:.2f} before); DuckDB was given {MEMORY}")
+        _write_index(Path(scratch), count)
+        _write_captions(Path(scratch), count)
+        took: dict[str, list[Took]] = {name: [] for name in ways}
+        for _ in range(given.rounds):
+            for name, source in ways.items():
+                took[name].append(_in_process(scratch, source))
+    for name, found in took.items():
+        wall, cpu, peak = (statistics.median(getattr(one, what) for one in found)
+                           for what in ("wall", "cpu", "peak"))  # fmt: skip
+        print(
+            f"{name:<9}  {count:,} samples: {wall:.2f} s ({count / wall:,.0f} rows/s), "
+            f"{cpu:.2f} s of CPU, peak memory {peak:.2f} GiB"
+        )
 
 
-def _write_index(store: Store, count: int) -> Index:
-    shards = []
-    for shard in range(count // SHARD):
-        name = f"{shard:08d}"
-        numbers = range(shard * SHARD, (shard + 1) * SHARD)
-        rows = [Row(_uid(i), f"{i:012d}", values=("raw text",)) for i in numbers]
+def _in_process(folder: str, source: str) -> Took:
+    command = [sys.executable, __file__, "--one", folder]
+    environment = os.environ | {"PYTHONPATH": source}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
+    shutil.rmtree(f"{folder}/work/captions")
+    shutil.rmtree(f"{folder}/work/.markers/captions")
+    return Took(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _import(folder: Path) -> Took:
+    """Import what lies in a folder; prints what was found."""
+    names = sorted(path.stem for path in folder.glob("work/samples/*.parquet"))
+    index = Index([Shard(name, f"{name}.tar") for name in names])
+    store = Store(str(folder / "work"))
+    before, started = _cpu(), time.perf_counter()
+    found = import_captions(store, index, [f"{folder}/*.parquet"], "blip2", "uid", "text")  # type: ignore[arg-type]
+    wall = time.perf_counter() - started
+    print(found.lines()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Took(wall, _cpu() - before, peak)
+
+
+def _cpu() -> float:
+    used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def _write_index(folder: Path, count: int) -> None:
+    store = Store(str(folder / "work"))
+    nothing = pa.nulls(SHARD, pa.string())
+    for start in range(0, count, SHARD):
+        name = f"{start // SHARD:08d}"
+        numbers = np.arange(start, start + SHARD)
+        table = pa.table(
+            {
+                "uid": _uids(numbers),
+                "key": pc.utf8_lpad(pa.array(numbers).cast(pa.string()), 12, "0"),
+                "status": pa.repeat("ok", SHARD),
+                "reason": nothing,
+                "detail": nothing,
+                "text": pa.repeat("raw text", SHARD),
+            }
+        )
         with store.draft(f"samples/{name}") as draft:
-            draft.write_table(f"samples/{name}.parquet", table_of(rows, [("text", pa.string())]))
+            draft.write_table(f"samples/{name}.parquet", table)
             draft.commit(Marker({}, {}, SHARD, Counts(ok=SHARD)))
-        shards.append(Shard(name, f"{name}.tar"))
-    return Index(shards)
 
 
 def _write_captions(folder: Path, count: int) -> None:
     draw = np.random.default_rng(0)
-    step = 1_000_000
-    for start in range(0, count, step):
-        numbers = np.arange(start, min(start + step, count)) * 7_919 % int(count * 1.1)
-        lengths = draw.integers(6, 13, len(numbers))
-        words = WORDS[draw.integers(0, len(WORDS), (len(numbers), 12))]
-        texts = [" ".join(row[:length]) for row, length in zip(words, lengths, strict=True)]
-        table = pa.table({"uid": [_uid(int(i)) for i in numbers], "text": texts})
-        pq.write_table(table, folder / f"{start:010d}.parquet")
+    halves = _halves(draw), _halves(draw)
+    for start in range(0, count, FILE):
+        numbers = np.arange(start, min(start + FILE, count)) * 7_919 % int(count * SPARE)
+        chosen = (half.take(pa.array(draw.integers(BANK, size=len(numbers)))) for half in halves)
+        texts = pc.binary_join_element_wise(*chosen, " ")
+        table = pa.table({"uid": _uids(numbers), "text": texts})
+        pq.write_table(
+            table, folder / f"{start:010d}.parquet", compression="zstd", use_dictionary=False
+        )
 
 
-def _uid(number: int) -> str:
-    """32 hex digits in no order."""
-    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:016x}"
+def _halves(draw: np.random.Generator) -> pa.Array:
+    """Texts of 3 to 7 words, of which some are much more frequent than others."""
+    letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
+    words = np.array(
+        ["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(5_000)], object
+    )
+    chosen = words[(draw.random((BANK, 7)) ** 3 * len(words)).astype(int)]
+    texts = []
+    for row, length in zip(chosen.tolist(), draw.integers(3, 8, BANK).tolist(), strict=True):
+        if draw.random() < 0.02:
+            row[1] = str(draw.choice(ODD))
+        if draw.random() < 0.05:
+            row[0] = str(draw.choice(BEYOND))
+        texts.append(" ".join(row[:length]))
+    return pa.array(texts)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _uids(numbers: np.ndarray) -> pa.Array:
+    """32 hex digits each, in no order."""
+    factors = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], np.uint64)
+    both = (numbers.astype(np.uint64)[:, None] + np.uint64(1)) * factors
+    both ^= both >> np.uint64(29)
+    digits = both.astype(">u8").tobytes().hex().encode()
+    ends = pa.array(np.arange(len(numbers) + 1, dtype=np.int32) * 32)
+    return pa.StringArray.from_buffers(len(numbers), ends.buffers()[1], pa.py_buffer(digits))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from samples import write_pool
 
-from capmix.annotate.given import MAX_ROW, REASONS, Fault, load_given
+from capmix.annotate.given import MAX_ROW, REASONS, Fault, FaultCounts, read_given
 from capmix.errors import UserError
 from capmix.workspace import Workspace, open_workspace
 
@@ -137,15 +137,25 @@ def test_a_file_of_another_kind_or_without_a_column_is_one_line(
             work.import_captions([str(tmp_path / name)], source="c")
 
 
+class Rejected(FaultCounts):
+    """Keeps place and reason of all rows that cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Any] = []
+
+    def add_rejected(self, table: pa.Table) -> None:
+        self.rows += [(row["place"], row["reason"]) for row in table.to_pylist()]
+
+
 def given_rows(paths: Sequence[Path], is_caption: bool = True) -> tuple[list[Any], list[Any]]:
-    """Rows of the tables `given` (place, uid, value) and `rejected` (place, reason)."""
-    column = "text" if is_caption else "score"
+    """Rows that can be read (place, uid, value), and others (place, reason)."""
+    column, rejected = "text" if is_caption else "score", Rejected()
+    files = [str(path) for path in paths]
     with duckdb.connect() as connection:
-        load_given(connection, [str(path) for path in paths], "uid", column, is_caption)
-        return (
-            connection.execute("select place, uid, value from given order by place").fetchall(),
-            connection.execute("select place, reason from rejected order by place").fetchall(),
-        )
+        tables = read_given(connection, files, "uid", column, is_caption, rejected)
+        rows = [row for table in tables for row in table.to_pylist()]
+    return [(row["place"], row["uid"], row["value"]) for row in rows], rejected.rows
 
 
 def test_lines_of_a_quoted_text_that_look_like_rows_are_none(tmp_path: Path) -> None:
@@ -210,8 +220,10 @@ def test_a_score_with_underscores_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("uid,score\na,1_000\nb,1e-1\nc, 2.5 \n")
     pq.write_table(pa.table({"uid": ["d"], "score": ["1_0"]}), tmp_path / "s.parquet")
     with duckdb.connect() as connection:
-        load_given(connection, [str(tmp_path / "s.csv")], "uid", "score", False)
-        found = connection.execute("select uid, value, is_bad from given order by uid").fetchall()
+        files = [str(tmp_path / "s.csv")]
+        tables = read_given(connection, files, "uid", "score", False, FaultCounts())
+        rows = [row for table in tables for row in table.to_pylist()]
+    found = [(row["uid"], row["value"], row["is_bad"]) for row in rows]
     assert found == [("a", None, True), ("b", pytest.approx(0.1), False), ("c", 2.5, False)]
     assert given_rows([tmp_path / "s.parquet"], False)[0] == [(1, "d", None)]
 

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import write_pool
 
+from capmix.annotate import buckets, imported, join
+from capmix.caption.flags import caption_flags
 from capmix.cli.main import main
+from capmix.pool import Shard
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.rows import DROPPED, OK, Row, table_of
+from capmix.storage.store import Store
+from capmix.workspace import open_workspace
 
 UIDS = [f"{shard * 100 + row:032x}" for shard in range(2) for row in range(4)]
 
@@ -117,3 +128,137 @@ def test_equals_a_dictionary_join(place: Path, rows: list[tuple[str, str]]) -> N
         table = pq.read_table(place / f"w/captions/blip2/{shard}.parquet", use_threads=False)
         for row in table.to_pylist():
             assert row["text"] == (first.get(row["uid"]) or None)
+
+
+FIELDS_OF = {
+    "text": [
+        ("k", pa.int32()),
+        ("text", pa.string()),
+        ("finish", pa.string()),
+        ("flags", pa.list_(pa.string())),
+    ],
+    "score": [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())],
+}
+TEXTS = [
+    "a dog",
+    " two dogs\n",
+    "",
+    " \u3000",
+    "dog dog dog",
+    "stock photo of caf\u00e9",
+    "I can't",
+]
+NUMBERS = ["0.5", "x", "inf", "nan", "", "1e300", "-2", "1_0"]
+
+
+@dataclass
+class Shards:
+    """What an import needs of a pool."""
+
+    shards: list[Shard]
+
+
+def write_index(store: Store) -> dict[str, list[Row]]:
+    """Samples of some shards, of which some are not ok and some share a uid."""
+    draw = random.Random(0)
+    shards: dict[str, list[Row]] = {}
+    for number, size in enumerate((300, 0, 1, 500, 200)):
+        rows = [Row(f"u{draw.randrange(900)}", f"{i:03d}") for i in range(size)]
+        for i in range(0, size, 7):
+            rows[i] = replace(rows[i], status=DROPPED, reason="small", detail="8 px")
+        name, shards[f"{number:05d}"] = f"{number:05d}", rows
+        reasons = Counter(row.reason for row in rows if row.reason)
+        counts = Counts(len(rows) - reasons.total(), reasons)
+        with store.draft(f"samples/{name}") as draft:
+            draft.write_table(f"samples/{name}.parquet", table_of(rows, []))
+            draft.commit(Marker({}, {}, size, counts))
+    return shards
+
+
+def part_of(samples: list[Row], values: dict[str, str], column: str) -> pa.Table:
+    """The part of a shard, made row by row."""
+    rows = []
+    for sample in samples:
+        row = replace(sample, values=())
+        value = values.get(sample.uid or "", "")
+        if sample.status == OK and not value:
+            row = replace(
+                row, status=DROPPED, reason="not_imported", detail="no value in the imported files"
+            )
+        elif sample.status == OK and column == "text":
+            text = value.strip()
+            row = replace(row, values=(0, text, "stop", caption_flags(text, "stop")))
+            if not text:
+                row = replace(sample, status=DROPPED, reason="empty_caption")
+                row = replace(row, detail="the caption is empty")
+        elif sample.status == OK:
+            row = replace(row, values=(0, float(value), None))
+        rows.append(row)
+    return table_of(rows, FIELDS_OF[column])
+
+
+@pytest.mark.parametrize("most", [10**6, 100])
+@pytest.mark.parametrize("column", ["text", "score"])
+def test_parts_are_those_made_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, most: int
+) -> None:
+    monkeypatch.setattr(join, "ROWS", most)
+    monkeypatch.setattr(buckets, "ROWS_AT_ONCE", most)
+    store, draw = Store(str(tmp_path / "work")), random.Random(1)
+    shards = write_index(store)
+    drawn_from = TEXTS if column == "text" else NUMBERS
+    given = [(f"u{draw.randrange(1000)}", draw.choice(drawn_from)) for _ in range(1500)]
+    with (tmp_path / "c.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("uid", column), *given])
+    pool: Any = Shards([Shard(name, f"{name}.tar") for name in shards])
+    files = [str(tmp_path / "c.csv")]
+    if column == "text":
+        imported.import_captions(store, pool, files, "c", "uid", column)
+    else:
+        imported.import_scores(store, pool, files, "s", "c", "uid", column)
+    values: dict[str, str] = {}
+    for uid, value in given:
+        values.setdefault(uid, value)
+    if column == "score":
+        values = {uid: v for uid, v in values.items() if v in ("0.5", "-2")}
+    folder = "captions/c" if column == "text" else "scores/s/c"
+    for name, samples in shards.items():
+        table = store.read_table(f"{folder}/{name}.parquet")
+        assert table.equals(part_of(samples, values, column))
+        times = Counter(uid for uid, _ in given)
+        marker = store.read_marker(f"{folder}/{name}")
+        assert marker is not None
+        assert marker.extra["repeated"] == sum(
+            times[row.uid or ""] - 1 for row in samples if row.status == OK and times[row.uid or ""]
+        )
+    assert not list((tmp_path / "work").rglob("*.arrow"))
+
+
+def test_a_failure_of_one_shard_is_one_line_and_the_rest_is_made_by_the_same_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(place / "c.csv", [(uid, "a dog") for uid in UIDS])
+    open_workspace("pool", "w").index()
+    index = place / "w/samples/00001.parquet"
+    data = index.read_bytes()
+    index.write_bytes(data[:-9] + b"x" + data[-8:])
+    assert run(CAPTIONS) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 2  # what was listed, and the error
+    assert "samples/00001.parquet" in told[1]
+    index.write_bytes(data)
+    assert run(CAPTIONS) == 0
+    assert "8 samples got a value, 0 got none" in capsys.readouterr().out
+
+
+def test_a_part_that_cannot_be_written_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(place / "c.csv", [(uid, "a dog") for uid in UIDS])
+    open_workspace("pool", "w").index()
+    (place / "w/captions").mkdir()
+    (place / "w/captions/blip2").write_text("in the way")
+    assert run(CAPTIONS) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 2  # what was listed, and the error
+    assert "captions/blip2" in told[1]

@@ -1,12 +1,13 @@
 """The rows of files that are imported, and why some of them give no value.
 
-A row that cannot be read costs that row alone. They go into a DuckDB table `given`: uid, value,
-whether the value is no number, and `place`, the number of the file and the row in it. The row of a
-CSV's header is row 1, as a spreadsheet counts; the first one of a parquet file is row 1.
+A row that cannot be read costs that row alone. All others have a uid, a value, whether the value is
+no number, and a `place`, the number of the file and the row in it. The row of a CSV's header is row
+1, as a spreadsheet counts; the first one of a parquet file is row 1.
 """
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
@@ -56,18 +57,23 @@ BATCH = pa.schema(
     {"row": pa.int64(), "uid": pa.string(), "value": pa.string(), "reason": pa.string()}
 )
 OF_FIRSTS = (
-    "select count(*), min(g.place), arg_min(g.uid, g.place) from given g "
-    "join firsts f on g.place = f.place"
+    "select count(distinct m.place), min(m.place), arg_min(m.uid, m.place) from matched m "
+    "join firsts f on m.sample = f.sample and m.place = f.place"
 )
-COUNTED = {  # how many rows, the place of the first one, its uid
-    "no_uid": "select count(*), min(place), null from given where uid is null",
-    "unknown_uid": "select count(*), min(place), arg_min(uid, place) from given "
-    "where uid is not null and uid not in (select uid from samples)",
-    "duplicate_uid": "select count(*), min(g.place), arg_min(g.uid, g.place) from given g "
-    "join firsts f on f.uid = g.uid where f.times > 1 and g.place > f.place",
-    "bad_number": f"{OF_FIRSTS} where g.is_bad",
-    "no_value": f"{OF_FIRSTS} where g.value is null and not g.is_bad",
+# How many rows, the place of the first one, its uid. A row is there for each sample of its uid.
+COUNTED = {
+    "no_uid": "select count(*), min(place), null from matched where uid is null",
+    "unknown_uid": "select count(*), min(place), arg_min(uid, place) from matched "
+    "where uid is not null and sample is null",
+    "duplicate_uid": "select count(distinct m.place), min(m.place), arg_min(m.uid, m.place) "
+    "from matched m join firsts f on f.sample = m.sample where f.times > 1 and m.place > f.place",
+    "bad_number": f"{OF_FIRSTS} where m.is_bad",
+    "no_value": f"{OF_FIRSTS} where m.value is null and not m.is_bad",
 }
+USABLE = (
+    "select 1 from matched m join firsts f on m.sample = f.sample and m.place = f.place "
+    "where not m.is_bad and regexp_matches(m.value::varchar, '\\S') limit 1"
+)
 
 
 @dataclass(frozen=True)
@@ -78,23 +84,58 @@ class Fault:
     example: str
 
 
-def load_given(
+class FaultCounts:
+    """Rows that gave no value, by reason, and whether any gave one. Each row counts once."""
+
+    def __init__(self) -> None:
+        self.is_usable = False
+        self._counted: dict[str, tuple[int, int, str | None]] = {}
+
+    def add(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Count those of the tables `matched` and `firsts`, which have all rows of their uids."""
+        for reason, query in COUNTED.items():
+            self._add(reason, *connection.execute(query).fetchall()[0])
+        self.is_usable = self.is_usable or bool(connection.execute(USABLE).fetchall())
+
+    def add_rejected(self, table: pa.Table) -> None:
+        """Count those of a table of place and reason that could not be read."""
+        for group in (
+            table.group_by("reason").aggregate([("place", "count"), ("place", "min")]).to_pylist()
+        ):
+            self._add(group["reason"], group["place_count"], group["place_min"], None)
+
+    def _add(self, reason: str, rows: int, place: int | None, uid: str | None) -> None:
+        if not rows or place is None:
+            return
+        before = self._counted.get(reason, (0, place, uid))
+        first = before[1:] if before[1] <= place else (place, uid)
+        self._counted[reason] = before[0] + int(rows), *first
+
+    def found(self, paths: Sequence[str]) -> dict[str, Fault]:
+        """By reason, in the order of REASONS."""
+        faults = {}
+        for reason in REASONS:
+            if reason in self._counted:
+                rows, place, uid = self._counted[reason]
+                row = place & ((1 << FILE) - 1)
+                shown = f"{Path(paths[place >> FILE]).name}, row {row}"
+                faults[reason] = Fault(rows, shown + (f": uid {uid[:80]}" if uid else ""))
+        return faults
+
+
+def read_given(
     connection: duckdb.DuckDBPyConnection,
     paths: Sequence[str],
     uid: str,
     column: str,
     is_caption: bool,
-) -> None:
-    """Make the tables `given` and `rejected`, of rows that could not be read, of all files.
+    faults: FaultCounts,
+) -> Iterator[pa.Table]:
+    """Tables of place, uid, value and is_bad, of all files; rows that cannot be read are counted.
 
     Raises UserError for a file that is none of its kind, or that has not both columns, each once
     and of a type that can be read.
     """
-    kind = "varchar" if is_caption else "float"
-    connection.execute(
-        f"create table given (place bigint, uid varchar, value {kind}, is_bad boolean)"
-    )
-    connection.execute("create table rejected (place bigint, reason varchar)")
     value, is_bad = "value::varchar", "false"
     if not is_caption:
         # DuckDB takes 1_000 for a number, few others do. An infinite score would pass every
@@ -102,59 +143,36 @@ def load_given(
         value = "if(contains(value::varchar, '_'), null, try_cast(value as float))"
         is_bad = f"value is not null and not coalesce(isfinite({value}), false)"
     read = _read_parquet if Path(paths[0]).suffix == ".parquet" else _read_csv
+    query = f"select place, uid::varchar as uid, {value} as value, {is_bad} as is_bad from batch"
     for number, path in enumerate(paths):
-        place = f"({number}::bigint << {FILE}) + row"
         try:
             for batch in read(path, (uid, column)):
+                places = pc.add(batch["row"], pa.scalar(number << FILE, pa.int64()))
+                batch = batch.set_column(0, "place", places)
+                if batch["reason"].null_count < len(batch):
+                    faults.add_rejected(batch.filter(batch["reason"].is_valid()))
+                    batch = batch.filter(batch["reason"].is_null())
                 connection.register("batch", batch)
-                connection.execute(
-                    f"insert into given select {place}, uid::varchar, {value}, {is_bad} from batch "
-                    "where reason is null"
-                )
-                connection.execute(
-                    f"insert into rejected select {place}, reason from batch "
-                    "where reason is not null"
-                )
+                yield connection.sql(query).to_arrow_table()
                 connection.unregister("batch")
         except (duckdb.Error, pa.ArrowException, csv.Error, OSError) as error:
             raise UserError(f"import: {path}: {str(error).splitlines()[0]}") from error
 
 
-def find_faults(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, Fault]:
-    """The rows that gave no value by reason, in the order of REASONS; each row counts once.
-
-    Of the table `samples` the uids are those of the pool.
-    """
-    connection.execute(
-        "create table firsts as select uid, min(place) as place, count(*) as times from given "
-        "where uid in (select uid from samples) group by uid"
-    )
-    counted: dict[str, tuple[int, int | None, str | None]] = {}
-    for reason, number, place in connection.execute(
-        "select reason, count(*), min(place) from rejected group by reason"
-    ).fetchall():
-        counted[reason] = number, place, None
-    for reason, query in COUNTED.items():
-        counted[reason] = connection.execute(query).fetchall()[0]
-    found = {}
-    for reason in REASONS:
-        number, place, uid = counted.get(reason, (0, None, None))
-        if number and place is not None:
-            row = place & ((1 << FILE) - 1)
-            shown = f"{Path(paths[place >> FILE]).name}, row {row}"
-            found[reason] = Fault(int(number), shown + (f": uid {uid[:80]}" if uid else ""))
-    return found
+def rows_about(paths: Sequence[str], row_size: float) -> int:
+    """How many rows the files have, about, where one takes `row_size` bytes."""
+    rows = 0
+    for path in paths:
+        if Path(path).suffix != ".parquet":
+            rows += int(Path(path).stat().st_size / max(row_size, 1.0))
+            continue
+        with suppress(OSError, pa.ArrowException):  # it is reported when it is read
+            rows += pq.read_metadata(path).num_rows
+    return rows
 
 
-def check_usable(
-    connection: duckdb.DuckDBPyConnection, paths: Sequence[str], faults: dict[str, Fault]
-) -> None:
-    """Raises UserError where no row gives a value, after find_faults: what was imported before
-    stays."""
-    (is_usable,) = connection.execute(
-        "select count(*) > 0 from given g join firsts f on g.place = f.place "
-        "where not g.is_bad and regexp_matches(g.value::varchar, '\\S')"
-    ).fetchall()[0]
+def check_usable(is_usable: bool, paths: Sequence[str], faults: dict[str, Fault]) -> None:
+    """Raises UserError where no row gives a value: what was imported before stays."""
     if is_usable:
         return
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
@@ -289,13 +307,17 @@ def _read_parquet(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
         # Threads that read can abort the interpreter when it exits (see Store.read_table).
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
             uid, value = (_plain(batch.column(name)) for name in names)
-            good = pa.array(np.logical_and(_are_utf8(uid), _are_utf8(value)))
+            good = np.logical_and(_are_utf8(uid), _are_utf8(value))
+            reasons = pa.nulls(len(batch), pa.string())
+            if not good.all():
+                uid, value = (pc.if_else(good, column, None) for column in (uid, value))
+                reasons = pc.if_else(good, None, "bad_encoding")
             yield pa.table(
                 {
                     "row": np.arange(row, row + len(batch)),
-                    "uid": _texts(pc.if_else(good, uid, None)),
-                    "value": _texts(pc.if_else(good, value, None)),
-                    "reason": pc.if_else(good, None, "bad_encoding"),
+                    "uid": _texts(uid),
+                    "value": _texts(value),
+                    "reason": reasons,
                 }
             )
             row += len(batch)

@@ -1,12 +1,13 @@
 """Import precomputed captions or scores from CSV or parquet, by uid.
 
-DuckDB joins the rows (see given.py) to the pool's samples in a database on disk, so that memory
-stays within a bound whatever the number of rows. One part per shard is written, as captioning and
-scoring do.
+The rows (see given.py) are joined to the pool's samples a share at a time (see join.py), so that
+memory stays within a bound whatever the number of rows. One part per shard is written, as
+captioning and scoring do, by a thread per core: most of the work is in Arrow and in numpy, beside
+which other threads run.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,19 +18,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.given import REASONS, SUFFIXES, Fault, check_usable, find_faults, load_given
-from capmix.caption.flags import caption_flags
+from capmix.annotate.given import REASONS, SUFFIXES, Fault, FaultCounts, check_usable, read_given
+from capmix.annotate.join import Join, Joined
+from capmix.caption.flag_column import flag_column
+from capmix.engine.local import cores
+from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
 from capmix.storage.marker import Counts, Marker
-from capmix.storage.rows import DROPPED, FAILED, OK
+from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS
 from capmix.storage.store import Store
 
 MEMORY = "2GB"
-ROWS_AT_ONCE = 50_000
+THREADS = 8  # at most: of more, some would wait for Python's lock
+SHARDS_AHEAD = 64  # whose uids are read
 
 
 @dataclass(frozen=True)
@@ -107,25 +112,28 @@ def _import(
         return done
     counts, repeated = Counts(), 0
     try:
-        with store.scratch() as scratch, duckdb.connect(f"{scratch}/join.duckdb") as connection:
+        with store.scratch() as scratch, duckdb.connect() as connection:
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
-            inputs = _load_samples(connection, store, pool)
-            load_given(connection, paths, uid, column, is_caption)
-            faults = find_faults(connection, paths)
+            kind = pa.string() if is_caption else pa.float32()
+            samples = _samples_about(store, pool)
+            join = Join(connection, scratch, paths, kind, len(pool.shards), samples)
+            counted = FaultCounts()
+            for table in read_given(connection, paths, uid, column, is_caption, counted):
+                join.add_given(table)
+            inputs = _add_samples(join, store, pool)
+            join.match(counted)
+            faults = counted.found(paths)
             if not force:
-                check_usable(connection, paths, faults)
+                check_usable(counted.is_usable, paths, faults)
             unknown = faults["unknown_uid"].rows if "unknown_uid" in faults else 0
-            for shard, found in _by_shard(connection, pool):
-                twice = len(found) - len(np.unique(found["position"]))
-                extra = {"content": content, "unknown": unknown, "repeated": twice}
-                extra["faults"] = {name: asdict(one) for name, one in faults.items()}
-                part = f"{folder}/{shard.name}"
-                made = _write_part(
-                    store, part, shard, inputs[shard.name], found, config, is_caption, extra
-                )
-                counts.add(made)
-                repeated += twice
+            extra = {"content": content, "unknown": unknown}
+            extra["faults"] = {name: asdict(one) for name, one in faults.items()}
+            writer = _Writer(store, pool, folder, inputs, config, is_caption, extra)
+            threads = min(cores(), THREADS)
+            for (_, one), made in prefetched(join.by_shard(), writer.write, threads, threads + 1):
+                counts.add(made.result())
+                repeated += one.repeated
     except (duckdb.Error, pa.ArrowException) as error:
         raise UserError(f"import: {paths[0]}: {str(error).splitlines()[0]}") from error
     return Imported(counts.ok, counts.dropped.total(), unknown, repeated, faults)
@@ -187,85 +195,75 @@ def _stamp(path: str) -> str:
     return f"{Path(path).name} {about.st_size} {about.st_mtime_ns}"
 
 
-def _load_samples(
-    connection: duckdb.DuckDBPyConnection, store: Store, pool: Pool
-) -> dict[str, dict[str, str]]:
-    """Table `samples`: uid, number of the shard, and position, of every sample that is ok. Returns
-    what the positions of each shard were taken from."""
+def _samples_about(store: Store, pool: Pool) -> int:
+    """How many samples the pool has, with those that are not ok."""
+    with store.listed([SAMPLES]):
+        markers = (store.read_marker(f"{SAMPLES}/{shard.name}") for shard in pool.shards)
+        return sum(marker.rows_in for marker in markers if marker is not None)
+
+
+def _add_samples(join: Join, store: Store, pool: Pool) -> dict[str, dict[str, str]]:
+    """Add all samples that are ok. Returns what the positions of each shard were taken from."""
+
+    def read(shard: Shard) -> tuple[dict[str, str], pa.ChunkedArray, np.ndarray]:
+        inputs = _inputs(store, shard)
+        part = store.read_table(f"{SAMPLES}/{shard.name}.parquet", ["uid", "status"])
+        is_ok = pc.equal(part["status"], OK)
+        return inputs, part["uid"].filter(is_ok), np.flatnonzero(is_ok)
+
     inputs = {}
-    connection.execute("create table samples (shard integer, position integer, uid varchar)")
-    for number, shard in enumerate(pool.shards):
-        inputs[shard.name] = _inputs(store, shard)
-        part = store.read_table(f"{SAMPLES}/{shard.name}.parquet").select(["uid", "status"])
-        part = part.append_column("position", pa.array(np.arange(len(part), dtype=np.int32)))
-        connection.register("part", part)
-        connection.execute(
-            "insert into samples select ?, position, uid from part where status = 'ok'", [number]
-        )
-        connection.unregister("part")
+    for shard, finished in prefetched(pool.shards, read, min(cores(), THREADS), SHARDS_AHEAD):
+        inputs[shard.name], uids, positions = finished.result()
+        join.add_samples(len(inputs) - 1, uids, positions)
     return inputs
 
 
-def _by_shard(
-    connection: duckdb.DuckDBPyConnection, pool: Pool
-) -> Iterator[tuple[Shard, pa.Table]]:
-    """Each shard in pool order with what the files have for it: position, value.
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the parts of one import."""
 
-    Rows lie by position; of those that share one, the first is the first in the files.
-    """
-    found = connection.sql(
-        "select s.shard, s.position, g.value from samples s join given g on g.uid = s.uid "
-        "order by s.shard, s.position, g.place"
-    ).to_arrow_reader(ROWS_AT_ONCE)
-    shard, waiting = 0, [found.schema.empty_table()]
-    try:
-        for batch in found:
-            numbers = batch.column("shard").to_numpy()
-            while len(numbers) and numbers[-1] > shard:
-                end = int(np.searchsorted(numbers, shard, side="right"))
-                yield pool.shards[shard], pa.concat_tables([*waiting, _table(batch[:end])])
-                batch, numbers, shard, waiting = batch[end:], numbers[end:], shard + 1, []
-                waiting = [found.schema.empty_table()]
-            waiting.append(_table(batch))
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise UserError(f"import: {str(error).splitlines()[0]}") from error
-    yield pool.shards[shard], pa.concat_tables(waiting)
-    for rest in pool.shards[shard + 1 :]:
-        yield rest, found.schema.empty_table()
+    store: Store
+    pool: Pool
+    folder: str
+    inputs: dict[str, dict[str, str]]
+    config: dict[str, Any]
+    is_caption: bool
+    extra: dict[str, Any]
 
-
-def _table(batch: pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([batch])
-
-
-def _write_part(
-    store: Store,
-    part: str,
-    shard: Shard,
-    inputs: dict[str, str],
-    found: pa.Table,
-    config: dict[str, Any],
-    is_caption: bool,
-    extra: dict[str, Any],
-) -> Counts:
-    samples = store.read_table(f"{SAMPLES}/{shard.name}.parquet")
-    if _inputs(store, shard) != inputs:
-        raise UserError(f"import: shard {shard.name} was indexed again meanwhile; import once more")
-    positions, first = np.unique(found["position"].to_numpy(), return_index=True)
-    places = np.full(len(samples), -1, np.int64)
-    places[positions] = first
-    values = found["value"].combine_chunks().take(pa.array(places, mask=places < 0))
-    table = _part_table(samples, values, is_caption)
-    # What was made from the same rows stays valid.
-    known = store.fingerprint(part) if _is_there(store, part, table) else ""
-    counts = _counts(table)
-    columns = tuple(table.column_names)
-    marker = Marker(inputs, config, len(samples), counts, extra, columns=columns, upgraded=known)
-    with store.draft(part) as draft:
-        draft.write_table(f"{part}.parquet", table)
-        with suppress(MadeMeanwhileError):
-            draft.commit(marker)
-    return counts
+    def write(self, numbered: tuple[int, Joined]) -> Counts:
+        """The part of a shard, by its number in the pool."""
+        number, found = numbered
+        shard = self.pool.shards[number]
+        samples = self.store.read_table(
+            f"{SAMPLES}/{shard.name}.parquet", [name for name, _ in STATUS_FIELDS]
+        )
+        inputs = self.inputs[shard.name]
+        if _inputs(self.store, shard) != inputs:
+            raise UserError(
+                f"import: shard {shard.name} was indexed again meanwhile; import once more"
+            )
+        places = np.full(len(samples), -1, np.int64)
+        places[found.positions] = np.arange(len(found.positions))
+        values = found.values.take(pa.array(places, mask=places < 0))
+        table = _part_table(samples, values, self.is_caption)
+        part = f"{self.folder}/{shard.name}"
+        # What was made from the same rows stays valid.
+        known = self.store.fingerprint(part) if _is_there(self.store, part, table) else ""
+        counts = _counts(table)
+        marker = Marker(
+            inputs,
+            self.config,
+            len(samples),
+            counts,
+            self.extra | {"repeated": found.repeated},
+            columns=tuple(table.column_names),
+            upgraded=known,
+        )
+        with self.store.draft(part) as draft:
+            draft.write_table(f"{part}.parquet", table)
+            with suppress(MadeMeanwhileError):
+                draft.commit(marker)
+        return counts
 
 
 def _is_there(store: Store, part: str, table: pa.Table) -> bool:
@@ -307,10 +305,9 @@ def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Tab
     if not is_caption:
         unknown = pa.nulls(len(samples), pa.bool_())
         return pa.table(columns | {"score": chosen, "truncated": unknown})
-    flags = [None if text is None else caption_flags(text, "stop") for text in chosen.to_pylist()]
     finish = pc.if_else(kept, "stop", pa.scalar(None, pa.string()))
-    listed = pa.array(flags, pa.list_(pa.string()))
-    return pa.table(columns | {"text": chosen, "finish": finish, "flags": listed})
+    flags = flag_column(chosen.combine_chunks(), "stop")
+    return pa.table(columns | {"text": chosen, "finish": finish, "flags": flags})
 
 
 def _counts(table: pa.Table) -> Counts:

@@ -31,6 +31,7 @@ BOILERPLATE_HINTS = (
 )
 REFUSAL_HINTS = ("sorry", "unable", "not", "can", "won't", "couldn't", "as an ai", "language model")
 FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language")
+LONGEST_LOOP = 6  # words
 LEAST = 0.01  # probability of the wanted language: one word is easily taken for another language
 
 
@@ -66,7 +67,7 @@ def _matches(pattern: re.Pattern[str], hints: tuple[str, ...], lowered: str) -> 
 
 def _has_loop(words: list[str]) -> bool:
     repeated = len(words) - len(set(words))  # two of three times `length` words are repeated ones
-    for length in range(1, min(6, repeated // 2) + 1):
+    for length in range(1, min(LONGEST_LOOP, repeated // 2) + 1):
         same = 0
         for word, later in zip(words, words[length:], strict=False):
             same = same + 1 if word == later else 0
