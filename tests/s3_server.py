@@ -13,6 +13,8 @@ import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from capmix.storage.s3 import S3FileSystem
+
 BUCKET = "bucket"
 SETTINGS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -23,10 +25,11 @@ SETTINGS = {
 
 @dataclass
 class S3:
-    """`requests` are those that were made, as `METHOD path?query`. Of those that `fails` names, the
-    next `faults` are answered with that status."""
+    """`requests` are those that were made, as `METHOD path?query`, and `signed` their signatures.
+    Of those that `fails` names, the next `faults` are answered with that status."""
 
     requests: list[str] = field(default_factory=list)
+    signed: list[str] = field(default_factory=list)
     faults: list[int] = field(default_factory=list)
     fails: Callable[[str], bool] = lambda _: True
 
@@ -44,6 +47,7 @@ def s3_server() -> Iterator[S3]:
     def watched(environ: Any, start_response: Any) -> Any:
         query = environ.get("QUERY_STRING", "")
         s3.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{query}")
+        s3.signed.append(environ.get("HTTP_AUTHORIZATION", ""))
         if s3.faults and s3.fails(s3.requests[-1]):
             start_response(f"{s3.faults.pop(0)} fault", [("Content-Length", "0")])
             return [b""]
@@ -59,7 +63,7 @@ def s3_server() -> Iterator[S3]:
             s3.fs.mkdir(BUCKET)
         yield s3
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
+        S3FileSystem.clear_instance_cache()
         server.shutdown()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

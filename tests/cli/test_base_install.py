@@ -12,7 +12,7 @@ from samples import write_pool
 
 from capmix.models.registry import EXTRAS
 
-HIDDEN = sorted({*EXTRAS, "nltk", "huggingface_hub", "botocore", "requests", "braceexpand"})
+HIDDEN = sorted({*EXTRAS, "nltk", "huggingface_hub", "requests", "braceexpand"})
 RUN = f"""
 import sys
 from importlib.machinery import PathFinder

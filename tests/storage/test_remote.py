@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import s3fs
 from null_models import null_captions, null_scores
 from s3_server import BUCKET, S3, s3_server
 from samples import write_pool
@@ -16,6 +15,7 @@ from capmix.cli.main import main
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.pool import open_pool
+from capmix.storage.s3 import S3FileSystem
 from capmix.storage.store import Store
 from capmix.workspace import open_workspace
 
@@ -232,9 +232,9 @@ def test_a_server_that_is_gone_is_one_clear_line(
     pool = str(write_pool(tmp_path / "pool", 1, 2))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3FileSystem.clear_instance_cache()
     assert main(["score", pool, "--work", f"s3://{BUCKET}/gone", "--sources", "raw"]) == 2
     told = capsys.readouterr().err
     assert "capmix: storage error: " in told
     assert "127.0.0.1:9" in told
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3FileSystem.clear_instance_cache()

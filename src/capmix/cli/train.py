@@ -1,5 +1,6 @@
 """The commands that train and evaluate: train, eval, evalsets, probe."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -19,6 +20,7 @@ from capmix.training.scales import TrainSettings
 
 if TYPE_CHECKING:
     from capmix.training.launch import TrainingData
+    from capmix.training.pairs import PairSource
 
 DATA = "Data"
 
@@ -56,10 +58,15 @@ def train(
     runs: Budget,
 ) -> None:
     """Train CLIP with open_clip's trainer and DataComp's settings."""
+    from capmix.training.launch import look_up
     from capmix.training.train import train as train_run
 
-    source = _data(data, runs).source(settings)
+    source = look_up(partial(_source, data, settings, runs), settings)
     show([str(train_run(settings, source, out, runs.max_failures))])
+
+
+def _source(data: DataSettings, settings: TrainSettings, runs: RunSettings) -> "PairSource":
+    return _data(data, runs).source(settings)
 
 
 def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":

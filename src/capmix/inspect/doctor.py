@@ -50,7 +50,7 @@ NEEDED_FOR = {
     "view: the report as a page of this machine": ("starlette", "uvicorn"),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
     "ray: --engine ray": ("ray",),
-    "s3: pools and work directories on s3://": ("s3fs",),
+    "s3: pools and work directories on s3://": ("botocore", "obstore"),
     "gcs: pools and work directories on gs://": ("gcsfs",),
     "hf: pools on hf://": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),

@@ -19,8 +19,9 @@ from capmix.errors import UserError
 Result = TypeVar("Result")
 
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
+S3 = ("s3", "s3a")
 PACKAGES = {  # what pip installs for them
-    **dict.fromkeys(("s3", "s3a"), "'capmix[s3]'"),
+    **dict.fromkeys(S3, "'capmix[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "'capmix[gcs]'"),
     **dict.fromkeys(("http", "https"), "'capmix[http]'"),
     **dict.fromkeys(("az", "abfs"), "adlfs"),
@@ -66,6 +67,10 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
             "written down in the work directory; let the server ask for none, or fetch the files"
         )
     try:
+        if protocol in S3:
+            from capmix.storage.s3 import S3FileSystem
+
+            return S3FileSystem(), S3FileSystem._strip_protocol(location)
         fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:
         wanted = PACKAGES.get(protocol)

@@ -5,10 +5,15 @@ writes FILE's `result`: the checkpoint, or the error that the user has to fix.
 """
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +83,29 @@ def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) 
     return PoolSubset(pool, store, subset, list(settings.texts))
 
 
+def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSource:
+    """The source that `find` returns, with what `train` asks of it known. `find` can be pickled.
+
+    Data workers are forked, and the client of S3 hangs in a fork of a process that has used it
+    (storage/s3.py): where there are any, another process looks. Raises what `find` does.
+    """
+    if not settings.data_workers:
+        return find()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as other:
+        try:
+            return other.submit(_looked_up, find).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "train: the process that lists the data was killed; is there memory for it?"
+            ) from error
+
+
+def _looked_up(find: Callable[[], PairSource]) -> PairSource:
+    source = find()
+    source.look_up()
+    return source
+
+
 def launch(
     settings: TrainSettings,
     data: TrainingData,
@@ -125,7 +153,7 @@ def main(path: str) -> int:
         messages.show()
     settings = TrainSettings(**job["settings"])
     try:
-        source = TrainingData(**job["data"]).source(settings)
+        source = look_up(partial(TrainingData(**job["data"]).source, settings), settings)
         result = {"checkpoint": train(settings, source, job["out"], job["max_failures"])}
     except UserError as error:
         result = {"error": str(error)}

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, BinaryIO, Protocol
 
 from capmix.errors import UserError
@@ -20,6 +21,8 @@ from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 from capmix.storage.json_text import loads
 from capmix.storage.layout import EXPORT_MARKERS, texts_folder
 from capmix.storage.store import Store
+
+FIRST_SHARDS, FIRST_PAIRS = 5, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,10 @@ class PairSource(Protocol):
     def identity(self) -> dict[str, Any]: ...
 
     def read(self, shard: str) -> Iterator[Pair | BadSample]: ...
+
+    def look_up(self) -> None:
+        """Ask the storage for all that a run needs to know before its data workers start."""
+        ...
 
     def reopened(self) -> "PairSource":
         """The same for another process, with connections of its own."""
@@ -98,6 +105,20 @@ class ExportedShards:
     def identity(self) -> dict[str, Any]:
         prints = [_fingerprints(pool) for pool in self._pools]
         return {"shards": prints, "weights": list(self.directory_weights or [])}
+
+    @cached_property
+    def first_captions(self) -> frozenset[str]:
+        """Names of the captions that some first samples have."""
+        found: set[str] = set()
+        for shard in self.shards[:FIRST_SHARDS]:
+            for pair in islice(self.read(shard), FIRST_PAIRS):
+                found |= set(pair.captions) if isinstance(pair, Pair) else set()
+        return frozenset(found)
+
+    def look_up(self) -> None:
+        _ = self.shards, self.weights, self.identity
+        if self.with_captions:
+            _ = self.first_captions
 
     def open_clip_urls(self) -> str:
         """The shards as open_clip's --train-data names them."""
@@ -176,6 +197,9 @@ class PoolSubset:
         for key in missing:
             detail = f"shard {shard}: sample {key} is gone, cannot be read, or is another one now"
             yield BadSample(key, "image_gone", detail)
+
+    def look_up(self) -> None:
+        _ = self.shards, self.identity
 
     def reopened(self) -> "PoolSubset":
         again = replace(self, pool=self.pool.reopened(), store=self.store.reopened())

@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import require
 from capmix.training.model import config_file, know_model, read_config
-from capmix.training.pairs import ExportedShards, Pair, PairSource
+from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
@@ -35,7 +34,6 @@ FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
 REPORTS = ("tensorboard", "wandb")
-FIRST_SHARDS, FIRST_PAIRS = 5, 100
 
 
 def train(
@@ -177,14 +175,11 @@ def _check_source(settings: TrainSettings, source: PairSource, world_size: int) 
         raise UserError(f"--texts: no text of source {name!r} in the data's first samples")
 
 
-def _absent(settings: TrainSettings, source: PairSource) -> Sequence[str]:
+def _absent(settings: TrainSettings, source: ExportedShards) -> Sequence[str]:
     """Sources to draw texts from that none of some first samples has."""
-    absent = [name for name, weight in settings.texts.items() if weight > 0]
-    for shard in source.shards[:FIRST_SHARDS]:
-        for pair in islice(source.read(shard), FIRST_PAIRS if absent else 0):
-            if isinstance(pair, Pair):
-                absent = [name for name in absent if f"caption_{name}" not in pair.captions]
-    return absent
+    wanted = [name for name, weight in settings.texts.items() if weight > 0]
+    found = source.first_captions if wanted else frozenset()
+    return [name for name in wanted if f"caption_{name}" not in found]
 
 
 def _arguments(

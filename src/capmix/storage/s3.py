@@ -1,0 +1,378 @@
+"""S3 by obstore, as a file system that storage/filesystem.py opens.
+
+obstore is the Rust crate object_store. Where a bucket is and who asks is found by botocore, so that
+the environment, `~/.aws`, profiles and roles mean what they mean to the AWS CLI.
+"""
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import botocore.session
+import obstore
+from botocore import UNSIGNED
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import S3Store
+
+from capmix.errors import UserError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, S3Credential
+
+AWS = (".amazonaws.com", ".amazonaws.com.cn")
+RETRIES = 4  # what botocore's own default is
+NO_BYTES_FOR = "60s"
+WINDOW = 1 << 24  # bytes that a file is read by
+PIECE, PIECES = 1 << 24, 8_000  # bytes of a piece that is sent, and how many; S3 takes 10,000
+SENT_AT_ONCE = 4
+KEPT_FOR = timedelta(minutes=10)  # botocore renews what expires in less than 15
+BAD_KEY = "a key with an empty, '.' or '..' segment or a control character; rename the object"
+NO_CREDENTIALS = (
+    "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or "
+    "FSSPEC_S3_ANON=true for a public bucket"
+)
+
+
+@dataclass
+class _Threads:
+    """The process that obstore's threads are in; 0 before there are any. It is of the process, and
+    not of a file system: a forked child inherits it and has no threads."""
+
+    process: int = 0
+
+    def claim(self) -> None:
+        """Raises UserError where obstore would wait without end."""
+        if self.process not in (0, os.getpid()):
+            raise UserError(
+                "s3://: this process was forked from one that had used S3, and would hang. Start "
+                "processes by `spawn` or `forkserver` (multiprocessing.get_context)"
+            )
+        self.process = os.getpid()
+
+
+THREADS = _Threads()
+
+
+@dataclass(frozen=True)
+class Access:
+    """How buckets are reached, with the names and meaning that s3fs gives them: what fsspec's own
+    configuration (FSSPEC_S3_ENDPOINT_URL, FSSPEC_S3_ANON, ...) can set."""
+
+    anon: bool = False
+    key: str | None = None
+    secret: str | None = None
+    token: str | None = None
+    profile: str | None = None
+    endpoint_url: str | None = None
+    requester_pays: bool = False
+    client_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Access":
+        """Raises UserError for an option that is none of these."""
+        unknown = sorted(set(options) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise UserError(f"s3://: fsspec sets {unknown[0]!r}; expected one of {known}")
+        switches = {"anon", "requester_pays"} & set(options)
+        return cls(**{**options, **{name: _is_on(options[name]) for name in switches}})
+
+    def store(self, bucket: str) -> S3Store:
+        """Raises PermissionError without credentials, BotoCoreError for a broken configuration."""
+        session = botocore.session.Session(profile=self.profile)
+        client = self.client(session)
+        url, region = self._place(bucket, session, client)
+        attempts = (client.meta.config.retries or {}).get("total_max_attempts", RETRIES + 1)
+        return S3Store(
+            bucket,
+            endpoint=url,
+            virtual_hosted_style_request=True,  # the URL is that of the bucket
+            region=region,
+            skip_signature=self.anon,
+            request_payer=self.requester_pays,
+            credential_provider=None if self.anon else self._credentials(session),
+            client_options=_connection(url, session),
+            retry_config={"max_retries": attempts - 1},
+        )
+
+    def client(
+        self, session: botocore.session.Session, region: str | None = None, unsigned: bool = False
+    ) -> BaseClient:
+        """botocore's own."""
+        given: dict[str, Any] = {"endpoint_url": self.endpoint_url} | dict(self.client_kwargs)
+        if region:
+            given["region_name"] = region
+        if unsigned or self.anon:
+            given["config"] = Config(signature_version=UNSIGNED)
+        else:
+            given |= {"aws_access_key_id": self.key, "aws_secret_access_key": self.secret}
+            given |= {"aws_session_token": self.token}
+        return session.create_client("s3", **given)
+
+    def _place(
+        self, bucket: str, session: botocore.session.Session, client: BaseClient
+    ) -> tuple[str, str]:
+        """The URL of a bucket and its region."""
+        if (urlsplit(client.meta.endpoint_url).hostname or "").endswith(AWS):
+            region = _region_of(bucket, client) or client.meta.region_name
+            return f"{self.client(session, region).meta.endpoint_url}/{bucket}", region
+        # Whether the bucket is in the path or in the name of the host is in a URL alone.
+        url = self.client(session, unsigned=True).generate_presigned_url(
+            "head_bucket", Params={"Bucket": bucket}
+        )
+        return url.rstrip("/"), client.meta.region_name
+
+    def _credentials(self, session: botocore.session.Session) -> "Credentials":
+        if self.key and self.secret:
+            session.set_credentials(self.key, self.secret, self.token)
+        found = session.get_credentials()
+        if found is None:
+            raise PermissionError(errno.EACCES, NO_CREDENTIALS)
+        return Credentials(found)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What obstore asks for keys."""
+
+    found: Any
+
+    def __call__(self) -> "S3Credential":
+        frozen = self.found.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + KEPT_FOR,
+        }
+
+
+def _is_on(value: object) -> bool:
+    """A switch that may come out of the environment."""
+    return str(value).lower() in ("1", "true", "yes", "on")
+
+
+def _region_of(bucket: str, client: BaseClient) -> str | None:
+    """The region of a bucket of AWS: a request to another one is refused."""
+    try:
+        return str(client.head_bucket(Bucket=bucket)["BucketRegion"])
+    except ClientError as error:
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region: str | None = headers.get("x-amz-bucket-region")
+        return region
+    except (BotoCoreError, KeyError):
+        return None
+
+
+def _connection(url: str, session: botocore.session.Session) -> "ClientConfig":
+    options: ClientConfig = {
+        "allow_http": url.startswith("http://"),
+        "connect_timeout": NO_BYTES_FOR,
+        "read_timeout": NO_BYTES_FOR,
+        "timeout": "1h",  # of a request as a whole, however large
+    }
+    bundle = session.get_config_variable("ca_bundle")
+    if bundle and url.startswith("https://"):
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return options
+
+
+class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """What capmix does with buckets; `options` are those of Access. Listings are not cached.
+
+    Connections are made when something is asked for, in the process that asks. Raises
+    FileNotFoundError, PermissionError, and OSError for what may pass.
+    """
+
+    protocol = ("s3", "s3a")
+
+    def __init__(self, use_listings_cache: bool = False, **options: Any):
+        super().__init__(use_listings_cache=False, **options)
+        self._access = Access.of(options)
+        self._stores: dict[str, S3Store] = {}
+        self._lock = threading.Lock()
+
+    def _at(self, path: str) -> tuple[S3Store, str, str]:
+        """The store of a path's bucket, the bucket and the key. Raises UserError in a forked
+        process whose parent has used S3."""
+        bucket, _, key = self._strip_protocol(path).partition("/")
+        THREADS.claim()
+        with self._lock:
+            if bucket not in self._stores:
+                self._stores[bucket] = self._access.store(bucket)
+            return self._stores[bucket], bucket, key
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        store, bucket, key = self._at(path)
+        if key:
+            with contextlib.suppress(FileNotFoundError), _errors(path):
+                return _info(bucket, obstore.head(store, key))
+        with _errors(path):
+            below = obstore.list(store, key, chunk_size=1)
+            if key and not next(iter(below), None):
+                raise FileNotFoundError(errno.ENOENT, "no such object", path)
+        return _folder(bucket, key)
+
+    def exists(self, path: str, **_: Any) -> bool:
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        store, bucket, key = self._at(path)
+        with _errors(path):
+            listed = obstore.list_with_delimiter(store, key)
+        found = [_info(bucket, one) for one in listed["objects"] if one["path"] != key]
+        found += [_folder(bucket, name) for name in listed["common_prefixes"]]
+        if not found:
+            found = [self.info(path)]
+        return found if detail else sorted(one["name"] for one in found)
+
+    def find(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        detail: bool = False,
+        **_: Any,
+    ) -> Any:
+        """All objects below a path, by one listing; of a path that is an object, that one."""
+        if maxdepth is not None or withdirs:
+            raise NotImplementedError("objects have no depth")
+        store, bucket, key = self._at(path)
+        with _errors(path):
+            try:
+                listed: list[Any] = [one for page in obstore.list(store, key) for one in page]
+            except InvalidPathError:  # of one key, for all that are listed
+                listed = list(self._listed_by_botocore(bucket, key))
+        found = [_info(bucket, one) for one in _without_folders(listed, key)]
+        if not found and key:
+            with contextlib.suppress(FileNotFoundError), _errors(path):
+                found = [_info(bucket, obstore.head(store, key))]
+        names = {one["name"]: one for one in found}
+        return names if detail else list(names)
+
+    def _listed_by_botocore(self, bucket: str, key: str) -> Iterator[dict[str, Any]]:
+        client = self._access.client(botocore.session.Session(profile=self._access.profile))
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=f"{key}/" if key else ""
+        )
+        for page in pages:
+            for one in page.get("Contents", ()):
+                yield {"path": one["Key"], "size": one["Size"], "e_tag": one["ETag"]}
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> bytes:
+        if start is not None or end is not None:
+            data: bytes = super().cat_file(path, start, end)
+            return data
+        store, _bucket, key = self._at(path)
+        with _errors(path):
+            return obstore.get(store, key).bytes().to_bytes()
+
+    def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
+        """Send a local file. It appears whole or not at all."""
+        store, _bucket, key = self._at(rpath)
+        piece = max(PIECE, os.path.getsize(lpath) // PIECES)
+        with _errors(rpath):
+            obstore.put(
+                store, key, Path(lpath), chunk_size=piece, max_concurrency=SENT_AT_ONCE
+            )  # fmt: skip
+
+    def rm_file(self, path: str) -> None:
+        self.rm(path)
+
+    def rm(self, path: str | Iterable[str], recursive: bool = False, **_: Any) -> None:
+        """Remove objects; those that are not there are left out."""
+        if recursive:
+            raise NotImplementedError("name the objects")
+        keys: dict[str, list[str]] = {}
+        for one in [path] if isinstance(path, str) else path:
+            _store, bucket, key = self._at(one)
+            keys.setdefault(bucket, []).append(key)
+        for bucket, of_bucket in keys.items():
+            with _errors(bucket):
+                obstore.delete(self._stores[bucket], of_bucket)
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> "S3File":
+        if mode != "rb":
+            raise NotImplementedError("objects are written whole, by put_file")
+        return S3File(self, path, mode, block_size=WINDOW)
+
+    def read_range(self, path: str, start: int, end: int, e_tag: str) -> bytes:
+        """Bytes of the version of an object that has this tag."""
+        store, _bucket, key = self._at(path)
+        with _errors(path):
+            options: obstore.GetOptions = {"range": (start, end), "if_match": e_tag}
+            return obstore.get(store, key, options=options).bytes().to_bytes()
+
+
+class S3File(AbstractBufferedFile):  # type: ignore[misc]
+    """An object that is read in windows, all of one version."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.read_range(self.path, start, end, self.details["ETag"])
+        return data
+
+
+def _info(bucket: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    name = f"{bucket}/{about['path']}"
+    return {"name": name, "size": about["size"], "type": "file", "ETag": about["e_tag"]}
+
+
+def _folder(bucket: str, key: str) -> dict[str, Any]:
+    return {"name": f"{bucket}/{key}".rstrip("/"), "size": 0, "type": "directory"}
+
+
+def _without_folders(listed: list[Any], key: str) -> Iterator[Any]:
+    """Without the empty objects that some tools make for a folder, which end with `/` in S3."""
+    ends: list[Any] = [{"path": ""}]
+    for one, following in pairwise([*listed, *ends]):
+        path = one["path"].rstrip("/")
+        is_folder = not one["size"] and following["path"].startswith(f"{path}/")
+        if path != key and path == one["path"] and not is_folder:
+            yield one
+
+
+@contextlib.contextmanager
+def _errors(path: str) -> Iterator[None]:
+    """obstore's errors as those of a disk."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such object or bucket", path) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, f"denied: {_short(error)}", path) from error
+    except PreconditionError as error:
+        raise OSError(errno.EBUSY, "replaced while it was read", path) from error
+    except (InvalidPathError, ValueError) as error:
+        raise FileNotFoundError(errno.ENOENT, BAD_KEY, path) from error
+    except BaseError as error:
+        raise OSError(errno.EIO, _short(error), path) from error
+
+
+def _short(error: Exception) -> str:
+    """In one line, without what only a developer of the crate reads."""
+    return " ".join(str(error).partition("\n\nDebug source")[0].split())[:500].rstrip(": ")
