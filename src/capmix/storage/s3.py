@@ -6,6 +6,7 @@ the environment, `~/.aws`, profiles and roles mean what they mean to the AWS CLI
 
 import contextlib
 import errno
+import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,6 @@ from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec import AbstractFileSystem
-from fsspec.spec import AbstractBufferedFile
 from obstore.exceptions import (
     BaseError,
     InvalidPathError,
@@ -99,7 +99,7 @@ class Access:
     def store(self, bucket: str) -> S3Store:
         """Raises PermissionError without credentials, BotoCoreError for a broken configuration."""
         session = botocore.session.Session(profile=self.profile)
-        client = self.client(session)
+        client = self.client(session, unsigned=True)
         url, region = self._place(bucket, session, client)
         attempts = (client.meta.config.retries or {}).get("total_max_attempts", RETRIES + 1)
         return S3Store(
@@ -133,12 +133,10 @@ class Access:
     ) -> tuple[str, str]:
         """The URL of a bucket and its region."""
         if (urlsplit(client.meta.endpoint_url).hostname or "").endswith(AWS):
-            region = _region_of(bucket, client) or client.meta.region_name
+            region = _region_of(bucket, self.client(session)) or client.meta.region_name
             return f"{self.client(session, region).meta.endpoint_url}/{bucket}", region
         # Whether the bucket is in the path or in the name of the host is in a URL alone.
-        url = self.client(session, unsigned=True).generate_presigned_url(
-            "head_bucket", Params={"Bucket": bucket}
-        )
+        url = client.generate_presigned_url("head_bucket", Params={"Bucket": bucket})
         return url.rstrip("/"), client.meta.region_name
 
     def _credentials(self, session: botocore.session.Session) -> "Credentials":
@@ -319,22 +317,61 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _open(self, path: str, mode: str = "rb", **_: Any) -> "S3File":
         if mode != "rb":
             raise NotImplementedError("objects are written whole, by put_file")
-        return S3File(self, path, mode, block_size=WINDOW)
+        return S3File(self, path)
 
-    def read_range(self, path: str, start: int, end: int, e_tag: str) -> bytes:
+    def read_range(self, path: str, start: int, end: int, e_tag: str) -> memoryview:
         """Bytes of the version of an object that has this tag."""
         store, _bucket, key = self._at(path)
         with _errors(path):
             options: obstore.GetOptions = {"range": (start, end), "if_match": e_tag}
-            return obstore.get(store, key, options=options).bytes().to_bytes()
+            return memoryview(obstore.get(store, key, options=options).bytes())
 
 
-class S3File(AbstractBufferedFile):  # type: ignore[misc]
-    """An object that is read in windows, all of one version."""
+class S3File(io.BufferedIOBase):
+    """An object that is read in windows, all of one version.
 
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        data: bytes = self.fs.read_range(self.path, start, end, self.details["ETag"])
-        return data
+    A window is a request of its own: whoever takes an hour for a shard holds no connection.
+    """
+
+    def __init__(self, fs: S3FileSystem, path: str):
+        self._fs, self._path, self._about = fs, path, fs.info(path)
+        if self._about["type"] != "file":
+            raise IsADirectoryError(errno.EISDIR, "no object", path)
+        self._at, self._start, self._window = 0, 0, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._about["size"]}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Raises OSError, also where the object has been replaced since it was opened."""
+        end: int = self._about["size"]
+        stop = end if size is None or size < 0 else min(end, self._at + size)
+        pieces = []
+        while self._at < stop:
+            first = self._at - self._start
+            if not 0 <= first < len(self._window):
+                self._fetch(min(end, max(stop, self._at + WINDOW)))
+                first = 0
+            pieces.append(self._window[first : first + stop - self._at])
+            self._at += len(pieces[-1])
+        return b"".join(pieces)
+
+    def _fetch(self, stop: int) -> None:
+        found = self._fs.read_range(self._path, self._at, stop, self._about["ETag"])
+        if len(found) != stop - self._at:
+            raise OSError(errno.EIO, "the storage sent less than was asked for", self._path)
+        self._start, self._window = self._at, found
 
 
 def _info(bucket: str, about: Mapping[str, Any]) -> dict[str, Any]:
