@@ -136,6 +136,20 @@ def test_a_key_that_obstore_cannot_name_is_one_failed_row_of_its_pool(
     assert "rename the object" in bad.detail
 
 
+def test_a_bucket_that_is_not_there_or_closed_is_an_error_at_once(s3: S3) -> None:
+    fs = S3FileSystem()
+    for call in (fs.find, fs.ls, fs.info, fs.cat_file):
+        with pytest.raises(FileNotFoundError, match="no such object or bucket: 'no-such/x'"):
+            call("no-such/x")
+    assert not fs.exists("no-such")
+    assert files_below(fs, "no-such/x") == {}
+    for call in (fs.find, fs.ls, fs.info, fs.exists, fs.cat_file, fs.rm_file):
+        s3.faults += [403]
+        with pytest.raises(PermissionError, match="denied.*403 Forbidden"):
+            call(f"{BUCKET}/x")
+        assert not s3.faults
+
+
 def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,13 @@
 that has used it."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,8 @@ from s3_server import BUCKET, S3, s3_server
 from samples import write_pool
 
 from capmix.pool import open_pool
-from capmix.training.launch import TrainingData, launch
+from capmix.storage.s3 import THREADS
+from capmix.training.launch import TrainingData, launch, look_up
 from capmix.training.pairs import ExportedShards
 from capmix.training.scales import TrainSettings
 from capmix.training.stream import CONTEXT
@@ -77,6 +82,25 @@ def test_the_command_trains_on_exported_shards_on_s3(pool: str, model: str, tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert trained(tmp_path / "run") == (96, False)
+
+
+def test_looking_data_up_leaves_s3_unused_in_the_process_that_trains(pool: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as new:
+        assert new.submit(looked_up, pool, 2).result() == (4, False)
+        assert new.submit(looked_up, pool, 0).result() == (4, True)  # no worker to fork
+
+
+def looked_up(pool: str, workers: int) -> tuple[int, bool]:
+    """How many shards there are, and whether this process has used S3."""
+    settings = TrainSettings(workers=workers)
+    for data in (
+        TrainingData([pool]),
+        TrainingData(pool=pool, work=f"s3://{BUCKET}/work", subset="raw"),
+    ):
+        source = look_up(partial(data.source, settings), settings)
+        assert source.identity
+        assert source.reopened().shards == source.shards
+    return len(source.shards), THREADS.process == os.getpid()
 
 
 def test_workers_of_a_process_that_used_s3_stop_with_a_reason(pool: str) -> None:

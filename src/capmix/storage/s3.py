@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,9 @@ WINDOW = 1 << 24  # bytes that a file is read by
 PIECE, PIECES = 1 << 24, 8_000  # bytes of a piece that is sent, and how many; S3 takes 10,000
 SENT_AT_ONCE = 4
 KEPT_FOR = timedelta(minutes=10)  # botocore renews what expires in less than 15
+STATUS = re.compile(r"status code: (\d{3})")
+MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+NOT_THERE = "no such object or bucket"
 BAD_KEY = "a key with an empty, '.' or '..' segment or a control character; rename the object"
 NO_CREDENTIALS = (
     "no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or "
@@ -225,8 +229,8 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             with contextlib.suppress(FileNotFoundError), _errors(path):
                 return _info(bucket, obstore.head(store, key))
         with _errors(path):
-            below = obstore.list(store, key, chunk_size=1)
-            if key and not next(iter(below), None):
+            below = next(iter(obstore.list(store, key, chunk_size=1)), None)
+            if key and not below:
                 raise FileNotFoundError(errno.ENOENT, "no such object", path)
         return _folder(bucket, key)
 
@@ -399,7 +403,7 @@ def _errors(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such object or bucket", path) from error
+        raise FileNotFoundError(errno.ENOENT, NOT_THERE, path) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise PermissionError(errno.EACCES, f"denied: {_short(error)}", path) from error
     except PreconditionError as error:
@@ -407,9 +411,18 @@ def _errors(path: str) -> Iterator[None]:
     except (InvalidPathError, ValueError) as error:
         raise FileNotFoundError(errno.ENOENT, BAD_KEY, path) from error
     except BaseError as error:
+        # Of what is listed, no error has a class.
+        status = STATUS.search(str(error))
+        if status and status[1] == "404":
+            raise FileNotFoundError(errno.ENOENT, NOT_THERE, path) from error
+        if status and status[1] in ("401", "403"):
+            raise PermissionError(errno.EACCES, f"denied: {_short(error)}", path) from error
         raise OSError(errno.EIO, _short(error), path) from error
 
 
 def _short(error: Exception) -> str:
-    """In one line, without what only a developer of the crate reads."""
-    return " ".join(str(error).partition("\n\nDebug source")[0].split())[:500].rstrip(": ")
+    """In one line: what obstore says and the server's message, without the rest of its answer."""
+    text = str(error).partition("\n\nDebug source")[0]
+    said = MESSAGE.search(text)
+    text = " ".join(text.partition("<?xml")[0].partition("<Error>")[0].split())[:400].rstrip(": ")
+    return f"{text}: {said[1][:200]}" if said else text

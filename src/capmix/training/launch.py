@@ -26,7 +26,7 @@ from capmix.storage.filesystem import storage_errors, storage_message
 from capmix.storage.store import Store
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.training.scales import TrainSettings
-from capmix.training.train import place, train
+from capmix.training.train import check_settings, place, train
 
 RESULT = "result.json"
 
@@ -87,8 +87,10 @@ def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSour
     """The source that `find` returns, with what `train` asks of it known. `find` can be pickled.
 
     Data workers are forked, and the client of S3 hangs in a fork of a process that has used it
-    (storage/s3.py): where there are any, another process looks. Raises what `find` does.
+    (storage/s3.py): where there are any, another process looks. Raises UserError for settings that
+    fit no data, before it looks, and what `find` does.
     """
+    check_settings(settings)
     if not settings.data_workers:
         return find()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as other:
