@@ -209,6 +209,24 @@ def test_without_credentials_is_one_clear_line(s3: S3, monkeypatch: pytest.Monke
         fs.exists(f"{BUCKET}/a")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AWS_ENDPOINT_URL", "no-url", "s3://bucket: Invalid endpoint: no-url; check AWS_ENDPOINT"),
+        ("AWS_CA_BUNDLE", "/none", "cannot read AWS_CA_BUNDLE /none: No such file or directory"),
+        ("AWS_CA_BUNDLE", "{damaged}", "s3://bucket: .*; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_no_missing_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    (tmp_path / "damaged").write_text("-----BEGIN CERTIFICATE-----\nx\n", "utf-8")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:1")
+    monkeypatch.setenv(name, value.format(damaged=tmp_path / "damaged"))
+    with pytest.raises(UserError, match=told):
+        S3FileSystem().exists("bucket/a")
+
+
 def test_fsspecs_configuration_and_anonymous_access(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

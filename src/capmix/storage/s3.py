@@ -101,7 +101,16 @@ class Access:
         return cls(**{**options, **{name: _is_on(options[name]) for name in switches}})
 
     def store(self, bucket: str) -> S3Store:
-        """Raises PermissionError without credentials, BotoCoreError for a broken configuration."""
+        """Raises PermissionError without credentials, UserError and BotoCoreError for a
+        configuration that cannot be used."""
+        try:
+            return self._store(bucket)
+        except (BaseError, ValueError) as error:
+            raise UserError(
+                f"s3://{bucket}: {_short(error)}; check AWS_ENDPOINT_URL and AWS_CA_BUNDLE"
+            ) from error
+
+    def _store(self, bucket: str) -> S3Store:
         session = botocore.session.Session(profile=self.profile)
         client = self.client(session, unsigned=True)
         url, region = self._place(bucket, session, client)
@@ -194,7 +203,12 @@ def _connection(url: str, session: botocore.session.Session) -> "ClientConfig":
     }
     bundle = session.get_config_variable("ca_bundle")
     if bundle and url.startswith("https://"):
-        options["root_certificate"] = Path(bundle).read_bytes()
+        try:
+            options["root_certificate"] = Path(bundle).read_bytes()
+        except OSError as error:  # which would be taken for that of an object
+            raise UserError(
+                f"s3://: cannot read AWS_CA_BUNDLE {bundle}: {error.strerror}"
+            ) from error
     return options
 
 
