@@ -38,7 +38,7 @@ def test_a_mix_during_caption_force_is_refused(
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
     with pytest.raises(
-        UserError, match="captions/tags/0000[01].parquet: .*If no other run is writing it"
+        UserError, match="captions/tags/0000[01] was written again while it was read"
     ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
@@ -149,13 +149,13 @@ def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
 
     rows = [f"{uid},text of {uid}" for uid in world.samples(tmp_path)]
     (tmp_path / "given.csv").write_text("\n".join(["uid,text", *rows]) + "\n")
-    real = imported.load_given
+    real = imported.check_usable
 
     def interrupted(*arguments: Any) -> Any:
         os.utime(tmp_path / "pool/00000.tar", (1, 1))
         world.opened(tmp_path, str(tmp_path / "work")).index()
         return real(*arguments)
 
-    monkeypatch.setattr(imported, "load_given", interrupted)
+    monkeypatch.setattr(imported, "check_usable", interrupted)
     with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
         work.import_captions(tmp_path / "given.csv", source="given")

@@ -40,7 +40,7 @@ from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
-from capmix.storage.layout import RAW, SUBSETS
+from capmix.storage.layout import RAW, SAMPLES, SUBSETS, texts_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
@@ -120,7 +120,8 @@ def mix(
             _check_types(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
-        refuse_rewritten(store, parts)
+        sources = {plan.source_of(step) for step in plan.steps}
+        refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
         return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,14 +62,18 @@ def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Par
         return _check(store, shards, folders)
 
 
-def refuse_rewritten(store: Store, parts: Parts) -> None:
-    """Raise UserError where a part was made again since check_parts has seen its marker; only
-    those of which no digest tells when they are read."""
-    for part, known in parts.unrecorded.items():
-        if store.fingerprint(part) != known:
-            raise UserError(
-                f"{store.path(part)} was written again while it was read. Run the command again."
-            )
+def refuse_rewritten(store: Store, parts: Parts, referred: Collection[str] = ()) -> None:
+    """Raise UserError where a part was made again since check_parts has seen its marker: of the
+    folders that the result refers to, and of what no digest tells when it is read."""
+    tops = tuple(f"{folder}/" for folder in referred)
+    known = {part: one for part, one in parts.fingerprints.items() if part.startswith(tops)}
+    with store.listed(referred):
+        for part, fingerprint in (known | parts.unrecorded).items():
+            if store.fingerprint(part) != fingerprint:
+                raise UserError(
+                    f"{store.path(part)} was written again while it was read. Run the command "
+                    "again."
+                )
 
 
 def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
