@@ -71,11 +71,16 @@ class BatchReader:
         sources = list(sources)
         shard_readers = [_ShardReader(self, shard) for shard in shards]
         found = [one.read(names, sources) for one in shard_readers]
-        table = pa.concat_tables((one.table for one in found), promote_options="permissive")
-        table = table.combine_chunks()
-        for name in found[0].scores if found else ():
+        rows = np.concatenate([one.row for one in found])
+        table = pa.table({"nothing": pa.nulls(len(rows))})  # one of no columns has no rows
+        if found[0].table is not None:
+            tables = (one.table for one in found)
+            table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        for name in found[0].scores:
             scores = np.concatenate([one.scores[name] for one in found])
-            table = table.append_column(name, pa.array(scores, mask=np.isnan(scores)))
+            is_none = np.isnan(scores)
+            column = pa.array(scores, mask=is_none if is_none.any() else None)
+            table = table.append_column(name, column)
         counts = [len(one.row) for one in found]
         numbers = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         if "shard" in names:
@@ -117,9 +122,9 @@ def _together(parts: Sequence[SourceTexts]) -> SourceTexts:
 
 @dataclass(frozen=True)
 class _Read:
-    """What is read of one shard."""
+    """What is read of one shard; no table where only scores are asked for."""
 
-    table: pa.Table
+    table: pa.Table | None
     scores: dict[str, np.ndarray]
     row: np.ndarray
     texts: dict[str, SourceTexts]
@@ -149,13 +154,13 @@ class _ShardReader:
         row = np.arange(rows, dtype=np.int32) if ok is None else np.flatnonzero(ok).astype(np.int32)
         table = self._table(names, plain)
         for one in unscored:
+            assert table is not None
             is_there = pc.is_valid(table[TEXT.format(one)]).to_numpy()
             table = table.drop_columns(TEXT.format(one))
             k = max(columns[f"{one}_text"].pick or 0, 0)
             texts[one] = SourceTexts(is_there, np.full(len(row), np.nan, np.float32), k)
-        if not table.column_names:  # a table of no columns has no rows
-            table = pa.table({"nothing": pa.nulls(len(row))})
-        return _Read(table, found, row, texts)
+        has_columns = table is not None and bool(table.column_names)
+        return _Read(table if has_columns else None, found, row, texts)
 
     def scores(self, column: Column) -> np.ndarray:
         """float32 (N,): a column of scores of all samples, NaN for none."""
@@ -191,13 +196,13 @@ class _ShardReader:
         found: np.ndarray = pc.equal(status, OK).to_numpy()
         return found
 
-    def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table:
+    def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table | None:
         """Columns that are no scores, and uid and key where they are asked for."""
         lists = {LIST_COLUMN.format(name) for name in self._of.lists}
         asks_uid = not lists.isdisjoint(names) or not {"uid", "draw"}.isdisjoint(names)
         about = [*(["uid"] if asks_uid else []), *(["key"] if "key" in names else [])]
         if not about and not columns:
-            return pa.table({})
+            return None
         store, parts = self._of.store, self._of.parts
         table = read_samples(store, self._shard, columns, parts, about)
         for place, name in enumerate(table.column_names):

@@ -14,7 +14,7 @@ from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
-from capmix.storage.marker import Marker, marker_digest, parse_marker
+from capmix.storage.marker import Marker, digest_and_marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
@@ -162,9 +162,9 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     part = f"{folder}/{shard}"
     with contextlib.suppress(OSError):
         data = store.read_marker_bytes(part)
-        marker = parse_marker(data, part)
+        digest, marker = digest_and_marker(data, part)
         if marker is not None:
-            return marker_digest(data), marker
+            return digest, marker
         raise UserError(
             f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command that "
             "made it again."

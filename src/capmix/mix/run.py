@@ -22,7 +22,7 @@ from capmix.mix.expression import Threshold, bounded
 from capmix.mix.limits import in_pieces, limited
 from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.subset import texts_of
-from capmix.mix.threshold import TopFraction
+from capmix.mix.threshold import Ordered, TopFraction
 from capmix.mix.uids import PAIR, PairSorter, pairs_of
 
 Result = TypeVar("Result")
@@ -120,10 +120,10 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     # One reading for all thresholds of a value.
     values = {threshold.value: threshold for threshold in found}
 
-    def of_batch(shards: list[str]) -> dict[str, np.ndarray]:
-        return {value: _values(run, shards, one) for value, one in values.items()}
+    def of_batch(shards: list[str]) -> dict[str, Ordered]:
+        return {value: Ordered.of(_values(run, shards, one)) for value, one in values.items()}
 
-    kept: list[dict[str, np.ndarray]] = []
+    kept: list[dict[str, Ordered]] = []
     keep = run.samples * len(values) <= KEEP_AT_MOST
     for read in run.each_batch(of_batch, "threshold"):
         for threshold, top in found.items():

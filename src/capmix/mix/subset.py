@@ -23,7 +23,7 @@ from capmix.errors import UserError
 from capmix.score.array import PinnedParts, places
 from capmix.storage.draft import parquet_options
 from capmix.storage.layout import RAW, SAMPLES, SUBSETS, texts_folder
-from capmix.storage.marker import marker_digest, parse_marker
+from capmix.storage.marker import digest_and_marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import ABSENT, Store
 from capmix.storage.temporary import remove_temporary, temporary_name
@@ -263,8 +263,8 @@ class SubsetRows:
             data = b""
             with contextlib.suppress(*ABSENT):
                 data = self.store.read_marker_bytes(part)
-            marker = parse_marker(data, part) if marker_digest(data) == known else None
-            if marker is None:
+            digest, marker = digest_and_marker(data, part)
+            if marker is None or digest != known:
                 raise UserError(
                     f"subset {self.name} refers to {self.store.path(folder)}, of which shard "
                     f"{shard} was written again or is gone. Run `capmix mix` again, with the same "

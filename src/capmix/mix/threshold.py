@@ -8,6 +8,24 @@ import numpy as np
 BINS = 1 << 16
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """N float32 values as uint32 `numbers` that sort as they do; those that are NaN are left out
+    and -0 is taken for 0."""
+
+    total: int
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Ordered":
+        """`values`: float32 (N,)."""
+        is_none = np.isnan(values)
+        some = values[~is_none] if is_none.any() else values
+        bits = (some + np.float32(0)).view(np.int32)
+        flipped = (bits >> 31).view(np.uint32) | np.uint32(0x80000000)
+        return cls(len(values), bits.view(np.uint32) ^ flipped)
+
+
 @dataclass
 class TopFraction:
     """Finds the (n + 1)-th largest of N float32 values, n = int(N * fraction).
@@ -24,16 +42,16 @@ class TopFraction:
     upper: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     lower: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
-    def count(self, values: np.ndarray) -> None:
-        """First time: float32 (N,)."""
-        self.total += len(values)
-        self.upper += np.bincount(_ordered(values) >> 16, minlength=BINS)
+    def count(self, values: Ordered) -> None:
+        """First time."""
+        self.total += values.total
+        self.upper += np.bincount(values.numbers >> 16, minlength=BINS)
 
-    def refine(self, values: np.ndarray) -> None:
+    def refine(self, values: Ordered) -> None:
         """Second time, once `count` has seen all of them."""
         place = self._bin()
         if place is not None:
-            bits = _ordered(values)
+            bits = values.numbers
             self.lower += np.bincount(bits[bits >> 16 == place[0]] & 0xFFFF, minlength=BINS)
 
     @property
@@ -62,13 +80,6 @@ def _from_top(counts: np.ndarray, position: int) -> tuple[int, int]:
     above = np.cumsum(counts[::-1])
     index = int(np.searchsorted(above, position, side="right"))
     return len(counts) - 1 - index, int(above[index] - counts[::-1][index])
-
-
-def _ordered(values: np.ndarray) -> np.ndarray:
-    """uint32 numbers that sort as the float32 values do, NaN left out and -0 taken for 0."""
-    bits = (values[~np.isnan(values)] + np.float32(0)).view(np.uint32)
-    ordered: np.ndarray = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
-    return ordered
 
 
 def _value(ordered: np.uint32) -> np.float32:
