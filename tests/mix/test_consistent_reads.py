@@ -159,3 +159,34 @@ def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
     monkeypatch.setattr(imported, "check_usable", interrupted)
     with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
         work.import_captions(tmp_path / "given.csv", source="given")
+
+
+def test_an_export_of_stale_texts_is_refused_before_anything_is_removed(
+    work: Workspace, tmp_path: Path
+) -> None:
+    world.mix(work, tmp_path)
+    work.mix("raw")
+    work.export("raw", tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again(tmp_path, "second")
+    for form in ("webdataset", "csv"):
+        with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+            work.export("s", tmp_path / "out", format=form)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+def test_training_on_stale_texts_is_refused_at_once(work: Workspace, tmp_path: Path) -> None:
+    from capmix.training.pairs import PoolSubset
+
+    world.mix(work, tmp_path)
+    again(tmp_path, "second")
+    with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+        _ = PoolSubset(work.pool, work.store, "s").shards
+
+
+def test_a_pool_that_lacks_a_shard_of_a_subset_is_one_line(work: Workspace, tmp_path: Path) -> None:
+    world.mix(work, tmp_path)
+    (tmp_path / "pool/00001.tar").unlink()
+    fresh = world.opened(tmp_path, str(tmp_path / "work"))
+    with pytest.raises(UserError, match="has no shard 00001 that the subset s takes samples from"):
+        fresh.export("s", tmp_path / "out")

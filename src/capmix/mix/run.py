@@ -216,8 +216,8 @@ def kept_rows(
     repeated: np.ndarray | None = None,
     read: With = "references",
 ) -> Iterator[Kept]:
-    """The rows that are kept, in pool order, with their uids, or with their texts too, where
-    `read` says so; `tally` counts them.
+    """The rows that are kept, in pool order: references alone, with their uids, or with uid, key
+    and text, as `read` says; `tally` counts them.
 
     `repeated` (see find_repeated) are the numbers of samples that are left out after all.
     """
@@ -249,14 +249,16 @@ def _kept_of(
     return _Counted(kept, chosen.samples, len(batch), chosen.no_clause, chosen.no_weight)
 
 
-def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa.Table:
-    """uid, key and, if wanted, text of each row."""
+def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa.Table | None:
+    """uid and, if wanted, key and text of each row; None for no rows."""
     store = run.reader.store
     pinned = run.reader.parts.pinned(store)
     ends = np.searchsorted(kept.shard, np.arange(len(kept.shards)), side="right")
     tables = []
     for number, (shard, end) in enumerate(zip(kept.shards, ends, strict=True)):
         here = slice(ends[number - 1] if number else 0, end)
+        if here.start == here.stop:
+            continue
         clause = kept.clause[here]
         of_source = {
             name: np.isin(clause, [i for i, one in enumerate(names) if one == name])
@@ -265,7 +267,7 @@ def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa
         tables.append(
             texts_of(store, pinned, shard, kept.row[here], kept.k[here], of_source, with_text)
         )
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables) if tables else None
 
 
 def _chosen(
