@@ -265,3 +265,35 @@ def test_the_best_caption_depends_on_the_captions_that_are_there() -> None:
     marker = here.store.read_marker("subsets/out")
     assert marker is not None
     assert {"captions/mini", f"scores/{SCORER}/mini", "samples"} <= marker.inputs.keys()
+
+
+def test_processes_select_what_threads_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a large pool: processes, thresholds in two readings."""
+    from capmix.mix import mix as mixing
+    from capmix.mix import run as running
+
+    captions = [{"mini": [f"m {i}"]} for i in range(60)]
+    made = [
+        Made(f"{i:032x}", f"raw {i}", i / 60, one, {"mini": [i % 7 / 9]}, sha256=f"{i % 20:064x}")
+        for i, one in enumerate(captions)
+    ]
+    clauses = [
+        Clause(source="raw", where="top(raw_score, 0.3)", weight="1.5"),
+        Clause(source="mini_best", where="top(mini_score - raw_score, 0.5) and draw < 0.9"),
+    ]
+    recipe = Recipe(name="r", about="", clauses=clauses, distinct="sha256")
+    found = []
+    for at_most in (running.KEEP_AT_MOST, 0):
+        monkeypatch.setattr(mixing, "ROWS_AT_ONCE", 9)
+        monkeypatch.setattr(mixing, "KEEP_AT_MOST", at_most)
+        monkeypatch.setattr(running, "KEEP_AT_MOST", at_most)
+        here = HandMade(fresh_folder(), {f"{i:05d}": made[6 * i : 6 * i + 6] for i in range(10)})
+        here.mix(recipe, workers=2, npy=True)
+        subsets = Path(here.store.path("subsets"))
+        files = [path for path in sorted(subsets.rglob("*")) if path.is_file()]
+        found.append({str(path.relative_to(subsets)): path.read_bytes() for path in files})
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+    missing = Recipe(name="m", about="", clauses=[Clause(source="raw", where="raw_score < -1")])
+    with pytest.raises(UserError, match="selects none of 60 samples"):
+        here.mix(missing, workers=2)

@@ -24,6 +24,7 @@ from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
+    KEEP_AT_MOST,
     Kept,
     MixRun,
     MixTally,
@@ -113,10 +114,10 @@ def mix(
     def make(draft: Draft) -> Marker:
         named = {name: plan.columns[name] for name in _read(plan) & plan.columns.keys()}
         kinds = common_kinds(store, pool, named)
-        reader = BatchReader(store, parts, plan.columns, kinds, lists)
+        reader = BatchReader(store, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
-        with mapper(engine) as maps:
-            run = MixRun(plan, reader, batches, maps)
+        with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
+            run = MixRun(plan, reader, parts, batches, maps)
             _check_types(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
@@ -138,7 +139,7 @@ def _read(plan: RecipePlan) -> frozenset[str]:
 
 def _check_types(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
-    first = run.batches[0][:1] if run.batches else []
+    first = run.parts.of(run.batches[0][:1])
     batch = run.reader.read(first, _read(run.plan)).table.slice(0, 0)
     run.connection.register("batch", batch)
     check_types(run.plan, run.connection)
@@ -158,7 +159,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
         repeated = find_repeated(run, values) if recipe.distinct else None
         sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
         waiting: list[pa.Table] = []
-        with SubsetWriter(stream, sources, read == "texts", run.reader.parts) as writer:
+        with SubsetWriter(stream, sources, read == "texts", run.parts) as writer:
             for kept in kept_rows(run, values, tally, repeated, read):
                 table = writer.table(kept)
                 if recipe.shuffle:

@@ -30,7 +30,8 @@ class Parts:
     were made, row by row, from the parts of their texts that lie there now. `records`: of every
     file of these parts, by name. `unrecorded`: fingerprints of the parts with a file whose digest
     is not compared when it is read: written by an older capmix, or remote and large.
-    `fingerprints`: of each part.
+    `fingerprints`: of each part, also of texts in folders that only scores refer to. `folders`:
+    all that these are in.
     """
 
     digests: dict[str, str]
@@ -40,6 +41,22 @@ class Parts:
     records: dict[str, FileRecord] = field(default_factory=dict)
     unrecorded: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+
+    def of(self, shards: Sequence[str]) -> "Parts":
+        """What concerns some shards."""
+        parts = [f"{folder}/{shard}" for shard in shards for folder in self.folders]
+        files = [f"{part}.parquet" for part in parts]
+        return Parts(
+            self.digests,
+            {shard: self.rows[shard] for shard in shards},
+            self.whole.intersection(shards),
+            self.following,
+            {name: self.records[name] for name in files if name in self.records},
+            {part: self.unrecorded[part] for part in parts if part in self.unrecorded},
+            {part: self.fingerprints[part] for part in parts if part in self.fingerprints},
+            self.folders,
+        )
 
     def pinned(self, store: Store) -> PinnedParts:
         """The same for who reads single files; of other parts, those that lie there now."""
@@ -55,9 +72,7 @@ def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Par
     Raises UserError where a shard's part is missing, or where scores were made from captions that
     have been written again since.
     """
-    texts = {
-        texts_folder(one.rpartition("/")[2]) for one in folders if one.startswith(f"{SCORES}/")
-    }
+    texts = {texts_folder(one.rpartition("/")[2]) for one in folders if is_of_scores(one)}
     with store.listed(folders | texts):
         return _check(store, shards, folders)
 
@@ -85,7 +100,7 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
     settings: dict[str, dict[str, Any]] = {}
     records: dict[str, FileRecord] = {}
     unrecorded: dict[str, str] = {}
-    for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
+    for folder in sorted(folders, key=is_of_scores):
         for shard in shards:
             part = f"{folder}/{shard.name}"
             digest, marker = _marker(store, shards, folder, shard.name)
@@ -108,9 +123,22 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
         parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in shards)
         digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in shards}
+    scored = (one.rpartition("/")[2] for one in folders if is_of_scores(one))
     return Parts(
-        digests, rows, frozenset(whole), frozenset(following), records, unrecorded, of_part
+        digests,
+        rows,
+        frozenset(whole),
+        frozenset(following),
+        records,
+        unrecorded,
+        of_part,
+        tuple(sorted({*folders, *map(texts_folder, scored)})),
     )
+
+
+def is_of_scores(folder: str) -> bool:
+    """Whether the parts of a folder are scores."""
+    return folder.startswith(f"{SCORES}/")
 
 
 def _refuse_two_settings(
@@ -181,7 +209,7 @@ def _follows(
     store: Store, folder: str, shard: str, marker: Marker, of_part: dict[str, str]
 ) -> bool:
     """Whether a part of scores names the present part of its texts as what it was made from."""
-    if not folder.startswith(f"{SCORES}/"):
+    if not is_of_scores(folder):
         return False
     texts = texts_folder(folder.rpartition("/")[2])
     made_from = marker.inputs.get(texts)

@@ -25,6 +25,16 @@ class Ordered:
         flipped = (bits >> 31).view(np.uint32) | np.uint32(0x80000000)
         return cls(len(values), bits.view(np.uint32) ^ flipped)
 
+    def upper(self) -> np.ndarray:
+        """int32 (BINS,): how many have each number as their upper 16 bits."""
+        found: np.ndarray = np.bincount(self.numbers >> 16, minlength=BINS).astype(np.int32)
+        return found
+
+    def lower(self, upper: int) -> np.ndarray:
+        """uint16 (M,): the lower 16 bits of those with these upper ones."""
+        found: np.ndarray = self.numbers[self.numbers >> 16 == upper].astype(np.uint16)
+        return found
+
 
 @dataclass
 class TopFraction:
@@ -33,8 +43,8 @@ class TopFraction:
     The rule is DataComp's (baselines/apply_filter.py, get_threshold): a value that is missing (NaN)
     counts in N and sorts last. Where fewer values than n + 1 are there, the threshold is -inf and
     all of them pass; DataComp's is NaN then, which none reaches (`is_short`). Values come in
-    batches, all of them twice, in any order: `count` sorts them into bins by the upper 16 bits,
-    `refine` those of the bin that holds the threshold by the lower 16.
+    batches, all of them twice, in any order: `count` takes how many lie in each bin of the upper 16
+    bits, `refine` the lower 16 of those in `bin`, which holds the threshold.
     """
 
     fraction: float
@@ -42,17 +52,20 @@ class TopFraction:
     upper: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     lower: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
-    def count(self, values: Ordered) -> None:
-        """First time."""
-        self.total += values.total
-        self.upper += np.bincount(values.numbers >> 16, minlength=BINS)
+    def count(self, total: int, upper: np.ndarray) -> None:
+        """First time; see Ordered."""
+        self.total += total
+        self.upper += upper
 
-    def refine(self, values: Ordered) -> None:
+    def refine(self, lower: np.ndarray) -> None:
         """Second time, once `count` has seen all of them."""
+        self.lower += np.bincount(lower, minlength=BINS)
+
+    @property
+    def bin(self) -> int | None:
+        """None where there is no threshold."""
         place = self._bin()
-        if place is not None:
-            bits = values.numbers
-            self.lower += np.bincount(bits[bits >> 16 == place[0]] & 0xFFFF, minlength=BINS)
+        return None if place is None else place[0]
 
     @property
     def is_short(self) -> bool:
