@@ -46,7 +46,7 @@ from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
 
-ROWS_AT_ONCE = 200_000
+ROWS_AT_ONCE = 400_000
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
     "seed": 0,
