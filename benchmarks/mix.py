@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.score.array import PinnedParts, read_array
-from capmix.storage.layout import texts_folder
+from capmix.score.array import HEADER, PinnedParts, read_array
+from capmix.storage.layout import ARRAYS, texts_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store
 
@@ -145,7 +145,20 @@ def _link_shard(job: tuple[str, str, str]) -> None:
         files = {f"{part}/{name}.parquet": marker.files[f"{first}.parquet"]}
         inputs = {of: store.fingerprint(f"{of}/{name}") for of in marker.inputs}
         _write_marker(folder, f"{part}/{name}", replace(marker, files=files, inputs=inputs))
-    _write_arrays(store, name)
+    for source in ("raw", "blip2"):
+        _copy_array(store, f"scores/clip/{source}", name, other)
+
+
+def _copy_array(store: Store, scores: str, name: str, other: str) -> None:
+    """With the fingerprints of its own parts in the head."""
+    data = Path(store.path(f"{ARRAYS}/{scores}/{other}")).read_bytes()
+    magic, samples, planes, flags, _, _, _, digest = HEADER.unpack_from(data)
+    parts = ("samples", texts_folder(scores.rpartition("/")[2]), scores)
+    prints = [bytes.fromhex(store.fingerprint(f"{part}/{name}")) for part in parts]
+    head = HEADER.pack(magic, samples, planes, flags, *prints, digest)
+    path = Path(store.path(f"{ARRAYS}/{scores}/{name}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head + data[HEADER.size :])
 
 
 def _write_marker(folder: str, part: str, marker: Marker) -> None:

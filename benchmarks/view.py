@@ -73,9 +73,8 @@ def main() -> None:
             json.dumps(reader.decisions("raw-top30+blip2-above", name))
             decisions.append(time.perf_counter() - started)
         print(f"{count:,} shards of {asked.rows_per_shard:,} samples")
-        print(
-            f"a shard: {statistics.median(rows):.2f} s, most {max(rows):.2f} s, {len(shown):,} bytes"
-        )
+        size = f"{len(shown) / 1e6:.1f} MB"
+        print(f"a shard: {statistics.median(rows):.2f} s, most {max(rows):.2f} s, {size}")
         print(f"decisions: {statistics.median(decisions):.2f} s, most {max(decisions):.2f} s")
     finally:
         shutil.rmtree(folder)

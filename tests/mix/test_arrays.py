@@ -13,6 +13,7 @@ from table_path import mixed
 from capmix.errors import UserError
 from capmix.mix.recipe import Clause, Recipe
 from capmix.mix.settings import MixSettings
+from capmix.mix.subset import SubsetRows, write_parquet
 from capmix.score.array import ScoreArray
 from capmix.storage.layout import ARRAYS
 
@@ -208,8 +209,6 @@ def test_the_best_caption_is_the_first_of_the_highest() -> None:
 def test_a_subset_is_small_and_gives_its_texts_to_other_tools(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    from capmix.mix.subset import SubsetRows, write_parquet
-
     here = pool_of(ONE, TWO)
     here.mix(top("mini_best"))
     columns = ["shard", "row", "source", "k", "score", "weight", "copy"]
@@ -228,8 +227,73 @@ def test_a_subset_of_texts_that_were_written_again_is_refused() -> None:
     here.mix(top("mini"))
     newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
     again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})
-    with pytest.raises(
-        UserError, match="out refers to .*captions/mini, of which shard 00000 was .*`capmix mix`"
-    ):
+    told = "out refers to .*captions/mini, of which shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=told):
         again.rows()
-    assert SCORER
+    with pytest.raises(UserError, match=told):
+        SubsetRows.pinned(again.store, "out").refuse_stale()
+
+
+def test_samples_of_one_uid_have_texts_of_their_own() -> None:
+    """Files of metadata may repeat a uid."""
+    uids, texts = "11223", ["one", None, None, "two b", "three"]
+    made = [Made(u * 32, t, 0.5) for u, t in zip(uids, texts, strict=True)]
+    here = pool_of(*made)
+    recipe = Recipe(name="raw", about="", clauses=[Clause(source="raw")])
+    for _ in range(2):
+        here.mix(recipe, texts=True)
+        assert [row["text"] for row in here.rows()] == ["one", "two b", "three"]
+        here.store.remove_marker("subsets/out")
+
+
+def test_captions_found_by_uid_are_those_of_every_sample_with_it() -> None:
+    both = {"mini": ["a", "b"]}
+    made = [Made("1" * 32, captions=both, scores={"mini": [0.1, 0.9]}) for _ in range(2)]
+    here = pool_of(made[0], TWO)
+    twice = pool_of(*made)
+    for place, count in ((here, 1), (twice, 2)):
+        place.mix(Recipe(name="k", about="", clauses=[Clause(source="mini_k1", where="draw >= 0")]))
+        assert [row["text"] for row in place.rows()][:count] == ["b"] * count
+
+
+def test_the_best_caption_depends_on_the_captions_that_are_there() -> None:
+    here = pool_of(ONE, TWO)
+    recipe = Recipe(
+        name="b", about="", clauses=[Clause(source="raw", where="mini_best_score > 0.1")]
+    )
+    here.mix(recipe)
+    marker = here.store.read_marker("subsets/out")
+    assert marker is not None
+    assert {"captions/mini", f"scores/{SCORER}/mini", "samples"} <= marker.inputs.keys()
+
+
+def test_processes_select_what_threads_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a large pool: processes, thresholds in two readings."""
+    from capmix.mix import mix as mixing
+    from capmix.mix import run as running
+
+    captions = [{"mini": [f"m {i}"]} for i in range(60)]
+    made = [
+        Made(f"{i:032x}", f"raw {i}", i / 60, one, {"mini": [i % 7 / 9]}, sha256=f"{i % 20:064x}")
+        for i, one in enumerate(captions)
+    ]
+    clauses = [
+        Clause(source="raw", where="top(raw_score, 0.3)", weight="1.5"),
+        Clause(source="mini_best", where="top(mini_score - raw_score, 0.5) and draw < 0.9"),
+    ]
+    recipe = Recipe(name="r", about="", clauses=clauses, distinct="sha256")
+    found = []
+    for at_most in (running.KEEP_AT_MOST, 0):
+        monkeypatch.setattr(mixing, "ROWS_AT_ONCE", 9)
+        monkeypatch.setattr(mixing, "KEEP_AT_MOST", at_most)
+        monkeypatch.setattr(running, "KEEP_AT_MOST", at_most)
+        here = HandMade(fresh_folder(), {f"{i:05d}": made[6 * i : 6 * i + 6] for i in range(10)})
+        here.mix(recipe, workers=2, npy=True)
+        subsets = Path(here.store.path("subsets"))
+        files = [path for path in sorted(subsets.rglob("*")) if path.is_file()]
+        found.append({str(path.relative_to(subsets)): path.read_bytes() for path in files})
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+    missing = Recipe(name="m", about="", clauses=[Clause(source="raw", where="raw_score < -1")])
+    with pytest.raises(UserError, match="selects none of 60 samples"):
+        here.mix(missing, workers=2)

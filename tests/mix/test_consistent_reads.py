@@ -38,7 +38,7 @@ def test_a_mix_during_caption_force_is_refused(
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
     with pytest.raises(
-        UserError, match="captions/tags/0000[01].parquet: .*If no other run is writing it"
+        UserError, match="captions/tags/0000[01] was written again while it was read"
     ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
@@ -149,13 +149,44 @@ def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
 
     rows = [f"{uid},text of {uid}" for uid in world.samples(tmp_path)]
     (tmp_path / "given.csv").write_text("\n".join(["uid,text", *rows]) + "\n")
-    real = imported.load_given
+    real = imported.check_usable
 
     def interrupted(*arguments: Any) -> Any:
         os.utime(tmp_path / "pool/00000.tar", (1, 1))
         world.opened(tmp_path, str(tmp_path / "work")).index()
         return real(*arguments)
 
-    monkeypatch.setattr(imported, "load_given", interrupted)
+    monkeypatch.setattr(imported, "check_usable", interrupted)
     with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
         work.import_captions(tmp_path / "given.csv", source="given")
+
+
+def test_an_export_of_stale_texts_is_refused_before_anything_is_removed(
+    work: Workspace, tmp_path: Path
+) -> None:
+    world.mix(work, tmp_path)
+    work.mix("raw")
+    work.export("raw", tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    again(tmp_path, "second")
+    for form in ("webdataset", "csv"):
+        with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+            work.export("s", tmp_path / "out", format=form)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+def test_training_on_stale_texts_is_refused_at_once(work: Workspace, tmp_path: Path) -> None:
+    from capmix.training.pairs import PoolSubset
+
+    world.mix(work, tmp_path)
+    again(tmp_path, "second")
+    with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+        _ = PoolSubset(work.pool, work.store, "s").shards
+
+
+def test_a_pool_that_lacks_a_shard_of_a_subset_is_one_line(work: Workspace, tmp_path: Path) -> None:
+    world.mix(work, tmp_path)
+    (tmp_path / "pool/00001.tar").unlink()
+    fresh = world.opened(tmp_path, str(tmp_path / "work"))
+    with pytest.raises(UserError, match="has no shard 00001 that the subset s takes samples from"):
+        fresh.export("s", tmp_path / "out")

@@ -11,7 +11,7 @@ from parts import HandMade, Made, fresh_folder
 
 from capmix.errors import UserError
 from capmix.mix.recipe import Clause, Recipe, load_recipe
-from capmix.mix.threshold import TopFraction
+from capmix.mix.threshold import Ordered, TopFraction
 
 score = st.one_of(st.none(), st.integers(-5, 30).map(lambda i: float(np.float32(i / 100))))
 pairs = st.lists(st.tuples(score, score), min_size=1, max_size=40)
@@ -59,9 +59,9 @@ def test_threshold_is_datacomps(batches: list[list[float | None]], fraction: flo
     parts = [np.array([np.nan if s is None else s for s in b], np.float32) for b in batches]
     top = TopFraction(fraction)
     for part in parts:
-        top.count(part)
+        top.count(len(part), Ordered.of(part).upper())
     for part in reversed(parts):
-        top.refine(part)
+        top.refine(Ordered.of(part).lower(top.bin or 0))
     expected = datacomp_threshold(np.concatenate(parts), fraction)
     # Too few scores: all of them pass, where DataComp keeps none (see datacomp_threshold).
     assert top.is_short is math.isnan(expected)
@@ -71,8 +71,9 @@ def test_threshold_is_datacomps(batches: list[list[float | None]], fraction: flo
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1), st.floats(0.01, 1))
 def test_threshold_of_any_floats(values: list[float], fraction: float) -> None:
     top = TopFraction(fraction)
-    top.count(np.array(values, np.float32))
-    top.refine(np.array(values, np.float32))
+    ordered = Ordered.of(np.array(values, np.float32))
+    top.count(ordered.total, ordered.upper())
+    top.refine(ordered.lower(top.bin or 0))
     position = int(len(values) * fraction)
     expected = sorted(values, reverse=True)[position] if position < len(values) else -math.inf
     assert top.value() == expected

@@ -7,7 +7,7 @@ from multiprocessing.connection import wait
 
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.deaths import IN_A_ROW, Deaths
-from capmix.engine.process import Process
+from capmix.engine.process import Process, answer_tasks
 from capmix.engine.settings import EngineSettings
 from capmix.engine.stage import OnCount
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan
@@ -94,7 +94,7 @@ class Processes:
     def _process(self, number: int) -> Process:
         if number not in self._processes:
             self._processes[number] = Process(
-                self._job, self._environment(number), self._cores(number)
+                self._job, answer_tasks, self._environment(number), self._cores(number)
             )
         return self._processes[number]
 

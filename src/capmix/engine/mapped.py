@@ -1,15 +1,17 @@
-"""A function of each item, in order: in threads of this process, or in actors of a Ray cluster.
+"""A function of each item, in order: in threads, in processes, or in actors of a Ray cluster.
 
 For passes over tables, whose results are small: what a function returns travels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from capmix.engine.local import cores
 from capmix.engine.prefetch import Finished, prefetched
+from capmix.engine.process import Process
 from capmix.engine.ray import connected, resources
 from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
@@ -24,7 +26,7 @@ class Mapper(Protocol):
     """Where functions run."""
 
     def __call__(
-        self, work: Callable[[Item], Result], items: Sequence[Item]
+        self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
         """Each item with what `work` returns for it, in order; a few items are held. Raises what
         `work` raises."""
@@ -32,13 +34,16 @@ class Mapper(Protocol):
 
 
 @contextmanager
-def mapper(settings: EngineSettings) -> Iterator[Mapper]:
+def mapper(settings: EngineSettings, is_long: bool = False) -> Iterator[Mapper]:
     """A mapper of the engine that is asked for; its actors end with the block.
 
-    Raises UserError where Ray is not installed or not reached.
+    Work that `is_long` is worth the second that processes take to start: threads of Python seldom
+    work side by side. Its functions can be pickled. Raises UserError where Ray is not installed or
+    not reached.
     """
     if settings.name == "local":
-        yield Threads(settings.workers or cores())
+        workers = settings.workers or cores()
+        yield Processes(workers) if is_long and workers > 1 else Threads(workers)
         return
     actors = Actors(settings)
     try:
@@ -54,10 +59,59 @@ class Threads:
         self._workers = workers
 
     def __call__(
-        self, work: Callable[[Item], Result], items: Sequence[Item]
+        self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
         for item, finished in prefetched(items, work, self._workers, self._workers + 1):
             yield item, finished.result()
+
+
+class Processes:
+    """The same in processes of this machine, which start with each function."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+
+    def __call__(
+        self, work: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        processes = [Process(work, answer_items, {}, []) for _ in range(self._workers)]
+        waiting: deque[tuple[Item, Process]] = deque()
+        try:
+            for number, item in enumerate(items):
+                process = processes[number % len(processes)]
+                process.send(item)
+                waiting.append((item, process))
+                if len(waiting) >= IN_FLIGHT * len(processes):
+                    yield _answer(*waiting.popleft())
+            while waiting:
+                yield _answer(*waiting.popleft())
+        finally:
+            for process in processes:
+                process.connection.close()
+            for process in processes:
+                process.end()
+
+
+def answer_items(work: Callable[[Any], Any]) -> Callable[[Any], Finished[Any]]:
+    """What a process of Processes does with each item."""
+    return partial(_finished, work)
+
+
+def _finished(work: Callable[[Any], Any], item: Any) -> Finished[Any]:
+    try:
+        return Finished(work(item))
+    except (UserError, OSError) as error:
+        return Finished(None, error)
+
+
+def _answer(item: Item, process: Process) -> tuple[Item, Any]:
+    finished: Finished[Any] | None = process.receive()
+    if finished is None:
+        raise UserError(
+            f"a worker process ended ({process.end()}). Where it ran out of memory, ask for fewer "
+            "--workers; else run again"
+        )
+    return item, finished.result()
 
 
 class Actors:
@@ -71,7 +125,7 @@ class Actors:
         self._actors: list[Any] = [remote.remote() for _ in range(settings.workers or max(1, room))]
 
     def __call__(
-        self, work: Callable[[Item], Result], items: Sequence[Item]
+        self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
         function = [self._ray.put(work)]  # in a list: it is fetched once by each actor
         waiting: deque[tuple[Item, Any]] = deque()
@@ -109,7 +163,4 @@ class _Actor:
 
         if self._known is None or self._known[0] != function[0]:
             self._known = function[0], ray.get(function[0])
-        try:
-            return Finished(self._known[1](item))
-        except UserError as error:
-            return Finished(None, error)
+        return _finished(self._known[1], item)

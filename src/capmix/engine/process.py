@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -35,12 +35,23 @@ def _main_hidden() -> Iterator[None]:
 
 
 class Process:
-    """Started by spawn: threads do not survive a fork."""
+    """Started by spawn: threads do not survive a fork.
 
-    def __init__(self, job: Job, environment: dict[str, str], cores: Sequence[int]):
+    It is sent `job` and calls `answering`, a function of a module, with it; what comes back answers
+    every message from then on.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        answering: Callable[[Any], Callable[[Any], Any]],
+        environment: dict[str, str],
+        cores: Sequence[int],
+    ):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, environment, list(cores), os.getpid(), messages.are_shown())
+        about = (environment, list(cores), os.getpid(), messages.are_shown())
+        arguments = (theirs, answering, *about)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         data = ForkingPickler.dumps(job)
         is_of_main = b"__main__" in bytes(data)
@@ -51,7 +62,7 @@ class Process:
         with contextlib.suppress(OSError):
             self.connection.send_bytes(data)
 
-    def send(self, message: Job | ShardTask | None) -> None:
+    def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # the answer, or its lack, tells
             self.connection.send(message)
 
@@ -86,15 +97,27 @@ class Process:
         return f"exit code {code}"
 
 
+def answer_tasks(job: Job) -> Callable[[ShardTask | None], Any]:
+    """Answers None with the plan, and a task with a reply."""
+    worker: Worker | None = None
+
+    def answer(task: ShardTask | None) -> Any:
+        nonlocal worker
+        worker = worker or Worker(job)
+        return worker.plan() if task is None else worker.run(task, lambda _: None)
+
+    return lambda task: answered(partial(answer, task))
+
+
 def _serve(
     connection: Connection,
+    answering: Callable[[Any], Callable[[Any], Any]],
     environment: dict[str, str],
     cores: list[int],
     parent: int,
     shows_messages: bool,
 ) -> None:
-    """The life of a worker process: it is sent the job, and then answers None with the plan, and a
-    task with a reply."""
+    """The life of a worker process."""
     os.environ.update(environment)
     if shows_messages:
         messages.show()
@@ -103,23 +126,16 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        job = connection.recv()
+        answer = answering(connection.recv())
     except EOFError:
         return
-    worker: Worker | None = None
-
-    def answer(task: ShardTask | None) -> Any:
-        nonlocal worker
-        worker = worker or Worker(job)
-        return worker.plan() if task is None else worker.run(task, lambda _: None)
-
     while True:
         try:
-            task = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
         try:
-            reply = answered(partial(answer, task))
+            reply = answer(message)
         except BrokenDeviceError as error:
             sys.exit(str(error))
         try:

@@ -92,6 +92,9 @@ def export(
     rows = SubsetRows.pinned(store, subset)
     marker = store.read_marker(rows.part)
     rows.refuse_changed()
+    rows.refuse_stale()
+    if form != "csv":
+        _refuse_gone(pool, rows)
     assert marker is not None
     about = {
         "subset": rows.fingerprint,
@@ -121,6 +124,16 @@ def export(
     card = dataset_card(subset, summary, marker.config["recipe"], models, form, notes)
     target.write_card(card.encode("utf-8", "replace"))
     return counts
+
+
+def _refuse_gone(pool: Pool, rows: SubsetRows) -> None:
+    known = {shard.name for shard in pool.shards}
+    gone = [name for name in rows.shard_names() if name not in known]
+    if gone:
+        raise UserError(
+            f"pool {pool.location} has no shard {gone[0]} that the subset {rows.name} takes "
+            f"samples from ({len(gone)} are gone). Bring them back or mix again."
+        )
 
 
 def _is_of_parts(directory: str, store: Store) -> bool:

@@ -59,23 +59,27 @@ class BatchReader:
     shards may have in several (see kinds.py), `lists` the uid lists."""
 
     store: Store
-    parts: Parts
     columns: Mapping[str, Column]
     kinds: Mapping[str, pa.DataType]
     lists: Mapping[str, UidList]
 
     def read(
-        self, shards: Sequence[str], names: Collection[str], sources: Iterable[str] = ()
+        self, parts: Parts, names: Collection[str], sources: Iterable[str] = ()
     ) -> SampleBatch:
-        """The columns of these `names`, and the texts of these `sources`, which clauses name."""
-        sources = list(sources)
-        shard_readers = [_ShardReader(self, shard) for shard in shards]
-        found = [one.read(names, sources) for one in shard_readers]
-        table = pa.concat_tables((one.table for one in found), promote_options="permissive")
-        table = table.combine_chunks()
-        for name in found[0].scores if found else ():
+        """Of the shards that `parts` has: the columns of these `names`, and the texts of these
+        `sources`, which clauses name."""
+        sources, shards = list(sources), list(parts.rows)
+        found = [_ShardReader(self, parts, shard).read(names, sources) for shard in shards]
+        rows = np.concatenate([one.row for one in found])
+        table = pa.table({"nothing": pa.nulls(len(rows))})  # one of no columns has no rows
+        if found[0].table is not None:
+            tables = (one.table for one in found)
+            table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        for name in found[0].scores:
             scores = np.concatenate([one.scores[name] for one in found])
-            table = table.append_column(name, pa.array(scores, mask=np.isnan(scores)))
+            is_none = np.isnan(scores)
+            column = pa.array(scores, mask=is_none if is_none.any() else None)
+            table = table.append_column(name, column)
         counts = [len(one.row) for one in found]
         numbers = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         if "shard" in names:
@@ -90,11 +94,11 @@ class BatchReader:
             shards, table, numbers, np.concatenate([one.row for one in found]), texts
         )
 
-    def of_scores(self, shards: Sequence[str], column: Column) -> np.ndarray:
+    def of_scores(self, parts: Parts, column: Column) -> np.ndarray:
         """float32 (N,): a column of scores of the samples that are ok, NaN for none."""
         found = []
-        for shard in shards:
-            reader = _ShardReader(self, shard)
+        for shard in parts.rows:
+            reader = _ShardReader(self, parts, shard)
             values = reader.scores(column)
             ok = reader.ok()
             found.append(values if ok is None else values[ok])
@@ -117,9 +121,9 @@ def _together(parts: Sequence[SourceTexts]) -> SourceTexts:
 
 @dataclass(frozen=True)
 class _Read:
-    """What is read of one shard."""
+    """What is read of one shard; no table where only scores are asked for."""
 
-    table: pa.Table
+    table: pa.Table | None
     scores: dict[str, np.ndarray]
     row: np.ndarray
     texts: dict[str, SourceTexts]
@@ -128,9 +132,9 @@ class _Read:
 class _ShardReader:
     """One shard; each array is read once."""
 
-    def __init__(self, reader: BatchReader, shard: str):
-        self._of, self._shard = reader, shard
-        self._pinned = reader.parts.pinned(reader.store)
+    def __init__(self, reader: BatchReader, parts: Parts, shard: str):
+        self._of, self._parts, self._shard = reader, parts, shard
+        self._pinned = parts.pinned(reader.store)
         self._arrays: dict[str, ScoreArray] = {}
 
     def read(self, names: Collection[str], sources: Sequence[str]) -> _Read:
@@ -145,17 +149,17 @@ class _ShardReader:
         if ok is not None:
             found = {name: one[ok] for name, one in found.items()}
             texts = {name: _of_some(one, ok) for name, one in texts.items()}
-        rows = self._of.parts.rows[self._shard]
+        rows = self._parts.rows[self._shard]
         row = np.arange(rows, dtype=np.int32) if ok is None else np.flatnonzero(ok).astype(np.int32)
         table = self._table(names, plain)
         for one in unscored:
+            assert table is not None
             is_there = pc.is_valid(table[TEXT.format(one)]).to_numpy()
             table = table.drop_columns(TEXT.format(one))
             k = max(columns[f"{one}_text"].pick or 0, 0)
             texts[one] = SourceTexts(is_there, np.full(len(row), np.nan, np.float32), k)
-        if not table.column_names:  # a table of no columns has no rows
-            table = pa.table({"nothing": pa.nulls(len(row))})
-        return _Read(table, found, row, texts)
+        has_columns = table is not None and bool(table.column_names)
+        return _Read(table if has_columns else None, found, row, texts)
 
     def scores(self, column: Column) -> np.ndarray:
         """float32 (N,): a column of scores of all samples, NaN for none."""
@@ -181,24 +185,24 @@ class _ShardReader:
 
     def ok(self) -> np.ndarray | None:
         """bool (N,): which samples are ok; None for all."""
-        if self._shard in self._of.parts.whole:
+        if self._shard in self._parts.whole:
             return None
         for array in self._arrays.values():
             return array.is_ok
         name = f"{SAMPLES}/{self._shard}.parquet"
-        record = self._of.parts.records.get(name)
+        record = self._parts.records.get(name)
         status = self._of.store.read_table(name, ["status"], record)["status"]
         found: np.ndarray = pc.equal(status, OK).to_numpy()
         return found
 
-    def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table:
+    def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table | None:
         """Columns that are no scores, and uid and key where they are asked for."""
         lists = {LIST_COLUMN.format(name) for name in self._of.lists}
         asks_uid = not lists.isdisjoint(names) or not {"uid", "draw"}.isdisjoint(names)
         about = [*(["uid"] if asks_uid else []), *(["key"] if "key" in names else [])]
         if not about and not columns:
-            return pa.table({})
-        store, parts = self._of.store, self._of.parts
+            return None
+        store, parts = self._of.store, self._parts
         table = read_samples(store, self._shard, columns, parts, about)
         for place, name in enumerate(table.column_names):
             if name in self._of.kinds:

@@ -63,7 +63,9 @@ def folders_of(columns: Iterable[Column]) -> set[str]:
     """The folders of parts that these columns are read from."""
     found = {SAMPLES}
     for column in columns:
-        found |= {column.folder, column.judge or column.folder}
+        found.add(column.folder)
+        if column.judge is not None:  # the best of the texts that are there
+            found |= {column.judge, texts_folder(column.judge.rpartition("/")[2])}
     return found
 
 

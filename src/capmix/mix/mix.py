@@ -24,6 +24,7 @@ from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
+    KEEP_AT_MOST,
     Kept,
     MixRun,
     MixTally,
@@ -40,12 +41,12 @@ from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
-from capmix.storage.layout import RAW, SUBSETS
+from capmix.storage.layout import RAW, SAMPLES, SUBSETS, texts_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
 
-ROWS_AT_ONCE = 200_000
+ROWS_AT_ONCE = 400_000
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
     "seed": 0,
@@ -113,14 +114,15 @@ def mix(
     def make(draft: Draft) -> Marker:
         named = {name: plan.columns[name] for name in _read(plan) & plan.columns.keys()}
         kinds = common_kinds(store, pool, named)
-        reader = BatchReader(store, parts, plan.columns, kinds, lists)
+        reader = BatchReader(store, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
-        with mapper(engine) as maps:
-            run = MixRun(plan, reader, batches, maps)
+        with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
+            run = MixRun(plan, reader, parts, batches, maps)
             _check_types(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
-        refuse_rewritten(store, parts)
+        sources = {plan.source_of(step) for step in plan.steps}
+        refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
         return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
@@ -137,7 +139,7 @@ def _read(plan: RecipePlan) -> frozenset[str]:
 
 def _check_types(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
-    first = run.batches[0][:1] if run.batches else []
+    first = run.parts.of(run.batches[0][:1])
     batch = run.reader.read(first, _read(run.plan)).table.slice(0, 0)
     run.connection.register("batch", batch)
     check_types(run.plan, run.connection)
@@ -157,7 +159,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
         repeated = find_repeated(run, values) if recipe.distinct else None
         sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
         waiting: list[pa.Table] = []
-        with SubsetWriter(stream, sources, read == "texts", run.reader.parts) as writer:
+        with SubsetWriter(stream, sources, read == "texts", run.parts) as writer:
             for kept in kept_rows(run, values, tally, repeated, read):
                 table = writer.table(kept)
                 if recipe.shuffle:
@@ -178,7 +180,8 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
 
 def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
     """False where uids are not of DataComp's form and need not be."""
-    assert kept.texts is not None
+    if kept.texts is None:
+        return True
     try:
         pairs = pairs_of(one_array(kept.texts["uid"]))
     except UserError:

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
-from capmix.storage.marker import Marker, marker_digest, parse_marker
+from capmix.storage.marker import Marker, digest_and_marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
@@ -30,7 +30,8 @@ class Parts:
     were made, row by row, from the parts of their texts that lie there now. `records`: of every
     file of these parts, by name. `unrecorded`: fingerprints of the parts with a file whose digest
     is not compared when it is read: written by an older capmix, or remote and large.
-    `fingerprints`: of each part.
+    `fingerprints`: of each part, also of texts in folders that only scores refer to. `folders`:
+    all that these are in.
     """
 
     digests: dict[str, str]
@@ -40,6 +41,22 @@ class Parts:
     records: dict[str, FileRecord] = field(default_factory=dict)
     unrecorded: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+
+    def of(self, shards: Sequence[str]) -> "Parts":
+        """What concerns some shards."""
+        parts = [f"{folder}/{shard}" for shard in shards for folder in self.folders]
+        files = [f"{part}.parquet" for part in parts]
+        return Parts(
+            self.digests,
+            {shard: self.rows[shard] for shard in shards},
+            self.whole.intersection(shards),
+            self.following,
+            {name: self.records[name] for name in files if name in self.records},
+            {part: self.unrecorded[part] for part in parts if part in self.unrecorded},
+            {part: self.fingerprints[part] for part in parts if part in self.fingerprints},
+            self.folders,
+        )
 
     def pinned(self, store: Store) -> PinnedParts:
         """The same for who reads single files; of other parts, those that lie there now."""
@@ -55,21 +72,23 @@ def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Par
     Raises UserError where a shard's part is missing, or where scores were made from captions that
     have been written again since.
     """
-    texts = {
-        texts_folder(one.rpartition("/")[2]) for one in folders if one.startswith(f"{SCORES}/")
-    }
+    texts = {texts_folder(one.rpartition("/")[2]) for one in folders if is_of_scores(one)}
     with store.listed(folders | texts):
         return _check(store, shards, folders)
 
 
-def refuse_rewritten(store: Store, parts: Parts) -> None:
-    """Raise UserError where a part was made again since check_parts has seen its marker; only
-    those of which no digest tells when they are read."""
-    for part, known in parts.unrecorded.items():
-        if store.fingerprint(part) != known:
-            raise UserError(
-                f"{store.path(part)} was written again while it was read. Run the command again."
-            )
+def refuse_rewritten(store: Store, parts: Parts, referred: Collection[str] = ()) -> None:
+    """Raise UserError where a part was made again since check_parts has seen its marker: of the
+    folders that the result refers to, and of what no digest tells when it is read."""
+    tops = tuple(f"{folder}/" for folder in referred)
+    known = {part: one for part, one in parts.fingerprints.items() if part.startswith(tops)}
+    with store.listed(referred):
+        for part, fingerprint in (known | parts.unrecorded).items():
+            if store.fingerprint(part) != fingerprint:
+                raise UserError(
+                    f"{store.path(part)} was written again while it was read. Run the command "
+                    "again."
+                )
 
 
 def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
@@ -81,7 +100,7 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
     settings: dict[str, dict[str, Any]] = {}
     records: dict[str, FileRecord] = {}
     unrecorded: dict[str, str] = {}
-    for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
+    for folder in sorted(folders, key=is_of_scores):
         for shard in shards:
             part = f"{folder}/{shard.name}"
             digest, marker = _marker(store, shards, folder, shard.name)
@@ -104,9 +123,22 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
         parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in shards)
         digests[folder] = folder_digest(parts)
     rows = {shard.name: rows[shard.name] for shard in shards}
+    scored = (one.rpartition("/")[2] for one in folders if is_of_scores(one))
     return Parts(
-        digests, rows, frozenset(whole), frozenset(following), records, unrecorded, of_part
+        digests,
+        rows,
+        frozenset(whole),
+        frozenset(following),
+        records,
+        unrecorded,
+        of_part,
+        tuple(sorted({*folders, *map(texts_folder, scored)})),
     )
+
+
+def is_of_scores(folder: str) -> bool:
+    """Whether the parts of a folder are scores."""
+    return folder.startswith(f"{SCORES}/")
 
 
 def _refuse_two_settings(
@@ -158,9 +190,9 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     part = f"{folder}/{shard}"
     with contextlib.suppress(OSError):
         data = store.read_marker_bytes(part)
-        marker = parse_marker(data, part)
+        digest, marker = digest_and_marker(data, part)
         if marker is not None:
-            return marker_digest(data), marker
+            return digest, marker
         raise UserError(
             f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command that "
             "made it again."
@@ -177,7 +209,7 @@ def _follows(
     store: Store, folder: str, shard: str, marker: Marker, of_part: dict[str, str]
 ) -> bool:
     """Whether a part of scores names the present part of its texts as what it was made from."""
-    if not folder.startswith(f"{SCORES}/"):
+    if not is_of_scores(folder):
         return False
     texts = texts_folder(folder.rpartition("/")[2])
     made_from = marker.inputs.get(texts)

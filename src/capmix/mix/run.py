@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import local
@@ -20,9 +20,10 @@ from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
 from capmix.mix.expression import Threshold, bounded
 from capmix.mix.limits import in_pieces, limited
+from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
 from capmix.mix.subset import texts_of
-from capmix.mix.threshold import TopFraction
+from capmix.mix.threshold import Ordered, TopFraction
 from capmix.mix.uids import PAIR, PairSorter, pairs_of
 
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ class MixRun:
 
     plan: RecipePlan
     reader: BatchReader
+    parts: Parts
     batches: list[list[str]]
     mapper: Mapper
     _threads: local = field(default_factory=local, repr=False)
@@ -46,7 +48,7 @@ class MixRun:
     @property
     def samples(self) -> int:
         """Rows of the index."""
-        return sum(self.reader.parts.rows.values())
+        return sum(self.parts.rows.values())
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
@@ -68,16 +70,17 @@ class MixRun:
             raise UserError(f"recipe {self.plan.recipe.name}: an expression is not of single rows")
         return found
 
-    def each_batch(self, work: Callable[[list[str]], Result], about: str) -> Iterator[Result]:
-        """`work` of every batch, in order."""
-        with progress(about, "shard", sum(map(len, self.batches))) as bar:
-            for batch, found in self.mapper(work, self.batches):
+    def each_batch(self, work: Callable[[Parts], Result], about: str) -> Iterator[Result]:
+        """`work` of the parts of every batch, in order."""
+        batches = map(self.parts.of, self.batches)
+        with progress(about, "shard", len(self.parts.rows)) as bar:
+            for parts, found in self.mapper(work, batches):
                 yield found
-                bar.update(len(batch))
+                bar.update(len(parts.rows))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For functions that run elsewhere, which need neither threads nor actors."""
-        return vars(self) | {"_threads": None, "mapper": None}
+        """For functions that run elsewhere, and are given the parts that they need."""
+        return vars(self) | {"_threads": None, "mapper": None, "parts": None, "batches": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_threads": local()})
@@ -111,48 +114,80 @@ class MixTally:
         }
 
 
+@dataclass(frozen=True)
+class _Values:
+    """What a batch has of the values that thresholds are taken of; `kept` where they need not be
+    read twice."""
+
+    total: int
+    upper: np.ndarray
+    kept: Ordered | None
+
+
 def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     """The number that each threshold of the plan stands for, a float32, -inf, or NaN for one that
     no value reaches."""
-    found = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
-    if not found:
+    tops = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
+    if not tops:
         return {}
     # One reading for all thresholds of a value.
-    values = {threshold.value: threshold for threshold in found}
-
-    def of_batch(shards: list[str]) -> dict[str, np.ndarray]:
-        return {value: _values(run, shards, one) for value, one in values.items()}
-
-    kept: list[dict[str, np.ndarray]] = []
+    values = {threshold.value: threshold for threshold in tops}
     keep = run.samples * len(values) <= KEEP_AT_MOST
-    for read in run.each_batch(of_batch, "threshold"):
-        for threshold, top in found.items():
-            top.count(read[threshold.value])
-        if keep:
-            kept.append(read)
-    for read in kept if keep else run.each_batch(of_batch, "threshold"):
-        for threshold, top in found.items():
-            top.refine(read[threshold.value])
+    kept: list[dict[str, Ordered | None]] = []
+    for read in run.each_batch(partial(_counted, run, values, keep), "threshold"):
+        for threshold, top in tops.items():
+            top.count(read[threshold.value].total, read[threshold.value].upper)
+        kept.append({value: one.kept for value, one in read.items()})
+    bins = {t: top.bin for t, top in tops.items() if top.bin is not None}
+    lowers: Iterable[dict[Threshold, np.ndarray]] = (_lower_of(one, bins) for one in kept)
+    if bins and not keep:
+        lowers = run.each_batch(partial(_lower, run, values, bins), "threshold")
+    for lower in lowers if bins else ():
+        for threshold in bins:
+            tops[threshold].refine(lower[threshold])
     return {
         threshold: math.nan if threshold.is_datacomp and top.is_short else top.value()
-        for threshold, top in found.items()
+        for threshold, top in tops.items()
     }
 
 
-def _values(run: MixRun, shards: list[str], threshold: Threshold) -> np.ndarray:
+def _counted(
+    run: MixRun, values: Mapping[str, Threshold], keep: bool, parts: Parts
+) -> dict[str, _Values]:
+    found = {}
+    for value, threshold in values.items():
+        ordered = Ordered.of(_values(run, parts, threshold))
+        found[value] = _Values(ordered.total, ordered.upper(), ordered if keep else None)
+    return found
+
+
+def _lower(
+    run: MixRun, values: Mapping[str, Threshold], bins: Mapping[Threshold, int], parts: Parts
+) -> dict[Threshold, np.ndarray]:
+    read = {value: Ordered.of(_values(run, parts, one)) for value, one in values.items()}
+    return _lower_of(read, bins)
+
+
+def _lower_of(
+    read: Mapping[str, Ordered | None], bins: Mapping[Threshold, int]
+) -> dict[Threshold, np.ndarray]:
+    found = ((threshold, upper, read[threshold.value]) for threshold, upper in bins.items())
+    return {threshold: one.lower(upper) for threshold, upper, one in found if one is not None}
+
+
+def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
     """float32 (N,), NaN where there is none."""
     reader = run.reader
     column = reader.columns.get(threshold.value)
     if column is not None and is_score(column):
-        return reader.of_scores(shards, column)
+        return reader.of_scores(parts, column)
     found = None
-    if column is not None and can_read_alone(column) and reader.parts.whole.issuperset(shards):
-        parts = [read_alone(reader.store, shard, column, reader.parts) for shard in shards]
-        rows = reader.parts.rows
-        if all(len(part) == rows[s] for part, s in zip(parts, shards, strict=True)):
-            found = pa.chunked_array(parts).cast(pa.float32())
+    if column is not None and can_read_alone(column) and parts.whole.issuperset(parts.rows):
+        alone = [read_alone(reader.store, shard, column, parts) for shard in parts.rows]
+        if all(len(one) == rows for one, rows in zip(alone, parts.rows.values(), strict=True)):
+            found = pa.chunked_array(alone).cast(pa.float32())
     if found is None:
-        batch = reader.read(shards, threshold.columns)
+        batch = reader.read(parts, threshold.columns)
         found = run.query(run.plan.value_sql(threshold), batch.table)["v"]
     values: np.ndarray = pc.fill_null(found, np.nan).to_numpy()
     return values
@@ -191,11 +226,36 @@ class Kept:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Columns of one value, which most are, travel as that value."""
+        return {name: _packed(one) for name, one in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: _unpacked(one) for name, one in state.items()})
+
     def where(self, stays: np.ndarray) -> "Kept":
         """Some of the rows."""
         arrays = {name: one[stays] for name, one in vars(self).items() if name not in NO_ARRAYS}
         texts = None if self.texts is None else self.texts.filter(pa.array(stays))
         return Kept(self.shards, **arrays, texts=texts)
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """An array of one value."""
+
+    value: Any
+    count: int
+
+
+def _packed(one: Any) -> Any:
+    if isinstance(one, np.ndarray) and len(one) and (one == one[0]).all():
+        return _Repeated(one[0], len(one))
+    return one
+
+
+def _unpacked(one: Any) -> Any:
+    return np.full(one.count, one.value) if isinstance(one, _Repeated) else one
 
 
 @dataclass(frozen=True)
@@ -216,8 +276,8 @@ def kept_rows(
     repeated: np.ndarray | None = None,
     read: With = "references",
 ) -> Iterator[Kept]:
-    """The rows that are kept, in pool order, with their uids, or with their texts too, where
-    `read` says so; `tally` counts them.
+    """The rows that are kept, in pool order: references alone, with their uids, or with uid, key
+    and text, as `read` says; `tally` counts them.
 
     `repeated` (see find_repeated) are the numbers of samples that are left out after all.
     """
@@ -239,24 +299,26 @@ def kept_rows(
         yield kept
 
 
-def _kept_of(
-    run: MixRun, sql: str, names: Sequence[str], read: With, shards: list[str]
-) -> _Counted:
-    batch, chosen = _chosen(run, sql, shards, ())
+def _kept_of(run: MixRun, sql: str, names: Sequence[str], read: With, parts: Parts) -> _Counted:
+    batch, chosen = _chosen(run, sql, parts, ())
     kept = _rows(run.plan, batch, chosen)
     if read != "references":
-        kept = replace(kept, texts=_texts(run, kept, names, read == "texts"))
+        kept = replace(kept, texts=_texts(run, parts, kept, names, read == "texts"))
     return _Counted(kept, chosen.samples, len(batch), chosen.no_clause, chosen.no_weight)
 
 
-def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa.Table:
-    """uid, key and, if wanted, text of each row."""
+def _texts(
+    run: MixRun, parts: Parts, kept: Kept, names: Sequence[str], with_text: bool
+) -> pa.Table | None:
+    """uid and, if wanted, key and text of each row; None for no rows."""
     store = run.reader.store
-    pinned = run.reader.parts.pinned(store)
+    pinned = parts.pinned(store)
     ends = np.searchsorted(kept.shard, np.arange(len(kept.shards)), side="right")
     tables = []
     for number, (shard, end) in enumerate(zip(kept.shards, ends, strict=True)):
         here = slice(ends[number - 1] if number else 0, end)
+        if here.start == here.stop:
+            continue
         clause = kept.clause[here]
         of_source = {
             name: np.isin(clause, [i for i, one in enumerate(names) if one == name])
@@ -265,16 +327,16 @@ def _texts(run: MixRun, kept: Kept, names: Sequence[str], with_text: bool) -> pa
         tables.append(
             texts_of(store, pinned, shard, kept.row[here], kept.k[here], of_source, with_text)
         )
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables) if tables else None
 
 
 def _chosen(
-    run: MixRun, sql: str, shards: list[str], more: Collection[str]
+    run: MixRun, sql: str, parts: Parts, more: Collection[str]
 ) -> tuple[SampleBatch, _Chosen]:
     """A batch with `more` columns than its clauses name, and what they choose of it."""
     plan = run.plan
     names = plan.of_rows | {*more} | ({"uid"} if plan.is_weighted else set())
-    batch = run.reader.read(shards, names, dict.fromkeys(s.clause.source for s in plan.steps))
+    batch = run.reader.read(parts, names, dict.fromkeys(s.clause.source for s in plan.steps))
     return batch, _choose(plan, run.query(sql, batch.table), batch)
 
 
@@ -384,12 +446,9 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
     with run.reader.store.scratch() as scratch:
         sorter = PairSorter(scratch, ROW)
 
-        def of_batch(shards: list[str]) -> tuple[pa.Array, _Chosen]:
-            batch, chosen = _chosen(run, choosing, shards, [column])
-            return one_array(run.query(sql, batch.table)["v"]), chosen
-
+        work = partial(_with_digests, run, choosing, sql)
         sample = 0
-        for digests, chosen in run.each_batch(of_batch, f"distinct {column}"):
+        for digests, chosen in run.each_batch(work, f"distinct {column}"):
             kept = np.unique(chosen.samples)
             present = kept[~digests.take(pa.array(kept)).is_null().to_numpy(False)]
             records = np.empty(len(present), ROW)
@@ -405,6 +464,12 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
             )
             repeated.append(records["row"][again])
     return np.sort(np.concatenate(repeated))
+
+
+def _with_digests(run: MixRun, choosing: str, sql: str, parts: Parts) -> tuple[pa.Array, _Chosen]:
+    column = run.plan.recipe.distinct or ""
+    batch, chosen = _chosen(run, choosing, parts, [column])
+    return one_array(run.query(sql, batch.table)["v"]), chosen
 
 
 def shuffled(run: MixRun, table: pa.Table) -> pa.Table:

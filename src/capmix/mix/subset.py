@@ -11,24 +11,28 @@ texts, and have no such table.
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from capmix.engine.local import cores
+from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.score.array import PinnedParts, places
 from capmix.storage.draft import parquet_options
-from capmix.storage.layout import RAW, SAMPLES, SUBSETS, texts_folder
-from capmix.storage.marker import marker_digest, parse_marker
+from capmix.storage.layout import MARKERS, RAW, SAMPLES, SUBSETS, texts_folder
+from capmix.storage.marker import digest_and_marker
 from capmix.storage.record import FileRecord
-from capmix.storage.store import ABSENT, Store
+from capmix.storage.store import ABSENT, READERS, Store
 from capmix.storage.temporary import remove_temporary, temporary_name
 
-WORD = pa.dictionary(pa.int32(), pa.string())  # in memory; the file has plain strings
+WORD = pa.dictionary(pa.int32(), pa.string())  # as it is written; readers get plain strings
 REFERENCES = [
     ("shard", WORD),
     ("row", pa.int32()),
@@ -40,6 +44,7 @@ REFERENCES = [
 ]
 TEXTS = [("uid", pa.string()), ("key", pa.string()), ("text", pa.string())]
 RESOLVED = ("uid", "shard", "key", "source", "k", "text", "score", "weight", "copy")
+OF_SHARD = ("shard", "rows", "copies")  # beside the fingerprints, by folder
 ROWS_AT_ONCE = 100_000
 
 
@@ -63,24 +68,26 @@ def texts_of(
     with_text: bool = True,
 ) -> pa.Table:
     """uid, key and text of N rows of a shard: `row` and `k`, int (N,), and for each source which of
-    them are of it, bool (N,). A text that is not there is empty."""
+    them are of it, bool (N,). A text that is not there is empty. Without texts, the uid alone."""
 
     def read(part: str, *columns: str) -> pa.Table:
         name = f"{part}.parquet"
         return store.read_table(name, columns, pinned.record(name))
 
-    has_raw = with_text and RAW in source
+    if not with_text:
+        return read(f"{SAMPLES}/{shard}", "uid").take(pa.array(row))
+    has_raw = RAW in source and bool(source[RAW].any())
     index = read(f"{SAMPLES}/{shard}", "uid", "key", *(["text"] if has_raw else []))
     at = pa.array(row)
     found = {"uid": index["uid"].take(at), "key": index["key"].take(at)}
-    if not with_text:
-        return pa.table(found)
     uids = index["uid"].combine_chunks()
     texts: list[pa.Array] = []
     order: list[np.ndarray] = []
     for name, of_source in source.items():
         here = np.flatnonzero(of_source)
         order.append(here)
+        if not len(here):
+            continue
         if name == RAW:
             texts += index["text"].take(pa.array(row[here])).chunks
             continue
@@ -102,6 +109,7 @@ def _place_of(uids: pa.Array, part: pa.Table, row: np.ndarray, k: np.ndarray) ->
         of_number = np.flatnonzero(known.k == number)[::-1]
         place = np.full(len(uids), -1, np.int64)
         place[known.row[of_number]] = known.place[of_number]  # of equal ones the first
+        place = place if known.same is None else place[known.same]
         asked = k == number
         found[asked] = place[row[asked]]
     return found
@@ -136,6 +144,23 @@ class SubsetRows:
                 f"subset {self.name} was written again while it was read; run the command again"
             )
 
+    def refuse_stale(self) -> None:
+        """Raise UserError where it refers to texts that were written again, before anything else is
+        done with it."""
+        folders = [name for name in self._table.column_names if name not in OF_SHARD]
+        with self.store.listed(folders):
+            for folder in folders:
+                for shard, known in zip(self._names, self._table[folder].to_pylist(), strict=True):
+                    if self.store.fingerprint(f"{folder}/{shard}") != known:
+                        raise self._stale(folder, shard)
+
+    def _stale(self, folder: str, shard: str) -> UserError:
+        return UserError(
+            f"subset {self.name} refers to {self.store.path(folder)}, of which shard {shard} was "
+            f"written again or is gone. Run `capmix mix --out {self.name}` again, with the recipe "
+            f"and options that {MARKERS}/{self.part}.json has"
+        )
+
     @property
     def part(self) -> str:
         return f"{SUBSETS}/{self.name}"
@@ -148,16 +173,14 @@ class SubsetRows:
         """The rows that copies `start` to `stop` belong to, with two more columns: `first` is the
         number, among all copies of the sample, of the row's first that is asked for, and `times`
         how many of them are."""
-        found = []
-        for number in self._numbers(start, stop):
-            table = self._of_number(number)
-            ends = self._copies[number] + np.cumsum(table["weight"].to_numpy(), dtype=np.int64)
-            begins = ends - table["weight"].to_numpy()
-            first = np.maximum(start - begins, 0) + table["copy"].to_numpy()
-            times = np.minimum(stop, ends) - np.maximum(start, begins)
-            both = table.append_column("first", pa.array(first))
-            found.append(both.append_column("times", pa.array(times)).filter(pa.array(times > 0)))
-        return pa.concat_tables(found)
+        numbers = self._numbers(start, stop)
+        table = pa.concat_tables(self._of_numbers(numbers.start, numbers.stop))
+        ends = self._copies[numbers.start] + np.cumsum(table["weight"].to_numpy(), dtype=np.int64)
+        begins = ends - table["weight"].to_numpy()
+        first = np.maximum(start - begins, 0) + table["copy"].to_numpy()
+        times = np.minimum(stop, ends) - np.maximum(start, begins)
+        both = table.append_column("first", pa.array(first))
+        return both.append_column("times", pa.array(times)).filter(pa.array(times > 0))
 
     def shards(self, start: int, stop: int) -> list[str]:
         """Names of the input shards that copies `start` to `stop` come from, in pool order."""
@@ -179,20 +202,33 @@ class SubsetRows:
         return self._of_number(self._number[shard], with_text=False).select(["uid", "source"])
 
     def batches(self) -> Iterator[pa.Table]:
-        """The whole subset, whole shards at a time, some ROWS_AT_ONCE rows."""
+        """The whole subset, whole shards at a time, some ROWS_AT_ONCE rows; a few are read ahead,
+        in threads."""
+        threads = cores() if self.store.is_local else READERS
+        for _, found in prefetched(self._ranges(), self._of_range, threads, threads + 1):
+            yield found.result()
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
         begin, last = 0, len(self._names)
         while begin < last:
             enough = self._rows[begin] + ROWS_AT_ONCE
             end = min(last, max(begin + 1, int(np.searchsorted(self._rows, enough))))
-            yield pa.concat_tables(self._of_numbers(begin, end))
+            yield begin, end
             begin = end
+
+    def _of_range(self, shards: tuple[int, int]) -> pa.Table:
+        return pa.concat_tables(self._of_numbers(*shards))
 
     @cached_property
     def _table(self) -> pa.Table:
         """One row a shard; see the head of this file."""
         file = shards_file(self.name)
         if file in self.records:
-            return self.store.read_table(file, None, self.records[file])
+            try:
+                return self.store.read_table(file, None, self.records[file])
+            except UserError:
+                self.refuse_changed()
+                raise
         rows = self.store.read_table(subset_file(self.name), ["shard", "weight"], self._record)
         counted = rows.group_by("shard", use_threads=False)
         found = counted.aggregate([("weight", "count"), ("weight", "sum")])
@@ -250,7 +286,11 @@ class SubsetRows:
         row, k = rows["row"].to_numpy(), rows["k"].to_numpy()
         folders = [SAMPLES, *(texts_folder(one) for one in sources if with_text)]
         pinned = self._pinned(number, folders)
-        return texts_of(self.store, pinned, self._names[number], row, k, wanted, with_text)
+        try:
+            return texts_of(self.store, pinned, self._names[number], row, k, wanted, with_text)
+        except UserError:
+            self._pinned(number, folders)  # another run may have written a part meanwhile
+            raise
 
     def _pinned(self, number: int, folders: Sequence[str]) -> PinnedParts:
         """Raises UserError where a part is not the one that the subset refers to."""
@@ -263,27 +303,54 @@ class SubsetRows:
             data = b""
             with contextlib.suppress(*ABSENT):
                 data = self.store.read_marker_bytes(part)
-            marker = parse_marker(data, part) if marker_digest(data) == known else None
-            if marker is None:
-                raise UserError(
-                    f"subset {self.name} refers to {self.store.path(folder)}, of which shard "
-                    f"{shard} was written again or is gone. Run `capmix mix` again, with the same "
-                    f"recipe and options (the marker of the subset has them)"
-                )
+            digest, marker = digest_and_marker(data, part)
+            if marker is None or digest != known:
+                raise self._stale(folder, shard)
             records |= {f"{part}.parquet": marker.files.get(f"{part}.parquet")}
             prints[part] = known
         return PinnedParts(prints.__getitem__, records.__getitem__)
 
     def _read(self, start: int, stop: int) -> pa.Table:
-        found, seen = [], 0
-        with self.store.open_table(subset_file(self.name), self._record) as file:
-            for group in range(file.num_row_groups):
-                here = file.metadata.row_group(group).num_rows
-                if seen < stop and seen + here > start:
-                    table = file.read_row_group(group, use_threads=False)
-                    found.append(table.slice(max(start - seen, 0), stop - max(start, seen)))
-                seen += here
-        return pa.concat_tables(found)
+        """Rows as they are written."""
+        try:
+            return self._rows_file.read(start, stop)
+        except UserError:
+            self.refuse_changed()
+            raise
+
+    @cached_property
+    def _rows_file(self) -> "_RowsFile":
+        return _RowsFile(self.store, subset_file(self.name), self._record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was read or opened stays in this process."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+class _RowsFile:
+    """A parquet file that is opened once: of a large one, its footer alone takes 20 ms."""
+
+    def __init__(self, store: Store, name: str, record: FileRecord | None):
+        self._open = store.open_table(name, record)
+        self._file = self._open.__enter__()
+        about = self._file.metadata
+        counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._last: tuple[int, pa.Table] | None = None
+        self._lock = Lock()  # a reader is for one thread at a time
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Some of its rows. The row group that was read last is kept."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        last = int(np.searchsorted(self._starts, stop, side="left"))
+        with self._lock:
+            found = [self._group(group) for group in range(first, max(last, first + 1))]
+        return pa.concat_tables(found).slice(start - int(self._starts[first]), stop - start)
+
+    def _group(self, group: int) -> pa.Table:
+        if self._last is None or self._last[0] != group:
+            self._last = group, self._file.read_row_group(group, use_threads=False)
+        return self._last[1]
 
 
 def write_parquet(rows: SubsetRows, path: str) -> int:

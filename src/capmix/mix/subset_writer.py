@@ -58,8 +58,10 @@ class SubsetWriter:
             "weight": pa.array(kept.weight),
             "copy": pa.array(kept.copy),
         }
-        if self.with_texts and kept.texts is not None:
-            columns |= {name: kept.texts[name] for name in TEXTUAL}
+        if self.with_texts:
+            nothing = pa.array([], pa.string())
+            texts = kept.texts
+            columns |= {name: nothing if texts is None else texts[name] for name in TEXTUAL}
         return pa.table(columns, schema=self._file.schema)
 
     def write(self, table: pa.Table) -> None:

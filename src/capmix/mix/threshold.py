@@ -8,6 +8,34 @@ import numpy as np
 BINS = 1 << 16
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """N float32 values as uint32 `numbers` that sort as they do; those that are NaN are left out
+    and -0 is taken for 0."""
+
+    total: int
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Ordered":
+        """`values`: float32 (N,)."""
+        is_none = np.isnan(values)
+        some = values[~is_none] if is_none.any() else values
+        bits = (some + np.float32(0)).view(np.int32)
+        flipped = (bits >> 31).view(np.uint32) | np.uint32(0x80000000)
+        return cls(len(values), bits.view(np.uint32) ^ flipped)
+
+    def upper(self) -> np.ndarray:
+        """int32 (BINS,): how many have each number as their upper 16 bits."""
+        found: np.ndarray = np.bincount(self.numbers >> 16, minlength=BINS).astype(np.int32)
+        return found
+
+    def lower(self, upper: int) -> np.ndarray:
+        """uint16 (M,): the lower 16 bits of those with these upper ones."""
+        found: np.ndarray = self.numbers[self.numbers >> 16 == upper].astype(np.uint16)
+        return found
+
+
 @dataclass
 class TopFraction:
     """Finds the (n + 1)-th largest of N float32 values, n = int(N * fraction).
@@ -15,8 +43,8 @@ class TopFraction:
     The rule is DataComp's (baselines/apply_filter.py, get_threshold): a value that is missing (NaN)
     counts in N and sorts last. Where fewer values than n + 1 are there, the threshold is -inf and
     all of them pass; DataComp's is NaN then, which none reaches (`is_short`). Values come in
-    batches, all of them twice, in any order: `count` sorts them into bins by the upper 16 bits,
-    `refine` those of the bin that holds the threshold by the lower 16.
+    batches, all of them twice, in any order: `count` takes how many lie in each bin of the upper 16
+    bits, `refine` the lower 16 of those in `bin`, which holds the threshold.
     """
 
     fraction: float
@@ -24,17 +52,20 @@ class TopFraction:
     upper: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     lower: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
-    def count(self, values: np.ndarray) -> None:
-        """First time: float32 (N,)."""
-        self.total += len(values)
-        self.upper += np.bincount(_ordered(values) >> 16, minlength=BINS)
+    def count(self, total: int, upper: np.ndarray) -> None:
+        """First time; see Ordered."""
+        self.total += total
+        self.upper += upper
 
-    def refine(self, values: np.ndarray) -> None:
+    def refine(self, lower: np.ndarray) -> None:
         """Second time, once `count` has seen all of them."""
+        self.lower += np.bincount(lower, minlength=BINS)
+
+    @property
+    def bin(self) -> int | None:
+        """None where there is no threshold."""
         place = self._bin()
-        if place is not None:
-            bits = _ordered(values)
-            self.lower += np.bincount(bits[bits >> 16 == place[0]] & 0xFFFF, minlength=BINS)
+        return None if place is None else place[0]
 
     @property
     def is_short(self) -> bool:
@@ -62,13 +93,6 @@ def _from_top(counts: np.ndarray, position: int) -> tuple[int, int]:
     above = np.cumsum(counts[::-1])
     index = int(np.searchsorted(above, position, side="right"))
     return len(counts) - 1 - index, int(above[index] - counts[::-1][index])
-
-
-def _ordered(values: np.ndarray) -> np.ndarray:
-    """uint32 numbers that sort as the float32 values do, NaN left out and -0 taken for 0."""
-    bits = (values[~np.isnan(values)] + np.float32(0)).view(np.uint32)
-    ordered: np.ndarray = np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
-    return ordered
 
 
 def _value(ordered: np.uint32) -> np.float32:

@@ -68,7 +68,7 @@ def decisions(rows: SubsetRows, samples: Sequence[Mapping[str, Any]]) -> list[st
     """The source of the text that a subset has for each of `samples` (uid and shard); None where it
     left the sample out. Of other shards nothing is read."""
     chosen: dict[str, dict[str, str]] = {}
-    for shard in dict.fromkeys(sample["shard"] for sample in samples):
+    for shard in sorted({sample["shard"] for sample in samples}):
         found = rows.sources_of(shard)
         pairs = zip(found["uid"].to_pylist(), found["source"].to_pylist(), strict=True)
         of_shard = chosen.setdefault(shard, {})

@@ -107,11 +107,16 @@ class ScoreArray:
 
 @dataclass(frozen=True)
 class Places:
-    """Rows of a part, int64: the number of each in the index, its k, and its number in the part."""
+    """Rows of a part, int64: the number of each in the index, its k, and its number in the part.
+
+    Where they were found by uid, a uid that the index has again is found once: `same` (N,) has, for
+    each sample, the first one of its uid; None where every row has its own.
+    """
 
     row: np.ndarray
     k: np.ndarray
     place: np.ndarray
+    same: np.ndarray | None = None
 
 
 def read_array(store: Store, folder: str, shard: str, pinned: PinnedParts) -> ScoreArray:
@@ -134,9 +139,11 @@ def read_array(store: Store, folder: str, shard: str, pinned: PinnedParts) -> Sc
 
 
 def write_array(store: Store, folder: str, shard: str) -> None:
-    """Write down the scores of a part that was just made, if the shard is indexed."""
-    if store.fingerprint(f"{SAMPLES}/{shard}"):
-        read_array(store, folder, shard, PinnedParts.present(store))
+    """Write down the scores of a part that was just made, if the shard is indexed. On a remote
+    store, where that takes a dozen requests, it is left to who reads them first."""
+    if store.is_local and store.fingerprint(f"{SAMPLES}/{shard}"):
+        with contextlib.suppress(UserError):  # which the reader is told
+            read_array(store, folder, shard, PinnedParts.present(store))
 
 
 def _parts(folder: str, shard: str) -> list[str]:
@@ -174,14 +181,18 @@ def _array(
         written = places(uids, captions, pc.is_valid(captions["text"]).to_numpy())
     numbers = np.concatenate([scored.k, written.k])
     if numbers.max(initial=0) >= MAX_PLANES or numbers.min(initial=0) < 0:
-        raise UserError(f"{place}: a caption number outside 0 to {MAX_PLANES - 1}")
+        raise UserError(
+            f"{place}: a caption number outside 0 to {MAX_PLANES - 1}; recipes and subsets take "
+            f"up to {MAX_PLANES:,} captions of a sample. Write fewer, and score them again"
+        )
     scores = np.full((1 + int(numbers.max(initial=0)), len(uids)), np.nan, np.float32)
     scores[scored.k[::-1], scored.row[::-1]] = values[scored.place[::-1]]  # of equal ones the first
     texts = np.zeros(scores.shape, bool)
     texts[written.k, written.row] = True
-    first = pc.index_in(uids, value_set=uids).to_numpy(zero_copy_only=False)
-    if not np.array_equal(first, np.arange(len(uids))):  # a uid that stands there again
-        scores, texts = scores[:, first], texts[:, first]
+    if scored.same is not None:
+        scores = scores[:, scored.same]
+    if written.same is not None:
+        texts = texts[:, written.same]
     scores[:, ~ok], texts[:, ~ok] = np.nan, False
     apart = not np.array_equal(texts, ~np.isnan(scores))
     return ScoreArray(scores, None if ok.all() else ok, texts if apart else None)
@@ -190,12 +201,14 @@ def _array(
 def places(uids: pa.Array, part: pa.Table, counts: np.ndarray) -> Places:
     """Where the rows of `part` that count, bool (M,), belong among the `uids` of an index, those
     that it knows; uid and, where there are several captions of a sample, k tell."""
-    of_part = _one(part["uid"])
+    of_part, same = _one(part["uid"]), None
     if of_part.equals(uids):
         rows = np.arange(len(uids))
     else:
         found = pc.index_in(of_part, value_set=uids)
         rows = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
+        same = pc.index_in(uids, value_set=uids).to_numpy(zero_copy_only=False)
+        same = None if np.array_equal(same, np.arange(len(uids))) else same
     here = counts & (rows >= 0)
     k = np.zeros(len(rows), np.int64)
     if "k" in part.column_names:
@@ -203,7 +216,7 @@ def places(uids: pa.Array, part: pa.Table, counts: np.ndarray) -> Places:
         here &= pc.is_valid(numbers).to_numpy(zero_copy_only=False)
         k = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False).astype(np.int64)
     place = np.flatnonzero(here)
-    return Places(rows[place], k[place], place)
+    return Places(rows[place], k[place], place, same)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -1,6 +1,7 @@
 """JSON of a file that anybody may have damaged: whatever is wrong with it is a ValueError."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -20,19 +21,27 @@ def loads(data: bytes) -> Any:
     What orjson refuses (NaN, lone surrogates, another encoding than UTF-8) or would read
     differently is left to json.loads.
     """
+    try:
+        return _quickly(data)
+    except ValueError:
+        return json.loads(data)
+
+
+def _quickly(data: bytes) -> Any:
+    """Raises ValueError for what json.loads may read differently."""
     outline = data.translate(OUTLINE)
-    if LONG_NUMBER not in outline and outline.count(b"[") <= MAX_BRACKETS:
-        try:
-            return orjson.loads(data)
-        except orjson.JSONDecodeError:
-            pass
-    return json.loads(data)
+    if LONG_NUMBER in outline or outline.count(b"[") > MAX_BRACKETS:
+        raise ValueError("long or deep")
+    return orjson.loads(data)
 
 
 def parse_json(data: bytes | str) -> Any:
     """The value. Raises ValueError, with a short reason, also for what is nested too deeply."""
     if not data.strip():
         raise ValueError("empty")
+    if isinstance(data, bytes):
+        with suppress(ValueError):
+            return _quickly(data)
     try:
         return json.loads(data if isinstance(data, str) else data.decode("utf-8"))
     except RecursionError:

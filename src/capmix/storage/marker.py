@@ -112,7 +112,24 @@ def marker_bytes(marker: Marker) -> bytes:
 def parse_marker(data: bytes, part: str) -> Marker | None:
     """The marker of `part`; None where it is damaged in any way."""
     try:
+        return _marker_of(parse_object(data), part)
+    except ValueError:
+        return None
+
+
+def digest_and_marker(data: bytes, part: str) -> tuple[str, Marker | None]:
+    """marker_digest and parse_marker, of bytes that are read once."""
+    try:
         value = parse_object(data)
+    except ValueError:
+        return marker_digest(data), None
+    digest = _digest_of(dict(value), data)
+    return digest, _marker_of(value, part)
+
+
+def _marker_of(value: dict[str, Any], part: str) -> Marker | None:
+    """Takes `value` apart."""
+    try:
         if "check" not in value:  # of an older capmix
             value = _Unchecked.model_validate(value).model_dump()
             is_of_its_time = value["format"] < FORMAT and (
@@ -148,13 +165,21 @@ def marker_digest(data: bytes) -> str:
     """32 hex digits of a marker's content, without its provenance: what was made the same way on
     another machine is the same."""
     with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
-        value = parse_json(data) if b'"provenance"' in data else {}
-        if upgraded := value.get("upgraded"):
-            return str(upgraded)
-        if value:
-            for name in UNFINGERPRINTED:
-                value.pop(name, None)
-            data = json.dumps(value, sort_keys=True).encode()
+        return _digest_of(parse_json(data), data)
+    return _hashed(data)
+
+
+def _digest_of(value: dict[str, Any], data: bytes) -> str:
+    if "provenance" not in value:  # of capmix 0.1
+        return _hashed(data)
+    if upgraded := value.get("upgraded"):
+        return str(upgraded)
+    for name in UNFINGERPRINTED:
+        value.pop(name, None)
+    return _hashed(json.dumps(value, sort_keys=True).encode())
+
+
+def _hashed(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 

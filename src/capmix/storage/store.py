@@ -393,8 +393,9 @@ class Store:
         run has just replaced."""
         difference = ""
         for _ in range(2):
-            if self._last_remote and record and self._last_remote[:2] == (name, record.digest):
-                return self._last_remote[2]
+            last = self._last_remote  # once: another thread may replace it
+            if last and record and last[:2] == (name, record.digest):
+                return last[2]
             data, state = self._bytes_of(name)
             if record is None or self._known_whole.get(name) == (record.digest, *state):
                 return data

@@ -162,6 +162,7 @@ class PoolSubset:
 
     @cached_property
     def shards(self) -> Sequence[str]:
+        self._rows.refuse_stale()
         names = self._rows.shard_names()
         by_name = {shard.name: shard for shard in self.pool.shards}
         gone = [name for name in names if name not in by_name]
