@@ -165,7 +165,7 @@ def test_actors_mix_the_same_bytes(cluster: Any, workers: int) -> None:
     assert len(found[0]) == 5
 
 
-@pytest.mark.parametrize("sketch", [False, True])
+@pytest.mark.parametrize("sketch", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_actors_measure_the_same(cluster: Any, tmp_path: Path, workers: int, sketch: bool) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=20)

@@ -239,7 +239,7 @@ def test_new_captions_make_a_new_export(tmp_path: Path) -> None:
     assert first.metadata["caption_blip2"] == "a new one"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_resharding_a_subset_file_equals_datacomps_resharder(weights: list[int]) -> None:
     """Its rule, written again: for each sample in the file `count` times, `count` copies of all its

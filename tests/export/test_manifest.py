@@ -141,10 +141,10 @@ def test_a_table_that_was_edited_is_kept_by_the_same_export(
     assert (out / "captions.new.csv").read_text() == written
 
 
-SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 10, 16, 19, 22)]
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 7, 10, 16, 19, 22)]
 
 
-@pytest.mark.parametrize("killed_at", [7, 13, *SLOW])
+@pytest.mark.parametrize("killed_at", [13, *SLOW])
 def test_a_clearing_that_was_killed_goes_on(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:

@@ -84,6 +84,7 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
     run_pipeline(load_pipeline(str(experiment)))
 
 
+@pytest.mark.slow
 def test_force_trains_runs_of_other_settings_anew(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sizes == [{"00000000.tar": 5}, {"00000000.tar": 1}]
 
 
+@pytest.mark.slow
 def test_a_pool_in_datacomps_form(tmp_path: Path) -> None:
     """12-digit keys with gaps for failed downloads, completion order, PAX headers with a
     fractional mtime, suffixes in any order, parquet and stats files beside the tars."""

@@ -68,6 +68,7 @@ def connected(address: str, number: int, said: bytes) -> list[socket.socket]:
     return found
 
 
+@pytest.mark.slow
 def test_200_that_say_nothing_shut_nobody_out_and_fill_no_log(tmp_path: Path) -> None:
     with serving(tmp_path, "-m", "capmix", "view", "--work") as address:
         silent = connected(address, 100, b"") + connected(address, 100, b"GET / HTTP/1.1\r\nHo")

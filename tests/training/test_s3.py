@@ -72,6 +72,7 @@ def test_a_subset_on_s3_is_trained_on_by_forked_workers(
     assert trained(tmp_path / "run") == (64, False)
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_exported_shards_on_s3(pool: str, model: str, tmp_path: Path) -> None:
     """Each pass starts workers of its own."""
     options = f"--model {model} --batch-size 8 --samples 96 --checkpoints 2 --workers 2"

@@ -43,7 +43,7 @@ def mapper(settings: EngineSettings, is_long: bool = False) -> Iterator[Mapper]:
     """
     if settings.name == "local":
         workers = settings.workers or cores()
-        yield Processes(workers) if is_long and workers > 1 else Threads(workers)
+        yield MappedProcesses(workers) if is_long and workers > 1 else Threads(workers)
         return
     actors = Actors(settings)
     try:
@@ -65,7 +65,7 @@ class Threads:
             yield item, finished.result()
 
 
-class Processes:
+class MappedProcesses:
     """The same in processes of this machine, which start with each function."""
 
     def __init__(self, workers: int):
@@ -93,7 +93,7 @@ class Processes:
 
 
 def answer_items(work: Callable[[Any], Any]) -> Callable[[Any], Finished[Any]]:
-    """What a process of Processes does with each item."""
+    """What a process of MappedProcesses does with each item."""
     return partial(_finished, work)
 
 
