@@ -175,6 +175,17 @@ def test_an_export_of_stale_texts_is_refused_before_anything_is_removed(
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
 
+def test_a_subset_with_its_texts_outlives_the_captions(work: Workspace, tmp_path: Path) -> None:
+    recipe = tmp_path / "tags.yaml"
+    recipe.write_text("name: t\nabout: captions\nclauses:\n  - {source: tags}\n")
+    work.mix(str(recipe), texts=True)
+    before = work.subset("t").table()
+    again(tmp_path, "second")
+    assert work.subset("t").table() == before
+    counts = work.export("t", tmp_path / "out", format="csv")
+    assert counts.ok == len(before)
+
+
 def test_training_on_stale_texts_is_refused_at_once(work: Workspace, tmp_path: Path) -> None:
     from capmix.training.pairs import PoolSubset
 

@@ -146,7 +146,9 @@ class SubsetRows:
 
     def refuse_stale(self) -> None:
         """Raise UserError where it refers to texts that were written again, before anything else is
-        done with it."""
+        done with it. One that has its texts refers to none."""
+        if self._rows_file.has_texts:
+            return
         folders = [name for name in self._table.column_names if name not in OF_SHARD]
         with self.store.listed(folders):
             for folder in folders:
@@ -333,6 +335,7 @@ class _RowsFile:
     def __init__(self, store: Store, name: str, record: FileRecord | None):
         self._open = store.open_table(name, record)
         self._file = self._open.__enter__()
+        self.has_texts = "text" in self._file.schema_arrow.names
         about = self._file.metadata
         counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
