@@ -16,7 +16,7 @@ from capmix.storage.record import Sink
 BLOCK = 512
 END = bytes(2 * BLOCK)
 ZEROS = [bytes(count) for count in range(BLOCK)]  # what fills a member's last block
-BATCH = 1 << 17  # bytes joined at once: what lies in the cache of a core is copied for little
+BATCH = 1 << 17  # bytes joined at once: what fits a core's cache is cheap to copy
 LOWER = 0xFFFF
 TO_JSON = json.JSONEncoder(check_circular=False)  # what was parsed has no circles
 

@@ -11,7 +11,7 @@ BINS = 1 << 16
 @dataclass(frozen=True)
 class Ordered:
     """N float32 values as uint32 `numbers` that sort as they do; those that are NaN are left out
-    and -0 is taken for 0."""
+    and -0 counts as 0."""
 
     total: int
     numbers: np.ndarray

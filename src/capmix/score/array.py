@@ -142,7 +142,7 @@ def write_array(store: Store, folder: str, shard: str) -> None:
     """Write down the scores of a part that was just made, if the shard is indexed. On a remote
     store, where that takes a dozen requests, it is left to who reads them first."""
     if store.is_local and store.fingerprint(f"{SAMPLES}/{shard}"):
-        with contextlib.suppress(UserError):  # which the reader is told
+        with contextlib.suppress(UserError):  # the reader gets this error
             read_array(store, folder, shard, PinnedParts.present(store))
 
 

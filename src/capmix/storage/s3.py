@@ -205,7 +205,7 @@ def _connection(url: str, session: botocore.session.Session) -> "ClientConfig":
     if bundle and url.startswith("https://"):
         try:
             options["root_certificate"] = Path(bundle).read_bytes()
-        except OSError as error:  # which would be taken for that of an object
+        except OSError as error:  # it would look like that of an object
             raise UserError(
                 f"s3://: cannot read AWS_CA_BUNDLE {bundle}: {error.strerror}"
             ) from error
