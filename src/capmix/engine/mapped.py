@@ -4,7 +4,7 @@ For passes over tables, whose results are small: what a function returns travels
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -19,7 +19,7 @@ from capmix.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 RETRIES = 3  # of an item whose actor or node dies
-IN_FLIGHT = 2  # items of an actor
+IN_FLIGHT = 2  # items of a process or actor
 
 
 class Mapper(Protocol):
@@ -75,21 +75,36 @@ class MappedProcesses:
         self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
         processes = [Process(work, answer_items, {}, []) for _ in range(self._workers)]
-        waiting: deque[tuple[Item, Process]] = deque()
+
+        def ask(process: Process, item: Item) -> Process:
+            process.send(item)
+            return process
+
         try:
-            for number, item in enumerate(items):
-                process = processes[number % len(processes)]
-                process.send(item)
-                waiting.append((item, process))
-                if len(waiting) >= IN_FLIGHT * len(processes):
-                    yield _answer(*waiting.popleft())
-            while waiting:
-                yield _answer(*waiting.popleft())
+            yield from _in_order(items, processes, ask, _answer)
         finally:
             for process in processes:
                 process.connection.close()
             for process in processes:
                 process.end()
+
+
+def _in_order(
+    items: Iterable[Item],
+    workers: Sequence[Any],
+    ask: Callable[[Any, Item], Any],
+    answer: Callable[[Any], Any],
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with what `answer` says of what `ask` gave for it; workers are asked in turn, and
+    IN_FLIGHT items of each wait."""
+    waiting: deque[tuple[Item, Any]] = deque()
+    for number, item in enumerate(items):
+        waiting.append((item, ask(workers[number % len(workers)], item)))
+        if len(waiting) >= IN_FLIGHT * len(workers):
+            first, asked = waiting.popleft()
+            yield first, answer(asked)
+    for first, asked in waiting:
+        yield first, answer(asked)
 
 
 def answer_items(work: Callable[[Any], Any]) -> Callable[[Any], Finished[Any]]:
@@ -104,14 +119,14 @@ def _finished(work: Callable[[Any], Any], item: Any) -> Finished[Any]:
         return Finished(None, error)
 
 
-def _answer(item: Item, process: Process) -> tuple[Item, Any]:
+def _answer(process: Process) -> Any:
     finished: Finished[Any] | None = process.receive()
     if finished is None:
         raise UserError(
             f"a worker process ended ({process.end()}). Where it ran out of memory, ask for fewer "
             "--workers; else run again"
         )
-    return item, finished.result()
+    return finished.result()
 
 
 class Actors:
@@ -128,23 +143,17 @@ class Actors:
         self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
         function = [self._ray.put(work)]  # in a list: it is fetched once by each actor
-        waiting: deque[tuple[Item, Any]] = deque()
-        for number, item in enumerate(items):
-            actor = self._actors[number % len(self._actors)]
-            waiting.append((item, actor.run.remote(function, item)))
-            if len(waiting) >= IN_FLIGHT * len(self._actors):
-                yield self._next(waiting)
-        while waiting:
-            yield self._next(waiting)
+        return _in_order(
+            items, self._actors, lambda actor, item: actor.run.remote(function, item), self._answer
+        )
 
-    def _next(self, waiting: deque[tuple[Any, Any]]) -> tuple[Any, Any]:
-        item, reference = waiting.popleft()
+    def _answer(self, reference: Any) -> Any:
         try:
             finished: Finished[Any] = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(f"ray: a worker failed: {' '.join(lines[:1] + lines[-1:])}") from error
-        return item, finished.result()
+        return finished.result()
 
     def close(self) -> None:
         for actor in self._actors:

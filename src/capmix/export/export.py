@@ -94,7 +94,7 @@ def export(
     rows.refuse_changed()
     rows.refuse_stale()
     if form != "csv":
-        _refuse_gone(pool, rows)
+        rows.refuse_gone(pool)
     assert marker is not None
     about = {
         "subset": rows.fingerprint,
@@ -126,18 +126,8 @@ def export(
     return counts
 
 
-def _refuse_gone(pool: Pool, rows: SubsetRows) -> None:
-    known = {shard.name for shard in pool.shards}
-    gone = [name for name in rows.shard_names() if name not in known]
-    if gone:
-        raise UserError(
-            f"pool {pool.location} has no shard {gone[0]} that the subset {rows.name} takes "
-            f"samples from ({len(gone)} are gone). Bring them back or mix again."
-        )
-
-
 def _is_of_parts(directory: str, store: Store) -> bool:
-    """Whether a directory is the work directory, or lies in one of its folders of parts."""
+    """Whether a directory is the work directory, or inside one of its folders of parts."""
     folders = (*legacy.MARKED, MARKERS, RUNNING, SCRATCH)
     return is_within(store.root, directory) or any(
         is_within(directory, store.path(name)) for name in folders

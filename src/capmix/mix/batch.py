@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from capmix.mix.columns import BEST, FIRST, Column, one_array, read_samples
 from capmix.mix.expression import LIST_COLUMN
 from capmix.mix.kinds import cast_to
-from capmix.mix.parts import Parts
+from capmix.mix.parts import Parts, is_of_scores
 from capmix.mix.uids import UidList
 from capmix.score.array import ScoreArray, read_array
-from capmix.storage.layout import SAMPLES, SCORES
+from capmix.storage.layout import SAMPLES
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
@@ -90,9 +90,7 @@ class BatchReader:
                 times = pa.array(uids.times(one_array(table["uid"])))
                 table = table.append_column(LIST_COLUMN.format(name), times)
         texts = {source: _together([one.texts[source] for one in found]) for source in sources}
-        return SampleBatch(
-            shards, table, numbers, np.concatenate([one.row for one in found]), texts
-        )
+        return SampleBatch(shards, table, numbers, rows, texts)
 
     def of_scores(self, parts: Parts, column: Column) -> np.ndarray:
         """float32 (N,): a column of scores of the samples that are ok, NaN for none."""
@@ -107,7 +105,7 @@ class BatchReader:
 
 def is_score(column: Column | None) -> bool:
     """Whether a column is read as an array."""
-    return column is not None and column.folder.startswith(f"{SCORES}/") and column.field == "score"
+    return column is not None and is_of_scores(column.folder) and column.field == "score"
 
 
 def _together(parts: Sequence[SourceTexts]) -> SourceTexts:

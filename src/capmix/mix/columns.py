@@ -24,11 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.mix.parts import Parts
+from capmix.mix.parts import Parts, is_of_scores
 from capmix.storage.layout import (
     ANNOTATIONS,
     SAMPLES,
-    SCORES,
     annotation_folder,
     scores_folder,
     texts_folder,
@@ -187,7 +186,7 @@ def read_samples(
     samples = _read(store, parts, SAMPLES, shard, needed, fields)
     uids_of = {SAMPLES: samples["uid"]} if "uid" in needed else {}
     found: dict[str, Any] = {name: samples[name] for name in about}
-    for folder in sorted(folders, key=lambda one: one.startswith(f"{SCORES}/")):
+    for folder in sorted(folders, key=is_of_scores):
         here = {name: column for name, column in columns.items() if column.folder == folder}
         if folder == SAMPLES:
             found |= {name: samples[column.field] for name, column in here.items()}

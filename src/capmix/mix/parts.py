@@ -14,7 +14,7 @@ from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
-from capmix.storage.marker import Marker, digest_and_marker
+from capmix.storage.marker import Marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
@@ -189,14 +189,14 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     """A part's fingerprint and marker. Raises UserError for none or a damaged one."""
     part = f"{folder}/{shard}"
     with contextlib.suppress(OSError):
-        data = store.read_marker_bytes(part)
-        digest, marker = digest_and_marker(data, part)
+        digest, marker = store.fingerprint_and_marker(part)
         if marker is not None:
             return digest, marker
-        raise UserError(
-            f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command that "
-            "made it again."
-        )
+        if digest:
+            raise UserError(
+                f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command "
+                "that made it again."
+            )
     done = set(store.parts(folder)) - {part}
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
     raise UserError(

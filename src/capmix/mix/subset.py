@@ -8,11 +8,10 @@ there are, and the fingerprints of the parts that they refer to. Subsets of capm
 texts, and have no such table.
 """
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -24,12 +23,12 @@ import pyarrow.parquet as pq
 from capmix.engine.local import cores
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
+from capmix.pool import Pool
 from capmix.score.array import PinnedParts, places
 from capmix.storage.draft import parquet_options
 from capmix.storage.layout import MARKERS, RAW, SAMPLES, SUBSETS, texts_folder
-from capmix.storage.marker import digest_and_marker
 from capmix.storage.record import FileRecord
-from capmix.storage.store import ABSENT, READERS, Store
+from capmix.storage.store import READERS, Store
 from capmix.storage.temporary import remove_temporary, temporary_name
 
 WORD = pa.dictionary(pa.int32(), pa.string())  # as it is written; readers get plain strings
@@ -69,11 +68,7 @@ def texts_of(
 ) -> pa.Table:
     """uid, key and text of N rows of a shard: `row` and `k`, int (N,), and for each source which of
     them are of it, bool (N,). A text that is not there is empty. Without texts, the uid alone."""
-
-    def read(part: str, *columns: str) -> pa.Table:
-        name = f"{part}.parquet"
-        return store.read_table(name, columns, pinned.record(name))
-
+    read = partial(pinned.read, store)
     if not with_text:
         return read(f"{SAMPLES}/{shard}", "uid").take(pa.array(row))
     has_raw = RAW in source and bool(source[RAW].any())
@@ -132,7 +127,7 @@ class SubsetRows:
     def pinned(cls, store: Store, name: str) -> "SubsetRows":
         """The subset as it is now. Raises UserError where there is none."""
         part = f"{SUBSETS}/{name}"
-        fingerprint, marker = store.fingerprint(part), store.read_marker(part)
+        fingerprint, marker = store.fingerprint_and_marker(part)
         if marker is None:
             raise UserError(f"no subset {name!r} in {store.location}: run `capmix mix` first")
         return cls(store, name, fingerprint, marker.files)
@@ -155,6 +150,16 @@ class SubsetRows:
                 for shard, known in zip(self._names, self._table[folder].to_pylist(), strict=True):
                     if self.store.fingerprint(f"{folder}/{shard}") != known:
                         raise self._stale(folder, shard)
+
+    def refuse_gone(self, pool: Pool) -> None:
+        """Raise UserError where the pool lacks a shard that rows come from."""
+        known = {shard.name for shard in pool.shards}
+        gone = [name for name in self._names if name not in known]
+        if gone:
+            raise UserError(
+                f"pool {pool.location} has no shard {gone[0]} that the subset {self.name} takes "
+                f"samples from ({len(gone)} are gone). Bring them back or mix again."
+            )
 
     def _stale(self, folder: str, shard: str) -> UserError:
         return UserError(
@@ -302,10 +307,7 @@ class SubsetRows:
         for folder in dict.fromkeys(folders):
             part = f"{folder}/{shard}"
             known = self._table[folder][number].as_py()
-            data = b""
-            with contextlib.suppress(*ABSENT):
-                data = self.store.read_marker_bytes(part)
-            digest, marker = digest_and_marker(data, part)
+            digest, marker = self.store.fingerprint_and_marker(part)
             if marker is None or digest != known:
                 raise self._stale(folder, shard)
             records |= {f"{part}.parquet": marker.files.get(f"{part}.parquet")}

@@ -17,7 +17,7 @@ from capmix.storage.record import Sink
 # Most columns are one value again and again; the numbers of rows lie close to each other, and
 # scores do not get smaller. `store_schema` would make readers return dictionaries.
 REPEATING = ["shard", "source", "k", "weight", "copy"]
-TEXTUAL = ["uid", "key", "text"]
+TEXTUAL = [name for name, _ in TEXTS]
 
 
 @dataclass

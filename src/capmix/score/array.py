@@ -13,6 +13,7 @@ import contextlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,11 @@ class PinnedParts:
     def present(cls, store: Store) -> "PinnedParts":
         """Those that lie there now."""
         return cls(store.fingerprint, store.record)
+
+    def read(self, store: Store, part: str, *columns: str) -> pa.Table:
+        """Some columns of a part. Raises UserError where it is not the one that was pinned."""
+        name = f"{part}.parquet"
+        return store.read_table(name, columns, self.record(name))
 
 
 @dataclass(frozen=True)
@@ -153,10 +159,7 @@ def _parts(folder: str, shard: str) -> list[str]:
 
 
 def _make(store: Store, parts: list[str], pinned: PinnedParts) -> ScoreArray:
-    def read(part: str, *columns: str) -> pa.Table:
-        name = f"{part}.parquet"
-        return store.read_table(name, columns, pinned.record(name))
-
+    read = partial(pinned.read, store)
     index, texts, scores = parts
     is_raw = texts == index
     samples = read(index, "uid", "status", *(["text"] if is_raw else []))

@@ -38,7 +38,13 @@ from capmix.storage.filesystem import (
 from capmix.storage.json_text import parse_json
 from capmix.storage.layout import ABOUT, MARKERS, RUNNING, SCRATCH
 from capmix.storage.lock import folder_lock
-from capmix.storage.marker import Marker, marker_bytes, marker_digest, parse_marker
+from capmix.storage.marker import (
+    Marker,
+    digest_and_marker,
+    marker_bytes,
+    marker_digest,
+    parse_marker,
+)
 from capmix.storage.record import FileRecord, RecordingStream
 from capmix.storage.temporary import (
     Renewal,
@@ -537,6 +543,14 @@ class Store:
             return marker_digest(self.read_marker_bytes(part))
         except ABSENT:
             return ""
+
+    def fingerprint_and_marker(self, part: str) -> tuple[str, Marker | None]:
+        """Both of one reading: "" and None while it is missing, and no marker where it is
+        damaged."""
+        try:
+            return digest_and_marker(self.read_marker_bytes(part), part)
+        except ABSENT:
+            return "", None
 
     def is_done(
         self,

@@ -164,13 +164,8 @@ class PoolSubset:
     def shards(self) -> Sequence[str]:
         self._rows.refuse_stale()
         names = self._rows.shard_names()
+        self._rows.refuse_gone(self.pool)
         by_name = {shard.name: shard for shard in self.pool.shards}
-        gone = [name for name in names if name not in by_name]
-        if gone:
-            raise UserError(
-                f"pool {self.pool.location} has no shard {gone[0]} that the subset {self.subset} "
-                f"takes samples from ({len(gone)} are gone). Bring them back or mix again."
-            )
         for name in names:
             refuse_changed(self.store, by_name[name])
         return names
