@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from null_models import null_captions, null_scores
-from s3_server import BUCKET, S3, s3_server
+from s3_server import BUCKET, S3
 from samples import write_pool
 
 from capmix.cli.main import main
@@ -18,12 +18,6 @@ from capmix.pool import open_pool
 from capmix.storage.s3 import S3FileSystem
 from capmix.storage.store import Store
 from capmix.workspace import open_workspace
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
-from s3_server import BUCKET, S3, s3_server
+from s3_server import BUCKET, S3
 from samples import write_pool
 
 from capmix.errors import UserError
@@ -21,12 +21,6 @@ from capmix.storage.s3 import Access, S3FileSystem, _region_of
 
 FORK = multiprocessing.get_context("fork")
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
