@@ -118,8 +118,8 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
     import pyarrow as pa
 
     from capmix.caption.captioners import caption_stages
+    from capmix.caption.fields import FIELDS as CAPTION_FIELDS
     from capmix.caption.settings import CaptionSettings
-    from capmix.caption.stage import FIELDS as CAPTION_FIELDS
     from capmix.storage.rows import with_columns
 
     work = opened(old)

@@ -170,6 +170,7 @@ class Workspace:
         Parts that exist are kept; parts of other settings are refused unless `force`.
         """
         from capmix.caption.captioners import caption_stages, needs_gpu
+        from capmix.caption.carried import carried
         from capmix.caption.flags import check_language
 
         chosen, work = self._with("caption", CaptionSettings, settings, options)
@@ -180,7 +181,8 @@ class Workspace:
         on_gpu = needs_gpu(chosen)
         work.index()
         stages = partial(caption_stages, work.pool, work.store, source, chosen)
-        counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
+        with carried(work.store, work.pool, source):
+            counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
         if chosen.model.startswith(FIELD) and not counts.ok:
             name = chosen.model.removeprefix(FIELD)
             raise UserError(
