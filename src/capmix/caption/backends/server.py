@@ -106,8 +106,8 @@ class ServerCaptioner:
         self.provenance: dict[str, Any] = {}
 
     def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
-        """Captions `first` to K - 1 of one image. Raises BadImageError, or SampleError if the server
-        fails."""
+        """Captions `first` to K - 1 of one image. Raises BadImageError, and SampleError where the
+        server fails."""
         count = self._wanted.captions_per_image - first
         body = self._body(_data_url(*self._upload(sample)), self._fields, count)
         captions: list[Caption] = []
