@@ -29,7 +29,8 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.pool import EMBEDDED, Pool, open_pool
-from capmix.pool.settings import OpenSettings, PoolSettings
+from capmix.pool.selection import Selection
+from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -161,11 +162,36 @@ class Workspace:
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
 
-    @with_options(CaptionSettings, EngineSettings, RunSettings)
+    def select(self, samples: SelectSettings) -> "tuple[Workspace, Selection | None]":
+        """The samples that a stage is asked to process, None for all; and the workspace with the
+        shards that hold them, listed. Of a number of samples only so many shards are listed as hold
+        them. Raises UserError where there is none."""
+        if samples == SelectSettings():
+            self.index()
+            return self, None
+        from capmix.mix.choose import Chooser, growing
+
+        chooser = Chooser(self.store, samples, lambda pool: Catalog(pool, self.store).columns(None))
+        shards = self.pool.shards
+        for some in growing(shards) if samples.limit else [shards]:
+            part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
+            part.index()
+            chooser.look_at(part.pool)
+            if chooser.is_full:
+                break
+        selection = chooser.selection()
+        pool = replace(self.pool, shards=chooser.shards(self.pool))
+        return replace(self, pool=pool, _index=_Index()), selection
+
+    @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
     def caption(
-        self, source: str, settings: CaptionSettings | None = None, **options: Any
+        self,
+        source: str,
+        settings: CaptionSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
     ) -> Counts:
-        """Write captions of every image as `source`; returns the counts of samples.
+        """Write captions of every image as `source`, or of some; returns the counts of samples.
 
         Parts that exist are kept; parts of other settings are refused unless `force`.
         """
@@ -173,16 +199,17 @@ class Workspace:
         from capmix.caption.carried import carried
         from capmix.caption.flags import check_language
 
+        options, samples = _samples(options, samples)
         chosen, work = self._with("caption", CaptionSettings, settings, options)
         check_source_name(source)
         work.pool.need_images("caption")
         if chosen.language:
             check_language(chosen.language)
         on_gpu = needs_gpu(chosen)
-        work.index()
-        stages = partial(caption_stages, work.pool, work.store, source, chosen)
+        part, selection = work.select(samples)
+        stages = partial(caption_stages, part.pool, work.store, source, chosen, selection)
         with carried(work.store, work.pool, source):
-            counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
+            counts = part.run(stages, protect=True, needs_gpu=on_gpu)[-1]
         if chosen.model.startswith(FIELD) and not counts.ok:
             name = chosen.model.removeprefix(FIELD)
             raise UserError(
@@ -191,12 +218,18 @@ class Workspace:
             )
         return counts
 
-    @with_options(ScoreSettings, EngineSettings, RunSettings)
-    def score(self, settings: ScoreSettings | None = None, **options: Any) -> dict[str, Counts]:
-        """Score the texts of sources against their images (float32 cosine similarity); returns the
-        counts of texts by source."""
+    @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)
+    def score(
+        self,
+        settings: ScoreSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
+    ) -> dict[str, Counts]:
+        """Score the texts of sources, of all samples or some, against their images (float32 cosine
+        similarity); returns the counts of texts by source."""
         from capmix.score.scorers import needs_gpu, score_stages
 
+        options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         work.pool.need_images("score")
         have = work.sources()
@@ -208,8 +241,8 @@ class Workspace:
                     f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
                 )
         on_gpu = needs_gpu(chosen)
-        work.index()
-        stages = partial(score_stages, work.pool, work.store, sources, chosen)
+        work, selection = work.select(samples)
+        stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
         counts = work.run(stages, needs_gpu=on_gpu)
         return dict(zip(sources, counts[-len(sources) :], strict=True))
 
@@ -736,6 +769,16 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
         chosen.device,
         chosen.dtype,
     )
+
+
+def _samples(
+    options: Mapping[str, Any], given: SelectSettings | None
+) -> tuple[dict[str, Any], SelectSettings]:
+    """The other options, and those that select samples, over what was `given`."""
+    names = options_of(SelectSettings)
+    ours = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return others, changed(given or SelectSettings(), ours, "select")
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:

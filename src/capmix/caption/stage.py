@@ -16,7 +16,7 @@ from capmix.caption.flags import caption_flags
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import read_embeddings
 from capmix.pool import Shard
-from capmix.pool.selection import NOT_SELECTED, Selection
+from capmix.pool.selection import NOT_SELECTED, WHY_NOT, Selection
 from capmix.storage.layout import captions_folder, embeddings_folder
 from capmix.storage.rows import DROPPED, OK, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
@@ -93,8 +93,7 @@ def _selected(
 
 def not_selected(uid: str | None, key: str) -> Row:
     """The row of a sample that was not asked for."""
-    detail = "not among the samples that were asked for"
-    return Row(uid, key, DROPPED, NOT_SELECTED, detail)
+    return Row(uid, key, DROPPED, NOT_SELECTED, WHY_NOT)
 
 
 def caption_rows(

@@ -20,7 +20,7 @@ from capmix.cli.groups import OWN
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
 # In this order on the page; others come between the two.
-FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule")
+FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", "Samples")
 LAST_GROUPS = ("Hardware", "Logging", "Resume and failures")
 
 

@@ -12,7 +12,7 @@ from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.settings import MixSettings
-from capmix.pool.settings import OpenSettings
+from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.values import split_pairs
 from capmix.workspace import Workspace, open_workspace
@@ -43,11 +43,12 @@ def caption(
     reading: OpenSettings,
     source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
     settings: CaptionSettings,
+    samples: SelectSettings,
     engine: EngineSettings,
     runs: RunSettings,
 ) -> None:
-    """Write captions for every image of a pool."""
-    open_place(pool, work, reading, runs, engine).caption(source, settings)
+    """Write captions for every image of a pool, or of some."""
+    open_place(pool, work, reading, runs, engine).caption(source, settings, samples)
 
 
 @command
@@ -57,11 +58,12 @@ def score(
     work: Work = None,
     reading: OpenSettings,
     settings: ScoreSettings,
+    samples: SelectSettings,
     engine: EngineSettings,
     runs: BudgetAndRetry,
 ) -> None:
     """Compute the image-text similarity of the texts of some sources."""
-    open_place(pool, work, reading, runs, engine).score(settings)
+    open_place(pool, work, reading, runs, engine).score(settings, samples)
 
 
 @command

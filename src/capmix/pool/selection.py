@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+SELECTED = "selected"  # of a marker's inputs
+NOT_SELECTED = "not_selected"  # the reason of rows that are dropped
+WHY_NOT = "not among the samples that were asked for"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -44,7 +48,3 @@ class Selection:
         """What a marker says of it."""
         found = self.fingerprint(shard)
         return {SELECTED: found} if found else {}
-
-
-SELECTED = "selected"  # of a marker's inputs
-NOT_SELECTED = "not_selected"  # the reason of rows that are dropped
