@@ -12,4 +12,5 @@ FIELDS = [
     ("flags", pa.list_(pa.string())),
     ("image_hash", pa.uint64()),
 ]
+NEEDED = FIELDS[:-1]  # what a part has to have; parts of capmix 0.1 know no hashes
 DEFAULTS = defaults_of(CaptionSettings)

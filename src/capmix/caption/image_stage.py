@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
-from capmix.caption.fields import DEFAULTS, FIELDS
+from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
@@ -85,7 +85,7 @@ def image_caption_stage(
         run_shard,
         by_sample=True,
         defaults=DEFAULTS,
-        columns=column_names(FIELDS),
+        columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=CaptionReuse(store, pool, source, config, selection) if store else None,

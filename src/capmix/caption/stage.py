@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from capmix.caption.captioner import Caption, Captioner
-from capmix.caption.fields import DEFAULTS, FIELDS
+from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.flags import caption_flags
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import read_embeddings
@@ -65,7 +65,7 @@ def caption_stage(
         run_shard,
         (folder,),
         defaults=DEFAULTS,
-        columns=column_names(FIELDS),
+        columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
     )
