@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from capmix.annotate.imported import Imported
     from capmix.evaluation.results import Evaluated
+    from capmix.inspect.forecast import Forecast, Site
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
     from capmix.mix.mix import Summary
@@ -197,14 +198,9 @@ class Workspace:
         """
         from capmix.caption.captioners import caption_stages, needs_gpu
         from capmix.caption.carried import carried
-        from capmix.caption.flags import check_language
 
         options, samples = _samples(options, samples)
-        chosen, work = self._with("caption", CaptionSettings, settings, options)
-        check_source_name(source)
-        work.pool.need_images("caption")
-        if chosen.language:
-            check_language(chosen.language)
+        chosen, work = self._captioning(source, settings, options)
         on_gpu = needs_gpu(chosen)
         part, selection = work.select(samples)
         stages = partial(caption_stages, part.pool, work.store, source, chosen, selection)
@@ -217,6 +213,34 @@ class Workspace:
                 "the right name and --force"
             )
         return counts
+
+    @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
+    def forecast_caption(
+        self,
+        source: str,
+        settings: CaptionSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
+    ) -> "Forecast":
+        """What `caption` with the same options would do, how long it would take and how many bytes
+        it would read and write, from timing a few images; no caption is written."""
+        from capmix.inspect.forecast import forecast_captions
+
+        options, samples = _samples(options, samples)
+        chosen, work = self._captioning(source, settings, options)
+        return forecast_captions(work._site(samples, captions_folder(source)), source, chosen)
+
+    def _captioning(
+        self, source: str, settings: CaptionSettings | None, options: Mapping[str, Any]
+    ) -> "tuple[CaptionSettings, Workspace]":
+        from capmix.caption.flags import check_language
+
+        chosen, work = self._with("caption", CaptionSettings, settings, options)
+        check_source_name(source)
+        work.pool.need_images("caption")
+        if chosen.language:
+            check_language(chosen.language)
+        return chosen, work
 
     @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)
     def score(
@@ -231,20 +255,52 @@ class Workspace:
 
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
-        work.pool.need_images("score")
-        have = work.sources()
-        sources = chosen.sources or have
-        for source in sources:
-            if source not in have:
-                hint = did_you_mean(source, have)
-                raise UserError(
-                    f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
-                )
+        sources = work._to_score(chosen)
         on_gpu = needs_gpu(chosen)
         work, selection = work.select(samples)
         stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
         counts = work.run(stages, needs_gpu=on_gpu)
         return dict(zip(sources, counts[-len(sources) :], strict=True))
+
+    @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)
+    def forecast_score(
+        self,
+        settings: ScoreSettings | None = None,
+        samples: SelectSettings | None = None,
+        planned: bool = False,
+        **options: Any,
+    ) -> "Forecast":
+        """What `score` with the same options would do, how long it would take and how many bytes it
+        would read and write, from timing a few images; no score is written. With `planned`, the
+        sources need not exist yet."""
+        from capmix.inspect.forecast import forecast_scores
+
+        options, samples = _samples(options, samples)
+        chosen, work = self._with("score", ScoreSettings, settings, options)
+        sources = list(chosen.sources or ()) if planned else work._to_score(chosen)
+        return forecast_scores(work._site(samples, SCORES), sources, chosen)
+
+    def _to_score(self, chosen: ScoreSettings) -> list[str]:
+        """The sources whose texts are to be scored. Raises UserError for one that is not there."""
+        self.pool.need_images("score")
+        have = self.sources()
+        for source in chosen.sources or ():
+            if source not in have:
+                hint = did_you_mean(source, have)
+                raise UserError(
+                    f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
+                )
+        return list(chosen.sources or have)
+
+    def _site(self, samples: SelectSettings, folder: str) -> "Site":
+        """Where a stage that writes to `folder` would work. Samples are listed where some are
+        selected or parts exist: a new pool may be large."""
+        from capmix.inspect.forecast import Site
+
+        work, selection = self, None
+        if samples != SelectSettings() or self.store.parts(folder):
+            work, selection = self.select(samples)
+        return Site(work.pool, work.store, selection, work.engine, work.runs)
 
     @with_options(ImportSettings, RunSettings)
     def import_captions(

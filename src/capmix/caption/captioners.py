@@ -40,9 +40,11 @@ def caption_stages(
     source: str,
     settings: CaptionSettings,
     selection: Selection | None = None,
+    captioner: Any = None,
 ) -> list[Stage]:
-    """The stages of one source, with the model loaded. See CaptionSettings for its names."""
-    captioner = make_captioner(settings, source)
+    """The stages of one source, with the model loaded, unless it is given. See CaptionSettings for
+    its names."""
+    captioner = captioner or make_captioner(settings, source)
     language, timeout = settings.language, settings.batch_timeout
     if hasattr(captioner, "encoder"):
         images = embed_stage(pool, captioner.encoder, batch_timeout=timeout)

@@ -27,16 +27,21 @@ SCHEMA = pa.schema([*STATUS_FIELDS, *FIELDS, (CONFIG, pa.string())])
 def carried(store: Store, pool: Pool, source: str) -> Iterator[None]:
     """Within the block, which captions `source`, what moved is kept; after it, if nothing was
     raised, it is removed. Does nothing for pools whose samples do not move."""
+    is_kept = keep_moved(store, pool, source)
+    yield
+    if is_kept:
+        store.remove(_file(source))
+
+
+def keep_moved(store: Store, pool: Pool, source: str) -> bool:
+    """Copy the captions of parts that would be overwritten; returns whether there are any."""
     if not pool.is_folder:
-        yield
-        return
+        return False
     name = _file(source)
     tables = [*_earlier(store, name), *_stale(store, pool, source)]
     if tables:
         store.write_table(name, pa.concat_tables(tables))
-    yield
-    if tables:
-        store.remove(name)
+    return bool(tables)
 
 
 def read_carried(store: Store, source: str) -> Iterator[tuple[str, pa.Table]]:

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
-from capmix.cli.options import Pool, Work, command, group_named, only
+from capmix.cli.options import DryRun, Pool, Work, command, group_named, only
 from capmix.cli.output import show
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
@@ -44,11 +44,16 @@ def caption(
     source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
     settings: CaptionSettings,
     samples: SelectSettings,
+    dry_run: DryRun = False,
     engine: EngineSettings,
     runs: RunSettings,
 ) -> None:
-    """Write captions for every image of a pool, or of some."""
-    open_place(pool, work, reading, runs, engine).caption(source, settings, samples)
+    """Write captions for every image of a pool, or for some."""
+    opened = open_place(pool, work, reading, runs, engine)
+    if dry_run:
+        show(opened.forecast_caption(source, settings, samples).lines())
+    else:
+        opened.caption(source, settings, samples)
 
 
 @command
@@ -59,11 +64,16 @@ def score(
     reading: OpenSettings,
     settings: ScoreSettings,
     samples: SelectSettings,
+    dry_run: DryRun = False,
     engine: EngineSettings,
     runs: BudgetAndRetry,
 ) -> None:
     """Compute the image-text similarity of the texts of some sources."""
-    open_place(pool, work, reading, runs, engine).score(settings, samples)
+    opened = open_place(pool, work, reading, runs, engine)
+    if dry_run:
+        show(opened.forecast_score(settings, samples).lines())
+    else:
+        opened.score(settings, samples)
 
 
 @command

@@ -52,13 +52,14 @@ def score_stages(
     sources: Sequence[str],
     settings: ScoreSettings,
     selection: Selection | None = None,
+    scorer: Scorer | None = None,
 ) -> list[Stage]:
-    """A stage for each source, with the model loaded: one image pass for all of them. Embeddings
-    that are kept are those of all samples, whatever the `selection`.
+    """A stage for each source, with the model loaded, unless it is given: one image pass for all
+    of them. Embeddings that are kept are those of all samples, whatever the `selection`.
 
     Raises UserError where recipes could not tell the scores from those of another scorer.
     """
-    scorer, timeout = make_scorer(settings), settings.batch_timeout
+    scorer, timeout = scorer or make_scorer(settings), settings.batch_timeout
     check_scorer_columns(scorer.name, store.folders(SCORES))
     selected = SelectedSamples(store, selection) if selection else None
     if settings.save_embeddings or getattr(scorer, "keeps_embeddings", False):
