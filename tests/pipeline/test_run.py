@@ -228,7 +228,7 @@ def test_the_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) 
     assert {"pool", "work", "import", "annotate", "caption", "score", "mix"} <= set(
         schema["properties"]
     )
-    top_k = schema["$defs"]["CaptionSettings"]["properties"]["top_k"]
+    top_k = schema["$defs"]["CaptionSection"]["properties"]["top_k"]
     assert top_k == {
         "default": 50,
         "description": "Sample from the K most likely tokens.",
