@@ -29,6 +29,7 @@ Node = dict[str, Any]
 SLOW_TOGETHER = 10  # calls with all the time of a row; more share it
 MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
+OF_FIELDS = "field"
 DATACOMP_THRESHOLD = "datacomp_threshold"
 THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
 
@@ -88,6 +89,7 @@ def parse(text: str, place: str) -> Expression:
 
 def _parse(text: str, place: str) -> Expression:
     node = _parsed(text, place)
+    _join_fields(node)
     size = check_expression(node, place)
     thresholds: dict[str, Threshold] = {}
     name = "capmix_threshold_"
@@ -121,6 +123,15 @@ def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
         text.update(wrapped)
     rows = _parser().cursor().execute("select json_deserialize_sql(?)", [json.dumps(statement)])
     return str(rows.fetchall()[0][0]), tuple(call for _, call in shared)
+
+
+def _join_fields(node: Node) -> None:
+    """Make field.NAME, the field of the samples' JSON, one name."""
+    for one in _walk(node):
+        if one["class"] == "COLUMN_REF":
+            first, *rest = one["column_names"]
+            if len(rest) == 1 and first.lower() == OF_FIELDS:
+                one["column_names"] = [f"{OF_FIELDS}.{rest[0]}"]
 
 
 def _parsed(text: str, place: str) -> Node:

@@ -8,13 +8,13 @@ import duckdb
 
 from capmix.errors import UserError
 from capmix.mix.allowed import Size
-from capmix.mix.columns import Column, is_text
+from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
-from capmix.storage.layout import RAW
+from capmix.storage.layout import FIELDS, RAW
 
 ALWAYS = ("uid", "key", "shard")
 # The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
@@ -121,6 +121,23 @@ class RecipePlan:
         return [e for step in self.steps for e in (step.where, step.weight)]
 
 
+def names_of(recipe: Recipe) -> set[str]:
+    """The names of columns that a recipe asks for, whether or not there are such columns.
+
+    Raises UserError for an expression that recipes refuse.
+    """
+    found = {recipe.distinct} if recipe.distinct is not None else set()
+    for clause in recipe.clauses:
+        place = _place(recipe, clause)
+        found |= parse(clause.where, place).columns | {f"{clause.source}_text"}
+        found |= parse(clause.weight, f"{place}, weight '{clause.weight}'").columns
+    return found
+
+
+def _place(recipe: Recipe, clause: Clause) -> str:
+    return f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
+
+
 def make_plan(
     recipe: Recipe, columns: Mapping[str, Column], lists: Collection[str], seed: int
 ) -> RecipePlan:
@@ -161,7 +178,7 @@ def _check_letter_case(place: str, names: Collection[str]) -> None:
 def _step(
     recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
 ) -> ClausePlan:
-    place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
+    place = _place(recipe, clause)
     if not is_text(columns.get(f"{clause.source}_text")):
         texts = [name for name in _readable(columns) if is_text(columns.get(name))]
         known = [name.removesuffix("_text") for name in texts]
@@ -186,7 +203,7 @@ def condition_plan(
     used = {name: columns[name] for name in sorted(where.columns & columns.keys())}
     _check_letter_case(place, used)
     clause = Clause(source=RAW, where=expression)
-    recipe = Recipe(name=option, about="", clauses=[clause], without_text="keep")
+    recipe = Recipe.model_validate({"name": option, "about": "", "clauses": [clause]})
     step = ClausePlan(clause, where, parse(clause.weight, place))
     return RecipePlan(recipe, [step], used, frozenset(), seed, place)
 
@@ -199,6 +216,11 @@ def _check_names(
     for name in sorted(names):
         if name not in have:
             raise UserError(f"{place}: {_absent(name, columns, lists)}")
+        if instead := other_owner(name, columns):
+            raise UserError(
+                f"{place}: {name!r} is a column of capmix's and a field of the samples' JSON; "
+                f"write {instead}"
+            )
 
 
 def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) -> str:
@@ -209,13 +231,15 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     if any(column.startswith(f"{name}_") for column in columns):
         name += " (several scorers have scored: choose one with --scorer)"
     known = _readable(columns)
-    return f"no column {name!r}; columns: {', '.join(known)}{did_you_mean(name, known)}"
+    hint = did_you_mean(name, [*known, *columns])
+    return f"no column {name!r}; columns: {', '.join(known)}{hint}"
 
 
 def _readable(columns: Mapping[str, Column]) -> list[str]:
     """The columns without the 64 that every source has for its numbered captions."""
     numbered = [name for name, column in columns.items() if f"_k{column.pick}_" in name]
-    shown = [name for name in columns if name not in numbered]
+    twice = {f"{FIELD}{name}" for name, column in columns.items() if column.folder == FIELDS}
+    shown = [name for name in columns if name not in numbered and name not in twice]
     return ["uid", "key", "shard", "draw", *shown]
 
 
