@@ -149,9 +149,10 @@ def check_expressions(run: MixRun) -> None:
 def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tuple[Summary, int]:
     """Write the subset; returns its summary, and how many samples have a row in it."""
     recipe, store = run.plan.recipe, run.reader.store
-    all_raw = all(clause.source == RAW for clause in recipe.clauses)
+    composes = run.plan.composes
+    all_raw = not composes and all(clause.source == RAW for clause in recipe.clauses)
     read: With = "uids" if settings.npy or all_raw else "references"
-    read = "texts" if settings.texts or recipe.shuffle else read
+    read = "texts" if settings.texts or recipe.shuffle or composes else read
     sources = [run.plan.source_of(step) for step in run.plan.steps]
     tally = MixTally(len(run.plan.steps))
     with store.scratch() as scratch, draft.writing(subset_file(called)) as stream:
