@@ -92,6 +92,13 @@ def test_a_field_has_one_type_in_all_shards(work: Workspace) -> None:
     assert table["boxes"].to_pylist() == ["[[1,2]]", "[]", None, None, None]
 
 
+def test_the_status_lists_the_fields_with_their_types(work: Workspace) -> None:
+    shown = work.status().lines()[-1]
+    assert shown.startswith("fields for recipes: ")
+    assert "size DOUBLE" in shown
+    assert "nsfw BOOLEAN" in shown
+
+
 def test_a_comparison_of_a_mixed_field_names_the_clause(work: Workspace) -> None:
     with pytest.raises(UserError, match="clause 'raw where score > 0.3'.*an explicit cast"):
         kept(work, "score > 0.3")

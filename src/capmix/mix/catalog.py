@@ -73,7 +73,10 @@ class Catalog:
             return wanted or next(iter(found), None)
         if wanted is None and (computed := self._the_computed(found)):
             return _announced(computed, found)
-        have = ", ".join(found) or "none"
+        if not found:
+            named = f"--scorer {wanted}: " if wanted else ""
+            raise UserError(f"{named}nothing is scored in {self.store.root}: run `capmix score`")
+        have = ", ".join(found)
         hint = did_you_mean(wanted, found) if wanted else ""
         raise UserError(
             f"--scorer: expected one that has scores in {self.store.root} ({have}){hint}"

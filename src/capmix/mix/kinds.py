@@ -1,6 +1,6 @@
 """The types of the pool's own columns: each file or shard may have a column in another one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ from capmix.mix.columns import Column
 from capmix.models.fields import ARROW, VARCHAR, as_type, common_type, types_of
 from capmix.pool import Pool
 from capmix.storage.layout import FIELDS, SAMPLES
+from capmix.storage.marker import Marker
 from capmix.storage.store import READERS, Store
 
 OF_INDEX = ("text", "width", "height", "bytes")  # of one type, whatever the pool's files have
@@ -44,15 +45,20 @@ def common_kinds(store: Store, pool: Pool, columns: Mapping[str, Column]) -> dic
 
 
 def field_types(store: Store, pool: Pool) -> dict[str, str]:
-    """The SQL type of every field of the samples' JSON, in all shards whose fields are known: of
-    MAX_NAMES at most, in pool order. See fields.common_type."""
-    found: dict[str, str] = {}
+    """The SQL type of every field of the samples' JSON, as far as shards were indexed with them."""
     parts = [f"{FIELDS}/{shard.name}" for shard in pool.shards]
     with store.listed([FIELDS]), ThreadPoolExecutor(READERS) as threads:
-        for marker in threads.map(store.read_marker, parts):
-            for name, type_ in types_of(marker).items():
-                if name in found or len(found) < MAX_NAMES:
-                    found[name] = common_type(found.get(name, type_), type_)
+        return common_types(threads.map(store.read_marker, parts))
+
+
+def common_types(markers: Iterable[Marker | None]) -> dict[str, str]:
+    """The types that hold the values of all these parts of fields (see fields.common_type): of
+    MAX_NAMES names at most, the first ones."""
+    found: dict[str, str] = {}
+    for marker in markers:
+        for name, type_ in types_of(marker).items():
+            if name in found or len(found) < MAX_NAMES:
+                found[name] = common_type(found.get(name, type_), type_)
     return found
 
 

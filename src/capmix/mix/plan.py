@@ -8,6 +8,7 @@ import duckdb
 
 from capmix.errors import UserError
 from capmix.mix import template
+from capmix.mix.advice import about_scores
 from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
@@ -167,6 +168,8 @@ def make_plan(
         if LIST_COLUMN.format(name) in columns:
             place = f"recipe {recipe.name}: --uids {name}=..."
             raise UserError(f"{place}: {LIST_COLUMN.format(name)} is a column; rename the list")
+    if lacking := about_scores(names_of(recipe), columns):
+        raise UserError(f"recipe {recipe.name}: {lacking}")
     steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
     needed = {
         name
@@ -207,6 +210,7 @@ def _step(
         texts = [name for name in _readable(columns) if is_text(columns.get(name))]
         known = [name.removesuffix("_text") for name in texts]
         hint = did_you_mean(clause.source, known)
+        hint = hint or f"; `capmix caption --source {clause.source}` writes captions"
         raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
@@ -245,6 +249,8 @@ def condition_plan(
     """
     place = f"{option} {expression!r}"
     where = parse(expression, place)
+    if lacking := about_scores(where.columns, columns):
+        raise UserError(f"{place}: {lacking}")
     _check_names(where.columns, place, columns, ())
     used = {name: columns[name] for name in sorted(where.columns & columns.keys())}
     _check_letter_case(place, used)
@@ -274,8 +280,6 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     if name.startswith(prefix):
         given = ", ".join(lists) or "none"
         return f"no uid list {name.removeprefix(prefix)!r} (--uids NAME=FILE gave: {given})"
-    if any(column.startswith(f"{name}_") for column in columns):
-        name += " (several scorers have scored: choose one with --scorer)"
     known = _readable(columns)
     hint = did_you_mean(name, [*known, *columns])
     return f"no column {name!r}; columns: {', '.join(known)}{hint}"

@@ -124,12 +124,21 @@ class _Values:
     kept: Ordered | None
 
 
-def find_thresholds(run: MixRun) -> dict[Threshold, float]:
-    """The number that each threshold of the plan stands for, a float32, -inf, or NaN for one that
-    no value reaches."""
+@dataclass(frozen=True)
+class Thresholds:
+    """The number that each threshold of a plan stands for, a float32, -inf where every value
+    reaches it, or NaN where none does; `short` has those of which fewer samples have a value than
+    the fraction asks for: how many are asked for, and how many there are."""
+
+    values: dict[Threshold, float]
+    short: dict[Threshold, tuple[int, int]]
+
+
+def find_thresholds(run: MixRun) -> Thresholds:
+    """All of a plan, by one or two passes over the values."""
     tops = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
     if not tops:
-        return {}
+        return Thresholds({}, {})
     # One reading for all thresholds of a value.
     values = {threshold.value: threshold for threshold in tops}
     keep = run.samples * len(values) <= KEEP_AT_MOST
@@ -145,10 +154,11 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     for lower in lowers if bins else ():
         for threshold in bins:
             tops[threshold].refine(lower[threshold])
-    return {
+    found = {
         threshold: math.nan if threshold.is_datacomp and top.is_short else top.value()
         for threshold, top in tops.items()
     }
+    return Thresholds(found, {one: top.asked for one, top in tops.items() if top.lacks})
 
 
 def _counted(

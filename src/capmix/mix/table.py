@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from capmix.errors import UserError
+from capmix.mix.advice import about_scores
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column, folders_of, read_samples
 from capmix.mix.kinds import cast_to, common_kinds, kinds_of
@@ -43,6 +44,8 @@ def table_batches(
     in common, and, while reading, for parts that are missing or stale.
     """
     known = catalog.columns(scorer, columns)
+    if lacking := about_scores(columns, known):
+        raise UserError(lacking)
     for name in columns:
         if name not in known:
             raise UserError(f"no column {name!r}{did_you_mean(name, known)}")
