@@ -20,10 +20,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from capmix.engine.stage import PartWriter, Stage
 from capmix.pool.pool import Pool
@@ -42,96 +46,172 @@ OF_CAPMIX = "uid"  # is in every part
 MAX_FIELDS = 100
 MAX_TEXT_BYTES = 1 << 15
 MAX_SHARD_BYTES = 1 << 26
+AT_ONCE = 1024  # samples: to call Arrow for fewer takes longer than their values do
+JSON_AT_ONCE = 1 << 23  # bytes
+NESTED_BYTES = 1 << 16  # of JSON whose size is not known
+SQL_OF = {bool: BOOLEAN, int: BIGINT, float: DOUBLE, str: VARCHAR}
+SQL = {kind: name for name, kind in ARROW.items()}
+# Why something is left out.
+NO_NAME = "not an identifier"
+TOO_MANY = f"more than {MAX_FIELDS} fields"
+TOO_LONG = f"over {MAX_TEXT_BYTES:,} bytes"
+SHARD_FULL = f"after {MAX_SHARD_BYTES:,} bytes of a shard"
 UNREAD = ("unreadable_shard", "unreadable_file")
 
 
 @dataclass
-class _Values:
-    """The values of one field: which rows have one, and the types that occur."""
+class _Field:
+    """The values of one field so far, some rows in each chunk, and the types that occur."""
 
-    rows: list[int] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
+    chunks: list[pa.Array] = field(default_factory=list)
     types: set[str] = field(default_factory=set)
 
 
 @dataclass
 class FieldColumns:
-    """Collects the fields of a shard's samples, in the order of the index."""
+    """Collects the fields of a shard's samples, in the order of the index.
+
+    Samples wait until there are AT_ONCE of them: a column of values of one type is made at once.
+    """
 
     uids: list[str | None] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    _found: dict[str, _Values] = field(default_factory=dict)
-    _bytes: int = 0
+    _found: dict[str, _Field] = field(default_factory=dict)
+    _waiting: list[Mapping[str, Any]] = field(default_factory=list)
+    _json: int = 0
+    _texts: int = 0
 
     def add(self, sample: Sample | BadSample) -> None:
         """Take the next sample; of one that could not be read, nothing is known."""
-        row = len(self.uids)
         if isinstance(sample, BadSample):
             self.uids.append(None)
-            return
-        self.uids.append(sample.uid)
-        for name, value in sample.metadata.items():
-            if value is not None and name != OF_CAPMIX:
-                self._take(name, row, value)
-
-    def _take(self, name: str, row: int, value: Any) -> None:
-        found = self._found.get(name)
-        if found is None:
-            if not NAME.fullmatch(name):
-                self.left_out["not an identifier"] += 1
-                return
-            if len(self._found) >= MAX_FIELDS:
-                self.left_out[f"more than {MAX_FIELDS} fields"] += 1
-                return
-            found = self._found[name] = _Values()
-        kind = type(value)
-        if kind is int:
-            type_ = BIGINT if -(2**63) <= value < 2**63 else DOUBLE
-        elif kind is float:
-            if not math.isfinite(value):
-                return
-            type_ = DOUBLE
-        elif kind is bool:
-            type_ = BOOLEAN
+            self._waiting.append({})
         else:
-            text = self._text(value)
-            if text is None:
-                return
-            type_, value = VARCHAR, text
-        found.types.add(type_)
-        found.rows.append(row)
-        found.values.append(value)
-
-    def _text(self, value: Any) -> str | None:
-        """The text that a value is; None where it is too long to be kept."""
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        data = text.encode("utf-8", "replace")  # json strings can hold lone surrogates
-        if len(data) > MAX_TEXT_BYTES:
-            self.left_out[f"over {MAX_TEXT_BYTES:,} bytes"] += 1
-            return None
-        if self._bytes + len(data) > MAX_SHARD_BYTES:
-            self.left_out[f"after {MAX_SHARD_BYTES:,} bytes of a shard"] += 1
-            return None
-        self._bytes += len(data)
-        return data.decode()
+            self.uids.append(sample.uid)
+            self._waiting.append(sample.metadata)
+            self._json += _size(sample)
+        if len(self._waiting) >= AT_ONCE or self._json > JSON_AT_ONCE:
+            self._take()
 
     @property
     def types(self) -> dict[str, str]:
         """The SQL type of each field that has a value."""
+        self._take()
         return {name: _type_of(one.types) for name, one in self._found.items() if one.types}
 
     def table(self) -> pa.Table:
         """uid, and the fields in the order in which they were met; no rows without any field."""
         types = self.types
         uids = self.uids if types else []
-        columns = {OF_CAPMIX: pa.array(uids, pa.string())}
+        columns: dict[str, Any] = {OF_CAPMIX: pa.array(uids, pa.string())}
         for name, type_ in types.items():
-            filled: list[Any] = [None] * len(uids)
-            found = self._found[name]
-            for row, value in zip(found.rows, found.values, strict=True):
-                filled[row] = as_type(value, type_)
-            columns[name] = pa.array(filled, ARROW[type_])
+            chunks = self._found[name].chunks
+            columns[name] = pa.chunked_array([as_array(one, type_) for one in chunks])
         return pa.table(columns)
+
+    def _take(self) -> None:
+        """Make columns of the samples that wait."""
+        waiting, self._waiting, self._json = self._waiting, [], 0
+        if not waiting:
+            return
+        before = len(self.uids) - len(waiting)
+        for about in waiting:
+            for name in about:
+                if name not in self._found and name != OF_CAPMIX:
+                    self._meet(name, before)
+        for name, known in self._found.items():
+            values = [about.get(name) for about in waiting]
+            known.chunks.append(self._column(values, known.types))
+
+    def _meet(self, name: str, before: int) -> None:
+        """A field that no sample had so far."""
+        if not NAME.fullmatch(name):
+            self.left_out[NO_NAME] += 1
+        elif len(self._found) >= MAX_FIELDS:
+            self.left_out[TOO_MANY] += 1
+        else:
+            self._found[name] = _Field([pa.nulls(before)] if before else [])
+
+    def _column(self, values: list[Any], types: set[str]) -> pa.Array:
+        """The values of some samples; `types` takes those that occur."""
+        kinds = set(map(type, values)) - {NoneType}
+        if not kinds:
+            return pa.nulls(len(values))
+        if len(kinds) == 1:
+            with suppress(ValueError, OverflowError, pa.ArrowException):
+                found = self._plain(values, next(iter(kinds)))
+                types.add(SQL[found.type])
+                return found
+        known = [None if one is None else self._value(one) for one in values]
+        here = {_sql_type(one) for one in known if one is not None}
+        if not here:
+            return pa.nulls(len(values))
+        types |= here
+        type_ = _type_of(here)
+        return pa.array([as_type(one, type_) for one in known], ARROW[type_])
+
+    def _plain(self, values: list[Any], kind: type) -> pa.Array:
+        """Values of one type that need no further look. Raises ValueError or pa.ArrowException for
+        others."""
+        found = pa.array(values, ARROW[SQL_OF[kind]] if kind in SQL_OF else pa.null())
+        if kind is float and not pc.all(pc.is_finite(found)).as_py():
+            raise ValueError("not finite")
+        if kind is str:
+            longest, total = pc.max(pc.binary_length(found)).as_py(), found.nbytes
+            if longest > MAX_TEXT_BYTES or self._texts + total > MAX_SHARD_BYTES:
+                raise ValueError("too long")
+            self._texts += total
+        return found
+
+    def _value(self, value: Any) -> Any:
+        """A value as it is kept: a truth value, a number or a text; None for one that is not."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return value if -(2**63) <= value < 2**63 else _as_double(value)
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        data = value.encode("utf-8", "replace") if isinstance(value, str) else _json_of(value)
+        if len(data) > MAX_TEXT_BYTES:
+            self.left_out[TOO_LONG] += 1
+            return None
+        if self._texts + len(data) > MAX_SHARD_BYTES:
+            self.left_out[SHARD_FULL] += 1
+            return None
+        self._texts += len(data)
+        return data.decode()
+
+
+def as_array(values: pa.Array, type_: str) -> pa.Array:
+    """Values of another type as `type_`, which holds them."""
+    kind = ARROW[type_]
+    if values.type == kind or pa.types.is_null(values.type):
+        return values.cast(kind)
+    if type_ == VARCHAR:
+        return pa.array([as_type(one, type_) for one in values.to_pylist()], kind)
+    return values.cast(kind, safe=False)  # large integers are rounded
+
+
+def _size(sample: Sample) -> int:
+    """About the bytes of a sample's JSON."""
+    if sample.members:
+        return len(sample.members.get("json", b""))
+    sizes = (
+        len(one) if isinstance(one, str) else NESTED_BYTES if isinstance(one, list | dict) else 8
+        for one in sample.metadata.values()
+    )
+    return sum(sizes)
+
+
+def _json_of(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except (TypeError, ValueError):  # integers of over 64 bits, lone surrogates
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _sql_type(value: Any) -> str:
+    return SQL_OF[type(value)]
 
 
 def common_type(one: str, other: str) -> str:
