@@ -489,10 +489,12 @@ class Workspace:
         samples' JSON that an older capmix has not listed are listed first."""
         from capmix.models.fields import field_stages
 
-        if self.catalog.lacks_fields(names):
+        found = self.catalog.columns(scorer, names)
+        if self.catalog.lacks_fields(names, found):
             log.info("listing the fields of the samples' JSON, which the index lacks")
             self.run(partial(field_stages, self.pool, self.store))
-        return self.catalog.columns(scorer, names)
+            found = self.catalog.columns(scorer, names)
+        return found
 
     def run(
         self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False

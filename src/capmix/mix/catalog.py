@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from capmix.errors import UserError
@@ -37,6 +37,7 @@ class Catalog:
 
     pool: Pool
     store: Store
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def sources(self) -> list[str]:
         """raw, and every source that has captions."""
@@ -72,7 +73,7 @@ class Catalog:
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
         if wanted is None and (computed := self._the_computed(found)):
-            return _announced(computed, found)
+            return self._announced(computed, found)
         if not found:
             named = f"--scorer {wanted}: " if wanted else ""
             raise UserError(f"{named}nothing is scored in {self.store.root}: run `capmix score`")
@@ -99,7 +100,7 @@ class Catalog:
             chosen = self.scorer(scorer)
         folders = self.store.folders(ANNOTATIONS)
         annotations = {one: self._fields(annotation_folder(one)) for one in folders}
-        of_pool = [field for field in self._fields(SAMPLES) if field != "text"]
+        of_pool = [name for name in self._fields(SAMPLES) if name != "text"]
         found = columns_of(self.sources(), scored, chosen, annotations, of_pool)
         if not self.pool.has_images:
             own = {f"{FIELD}{one}": Column(SAMPLES, one) for one in of_pool}
@@ -114,34 +115,33 @@ class Catalog:
         """The SQL type of every field of the samples' JSON, as far as it was listed."""
         return field_types(self.store, self.pool)
 
-    def lacks_fields(self, names: Collection[str]) -> bool:
+    def lacks_fields(self, names: Collection[str], columns: Mapping[str, Column]) -> bool:
         """Whether one of `names` may be a field of the samples' JSON and some shard, indexed by an
-        older capmix, lacks its fields. A name without field. is looked for in the first samples of
-        the first such shard."""
+        older capmix, lacks its fields. A name that neither `columns` nor the first samples of such
+        a shard have is none, unless it begins with field."""
         if not self.pool.has_images:
             return False
-        columns = self.columns(None)
-        of_fields = [one for one in names if one not in columns or columns[one].folder == FIELDS]
-        known = ("uid", "key", "shard", "draw")
-        of_fields = [one for one in of_fields if one not in known and not one.startswith("list_")]
-        if not of_fields:
+        unknown = {one for one in names if one not in columns and not one.startswith("list_")}
+        unknown -= {"uid", "key", "shard", "draw"}
+        is_field = any(one in columns and columns[one].folder == FIELDS for one in names)
+        if not is_field and not unknown:
             return False
         with self.store.listed([FIELDS]):
             parts = ((shard, f"{FIELDS}/{shard.name}") for shard in self.pool.shards)
             lacking = [shard for shard, part in parts if not self.store.fingerprint(part)]
         if not lacking:
             return False
-        if any(one in columns or one.startswith(FIELD) for one in of_fields):
+        if is_field or any(one.startswith(FIELD) for one in unknown):
             return True
         samples = islice(self.pool.read(lacking[0]), FIRST_SAMPLES)
         seen = {name for one in samples if isinstance(one, Sample) for name in one.metadata}
-        return not seen.isdisjoint(of_fields)
+        return not seen.isdisjoint(unknown)
 
     def _scorer_of(self, scored: Mapping[str, Sequence[str]], names: Collection[str]) -> str | None:
         asked = scored_sources(names, self.sources())
         covering = [one for one, of_one in scored.items() if asked and asked <= set(of_one)]
         found = covering[0] if len(covering) == 1 else self._the_computed(covering, asked)
-        return found and _announced(found, scored)
+        return found and self._announced(found, scored)
 
     def _the_computed(
         self, scorers: Collection[str], sources: Collection[str] | None = None
@@ -159,6 +159,15 @@ class Catalog:
         markers = map(self._first_marker, folders)
         return any(marker is not None and "import" in marker.config for marker in markers)
 
+    def _announced(self, scorer: str, others: Collection[str]) -> str:
+        """The scorer that was chosen, with one line for people, once."""
+        rest = ", ".join(sorted(set(others) - {scorer}))
+        line = f"scores are of {scorer}; choose {rest} with --scorer"
+        if line not in self._said:
+            log.info("%s", line)
+        self._said.add(line)
+        return scorer
+
     def _first_marker(self, folder: str) -> Marker | None:
         shards = self.pool.shards
         return self.store.read_marker(f"{folder}/{shards[0].name}") if shards else None
@@ -173,10 +182,3 @@ class Catalog:
                 with self.store.open_table(f"{folder}/{shard.name}.parquet") as file:
                     return [name for name in file.schema_arrow.names if name not in known]
         return []
-
-
-def _announced(scorer: str, others: Collection[str]) -> str:
-    """The scorer that was chosen, with one line for people."""
-    rest = ", ".join(sorted(set(others) - {scorer}))
-    log.info("scores are of %s; choose %s with --scorer", scorer, rest)
-    return scorer
