@@ -97,6 +97,7 @@ def test_the_status_lists_the_fields_with_their_types(work: Workspace) -> None:
     assert shown.startswith("fields for recipes: ")
     assert "size DOUBLE" in shown
     assert "nsfw BOOLEAN" in shown
+    assert "field.width BIGINT" in shown
 
 
 def test_a_comparison_of_a_mixed_field_names_the_clause(work: Workspace) -> None:

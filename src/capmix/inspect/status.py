@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from capmix.mix.columns import FIELD, with_fields
 from capmix.mix.kinds import common_types
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
@@ -81,7 +82,9 @@ class Status:
             [one.stage, *(f"{getattr(one, name):,}" for name in heads[1:])] for one in self.stages
         ]
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
-        named = [f"{name} {type_}" for name, type_ in list(self.fields.items())[:FIELDS_SHOWN]]
+        alone = with_fields({}, self.fields)
+        types = list(self.fields.items())[:FIELDS_SHOWN]
+        named = [f"{one if one in alone else FIELD + one} {type_}" for one, type_ in types]
         more = len(self.fields) - len(named)
         named += [f"{more:,} more"] if more else []
         fields = [f"fields for recipes: {', '.join(named)}"] if named else []
