@@ -46,6 +46,8 @@ def test_rows_in_are_ok_dropped_or_failed(
             if marker is not None:
                 assert marker.counts.total == marker.rows_in
                 totals.add(marker.rows_in)
+                if part.startswith("fields/"):  # its rows are those of the index
+                    continue
                 rows = work.store.read_table(f"{part}.parquet").to_pylist()
                 statuses = [row["status"] for row in rows]
                 assert statuses.count("ok") == marker.counts.ok

@@ -5,8 +5,9 @@ command's options: `--captions-per-image 4` is `captions_per_image=4`. All of th
 a one-line message, for what the caller can fix; what was finished before stays.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -59,10 +60,12 @@ if TYPE_CHECKING:
     from capmix.inspect.forecast import Forecast, Site
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
+    from capmix.mix.columns import Column
     from capmix.mix.mix import Summary
     from capmix.mix.subset import SubsetRows
     from capmix.probe.evaluate import ProbeResult
 
+log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
 WORK_VARIABLE = "CAPMIX_WORK"
 LINKS = "follow_links"  # in the file about a work directory, where links are followed
@@ -403,6 +406,7 @@ class Workspace:
         subset per value: a list of Subsets comes back.
         """
         from capmix.mix.mix import mix
+        from capmix.mix.plan import names_of
         from capmix.mix.recipe import combinations, load_recipe
 
         ours = {*options_of(MixSettings), *options_of(EngineSettings), *options_of(RunSettings)}
@@ -423,7 +427,7 @@ class Workspace:
                 "--where/--distinct change the recipe; give the result a name with --out"
             )
         work.index()
-        columns = work.catalog.columns(chosen.scorer)
+        columns = work.columns(set().union(*map(names_of, loaded)), chosen.scorer)
         made = [
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)
@@ -557,6 +561,7 @@ class Workspace:
         chosen = self.catalog.known_sources([sources] if isinstance(sources, str) else sources)
         wanted = table_columns(self.catalog, chosen, scorer)
         more = [columns] if isinstance(columns, str) else columns
+        self.columns(more, scorer)
         return table_batches(self.catalog, list(dict.fromkeys([*wanted, *more])), scorer)
 
     def relation(
@@ -569,6 +574,18 @@ class Workspace:
         import duckdb
 
         return duckdb.from_arrow(self.batches(sources, columns, scorer))
+
+    def columns(self, names: Collection[str], scorer: str | None = None) -> "dict[str, Column]":
+        """The columns of recipes of which `names` are asked for; see Catalog.columns. Fields of the
+        samples' JSON that an older capmix has not listed are listed first."""
+        from capmix.models.fields import field_stages
+
+        found = self.catalog.columns(scorer, names)
+        if self.catalog.lacks_fields(names, found):
+            log.info("listing the fields of the samples' JSON, which the index lacks")
+            self.run(partial(field_stages, self.pool, self.store))
+            found = self.catalog.columns(scorer, names)
+        return found
 
     def run(
         self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False

@@ -46,6 +46,7 @@ def test_a_shard_of_the_same_name_in_a_folder_is_no_stage(tmp_path: Path) -> Non
     found = status(work.pool, work.store)
     assert [(one.stage, one.done, one.missing, one.stale) for one in found.stages] == [
         ("samples", 2, 0, 0),
+        ("fields", 2, 0, 0),
         ("captions/alt", 2, 0, 0),
         ("scores/null/alt", 2, 0, 0),
         ("scores/null/raw", 2, 0, 0),

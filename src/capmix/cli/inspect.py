@@ -114,7 +114,9 @@ def view(
     reading: OpenSettings,
     scorer: Annotated[
         str | None,
-        Parameter(help="Whose scores to show (default: the only scorer that has any)."),
+        Parameter(
+            help="Whose scores to show (default: the only scorer, or the only one not imported)."
+        ),
     ] = None,
     port: Annotated[int, Parameter(help="Port; 0 = any free one.")] = 0,
     results: Annotated[

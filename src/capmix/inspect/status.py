@@ -8,17 +8,28 @@ from typing import Any
 
 import pyarrow as pa
 
+from capmix.mix.columns import FIELD, with_fields
+from capmix.mix.kinds import common_types
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import SELECTED
 from capmix.settings.tables import table_lines
-from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    CAPTIONS,
+    EMBEDDINGS,
+    FIELDS,
+    SAMPLES,
+    SCORES,
+    SUBSETS,
+)
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
 # By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
 # the name is the shard's, which may have slashes of its own.
-DEPTHS = {SAMPLES: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
+DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
+FIELDS_SHOWN = 60
 
 
 @dataclass
@@ -42,12 +53,14 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Every stage of a work directory, in the order in which they depend on each other."""
+    """Every stage of a work directory, in the order in which they depend on each other; `fields`
+    are those of the samples' JSON, with their SQL types."""
 
     pool: str
     work: str
     shards: int
     stages: list[StageStatus]
+    fields: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, stage: str) -> StageStatus:
         """The stage of a folder, such as captions/blip2. Raises KeyError."""
@@ -70,7 +83,13 @@ class Status:
             [one.stage, *(f"{getattr(one, name):,}" for name in heads[1:])] for one in self.stages
         ]
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
-        return [*about, *table_lines(heads, rows)]
+        alone = with_fields({}, self.fields)
+        types = list(self.fields.items())[:FIELDS_SHOWN]
+        named = [f"{one if one in alone else FIELD + one} {type_}" for one, type_ in types]
+        more = len(self.fields) - len(named)
+        named += [f"{more:,} more"] if more else []
+        fields = [f"fields for recipes: {', '.join(named)}"] if named else []
+        return [*about, *table_lines(heads, rows), *fields]
 
 
 def status(pool: Pool, store: Store) -> Status:
@@ -82,10 +101,12 @@ def status(pool: Pool, store: Store) -> Status:
             _stage(store, folder, pool.shards, markers)
             for top in DEPTHS
             for folder in _folders(store, top, parts[top])
+            if top != FIELDS or parts[top]
         ]
         digest = cache(lambda folder: _digest(store, folder, pool.shards))
         stages += [_subset(store, part, markers[part], digest) for part in parts[SUBSETS]]
-    return Status(pool.location, store.location, len(pool.shards), stages)
+    types = common_types(markers.get(f"{FIELDS}/{one.name}") for one in pool.shards)
+    return Status(pool.location, store.location, len(pool.shards), stages, types)
 
 
 def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:

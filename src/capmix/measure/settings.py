@@ -10,7 +10,7 @@ class MeasureSettings(Settings):
     """What is counted, on how many samples, and with which model."""
 
     scorer: str | None = option(
-        None, "Whose scores to measure (default: the only scorer that has any)."
+        None, "Whose scores to measure (default: the only scorer, or the only one not imported)."
     )
     sources: Names | None = option(
         None, "Sources to measure, comma-separated (default: all).", metavar="SOURCE,..."
