@@ -126,7 +126,7 @@ def launch(
             "data": vars(data),
             "out": str(Path(out).resolve()),
             "max_failures": max_failures,
-            "messages": messages.are_shown(),
+            "messages": messages.current() and vars(messages.current()),
         }
         path.write_text(json.dumps(job), "utf-8")
         command = [sys.executable, "-m"]
@@ -152,7 +152,7 @@ def main(path: str) -> int:
     """The child's side of `launch`. Returns the exit code."""
     job = json.loads(Path(path).read_text("utf-8"))
     if job["messages"]:
-        messages.show()
+        messages.show(messages.MessageForm(**job["messages"]))
     settings = TrainSettings(**job["settings"])
     try:
         source = look_up(partial(TrainingData(**job["data"]).source, settings), settings)
