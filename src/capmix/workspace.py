@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from capmix.annotate.imported import Imported
     from capmix.evaluation.results import Evaluated
+    from capmix.inspect.clean import Cleaned
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
     from capmix.mix.mix import Summary
@@ -124,10 +125,29 @@ class Workspace:
         return Subset(self, name)
 
     def status(self) -> "Status":
-        """Parts done, missing and stale, rows, bytes and settings of every stage."""
+        """Parts done, missing and stale, rows, bytes and settings of every stage; who is at work,
+        what takes disk, and what to run next."""
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def clean(
+        self,
+        subsets: str | Sequence[str] = (),
+        sources: str | Sequence[str] = (),
+        yes: bool = False,
+    ) -> "Cleaned":
+        """Show what can be removed or, with `yes`, remove it: leftovers or, where any are named,
+        `subsets`, and `sources` with everything made from them.
+
+        Raises UserError for a name that is not there, and while another run is at work.
+        """
+        from capmix.inspect.clean import clean
+
+        of_subsets, of_sources = (
+            [one] if isinstance(one, str) else one for one in (subsets, sources)
+        )
+        return clean(self.pool, self.store, of_subsets, of_sources, yes)
 
     def verify(
         self,

@@ -166,6 +166,13 @@ COMMANDS = (
     ),
     Command(
         INSPECT,
+        "clean",
+        "inspect",
+        "Show or remove leftovers, subsets and sources.",
+        "capmix clean --work ./work --source blip2 --yes",
+    ),
+    Command(
+        INSPECT,
         "verify",
         "inspect",
         "Compare every file with the digest that was taken when it was written.",
