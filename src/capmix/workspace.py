@@ -46,7 +46,7 @@ from capmix.storage.filesystem import is_within
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import ABOUT, EMBEDDINGS, SCORES, SUBSETS, captions_folder
 from capmix.storage.marker import Counts
-from capmix.storage.names import check_scorer_name, check_source_name
+from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -670,6 +670,8 @@ def open_workspace(
         )
     if scratch is not None and ("://" in scratch or is_within(scratch, location)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
+    if store.is_local:
+        check_shard_names(shard.name for shard in opened.shards)
     store.sweep()
     if known is not None and known.location != location:
         raise UserError(

@@ -155,6 +155,11 @@ def _serve(
 
 def _end_with(parent: int) -> None:
     """End when the parent has been killed, so that no orphan holds a GPU."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    if sys.platform == "win32":  # where a process keeps its parent's number
+        starter = multiprocessing.parent_process()
+        if starter is not None:
+            starter.join()
+    else:
+        while os.getppid() == parent:
+            time.sleep(0.5)
     os._exit(1)

@@ -88,8 +88,10 @@ def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSour
 
     Data workers are forked, and the client of S3 hangs in a fork of a process that has used it
     (storage/s3.py): where there are any, another process looks. Raises UserError for settings that
-    fit no data, before it looks, and what `find` does.
+    fit no data, before it looks, for systems without fork, and what `find` does.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("train: needs a system with fork, such as Linux, macOS or WSL")
     check_settings(settings)
     if not settings.data_workers:
         return find()
