@@ -15,6 +15,9 @@ BAR_EVERY, JSON_EVERY = 0.5, 1.0  # seconds
 PLAIN_EVERY, PLAIN_EVERY_LATER = 30.0, 300.0  # a sixtieth of the time so far, between the two
 
 
+WIDEST_BAR = 20  # characters
+
+
 @dataclass(frozen=True)
 class View:
     """A moment of some work. `done` and `total` count units, `rate` is units per second, `eta`
@@ -169,10 +172,16 @@ class Display:
         view = self._view()
         text = view.counts() or f"{duration(self._seconds)} so far"
         bar = self._bar
+        width = ""  # a notebook draws the bar itself
         if not messages.is_notebook():  # a pseudo-terminal may say that it has no columns
             bar.ncols, bar.nrows = shutil.get_terminal_size()
+            room = bar.ncols - len(view.stage) - len(text) - 10
+            width = f":{max(1, min(room, WIDEST_BAR))}"
+        if bar.total != view.total:
+            bar.reset(view.total)
         bar.total, bar.n = view.total, min(view.done, view.total or view.done)
-        bar.bar_format = "{desc}: " + ("{percentage:3.0f}%|{bar:12}| " if view.total else "") + text
+        share = f"{{percentage:3.0f}}%|{{bar{width}}}| " if view.total else ""
+        bar.bar_format = f"{{desc}}: {share}{text}"
         bar.set_description_str(view.stage, refresh=False)
         bar.refresh()
 

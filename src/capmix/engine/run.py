@@ -5,6 +5,7 @@ progress, the counts, what is tried again, and when a run ends because too much 
 """
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -116,9 +117,11 @@ class _Run:
     rows: int | None
     made: dict[int, PartOutcome] = field(default_factory=dict)
     lost: list[Reply] = field(default_factory=list)
+    seconds: float = 0.0
 
     def make(self, engine: Engine, tasks: Sequence[ShardTask]) -> None:
         """Raises UserError where a worker says so, or too much has failed."""
+        started = time.monotonic()
         shown = JobProgress(self._stages(), lambda: engine.active)
         with Display(shown.view, shown.views):
             for attempt in range(ATTEMPTS):
@@ -129,6 +132,7 @@ class _Run:
                 tasks = [reply.task for reply in self.lost if reply.task is not None]
                 if not tasks:
                     break
+        self.seconds = time.monotonic() - started
 
     def _stages(self) -> dict[int, StageProgress]:
         """What each stage has to make, in rows where the index or older parts say how many."""
@@ -244,7 +248,9 @@ class _Run:
             return f"{images} done before, {others}"
         made = self.made[number]
         before = counts.total - made.counts.total
-        seconds = max(made.seconds / self.workers, 1e-6)
+        of_all = sum(one.seconds for one in self.made.values())
+        # Stages that are made shard by shard share the time by what each took.
+        seconds = max(self.seconds * made.seconds / of_all if of_all else 0.0, 1e-6)
         rate = rate_text(made.counts.total / seconds, plural(unit))
         told = f"{images} in {duration(seconds)} ({rate}), {others}"
         told += f", {before:,} done before" if before > 0 else ""
