@@ -67,7 +67,7 @@ def test_every_stage_finds_its_parts_done(old: Path, capsys: pytest.CaptureFixtu
         assert main([name, "--work", str(old / "work"), *options, *BUDGET]) == 0, command
     told = capsys.readouterr().err
     assert told.count("done before") >= 10
-    assert "rows/s" not in told
+    assert "images/s" not in told
     assert contents(old / "work") == before
 
 

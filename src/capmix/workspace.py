@@ -48,7 +48,7 @@ from capmix.storage.filesystem import is_within
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import ABOUT, EMBEDDINGS, SCORES, SUBSETS, captions_folder
 from capmix.storage.marker import Counts
-from capmix.storage.names import check_scorer_name, check_source_name
+from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from capmix.annotate.imported import Imported
     from capmix.evaluation.results import Evaluated
+    from capmix.inspect.clean import Cleaned
     from capmix.inspect.forecast import Forecast, Site
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
@@ -129,10 +130,29 @@ class Workspace:
         return Subset(self, name)
 
     def status(self) -> "Status":
-        """Parts done, missing and stale, rows, bytes and settings of every stage."""
+        """Parts done, missing and stale, rows, bytes and settings of every stage; who is at work,
+        what takes disk, and what to run next."""
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def clean(
+        self,
+        subsets: str | Sequence[str] = (),
+        sources: str | Sequence[str] = (),
+        yes: bool = False,
+    ) -> "Cleaned":
+        """Show what can be removed or, with `yes`, remove it: leftovers or, where any are named,
+        `subsets`, and `sources` with everything made from them.
+
+        Raises UserError for a name that is not there, and while another run is at work.
+        """
+        from capmix.inspect.clean import clean
+
+        of_subsets, of_sources = (
+            [one] if isinstance(one, str) else one for one in (subsets, sources)
+        )
+        return clean(self.pool, self.store, of_subsets, of_sources, yes)
 
     def verify(
         self,
@@ -758,6 +778,8 @@ def open_workspace(
         )
     if scratch is not None and ("://" in scratch or is_within(scratch, location)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
+    if store.is_local:
+        check_shard_names(shard.name for shard in opened.shards)
     store.sweep()
     if known is not None and known.location != location:
         raise UserError(

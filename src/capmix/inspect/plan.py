@@ -13,7 +13,7 @@ from capmix.caption.captioners import caption_stages
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
-from capmix.inspect.timing import TimedStage, size_text, time_stages
+from capmix.inspect.timing import TimedStage, time_stages
 from capmix.models.index import index_stages
 from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
 from capmix.pool import Pool, open_pool
@@ -21,7 +21,7 @@ from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import option
-from capmix.settings.tables import table_lines
+from capmix.settings.tables import size_text, table_lines
 from capmix.storage.store import Store
 
 SOURCE = "planned"

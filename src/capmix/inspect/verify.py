@@ -6,7 +6,7 @@ Markers hold a digest of each file. Parts of an earlier capmix have none: they a
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.export.manifest import ExportTarget
 from capmix.models.index import indexed_bytes

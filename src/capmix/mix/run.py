@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.engine.mapped import Mapper
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
