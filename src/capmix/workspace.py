@@ -28,6 +28,8 @@ from capmix.mix.catalog import Catalog
 from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
+from capmix.models.known import MINI, chosen_model
+from capmix.models.registry import CAPTIONERS, SCORERS
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.settings import OpenSettings, PoolSettings
 from capmix.probe.settings import ProbeSettings
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from capmix.probe.evaluate import ProbeResult
 
 Kind = TypeVar("Kind", bound=Settings)
+Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
 WORK_VARIABLE = "CAPMIX_WORK"
 LINKS = "follow_links"  # in the file about a work directory, where links are followed
 FIELD = "field:"  # captioners that take a field of the samples' JSON
@@ -175,6 +178,7 @@ class Workspace:
         chosen, work = self._with("caption", CaptionSettings, settings, options)
         check_source_name(source)
         work.pool.need_images("caption")
+        chosen = work._with_model(chosen, CAPTIONERS, "caption")
         if chosen.language:
             check_language(chosen.language)
         on_gpu = needs_gpu(chosen)
@@ -205,6 +209,7 @@ class Workspace:
                 raise UserError(
                     f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
                 )
+        chosen = work._with_model(chosen, SCORERS, "score")
         on_gpu = needs_gpu(chosen)
         work.index()
         stages = partial(score_stages, work.pool, work.store, sources, chosen)
@@ -265,6 +270,7 @@ class Workspace:
             )
         scorer = None
         if chosen.method == "cliploss":
+            chosen = work._with_model(chosen, SCORERS, "annotate")
             scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
             if scorer.encoder.name != embeddings:
                 raise UserError(
@@ -282,7 +288,7 @@ class Workspace:
         Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
         """
         from capmix.measure.measure import measure
-        from capmix.models.registry import SCORERS, is_ready
+        from capmix.models.registry import is_ready
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("measure", MeasureSettings, settings, options)
@@ -292,8 +298,9 @@ class Workspace:
         scored = [one for one in work.catalog.scored(scorer) if one in sources] if scorer else []
         encoder = None
         wants_model = bool(chosen.topics or chosen.references)
-        by_default = chosen.model == MeasureSettings().model
-        if wants_model and (not by_default or is_ready(SCORERS, chosen.model)):
+        is_demo = not chosen.model and work.pool.location == EMBEDDED and is_ready(SCORERS, MINI)
+        if wants_model and (chosen.model or is_demo):
+            chosen = work._with_model(chosen, SCORERS, "measure")
             encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder, work.engine)
 
@@ -511,6 +518,11 @@ class Workspace:
             else:
                 work = replace(work, runs=changed(work.runs, new, place))
         return chosen, work
+
+    def _with_model(self, chosen: Named, group: str, what: str) -> Named:
+        """The settings with the model that a command works with. Raises UserError without one."""
+        model = chosen_model(group, chosen.model, self.pool.location, what)
+        return chosen.model_copy(update={"model": model})
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():

@@ -17,6 +17,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage, run_one
 from capmix.errors import UserError
 from capmix.models.index import index_stages
+from capmix.models.known import CaptionModel, ScoreModel, chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
 from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
 from capmix.pool.settings import PoolSettings
@@ -34,8 +35,14 @@ WARM_UP = 8  # images before the clock starts, where the backends ask for no mor
 class PlanSettings(PoolSettings):
     """What is planned for, and how many samples are timed."""
 
-    model: str = option("mini", "Captioner, as in `capmix caption`.", group="Model")
-    scorer: str = option("mini", "Scorer, as in `capmix score`.", group="Model")
+    model: CaptionModel = option(
+        "",
+        "Captioner, as in `capmix caption` (default: `mini` for the pool `embedded`).",
+        group="Model",
+    )
+    scorer: ScoreModel = option(
+        "", "Scorer, as in `capmix score` (default: `mini` for the pool `embedded`).", group="Model"
+    )
     captions_per_image: int = option(1, "Captions per image.", group="Model", ge=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group="Model")
     samples: int = option(512, "Samples to time.", ge=1)
@@ -131,6 +138,7 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
+    settings = _with_models(settings, opened.location)
     shard = opened.shards[0]
     in_shard = sum(isinstance(sample, Sample) for sample in opened.read(shard))
     if not in_shard:
@@ -155,6 +163,13 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     images = settings.images or round(sum(one.bytes for one in opened.shards) / of_image)
     is_counted = settings.images is not None or len(opened.shards) == 1
     return CostEstimate(images, is_counted, part.limit, len(opened.shards), steps, settings)
+
+
+def _with_models(settings: PlanSettings, location: str) -> PlanSettings:
+    """Raises UserError where a model is not named."""
+    captioner = chosen_model(CAPTIONERS, settings.model, location, "plan")
+    scorer = chosen_model(SCORERS, settings.scorer, location, "plan", "--scorer")
+    return settings.model_copy(update={"model": captioner, "scorer": scorer})
 
 
 def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float) -> TimedStage:

@@ -20,13 +20,13 @@ from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
 from capmix.models.images import check_resized, decode_image
+from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
 from capmix.pool import Sample
 
 PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
-PROMPTS = {"florence2": "<CAPTION>", "paligemma": "caption en"}
-CHAT_PROMPT = "Describe this image in one sentence."
+PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
 SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
 
 
