@@ -1,5 +1,6 @@
 """Short names stand for real ids; the demo's models are used where they are asked for alone."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,4 +101,15 @@ def test_every_known_model_is_one_of_a_backend() -> None:
             about = open_clip.get_pretrained_cfg(architecture, tag)
             has = bool(open_clip.get_model_config(architecture).get("quick_gelu", False))
             assert bool(about.get("quick_gelu", False)) == has, one.name
+            assert os.path.dirname(about["hf_hub"]) == one.hub_id
+        else:
+            assert one.model.removeprefix("transformers:") == one.hub_id
     assert {one.group for one in KNOWN} == {CAPTIONERS, SCORERS}
+
+
+def test_the_page_of_the_models_is_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs/commands/models.md").read_text("utf-8")
+    for one in KNOWN:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| `{one.name}` |")]
+        about = (one.model, one.about, f"{one.gpu_gb} GB", one.licence, one.prompt or "")
+        assert all(part in line for part in about), line
