@@ -38,8 +38,8 @@ def test_rows_in_are_ok_dropped_or_failed(
         (Path(folder) / "pool/00000.tar").write_bytes(data[:cut])
         work = open_workspace(f"{folder}/pool", f"{folder}/work", max_failures=1.0)
         work.__dict__["mini_encoder"] = tower  # one load for all examples
-        work.caption("mini")
-        work.score()
+        work.caption("mini", model="mini")
+        work.score(model="mini")
         totals = set()
         for part in work.store.parts(""):
             marker = work.store.read_marker(part)

@@ -29,6 +29,8 @@ from capmix.mix.catalog import Catalog
 from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
+from capmix.models.known import MINI, chosen_model
+from capmix.models.registry import CAPTIONERS, SCORERS
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
+Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
 WORK_VARIABLE = "CAPMIX_WORK"
 LINKS = "follow_links"  # in the file about a work directory, where links are followed
 FIELD = "field:"  # captioners that take a field of the samples' JSON
@@ -261,6 +264,7 @@ class Workspace:
         chosen, work = self._with("caption", CaptionSettings, settings, options)
         check_source_name(source)
         work.pool.need_images("caption")
+        chosen = work._with_model(chosen, CAPTIONERS, "caption")
         if chosen.language:
             check_language(chosen.language)
         return chosen, work
@@ -279,6 +283,7 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = work._to_score(chosen)
+        chosen = work._with_model(chosen, SCORERS, "score")
         on_gpu = needs_gpu(chosen)
         work, selection = work.select(samples)
         stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
@@ -301,6 +306,7 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = list(chosen.sources or ()) if planned else work._to_score(chosen)
+        chosen = work._with_model(chosen, SCORERS, "score")
         return forecast_scores(work._site(samples, SCORES), sources, chosen)
 
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
@@ -379,6 +385,7 @@ class Workspace:
             )
         scorer = None
         if chosen.method == "cliploss":
+            chosen = work._with_model(chosen, SCORERS, "annotate")
             scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
             if scorer.encoder.name != embeddings:
                 raise UserError(
@@ -396,7 +403,7 @@ class Workspace:
         Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
         """
         from capmix.measure.measure import measure
-        from capmix.models.registry import SCORERS, is_ready
+        from capmix.models.registry import is_ready
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("measure", MeasureSettings, settings, options)
@@ -406,8 +413,9 @@ class Workspace:
         scored = [one for one in work.catalog.scored(scorer) if one in sources] if scorer else []
         encoder = None
         wants_model = bool(chosen.topics or chosen.references)
-        by_default = chosen.model == MeasureSettings().model
-        if wants_model and (not by_default or is_ready(SCORERS, chosen.model)):
+        is_demo = not chosen.model and work.pool.location == EMBEDDED and is_ready(SCORERS, MINI)
+        if wants_model and (chosen.model or is_demo):
+            chosen = work._with_model(chosen, SCORERS, "measure")
             encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder, work.engine)
 
@@ -639,6 +647,11 @@ class Workspace:
             else:
                 work = replace(work, runs=changed(work.runs, new, place))
         return chosen, work
+
+    def _with_model(self, chosen: Named, group: str, what: str) -> Named:
+        """The settings with the model that a command works with. Raises UserError without one."""
+        model = chosen_model(group, chosen.model, self.pool.location, what)
+        return chosen.model_copy(update={"model": model})
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():

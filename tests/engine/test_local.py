@@ -60,8 +60,8 @@ def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
     found = []
     for name, engine in (("one", EngineSettings()), ("two", EngineSettings(workers=2))):
         work = open_workspace(str(pool), str(tmp_path / name), engine=engine)
-        work.caption("mini", CaptionSettings(captions_per_image=2))
-        work.score(ScoreSettings(sources=["raw", "mini"]))
+        work.caption("mini", CaptionSettings(model="mini", captions_per_image=2))
+        work.score(ScoreSettings(model="mini", sources=["raw", "mini"]))
         found.append(files(tmp_path / name))
     assert found[0] == found[1]
 

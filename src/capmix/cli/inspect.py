@@ -1,4 +1,4 @@
-"""The commands that look: status, clean, verify, failures, report, view, plan, doctor."""
+"""The commands that look: status, clean, verify, failures, report, view, plan, models, doctor."""
 
 import logging
 import sys
@@ -177,6 +177,14 @@ def plan(
     from capmix.inspect.plan import plan as estimate
 
     show(estimate(pool, settings).lines())
+
+
+@command
+def models() -> None:
+    """List the models with short names: size, GPU, licence, and what is downloaded."""
+    from capmix.inspect.models import lines
+
+    show(lines())
 
 
 @command

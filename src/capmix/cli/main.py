@@ -72,6 +72,13 @@ COMMANDS = (
     ),
     Command(
         START,
+        "models",
+        "inspect",
+        "List the captioners and scorers with short names.",
+        "capmix models",
+    ),
+    Command(
+        START,
         "plan",
         "inspect",
         "Estimate hours, bytes and price of captioning and scoring.",
