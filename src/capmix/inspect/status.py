@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
-from capmix.settings.tables import table_lines
+from capmix.settings.tables import table_html, table_lines
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
+HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
 # By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
 # the name is the shard's, which may have slashes of its own.
 DEPTHS = {SAMPLES: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
@@ -64,12 +65,20 @@ class Status:
 
     def lines(self) -> list[str]:
         """A table for people."""
-        heads = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
-        rows = [
-            [one.stage, *(f"{getattr(one, name):,}" for name in heads[1:])] for one in self.stages
-        ]
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
-        return [*about, *table_lines(heads, rows)]
+        return [*about, *table_lines(HEADS, self._rows())]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        title = f"pool {self.pool}, {self.shards:,} shards; work {self.work}"
+        return table_html(HEADS, self._rows(), title=title)
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [one.stage, *(f"{getattr(one, name):,}" for name in HEADS[1:])] for one in self.stages
+        ]
 
 
 def status(pool: Pool, store: Store) -> Status:
