@@ -6,8 +6,9 @@ from pathlib import Path
 from samples import image_bytes, tar_bytes
 
 from capmix.caption.captioner import Caption
+from capmix.caption.fields import FIELDS
 from capmix.caption.settings import CaptionSettings
-from capmix.caption.stage import FIELDS, caption_rows
+from capmix.caption.stage import caption_rows
 from capmix.score.settings import ScoreSettings
 from capmix.storage.rows import Row, table_of
 from capmix.workspace import open_workspace

@@ -118,8 +118,8 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
     import pyarrow as pa
 
     from capmix.caption.captioners import caption_stages
+    from capmix.caption.fields import NEEDED
     from capmix.caption.settings import CaptionSettings
-    from capmix.caption.stage import FIELDS as CAPTION_FIELDS
     from capmix.storage.rows import with_columns
 
     work = opened(old)
@@ -130,7 +130,7 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
     def no_model(shard: Shard, out: PartWriter) -> None:
         raise AssertionError("captions were written again")
 
-    more = [*CAPTION_FIELDS, ("tokens", pa.int32())]
+    more = [*NEEDED, ("tokens", pa.int32())]
     newer = Stage(
         stage.name, stage.folder, stage.config, stage.inputs, no_model, stage.reads,
         defaults=stage.defaults, columns=column_names(more), upgrade=with_columns(more),

@@ -29,7 +29,8 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.pool import EMBEDDED, Pool, open_pool
-from capmix.pool.settings import OpenSettings, PoolSettings
+from capmix.pool.selection import Selection
+from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from capmix.annotate.imported import Imported
     from capmix.caption.in_memory import Image
     from capmix.evaluation.results import Evaluated
+    from capmix.inspect.forecast import Forecast, Site
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
@@ -172,26 +174,49 @@ class Workspace:
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
 
-    @with_options(CaptionSettings, EngineSettings, RunSettings)
+    def select(self, samples: SelectSettings) -> "tuple[Workspace, Selection | None]":
+        """The samples that a stage is asked to process, None for all; and the workspace with the
+        shards that hold them, listed. Of a number of samples only so many shards are listed as hold
+        them. Raises UserError where there is none."""
+        if samples == SelectSettings():
+            self.index()
+            return self, None
+        from capmix.mix.choose import Chooser, growing
+
+        chooser = Chooser(self.store, samples, lambda pool: Catalog(pool, self.store).columns(None))
+        shards = self.pool.shards
+        for some in growing(shards) if samples.limit else [shards]:
+            part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
+            part.index()
+            chooser.look_at(part.pool)
+            if chooser.is_full:
+                break
+        selection = chooser.selection()
+        pool = replace(self.pool, shards=chooser.shards(self.pool))
+        return replace(self, pool=pool, _index=_Index()), selection
+
+    @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
     def caption(
-        self, source: str, settings: CaptionSettings | None = None, **options: Any
+        self,
+        source: str,
+        settings: CaptionSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
     ) -> Counts:
-        """Write captions of every image as `source`; returns the counts of samples.
+        """Write captions of every image as `source`, or of some; returns the counts of samples.
 
         Parts that exist are kept; parts of other settings are refused unless `force`.
         """
         from capmix.caption.captioners import caption_stages, needs_gpu
-        from capmix.caption.flags import check_language
+        from capmix.caption.carried import carried
 
-        chosen, work = self._with("caption", CaptionSettings, settings, options)
-        check_source_name(source)
-        work.pool.need_images("caption")
-        if chosen.language:
-            check_language(chosen.language)
+        options, samples = _samples(options, samples)
+        chosen, work = self._captioning(source, settings, options)
         on_gpu = needs_gpu(chosen)
-        work.index()
-        stages = partial(caption_stages, work.pool, work.store, source, chosen)
-        counts = work.run(stages, protect=True, needs_gpu=on_gpu)[-1]
+        part, selection = work.select(samples)
+        stages = partial(caption_stages, part.pool, work.store, source, chosen, selection)
+        with carried(work.store, work.pool, source):
+            counts = part.run(stages, protect=True, needs_gpu=on_gpu)[-1]
         if chosen.model.startswith(FIELD) and not counts.ok:
             name = chosen.model.removeprefix(FIELD)
             raise UserError(
@@ -200,27 +225,93 @@ class Workspace:
             )
         return counts
 
-    @with_options(ScoreSettings, EngineSettings, RunSettings)
-    def score(self, settings: ScoreSettings | None = None, **options: Any) -> dict[str, Counts]:
-        """Score the texts of sources against their images (float32 cosine similarity); returns the
-        counts of texts by source."""
+    @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
+    def forecast_caption(
+        self,
+        source: str,
+        settings: CaptionSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
+    ) -> "Forecast":
+        """What `caption` with the same options would do, how long it would take and how many bytes
+        it would read and write, from timing a few images; no caption is written."""
+        from capmix.inspect.forecast import forecast_captions
+
+        options, samples = _samples(options, samples)
+        chosen, work = self._captioning(source, settings, options)
+        return forecast_captions(work._site(samples, captions_folder(source)), source, chosen)
+
+    def _captioning(
+        self, source: str, settings: CaptionSettings | None, options: Mapping[str, Any]
+    ) -> "tuple[CaptionSettings, Workspace]":
+        from capmix.caption.flags import check_language
+
+        chosen, work = self._with("caption", CaptionSettings, settings, options)
+        check_source_name(source)
+        work.pool.need_images("caption")
+        if chosen.language:
+            check_language(chosen.language)
+        return chosen, work
+
+    @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)
+    def score(
+        self,
+        settings: ScoreSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
+    ) -> dict[str, Counts]:
+        """Score the texts of sources, of all samples or some, against their images (float32 cosine
+        similarity); returns the counts of texts by source."""
         from capmix.score.scorers import needs_gpu, score_stages
 
+        options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
-        work.pool.need_images("score")
-        have = work.sources()
-        sources = chosen.sources or have
-        for source in sources:
+        sources = work._to_score(chosen)
+        on_gpu = needs_gpu(chosen)
+        work, selection = work.select(samples)
+        stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
+        counts = work.run(stages, needs_gpu=on_gpu)
+        return dict(zip(sources, counts[-len(sources) :], strict=True))
+
+    @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)
+    def forecast_score(
+        self,
+        settings: ScoreSettings | None = None,
+        samples: SelectSettings | None = None,
+        planned: bool = False,
+        **options: Any,
+    ) -> "Forecast":
+        """What `score` with the same options would do, how long it would take and how many bytes it
+        would read and write, from timing a few images; no score is written. With `planned`, the
+        sources need not exist yet."""
+        from capmix.inspect.forecast import forecast_scores
+
+        options, samples = _samples(options, samples)
+        chosen, work = self._with("score", ScoreSettings, settings, options)
+        sources = list(chosen.sources or ()) if planned else work._to_score(chosen)
+        return forecast_scores(work._site(samples, SCORES), sources, chosen)
+
+    def _to_score(self, chosen: ScoreSettings) -> list[str]:
+        """The sources whose texts are to be scored. Raises UserError for one that is not there."""
+        self.pool.need_images("score")
+        have = self.sources()
+        for source in chosen.sources or ():
             if source not in have:
                 hint = did_you_mean(source, have)
                 raise UserError(
                     f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
                 )
-        on_gpu = needs_gpu(chosen)
-        work.index()
-        stages = partial(score_stages, work.pool, work.store, sources, chosen)
-        counts = work.run(stages, needs_gpu=on_gpu)
-        return dict(zip(sources, counts[-len(sources) :], strict=True))
+        return list(chosen.sources or have)
+
+    def _site(self, samples: SelectSettings, folder: str) -> "Site":
+        """Where a stage that writes to `folder` would work. Samples are listed where some are
+        selected or parts exist: a new pool may be large."""
+        from capmix.inspect.forecast import Site
+
+        work, selection = self, None
+        if samples != SelectSettings() or self.store.parts(folder):
+            work, selection = self.select(samples)
+        return Site(work.pool, work.store, selection, work.engine, work.runs)
 
     @with_options(ImportSettings, RunSettings)
     def import_captions(
@@ -482,7 +573,8 @@ class Workspace:
         where: str | None = None,
         limit: int | None = None,
     ) -> pa.RecordBatchReader:
-        """The rows of `table` as a stream of record batches, one per shard."""
+        """The rows of `table` as a stream of record batches, one per shard. With `where`, the keys
+        of the samples for which it holds are in memory too."""
         from capmix.inspect.table import TableRequest, read_batches
 
         asked = TableRequest(sources, columns, scorer, shards, where, limit)
@@ -886,6 +978,16 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
         chosen.device,
         chosen.dtype,
     )
+
+
+def _samples(
+    options: Mapping[str, Any], given: SelectSettings | None
+) -> tuple[dict[str, Any], SelectSettings]:
+    """The other options, and those that select samples, over what was `given`."""
+    names = options_of(SelectSettings)
+    ours = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    return others, changed(given or SelectSettings(), ours, "select")
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:

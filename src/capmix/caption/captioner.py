@@ -47,6 +47,7 @@ class ImageCaptioner(Protocol):
     """Writes captions from images. Its promise about caption k is the Captioner's.
 
     `batch_size` images are captioned at once; `workers` threads run `prepare` ahead of the model.
+    A captioner that asks a server in `prepare` may have `prepare(sample, first=0)`.
     """
 
     settings: dict[str, Any]
@@ -58,7 +59,12 @@ class ImageCaptioner(Protocol):
         ...
 
     def caption(
-        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """The captions of N prepared images, K each. A failing batch is tried again in halves."""
+        """The captions of N prepared images, K each. A failing batch is tried again in halves.
+
+        `uids` key the draws: the samples' uids, or a digest of the image where the pool has no uid
+        of its own (Sample.draw_name). Where captions exist, those from number `first` on, K - first
+        each; a captioner without that parameter writes all K again.
+        """
         ...

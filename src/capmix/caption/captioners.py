@@ -9,6 +9,7 @@ from capmix.engine.stage import Stage
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import CAPTIONERS, find_backend, make_backend, require_members
 from capmix.pool import Pool
+from capmix.pool.selection import Selection
 from capmix.storage.store import Store
 
 MEMBERS = ("settings", "caption")
@@ -33,11 +34,19 @@ def make_captioner(settings: CaptionSettings, source: str) -> Any:
     return made
 
 
-def caption_stages(pool: Pool, store: Store, source: str, settings: CaptionSettings) -> list[Stage]:
-    """The stages of one source, with the model loaded. See CaptionSettings for its names."""
-    captioner = make_captioner(settings, source)
+def caption_stages(
+    pool: Pool,
+    store: Store,
+    source: str,
+    settings: CaptionSettings,
+    selection: Selection | None = None,
+    captioner: Any = None,
+) -> list[Stage]:
+    """The stages of one source, with the model loaded, unless it is given. See CaptionSettings for
+    its names."""
+    captioner = captioner or make_captioner(settings, source)
     language, timeout = settings.language, settings.batch_timeout
     if hasattr(captioner, "encoder"):
         images = embed_stage(pool, captioner.encoder, batch_timeout=timeout)
-        return [images, caption_stage(store, captioner, source, language)]
-    return [image_caption_stage(pool, captioner, source, language, timeout)]
+        return [images, caption_stage(store, captioner, source, language, selection)]
+    return [image_caption_stage(pool, captioner, source, language, timeout, selection, store)]

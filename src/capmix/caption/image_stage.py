@@ -1,18 +1,36 @@
 """Caption a shard from its images: decoded in threads ahead of the model, captioned in batches."""
 
-from collections.abc import Sequence
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
-from capmix.caption.stage import DEFAULTS, FIELDS, asked_language, caption_rows, count_row
+from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
+from capmix.caption.reuse import CaptionReuse, image_hash
+from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.pool.selection import Selection
 from capmix.storage.layout import captions_folder
 from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
+from capmix.storage.store import Store
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """An image that is prepared for the model: the captions that it has already, and the name that
+    draws are keyed by."""
+
+    prepared: Any
+    kept: list[Caption]
+    draw_name: str
+    image: int
 
 
 def image_caption_stage(
@@ -21,37 +39,38 @@ def image_caption_stage(
     source: str,
     language: str | None = None,
     batch_timeout: float = BATCH_TIMEOUT,
+    selection: Selection | None = None,
+    store: Store | None = None,
 ) -> Stage:
     """The stage in which `captioner` writes the captions of `source` from the pool's images.
 
-    A batch may take `batch_timeout` seconds; see Batches for what becomes of one that fails.
+    A batch may take `batch_timeout` seconds; see Batches for what becomes of one that fails. Of
+    the samples that are not selected no image is read. With `store`, captions of images that did
+    not change are kept (reuse.py); a selection needs it.
     """
     prompt = captioner.settings.get("prompt")
     batches = Batches(batch_timeout)
+    model = _by_first(captioner, source)
 
-    def model(items: Sequence[tuple[Row, Any]]) -> list[list[Caption]]:
-        uids = [row.uid or "" for row, _ in items]
-        return captioner.caption([prepared for _, prepared in items], uids, source)
+    def inputs(shard: Shard) -> dict[str, str]:
+        return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: list[Row] = []
-        ahead = captioner.batch_size * BATCHES_AHEAD
         samples = prefetched(
-            pool.read(shard, out.keys),
-            lambda sample: _prepare(captioner, sample),
+            _to_do(pool, shard, out),
+            lambda sample: _prepare(captioner, sample, out.kept),
             captioner.workers,
-            ahead,
+            captioner.batch_size * BATCHES_AHEAD,
         )
         for batch in batched(samples, captioner.batch_size):
             out.count_in(len(batch))
             ready = [_ready(sample, finished) for sample, finished in batch]
-            good = [(row, prepared) for row, prepared in ready if row.reason is None]
+            good = [one for _, one in ready if one is not None]
             with out.busy.working(len(good)):
-                found = batches.run(model, good)
-            captions = iter(found)
-            for row, _ in ready:
-                result = row if row.reason else next(captions)
-                made = [row] if row.reason else _rows(row, result, prompt, language)
+                found = iter(batches.run(model, good))
+            for row, one in ready:
+                made = [row] if one is None else _rows(row, one, next(found), prompt, language)
                 rows += made
                 count_row(out, made[-1])
         out.write_table(table_of(rows, FIELDS))
@@ -62,21 +81,70 @@ def image_caption_stage(
         f"caption {source}",
         folder,
         config,
-        pool_inputs,
+        inputs,
         run_shard,
         by_sample=True,
         defaults=DEFAULTS,
-        columns=column_names(FIELDS),
+        columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
+        reuse=CaptionReuse(store, pool, source, config, selection) if store else None,
     )
 
 
-def _prepare(captioner: ImageCaptioner, sample: Sample | BadSample) -> Any:
-    return captioner.prepare(sample) if isinstance(sample, Sample) else None
+def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
+    """The samples that are asked for."""
+    if out.keys is not None and not out.keys:
+        return
+    for sample in pool.read(shard, out.keys):
+        if isinstance(sample, Sample) or not out.is_known_bad(sample.key, sample.reason):
+            yield sample
 
 
-def _ready(sample: Sample | BadSample, finished: Finished[Any]) -> tuple[Row, Any]:
+def _by_first(
+    captioner: ImageCaptioner, source: str
+) -> Callable[[Sequence[_Ready]], list[list[Caption]]]:
+    """The model as a function of a batch, whose images may have different numbers of captions
+    already; each gets those that it lacks."""
+    takes_first = _takes_first(captioner.caption)
+
+    def model(items: Sequence[_Ready]) -> list[list[Caption]]:
+        found: list[list[Caption]] = [[] for _ in items]
+        for first in sorted({len(one.kept) for one in items}):
+            places = [place for place, one in enumerate(items) if len(one.kept) == first]
+            prepared = [items[place].prepared for place in places]
+            names = [items[place].draw_name for place in places]
+            if first and takes_first:
+                made = captioner.caption(prepared, names, source, first=first)
+            else:
+                made = [one[first:] for one in captioner.caption(prepared, names, source)]
+            for place, captions in zip(places, made, strict=True):
+                found[place] = captions
+        return found
+
+    return model
+
+
+def _takes_first(method: Callable[..., Any]) -> bool:
+    return "first" in inspect.signature(method).parameters
+
+
+def _prepare(
+    captioner: ImageCaptioner, sample: Sample | BadSample, kept: Mapping[str, list[Caption]]
+) -> _Ready | None:
+    if isinstance(sample, BadSample):
+        return None
+    captions = kept.get(sample.key, [])
+    image = image_hash(hashlib.sha256(sample.image).hexdigest())
+    asked: dict[str, Any] = {}
+    if captions and _takes_first(captioner.prepare):
+        asked["first"] = len(captions)
+    return _Ready(captioner.prepare(sample, **asked), captions, sample.draw_name, image)
+
+
+def _ready(
+    sample: Sample | BadSample, finished: Finished[_Ready | None]
+) -> tuple[Row, _Ready | None]:
     """The sample's row so far, and what is prepared for the model where it is ok."""
     if isinstance(sample, BadSample):
         return bad_row(sample), None
@@ -86,7 +154,10 @@ def _ready(sample: Sample | BadSample, finished: Finished[Any]) -> tuple[Row, An
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
 
 
-def _rows(row: Row, found: Any, prompt: str | None, language: str | None) -> list[Row]:
-    if isinstance(found, SampleError):
-        return [Row(row.uid, row.key, FAILED, found.reason, str(found))]
-    return caption_rows(row, found, prompt, language)
+def _rows(row: Row, one: _Ready, found: Any, prompt: str | None, language: str | None) -> list[Row]:
+    if not isinstance(found, SampleError):
+        return caption_rows(row, [*one.kept, *found], prompt, language, one.image)
+    failed = Row(row.uid, row.key, FAILED, found.reason, str(found))
+    if not any(caption.text for caption in one.kept):
+        return [failed]
+    return [*caption_rows(row, one.kept, prompt, language, one.image), failed]

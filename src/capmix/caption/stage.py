@@ -1,45 +1,44 @@
 """Caption a shard: writes `captions/<source>/<shard>.parquet`, one row per sample and caption.
 
-Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`, and `flags`, a
-list of what is wrong with the caption (see flags.py).
+Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`, `flags`, a list of
+what is wrong with the caption (see flags.py), and `image_hash`, the first 64 bits of the sha256 of
+the image, null where the captioner saw an embedding.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 
 from capmix.caption.captioner import Caption, Captioner
+from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.flags import caption_flags
-from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import read_embeddings
 from capmix.pool import Shard
-from capmix.settings.base import defaults_of
+from capmix.pool.selection import NOT_SELECTED, WHY_NOT, Selection
 from capmix.storage.layout import captions_folder, embeddings_folder
 from capmix.storage.rows import DROPPED, OK, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
-FIELDS = [
-    ("k", pa.int32()),
-    ("text", pa.string()),
-    ("finish", pa.string()),
-    ("flags", pa.list_(pa.string())),
-]
-DEFAULTS = defaults_of(CaptionSettings)
-
 
 def caption_stage(
-    store: Store, captioner: Captioner, source: str, language: str | None = None
+    store: Store,
+    captioner: Captioner,
+    source: str,
+    language: str | None = None,
+    selection: Selection | None = None,
 ) -> Stage:
     """The stage in which `captioner` writes the captions of `source` from saved embeddings."""
     folder = embeddings_folder(captioner.encoder.name)
 
     def inputs(shard: Shard) -> dict[str, str]:
-        return {folder: store.fingerprint(f"{folder}/{shard.name}")}
+        known = {folder: store.fingerprint(f"{folder}/{shard.name}")}
+        return known | (selection.inputs(shard.name) if selection else {})
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         samples, embeddings = read_embeddings(store, f"{folder}/{shard.name}")
+        samples, embeddings = _selected(samples, embeddings, shard, selection)
         good = [row.uid or "" for row in samples if row.status == OK]
         size = captioner.encoder.batch_size * 8
         captions: list[list[Caption]] = []
@@ -52,10 +51,9 @@ def caption_stage(
             out.count_in()
             if row.status == OK:
                 rows += caption_rows(row, next(written), None, language)
-                count_row(out, rows[-1])
             else:
                 rows.append(row)
-                out.count_failed(row.reason or "")
+            count_row(out, rows[-1])
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
@@ -67,7 +65,7 @@ def caption_stage(
         run_shard,
         (folder,),
         defaults=DEFAULTS,
-        columns=column_names(FIELDS),
+        columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
     )
@@ -78,10 +76,35 @@ def asked_language(language: str | None) -> dict[str, str]:
     return {"language": language} if language else {}
 
 
+def _selected(
+    samples: list[Row], embeddings: np.ndarray, shard: Shard, selection: Selection | None
+) -> tuple[list[Row], np.ndarray]:
+    """The samples, those that are not selected dropped, and the embeddings of those that are ok."""
+    if selection is None or not selection.fingerprint(shard.name):
+        return samples, embeddings
+    chosen = selection.rows(shard.name, len(samples)).tolist()
+    kept = [one for row, one in zip(samples, chosen, strict=True) if row.status == OK]
+    found = [
+        row if one or row.status != OK else not_selected(row.uid, row.key)
+        for row, one in zip(samples, chosen, strict=True)
+    ]
+    return found, embeddings[np.array(kept, bool)]
+
+
+def not_selected(uid: str | None, key: str) -> Row:
+    """The row of a sample that was not asked for."""
+    return Row(uid, key, DROPPED, NOT_SELECTED, WHY_NOT)
+
+
 def caption_rows(
-    row: Row, captions: list[Caption], prompt: str | None = None, language: str | None = None
+    row: Row,
+    captions: list[Caption],
+    prompt: str | None = None,
+    language: str | None = None,
+    image: int | None = None,
 ) -> list[Row]:
     """A row for each caption of the sample that `row` names; one dropped row if all are empty.
+    `image` is the image's hash.
 
     What no encoding can hold, a lone half of a surrogate pair, becomes "?".
     """
@@ -90,7 +113,7 @@ def caption_rows(
         if caption.text:
             text = caption.text.encode("utf-8", "replace").decode("utf-8")
             flags = caption_flags(text, caption.finish, prompt, language)
-            kept.append(Row(row.uid, row.key, values=(k, text, caption.finish, flags)))
+            kept.append(Row(row.uid, row.key, values=(k, text, caption.finish, flags, image)))
     return kept or [Row(row.uid, row.key, DROPPED, "empty_caption", "the caption is empty")]
 
 

@@ -17,10 +17,11 @@ from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from capmix.cli.groups import OWN
+from capmix.pool.settings import SAMPLES
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
 # In this order on the page; others come between the two.
-FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule")
+FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", "Samples")
 LAST_GROUPS = ("Hardware", "Logging", "Resume and failures")
 
 
@@ -134,6 +135,17 @@ def group_named(name: str) -> Group:
     places = {one: order for order, one in enumerate(FIRST_GROUPS)}
     places |= {one: 100 + order for order, one in enumerate(LAST_GROUPS)}
     return Group(name, sort_key=places.get(name, 50))
+
+
+DryRun = Annotated[
+    bool,
+    Parameter(
+        help="Print what would be processed, how long and how many bytes; process nothing.",
+        group=group_named(SAMPLES),
+        negative="",
+        show_default=False,
+    ),
+]
 
 
 def _annotation(field: FieldInfo, repeats: bool) -> Any:

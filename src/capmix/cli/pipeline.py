@@ -4,10 +4,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from capmix.cli.options import command, only
+from capmix.cli.options import DryRun, command, only
 from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
+from capmix.pool.settings import SelectSettings
 
 
 @command
@@ -22,6 +23,8 @@ def run(
         bool,
         Parameter(help="Print the JSON Schema of pipeline files.", negative="", show_default=False),
     ] = False,
+    samples: SelectSettings,
+    dry_run: DryRun = False,
     runs: Annotated[RunSettings, only("force", "retry_failed")],
 ) -> None:
     """Run the stages of a pipeline file; finished stages are skipped, interrupted ones resume."""
@@ -34,7 +37,7 @@ def run(
         return
     if pipeline is None:
         raise UserError("run: name a pipeline file, such as examples/pool.yaml")
-    _run_file(pipeline, work, runs)
+    _run_file(pipeline, work, runs, samples, dry_run)
 
 
 @command
@@ -47,13 +50,22 @@ def demo(
     """Run the whole loop on the embedded pool and models: no GPU, no network."""
     from capmix.pipeline.run import demo_file
 
-    _run_file(demo_file(), work, RunSettings())
+    _run_file(demo_file(), work, RunSettings(), SelectSettings())
 
 
-def _run_file(path: str, work: str | None, runs: RunSettings) -> None:
+def _run_file(
+    path: str,
+    work: str | None,
+    runs: RunSettings,
+    samples: SelectSettings,
+    dry_run: bool = False,
+) -> None:
     from capmix.pipeline.config import load_pipeline
-    from capmix.pipeline.run import run_pipeline
+    from capmix.pipeline.run import forecast_pipeline, run_pipeline
 
     pipeline = load_pipeline(path, **({"work": work} if work else {}))
-    found = run_pipeline(pipeline, runs)
+    if dry_run:
+        show(forecast_pipeline(pipeline, runs, samples))
+        return
+    found = run_pipeline(pipeline, runs, samples)
     show([*found.lines, *(f"report: {page}" for page in found.reports)])

@@ -6,13 +6,13 @@ from cyclopts import Parameter
 
 from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
-from capmix.cli.options import Pool, Work, command, group_named, only
+from capmix.cli.options import DryRun, Pool, Work, command, group_named, only
 from capmix.cli.output import show
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.settings import MixSettings
-from capmix.pool.settings import OpenSettings
+from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.values import split_pairs
 from capmix.workspace import Workspace, open_workspace
@@ -43,11 +43,17 @@ def caption(
     reading: OpenSettings,
     source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
     settings: CaptionSettings,
+    samples: SelectSettings,
+    dry_run: DryRun = False,
     engine: EngineSettings,
     runs: RunSettings,
 ) -> None:
-    """Write captions for every image of a pool."""
-    open_place(pool, work, reading, runs, engine).caption(source, settings)
+    """Write captions for every image of a pool, or for some."""
+    opened = open_place(pool, work, reading, runs, engine)
+    if dry_run:
+        show(opened.forecast_caption(source, settings, samples).lines())
+    else:
+        opened.caption(source, settings, samples)
 
 
 @command
@@ -57,11 +63,17 @@ def score(
     work: Work = None,
     reading: OpenSettings,
     settings: ScoreSettings,
+    samples: SelectSettings,
+    dry_run: DryRun = False,
     engine: EngineSettings,
     runs: BudgetAndRetry,
 ) -> None:
     """Compute the image-text similarity of the texts of some sources."""
-    open_place(pool, work, reading, runs, engine).score(settings)
+    opened = open_place(pool, work, reading, runs, engine)
+    if dry_run:
+        show(opened.forecast_score(settings, samples).lines())
+    else:
+        opened.score(settings, samples)
 
 
 @command

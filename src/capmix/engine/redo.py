@@ -1,13 +1,15 @@
-"""Make again the samples of a part that failed, and leave all its other rows as they are."""
+"""Make some samples of a part, and leave all its other rows as they are."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.storage.marker import Counts, Marker
+from capmix.pool import Shard
+from capmix.storage.marker import Counts
 from capmix.storage.rows import FAILED
 from capmix.storage.store import Store
 
@@ -28,11 +30,20 @@ def may_pass(reasons: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Redo:
-    """The part as it is, and the keys of its samples that are to be made again."""
+    """A part of which the samples with `keys` are made, and the others stay.
+
+    `table` is the whole part, where rows with these keys stand for those that replace them. The
+    samples that stay are `rows_in` many, with `counts`. `kept` is what a stage has already of a
+    sample that it makes. `known_bad` are (key, reason) of samples that the pool has broken, which
+    the table has and the stage need not count again.
+    """
 
     table: pa.Table
-    marker: Marker
     keys: frozenset[str]
+    rows_in: int
+    counts: Counts
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    known_bad: frozenset[tuple[str, str]] = frozenset()
 
     @classmethod
     def of(cls, store: Store, part: str) -> "Redo | None":
@@ -45,13 +56,17 @@ class Redo:
         if pc.any(pc.is_in(failed["reason"], pa.array(OF_FILES))).as_py():
             return None
         failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(LASTING))))
-        known = set(failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist())
-        if known & set(table.filter(pc.is_null(table["uid"]))["key"].to_pylist()):
+        keys = frozenset(failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist())
+        if keys & set(table.filter(pc.is_null(table["uid"]))["key"].to_pylist()):
             return None  # two samples have that key, one of which the pool has broken
-        return cls(table, marker, frozenset(known))
+        is_made = pc.is_in(table["key"], pa.array(sorted(keys), pa.string()))
+        before = Counter(table.filter(is_made)["reason"].to_pylist())
+        old = marker.counts
+        counts = Counts(old.ok, old.dropped.copy(), old.failed - before)
+        return cls(table, keys, marker.rows_in - len(keys), counts)
 
     def merged(self, new: pa.Table) -> pa.Table:
-        """The part with the new rows of each sample in the place of its old one.
+        """The part with the new rows of each sample in the place of its old ones.
 
         Raises OSError where the shard could not be read to its end.
         """
@@ -64,18 +79,34 @@ class Redo:
             why = [text for text in new["detail"].to_pylist() if text] or ["it is not there"]
             raise OSError(f"{which} could not be read again: {why[-1]}")
         order: list[int] = []
-        for number, key in enumerate(self.table["key"].to_pylist()):
-            order += places[key] if key in self.keys else [number]
-        old = self.table.select(new.column_names).cast(
-            new.schema
-        )  # parquet has names of its own within lists
+        uids, keys = self.table["uid"].to_pylist(), self.table["key"].to_pylist()
+        for number, (uid, key) in enumerate(zip(uids, keys, strict=True)):
+            if uid is None or key not in self.keys:
+                order.append(number)
+            else:
+                order += places.pop(key, [])
+        # Parquet has names of its own within lists.
+        old = self.table.select(new.column_names).cast(new.schema)
         return pa.concat_tables([old, new]).take(pa.array(order, pa.int64()))
 
-    def counts(self, rows_in: int, new: Counts) -> tuple[int, Counts]:
+    def totals(self, rows_in: int, new: Counts) -> tuple[int, Counts]:
         """Rows in, and counts, of the merged part; `rows_in` and `new` are of the samples made."""
-        is_made = pc.is_in(self.table["key"], pa.array(sorted(self.keys), pa.string()))
-        before = Counter(self.table.filter(is_made)["reason"].to_pylist())
-        old = self.marker.counts
-        counts = Counts(old.ok, old.dropped.copy(), old.failed - before)
+        counts = Counts(self.counts.ok, self.counts.dropped.copy(), self.counts.failed.copy())
         counts.add(new)
-        return self.marker.rows_in - len(self.keys) + rows_in, counts
+        return self.rows_in + rows_in, counts
+
+
+class Reuse(Protocol):
+    """What a stage keeps of parts that were made from other inputs, or of a part of a shard."""
+
+    def keeps(self, config: Mapping[str, Any]) -> bool:
+        """Whether rows that were made with these settings can stay."""
+        ...
+
+    def suffices(self, shard: Shard) -> bool:
+        """Whether a part has all that is asked for, though it is not the one that would be made."""
+        ...
+
+    def redo(self, shard: Shard) -> Redo | None:
+        """What stays of a shard, and what is to be made; None where all of it is."""
+        ...

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.engine.busy import Busy
-from capmix.engine.redo import Redo
+from capmix.engine.redo import Redo, Reuse
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.compare import changes
@@ -29,13 +29,15 @@ TOLD_EVERY = 0.2  # seconds
 class PartWriter:
     """Where a stage puts one shard's part, and where it counts every row in and out.
 
-    `keys` are those of the samples that are asked for; None stands for all of the shard.
-    `busy` is where a stage notes what its model does, `draft` where files of other kinds go.
+    `keys` are those of the samples that are asked for; None stands for all of the shard. `kept` is
+    what the stage has of some of them already, by key. `busy` is where a stage notes what its
+    model does, `draft` where files of other kinds go.
     """
 
     def __init__(self, draft: Draft, on_count: OnCount, redo: Redo | None = None):
         self.draft, self.part = draft, draft.part
         self.keys = None if redo is None else redo.keys
+        self.kept: Mapping[str, Any] = {} if redo is None else redo.kept
         self.rows_in = 0
         self.busy = Busy()
         self.columns: tuple[str, ...] = ()
@@ -44,6 +46,10 @@ class PartWriter:
         self._on_count = on_count
         self._counts, self._untold = Counts(), Counts()
         self._told_at = time.monotonic()
+
+    def is_known_bad(self, key: str, reason: str) -> bool:
+        """Whether the part has the row of this broken sample already."""
+        return self._redo is not None and (key, reason) in self._redo.known_bad
 
     def count_in(self, rows: int = 1) -> None:
         self.rows_in += rows
@@ -93,7 +99,8 @@ class Stage:
     `folder` is where its parts lie in the work directory, `inputs` names what a shard's part is
     made from (name -> fingerprint), `config` is every setting that its content depends on. `reads`
     are the folders whose fingerprints `inputs` gives. With `by_sample`, run_shard heeds the `keys`
-    of the writer. `of_samples` says that a part counts one row for each sample of its shard.
+    of the writer, and `reuse` says what of earlier parts stays. `of_samples` says that a part
+    counts one row for each sample of its shard.
 
     `defaults` are those of settings in `config`, which count as absent where they are at them.
     `columns` are those of the part's table; a part of an older capmix that lacks some is made
@@ -114,6 +121,7 @@ class Stage:
     upgrade: Callable[[pa.Table], pa.Table] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     after: Callable[[Shard], None] | None = None
+    reuse: Reuse | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)
@@ -142,7 +150,9 @@ def missing(stage: Stage, shards: Iterable[Shard], store: Store) -> list[Shard]:
 def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
     """Whether the part of a shard needs no work."""
     known = stage.inputs(shard), stage.config, stage.defaults
-    return store.is_done(stage.part(shard), *known, stage.columns)
+    if store.is_done(stage.part(shard), *known, stage.columns):
+        return True
+    return stage.reuse is not None and stage.reuse.suffices(shard)
 
 
 def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
@@ -177,7 +187,7 @@ def run_one(
     part = stage.part(shard)
 
     def is_made() -> bool:
-        return store.is_done(part, inputs, stage.config, stage.defaults, stage.columns)
+        return is_done(stage, shard, store)
 
     if not is_made() and _upgraded(stage, shard, store) and not retry:
         return PartOutcome(seconds=time.monotonic() - started)
@@ -185,6 +195,8 @@ def run_one(
     redo = Redo.of(store, part) if is_again and stage.by_sample else None
     if redo is not None and not redo.keys:
         return PartOutcome()
+    if not is_again and stage.reuse is not None:
+        redo = stage.reuse.redo(shard)
     with store.draft(part) as draft:
         if not is_again and is_made():  # by another run: texts that were read already stay
             return PartOutcome(seconds=time.monotonic() - started)
@@ -192,7 +204,7 @@ def run_one(
         stage.run_shard(shard, writer)
         rows_in, counts = writer.rows_in, writer.counts
         if redo is not None:
-            rows_in, counts = redo.counts(writer.rows_in, writer.counts)
+            rows_in, counts = redo.totals(writer.rows_in, writer.counts)
         if changed := [name for name, one in stage.inputs(shard).items() if inputs[name] != one]:
             raise OSError(f"{changed[0]} was written again while {stage.name} read it")
         marker = Marker(
@@ -224,7 +236,7 @@ def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -
             if marker is None or store.is_gone(stage.part(shard), marker):
                 continue
             changed = changes(marker.config, stage.config, stage.defaults)
-            if changed:
+            if changed and not (stage.reuse and stage.reuse.keeps(marker.config)):
                 raise UserError(
                     f"{store.path(stage.folder)} was made with other settings "
                     f"({'; '.join(changed)}). Choose another name or work directory, or pass "

@@ -7,18 +7,16 @@ rest is arithmetic (docs/scale.md):
     price = worker-hours x price of a worker for an hour
 """
 
-import tempfile
-from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from capmix.caption.captioners import caption_stages
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.stage import Stage, run_one
+from capmix.engine.stage import Stage
 from capmix.errors import UserError
+from capmix.inspect.timing import TimedStage, size_text, time_stages
 from capmix.models.index import index_stages
 from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
-from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
+from capmix.pool import Pool, open_pool
 from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
@@ -27,7 +25,6 @@ from capmix.settings.tables import table_lines
 from capmix.storage.store import Store
 
 SOURCE = "planned"
-WARM = "warm-up"
 WARM_UP = 8  # images before the clock starts, where the backends ask for no more (`warm_up`)
 
 
@@ -57,16 +54,6 @@ class PlanSettings(PoolSettings):
 
 
 @dataclass(frozen=True)
-class TimedStage:
-    """One stage as it was timed: images/s of one worker, and bytes read and written an image."""
-
-    name: str
-    rate: float
-    read: float
-    written: float
-
-
-@dataclass(frozen=True)
 class CostEstimate:
     """What a pool will take: `images` times what each step takes for one.
 
@@ -93,11 +80,11 @@ class CostEstimate:
         rows = []
         for step in self.steps:
             hours = self.images / step.rate / 3600
-            sizes = _size(step.read * self.images), _size(step.written * self.images)
+            sizes = size_text(step.read * self.images), size_text(step.written * self.images)
             rows.append([step.name, f"{step.rate:,.1f}", f"{hours:,.1f}", *sizes])
         read = sum(step.read for step in self.steps) * self.images
         written = sum(step.written for step in self.steps) * self.images
-        total = f"{self.hours:,.1f}", _size(read), _size(written)
+        total = f"{self.hours:,.1f}", size_text(read), size_text(written)
         rows.append(["together, on one worker", "", *total])
         table = table_lines(["stage", "images/s", "hours", "read", "written"], rows)
         found = [f"{about}; timed on {self.timed}", *table]
@@ -109,20 +96,6 @@ class CostEstimate:
         return found
 
 
-@dataclass(frozen=True)
-class _FirstSamples(Pool):
-    """A pool of one shard that ends after so many samples; and the same as a shard to warm up."""
-
-    limit: int = 0
-    warm_up: int = WARM_UP
-
-    def read(
-        self, shard: Shard, keys: Container[str] | None = None
-    ) -> Iterator[Sample | BadSample]:
-        limit = self.warm_up if shard.name == WARM else self.limit
-        return islice(super().read(shard, keys), limit)
-
-
 def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     """Time the listing, captioning, and scoring of raw texts and captions.
 
@@ -131,54 +104,17 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
-    shard = opened.shards[0]
-    in_shard = sum(isinstance(sample, Sample) for sample in opened.read(shard))
-    if not in_shard:
-        raise UserError(f"plan: no sample in shard {shard.name}, the first of {pool}, can be read")
-    files = {shard.name: opened.files[shard.name], WARM: opened.files[shard.name]}
-    known = opened.location, [shard], opened.fs, opened.root, files, opened.sidecars
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
-    limit = min(settings.samples, in_shard)
-    links = opened.follow_links
-    part = _FirstSamples(*known, follow_links=links, limit=limit, warm_up=warm_up)
-    of_image = shard.bytes / in_shard
-    with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
-        store = Store(scratch)
+
+    def stages_of(part: Pool, store: Store) -> list[Stage]:
         stages = index_stages(part) + caption_stages(part, store, SOURCE, settings.captions)
         names = [stage.name for stage in stages]
         scoring = score_stages(part, store, ["raw", SOURCE], settings.scores)
-        stages += [stage for stage in scoring if stage.name not in names]
-        for stage in stages:
-            run_one(stage, Shard(WARM, ""), store, lambda _: None)
-        steps = [_time(stage, shard, store, part.limit, of_image) for stage in stages]
-    images = settings.images or round(sum(one.bytes for one in opened.shards) / of_image)
+        return stages + [stage for stage in scoring if stage.name not in names]
+
+    timed = time_stages(opened, opened.shards[0], stages_of, settings.samples, warm_up)
+    images = settings.images or round(sum(one.bytes for one in opened.shards) / timed.of_image)
     is_counted = settings.images is not None or len(opened.shards) == 1
-    return CostEstimate(images, is_counted, part.limit, len(opened.shards), steps, settings)
-
-
-def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float) -> TimedStage:
-    """Of a stage that may have several rows an image."""
-    outcome = run_one(stage, shard, store, lambda _: None)
-    marker = store.read_marker(stage.part(shard))
-    assert marker is not None
-    read = sum(_bytes(store, f"{folder}/{shard.name}") for folder in stage.reads) / images
-    if "pool" in marker.inputs:
-        read += of_image
-    rate = images / max(outcome.seconds, 1e-9)
-    return TimedStage(stage.name, rate, read, _bytes(store, stage.part(shard)) / images)
-
-
-def _bytes(store: Store, part: str) -> int:
-    """Of a part's files and its marker."""
-    marker = store.read_marker(part)
-    return 0 if marker is None else marker.bytes + len(store.read_marker_bytes(part))
-
-
-def _size(count: float) -> str:
-    """Bytes for people, in powers of 1,000, as storage is priced."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"
+    shards = len(opened.shards)
+    return CostEstimate(images, is_counted, timed.images, shards, timed.stages, settings)

@@ -19,7 +19,7 @@ from capmix.inspect.table import (
     TableRequest,
     chosen_shards,
     growing,
-    of_shards,
+    has_threshold,
     read_batches,
 )
 from capmix.mix.catalog import Catalog
@@ -129,7 +129,8 @@ def show(
         drawn = _OfSubset(of_pool, SubsetRows.pinned(catalog.store, subset))
     order = sorted(drawn.ready(shards), key=lambda shard: _digest(f"show/{seed}/{shard.name}"))
     found: list[ShownSample] = []
-    for group in growing(order, AT_FIRST):
+    is_of_pool = asked.where is not None and has_threshold(asked.where)
+    for group in [order] if is_of_pool else growing(order, AT_FIRST):
         found = nsmallest(n, [*found, *drawn.samples(group)], key=drawn.draw)
         if len(found) == n:
             break
@@ -173,7 +174,7 @@ class _OfPool:
 
     def rows(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         asked = replace(self.asked, columns=())
-        for batch in read_batches(of_shards(self.catalog, shards), asked, self.index):
+        for batch in read_batches(self.catalog, asked, self.index, shards):
             yield from pa.Table.from_batches([batch]).to_pylist()
 
     @property

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
+from capmix.pool.selection import SELECTED
 from capmix.settings.tables import table_html, table_lines
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
 from capmix.storage.marker import Marker
@@ -163,6 +164,8 @@ def _is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
     """Whether an input is another one now: the pool's shard, or the part of another stage, which
     is named by its folder or in full."""
     for name, made_from in marker.inputs.items():
+        if name == SELECTED:
+            continue
         if name == "pool":
             now = shard.fingerprint
         else:

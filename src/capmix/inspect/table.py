@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
-from capmix.mix.columns import Column
-from capmix.mix.condition import Condition
+from capmix.mix.columns import Column, one_array
+from capmix.mix.expression import parse
+from capmix.mix.select import matching
 from capmix.mix.table import table_batches, table_columns
 from capmix.pool import Pool, Shard
 from capmix.settings.base import did_you_mean
@@ -21,6 +23,7 @@ Index = Callable[[Sequence[Shard]], None]  # lists the samples of some shards
 AT_ONCE = 64  # shards whose samples are listed together, at most
 PATTERN = re.compile(r"[*?[]")
 ALWAYS = ("uid", "key", "shard")
+WHERE = "where"  # what errors of a condition begin with
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,40 @@ def column_names(catalog: Catalog, scorer: str | None = None) -> list[str]:
     return _shown(catalog.columns(scorer))
 
 
-def read_batches(catalog: Catalog, asked: TableRequest, index: Index) -> pa.RecordBatchReader:
-    """The rows that are asked for as a stream, in pool order; see table_batches for the types.
+def read_batches(
+    catalog: Catalog,
+    asked: TableRequest,
+    index: Index,
+    shards: Sequence[Shard] | None = None,
+) -> pa.RecordBatchReader:
+    """The rows that are asked for as a stream, in pool order, of some shards of those that are
+    asked for (default: all); see table_batches for the types.
 
-    One shard is in memory at a time. With a limit and no condition, shards behind the one that
-    reaches it are not even listed. Raises UserError for names that are not there and for parts that
-    are missing or stale.
+    One shard is in memory at a time. With a limit, shards behind the one that reaches it are not
+    even listed. A threshold in the condition is that of the whole pool; the keys of the samples for
+    which it holds are found before the stream begins (DuckDB crashes where it reads a stream that
+    runs DuckDB). Raises UserError for names that are not there and for parts that are missing or
+    stale.
     """
-    shards = chosen_shards(catalog.pool, asked.shards)
-    if asked.limit is not None and asked.where is None:
-        shards = _enough(catalog, shards, asked.limit, index)
-    else:
-        index(shards)
-    part = of_shards(catalog, shards)
-    names = _asked_columns(part, asked)
-    if asked.where is None and asked.limit is None:
-        return table_batches(part, names, asked.scorer)
-    condition = None
+    chosen = chosen_shards(catalog.pool, asked.shards) if shards is None else list(shards)
+    keys: dict[str, pa.Array] | None = None
     if asked.where is not None:
-        condition = Condition.of(asked.where, part.columns(asked.scorer))
-    needed = dict.fromkeys([*names, *(condition.columns if condition else ())])
-    reader = table_batches(part, list(needed), asked.scorer)
-    kept = [*ALWAYS, *names]
-    schema = pa.schema([reader.schema.field(name) for name in kept])
-    batches = _bounded(reader, condition, kept, asked.limit)
-    return pa.RecordBatchReader.from_batches(schema, batches)
+        keys = _matching(catalog, asked, asked.where, chosen, index)
+        chosen = [shard for shard in chosen if shard.name in keys] or chosen[:1]
+    elif asked.limit is not None:
+        chosen = _enough(catalog, chosen, asked.limit, index)
+    else:
+        index(chosen)
+    part = of_shards(catalog, chosen)
+    reader = table_batches(part, _asked_columns(part, asked), asked.scorer)
+    if keys is None and asked.limit is None:
+        return reader
+    return pa.RecordBatchReader.from_batches(reader.schema, _bounded(reader, keys, asked.limit))
+
+
+def has_threshold(where: str) -> bool:
+    """Whether a condition is about the whole pool. Raises UserError for what recipes refuse."""
+    return bool(parse(where, f"{WHERE} {where!r}").thresholds)
 
 
 def first_rows(tables: Iterable[pa.Table], limit: int | None) -> pa.Table:
@@ -166,16 +178,40 @@ def _shown(known: dict[str, Column]) -> list[str]:
     return [name for name, column in known.items() if f"_k{column.pick}_" not in name]
 
 
+def _matching(
+    catalog: Catalog, asked: TableRequest, where: str, shards: Sequence[Shard], index: Index
+) -> dict[str, pa.Array]:
+    """By shard the keys of the samples for which a condition holds, until there are as many as the
+    limit; shards without any are left out."""
+    is_of_pool = has_threshold(where)
+    if is_of_pool:
+        index(catalog.pool.shards)
+    found: dict[str, pa.Array] = {}
+    left = asked.limit
+    for group in growing(shards) if left is not None and not is_of_pool else [list(shards)]:
+        index(group)
+        part = catalog if is_of_pool else of_shards(catalog, group)
+        columns = part.columns(asked.scorer)
+        for shard, samples in matching(part.store, part.pool, columns, where, group, WHERE):
+            if len(samples):
+                found[shard.name] = one_array(samples["key"])
+            if left is not None:
+                left -= len(samples)
+                if left <= 0:
+                    return found
+    return found
+
+
 def _bounded(
-    reader: pa.RecordBatchReader,
-    condition: Condition | None,
-    names: Sequence[str],
-    limit: int | None,
+    reader: pa.RecordBatchReader, keys: dict[str, pa.Array] | None, limit: int | None
 ) -> Iterator[pa.RecordBatch]:
     left = limit
     for batch in reader:
         table = pa.Table.from_batches([batch])
-        table = (condition.rows_of(table) if condition else table).select(names).slice(0, left)
+        if keys is not None:
+            of_shard = keys.get(batch["shard"][0].as_py(), pa.array([], pa.string()))
+            table = table.filter(pc.is_in(table["key"], value_set=of_shard))
+        table = table.slice(0, left)
         if left is not None:
             left -= len(table)
         yield from table.combine_chunks().to_batches()

@@ -118,7 +118,7 @@ def mix(
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
         with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
             run = MixRun(plan, reader, parts, batches, maps)
-            _check_types(run)
+            check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
         sources = {plan.source_of(step) for step in plan.steps}
@@ -137,7 +137,7 @@ def _read(plan: RecipePlan) -> frozenset[str]:
     return plan.named | ({distinct} if distinct else set())
 
 
-def _check_types(run: MixRun) -> None:
+def check_expressions(run: MixRun) -> None:
     """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
     first = run.parts.of(run.batches[0][:1])
     batch = run.reader.read(first, _read(run.plan)).table.slice(0, 0)

@@ -14,6 +14,7 @@ from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
+from capmix.storage.layout import RAW
 
 ALWAYS = ("uid", "key", "shard")
 # The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
@@ -36,7 +37,8 @@ class ClausePlan:
 class RecipePlan:
     """A recipe against the columns of one work directory.
 
-    `columns` are those that its rows depend on, `lists` the uid lists that are asked for.
+    `columns` are those that its rows depend on, `lists` the uid lists that are asked for, `option`
+    what errors name where a condition alone was given, not a recipe.
     """
 
     recipe: Recipe
@@ -44,6 +46,12 @@ class RecipePlan:
     columns: dict[str, Column]
     lists: frozenset[str]
     seed: int
+    option: str = ""
+
+    @property
+    def place(self) -> str:
+        """What errors begin with."""
+        return self.option or f"recipe {self.recipe.name}"
 
     @property
     def functions(self) -> frozenset[str]:
@@ -134,19 +142,19 @@ def make_plan(
             raise UserError(f"recipe {recipe.name}: distinct: {absent}")
         needed.add(recipe.distinct)
     used = {name: column for name, column in columns.items() if name in needed}
-    _check_letter_case(recipe, used)
+    _check_letter_case(f"recipe {recipe.name}", used)
     asked = {name for name in needed if name in {LIST_COLUMN.format(one) for one in lists}}
     return RecipePlan(recipe, steps, used, frozenset(asked), seed)
 
 
-def _check_letter_case(recipe: Recipe, names: Collection[str]) -> None:
+def _check_letter_case(place: str, names: Collection[str]) -> None:
     """Raise UserError for two columns that are one to SQL, which knows no upper and lower case."""
     seen = {name: name for name in (*ALWAYS, "draw", "repeat_draw")}
     for name in names:
         if seen.setdefault(name.lower(), name) != name:
             raise UserError(
-                f"recipe {recipe.name}: SQL cannot tell column {name!r} from "
-                f"{seen[name.lower()]!r}; use one of them"
+                f"{place}: SQL cannot tell column {name!r} from {seen[name.lower()]!r}; use one of "
+                "them"
             )
 
 
@@ -161,11 +169,36 @@ def _step(
         raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
+    _check_names(where.columns | weight.columns, place, columns, lists)
+    return ClausePlan(clause, where, weight)
+
+
+def condition_plan(
+    expression: str, columns: Mapping[str, Column], seed: int, option: str
+) -> RecipePlan:
+    """A plan of one condition, which `option` gave, and of no texts.
+
+    Raises UserError, which begins with both, for what recipes refuse and for unknown columns.
+    """
+    place = f"{option} {expression!r}"
+    where = parse(expression, place)
+    _check_names(where.columns, place, columns, ())
+    used = {name: columns[name] for name in sorted(where.columns & columns.keys())}
+    _check_letter_case(place, used)
+    clause = Clause(source=RAW, where=expression)
+    recipe = Recipe(name=option, about="", clauses=[clause], without_text="keep")
+    step = ClausePlan(clause, where, parse(clause.weight, place))
+    return RecipePlan(recipe, [step], used, frozenset(), seed, place)
+
+
+def _check_names(
+    names: Collection[str], place: str, columns: Mapping[str, Column], lists: Collection[str]
+) -> None:
+    """Raise UserError for a name that an expression cannot use."""
     have = {*columns, *ALWAYS, "draw", *(LIST_COLUMN.format(name) for name in lists)}
-    for name in sorted(where.columns | weight.columns):
+    for name in sorted(names):
         if name not in have:
             raise UserError(f"{place}: {_absent(name, columns, lists)}")
-    return ClausePlan(clause, where, weight)
 
 
 def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) -> str:
@@ -190,7 +223,7 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
     """Run each expression on the table `batch` of no rows: what SQL says then names the clause."""
     values = dict.fromkeys(plan.thresholds, 0.0)
     for step in plan.steps:
-        place = f"recipe {plan.recipe.name}, clause '{step}'"
+        place = plan.option or f"{plan.place}, clause '{step}'"
         for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
             rows = plan.rows(expression.columns)
             sql = f"select ({expression.filled(values)})::{kind} from {rows}"

@@ -62,12 +62,12 @@ class MixRun:
         sql, slow = bounded(sql)
         self.connection.register("batch", in_pieces(batch, self.plan.size, slow))
         try:
-            with limited(self.connection, f"recipe {self.plan.recipe.name}"):
+            with limited(self.connection, self.plan.place):
                 found: pa.Table = self.connection.sql(sql).to_arrow_table()
         finally:
             self.connection.unregister("batch")
         if len(found) != len(batch):
-            raise UserError(f"recipe {self.plan.recipe.name}: an expression is not of single rows")
+            raise UserError(f"{self.plan.place}: an expression is not of single rows")
         return found
 
     def each_batch(self, work: Callable[[Parts], Result], about: str) -> Iterator[Result]:
@@ -328,6 +328,13 @@ def _texts(
             texts_of(store, pinned, shard, kept.row[here], kept.k[here], of_source, with_text)
         )
     return pa.concat_tables(tables) if tables else None
+
+
+def chosen_samples(run: MixRun, sql: str, about: Sequence[str], parts: Parts) -> pa.Table:
+    """The columns `about` of the samples of a batch for which the first clause of `sql` (see
+    RecipePlan.sql) holds, whatever texts they have."""
+    batch = run.reader.read(parts, run.plan.of_rows | {*about})
+    return batch.table.filter(run.query(sql, batch.table)["c0"]).select(about)
 
 
 def _chosen(

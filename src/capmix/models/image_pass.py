@@ -87,14 +87,22 @@ def embed_stage(
 
 
 def embed_shard(
-    pool: Pool, encoder: ImageEncoder, shard: Shard, batches: Batches, busy: Busy
+    pool: Pool,
+    encoder: ImageEncoder,
+    shard: Shard,
+    batches: Batches,
+    busy: Busy,
+    keys: frozenset[str] | None = None,
 ) -> tuple[list[Row], np.ndarray]:
-    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images."""
+    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images; with
+    `keys`, of these samples alone."""
+    if keys is not None and not keys:
+        return [], np.empty((0, encoder.dimensions), np.float32)
     encoder.load()
     rows: list[Row] = []
     vectors: list[np.ndarray] = []
     samples = prefetched(
-        pool.read(shard),
+        pool.read(shard, keys),
         lambda sample: _prepared(sample, encoder),
         encoder.workers,
         encoder.batch_size * BATCHES_AHEAD,

@@ -18,7 +18,7 @@ from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, load_recipe
 from capmix.mix.settings import MixSettings
-from capmix.pool.settings import OpenSettings
+from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
@@ -33,6 +33,18 @@ STAGES = (
     "evaluate", "report",
 )  # fmt: skip
 SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
+
+
+class CaptionSection(CaptionSettings, SelectSettings):
+    """One source, and the samples that it is written for."""
+
+    def settings(self) -> CaptionSettings:
+        """The options of captioning alone."""
+        return CaptionSettings(**self.model_dump(include=set(CaptionSettings.model_fields)))
+
+    def samples(self) -> SelectSettings:
+        """The samples."""
+        return SelectSettings(**self.model_dump(include=set(SelectSettings.model_fields)))
 
 
 class ImportSection(ImportSettings):
@@ -115,7 +127,7 @@ class Pipeline(OpenSettings):
     )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     imports: list[ImportSection] = Field(default_factory=list, alias="import")
-    caption: dict[str, CaptionSettings] = Field(
+    caption: dict[str, CaptionSection] = Field(
         default_factory=dict, description="Captioning by source name."
     )
     score: ScoreSettings | None = None

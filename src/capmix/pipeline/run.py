@@ -10,11 +10,13 @@ from capmix.mix.recipe import load_recipe
 from capmix.pipeline.config import Pipeline
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
 from capmix.pool import embedded_folder
+from capmix.pool.settings import SelectSettings
 from capmix.storage.layout import SHARDS
 from capmix.workspace import Subset, Workspace, open_workspace
 
 log = logging.getLogger(__name__)
 DEMO = "demo.yaml"
+LATER = ("annotate", "measure", "mix", "export", "probe", "train", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,30 @@ def demo_file() -> str:
     return str(embedded_folder() / DEMO)
 
 
-def run_pipeline(pipeline: Pipeline, runs: RunSettings = RunSettings()) -> Outcome:
+def run_pipeline(
+    pipeline: Pipeline,
+    runs: RunSettings = RunSettings(),
+    samples: SelectSettings = SelectSettings(),
+) -> Outcome:
     """Run every stage that the file has, on each of its pools.
 
     `runs` says what becomes of existing parts and earlier failures; the file has the budget of
-    failures.
+    failures. `samples` are captioned and scored; with a limit, the other stages too see nothing but
+    the shards that hold them.
     """
     _check_evalsets(pipeline)
     found = Outcome()
     cells: list[Cell] = []
     reports: list[tuple[Workspace, list[Subset]]] = []
     probes: dict[tuple[str, str], float] = {}
-    runs = runs.model_copy(update={"max_failures": pipeline.max_failures})
     for name, (pool, directory) in pipeline.pools().items():
-        places = {"follow_links": pipeline.follow_links, "scratch": pipeline.scratch}
-        work = open_workspace(pool, directory, engine=pipeline.engine, **places, **dict(runs))
+        work = _opened(pipeline, pool, directory, runs)
+        if samples.limit is not None:
+            work, _ = work.select(samples)
         if pipeline.train is not None and pipeline.mix is not None:
             captioned = [*pipeline.caption, *(one.source for one in pipeline.imports)]
             check_training(work, pipeline.train, captioned, _subset_names(pipeline))
-        subsets = _make_subsets(work, pipeline)
+        subsets = _make_subsets(work, pipeline, samples)
         for subset, average in _probe(work, pipeline, subsets).items():
             probes[name, subset] = average
         if pipeline.train is not None:
@@ -89,17 +96,47 @@ def _check_evalsets(pipeline: Pipeline) -> None:
         log.warning("evaluate: %s", told)
 
 
-def _make_subsets(work: Workspace, pipeline: Pipeline) -> list[Subset]:
+def forecast_pipeline(
+    pipeline: Pipeline,
+    runs: RunSettings = RunSettings(),
+    samples: SelectSettings = SelectSettings(),
+) -> list[str]:
+    """What captioning and scoring would do, and which stages would follow, as lines."""
+    lines: list[str] = []
+    for name, (pool, directory) in pipeline.pools().items():
+        work = _opened(pipeline, pool, directory, runs)
+        lines += [f"pool {name}: {pool}"] if len(pipeline.pools()) > 1 else []
+        for source, section in pipeline.caption.items():
+            chosen = _both(section.samples(), samples)
+            lines += work.forecast_caption(source, section.settings(), chosen).lines()
+        if pipeline.score is not None:
+            lines += work.forecast_score(pipeline.score_settings(), samples, planned=True).lines()
+    later = [one for one in LATER if getattr(pipeline, one)]
+    return [*lines, f"then: {', '.join(later)} (not timed)"] if later else lines
+
+
+def _opened(pipeline: Pipeline, pool: str, directory: str, runs: RunSettings) -> Workspace:
+    places = {"follow_links": pipeline.follow_links, "scratch": pipeline.scratch}
+    runs = runs.model_copy(update={"max_failures": pipeline.max_failures})
+    return open_workspace(pool, directory, engine=pipeline.engine, **places, **dict(runs))
+
+
+def _both(of_file: SelectSettings, given: SelectSettings) -> SelectSettings:
+    """The file's choice of samples, each option replaced by the one that is given."""
+    return of_file.model_copy(update=given.model_dump(exclude_none=True))
+
+
+def _make_subsets(work: Workspace, pipeline: Pipeline, samples: SelectSettings) -> list[Subset]:
     for one in pipeline.imports:
         if one.kind == "captions":
             _tell(work.import_captions(one.files, one.settings()).lines())
-    for source, settings in pipeline.caption.items():
-        work.caption(source, settings)
+    for source, section in pipeline.caption.items():
+        work.caption(source, section.settings(), _both(section.samples(), samples))
     for one in pipeline.imports:
         if one.kind == "scores":
             _tell(work.import_scores(one.files, one.settings()).lines())
     if pipeline.score is not None:
-        work.score(pipeline.score_settings())
+        work.score(pipeline.score_settings(), samples)
     for annotation in pipeline.annotate:
         work.annotate(annotation)
     scorer = _scorer(pipeline)

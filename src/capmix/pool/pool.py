@@ -94,6 +94,11 @@ class Pool:
         return self._first_file.endswith(TAR_SUFFIXES)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the samples are files of their own."""
+        return not self._first_file.endswith((*TAR_SUFFIXES, PARQUET_SUFFIX, lance.SUFFIX))
+
+    @property
     def survives_fork(self) -> bool:
         """Whether a forked process can read it. Lance's threads are not there: of twenty such
         processes one did not end."""

@@ -19,7 +19,8 @@ class Sample:
     """One image with its raw text, as it lies in the pool.
 
     `text` is None where the pool has none. `metadata` is the sample's json object, or empty,
-    `members` the sample's files in a tar by suffix, byte for byte.
+    `members` the sample's files in a tar by suffix, byte for byte. `is_named_by_path` says that
+    the uid is that of a file's path, which changes when the file is renamed.
     """
 
     key: str
@@ -29,6 +30,15 @@ class Sample:
     text: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
+    is_named_by_path: bool = False
+
+    @property
+    def draw_name(self) -> str:
+        """What random draws about the image are keyed by: its uid, or the first 32 hex digits of
+        its sha256 where the uid would change with the file's name."""
+        if not self.is_named_by_path:
+            return self.uid
+        return hashlib.sha256(self.image).hexdigest()[:32]
 
     @property
     def xxh3(self) -> int:

@@ -1,6 +1,8 @@
-"""How a pool and its work directory are opened."""
+"""How a pool and its work directory are opened, and which samples a stage is about."""
 
 from capmix.settings.base import Settings, option
+
+SAMPLES = "Samples"
 
 
 class PoolSettings(Settings):
@@ -21,4 +23,28 @@ class OpenSettings(PoolSettings):
         "Directory for what does not fit into memory (default: below the work directory; of a "
         "remote one the system's).",
         metavar="DIR",
+    )
+
+
+class SelectSettings(Settings):
+    """Which samples are processed; the rest can follow later, and what is there is kept."""
+
+    limit: int | None = option(
+        None,
+        "Only the first N samples (of those that are selected).",
+        group=SAMPLES,
+        metavar="N",
+        ge=1,
+    )
+    where: str | None = option(
+        None,
+        "Only samples for which this condition holds, as in recipes: 'raw_text is null'.",
+        group=SAMPLES,
+        metavar="SQL",
+    )
+    uids: str | None = option(
+        None,
+        "Only samples in this list: a text file of uids or keys, one per line, or a .npy file.",
+        group=SAMPLES,
+        metavar="FILE",
     )

@@ -7,9 +7,15 @@ from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import SCORERS, find_backend, make_backend, require_members
 from capmix.pool import Pool
+from capmix.pool.selection import Selection
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
-from capmix.score.stage import ImagePass, fresh_score_stage, saved_score_stage
+from capmix.score.stage import (
+    ImagePass,
+    SelectedSamples,
+    fresh_score_stage,
+    saved_score_stage,
+)
 from capmix.storage.layout import SCORES
 from capmix.storage.names import check_scorer_columns
 from capmix.storage.store import Store
@@ -41,19 +47,28 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
 
 
 def score_stages(
-    pool: Pool, store: Store, sources: Sequence[str], settings: ScoreSettings
+    pool: Pool,
+    store: Store,
+    sources: Sequence[str],
+    settings: ScoreSettings,
+    selection: Selection | None = None,
+    scorer: Scorer | None = None,
 ) -> list[Stage]:
-    """A stage for each source, with the model loaded: one image pass for all of them.
+    """A stage for each source, with the model loaded, unless it is given: one image pass for all
+    of them. Embeddings that are kept are those of all samples, whatever the `selection`.
 
     Raises UserError where recipes could not tell the scores from those of another scorer.
     """
-    scorer, timeout = make_scorer(settings), settings.batch_timeout
+    scorer, timeout = scorer or make_scorer(settings), settings.batch_timeout
     check_scorer_columns(scorer.name, store.folders(SCORES))
+    selected = SelectedSamples(store, selection) if selection else None
     if settings.save_embeddings or getattr(scorer, "keeps_embeddings", False):
         images = embed_stage(pool, scorer.encoder, batch_timeout=timeout)
         return [
             images,
-            *(saved_score_stage(store, scorer, source, timeout) for source in sources),
+            *(saved_score_stage(store, scorer, source, timeout, selected) for source in sources),
         ]
-    shared = ImagePass(pool, scorer, timeout)
-    return [fresh_score_stage(store, scorer, source, shared, timeout) for source in sources]
+    shared = ImagePass(pool, scorer, timeout, selected)
+    return [
+        fresh_score_stage(store, scorer, source, shared, timeout, selected) for source in sources
+    ]

@@ -5,7 +5,9 @@ Columns beside the status: `k`; `score`, the float32 cosine similarity of image 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Shard
+from capmix.pool.selection import NOT_SELECTED, SELECTED, WHY_NOT, Selection
 from capmix.score.array import write_array
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
@@ -41,23 +44,75 @@ Embedded = tuple[list[Row], np.ndarray]
 
 
 class ImagePass:
-    """Embeddings of one shard at a time, for every source that asks: one decode, one image pass."""
+    """Embeddings of one shard at a time, for every source that asks: one decode, one image pass.
 
-    def __init__(self, pool: Pool, scorer: Scorer, batch_timeout: float = BATCH_TIMEOUT):
-        self._pool, self._encoder = pool, scorer.encoder
+    With `selected`, of those samples alone.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        scorer: Scorer,
+        batch_timeout: float = BATCH_TIMEOUT,
+        selected: "SelectedSamples | None" = None,
+    ):
+        self._pool, self._encoder, self._selected = pool, scorer.encoder, selected
         self._batches = Batches(batch_timeout)
         self._last: tuple[str, Embedded] | None = None
 
     def __call__(self, shard: Shard, busy: Busy) -> Embedded:
         """Status rows, and float32 (rows that are ok, dimensions)."""
         if self._last is None or self._last[0] != shard.name:
-            found = embed_shard(self._pool, self._encoder, shard, self._batches, busy)
+            chosen = self._selected.of(shard.name) if self._selected else None
+            keys = None if chosen is None else frozenset(chosen.values())
+            found = embed_shard(self._pool, self._encoder, shard, self._batches, busy, keys)
             self._last = shard.name, found
         return self._last[1]
 
 
+@dataclass(frozen=True)
+class SelectedSamples:
+    """The samples whose texts are scored."""
+
+    store: Store
+    selection: Selection
+
+    def of(self, shard: str) -> dict[str, str] | None:
+        """Keys of the selected samples of a shard by uid; None where all are."""
+        if not self.selection.fingerprint(shard):
+            return None
+        index = self.store.read_table(f"{SAMPLES}/{shard}.parquet", ["uid", "key"])
+        chosen = index.filter(pa.array(self.selection.rows(shard, len(index))))
+        return dict(zip(chosen["uid"].to_pylist(), chosen["key"].to_pylist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _WholeParts:
+    """Reuse (engine/redo.py) of parts that have all samples where some are asked for."""
+
+    store: Store
+    folder: str
+    config: dict[str, Any]
+    inputs: Callable[[Shard], dict[str, str]]
+
+    def keeps(self, config: Mapping[str, Any]) -> bool:
+        return False
+
+    def suffices(self, shard: Shard) -> bool:
+        whole = {name: one for name, one in self.inputs(shard).items() if name != SELECTED}
+        known = f"{self.folder}/{shard.name}", whole, self.config, DEFAULTS
+        return self.store.is_done(*known, column_names(FIELDS))
+
+    def redo(self, shard: Shard) -> None:
+        return None
+
+
 def saved_score_stage(
-    store: Store, scorer: Scorer, source: str, batch_timeout: float = BATCH_TIMEOUT
+    store: Store,
+    scorer: Scorer,
+    source: str,
+    batch_timeout: float = BATCH_TIMEOUT,
+    selected: SelectedSamples | None = None,
 ) -> Stage:
     """Scoring from the embeddings that lie in the work directory."""
     folder = embeddings_folder(scorer.encoder.name)
@@ -68,7 +123,8 @@ def saved_score_stage(
     def embedded(shard: Shard, _: Busy) -> Embedded:
         return read_embeddings(store, f"{folder}/{shard.name}")
 
-    return score_stage(store, scorer, source, embedded, inputs, (folder,), batch_timeout)
+    reads = (folder,)
+    return score_stage(store, scorer, source, embedded, inputs, reads, batch_timeout, selected)
 
 
 def fresh_score_stage(
@@ -77,9 +133,10 @@ def fresh_score_stage(
     source: str,
     images: ImagePass,
     batch_timeout: float = BATCH_TIMEOUT,
+    selected: SelectedSamples | None = None,
 ) -> Stage:
     """Scoring from the pool's images; embeddings are not kept."""
-    return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout)
+    return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
 
 
 def score_stage(
@@ -90,13 +147,16 @@ def score_stage(
     image_inputs: Callable[[Shard], dict[str, str]],
     image_folders: tuple[str, ...],
     batch_timeout: float,
+    selected: SelectedSamples | None = None,
 ) -> Stage:
-    """The stage in which `scorer` compares every text of `source` with its image's embedding."""
+    """The stage in which `scorer` compares every text of `source` with its image's embedding; with
+    `selected`, those of some samples, and the others are dropped."""
     texts = texts_folder(source)
     batches = Batches(batch_timeout)
 
     def inputs(shard: Shard) -> dict[str, str]:
-        return image_inputs(shard) | {texts: store.fingerprint(f"{texts}/{shard.name}")}
+        known = image_inputs(shard) | {texts: store.fingerprint(f"{texts}/{shard.name}")}
+        return known | (selected.selection.inputs(shard.name) if selected else {})
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         samples, embeddings = embedded(shard, out.busy)
@@ -107,8 +167,11 @@ def score_stage(
         table = store.read_table(f"{texts}/{shard.name}.parquet")
         captions = table.column("text").to_pylist()
         numbers = table.column("k").to_pylist() if "k" in table.column_names else [0] * len(table)
+        chosen = selected.of(shard.name) if selected else None
         rows = [
             _unscored(row, text, images.get(row.uid), unread)
+            if chosen is None or row.uid in chosen or row.status != OK
+            else Row(row.uid, row.key, DROPPED, NOT_SELECTED, WHY_NOT)
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
@@ -147,6 +210,7 @@ def score_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(scorer, "provenance", {}),
         after=lambda shard: write_array(store, folder, shard.name),
+        reuse=_WholeParts(store, folder, config, inputs) if selected else None,
     )
 
 

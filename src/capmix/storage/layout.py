@@ -8,6 +8,7 @@ captions/<source>/<shard>                  texts of a captioner
 scores/<scorer>/<source>/<shard>           image-text similarities
 .arrays/scores/<scorer>/<source>/<shard>   copies of the scores that are quick to read
 columns/<annotation>/<shard>               columns for recipes
+.carried/<source>                          captions of images that a run may have to move
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
 running/                                   runs under way
@@ -18,6 +19,7 @@ error.log                                  traceback of the last internal error
 ABOUT = "pool.json"
 MARKERS = ".markers"
 ARRAYS = ".arrays"
+CARRIED = ".carried"
 SAMPLES = "samples"
 EMBEDDINGS = "embeddings"
 CAPTIONS = "captions"

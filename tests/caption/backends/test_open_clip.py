@@ -54,6 +54,8 @@ def test_captions_depend_on_no_batch(name: str) -> None:
     alone = [one.caption([p], [uid], "s")[0] for p, uid in zip(prepared, UIDS, strict=True)]
     assert together == alone
     assert len({captions[0].text for captions in together}) > 3
+    further = one.caption(prepared, UIDS, "s", first=1)
+    assert further == [captions[1:] for captions in together]
 
 
 def test_a_model_that_writes_no_captions_is_refused(tmp_path: Path) -> None:

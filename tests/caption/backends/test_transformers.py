@@ -69,6 +69,13 @@ def test_captions_depend_on_no_batch_and_no_order(folder: Path) -> None:
     assert any(first != second for first, second in alone.values())
 
 
+def test_a_further_caption_is_the_one_that_all_at_once_would_give(folder: Path) -> None:
+    one = captioner(folder, captions_per_image=3, max_tokens=6)
+    prepared, uids = [one.prepare(sample) for sample in SAMPLES[:3]], ["a", "b", "c"]
+    whole = one.caption(prepared, uids, "s")
+    assert one.caption(prepared, uids, "s", first=2) == [captions[2:] for captions in whole]
+
+
 def test_several_captions_of_one_image_see_the_vision_tower_once(folder: Path) -> None:
     one = captioner(folder, captions_per_image=3, max_tokens=6)
     tower = next(

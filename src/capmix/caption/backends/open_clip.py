@@ -70,14 +70,15 @@ class CocaCaptioner:
         return self._preprocess(image)
 
     def caption(
-        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """K captions each of N images; all N x K are written at once."""
+        """Captions `first` to K - 1 of each of N images; all are written at once."""
         import torch
 
         wanted = self._wanted
-        count = wanted.captions_per_image
-        keys = torch.stack([caption_keys(wanted.seed, uids, source, k) for k in range(count)], 1)
+        numbers = range(first, wanted.captions_per_image)
+        count = len(numbers)
+        keys = torch.stack([caption_keys(wanted.seed, uids, source, k) for k in numbers], 1)
         with torch.inference_mode():
             pixels = torch.stack(list(prepared)).to(self._device, self.dtype)
             _, patches = self.model._encode_image(pixels)

@@ -105,15 +105,17 @@ class ServerCaptioner:
         }
         self.provenance: dict[str, Any] = {}
 
-    def prepare(self, sample: Sample) -> list[Caption]:
-        """The captions of one image. Raises BadImageError, or SampleError if the server fails."""
-        body = self._body(_data_url(*self._upload(sample)), self._fields)
+    def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
+        """Captions `first` to K - 1 of one image. Raises BadImageError, and SampleError where the
+        server fails."""
+        count = self._wanted.captions_per_image - first
+        body = self._body(_data_url(*self._upload(sample)), self._fields, count)
         captions: list[Caption] = []
-        while len(captions) < self._wanted.captions_per_image:
+        while len(captions) < count:
             if "seed" in body:
-                body["seed"] = self._seed(sample.uid, len(captions))
+                body["seed"] = self._seed(sample.draw_name, first + len(captions))
             captions += self._ask(body)
-        captions = captions[: self._wanted.captions_per_image]
+        captions = captions[:count]
         if not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
@@ -123,13 +125,17 @@ class ServerCaptioner:
         return captions
 
     def caption(
-        self, prepared: Sequence[list[Caption]], uids: Sequence[str], source: str
+        self,
+        prepared: Sequence[list[Caption]],
+        uids: Sequence[str],
+        source: str,
+        first: int = 0,
     ) -> list[list[Caption]]:
         """What `prepare` has brought."""
         return list(prepared)
 
-    def _seed(self, uid: str, k: int) -> int:
-        return caption_key(self._wanted.seed, uid, self._source, k) % 2**31
+    def _seed(self, draw_name: str, k: int) -> int:
+        return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
 
     def _upload(self, sample: Sample) -> tuple[str, bytes]:
         """The format and the bytes to send: the image's own, checked by their header alone, or a
@@ -144,7 +150,9 @@ class ServerCaptioner:
                 release_freed()
         return "JPEG", data
 
-    def _body(self, image_url: str, fields: Sequence[str]) -> dict[str, Any]:
+    def _body(
+        self, image_url: str, fields: Sequence[str], captions: int | None = None
+    ) -> dict[str, Any]:
         wanted = self._wanted
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
@@ -154,7 +162,7 @@ class ServerCaptioner:
             "top_k": wanted.top_k,
             "min_tokens": wanted.min_tokens,
             "seed": 0,
-            "n": wanted.captions_per_image,
+            "n": captions or wanted.captions_per_image,
         }
         return {
             "model": self.model,

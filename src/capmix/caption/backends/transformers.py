@@ -93,9 +93,9 @@ class TransformersCaptioner:
         return dict(self._own.processor(images=image, return_tensors="pt", **text))
 
     def caption(
-        self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str
+        self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """K captions each of N images; the vision tower sees each image once."""
+        """Captions `first` to K - 1 of each of N images; the vision tower sees each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         for rows in _same_shapes(prepared):
             # A compiled decoder is compiled anew for each size of a batch.
@@ -103,7 +103,7 @@ class TransformersCaptioner:
             filled = [*rows, *rows[-1:] * missing]
             inputs = self._collate([prepared[row] for row in filled])
             with _remembered_vision(self.model):
-                for k in range(self._wanted.captions_per_image):
+                for k in range(first, self._wanted.captions_per_image):
                     keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
                     texts = self._generate(inputs, keys.to(self._device))
                     for row, text in zip(rows, texts[: len(rows)], strict=True):

@@ -1,0 +1,206 @@
+"""What captioning or scoring would do now: `--dry-run`.
+
+The model is loaded, since its settings decide what is done already, and a few images go through the
+real stages in a scratch directory. Nothing is written to the work directory but the list of its
+samples, where some are selected or parts exist.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from capmix.caption.captioners import caption_stages, make_captioner
+from capmix.caption.carried import keep_moved
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.settings import EngineSettings, RunSettings
+from capmix.engine.stage import Stage
+from capmix.engine.worker import Job, ShardTask, Worker
+from capmix.inspect.timing import Timed, size_text, time_stages
+from capmix.models.index import index_stages, pool_inputs
+from capmix.pool import Pool, Shard
+from capmix.pool.selection import Selection
+from capmix.score.scorers import make_scorer, score_stages
+from capmix.score.settings import ScoreSettings
+from capmix.settings.tables import table_lines
+from capmix.storage.layout import RAW, SAMPLES, captions_folder
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
+
+TIMED, WARM_UP = 8, 2  # images: a large model takes seconds for each on a CPU
+StagesOf = Callable[[Pool, Store, Selection | None], Sequence[Stage]]
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage: shards and images that it would process, images that it would keep, bytes, and
+    the seconds of all workers together."""
+
+    name: str
+    shards: int
+    images: int
+    kept: int
+    read: float
+    written: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a command would do; `timed` counts the images that the times come from."""
+
+    stages: list[StageForecast]
+    shards: int
+    timed: int
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, with the workers that the engine has."""
+        return sum(one.seconds for one in self.stages) / self.workers
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        rows = [
+            [
+                one.name,
+                f"{one.shards:,} of {self.shards:,}",
+                f"{one.images:,}",
+                f"{one.kept:,}",
+                size_text(one.read),
+                size_text(one.written),
+                time_text(one.seconds / self.workers),
+            ]
+            for one in self.stages
+        ]
+        head = ["stage", "shards to do", "images", "kept", "read", "written", "about"]
+        how = f"timed on {self.timed} images" if self.timed else "nothing to do"
+        several = f", {self.workers} workers" if self.workers > 1 else ""
+        return [
+            *table_lines(head, rows),
+            f"dry run: {how}{several}; nothing was captioned or scored",
+        ]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the work would be done."""
+
+    pool: Pool
+    store: Store
+    selection: Selection | None
+    engine: EngineSettings
+    runs: RunSettings
+
+
+def forecast_captions(site: Site, source: str, settings: CaptionSettings) -> Forecast:
+    """What `caption` would do. Raises UserError where it would."""
+    captioner = make_captioner(settings, source)
+
+    def stages(pool: Pool, store: Store, selection: Selection | None) -> list[Stage]:
+        return caption_stages(pool, store, source, settings, selection, captioner)
+
+    def scratch(pool: Pool, store: Store) -> list[Stage]:
+        return [*index_stages(pool), *stages(pool, store, None)]
+
+    keep_moved(site.store, site.pool, source)  # as the run would, which removes it at its end
+    return _forecast(site, stages, scratch, protect=True)
+
+
+def forecast_scores(site: Site, sources: Sequence[str], settings: ScoreSettings) -> Forecast:
+    """What `score` would do; texts of sources that are not there yet count as long as the raw ones.
+    Raises UserError where scoring would."""
+    scorer = make_scorer(settings)
+
+    def stages(pool: Pool, store: Store, selection: Selection | None) -> list[Stage]:
+        return score_stages(pool, store, sources, settings, selection, scorer)
+
+    def scratch(pool: Pool, store: Store) -> list[Stage]:
+        shard = pool.shards[0].name
+        have = [RAW] if RAW in sources else []
+        for source in sources:
+            folder = captions_folder(source)
+            if source != RAW and site.store.read_marker(f"{folder}/{shard}") is not None:
+                texts = site.store.read_table(f"{folder}/{shard}.parquet")
+                for name in pool.files:  # the shard, and the same to warm up
+                    _write_part(store, f"{folder}/{name}", texts)
+                have.append(source)
+        scoring = score_stages(pool, store, have or [RAW], settings, None, scorer)
+        return [*index_stages(pool), *scoring]
+
+    return _forecast(site, stages, scratch, protect=False)
+
+
+def _forecast(
+    site: Site,
+    stages_of: StagesOf,
+    scratch: Callable[[Pool, Store], Sequence[Stage]],
+    protect: bool,
+) -> Forecast:
+    stages = list(stages_of(site.pool, site.store, site.selection))
+    protect = protect and not site.runs.force
+    job = Job(lambda: stages, site.pool.shards, site.store, protect, site.runs.retry_failed)
+    tasks = Worker(job).plan().tasks
+    timed = Timed([], 0, 0.0)
+    if tasks:
+        shard = _to_time(site, tasks)
+        timed = time_stages(site.pool, shard, scratch, TIMED, WARM_UP)
+    found = [
+        _of_stage(site, stage, [task.shard for task in tasks if number in task.stages], timed)
+        for number, stage in enumerate(stages)
+    ]
+    workers = site.engine.workers or 1
+    return Forecast(found, len(site.pool.shards), timed.images, workers)
+
+
+def _write_part(store: Store, part: str, table: pa.Table) -> None:
+    with store.draft(part) as draft:
+        draft.write_table(f"{part}.parquet", table)
+        draft.commit(Marker({}, {}, len(table), Counts(len(table))))
+
+
+def _to_time(site: Site, tasks: Sequence[ShardTask]) -> Shard:
+    """The first shard that has samples, as far as the index knows."""
+    for task in tasks:
+        marker = site.store.read_marker(f"{SAMPLES}/{task.shard.name}")
+        if marker is None or marker.counts.ok:
+            return task.shard
+    return tasks[0].shard
+
+
+def _of_stage(site: Site, stage: Stage, shards: Sequence[Shard], timed: Timed) -> StageForecast:
+    images = kept = 0
+    for shard in shards:
+        todo, stays = _images(site, stage, shard, timed.of_image)
+        images, kept = images + todo, kept + stays
+    if not shards:
+        return StageForecast(stage.name, 0, 0, 0, 0.0, 0.0, 0.0)
+    of_same_name = (one for one in timed.stages if one.name == stage.name)
+    speed = next(of_same_name, timed.stages[-1])
+    read, written = speed.read * images, speed.written * images
+    return StageForecast(stage.name, len(shards), images, kept, read, written, images / speed.rate)
+
+
+def _images(site: Site, stage: Stage, shard: Shard, of_image: float) -> tuple[int, int]:
+    """Images of a shard that a stage would process, and those that it would keep."""
+    redo = stage.reuse.redo(shard) if stage.reuse is not None else None
+    if redo is not None:
+        return len(redo.keys), redo.counts.ok
+    marker = site.store.read_marker(f"{SAMPLES}/{shard.name}")
+    if marker is None or marker.inputs != pool_inputs(shard):
+        return round(shard.bytes / max(of_image, 1.0)), 0
+    if site.selection is not None and site.selection.fingerprint(shard.name):
+        return int(site.selection.rows(shard.name, marker.rows_in).sum()), 0
+    return marker.counts.ok, 0
+
+
+def time_text(seconds: float) -> str:
+    """A time for people: `12 s`, `7 min`, `3 h 20 min`, `5 days 2 h`."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"

@@ -1,0 +1,150 @@
+"""Choose samples by number, condition and list: `--limit`, `--where` and `--uids`."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.errors import UserError
+from capmix.mix.columns import Column
+from capmix.mix.select import matching
+from capmix.mix.uids import UidList
+from capmix.pool import Pool, Shard
+from capmix.pool.selection import Selection
+from capmix.pool.settings import SelectSettings
+from capmix.storage.layout import SAMPLES
+from capmix.storage.rows import OK
+from capmix.storage.store import Store
+
+log = logging.getLogger(__name__)
+MAX_LIST = 1 << 28  # bytes of a list of names
+Columns = Callable[[Pool], Mapping[str, Column]]
+
+
+class Chooser:
+    """Goes through an indexed pool, as far as it must, and notes which samples are chosen.
+
+    Raises UserError for a condition that recipes refuse, and for a list that cannot be read.
+    """
+
+    def __init__(self, store: Store, settings: SelectSettings, columns: Columns):
+        self._store, self._settings, self._columns = store, settings, columns
+        self._listed = None if settings.uids is None else NameList(settings.uids)
+        self._left = settings.limit
+        self._chosen: dict[str, np.ndarray] = {}
+        self._ok: dict[str, np.ndarray] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as were asked for."""
+        return self._left == 0
+
+    def look_at(self, pool: Pool) -> None:
+        """Choose among the samples of these shards, which are indexed."""
+        for shard, where in self._matching(pool):
+            if self.is_full:
+                break
+            self._add(shard, where)
+
+    def selection(self) -> Selection:
+        """What was chosen; names that were not found are logged. Raises UserError for nothing."""
+        count = sum(int(rows.sum()) for rows in self._chosen.values())
+        if not count:
+            raise UserError(f"{_options(self._settings)}: no sample of the pool is selected")
+        if self._listed is not None and self._settings.limit is None:
+            self._listed.report(self._settings.uids or "")
+        log.info("%s samples selected", f"{count:,}")
+        return Selection.of(self._chosen, self._ok)
+
+    def shards(self, pool: Pool) -> list[Shard]:
+        """Those that hold what was chosen, or all where the number has no limit."""
+        if self._settings.limit is None:
+            return pool.shards
+        return [shard for shard in pool.shards if self._chosen.get(shard.name, np.empty(0)).any()]
+
+    def _matching(self, pool: Pool) -> Iterator[tuple[Shard, pa.Table | None]]:
+        if self._settings.where is None:
+            yield from ((shard, None) for shard in pool.shards)
+            return
+        columns = self._columns(pool)
+        yield from matching(self._store, pool, columns, self._settings.where)
+
+    def _add(self, shard: Shard, where: pa.Table | None) -> None:
+        part = f"{SAMPLES}/{shard.name}.parquet"
+        index = self._store.read_table(part, ["uid", "key", "status"])
+        ok = _mask(pc.equal(index["status"], OK))
+        chosen = ok.copy()
+        if where is not None:
+            chosen &= _mask(pc.is_in(index["key"], value_set=where["key"].combine_chunks()))
+        if self._listed is not None:
+            chosen &= self._listed.contains(index["uid"], index["key"])
+        if self._left is not None:
+            chosen &= np.cumsum(chosen) <= self._left
+            self._left -= int(chosen.sum())
+        self._chosen[shard.name], self._ok[shard.name] = chosen, ok
+
+
+class NameList:
+    """uids from a .npy file as DataComp writes it; or uids or keys from a text file, one a line.
+
+    Raises UserError where it cannot be read.
+    """
+
+    def __init__(self, path: str):
+        self._pairs = UidList(path) if path.endswith(".npy") else None
+        self._names = pa.array([], pa.string()) if self._pairs else _read_names(path)
+        self._found: set[str] = set()
+
+    def contains(self, uids: pa.ChunkedArray, keys: pa.ChunkedArray) -> np.ndarray:
+        """bool (N,): which of N samples are in the list. uids may be null."""
+        if self._pairs is not None:
+            known = pc.fill_null(uids, "0" * 32).combine_chunks()
+            is_listed: np.ndarray = self._pairs.times(known) > 0
+            is_listed &= _mask(pc.is_valid(uids))
+            return is_listed
+        by_uid, by_key = (_mask(pc.is_in(one, value_set=self._names)) for one in (uids, keys))
+        self._found.update(uids.filter(pa.array(by_uid)).to_pylist())
+        self._found.update(keys.filter(pa.array(by_key)).to_pylist())
+        either: np.ndarray = by_uid | by_key
+        return either
+
+    def report(self, path: str) -> None:
+        """Warn of names that no sample of the pool has."""
+        missing = [name for name in self._names.to_pylist() if name not in self._found]
+        if missing:
+            log.warning(
+                "--uids %s: %s of %s are not in the pool, such as %r",
+                path, f"{len(missing):,}", f"{len(self._names):,}", missing[0],
+            )  # fmt: skip
+
+
+def _read_names(path: str) -> pa.Array:
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_LIST + 1)
+        if len(data) > MAX_LIST:
+            raise ValueError(f"at most {MAX_LIST >> 20} MiB are read; give a .npy file of uids")
+        names = [line.strip() for line in data.decode().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--uids {path}: {error}") from error
+    return pa.array(dict.fromkeys(name for name in names if name), pa.string())
+
+
+def _mask(values: pa.ChunkedArray) -> np.ndarray:
+    found: np.ndarray = pc.fill_null(values, False).to_numpy(zero_copy_only=False).astype(bool)
+    return found
+
+
+def _options(settings: SelectSettings) -> str:
+    given = {"--where": settings.where, "--uids": settings.uids}
+    return ", ".join(f"{name} {value}" for name, value in given.items() if value) or "--limit"
+
+
+def growing(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """The shards in pieces, each twice as long as the one before."""
+    start, size = 0, 1
+    while start < len(shards):
+        yield list(shards[start : start + size])
+        start, size = start + size, 2 * size

@@ -1,0 +1,53 @@
+"""A captioner of hashes that notes every caption that it is asked for, in this process."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from capmix.caption.captioner import Caption
+from capmix.caption.settings import CaptionSettings
+from capmix.pool import Sample
+
+MODEL = "counting_captioner:CountingCaptioner"
+OLD_MODEL = "counting_captioner:OldCaptioner"
+
+
+class CountingCaptioner:
+    """Its caption k depends on the image, the name that draws are keyed by, and k alone."""
+
+    device = "cpu"
+    asked: ClassVar[list[tuple[str, int]]] = []
+    empty: ClassVar[set[int]] = set()  # numbers of the captions that come out empty
+    failing: ClassVar[set[int]] = set()  # and of those whose batch fails
+
+    def __init__(self, settings: CaptionSettings, source: str = ""):
+        self._wanted = settings
+        self.batch_size, self.workers = 4, 2
+        self.settings: dict[str, Any] = {"model": settings.model, **settings.sampling()}
+
+    def prepare(self, sample: Sample) -> str:
+        return hashlib.sha256(sample.image).hexdigest()[:8]
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str, first: int = 0
+    ) -> list[list[Caption]]:
+        found: list[list[Caption]] = []
+        for image, uid in zip(prepared, uids, strict=True):
+            numbers = range(first, self._wanted.captions_per_image)
+            if self.failing & set(numbers):
+                raise ValueError("no such caption")
+            self.asked += [(image, k) for k in numbers]
+            texts = (f"image {image} drawn {uid[:8]} {k}" for k in numbers)
+            found.append(
+                [Caption("" if k in self.empty else t) for k, t in zip(numbers, texts, strict=True)]
+            )
+        return found
+
+
+class OldCaptioner(CountingCaptioner):
+    """One that knows nothing of `first`, as packages of others may have."""
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        return super().caption(prepared, uids, source)
