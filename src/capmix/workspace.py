@@ -46,9 +46,17 @@ from capmix.settings.base import (
     options_of,
     with_options,
 )
+from capmix.settings.tables import table_html
 from capmix.storage.filesystem import is_within
 from capmix.storage.json_text import parse_object
-from capmix.storage.layout import ABOUT, EMBEDDINGS, SCORES, SUBSETS, captions_folder
+from capmix.storage.layout import (
+    ABOUT,
+    ANNOTATIONS,
+    EMBEDDINGS,
+    SCORES,
+    SUBSETS,
+    captions_folder,
+)
 from capmix.storage.marker import Counts
 from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
 from capmix.storage.store import Store
@@ -58,14 +66,17 @@ if TYPE_CHECKING:
     import duckdb
 
     from capmix.annotate.imported import Imported
+    from capmix.caption.in_memory import Image
     from capmix.evaluation.results import Evaluated
     from capmix.inspect.clean import Cleaned
     from capmix.inspect.forecast import Forecast, Site
+    from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
     from capmix.mix.columns import Column
     from capmix.mix.mix import Summary
     from capmix.mix.subset import SubsetRows
+    from capmix.pool import Shard
     from capmix.probe.evaluate import ProbeResult
 
 log = logging.getLogger(__name__)
@@ -198,12 +209,13 @@ class Workspace:
             return self, None
         from capmix.mix.choose import Chooser, growing
 
-        chooser = Chooser(self.store, samples, lambda pool: Catalog(pool, self.store).columns(None))
+        chooser = Chooser(self.store, samples)
         shards = self.pool.shards
         for some in growing(shards) if samples.limit else [shards]:
             part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
             part.index()
-            chooser.look_at(part.pool)
+            columns = part.recipe_columns(chooser.names) if chooser.names else {}
+            chooser.look_at(part.pool, columns)
             if chooser.is_full:
                 break
         selection = chooser.selection()
@@ -455,7 +467,7 @@ class Workspace:
                 "--where/--distinct change the recipe; give the result a name with --out"
             )
         work.index()
-        columns = work.columns(set().union(*map(names_of, loaded)), chosen.scorer)
+        columns = work.recipe_columns(set().union(*map(names_of, loaded)), chosen.scorer)
         made = [
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)
@@ -565,45 +577,61 @@ class Workspace:
     def table(
         self,
         sources: str | Sequence[str] | None = None,
-        columns: str | Sequence[str] = (),
+        columns: str | Sequence[str] | None = None,
         scorer: str | None = None,
+        shards: str | Sequence[str] | None = None,
+        where: str | None = None,
+        limit: int | None = None,
     ) -> pa.Table:
-        """uid, key, shard, and S_text, S_score and S_flags of each source S (default: all).
+        """A row per sample: uid, key, shard, and S_text, S_score and S_flags of each source S.
 
-        Of several captions the first is taken; `columns` adds any column that recipes know, such
-        as blip2_k1_text or width. Samples that failed in the index are left out. For pools that do
-        not fit into memory there are `batches` and `relation`.
+        Of several captions the first is taken. `columns` adds names of `columns()`, patterns of
+        them such as "clusters_*", and S_k1_text, S_k2_text, ... (default: those of annotations,
+        where no `sources` are named). `shards` are names or patterns, such as "0000*", `where` is
+        a condition in the language of recipes, such as "raw_score < 0.2". Samples that failed in
+        the index are left out.
+
+        All rows are in memory: about 100 bytes a sample and what the texts take, for the paper's
+        12.8 million samples with two sources some 3 GB. With `limit`, the first rows are read, and
+        shards behind them are not opened. `batches` and `relation` hold one shard at a time.
         """
-        return self.batches(sources, columns, scorer).read_all()
+        return self.batches(sources, columns, scorer, shards, where, limit).read_all()
 
     def batches(
         self,
         sources: str | Sequence[str] | None = None,
-        columns: str | Sequence[str] = (),
+        columns: str | Sequence[str] | None = None,
         scorer: str | None = None,
+        shards: str | Sequence[str] | None = None,
+        where: str | None = None,
+        limit: int | None = None,
     ) -> pa.RecordBatchReader:
-        """The rows of `table` as a stream of record batches, one per shard."""
-        from capmix.mix.table import table_batches, table_columns
+        """The rows of `table` as a stream of record batches, one per shard. With `where`, the keys
+        of the samples for which it holds are in memory too."""
+        from capmix.inspect.table import TableRequest, read_batches
 
-        self.index()
-        chosen = self.catalog.known_sources([sources] if isinstance(sources, str) else sources)
-        wanted = table_columns(self.catalog, chosen, scorer)
-        more = [columns] if isinstance(columns, str) else columns
-        self.columns(more, scorer)
-        return table_batches(self.catalog, list(dict.fromkeys([*wanted, *more])), scorer)
+        asked = TableRequest(sources, columns, scorer, shards, where, limit)
+        if names := asked.names():
+            self.recipe_columns(names, scorer)
+        return read_batches(self.catalog, asked, self._list)
 
     def relation(
         self,
         sources: str | Sequence[str] | None = None,
-        columns: str | Sequence[str] = (),
+        columns: str | Sequence[str] | None = None,
         scorer: str | None = None,
+        shards: str | Sequence[str] | None = None,
+        where: str | None = None,
+        limit: int | None = None,
     ) -> "duckdb.DuckDBPyRelation":
         """The rows of `table` as a DuckDB relation that reads the stream once."""
         import duckdb
 
-        return duckdb.from_arrow(self.batches(sources, columns, scorer))
+        return duckdb.from_arrow(self.batches(sources, columns, scorer, shards, where, limit))
 
-    def columns(self, names: Collection[str], scorer: str | None = None) -> "dict[str, Column]":
+    def recipe_columns(
+        self, names: Collection[str], scorer: str | None = None
+    ) -> "dict[str, Column]":
         """The columns of recipes of which `names` are asked for; see Catalog.columns. Fields of the
         samples' JSON that an older capmix has not listed are listed first."""
         from capmix.models.fields import field_stages
@@ -664,6 +692,84 @@ class Workspace:
                     "wrote. Choose another --source, or pass --force to overwrite them."
                 )
 
+    def columns(self, scorer: str | None = None) -> list[str]:
+        """Names of the columns that `table` and recipes know, without numbered captions."""
+        from capmix.inspect.table import column_names
+
+        self.index()
+        return column_names(self.catalog, scorer)
+
+    def show(
+        self,
+        n: int = 8,
+        sources: str | Sequence[str] | None = None,
+        subset: str | None = None,
+        where: str | None = None,
+        shards: str | Sequence[str] | None = None,
+        seed: int = 0,
+        scorer: str | None = None,
+    ) -> "Gallery":
+        """Images with their texts, `n` (1 to 100) samples drawn by `seed`; a notebook shows them.
+
+        They are drawn from four shards, more only where these have too few, so that a large pool is
+        not read in full. `sources` (default: all) are shown; of a `subset` the texts that it has,
+        marked, with those of `sources` beside them. `where` and `shards` are as for `table`.
+        """
+        from capmix.inspect.show import show
+        from capmix.inspect.table import TableRequest
+
+        asked = TableRequest(sources, None, scorer, shards, where)
+        name = None if subset is None else self.subset(subset).name
+        looking = self.using(max_failures=1.0)  # what only looks refuses nothing
+        return show(self.catalog, looking._list, n, asked, seed, name)
+
+    @with_options(CaptionSettings)
+    def caption_images(
+        self, images: "Sequence[Image]", source: str | None = None, **options: Any
+    ) -> list[Any]:
+        """Caption images that are in memory; see `capmix.caption_images`.
+
+        With `source`, the model and the sampling are those that its captions were written with;
+        `options` replace them. Raises UserError where that model is another one now.
+        """
+        from capmix.caption.in_memory import caption_images, caption_like
+
+        if source is None:
+            return caption_images(images, **options)
+        return caption_like(self.store, source, images, **options)
+
+    def results(self) -> pa.Table:
+        """A row per run of a grid (`capmix run`) and per probe: of, subset, seed, samples, and a
+        column for each number, as a fraction; `SET/METRIC`, or `SET` for its main metric."""
+        from capmix.inspect.results import work_table
+
+        return work_table(self.store)
+
+    def _list(self, shards: "Sequence[Shard]") -> None:
+        """List the samples of some shards; of all of them as `index` does. A few shards may have
+        more failures than the whole pool: the budget is of all of them."""
+        if self._index.rows or len(shards) == len(self.pool.shards):
+            self.index()
+            return
+        part = replace(self.pool, shards=list(shards))
+        runs = changed(self.runs, {"max_failures": 1.0}, "index")
+        replace(self, pool=part, runs=runs, _index=_Index()).run(partial(index_stages, part))
+
+    def __repr__(self) -> str:
+        shards = len(self.pool.shards)
+        return f"Workspace({self.pool.location!r}, {shards:,} shards, work={self.store.location!r})"
+
+    def _repr_html_(self) -> str:
+        """What there is, by listing folders alone: of a large pool, `status` takes its time."""
+        found = {
+            "sources": self.sources(),
+            "scorers": self.store.folders(SCORES),
+            "annotations": self.store.folders(ANNOTATIONS),
+            "subsets": self.subsets(),
+        }
+        rows = [[name, ", ".join(names) or "none"] for name, names in found.items()]
+        return table_html([], rows, "ll", title=repr(self))
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -706,6 +812,50 @@ class Subset:
             raise UserError(f"{place}: expected a file name that ends in .parquet")
         return write_parquet(self._rows, place)
 
+    def to_pandas(self, limit: int | None = None) -> Any:
+        """The rows of `table` as a pandas DataFrame, or the first `limit` of them.
+
+        They are in memory: about 0.5 kB a row. Raises UserError where pandas is not installed.
+        """
+        from capmix.inspect.table import first_rows
+        from capmix.models.registry import require
+
+        require(["pandas"], "to_pandas")
+        return first_rows(self.batches(), limit).to_pandas()
+
+    def show(
+        self,
+        n: int = 8,
+        sources: str | Sequence[str] | None = None,
+        where: str | None = None,
+        shards: str | Sequence[str] | None = None,
+        seed: int = 0,
+        scorer: str | None = None,
+    ) -> "Gallery":
+        """Images with the texts that the subset has; with `sources`, theirs too. See
+        Workspace.show."""
+        return self.workspace.show(n, sources, self.name, where, shards, seed, scorer)
+
+    def __repr__(self) -> str:
+        try:
+            return f"Subset({self.name!r}, {len(self):,} rows)"
+        except (UserError, OSError):  # gone or damaged since
+            return f"Subset({self.name!r})"
+
+    def _repr_html_(self) -> str:
+        about, rows = self.summary, []
+        rows += [[clause, f"{count:,}"] for clause, count in about.by_clause.items()]
+        rows += [[f"left out: {why}", f"{count:,}"] for why, count in about.dropped.items()]
+        rows += [[text, f"{value}"] for text, value in about.thresholds.items()]
+        rows += [
+            [f"mean score of {source}", f"{value:.4f}"]
+            for source, value in about.mean_score.items()
+            if value is not None
+        ]
+        share = f"{about.share_synthetic:.1%} synthetic"
+        title = f"{self.name}: {about.kept:,} rows of {about.rows_in:,} samples, {share}"
+        return table_html([], rows, "lr", title=title)
+
     @property
     def _rows(self) -> "SubsetRows":
         from capmix.mix.subset import SubsetRows
@@ -747,6 +897,13 @@ class Run:
             except ValueError as error:
                 raise UserError(f"{file}: line {number} is damaged ({error})") from error
         return found
+
+    def results(self) -> pa.Table:
+        """A row per task of the last `evaluate`: task, dataset, metric, its value, precision, and
+        every metric, as fractions. Raises UserError where the run was not evaluated."""
+        from capmix.inspect.results import run_table
+
+        return run_table(self.path)
 
     @with_options(EvaluateSettings)
     def evaluate(self, evalsets: Place | None = None, **options: Any) -> "Evaluated":

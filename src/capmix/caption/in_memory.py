@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import PIL.Image
 
 from capmix.caption.captioner import Caption
 from capmix.caption.captioners import make_captioner
@@ -18,17 +18,21 @@ from capmix.models.images import BadImageError, decode_image
 from capmix.models.known import chosen_model
 from capmix.models.registry import CAPTIONERS
 from capmix.pool import Sample
-from capmix.settings.base import changed, with_options
+from capmix.settings.base import changed, did_you_mean, make, options_of, with_options
+from capmix.storage.compare import changes
+from capmix.storage.layout import CAPTIONS, captions_folder
+from capmix.storage.store import Store
 
+Image = PIL.Image.Image | bytes | str | Path
 SOURCE = "image"
+# What decides a caption and is noted of one; an expected language concerns flags alone.
+OF_SOURCE = {"model", "revision", "prompt", "max_side", *CaptionSettings().sampling()}
 log = logging.getLogger(__name__)
 
 
 @with_options(CaptionSettings)
 def caption_images(
-    images: Sequence[Image.Image | bytes | str | Path],
-    settings: CaptionSettings | None = None,
-    **options: Any,
+    images: Sequence[Image], settings: CaptionSettings | None = None, **options: Any
 ) -> list[Any]:
     """Caption PIL images, encoded images or image files; returns a text per image.
 
@@ -38,7 +42,43 @@ def caption_images(
     loaded, and for `language`: captions are returned without flags.
     """
     chosen = _chosen(settings or CaptionSettings(), options)
-    captioner = make_captioner(chosen, SOURCE)
+    return _caption_all(make_captioner(chosen, SOURCE), chosen, SOURCE, images)
+
+
+def caption_like(store: Store, source: str, images: Sequence[Image], **options: Any) -> list[Any]:
+    """Caption images with the model and the sampling of a source's captions, as they are noted in
+    its parts; `options` replace them.
+
+    Raises UserError where there are no captions of that source, where no model wrote them, and,
+    unless an option was given, where the model that is loaded now is another one.
+    """
+    part = next(iter(store.parts(captions_folder(source))), None)
+    marker = store.read_marker(part) if part is not None else None
+    if marker is None:
+        hint = did_you_mean(source, store.folders(CAPTIONS))
+        raise UserError(f"no captions of source {source!r}{hint or ': run `capmix caption` first'}")
+    if "model" not in marker.config:
+        raise UserError(f"caption_images: no model wrote the captions of {source!r}; name one")
+    names = options_of(CaptionSettings)
+    noted = {name: marker.config[name] for name in OF_SOURCE & marker.config.keys() & names.keys()}
+    chosen = _chosen(make(CaptionSettings, noted, "caption_images"), options)
+    captioner = make_captioner(chosen, source)
+    other = changes(_of_model(marker.config), _of_model(captioner.settings), {})
+    if other and not options:
+        raise UserError(
+            f"caption_images: the captions of {source!r} were written by another model: "
+            f"{'; '.join(other)}"
+        )
+    return _caption_all(captioner, chosen, source, images)
+
+
+def _of_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings.get(name) for name in ("model", "weights", "revision")}
+
+
+def _caption_all(
+    captioner: Any, chosen: CaptionSettings, source: str, images: Sequence[Image]
+) -> list[Any]:
     if not getattr(captioner, "needs_images", True):
         raise UserError(f"caption_images: {chosen.model} reads the pool's metadata, not images")
     found: list[Any] = []
@@ -53,7 +93,7 @@ def caption_images(
                 ready.append((number, sample.uid, _prepared(captioner, sample)))
             except (BadImageError, SampleError, OSError) as error:
                 log.warning("image %d: %s", number, error)
-        made = batches.run(lambda group: _captions(captioner, group), ready)
+        made = batches.run(lambda group: _captions(captioner, group, source), ready)
         for (number, _, _), captions in zip(ready, made, strict=True):
             if isinstance(captions, SampleError):
                 log.warning("image %d: %s", number, captions)
@@ -74,15 +114,15 @@ def _chosen(settings: CaptionSettings, options: Mapping[str, Any]) -> CaptionSet
     return chosen
 
 
-def _sample(number: int, image: Image.Image | bytes | str | Path) -> Sample:
-    if isinstance(image, Image.Image):
+def _sample(number: int, image: Image) -> Sample:
+    if isinstance(image, PIL.Image.Image):
         out = io.BytesIO()
         image.save(out, "PNG")
         data = out.getvalue()
     else:
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
     uid = hashlib.sha256(data).hexdigest()[:32]
-    suffix = "png" if isinstance(image, Image.Image) else _suffix(data)
+    suffix = "png" if isinstance(image, PIL.Image.Image) else _suffix(data)
     return Sample(str(number), uid, data, suffix, None)
 
 
@@ -98,10 +138,12 @@ def _prepared(captioner: Any, sample: Sample) -> Any:
     return captioner.prepare(sample)
 
 
-def _captions(captioner: Any, group: Sequence[tuple[int, str, Any]]) -> list[list[Caption]]:
+def _captions(
+    captioner: Any, group: Sequence[tuple[int, str, Any]], source: str
+) -> list[list[Caption]]:
     uids = [uid for _, uid, _ in group]
     prepared = [one for _, _, one in group]
     if hasattr(captioner, "encoder"):
         prepared = captioner.encoder.encode_pixels(prepared)
-    captions: list[list[Caption]] = captioner.caption(prepared, uids, SOURCE)
+    captions: list[list[Caption]] = captioner.caption(prepared, uids, source)
     return captions

@@ -78,6 +78,12 @@ class ResultsFile:
         Store(str(self.path.parent)).write_bytes(self.path.name, lines.encode())
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a results file, of whatever model; none where there is no file. Raises UserError
+    where it is none of ours."""
+    return ResultsFile(path, "", "")._read()
+
+
 def _is_sound(line: dict[str, Any]) -> bool:
     """Whether the values that are computed with are of their types."""
     texts = all(isinstance(line[name], str) for name in ("key", "dataset", "data", "fingerprint"))

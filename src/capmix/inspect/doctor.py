@@ -48,6 +48,7 @@ NEEDED_FOR = {
     "clusters: capmix annotate --method clusters": ("faiss-cpu",),
     "measure: nouns, reference metrics, topics": ("HanTa", "pycocoevalcap", "scikit-learn"),
     "view: the report as a page of this machine": ("starlette", "uvicorn"),
+    "notebook: progress bars and data frames in notebooks": ("ipywidgets", "pandas"),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
     "ray: --engine ray": ("ray",),
     "s3: pools and work directories on s3://": ("botocore", "obstore"),
@@ -57,8 +58,8 @@ NEEDED_FOR = {
     "lance: Lance datasets, as pools and as exports": ("pylance",),
 }
 EXTRAS = (
-    "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view", "ray",
-    "s3", "gcs", "http", "lance",
+    "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view",
+    "notebook", "ray", "s3", "gcs", "http", "lance",
 )  # fmt: skip
 
 

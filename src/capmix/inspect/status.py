@@ -16,7 +16,7 @@ from capmix.mix.kinds import common_types
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import SELECTED
-from capmix.settings.tables import size_text, table_lines
+from capmix.settings.tables import size_text, table_html, table_lines
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -29,6 +29,7 @@ from capmix.storage.layout import (
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
+HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
 LARGEST = 6  # folders that are named with their bytes
 # By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
 # the name is the shard's, which may have slashes of its own.
@@ -89,12 +90,21 @@ class Status:
 
     def lines(self) -> list[str]:
         """A table for people."""
-        heads = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
-        rows = [
-            [one.stage, *(f"{getattr(one, name):,}" for name in heads[1:])] for one in self.stages
-        ]
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
-        return [*about, *table_lines(heads, rows), *self._fields(), "", *self._notes()]
+        table = table_lines(HEADS, self._rows())
+        return [*about, *table, *self._fields(), "", *self._notes()]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        title = f"pool {self.pool}, {self.shards:,} shards; work {self.work}"
+        return table_html(HEADS, self._rows(), title=title)
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [one.stage, *(f"{getattr(one, name):,}" for name in HEADS[1:])] for one in self.stages
+        ]
 
     def _fields(self) -> list[str]:
         alone = with_fields({}, self.fields)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from capmix.measure.distinct import Distinct
 from capmix.measure.sketch import BASE, STANDARD_ERROR, Sketch, hashes, mixed
 from capmix.measure.words import Vocabulary, Words, bigram_keys, places_of, split, trigram_keys
+from capmix.mix.limits import without_progress_bar
 
 REPEATED = 5  # samples that share a text: a batch upload's title, or a captioner's stock phrase
 LONGEST = 1024  # words; longer texts count as this long in `words_deciles`
@@ -101,7 +102,7 @@ class Diversity:
         self._texts = duckdb.connect(
             config={"temp_directory": str(folder / "texts"), "memory_limit": "1GB", "threads": 2}
         )
-        self._texts.execute("set enable_progress_bar = false")
+        without_progress_bar(self._texts)
         self._texts.execute("create table texts (text varchar, level utinyint)")
 
     def add(self, batch: Split) -> None:

@@ -129,6 +129,8 @@ class Catalog:
         with self.store.listed([FIELDS]):
             parts = ((shard, f"{FIELDS}/{shard.name}") for shard in self.pool.shards)
             lacking = [shard for shard, part in parts if not self.store.fingerprint(part)]
+        with self.store.listed([SAMPLES]):  # a shard that is listed later gets its fields then
+            lacking = [one for one in lacking if self.store.fingerprint(f"{SAMPLES}/{one.name}")]
         if not lacking:
             return False
         if is_field or any(one.startswith(FIELD) for one in unknown):

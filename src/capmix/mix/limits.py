@@ -1,7 +1,7 @@
 """Bounds of memory and time for the SQL of recipes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 
 import duckdb
@@ -59,6 +59,12 @@ def _interrupt(connection: duckdb.DuckDBPyConnection, seconds: float, done: Even
         connection.interrupt()
         if done.wait(INTERRUPT_EVERY):
             return
+
+
+def without_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
+    """In a notebook without ipywidgets there is no bar, and DuckDB refuses the setting."""
+    with suppress(duckdb.InvalidInputException):
+        connection.execute("set enable_progress_bar = false")
 
 
 def in_pieces(batch: pa.Table, size: Size, slow: Sequence[SlowCall] = ()) -> pa.Table:

@@ -13,7 +13,7 @@ from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
-from capmix.mix.limits import MEMORY, limited
+from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import FIELDS, RAW
@@ -316,7 +316,7 @@ def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnect
     add_functions(connection, set(functions) & set(TYPES))
     connection.execute(f"set memory_limit = '{MEMORY}'")
     connection.execute("set temp_directory = ''")
-    connection.execute("set enable_progress_bar = false")
+    without_progress_bar(connection)
     with suppress(duckdb.Error):  # a DuckDB without time zones
         connection.execute("set TimeZone = 'UTC'")
     connection.execute("set enable_external_access = false")

@@ -50,6 +50,8 @@ EXTRAS = {
     "ray": ("ray", "ray"),
     "starlette": ("starlette", "view"),
     "uvicorn": ("uvicorn", "view"),
+    "ipywidgets": ("ipywidgets", "notebook"),
+    "pandas": ("pandas", "notebook"),
     "botocore": ("botocore", "s3"),
     "obstore": ("obstore", "s3"),
     "gcsfs": ("gcsfs", "gcs"),

@@ -1,6 +1,7 @@
-"""Tables of text for a terminal, one way for all of them."""
+"""Tables of text for a terminal and for notebooks, one way for all of them."""
 
 from collections.abc import Sequence
+from html import escape
 
 from tabulate import tabulate
 
@@ -37,3 +38,29 @@ def size_text(size: float) -> str:
             break
         value, unit = value / 1000, following
     return f"{size:,.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def table_html(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "l", title: str = ""
+) -> str:
+    """The same table as HTML for a notebook, below a title; every text is escaped.
+
+    `heads` are left out where they are empty.
+    """
+    sides = [SIDES[side] for side in align.ljust(max(map(len, [heads, *rows])), "r")]
+    lines = [_html_row("td", row, sides) for row in rows]
+    head = f"<thead>{_html_row('th', heads, sides)}</thead>" if heads else ""
+    about = f"<p>{_html_text(title)}</p>" if title else ""
+    return f"<div>{about}<table>{head}<tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _html_row(tag: str, cells: Sequence[str], sides: Sequence[str]) -> str:
+    found = [
+        f'<{tag} style="text-align:{side}">{_html_text(cell)}</{tag}>'
+        for cell, side in zip(cells, sides, strict=False)
+    ]
+    return f"<tr>{''.join(found)}</tr>"
+
+
+def _html_text(text: str) -> str:
+    return escape(printable(text))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from capmix.settings.printable import printable
 from capmix.storage import legacy
 from capmix.storage.json_text import parse_json, parse_object
 from capmix.storage.record import FileRecord, as_json, digest_of, records_of
@@ -34,6 +35,24 @@ class Counts:
         self.ok += other.ok
         self.dropped.update(other.dropped)
         self.failed.update(other.failed)
+
+    def __repr__(self) -> str:
+        shown = [f"{self.ok:,} ok"]
+        for name, reasons in (("dropped", self.dropped), ("failed", self.failed)):
+            if reasons:
+                by_reason = ", ".join(
+                    f"{printable(why)} {n:,}" for why, n in sorted(reasons.items())
+                )
+                shown.append(f"{reasons.total():,} {name} ({by_reason})")
+        return f"Counts({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        from capmix.settings.tables import table_html
+
+        rows = [["ok", "", f"{self.ok:,}"]]
+        for name, reasons in (("dropped", self.dropped), ("failed", self.failed)):
+            rows += [[name, why, f"{n:,}"] for why, n in sorted(reasons.items())]
+        return table_html(["rows", "reason", "count"], rows, "ll")
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -93,4 +93,5 @@ class RecordingStream(io.BufferedIOBase):
         return self._size
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._stream.closed:  # the finaliser flushes once more, after the file was closed
+            self._stream.flush()

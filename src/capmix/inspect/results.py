@@ -1,0 +1,125 @@
+"""Results as tables: of one run a row per task, of a work directory a row per run and probe."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from capmix.errors import UserError
+from capmix.evaluation.results import MAIN, OTHERS, RESULTS, SUMMARY
+from capmix.evaluation.results_file import read_lines
+from capmix.storage import layout
+from capmix.storage.json_text import parse_object
+from capmix.storage.store import Store
+
+CELLS = f"{layout.RESULTS}/cells.parquet"
+ABOUT_TASK = {
+    "task": pa.string(),
+    "dataset": pa.string(),
+    "metric": pa.string(),
+    "value": pa.float64(),
+    "precision": pa.string(),
+}
+ABOUT_RUN = {
+    "of": pa.string(),
+    "subset": pa.string(),
+    "seed": pa.int64(),
+    "samples": pa.int64(),
+}
+
+
+def lines_table(lines: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A row per task: task, dataset, metric, its value, precision, and a column for every metric.
+
+    Values are fractions, 0 to 1; null where a task has no such metric.
+    """
+    rows = []
+    for line in lines:
+        metrics = {name: value for name, value in line["metrics"].items() if name != MAIN}
+        about = {"task": line["key"], "dataset": line["dataset"], "metric": line["metric"]}
+        about |= {"value": line["metrics"][MAIN], "precision": line.get("precision")}
+        rows.append(about | {name: one for name, one in metrics.items() if name not in about})
+    return _table(rows, ABOUT_TASK)
+
+
+def run_table(folder: Path) -> pa.Table:
+    """lines_table of what the last evaluation of a run wrote into its directory.
+
+    Raises UserError where there is none, or where its files are damaged.
+    """
+    fingerprint = _fingerprint(folder / SUMMARY)
+    files = [*sorted(folder.glob(f"{RESULTS}*.jsonl")), *sorted(folder.glob(f"{OTHERS}*.jsonl"))]
+    lines = [line for file in files for line in read_lines(file)]
+    found = [line for line in lines if fingerprint in (None, line["fingerprint"])]
+    if not found:
+        raise UserError(f"{folder}: no results; `capmix eval {folder}` writes them")
+    return lines_table(found)
+
+
+def work_table(store: Store) -> pa.Table:
+    """A row per trained run of the work directory's grid and per probe of its subsets: of (run or
+    probe), subset, seed, samples, and a column for each number.
+
+    SET/METRIC is a metric of an evaluation set, SET alone the metric that the set goes by; all are
+    fractions, 0 to 1. Probes of subsets that were mixed again since are left out.
+    """
+    return _table([*_runs(store), *_probes(store)], ABOUT_RUN)
+
+
+def _runs(store: Store) -> list[dict[str, Any]]:
+    if not store.exists(CELLS):
+        return []
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for cell in store.read_table(CELLS).to_pylist():
+        about = {"of": "run", "subset": cell["recipe"], "seed": cell["seed"]}
+        about |= {"samples": cell["samples"]}
+        row = rows.setdefault((cell["pool"], cell["recipe"], cell["seed"]), about)
+        row[_name(cell["evalset"], cell["metric"])] = cell["value"]
+    return list(rows.values())
+
+
+def _probes(store: Store) -> list[dict[str, Any]]:
+    rows = []
+    for part in store.parts(layout.PROBE_RESULTS):
+        _, subset, _ = part.split("/", 2)
+        probe = f"{layout.PROBES}/{part.partition('/')[2]}"
+        trained, marker = store.read_marker(probe), store.read_marker(part)
+        now, of_subset = store.fingerprint_and_marker(f"{layout.SUBSETS}/{subset}")
+        if trained is None or marker is None or of_subset is None:
+            continue
+        if trained.inputs.get("subset") != now:
+            continue
+        if marker.inputs.get("checkpoint") != store.fingerprint(probe):
+            continue
+        row = {"of": "probe", "subset": subset, "seed": trained.config.get("seed")}
+        row |= {"samples": of_subset.extra["summary"]["kept"]}
+        for evalset, metrics in marker.extra["metrics"].items():
+            row |= {_name(evalset, metric): value for metric, value in metrics.items()}
+        rows.append(row)
+    return rows
+
+
+def _name(evalset: str, metric: str) -> str:
+    return evalset if metric == MAIN else f"{evalset}/{metric}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, pa.DataType]) -> pa.Table:
+    """A column for every name that a row has; those of `about` come first."""
+    numbers = dict.fromkeys(name for row in rows for name in row if name not in about)
+    columns = {
+        name: pa.array([row.get(name) for row in rows], kind) for name, kind in about.items()
+    }
+    columns |= {
+        name: pa.array([row.get(name) for row in rows], pa.float64(), from_pandas=True)
+        for name in numbers
+    }
+    return pa.table(columns)
+
+
+def _fingerprint(summary: Path) -> str | None:
+    try:
+        found = parse_object(summary.read_bytes()).get("fingerprint")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None

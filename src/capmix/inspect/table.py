@@ -1,0 +1,221 @@
+"""Samples as a table: texts, scores, flags and annotations, of no more shards than are needed."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.errors import UserError
+from capmix.mix.catalog import Catalog
+from capmix.mix.choose import growing
+from capmix.mix.columns import Column, one_array
+from capmix.mix.expression import parse
+from capmix.mix.select import matching
+from capmix.mix.table import table_batches, table_columns
+from capmix.pool import Pool, Shard
+from capmix.settings.base import did_you_mean
+from capmix.storage.layout import ANNOTATIONS, SAMPLES
+
+Names = str | Sequence[str] | None
+Index = Callable[[Sequence[Shard]], None]  # lists the samples of some shards
+PATTERN = re.compile(r"[*?[]")
+ALWAYS = ("uid", "key", "shard")
+WHERE = "where"  # what errors of a condition begin with
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """Which columns of which samples are asked for; see Workspace.table."""
+
+    sources: Names = None
+    columns: Names = None
+    scorer: str | None = None
+    shards: Names = None
+    where: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: expected a number of at least 1, found {self.limit}")
+
+    def names(self) -> set[str]:
+        """Columns that are named, in a condition too. Raises UserError for what recipes refuse."""
+        columns = [self.columns] if isinstance(self.columns, str) else self.columns or ()
+        found = {name for name in columns if not PATTERN.search(name)}
+        return found | (_of_condition(self.where) if self.where is not None else set())
+
+
+def _of_condition(where: str) -> set[str]:
+    return set(parse(where, f"{WHERE} {where!r}").columns)
+
+
+def column_names(catalog: Catalog, scorer: str | None = None) -> list[str]:
+    """Every column of recipes, without those of numbered captions (S_k1_text and on)."""
+    return _shown(catalog.columns(scorer))
+
+
+def read_batches(
+    catalog: Catalog,
+    asked: TableRequest,
+    index: Index,
+    shards: Sequence[Shard] | None = None,
+) -> pa.RecordBatchReader:
+    """The rows that are asked for as a stream, in pool order, of some shards of those that are
+    asked for (default: all); see table_batches for the types.
+
+    One shard is in memory at a time. With a limit, shards behind the one that reaches it are not
+    even listed. A threshold in the condition is that of the whole pool; the keys of the samples for
+    which it holds are found before the stream begins (DuckDB crashes where it reads a stream that
+    runs DuckDB). Raises UserError for names that are not there and for parts that are missing or
+    stale.
+    """
+    chosen = chosen_shards(catalog.pool, asked.shards) if shards is None else list(shards)
+    keys: dict[str, pa.Array] | None = None
+    if asked.where is not None:
+        keys = _matching(catalog, asked, asked.where, chosen, index)
+        chosen = [shard for shard in chosen if shard.name in keys] or chosen[:1]
+    elif asked.limit is not None:
+        chosen = _enough(catalog, chosen, asked.limit, index)
+    else:
+        index(chosen)
+    part = of_shards(catalog, chosen)
+    reader = table_batches(part, _asked_columns(part, asked), asked.scorer)
+    if keys is None and asked.limit is None:
+        return reader
+    return pa.RecordBatchReader.from_batches(reader.schema, _bounded(reader, keys, asked.limit))
+
+
+def has_threshold(where: str) -> bool:
+    """Whether a condition is about the whole pool. Raises UserError for what recipes refuse."""
+    return bool(parse(where, f"{WHERE} {where!r}").thresholds)
+
+
+def first_rows(tables: Iterable[pa.Table], limit: int | None) -> pa.Table:
+    """The tables as one, or its first `limit` rows; what is behind them is not read."""
+    if limit is None:
+        return pa.concat_tables(tables)
+    if limit < 1:
+        raise UserError(f"limit: expected a number of at least 1, found {limit}")
+    found: list[pa.Table] = []
+    left = limit
+    for table in tables:
+        found.append(table.slice(0, left))
+        left -= len(found[-1])
+        if not left:
+            break
+    return pa.concat_tables(found)
+
+
+def chosen_shards(pool: Pool, wanted: Names) -> list[Shard]:
+    """The shards of these names or patterns (00000, 000*), in pool order; all for None.
+
+    Raises UserError for a name or a pattern that no shard has.
+    """
+    if wanted is None:
+        return list(pool.shards)
+    patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = [shard.name for shard in pool.shards]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            hint = did_you_mean(pattern, names)
+            raise UserError(f"no shard {pattern!r} in the pool {pool.location}{hint}")
+    found = [one for one in pool.shards if any(_matches(one.name, p) for p in patterns)]
+    if not found:
+        raise UserError("shards: expected at least one name or pattern")
+    return found
+
+
+def of_shards(catalog: Catalog, shards: Sequence[Shard]) -> Catalog:
+    """The same catalog as if the pool had these shards alone."""
+    return Catalog(replace(catalog.pool, shards=list(shards)), catalog.store)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _enough(catalog: Catalog, shards: Sequence[Shard], rows: int, index: Index) -> list[Shard]:
+    """The first of the shards that have so many samples together."""
+    found, count = [], 0
+    for group in growing(shards):
+        index(group)
+        for shard in group:
+            found.append(shard)
+            marker = catalog.store.read_marker(f"{SAMPLES}/{shard.name}")
+            count += marker.counts.ok if marker is not None else 0
+            if count >= rows:
+                return found
+    return found
+
+
+def _asked_columns(catalog: Catalog, asked: TableRequest) -> list[str]:
+    sources = [asked.sources] if isinstance(asked.sources, str) else asked.sources
+    names = table_columns(catalog, catalog.known_sources(sources), asked.scorer)
+    known = catalog.columns(asked.scorer, asked.names())
+    if asked.columns is None:
+        more = [] if sources is not None else _annotations(known)
+    else:
+        columns = [asked.columns] if isinstance(asked.columns, str) else asked.columns
+        more = [name for column in columns for name in _expanded(column, known)]
+    return [name for name in dict.fromkeys([*names, *more]) if name not in ALWAYS]
+
+
+def _expanded(column: str, known: dict[str, Column]) -> list[str]:
+    if column in known or not PATTERN.search(column):
+        return [column]
+    found = [name for name in _shown(known) if fnmatchcase(name, column)]
+    if not found:
+        raise UserError(f"no column matches {column!r}; columns: {', '.join(_shown(known))}")
+    return found
+
+
+def _annotations(known: dict[str, Column]) -> list[str]:
+    return [name for name, one in known.items() if one.folder.split("/")[0] == ANNOTATIONS]
+
+
+def _shown(known: dict[str, Column]) -> list[str]:
+    return [name for name, column in known.items() if f"_k{column.pick}_" not in name]
+
+
+def _matching(
+    catalog: Catalog, asked: TableRequest, where: str, shards: Sequence[Shard], index: Index
+) -> dict[str, pa.Array]:
+    """By shard the keys of the samples for which a condition holds, until there are as many as the
+    limit; shards without any are left out."""
+    is_of_pool = has_threshold(where)
+    if is_of_pool:
+        index(catalog.pool.shards)
+    found: dict[str, pa.Array] = {}
+    left = asked.limit
+    for group in growing(shards) if left is not None and not is_of_pool else [list(shards)]:
+        index(group)
+        part = catalog if is_of_pool else of_shards(catalog, group)
+        columns = part.columns(asked.scorer, _of_condition(where))
+        for shard, samples in matching(part.store, part.pool, columns, where, group, WHERE):
+            if len(samples):
+                found[shard.name] = one_array(samples["key"])
+            if left is not None:
+                left -= len(samples)
+                if left <= 0:
+                    return found
+    return found
+
+
+def _bounded(
+    reader: pa.RecordBatchReader, keys: dict[str, pa.Array] | None, limit: int | None
+) -> Iterator[pa.RecordBatch]:
+    left = limit
+    for batch in reader:
+        table = pa.Table.from_batches([batch])
+        if keys is not None:
+            of_shard = keys.get(batch["shard"][0].as_py(), pa.array([], pa.string()))
+            table = table.filter(pc.is_in(table["key"], value_set=of_shard))
+        table = table.slice(0, left)
+        if left is not None:
+            left -= len(table)
+        yield from table.combine_chunks().to_batches()
+        if left == 0:
+            return

@@ -1,0 +1,66 @@
+"""Results as tables: a row per task, per run and per probe."""
+
+import json
+from pathlib import Path
+
+import pytest
+from samples import write_pool
+
+import capmix
+from capmix.errors import UserError
+from capmix.pipeline.grid import Cell, write_tables
+from capmix.storage.marker import Counts, Marker
+
+
+def line(key: str, fingerprint: str, **metrics: float | None) -> str:
+    about = {"key": key, "dataset": key.upper(), "metric": "acc1", "data": "d"}
+    about |= {"fingerprint": fingerprint, "precision": "float32"}
+    return json.dumps(about | {"metrics": metrics}) + "\n"
+
+
+def test_a_run_has_a_row_per_task_of_its_last_evaluation(tmp_path: Path) -> None:
+    run = capmix.Run(tmp_path)
+    with pytest.raises(UserError, match="no results; `capmix eval .*` writes them"):
+        run.results()
+    (tmp_path / "eval_results.jsonl").write_text(
+        line("a", "now", acc1=0.5, acc5=0.75, main_metric=0.5)
+        + line("b", "now", recall=0.25, main_metric=None)
+    )
+    (tmp_path / "eval_other_sets.jsonl").write_text(line("c", "old", acc1=0.1, main_metric=0.1))
+    (tmp_path / "eval_summary.json").write_text('{"fingerprint": "now", "precision": "float32"}')
+    assert run.results().to_pylist() == [
+        {"task": "a", "dataset": "A", "metric": "acc1", "value": 0.5, "precision": "float32",
+         "acc1": 0.5, "acc5": 0.75, "recall": None},
+        {"task": "b", "dataset": "B", "metric": "acc1", "value": None, "precision": "float32",
+         "acc1": None, "acc5": None, "recall": 0.25},
+    ]  # fmt: skip
+    (tmp_path / "eval_results.jsonl").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        run.results()
+
+
+def test_a_work_directory_has_a_row_per_run_and_probe(tmp_path: Path) -> None:
+    ws = capmix.open(write_pool(tmp_path / "pool", 1, 4), work=tmp_path / "work")
+    assert ws.results().num_rows == 0
+    ws.mix("raw")
+    cells = [
+        Cell("p", "raw", 4, seed, {("set", "acc1"): seed / 4, ("set", "main_metric"): seed / 4})
+        for seed in (1, 2)
+    ]
+    write_tables(cells, ws.store.location, {})
+    now = ws.store.fingerprint("subsets/raw")
+    write_probe(ws, 0, now)
+    write_probe(ws, 1, "of an earlier subset")
+    assert ws.results().to_pylist() == [
+        {"of": "run", "subset": "raw", "seed": 1, "samples": 4, "set/acc1": 0.25, "set": 0.25},
+        {"of": "run", "subset": "raw", "seed": 2, "samples": 4, "set/acc1": 0.5, "set": 0.5},
+        {"of": "probe", "subset": "raw", "seed": 0, "samples": 4, "set/acc1": 1.0, "set": None},
+    ]
+
+
+def write_probe(ws: capmix.Workspace, seed: int, subset: str) -> None:
+    probe = f"probes/raw/seed{seed}"
+    ws.store.write_marker(probe, Marker({"subset": subset}, {"seed": seed}, 4, Counts(4)))
+    found = {"metrics": {"set": {"acc1": 1.0}}}
+    inputs = {"checkpoint": ws.store.fingerprint(probe)}
+    ws.store.write_marker(f"probe_results/raw/seed{seed}", Marker(inputs, {}, 4, Counts(4), found))
