@@ -55,6 +55,7 @@ EXTRAS = {
     "gcsfs": ("gcsfs", "gcs"),
     "aiohttp": ("aiohttp", "http"),
     "lance": ("pylance", "lance"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
 }
 
 
