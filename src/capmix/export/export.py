@@ -53,6 +53,8 @@ from capmix.storage.store import Store, as_lines
 log = logging.getLogger(__name__)
 
 TARS = ("webdataset", "datacomp")
+# Changes with the columns of a form whose readers want the same ones in every shard.
+LAYOUT: dict[Form, dict[str, int]] = {form: {"layout": 2} for form in ("parquet", "lance", "jsonl")}
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def export(
         rows.refuse_gone(pool)
     assert marker is not None
     about = {
+        **LAYOUT.get(form, {}),
         "subset": rows.fingerprint,
         "samples_per_shard": samples_per_shard,
         "form": form,
@@ -227,6 +230,7 @@ def _export_stages(work: Export) -> list[Stage]:
         return found
 
     config = {"size": size, "form": work.form, "sources": list(work.sources)}
+    config |= LAYOUT.get(work.form, {})
     return [Stage(f"export {work.rows.name}", "", config, inputs, run_shard)]
 
 
@@ -240,9 +244,9 @@ def _file_name(form: Form, shard: str) -> str:
 
 def _write_csv(target: Store, rows: SubsetRows) -> Counts:
     counts = Counts()
-    columns = ["uid", "text", "source", "k", "score", "weight"]
+    columns = ["uid", "text", "source", "k", "score", "weight", "key"]
     with target.writing("captions.csv") as stream:
-        stream.write(_csv([columns]))
+        stream.write(_csv([[*columns[:-1], "filename"]]))
         for table in rows.batches():
             stream.write(_csv(zip(*(table[name].to_pylist() for name in columns), strict=True)))
             counts.ok += len(table)

@@ -24,6 +24,7 @@ def parquet_schema(sources: Iterable[str]) -> pa.Schema:
         "source": (pa.string(), "string"),
         "k": (pa.int32(), "int32"),
         "score": (pa.float32(), "float32"),
+        "filename": (pa.string(), "string"),
         **{f"caption_{source}": (pa.string(), "string") for source in sources},
     }
     features: dict[str, Any] = {"image": {"_type": "Image"}}
@@ -57,7 +58,8 @@ def parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
     sample, row = chosen.sample, chosen.row
     image = {"bytes": sample.image, "path": f"{sample.uid}-{copy}.{sample.suffix}"}
     fields = {"image": image, "uid": sample.uid, "text": row["text"], "source": row["source"]}
-    fields |= {"k": row["k"], "score": row["score"]} | chosen.captions
+    fields |= {"k": row["k"], "score": row["score"], "filename": chosen.filename}
+    fields |= chosen.captions
     return {name: fields.get(name) for name in schema.names}
 
 
@@ -78,6 +80,7 @@ def write_images(target: Store, folder: str, stream: Sink, samples: Iterable[Cho
                 "text": text,
                 "source": chosen.row["source"],
                 "score": chosen.row["score"],
+                "filename": chosen.filename,
                 **chosen.captions,
             }
             stream.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
