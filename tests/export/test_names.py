@@ -6,30 +6,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from samples import image_bytes, write_pool
+from photos import PHOTOS, mixed, write_photos
+from samples import write_pool
 
 from capmix.export.settings import Form
 from capmix.pool import Sample, open_pool
-from capmix.workspace import Workspace, open_workspace
-
-PHOTOS = {"IMG_1.JPG": "first", "trip/day 1/Zürich.jpg": "second", "trip/why?.png": "third"}
-
-
-def write_photos(folder: Path) -> Path:
-    """A folder of images with texts beside them."""
-    for number, (name, text) in enumerate(PHOTOS.items()):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image_bytes(number, kind="PNG" if name.endswith("png") else "JPEG"))
-        path.with_suffix(".txt").write_text(text)
-    return folder
+from capmix.workspace import Workspace
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Workspace:
-    made = open_workspace(str(write_photos(tmp_path / "photos")), str(tmp_path / "work"))
-    made.mix("raw")
-    return made
+    return mixed(write_photos(tmp_path / "photos"), tmp_path / "work")
 
 
 def names_of(folder: Path, form: Form) -> list[str]:
@@ -64,15 +51,13 @@ def test_names_and_folders_survive_in_every_form(
 
 def test_of_a_tar_the_member_is_named(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool", shards=1, samples=2)
-    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
-    work.mix("raw")
+    work = mixed(tmp_path / "pool", tmp_path / "work")
     work.export("raw", str(tmp_path / "out"), format="parquet")
     assert names_of(tmp_path / "out", "parquet") == ["000000000.jpg", "000000001.jpg"]
 
 
 def test_names_survive_an_export_of_an_export(photos: Workspace, tmp_path: Path) -> None:
     photos.export("raw", str(tmp_path / "tars"))
-    again = open_workspace(str(tmp_path / "tars"), str(tmp_path / "work2"))
-    again.mix("raw")
+    again = mixed(tmp_path / "tars", tmp_path / "work2")
     again.export("raw", str(tmp_path / "out"), format="parquet")
     assert names_of(tmp_path / "out", "parquet") == list(PHOTOS)

@@ -12,7 +12,6 @@ from capmix.storage.record import Sink
 from capmix.storage.store import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-LLAVA_IMAGE = "<image>"  # where its loader puts the image
 ROW_GROUP = 100  # samples: what the Hub's viewer reads at once; some MB of images
 
 
@@ -86,27 +85,3 @@ def write_images(target: Store, folder: str, stream: Sink, samples: Iterable[Cho
             stream.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             written += 1
     return written
-
-
-def write_llava(stream: Sink, lines: Iterable[bytes]) -> int:
-    """The same samples as LLaVA reads them: a list of `id`, `image` and a `conversations` of two
-    turns. Of lines that write_images wrote.
-
-    LLaVA's loader puts an image wherever a turn says `<image>`, in an answer too, and stops where
-    it has none left: in captions it is written `[image]`. Returns in how many.
-    """
-    replaced = 0
-    stream.write(b"[")
-    for number, line in enumerate(lines):
-        about = json.loads(line)
-        text = about["text"].replace(LLAVA_IMAGE, "[image]")
-        replaced += text != about["text"]
-        turns = [
-            {"from": "human", "value": f"{LLAVA_IMAGE}\nDescribe this image."},
-            {"from": "gpt", "value": text},
-        ]
-        one = {"id": about["id"], "image": about["file_name"], "conversations": turns}
-        stream.write(b",\n" if number else b"\n")
-        stream.write(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace"))
-    stream.write(b"\n]\n")
-    return replaced
