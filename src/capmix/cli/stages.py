@@ -217,5 +217,5 @@ def export(
     engine: EngineSettings,
     runs: Budget,
 ) -> None:
-    """Write a subset in a form that trainers read: shards, tables or image files with texts."""
+    """Write a subset as shards, tables or image files, for trainers and the Hub."""
     open_place(pool, work, reading, runs, engine).export(subset, out, settings)
