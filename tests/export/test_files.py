@@ -266,3 +266,23 @@ def test_other_places_and_pools_are_refused(photos: Workspace, tmp_path: Path) -
     tars = mixed(tmp_path / "tars", tmp_path / "work2")
     with pytest.raises(UserError, match="--link hard: pool .* is no local folder"):
         tars.export("raw", str(tmp_path / "out"), format="files", link="hard")
+
+
+def test_verify_names_an_image_that_was_changed(photos: Workspace, tmp_path: Path) -> None:
+    photos.export("raw", str(tmp_path / "out"), format="kohya")
+    assert not photos.verify(str(tmp_path / "out")).damaged
+    path = tmp_path / "out/trip/day 1/Zürich.jpg"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (damage,) = photos.verify(str(tmp_path / "out")).damaged
+    assert "trip/day 1/Zürich.jpg" in damage.file
+
+
+def test_a_link_to_a_file_that_changed_meanwhile_becomes_a_copy(tmp_path: Path) -> None:
+    from capmix.export.folder import TargetFolder, hard_link
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"new")
+    make = hard_link(str(tmp_path / "a.jpg"), b"old")
+    assert TargetFolder(str(tmp_path / "out")).put("a.jpg", b"old", make) == "written"
+    assert (tmp_path / "out/a.jpg").read_bytes() == b"old"
+    assert (tmp_path / "a.jpg").read_bytes() == b"new"
