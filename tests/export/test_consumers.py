@@ -21,11 +21,12 @@ from capmix.workspace import Workspace
 TEXTS = ["a {red|blue} dog", "two\nlines", "{{x}} }{ <image> é"]
 
 
-@pytest.fixture
-def both(tmp_path: Path) -> Workspace:
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Raw texts of weight 2, and a caption for each photo."""
-    made = mixed(write_photos(tmp_path / "photos"), tmp_path / "work")
-    add_captions(made, tmp_path, TEXTS)
+    folder = tmp_path_factory.mktemp("both")
+    made = mixed(write_photos(folder / "photos"), folder / "work")
+    add_captions(made, folder, TEXTS)
     return made
 
 

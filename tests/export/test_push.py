@@ -132,9 +132,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Workspace:
-    return mixed(write_photos(tmp_path / "photos"), tmp_path / "work")
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("push")
+    return mixed(write_photos(folder / "photos"), folder / "work")
 
 
 def local(folder: Path) -> dict[str, bytes]:
@@ -239,9 +240,9 @@ def test_a_card_that_was_filled_in_on_the_hub_is_kept(
 def test_without_out_the_export_is_in_the_work_directory(
     work: Workspace, tmp_path: Path, hub: type[Hub], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = ["--work", str(tmp_path / "work"), "--subset", "raw", "--format", "csv"]
+    place = ["--work", work.store.root, "--subset", "raw", "--format", "csv"]
     assert main(["export", *place, "--push", REPO]) == 0
-    assert (tmp_path / "work/shards/raw/captions.csv").exists()
+    assert work.store.exists("shards/raw/captions.csv")
     shown = capsys.readouterr().err
     assert f"/datasets/{REPO}" in shown
     assert TOKEN not in shown
