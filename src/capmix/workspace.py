@@ -479,12 +479,12 @@ class Workspace:
     def export(
         self,
         subset: "Subset | str",
-        out: Place,
+        out: Place | None = None,
         settings: ExportSettings | None = None,
         **options: Any,
     ) -> Counts:
         """Write a subset, or the one of that name, as shards of images and texts into the directory
-        `out`."""
+        `out`; with `sidecars=True` its texts beside the pool's images, without `out`."""
         from capmix.engine.local import cores
         from capmix.export.export import export
 
@@ -498,11 +498,10 @@ class Workspace:
             work.store,
             work.pool,
             subset.name if isinstance(subset, Subset) else subset,
-            os.fspath(out),
-            chosen.samples_per_shard,
-            work.runs.max_failures,
-            chosen.format,
+            None if out is None else os.fspath(out),
+            chosen,
             work.sources(),
+            work.runs.max_failures,
             engine,
         )
 
@@ -863,7 +862,9 @@ class Subset:
         return SubsetRows.pinned(self.workspace.store, self.name)
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
-    def export(self, out: Place, settings: ExportSettings | None = None, **options: Any) -> Counts:
+    def export(
+        self, out: Place | None = None, settings: ExportSettings | None = None, **options: Any
+    ) -> Counts:
         """Write the subset as shards of images and texts into the directory `out`."""
         return self.workspace.export(self.name, out, settings, **options)
 

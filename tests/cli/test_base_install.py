@@ -92,7 +92,7 @@ def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> Non
         (f"plan shards --model {BLIP2}", "'capmix[transformers]'"),
         ("plan s3://bucket/shards", "'capmix[s3]'"),
         ("caption gs://bucket/shards --work X --source b --model field:caption", "'capmix[gcs]'"),
-        ("caption hf://datasets/a/b --work X --source b --model field:caption", "huggingface_hub"),
+        ("caption hf://datasets/a/b --work X --source b --model field:caption", "'capmix[hub]'"),
         ("mix --work W --recipe raw --where language(raw_text)='en' --out e", "'capmix[language]'"),
         ("mix --work W --recipe raw --where imagenet_noun(raw_text) --out n", "nltk"),
     ],

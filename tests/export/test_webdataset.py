@@ -65,7 +65,8 @@ def pools(draw: st.DrawFn) -> bytes:
 
 def chosen_of(sample: Sample, text: str, score: float | None, copies: range) -> Chosen:
     row: dict[str, Any] = {"text": text, "source": "blip2", "k": 1, "score": score}
-    return Chosen(sample, row, {"caption_raw": sample.text or "", "caption_blip2_k1": text}, copies)
+    captions = {"caption_raw": sample.text or "", "caption_blip2_k1": text}
+    return Chosen(sample, row, captions, copies, f"{sample.key}.{sample.suffix}")
 
 
 @given(pools(), st.text(max_size=20), st.floats() | st.none(), st.integers(0, 3), st.booleans())

@@ -133,7 +133,7 @@ COMMANDS = (
         USE,
         "export",
         "stages",
-        "Write a subset as shards of images and texts.",
+        "Write a subset as shards, tables or image files, for trainers and the Hub.",
         "capmix export --work ./work --subset raw-top30+blip2-above --out ./mixed",
     ),
     Command(

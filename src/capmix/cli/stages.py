@@ -217,10 +217,17 @@ def export(
     work: Work = None,
     reading: OpenSettings,
     subset: Annotated[str, Parameter(help="Name of the subset, from `capmix mix`.")],
-    out: Annotated[str, Parameter(help="Directory or URL for the shards.")],
+    out: Annotated[
+        str | None,
+        Parameter(
+            help="Directory or URL for the export (default: none with --sidecars, and with --push "
+            "shards/SUBSET of the work directory).",
+            show_default=False,
+        ),
+    ] = None,
     settings: ExportSettings,
     engine: EngineSettings,
     runs: Budget,
 ) -> None:
-    """Write a subset as shards of images and texts."""
+    """Write a subset as shards, tables or image files, for trainers and the Hub."""
     open_place(pool, work, reading, runs, engine).export(subset, out, settings)

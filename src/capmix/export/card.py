@@ -21,12 +21,19 @@ SIZES = (
     (10**9, "100M<n<1B"),
     (10**10, "1B<n<10B"),
 )
+DATA_FILES = {"parquet": "data/*.parquet", "imagefolder": "train/**"}
 FORMS = {
     "webdataset": "WebDataset tars: `.jpg` and the like, `.txt` (the chosen caption), `.json`",
     "datacomp": "WebDataset tars: the pool's members, untouched, under keys `<uid>-<copy>`",
     "parquet": "parquet, images embedded; `datasets.load_dataset` reads it as it is",
     "lance": "a Lance dataset, images embedded; `lance.dataset` reads it as it is",
     "jsonl": "image files, a `.txt` caption beside each, `metadata.jsonl` and `llava.json`",
+    "files": "image files under their own names, a text file beside each",
+    "kohya": "image files, a text file with a caption per line beside each, and `metadata.json`, "
+    "for kohya's sd-scripts with `enable_wildcard = true`",
+    "llava": "image files under their own names, and `llava.json`, the list that LLaVA reads",
+    "imagefolder": "image files below `train/`, and `train/metadata.parquet`; "
+    "`datasets.load_dataset` reads the folder as it is",
     "csv": "`captions.csv`: uid, text, source, k, score, weight; no images",
 }
 
@@ -58,8 +65,8 @@ def dataset_card(
         ],
         "pretty_name": subset,
     }
-    if form == "parquet":
-        files = [{"split": "train", "path": "data/*.parquet"}]
+    if form in DATA_FILES:
+        files = [{"split": "train", "path": DATA_FILES[form]}]
         about["configs"] = [{"config_name": "default", "data_files": files}]
     clauses = "\n".join(f"| {_plain(one)} | {n:,} |" for one, n in summary.by_clause.items())
     dropped = "\n".join(f"| {_plain(why)} | {n:,} |" for why, n in summary.dropped.items())

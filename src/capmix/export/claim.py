@@ -20,7 +20,7 @@ from capmix.export.lance import refuse_added_versions
 from capmix.export.manifest import DATASET, ExportTarget
 from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID
 from capmix.storage.filesystem import again, files_below
-from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
+from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_MARKERS
 from capmix.storage.record import FileRecord
 from capmix.storage.store import READERS
 
@@ -38,8 +38,7 @@ FILES = {  # what an export of a form writes
     ),
     "csv": re.compile(r"captions\.csv"),
 }
-MARKER = re.compile(rf"{EXPORT_MARKERS}/\d{{8}}\.json")
-MANIFEST = re.compile(rf"{re.escape(EXPORT_FILES)}/(\d{{8}}|export)\.txt")
+MARKER = re.compile(rf"{EXPORT_MARKERS}/\d{{8}}\.jsonl?")
 REMOVED_AT_ONCE = 1_000
 
 
@@ -68,27 +67,27 @@ def shard_of(found: re.Match[str] | None) -> str | None:
     return groups.get("shard") or groups.get("folder")
 
 
-def claim(target: ExportTarget, about: dict[str, Any]) -> None:
+def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) -> None:
     """Make sure that the directory is new or is an export of ours; of an older one, clear it.
 
     `about` says what the export is made from; `shards`, which follows from it, how many output
-    shards there are. Raises UserError where the directory holds something else, or where a file
-    that is kept has a name that the export would write.
+    shards there are. Raises UserError where the directory holds something else, unless it
+    `is_shared`, or where a file that is kept has a name that the export would write.
     """
     known = target.read_json(EXPORT_ABOUT)
     is_ours = isinstance(known, dict)
     if is_ours and {**known, "shards": about["shards"]} == about:
-        _remove(target, [name for name in _lists(target) if not _is_of(name, about["shards"])])
+        _remove(target, [name for name in target.lists() if not _is_of(name, about["shards"])])
         return
     held: list[str] = []
     with contextlib.suppress(FileNotFoundError):
         held = again(lambda: target.fs.ls(target.root, detail=False))
-    if held and not is_ours:
+    if held and not is_ours and not is_shared:
         raise UserError(f"{target.location} holds something else: export to an empty directory")
     if is_ours:
         _clear(target, Claim.of(known), Claim.of(about))
     target.write_json(EXPORT_ABOUT, about)
-    _remove(target, _lists(target))
+    _remove(target, target.lists())
 
 
 def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
@@ -99,7 +98,7 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
         refuse_added_versions(target)
     sizes = _names(target, "")
     ours, changed, listed = set(), [], set()
-    for name in _lists(target):
+    for name in target.lists():
         listed.add(name.rpartition("/")[2].removesuffix(".txt"))
         files = {one: w for one, w in target.written(name).items() if one in sizes}
         for one, is_same in _compared(target, files, sizes):
@@ -128,10 +127,6 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
             f"{len(kept):,}",
             kept[0],
         )
-
-
-def _lists(target: ExportTarget) -> list[str]:
-    return sorted(filter(MANIFEST.fullmatch, _names(target, EXPORT_FILES)))
 
 
 def _is_of(manifest: str, shards: int) -> bool:

@@ -4,12 +4,13 @@ Each output shard is one unit of work, done when its marker says so: a killed ex
 the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
 img2dataset's readers), `datacomp` (the same with untouched members: what DataComp's resharder
 writes), `parquet` (images embedded, for Hugging Face datasets), `lance` (the same columns as a
-Lance dataset), `jsonl` (image files with .txt for kohya, JSON lines for imagefolder, a list for
-LLaVA), `csv` (uid and text alone).
+Lance dataset), `jsonl` (image files by uid with .txt, JSON lines and a list for LLaVA), `csv` (uid
+and text alone), and those of image files under their own names (files.py).
 """
 
 import csv
 import io
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,11 +25,16 @@ from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.claim import claim
+from capmix.export.files import FORMS, FilesExport, check_settings, write_files
 from capmix.export.lance import commit_dataset, data_file, withdraw_dataset, write_lance
+from capmix.export.llava import Conversation, write_llava
 from capmix.export.manifest import ExportTarget
+from capmix.export.names import file_names
+from capmix.export.push import open_dataset, push
 from capmix.export.samples import chosen_samples, refuse_changed
-from capmix.export.settings import SAMPLES_PER_SHARD, Form
-from capmix.export.tables import parquet_schema, write_images, write_llava, write_parquet
+from capmix.export.settings import ExportSettings, Form
+from capmix.export.sidecars import write_sidecars
+from capmix.export.tables import parquet_schema, write_images, write_parquet
 from capmix.export.webdataset import write_tar
 from capmix.mix.mix import Summary
 from capmix.mix.subset import SubsetRows
@@ -53,6 +59,8 @@ from capmix.storage.store import Store, as_lines
 log = logging.getLogger(__name__)
 
 TARS = ("webdataset", "datacomp")
+# Changes with the columns of a form whose readers want the same ones in every shard.
+LAYOUT: dict[Form, dict[str, int]] = {form: {"layout": 2} for form in ("parquet", "lance", "jsonl")}
 
 
 @dataclass(frozen=True)
@@ -72,58 +80,139 @@ def export(
     store: Store,
     pool: Pool,
     subset: str,
-    directory: str,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
-    max_failures: float = MAX_FAILURES,
-    form: Form = "webdataset",
+    directory: str | None = None,
+    settings: ExportSettings = ExportSettings(),
     sources: Sequence[str] = ("raw",),
+    max_failures: float = MAX_FAILURES,
     engine: EngineSettings = EngineSettings(),
 ) -> Counts:
     """Export `subsets/<subset>.parquet` to `directory`; finished shards are not written again.
 
-    `sources` are those whose captions are written beside the chosen one. Raises
+    With `sidecars` in the settings, write texts beside the pool's images; with `push`, upload the
+    export, whose directory is by default one of the work directory. `sources` are those whose
+    captions are written beside the chosen one. Raises
     UserError where the directory holds something else, or where the images of more than
     `max_failures` of the subset's rows are gone.
     """
+    _check_options(settings, directory)
+    if settings.sidecars:
+        rows = _usable(store, pool, subset, needs_pool=True)
+        return write_sidecars(store, pool, rows, settings, max_failures)
+    directory = directory or store.path(f"{SHARDS}/{subset}")
+    form = settings.format
     if form == "datacomp" and not pool.is_tars:
         raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
     if form == "lance":
         need_lance("--format lance")
+    rows = _usable(store, pool, subset, needs_pool=form != "csv")
+    target = _claimed(store, pool, rows, directory, settings, sources)
+    dataset = open_dataset(settings.push, settings.private) if settings.push else None
+    counts, notes = _write(store, pool, target, rows, settings, sources, engine, max_failures)
+    _write_card(store, pool, target, rows, sources, form, notes)
+    if dataset is not None:
+        push(target, dataset, settings.overwrite)
+    return counts
+
+
+def _check_options(settings: ExportSettings, directory: str | None) -> None:
+    """Raise UserError for options that exclude one another."""
+    if settings.sidecars and (directory is not None or settings.push):
+        raise UserError("--sidecars writes beside the pool's images: leave out --out and --push")
+    if not settings.sidecars and not settings.push and directory is None:
+        raise UserError("export: name a directory with --out, or give --sidecars")
+    if settings.push and directory is not None and "://" in directory:
+        raise UserError(f"--push uploads from a local directory, not from {directory}")
+    if settings.private and not settings.push:
+        raise UserError("--private is of --push USER/NAME")
+
+
+def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRows:
+    """The subset as it is now. Raises UserError where its texts or images are not there."""
     rows = SubsetRows.pinned(store, subset)
-    marker = store.read_marker(rows.part)
     rows.refuse_changed()
     rows.refuse_stale()
-    if form != "csv":
+    if needs_pool:
         rows.refuse_gone(pool)
-    assert marker is not None
-    about = {
+    return rows
+
+
+def _claimed(
+    store: Store,
+    pool: Pool,
+    rows: SubsetRows,
+    directory: str,
+    settings: ExportSettings,
+    sources: Sequence[str],
+) -> ExportTarget:
+    """The directory, without what an older export has left there."""
+    form, size = settings.format, settings.samples_per_shard
+    about: dict[str, Any] = {
+        **LAYOUT.get(form, {}),
         "subset": rows.fingerprint,
-        "samples_per_shard": samples_per_shard,
         "form": form,
         "sources": list(sources),
-        "shards": 0 if form == "csv" else -(-rows.copies // samples_per_shard),
     }
+    if form in FORMS:
+        about |= {"text_suffix": settings.text_suffix, "shards": len(rows.shard_names())}
+    else:
+        shards = 0 if form == "csv" else -(-rows.copies // size)
+        about |= {"samples_per_shard": size, "shards": shards}
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
     if _is_of_parts(directory, store):
         raise UserError(
             f"--out {directory} is where {store.location} has its parts: name another, such as "
-            f"{store.path(SHARDS)}/{subset}"
+            f"{store.path(SHARDS)}/{rows.name}"
         )
-    target = ExportTarget(directory, store.scratch_place)
+    target = ExportTarget(directory, store.scratch_place, is_shared=form in FORMS)
+    if form in FORMS:
+        check_settings(pool, target, settings)
+    if settings.push and not target.is_local:
+        raise UserError("--push uploads from a local directory: name one with --out")
     target.sweep()
-    claim(target, about)
-    notes: list[str] = []
-    if form == "csv":
-        counts = _write_csv(target, rows)
-    else:
-        work = Export(pool, store, target, rows, form, samples_per_shard, tuple(sources))
-        counts, notes = _write_shards(work, rows, engine, max_failures)
+    claim(target, about, is_shared=form in FORMS)
+    return target
+
+
+def _write(
+    store: Store,
+    pool: Pool,
+    target: ExportTarget,
+    rows: SubsetRows,
+    settings: ExportSettings,
+    sources: Sequence[str],
+    engine: EngineSettings,
+    max_failures: float,
+) -> tuple[Counts, list[str]]:
+    """The counts, and what is to be noted on the card."""
+    if settings.format == "csv":
+        return _write_csv(target, rows), []
+    if settings.format in FORMS:
+        names, shards = file_names(rows, pool), tuple(rows.shard_names())
+        files = FilesExport(pool, store, target, rows, settings, tuple(sources), names, shards)
+        return write_files(files, engine, max_failures)
+    size = settings.samples_per_shard
+    work = Export(pool, store, target, rows, settings.format, size, tuple(sources))
+    return _write_shards(work, rows, engine, max_failures)
+
+
+def _write_card(
+    store: Store,
+    pool: Pool,
+    target: ExportTarget,
+    rows: SubsetRows,
+    sources: Sequence[str],
+    form: Form,
+    notes: Sequence[str],
+) -> None:
+    marker = store.read_marker(rows.part)
+    if marker is None:
+        rows.refuse_changed()
+    assert marker is not None
     summary = Summary(**marker.extra["summary"])
     models = _models(store, pool, sources)
-    card = dataset_card(subset, summary, marker.config["recipe"], models, form, notes)
+    card = dataset_card(rows.name, summary, marker.config["recipe"], models, form, notes)
     target.write_card(card.encode("utf-8", "replace"))
-    return counts
 
 
 def _is_of_parts(directory: str, store: Store) -> bool:
@@ -157,11 +246,16 @@ def _write_shards(
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
-            replaced = write_llava(llava, _noted(stream, lines))
+            replaced = write_llava(llava, map(_conversation, _noted(stream, lines)))
         if replaced:
             notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
             log.warning("export %s: %s", work.rows.name, notes[-1])
     return counts, notes
+
+
+def _conversation(line: bytes) -> Conversation:
+    about = json.loads(line)
+    return Conversation(about["id"], about["file_name"], about["text"])
 
 
 def _noted(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
@@ -227,6 +321,7 @@ def _export_stages(work: Export) -> list[Stage]:
         return found
 
     config = {"size": size, "form": work.form, "sources": list(work.sources)}
+    config |= LAYOUT.get(work.form, {})
     return [Stage(f"export {work.rows.name}", "", config, inputs, run_shard)]
 
 
@@ -240,9 +335,9 @@ def _file_name(form: Form, shard: str) -> str:
 
 def _write_csv(target: Store, rows: SubsetRows) -> Counts:
     counts = Counts()
-    columns = ["uid", "text", "source", "k", "score", "weight"]
+    columns = ["uid", "text", "source", "k", "score", "weight", "key"]
     with target.writing("captions.csv") as stream:
-        stream.write(_csv([columns]))
+        stream.write(_csv([[*columns[:-1], "filename"]]))
         for table in rows.batches():
             stream.write(_csv(zip(*(table[name].to_pylist() for name in columns), strict=True)))
             counts.ok += len(table)

@@ -1,17 +1,20 @@
 """Which files an export wrote, so that a later one touches no others.
 
 `.manifest/<shard>.txt` lists the files of one output shard, `.manifest/export.txt` those of the
-whole: `<digest> <bytes> <name>` a line, as markers have them. A shard's list is written before its
-marker. A file that differs from its line was changed by somebody and is theirs.
+whole: `<digest> <bytes> <name>` a line, as markers have them, names as in URLs. A shard's list is
+written before its marker. A file that differs from its line was changed by somebody and is theirs.
 """
 
 import contextlib
 import itertools
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, unquote
 
 from capmix.export.lance import MANIFEST
+from capmix.storage.filesystem import files_below
 from capmix.storage.layout import EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 from capmix.storage.marker import Marker
 from capmix.storage.record import FileRecord, RecordingStream, digest_of
@@ -19,10 +22,19 @@ from capmix.storage.store import ABSENT, Store
 
 log = logging.getLogger(__name__)
 
-WHOLE = ("sizes.json", "metadata.jsonl", "llava.json", "captions.csv", EXPORT_CARD)
+WHOLE = (
+    "sizes.json",
+    "metadata.jsonl",
+    "llava.json",
+    "captions.csv",
+    "metadata.json",
+    "train/metadata.parquet",
+    EXPORT_CARD,
+)
+LIST = re.compile(rf"{re.escape(EXPORT_FILES)}/(\d{{8}}|export)\.txt")
 WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
 DATASET = re.compile(rf"{re.escape(MANIFEST)}|_transactions/0-[0-9a-f-]{{36}}\.txn")  # Lance's
-OF_SHARD = re.compile(r"(?:data/train-|images/)?(\d{8})[./_]")
+OF_SHARD = re.compile(rf"(?:data/train-|images/|{EXPORT_MARKERS}/)?(\d{{8}})[./_]")
 NEW = re.compile(r"\.new\d*(?=\.)")
 LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
 
@@ -31,11 +43,13 @@ class ExportTarget(Store):
     """The directory of an export; lists every file that is written through it.
 
     A file of the whole export that somebody has changed is kept, and the new one is written beside
-    it as `<stem>.new<suffix>`.
+    it as `<stem>.new<suffix>`. A directory that `is_shared` may hold files of others from the
+    start.
     """
 
-    def __init__(self, location: str, scratch: str | None = None):
+    def __init__(self, location: str, scratch: str | None = None, is_shared: bool = False):
         super().__init__(location, EXPORT_MARKERS, scratch)
+        self._is_shared = is_shared
         self._lines: dict[str, bytearray] = {}  # by shard that is not finished
 
     @contextlib.contextmanager
@@ -64,6 +78,36 @@ class ExportTarget(Store):
         self.write_bytes(f"{EXPORT_FILES}/{part}.txt", b"".join(once))
         return super().prepare_marker(part, marker)
 
+    @contextlib.contextmanager
+    def journal(self, part: str) -> Iterator[Callable[[str, FileRecord], None]]:
+        """Within the block, files of an output shard on a local disk are listed, by what is given,
+        before they are written: those of a killed run stay known."""
+        manifest = f"{EXPORT_FILES}/{part}.txt"
+        self._lines[part] = bytearray().join(_line(*one) for one in self.written(manifest).items())
+        self.make_folder(EXPORT_FILES)
+        with self.reporting_errors(manifest), open(self.path(manifest), "ab", buffering=0) as list_:
+
+            def note(name: str, written: FileRecord) -> None:
+                line = _line(name, written)
+                self._lines[part].extend(line)
+                list_.write(line)
+
+            yield note
+
+    def lists(self) -> list[str]:
+        """The lists that there are."""
+        found = files_below(self.fs, self.path(EXPORT_FILES))
+        names = (path[len(self.root) + 1 :] for path in found)
+        return sorted(filter(LIST.fullmatch, names))
+
+    def lacks_files(self, part: str) -> bool:
+        """Whether a file that an output shard's list names is gone."""
+        return any(self.size(name) < 0 for name in self.written(f"{EXPORT_FILES}/{part}.txt"))
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder on a local disk."""
+        os.makedirs(self.path(name), exist_ok=True)
+
     def written(self, manifest: str) -> dict[str, FileRecord]:
         """The files that a list names; none where there is no list. Lines that are none of capmix's
         are left out."""
@@ -72,7 +116,7 @@ class ExportTarget(Store):
         except ABSENT:
             return {}
         found = (LINE.fullmatch(line) for line in text.splitlines())
-        return {one[3]: FileRecord(int(one[2]), one[1]) for one in found if one}
+        return {unquote(one[3]): FileRecord(int(one[2]), one[1]) for one in found if one}
 
     def is_as_written(self, name: str, written: FileRecord, size: int | None = None) -> bool:
         """Whether a file is still what was written; `size` is its size, where that is known."""
@@ -103,7 +147,7 @@ class ExportTarget(Store):
         if name in known:
             return self.is_as_written(name, known[name])
         # capmix 0.1 listed nothing; of its files the card alone is there to be filled in.
-        return name in WHOLE and name != EXPORT_CARD
+        return name in WHOLE and name != EXPORT_CARD and not self._is_shared
 
     def _list(self, name: str, written: FileRecord) -> None:
         shard = OF_SHARD.match(name)
@@ -115,4 +159,4 @@ class ExportTarget(Store):
 
 
 def _line(name: str, written: FileRecord) -> bytes:
-    return f"{written.digest} {written.size} {name}\n".encode()
+    return f"{written.digest} {written.size} {quote(name)}\n".encode()

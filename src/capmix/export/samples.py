@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
+from capmix.export.names import keys_are_names, pool_name
 from capmix.models.index import IndexedBytes, indexed_bytes
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import SAMPLES, texts_folder
@@ -20,18 +21,21 @@ class Chosen(NamedTuple):
     """A sample with the text that was chosen for it, and the values of its row by the names ROW.
 
     `captions` are all its texts: caption_raw, caption_S for the first of source S, caption_S_k1 and
-    so on. `copies` are the numbers that its keys end in.
+    so on. `copies` are the numbers that its keys end in. `filename` is the sample's name in the
+    pool (see names.pool_name).
     """
 
     sample: Sample
     row: dict[str, Any]
     captions: dict[str, str]
     copies: range
+    filename: str
 
     @property
     def fields(self) -> dict[str, Any]:
         """What is written beside the image, as json or as columns."""
         return self.captions | {
+            "filename": self.filename,
             "caption_choice": self.row["source"],
             "caption_choice_k": self.row["k"],
             "caption_choice_score": self.row["score"],
@@ -58,6 +62,7 @@ def chosen_samples(
         wanted = _rows_by_key(rows.filter(pc.equal(rows["shard"], shard.name)))
         captions = _captions(store, shard.name, sources)
         indexed = indexed_bytes(store, shard.name)
+        has_names = keys_are_names(pool, shard.name)
         for sample in pool.read(shard, frozenset(wanted)):
             if isinstance(sample, BadSample) and sample.reason == "unreadable_shard":
                 raise OSError(sample.detail)
@@ -70,7 +75,8 @@ def chosen_samples(
                     if row["uid"] != sample.uid:
                         continue
                     copies = range(row["first"], row["first"] + row["times"])
-                    yield Chosen(sample, row, captions.get(sample.uid, {}), copies)
+                    texts = captions.get(sample.uid, {})
+                    yield Chosen(sample, row, texts, copies, pool_name(sample, has_names))
             if not wanted:
                 break
 

@@ -12,7 +12,6 @@ from capmix.storage.record import Sink
 from capmix.storage.store import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-LLAVA_IMAGE = "<image>"  # where its loader puts the image
 ROW_GROUP = 100  # samples: what the Hub's viewer reads at once; some MB of images
 
 
@@ -24,6 +23,7 @@ def parquet_schema(sources: Iterable[str]) -> pa.Schema:
         "source": (pa.string(), "string"),
         "k": (pa.int32(), "int32"),
         "score": (pa.float32(), "float32"),
+        "filename": (pa.string(), "string"),
         **{f"caption_{source}": (pa.string(), "string") for source in sources},
     }
     features: dict[str, Any] = {"image": {"_type": "Image"}}
@@ -57,7 +57,8 @@ def parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
     sample, row = chosen.sample, chosen.row
     image = {"bytes": sample.image, "path": f"{sample.uid}-{copy}.{sample.suffix}"}
     fields = {"image": image, "uid": sample.uid, "text": row["text"], "source": row["source"]}
-    fields |= {"k": row["k"], "score": row["score"]} | chosen.captions
+    fields |= {"k": row["k"], "score": row["score"], "filename": chosen.filename}
+    fields |= chosen.captions
     return {name: fields.get(name) for name in schema.names}
 
 
@@ -78,32 +79,9 @@ def write_images(target: Store, folder: str, stream: Sink, samples: Iterable[Cho
                 "text": text,
                 "source": chosen.row["source"],
                 "score": chosen.row["score"],
+                "filename": chosen.filename,
                 **chosen.captions,
             }
             stream.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
             written += 1
     return written
-
-
-def write_llava(stream: Sink, lines: Iterable[bytes]) -> int:
-    """The same samples as LLaVA reads them: a list of `id`, `image` and a `conversations` of two
-    turns. Of lines that write_images wrote.
-
-    LLaVA's loader puts an image wherever a turn says `<image>`, in an answer too, and stops where
-    it has none left: in captions it is written `[image]`. Returns in how many.
-    """
-    replaced = 0
-    stream.write(b"[")
-    for number, line in enumerate(lines):
-        about = json.loads(line)
-        text = about["text"].replace(LLAVA_IMAGE, "[image]")
-        replaced += text != about["text"]
-        turns = [
-            {"from": "human", "value": f"{LLAVA_IMAGE}\nDescribe this image."},
-            {"from": "gpt", "value": text},
-        ]
-        one = {"id": about["id"], "image": about["file_name"], "conversations": turns}
-        stream.write(b",\n" if number else b"\n")
-        stream.write(json.dumps(one, ensure_ascii=False).encode("utf-8", "replace"))
-    stream.write(b"\n]\n")
-    return replaced

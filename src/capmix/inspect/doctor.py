@@ -53,13 +53,13 @@ NEEDED_FOR = {
     "ray: --engine ray": ("ray",),
     "s3: pools and work directories on s3://": ("botocore", "obstore"),
     "gcs: pools and work directories on gs://": ("gcsfs",),
-    "hf: pools on hf://": ("huggingface-hub",),
+    "hub: hf://, and capmix export --push": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
     "lance: Lance datasets, as pools and as exports": ("pylance",),
 }
 EXTRAS = (
     "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view",
-    "notebook", "ray", "s3", "gcs", "http", "lance",
+    "notebook", "ray", "s3", "gcs", "http", "hub", "lance",
 )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ EXTRAS = {
     "gcsfs": ("gcsfs", "gcs"),
     "aiohttp": ("aiohttp", "http"),
     "lance": ("pylance", "lance"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
 }
 
 

@@ -25,7 +25,7 @@ PACKAGES = {  # what pip installs for them
     **dict.fromkeys(("gs", "gcs"), "'capmix[gcs]'"),
     **dict.fromkeys(("http", "https"), "'capmix[http]'"),
     **dict.fromkeys(("az", "abfs"), "adlfs"),
-    "hf": "huggingface_hub",
+    "hf": "'capmix[hub]'",
 }
 READ_ONLY = ("http", "https")
 TRIES = 4
@@ -44,6 +44,7 @@ OTHER_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),  # what huggingface_hub 2 asks with
     ("gcsfs.retry", "HttpError"),
     ("gcsfs.retry", "ChecksumError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -59,7 +60,8 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
     """The file system of a path or URL, and the path in it.
 
     Listings are not cached: other machines write there too. Raises UserError where the protocol is
-    none of PROTOCOLS, its package is not installed, or it cannot be written to and `what` must.
+    none of PROTOCOLS, its package is not installed, it cannot be written to and `what` must, or the
+    Hub of an hf:// URL gives no answer.
     """
     if not location or "::" in location:
         raise UserError(f"{what} {location!r}: expected a path or a URL, without '::'")
@@ -79,6 +81,10 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
             from capmix.storage.s3 import S3FileSystem
 
             return S3FileSystem(), S3FileSystem._strip_protocol(location)
+        if protocol == "hf":
+            from capmix.storage.hub import need_hub
+
+            need_hub(f"{what} {location}")
         fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
     except ImportError as error:
         wanted = PACKAGES.get(protocol)
@@ -218,7 +224,8 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 def storage_message(error: BaseException) -> str:
     """One line for a storage error, with what to do next."""
-    return f"storage error: {error}. Fix it and rerun the same command to resume"
+    shown = " ".join(str(error).split()).removesuffix(".")
+    return f"storage error: {shown}. Fix it and rerun the same command to resume"
 
 
 def without_secrets(text: str) -> str:

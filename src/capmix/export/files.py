@@ -1,0 +1,306 @@
+"""Write image files under the paths and names that they have in the pool.
+
+One shard of the pool is one unit of work, so that all texts of an image are together. What is
+written is listed in `.manifest/` before it is put in place: a killed export resumes, and a later
+one knows which files are capmix's. Files that were there before are kept. `_markers/<shard>.jsonl`
+has a line per image, of which the tables of kohya, LLaVA and imagefolder are made.
+"""
+
+import errno
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import orjson
+
+from capmix.engine.run import run_job
+from capmix.engine.settings import EngineSettings
+from capmix.engine.stage import PartWriter, Stage
+from capmix.engine.worker import Job
+from capmix.errors import UserError
+from capmix.export.folder import Make, TargetFolder, hard_link
+from capmix.export.imagefolder import FOLDER as IMAGEFOLDER
+from capmix.export.imagefolder import write_imagefolder
+from capmix.export.kohya import caption_lines, write_kohya
+from capmix.export.llava import conversations, write_llava
+from capmix.export.manifest import ExportTarget
+from capmix.export.names import FileNames, keys_are_names
+from capmix.export.samples import Chosen, chosen_samples, refuse_changed
+from capmix.export.settings import ExportSettings
+from capmix.mix.subset import SubsetRows
+from capmix.pool import Pool, Shard
+from capmix.pool.sample import IMAGE_SUFFIXES
+from capmix.storage.layout import EXPORT_MARKERS, texts_folder
+from capmix.storage.marker import Counts
+from capmix.storage.record import FileRecord, digest_of
+from capmix.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+FORMS = ("files", "kohya", "llava", "imagefolder")
+KEPT = "kept_existing"
+TextOf = Callable[[Sequence[Mapping[str, Any]]], str]
+
+
+@dataclass(frozen=True)
+class FilesExport:
+    """One export of image files, in a form that can be sent to another process."""
+
+    pool: Pool
+    store: Store
+    target: ExportTarget
+    rows: SubsetRows
+    settings: ExportSettings
+    sources: tuple[str, ...]
+    names: FileNames
+    shards: tuple[str, ...]  # of the pool
+
+    @property
+    def text_of(self) -> TextOf | None:
+        """What an image's text file holds; None for formats without."""
+        return {"files": plain_text, "kohya": caption_lines}.get(self.settings.format)
+
+    @property
+    def folder(self) -> str:
+        """Where images are, with a slash at its end; "" for the export's own directory."""
+        return f"{IMAGEFOLDER}/" if self.settings.format == "imagefolder" else ""
+
+
+def plain_text(texts: Sequence[Mapping[str, Any]]) -> str:
+    """The text as it is; of several, one per line."""
+    if len(texts) == 1:
+        return str(texts[0]["text"])
+    return "".join(f"{' '.join(one['text'].split())}\n" for one in texts)
+
+
+def check_settings(pool: Pool, target: ExportTarget, settings: ExportSettings) -> None:
+    """Raise UserError for options that fit neither the pool nor the target."""
+    check_text_suffix(settings.text_suffix)
+    if not target.is_local:
+        raise UserError(
+            f"--format {settings.format} writes to a local directory, not to {target.location}; "
+            "export there and copy it, or name another format"
+        )
+    is_of_files = all(keys_are_names(pool, shard.name) for shard in pool.shards)
+    if settings.link and not (is_of_files and "file" in pool.fs.protocol):
+        raise UserError(
+            f"--link hard: pool {pool.location} is no local folder of image files; leave it out"
+        )
+
+
+def check_text_suffix(suffix: str) -> None:
+    """Raise UserError for the suffix of another kind of file."""
+    if suffix.lower() in (".json", *(f".{one}" for one in IMAGE_SUFFIXES)):
+        raise UserError(f"--text-suffix {suffix} is that of images or JSON; use .txt or .caption")
+
+
+def write_files(
+    work: FilesExport, engine: EngineSettings, max_failures: float
+) -> tuple[Counts, list[str]]:
+    """Write all images and the table of the format; the counts, and notes for the card."""
+    target = work.target
+    stamp = work.settings.format
+    shards = [Shard(f"{number:08d}", stamp) for number in range(len(work.shards))]
+    _forget_incomplete(target, shards)
+    if engine.name == "local" and len(shards) < 2:
+        engine = EngineSettings()
+    job = Job(partial(files_stages, work), shards, target, retry=True)
+    (counts,) = run_job(job, max_failures, engine)
+    _report(work, shards, counts)
+    lines = partial(_lines, target, shards)
+    notes: list[str] = []
+    if work.settings.format == "kohya":
+        with target.writing("metadata.json") as stream:
+            write_kohya(stream, lines())
+    elif work.settings.format == "imagefolder":
+        target.make_folder(IMAGEFOLDER)
+        with target.writing(f"{IMAGEFOLDER}/metadata.parquet") as stream:
+            write_imagefolder(stream, lines(), work.sources)
+    elif work.settings.format == "llava":
+        with target.writing("llava.json") as stream:
+            replaced = write_llava(stream, conversations(lines()))
+        if replaced:
+            notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
+            log.warning("export %s: %s", work.rows.name, notes[-1])
+    return counts, notes
+
+
+def files_stages(work: FilesExport) -> list[Stage]:
+    """The one stage that writes the images of the pool's shards."""
+    pool, store, rows = work.pool, work.store, work.rows
+    by_name = {shard.name: shard for shard in pool.shards}
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        of_pool = by_name[work.shards[int(shard.name)]]
+        refuse_changed(store, of_pool)
+        chosen = rows.of_shard(of_pool.name)
+        copies = sum(chosen["times"].to_pylist())
+        out.count_in(copies)
+        failed: Counter[str] = Counter()
+        samples = chosen_samples(pool, store, chosen, [of_pool], work.sources, failed)
+        rows.refuse_changed()
+        found = _ShardFiles(work, of_pool.name, shard.name)
+        with (
+            out.draft.writing(f"{EXPORT_MARKERS}/{shard.name}.jsonl") as stream,
+            work.target.journal(shard.name) as found.note,
+        ):
+            for _, of_sample in groupby(samples, lambda one: one.sample.key):
+                together = list(of_sample)
+                count = sum(len(one.copies) for one in together)
+                line = found.write(together)
+                if line is None:
+                    for _ in range(count):
+                        out.count_dropped(KEPT)
+                    continue
+                stream.write(orjson.dumps(line) + b"\n")
+                out.count_ok(count)
+        rows.refuse_changed()
+        out.extra |= {"renamed": found.renamed, "kept": found.kept}
+        failed["image_gone"] = copies - out.counts.total - failed.total()
+        for reason in failed.elements():
+            out.count_failed(reason)
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        one = by_name[work.shards[int(shard.name)]]
+        found = {"subset": rows.fingerprint, f"pool/{one.name}": one.fingerprint}
+        for folder in dict.fromkeys(texts_folder(source) for source in work.sources):
+            found[f"{folder}/{one.name}"] = store.fingerprint(f"{folder}/{one.name}")
+        return found
+
+    settings = work.settings
+    config = {
+        "form": settings.format,
+        "sources": list(work.sources),
+        "text_suffix": settings.text_suffix,
+        "link": settings.link,
+        "overwrite": settings.overwrite,
+    }
+    return [Stage(f"export {rows.name}", "", config, inputs, run_shard)]
+
+
+Note = Callable[[str, FileRecord], None]
+
+
+@dataclass
+class _ShardFiles:
+    """The files of one shard under way. `renamed` and `kept` are pairs of names, and names."""
+
+    work: FilesExport
+    shard: str  # of the pool
+    part: str
+    note: Note = field(default=lambda name, record: None)
+    renamed: list[Any] = field(default_factory=lambda: [0, "", ""])
+    kept: list[Any] = field(default_factory=lambda: [0, ""])
+
+    def __post_init__(self) -> None:
+        self._key_is_name = keys_are_names(self.work.pool, self.shard)
+        self._folder = TargetFolder(self.work.target.root, self.work.settings.overwrite)
+
+    def write(self, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
+        """Write one sample, of which all rows are given; what tables have to know of it, or None
+        where its files are those of somebody else."""
+        sample = chosen[0].sample
+        name = self.work.names.of(self.shard, sample, self._key_is_name)
+        texts = [
+            {one: row.row[one] for one in ("text", "source", "k", "score")}
+            | {"weight": len(row.copies)}
+            for row in chosen
+        ]
+        path = f"{self.work.folder}{name}"
+        if not self._put(path, sample.image, self._maker(sample.key, sample.image)):
+            return None
+        if self.work.text_of is not None:
+            text = self.work.text_of(texts).encode("utf-8", "replace")
+            if not self._put(f"{path.rpartition('.')[0]}{self.work.settings.text_suffix}", text):
+                return None
+        if self._key_is_name and name != sample.key:
+            example = self.renamed[1:] if self.renamed[0] else (sample.key, name)
+            self.renamed = [self.renamed[0] + 1, *example]
+        return {
+            "file_name": name,
+            "uid": sample.uid,
+            "filename": chosen[0].filename,
+            "texts": texts,
+            "captions": chosen[0].captions,
+        }
+
+    def _put(self, name: str, data: bytes, make: Make | None = None) -> bool:
+        record = FileRecord(len(data), digest_of(data))
+        with self.work.target.reporting_errors(name):
+            put = self._folder.put(name, data, make, lambda: self.note(name, record))
+        if put == "kept":
+            self.kept = [self.kept[0] + 1, self.kept[1] or name]
+        return put != "kept"
+
+    def _maker(self, key: str, data: bytes) -> Make | None:
+        if not self.work.settings.link:
+            return None
+        return _reported(hard_link(f"{self.work.pool.root}/{key}", data), key)
+
+
+def _reported(make: Make, key: str) -> Make:
+    def made(folder: int, name: str) -> None:
+        try:
+            make(folder, name)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            raise UserError(
+                f"--link hard: {key} cannot be linked ({os.strerror(error.errno)}); name an --out "
+                "on the disk of the pool, or leave the option out"
+            ) from error
+
+    return made
+
+
+def _forget_incomplete(target: ExportTarget, shards: Sequence[Shard]) -> None:
+    """Shards are written again where a listed file is gone, or where files of others were kept:
+    they may have been moved away."""
+    for shard in shards:
+        marker = target.read_marker(shard.name)
+        if marker is None:
+            continue
+        if marker.counts.dropped[KEPT] or target.lacks_files(shard.name):
+            target.remove_marker(shard.name)
+
+
+def _report(work: FilesExport, shards: Sequence[Shard], counts: Counts) -> None:
+    """One line for files that were kept, and one for images with another name."""
+    extras = [marker.extra for shard in shards if (marker := work.target.read_marker(shard.name))]
+    kept, example = _sum([one["kept"] for one in extras])
+    if kept:
+        log.warning(
+            "export %s: kept %s files that were there before, such as %s; --overwrite replaces "
+            "them. %s samples were left out for that",
+            work.rows.name,
+            f"{kept:,}",
+            example[0],
+            f"{counts.dropped[KEPT]:,}",
+        )
+    renamed, names = _sum([one["renamed"] for one in extras])
+    if renamed:
+        log.warning(
+            "export %s: %s images have another name, such as %r for %r: theirs is unsafe, or "
+            "differs from that of another in case or suffix alone",
+            work.rows.name,
+            f"{renamed:,}",
+            names[1],
+            names[0],
+        )
+
+
+def _sum(found: Sequence[Sequence[Any]]) -> tuple[int, Sequence[str]]:
+    """How many in all, and the first example."""
+    counted = [one for one in found if one[0]]
+    return sum(one[0] for one in counted), counted[0][1:] if counted else ()
+
+
+def _lines(target: ExportTarget, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        data = target.read_part_bytes(f"{EXPORT_MARKERS}/{shard.name}.jsonl", shard.name)
+        yield from map(orjson.loads, data.splitlines())

@@ -1,0 +1,149 @@
+"""Put files into a folder that others use too: none of theirs is replaced, and none is left half.
+
+Every folder on the way is opened by its own name, so that a link among them leads nowhere.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+
+from capmix.storage.temporary import temporary_name
+
+Put = Literal["written", "same", "kept"]
+FOLDER = os.O_RDONLY | os.O_DIRECTORY
+INSIDE = FOLDER | os.O_NOFOLLOW
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # FAT, some networks
+Other = Literal[False]  # something that is not the file
+Make = Callable[[int, str], None]  # of a new file, by the descriptor of its folder
+
+
+class TargetFolder:
+    """A local folder. With `overwrite`, files of others are replaced; the files that links of
+    whatever kind lead to never are."""
+
+    def __init__(self, root: str, overwrite: bool = False):
+        self.root, self.overwrite = root, overwrite
+
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        make: Make | None = None,
+        about_to_write: Callable[[], None] = lambda: None,
+        ignore_last_breaks: bool = False,
+    ) -> Put:
+        """Put a file in place, by a new name first.
+
+        `written`, or `same` where it is there already, or `kept` where another one is. `make`
+        writes the data in another way; `about_to_write` is called where nothing is in the way.
+        With `ignore_last_breaks`, a file that differs in line breaks at its end is the same.
+        Raises OSError.
+        """
+        *folders, last = name.split("/")
+        folder = self._open(folders)
+        if folder is None:
+            return "kept"
+        try:
+            found = _read(folder, last, len(data))
+            if found is not None and _is_same(found, data, ignore_last_breaks):
+                return "same"
+            if found is not None and not self.overwrite:
+                return "kept"
+            about_to_write()
+            return _place(folder, last, data, make or _writer(data), found is not None)
+        finally:
+            os.close(folder)
+
+    def _open(self, folders: list[str]) -> int | None:
+        """The descriptor of a folder, made where it is missing; None where something else is in
+        the way."""
+        folder = os.open(self.root, FOLDER)
+        try:
+            for name in folders:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=folder)
+                inner = os.open(name, INSIDE, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+        except OSError as error:
+            os.close(folder)
+            if error.errno in IN_THE_WAY:
+                return None
+            raise
+        return folder
+
+
+def _is_same(found: bytes | Other, data: bytes, ignore_last_breaks: bool) -> bool:
+    if ignore_last_breaks and isinstance(found, bytes):
+        return found.rstrip(b"\r\n") == data.rstrip(b"\r\n")
+    return found == data
+
+
+def hard_link(source: str, data: bytes) -> Make:
+    """Makes a hard link to a file, or a copy of `data` where that is not what the file holds."""
+
+    def make(folder: int, name: str) -> None:
+        os.link(os.path.realpath(source), name, dst_dir_fd=folder)
+        if _read(folder, name, len(data)) != data:  # replaced since it was read
+            os.unlink(name, dir_fd=folder)
+            _writer(data)(folder, name)
+
+    return make
+
+
+def _writer(data: bytes) -> Make:
+    def make(folder: int, name: str) -> None:
+        with os.fdopen(os.open(name, NEW, 0o666, dir_fd=folder), "wb") as stream:
+            stream.write(data)
+
+    return make
+
+
+def _place(folder: int, last: str, data: bytes, make: Make, replaces: bool) -> Put:
+    temporary = temporary_name()
+    try:
+        make(folder, temporary)
+        if replaces or not _linked(folder, temporary, last):
+            os.rename(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
+    except (FileExistsError, IsADirectoryError):
+        return "kept"
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=folder)
+    return "written"
+
+
+def _linked(folder: int, temporary: str, last: str) -> bool:
+    """Give a file its name; False where the file system has no hard links. A rename would replace
+    a file that appears meanwhile."""
+    try:
+        os.link(temporary, last, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            return False
+        raise
+    return True
+
+
+def _read(folder: int, name: str, size: int) -> bytes | Other | None:
+    """The bytes of a file of about `size`; None where there is none, False for what is longer or no
+    regular file."""
+    try:
+        file = os.open(name, FILE, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (*IN_THE_WAY, errno.ENXIO, errno.ENODEV):
+            return False
+        raise
+    with os.fdopen(file, "rb") as stream:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > size + 64:
+            return False
+        return stream.read(size + 65)

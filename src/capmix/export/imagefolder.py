@@ -1,0 +1,54 @@
+"""Hugging Face's imagefolder: images below `train/`, and `train/metadata.parquet` about them.
+
+The folder keeps apart what a loader looks for from everything else, and says that folders of the
+pool called `test` are no split. The table is parquet since types of JSON lines are guessed from
+their first ones.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capmix.storage.record import Sink
+
+FOLDER = "train"
+AT_ONCE = 1_000  # rows of a row group
+
+
+def imagefolder_schema(sources: Sequence[str]) -> pa.Schema:
+    """`file_name` becomes the column `image`; the others stay as they are."""
+    fields = [
+        ("file_name", pa.string()),
+        ("text", pa.string()),
+        ("uid", pa.string()),
+        ("source", pa.string()),
+        ("k", pa.int32()),
+        ("score", pa.float32()),
+        ("filename", pa.string()),
+    ]
+    return pa.schema(fields + [(f"caption_{source}", pa.string()) for source in sources])
+
+
+def write_imagefolder(
+    stream: Sink, lines: Iterable[Mapping[str, Any]], sources: Sequence[str]
+) -> None:
+    """One row for each text of each image, three for a text of weight 3."""
+    schema = imagefolder_schema(sources)
+    waiting: list[dict[str, Any]] = []
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for row in _rows(lines):
+            waiting.append({name: row.get(name) for name in schema.names})
+            if len(waiting) == AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
+
+
+def _rows(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        about = {name: line[name] for name in ("file_name", "uid", "filename")}
+        for text in line["texts"]:
+            for _ in range(text["weight"]):
+                yield about | line["captions"] | text

@@ -1,0 +1,140 @@
+"""Names of samples: what they are called in the pool, and how they may be written to a disk.
+
+Names of a pool are untrusted. What is written stays below the folder of the export, can be printed
+and has a name of its own on every file system, also where case does not count.
+"""
+
+import hashlib
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from capmix.mix.subset import SubsetRows
+from capmix.pool import Pool, Sample
+from capmix.pool.lance import SUFFIX as LANCE
+from capmix.pool.pool import PARQUET_SUFFIX, TAR_SUFFIXES
+from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
+
+CONTAINERS = (*TAR_SUFFIXES, PARQUET_SUFFIX, LANCE)
+OWN = {name.casefold() for name in (EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS)}
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
+LONGEST_PATH = 1000  # bytes: links and temporary names have room below 4096
+LONGEST_PART = 200  # bytes, of at most 255 with what is appended
+DEEPEST = 32  # folders
+
+
+def keys_are_names(pool: Pool, shard: str) -> bool:
+    """Whether a shard's keys are paths of image files below the pool's folder. In tars, parquet
+    files and Lance datasets a key has no suffix."""
+    return not pool.files[shard][0].endswith(CONTAINERS)
+
+
+def pool_name(sample: Sample, key_is_name: bool) -> str:
+    """What a sample's image is called in the pool: its path below the folder; in tars, parquet
+    files and Lance datasets what the field `filename` says, where there is one, so that a name
+    outlives several exports, or else the member's name (in tables: the row's number)."""
+    if key_is_name:
+        return sample.key
+    known = sample.metadata.get("filename")
+    if isinstance(known, str) and 0 < len(known) <= LONGEST_PATH:
+        return known.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
+    return f"{sample.key}.{sample.suffix}"
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """Where each sample of a subset is written. `others` has the stems of those that cannot have
+    their own, by shard and key, since an earlier sample has it."""
+
+    others: Mapping[tuple[str, str], str]
+
+    def of(self, shard: str, sample: Sample, key_is_name: bool) -> str:
+        """The path of a sample's image, with forward slashes."""
+        stem = self.others.get((shard, sample.key)) or file_stem(shard, sample.key, key_is_name)
+        ending = sample.key.rpartition(".")[2] if key_is_name else sample.suffix
+        return f"{stem}.{ending}"
+
+
+def file_names(rows: SubsetRows, pool: Pool) -> FileNames:
+    """Names for all samples of a subset.
+
+    Two that differ in case or suffix alone (a.jpg, A.jpg, a.png) would share a file or a text: the
+    first in the order of the pool has the name, further ones get `-2` and so on. What is kept of
+    each name is 8 bytes.
+    """
+    hashes = np.fromiter((_hash(stem) for *_, stem in _stems(rows, pool)), np.uint64)
+    hashes.sort()
+    twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    others: dict[tuple[str, str], str] = {}
+    seen: set[int] = set()
+    if not twice:
+        return FileNames(others)
+
+    def is_free(stem: str) -> bool:
+        place = np.searchsorted(hashes, np.uint64(_hash(stem)))
+        is_known = place < len(hashes) and int(hashes[place]) == _hash(stem)
+        return not is_known and _hash(stem) not in seen
+
+    for shard, key, stem in _stems(rows, pool):
+        if _hash(stem) not in twice:
+            continue
+        if _hash(stem) in seen:
+            candidates = (f"{stem}-{number}" for number in itertools.count(2))
+            others[shard, key] = stem = next(one for one in candidates if is_free(one))
+        seen.add(_hash(stem))
+    return FileNames(others)
+
+
+def file_stem(shard: str, key: str, key_is_name: bool) -> str:
+    """The path of a sample's image without dot and suffix: its own one, or below a folder with the
+    shard's name the key, which another shard may have too."""
+    return safe_name(key.rpartition(".")[0] if key_is_name else f"{shard}/{key}")
+
+
+def safe_name(name: str) -> str:
+    """A path below a folder, without `..`, hidden or unprintable parts, names of devices, or the
+    names of capmix's own files; those that are harmless as they are."""
+    parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".")] or ["_"]
+    if parts[0].casefold() in OWN:
+        parts[0] = f"_{parts[0]}"
+    path = "/".join(parts)
+    if len(parts) > DEEPEST or len(path.encode()) > LONGEST_PATH:
+        return f"long/{_digest(name)}"
+    return path
+
+
+def _safe_part(part: str) -> str:
+    safe = "".join(one if one.isprintable() and one != "\\" else "_" for one in part)
+    if safe.startswith(".") or DEVICES.fullmatch(safe):
+        safe = f"_{safe}"
+    if len(safe.encode()) > LONGEST_PART:
+        safe = safe.encode()[: LONGEST_PART - 20].decode("utf-8", "ignore") + f"-{_digest(part)}"
+    return safe
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _stems(rows: SubsetRows, pool: Pool) -> Iterator[tuple[str, str, str]]:
+    """Shard, key and stem of each sample, once."""
+    for table in rows.batches():
+        for shard, key in _samples(table):
+            yield shard, key, file_stem(shard, key, keys_are_names(pool, shard))
+
+
+def _samples(table: pa.Table) -> dict[tuple[str, str], None]:
+    pairs = zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True)
+    return dict.fromkeys(pairs)
+
+
+def _hash(stem: str) -> int:
+    """Equal for names that some file system takes for one."""
+    same = unicodedata.normalize("NFC", stem).casefold()
+    return int(xxhash.xxh3_64_intdigest(same.encode()))
