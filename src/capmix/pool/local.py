@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO
 
+from capmix.pool.ignored import suffix_of
 from capmix.storage.filesystem import again, is_left_out
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
@@ -74,11 +75,13 @@ class Listing:
     """Size and times of each file that a pool may read, by its path below the pool's folder.
 
     A .txt or .json file that is skipped is in `files` too: the sample that it belongs to fails
-    when it is opened, as it would have another text or uid without it.
+    when it is opened, as it would have another text or uid without it. `others` counts the regular
+    files of no suffix that was asked for, by suffix.
     """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=Skipped)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> Listing:
@@ -92,7 +95,7 @@ def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> List
     while walk.linked:  # after all folders of the pool itself, so that these keep their names
         walk.below(heapq.heappop(walk.linked))
     files = dict(sorted(walk.found.files.items()))
-    return Listing(files, walk.found.skipped)
+    return Listing(files, walk.found.skipped, walk.found.others)
 
 
 class _Walk:
@@ -132,9 +135,11 @@ class _Walk:
         """Note what is no folder: a file, a link to anything, a FIFO, ..."""
         is_link = stat.S_ISLNK(info.st_mode)
         why, target = self._behind(name, info) if is_link else (_kind(info), info)
-        if why != LINKED_FOLDER and not name.lower().endswith(self.suffixes):
-            return
         if name.rpartition("/")[2].startswith("."):
+            return
+        if why != LINKED_FOLDER and not name.lower().endswith(self.suffixes):
+            if not why:
+                self.found.others[suffix_of(name)] += 1
             return
         if not _is_utf8(name):
             self.found.skipped.add(NOT_UTF8, name)

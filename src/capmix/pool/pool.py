@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 from capmix.errors import UserError
 from capmix.pool import lance
 from capmix.pool.folder import is_image, read_files
+from capmix.pool.formats import install_hint
+from capmix.pool.ignored import count_suffixes, ignored_line, suffix_of
 from capmix.pool.local import (
     SIDECARS,
     FileTooLargeError,
@@ -27,7 +30,7 @@ from capmix.pool.local import (
     read_local,
 )
 from capmix.pool.parquet import ParquetForm, read_parquet
-from capmix.pool.sample import BadSample, Sample, Shard
+from capmix.pool.sample import IMAGE_SUFFIXES, BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
 from capmix.storage.filesystem import (
     again,
@@ -43,7 +46,8 @@ FILES_PER_SHARD = 1000
 READ_AHEAD = 1 << 20
 TAR_SUFFIXES = (".tar", ".tar.gz")
 PARQUET_SUFFIX = ".parquet"
-SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX, ".jpg", ".jpeg", ".png", ".webp", ".txt", ".json")
+IMAGE_ENDINGS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
+SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX, *IMAGE_ENDINGS, *SIDECARS)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_DIGITS = 8
 ASKED_AT_ONCE = 32
@@ -205,6 +209,7 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
     root, listing, is_named = _list(fs, root.rstrip("/"), location, follow_links)
     visible = {name: info for name, info in sorted(listing.files.items()) if not _is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
+    images = [name for name in visible if is_image(name)]
     if tars:
         files = {TAR_ENDING.sub("", name): [name] for name in tars}
         if len(files) < len(tars):
@@ -214,18 +219,19 @@ def open_pool(location: str, follow_links: bool = False) -> Pool:
             )
         sidecars: set[str] = set()
     else:
-        files = _folder_shards([name for name in visible if is_image(name)])
+        files = _folder_shards(_readable(images))
         sidecars = {name for name in visible if name.endswith(SIDECARS)}
     if not files:
         tables = [name for name in visible if name.endswith(PARQUET_SUFFIX)]
         files = {name.removesuffix(PARQUET_SUFFIX): [name] for name in tables}
+    ignored = ignored_line(_ignored(listing, visible, files, images))
+    left_out = [text for text in (str(listing.skipped), ignored) if text]
     if not files:
         raise UserError(
-            f"pool {location}: no .tar shard, no .jpg, .jpeg, .png or .webp image and no .parquet "
-            f"file in it{f'; {listing.skipped}' if listing.skipped.counts else ''}"
+            "; ".join([f"pool {location}: no tar, no image and no parquet file in it", *left_out])
         )
-    if listing.skipped.counts:
-        log.warning("pool %s: %s", location, listing.skipped)
+    for text in left_out:
+        log.warning("pool %s: %s", location, text)
     shards = []
     for name, members in files.items():
         about = {file: visible[file] for file in _with_sidecars(members, sidecars)}
@@ -280,9 +286,12 @@ def _list(
     if not listing and not again(lambda: fs.exists(root)):
         raise UserError(f"pool {location}: no such file or directory")
     found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
+    others = Counter[str]()
     if any(info.get("size") is None for info in found.values()):  # a web server's index page
-        found = _about(fs, root, [name for name in found if name.endswith(SUFFIXES)])
-    return root, Listing(found), False
+        wanted = [name for name in found if name.lower().endswith(SUFFIXES)]
+        others = count_suffixes([one for one in found.keys() - wanted if not _is_hidden(one)])
+        found = _about(fs, root, wanted)
+    return root, Listing(found, others=others), False
 
 
 def _expanded(pattern: str) -> tuple[str, list[str]]:
@@ -301,6 +310,25 @@ def _about(fs: fsspec.AbstractFileSystem, root: str, names: list[str]) -> dict[s
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         found = threads.map(lambda name: again(lambda: fs.info(f"{root}/{name}")), names)
         return dict(zip(names, found, strict=True))
+
+
+def _readable(images: list[str]) -> list[str]:
+    """The images that can be decoded here."""
+    absent = {one for one in set(map(suffix_of, images)) if install_hint(one)}
+    return [name for name in images if suffix_of(name) not in absent] if absent else images
+
+
+def _ignored(
+    listing: Listing, visible: Iterable[str], files: Mapping[str, list[str]], images: list[str]
+) -> Counter[str]:
+    """The files of a pool's folder that it does not read, by suffix. Beside tars and tables, as
+    img2dataset writes them with files of counts, only images are of interest."""
+    used = {name for names in files.values() for name in names}
+    is_folder = not files or is_image(next(iter(used)))
+    considered = visible if is_folder else images
+    unused = [one for one in considered if one not in used and not one.lower().endswith(SIDECARS)]
+    found = count_suffixes(unused)
+    return found + listing.others if is_folder else found
 
 
 def _is_hidden(name: str) -> bool:
