@@ -156,5 +156,5 @@ def test_a_header_is_read_without_the_pixels() -> None:
 def test_a_header_is_bounded_as_decoding_is() -> None:
     with pytest.raises(BadImageError, match="over the bound"):
         read_header(image_bytes(size=(64, 64)), max_pixels=1000)
-    with pytest.raises(BadImageError, match="are not JPEG, PNG, WebP, AVIF, BMP"):
+    with pytest.raises(BadImageError, match="are of no format that is read"):
         read_header(b"<html>")

@@ -8,7 +8,7 @@ rest is arithmetic (docs/scale.md):
 """
 
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -123,25 +123,26 @@ class _FirstSamples(Pool):
         return islice(super().read(shard, keys), limit)
 
 
-def plan(pool: str, settings: PlanSettings) -> CostEstimate:
+def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
     """Time the listing, captioning, and scoring of raw texts and captions.
 
     Raises UserError for a pool without images, or whose first shard holds none that is ok.
     """
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
-        raise UserError(f"plan: pool {pool} holds metadata without images")
+        raise UserError(f"plan: pool {opened.location} holds metadata without images")
     shard = opened.shards[0]
     in_shard = sum(isinstance(sample, Sample) for sample in opened.read(shard))
     if not in_shard:
-        raise UserError(f"plan: no sample in shard {shard.name}, the first of {pool}, can be read")
+        raise UserError(
+            f"plan: no sample in shard {shard.name}, the first of {opened.location}, can be read"
+        )
     files = {shard.name: opened.files[shard.name], WARM: opened.files[shard.name]}
-    known = opened.location, [shard], opened.fs, opened.root, files, opened.sidecars
+    known = opened.location, [shard], opened.places, files, opened.sidecars, opened.follow_links
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
     limit = min(settings.samples, in_shard)
-    links = opened.follow_links
-    part = _FirstSamples(*known, follow_links=links, limit=limit, warm_up=warm_up)
+    part = _FirstSamples(*known, opened.version, limit=limit, warm_up=warm_up)
     of_image = shard.bytes / in_shard
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)

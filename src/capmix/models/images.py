@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from capmix.models.jpeg import jpeg_size
 from capmix.models.jpeg2000 import check_jpeg2000
-from capmix.pool.formats import FORMAT_NAMES, HEIC, JPEG_2000, TIFF, ImageFormat, format_of
+from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 
 # Who prepares images: decode_image, or Image.open and the transform of an open_clip model alone.
 Preprocess = Literal["capmix", "open_clip"]
@@ -186,7 +186,7 @@ def _decode(
 def _open(data: bytes) -> Image.Image:
     kind = format_of(data)
     if kind is None:
-        detail = f"{len(data)} bytes starting {data[:16]!r} are not {FORMAT_NAMES}"
+        detail = f"{len(data)} bytes starting {data[:16]!r} are of no format that is read"
         raise BadImageError("not_an_image", detail)
     if not kind.is_readable:
         detail = f"{kind.name} needs a decoder: {kind.install}, then rerun with --retry-failed"

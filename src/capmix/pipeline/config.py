@@ -108,10 +108,16 @@ class Pipeline(OpenSettings):
     `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
     """
 
-    pool: str | dict[str, str] = Field(description="Directory or URL; or several, by name.")
+    pool: str | list[str] | dict[str, str | list[str]] = Field(
+        description="Directory, URL or pattern, or a list of these; or several pools, by name."
+    )
     work: str = Field(description="Work directory.")
     max_failures: float = Field(
-        MAX_FAILURES, ge=0, le=1, description="Stop when more than this fraction of rows failed."
+        MAX_FAILURES,
+        ge=0,
+        le=1,
+        description="Stop when more than this fraction of rows failed. Up to 10 failed rows are "
+        "always allowed if they are at most half of all; 0 allows none.",
     )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     imports: list[ImportSection] = Field(default_factory=list, alias="import")
@@ -128,9 +134,9 @@ class Pipeline(OpenSettings):
     evaluate: EvaluateSection | None = None
     report: ReportSettings | None = None
 
-    def pools(self) -> dict[str, tuple[str, str]]:
+    def pools(self) -> dict[str, tuple[str | list[str], str]]:
         """Location and work directory of each pool by name; one that has none is called pool."""
-        if isinstance(self.pool, str):
+        if isinstance(self.pool, str | list):
             return {"pool": (self.pool, self.work)}
         return {name: (place, f"{self.work}/{name}") for name, place in self.pool.items()}
 

@@ -62,7 +62,6 @@ JPEG_2000 = ImageFormat(
 )
 TIFF = ImageFormat("TIFF", "TIFF", ("tif", "tiff"), (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 FORMATS = (JPEG, PNG, WEBP, AVIF, BMP, GIF, HEIC, JPEG_2000, TIFF)
-FORMAT_NAMES = ", ".join(one.name for one in FORMATS)
 
 
 def format_of(data: bytes) -> ImageFormat | None:

@@ -11,6 +11,7 @@ import heapq
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO
@@ -98,6 +99,15 @@ def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> List
     return Listing(files, walk.found.skipped, walk.found.others)
 
 
+def list_named(root: str, names: Iterable[str], follow_links: bool) -> Listing:
+    """Files below a folder by their names there, as list_local lists them. Raises OSError where one
+    is missing."""
+    walk = _Walk(root, ("",), follow_links)
+    for name in names:
+        walk.add(name, again(partial(os.lstat, f"{root}/{name}")))
+    return walk.found
+
+
 class _Walk:
     """A listing under way; `linked` is a heap of the folders behind links that are to be listed."""
 
@@ -125,13 +135,13 @@ class _Walk:
             for base, info in entries:
                 name = f"{folder}/{base}" if folder else base
                 if not stat.S_ISDIR(info.st_mode):
-                    self._add(name, info)
+                    self.add(name, info)
                 elif not _is_utf8(name):
                     self.found.skipped.add(NOT_UTF8, name)
                 elif not is_left_out(name):
                     folders.append(name)
 
-    def _add(self, name: str, info: os.stat_result) -> None:
+    def add(self, name: str, info: os.stat_result) -> None:
         """Note what is no folder: a file, a link to anything, a FIFO, ..."""
         is_link = stat.S_ISLNK(info.st_mode)
         why, target = self._behind(name, info) if is_link else (_kind(info), info)
@@ -194,6 +204,11 @@ def _sizes(entry: os.stat_result, target: os.stat_result) -> dict[str, Any]:
     created = max(getattr(one, "st_birthtime", one.st_ctime) for one in both)
     mtime = max(one.st_mtime for one in both)
     return {"size": target.st_size, "mtime": mtime, "created": created}
+
+
+def is_inside(root: str, name: str) -> bool:
+    """Whether what a name below the folder `root` leads to is in that folder."""
+    return _real_name(root, name) is not None
 
 
 def _real_name(root: str, name: str) -> str | None:
