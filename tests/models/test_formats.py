@@ -4,14 +4,18 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from image_formats import KINDS, encoded, hollow_jp2, picture, tiled_tiff
 from PIL import Image, ImageCms
+from samples import tar_bytes
 
 from capmix.models.images import BadImageError, decode_as_stored, decode_image, read_header
 from capmix.models.index import index_stages
 from capmix.pool import Sample, open_pool
 from capmix.pool.formats import FORMATS, format_of
+from capmix.report.examples import thumbnails
 from capmix.workspace import open_workspace
 
 LOSS = {"jpg": 4, "webp": 4, "avif": 4, "heic": 6, "gif": 6}  # mean levels of 255
@@ -178,3 +182,29 @@ def test_a_folder_of_every_format_is_indexed(tmp_path: Path) -> None:
     (shard,) = open_pool(str(tmp_path / "p")).shards
     found = [one.suffix for one in work.pool.read(shard) if isinstance(one, Sample)]
     assert found == sorted(suffixes)
+
+
+def test_images_of_other_formats_go_through_tars_export_and_thumbnails(tmp_path: Path) -> None:
+    images = {suffix: encoded(picture(), suffix) for suffix in ("heic", "avif", "tif", "gif")}
+    (tmp_path / "p").mkdir()
+    texts = [(f"{suffix}.txt", b"a text") for suffix in images]
+    pairs = zip(((f"{one}.{one}", data) for one, data in images.items()), texts, strict=True)
+    (tmp_path / "p/0.tar").write_bytes(tar_bytes([member for pair in pairs for member in pair]))
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"))
+    counts = work.mix("raw").export(tmp_path / "out")
+    assert (counts.ok, counts.total) == (4, 4)
+    exported = open_pool(str(tmp_path / "out"))
+    found = [one for shard in exported.shards for one in exported.read(shard)]
+    assert {one.suffix: one.image for one in found if isinstance(one, Sample)} == images
+    rows = [{"shard": "0", "key": suffix, "uid": suffix} for suffix in images]
+    shown = thumbnails(work.pool, rows)
+    assert [shown[suffix][8:12] for suffix in images] == [b"WEBP"] * 4
+
+
+def test_images_of_other_formats_are_read_from_tables(tmp_path: Path) -> None:
+    images = [encoded(picture(), suffix) for suffix in ("heic", "avif", "jp2", "bmp")]
+    table = pa.table({"image": [{"bytes": data, "path": None} for data in images]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pool = open_pool(str(tmp_path))
+    found = list(pool.read(pool.shards[0]))
+    assert [getattr(one, "suffix", one) for one in found] == ["heic", "avif", "jp2", "bmp"]
