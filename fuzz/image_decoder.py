@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["capmix", "PIL"]):
     from capmix.models.images import MAX_PIXELS, BadImageError, decode_as_stored, decode_image
 
 PNG = b"\x89PNG\r\n\x1a\n"
-REASONS = ("not_an_image", "too_many_pixels", "broken_image")
+REASONS = ("not_an_image", "no_decoder", "too_many_pixels", "broken_image")
 SIZE = (21, 13)
 
 

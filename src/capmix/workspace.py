@@ -31,7 +31,7 @@ from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS
-from capmix.pool import EMBEDDED, Pool, open_pool
+from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
@@ -47,7 +47,6 @@ from capmix.settings.base import (
     with_options,
 )
 from capmix.settings.tables import table_html
-from capmix.storage.filesystem import is_within
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import (
     ABOUT,
@@ -491,6 +490,8 @@ class Workspace:
         chosen, work = self._with("export", ExportSettings, settings, options)
         if chosen.format != "csv":
             work.pool.need_images("export (csv needs none)")
+        if out is not None and (inside := work.pool.holds(os.fspath(out))):
+            raise UserError(f"--out {os.fspath(out)} is inside the pool {inside}: name another")
         engine = work.engine
         if engine.name == "local" and engine.workers is None:
             engine = engine.model_copy(update={"workers": cores()})
@@ -916,49 +917,54 @@ class Run:
 
 @with_options(OpenSettings, EngineSettings, RunSettings)
 def open_workspace(
-    pool: Place | None = None, work: Place | None = None, **options: Any
+    pool: Place | Sequence[Place] | None = None, work: Place | None = None, **options: Any
 ) -> Workspace:
     """Open a pool with its work directory, which is created where it is new.
 
-    `pool` is a directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, or
-    `embedded`; without it, the pool that the work directory remembers. `work` is a directory or
-    URL; without it, CAPMIX_WORK or the work directory that the current directory is in. Raises
-    UserError if the pool has no shards, or if the work directory is inside it or belongs to another
-    pool. `engine` may also be EngineSettings.
+    `pool` is a directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, a
+    pattern of such files as `{00000..00041}.tar` or `*.tar`, several of these, or `embedded`;
+    without it, the pool that the work directory remembers. `work` is a directory or URL; without
+    it, CAPMIX_WORK or the work directory that the current directory is in. Raises UserError if the
+    pool has no shards, or if the work directory is inside it or belongs to another pool. `engine`
+    may also be EngineSettings.
     """
     given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
     kinds = (OpenSettings, EngineSettings, RunSettings)
     reading, engine, runs = distribute(options, "open", kinds)
     chosen = make(OpenSettings, reading, "open")
-    pool = None if pool is None else os.fspath(pool)
+    given_pool = [] if pool is None else _places(pool)
     place = find_work(None if work is None else os.fspath(work))
     scratch = None if chosen.scratch is None else os.path.expanduser(chosen.scratch)
     store = Store(place, scratch=scratch)
     known = _known_pool(store, place)
-    if pool is None and known is None:
+    if not given_pool and known is None:
         raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
-    location = _location(pool) if pool is not None else str(known and known.location)
+    locations = [_location(one) for one in given_pool] or (known.locations if known else [])
     follow_links = chosen.follow_links
     if follow_links is None:
         follow_links = bool(known and known.follows_links)
-    opened = open_pool(pool if pool is not None else location, follow_links)
-    if location != EMBEDDED and is_within(place, location):
+    opened = open_pool(given_pool or locations, follow_links)
+    if (inside := opened.holds(place)) and locations != [EMBEDDED]:
         raise UserError(
-            f"work directory {place} is inside the pool {location}; outputs would be read back as "
+            f"work directory {place} is inside the pool {inside}; outputs would be read back as "
             "input. Name another --work"
         )
-    if scratch is not None and ("://" in scratch or is_within(scratch, location)):
+    if scratch is not None and ("://" in scratch or opened.holds(scratch)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
     if store.is_local:
         check_shard_names(shard.name for shard in opened.shards)
     store.sweep()
-    if known is not None and known.location != location:
+    if known is not None and sorted(known.locations) != sorted(locations):
+        several = len(known.locations) > 1 or len(locations) > 1
+        hint = ", or quote a pattern that the shell expands into what there is" if several else ""
         raise UserError(
-            f"work directory {place} belongs to the pool {known.location}, not to {location}. "
-            f"Choose another --work; if the pool was moved, delete {place}/{ABOUT} first."
+            f"work directory {place} belongs to the pool {shown_location(known.locations)}, not to "
+            f"{shown_location(locations)}. Choose another --work{hint}; if the pool was moved, "
+            f"delete {place}/{ABOUT} first."
         )
     if known is None or known.follows_links != follow_links:
-        store.write_json(ABOUT, {"pool": location, **({LINKS: True} if follow_links else {})})
+        about = locations[0] if len(locations) == 1 else locations
+        store.write_json(ABOUT, {"pool": about, **({LINKS: True} if follow_links else {})})
     return Workspace(
         opened,
         store,
@@ -1065,7 +1071,7 @@ def _location(pool: str) -> str:
 class _KnownPool:
     """The pool that a work directory belongs to, as its pool.json says."""
 
-    location: str
+    locations: list[str]
     follows_links: bool
 
 
@@ -1077,9 +1083,10 @@ def _known_pool(store: Store, place: str) -> _KnownPool | None:
     try:
         about = parse_object(store.read_bytes(ABOUT))
         known = about.get("pool")
-        if not isinstance(known, str) or not known:
-            raise ValueError('no "pool" that is a string')
-        return _KnownPool(known, about.get(LINKS) is True)
+        several: list[Any] = known if isinstance(known, list) else [known]
+        if not several or not all(isinstance(one, str) and one for one in several):
+            raise ValueError('no "pool" that is a string, or a list of strings')
+        return _KnownPool(several, about.get(LINKS) is True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError:  # nothing is wrong with it

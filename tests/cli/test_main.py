@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,33 +96,46 @@ def test_other_settings_never_overwrite_captions(
     assert main([*caption, "--temperature", "1.0", "--force"]) == 0
 
 
+def photos_with_pages(folder: Path, photos: int, pages: int) -> str:
+    folder.mkdir()
+    for i in range(photos):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    for i in range(pages):
+        (folder / f"page{i}.jpg").write_bytes(b"<html>not found</html>")
+    return str(folder)
+
+
+def test_one_bad_photo_of_a_small_folder_is_listed_and_does_not_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos_with_pages(tmp_path / "photos", 12, 1)
+    mix = ["mix", folder, "--work", str(tmp_path / "w"), "--recipe", "raw"]
+    assert main(mix) == 0
+    message = capsys.readouterr().err
+    assert re.search(r"index: 12 images in .*, 1 failed \(not_an_image 1\), 0 dropped", message)
+    assert (
+        "index: 1 of 13 rows failed (not_an_image 1). Shard 00000, sample 'page0.jpg': " in message
+    )
+    assert message.rstrip().endswith(". `capmix failures` lists them all")
+    assert main([*mix, "--max-failures", "0"]) == 2
+
+
 def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(3):
-        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
-    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
-    caption = [
-        "caption",
-        str(folder),
-        "--work",
-        str(tmp_path / "w"),
-        "--source",
-        "mini",
-        "--model",
-        "mini",
-    ]
+    folder = photos_with_pages(tmp_path / "photos", 3, 4)
+    work = ["--work", str(tmp_path / "w"), "--source", "mini", "--model", "mini"]
+    caption = ["caption", folder, *work]
     assert main(caption) == 2
     message = capsys.readouterr().err
-    assert "1 of 4 rows failed (not_an_image 1)" in message
-    assert "Shard 00000, sample 'page.jpg': 22 bytes" in message
-    assert main([*caption, "--max-failures", "0.5"]) == 0
-    assert (
-        "index: 3 images done before, 1 failed (not_an_image 1), 0 dropped"
-        in capsys.readouterr().err
-    )
+    assert "4 of 7 rows failed (not_an_image 4), over the budget of 1.0%" in message
+    assert "Shard 00000, sample 'page0.jpg': 22 bytes" in message
+    assert main([*caption, "--max-failures", "0.6"]) == 0
+    message = capsys.readouterr().err
+    assert "index: 3 images done before, 4 failed (not_an_image 4), 0 dropped" in message
+    # index, then the captions
+    assert message.count("1 more; `capmix failures` lists them all") == 2
 
 
 @pytest.mark.parametrize("value", ["5", "nan", "-1", "x"])

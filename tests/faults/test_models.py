@@ -341,8 +341,8 @@ def test_a_run_over_its_budget_ends_early_with_three_examples(tmp_path: Path) ->
         str(write_pool(tmp_path / "p", 6, 20)), str(tmp_path / "w"), max_failures=0.02
     )
     work.index()
-    bad = [f"{shard * 100 + row:032x}" for shard in range(6) for row in range(2)]
-    with pytest.raises(UserError, match=r"stopped early: 4 of 40 rows failed so far") as told:
+    bad = [f"{shard * 100 + row:032x}" for shard in range(6) for row in range(8)]
+    with pytest.raises(UserError, match=r"stopped early: 16 of 40 rows failed so far") as told:
         work.run(lambda: [image_caption_stage(work.pool, Failing(bad), "null")])
     assert str(told.value).count("Shard 0000") == 3
     assert len(work.store.parts("captions")) == 2

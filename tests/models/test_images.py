@@ -6,6 +6,7 @@ from PIL import Image
 from samples import image_bytes
 
 from capmix.models.images import BadImageError, decode_as_stored, decode_image, read_header
+from capmix.pool.formats import FORMATS, ImageFormat
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -51,11 +52,19 @@ def test_pixels_are_bounded_before_they_are_decoded() -> None:
     assert caught.value.reason == "too_many_pixels"
 
 
-@pytest.mark.parametrize("data", [b"", b"<html></html>", b"GIF89a\x01\x00\x01\x00"])
+@pytest.mark.parametrize("data", [b"", b"<html></html>", b"GIF89a\x01\x00\x01\x00", b"\xff\xd8"])
 def test_other_bytes_are_named(data: bytes) -> None:
     with pytest.raises(BadImageError) as caught:
         decode_image(data)
     assert caught.value.reason == "not_an_image"
+
+
+@pytest.mark.parametrize("kind", [one for one in FORMATS if one.starts])
+def test_a_header_that_breaks_off_is_no_image(kind: ImageFormat) -> None:
+    data = kind.starts[0] + bytes(30)
+    with pytest.raises(BadImageError, match=f"^{len(data)} bytes that start as {kind.name}: ") as e:
+        decode_image(data)
+    assert e.value.reason == "not_an_image"
 
 
 def test_a_truncated_jpeg_is_broken() -> None:
@@ -107,9 +116,9 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert decode_image(data).getpixel((2, 2)) == (255, 0, 0)
-    animated = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(BadImageError, match="not JPEG, PNG or WebP"):
-        decode_image(animated)
+    for kind in ("GIF", "TIFF"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decode_image(data).getpixel((2, 2)) == (255, 0, 0)
 
 
 def test_a_palette_with_transparency_is_laid_on_white() -> None:
@@ -147,5 +156,5 @@ def test_a_header_is_read_without_the_pixels() -> None:
 def test_a_header_is_bounded_as_decoding_is() -> None:
     with pytest.raises(BadImageError, match="over the bound"):
         read_header(image_bytes(size=(64, 64)), max_pixels=1000)
-    with pytest.raises(BadImageError, match="not JPEG, PNG or WebP"):
+    with pytest.raises(BadImageError, match="are of no format that is read"):
         read_header(b"<html>")

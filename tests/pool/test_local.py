@@ -66,12 +66,13 @@ def test_what_is_no_regular_file_in_the_pool_is_skipped_and_reported(
 ) -> None:
     odd_entries(folder)
     assert reasons(open_pool(str(folder))) == {"good.jpg": "ok"}
-    (record,) = caplog.records
+    record, ignored = caplog.records
     assert record.getMessage() == (
         f"pool {folder}: 10 entries skipped (2 broken links, 2 links that leave the pool, 2 names "
         "that are not UTF-8, 1 FIFO, 1 device, 1 linked folder, 1 socket), such as 'a.jpg'. "
         "Read what links lead to with --follow-links"
     )
+    assert ignored.getMessage() == f"pool {folder}: 1 file ignored (.md 1)"
 
 
 def test_links_are_followed_where_that_is_asked_for(
@@ -82,11 +83,12 @@ def test_links_are_followed_where_that_is_asked_for(
     found = ["a.jpg", "b.jpg", "good.jpg", "linked/deep/more.jpg", "linked/secret.jpg"]
     assert reasons(pool) == dict.fromkeys(found, "ok")
     assert [s.text for s in pool.read(pool.shards[0])][-1] == "a secret"  # type: ignore[union-attr]
-    (record,) = caplog.records
+    record, ignored = caplog.records
     assert record.getMessage() == (
         f"pool {folder}: 7 entries skipped (2 broken links, 2 names that are not UTF-8, 1 FIFO, "
         "1 device, 1 socket), such as 'broken.png'"
     )
+    assert ignored.getMessage() == f"pool {folder}: 2 files ignored (.md 2)"
 
 
 def test_an_example_of_what_is_skipped_steers_no_terminal(

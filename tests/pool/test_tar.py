@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from samples import BAD, GOOD, image_bytes, sample_members, tar_bytes
 
 from capmix.pool import BadSample, Sample
+from capmix.pool.sample import MAX_IMAGE_BYTES
 from capmix.pool.tar import read_tar
 
 
@@ -35,6 +36,24 @@ def test_reads_members_as_they_lie() -> None:
 def test_reads_every_tar_form_with_suffixes_in_any_order(form: int) -> None:
     members = list(reversed(sample_members("000000000042", 1)))
     assert reasons(read(tar_bytes(members, form))) == ["ok"]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("other", ["tif", "HEIC"])
+def test_an_image_of_another_format_counts_where_there_is_none_that_other_readers_know(
+    other: str, at: int
+) -> None:
+    """So that a sample of an indexed pool stays what it is."""
+    members = sample_members("a", 1, "one")
+    alone = read(tar_bytes([(f"a.{other}", b"x"), *members[1:]]))[0]
+    assert isinstance(alone, Sample)
+    assert (alone.suffix, alone.image, len(alone.members)) == (other.lower(), b"x", 3)
+    plain = read(tar_bytes(members))[0]
+    for data in (b"x", b"x" * (MAX_IMAGE_BYTES + 1)):
+        both = read(tar_bytes([*members[:at], (f"a.{other}", data), *members[at:]]))
+        assert both == [plain]
+    two = read(tar_bytes([("a.tif", b"x"), ("a.gif", b"x"), *members[1:]]))
+    assert reasons(two) == ["two_images"]
 
 
 def test_uid_without_json_depends_on_shard_and_key_alone() -> None:

@@ -168,7 +168,12 @@ def view(
 @command
 def plan(
     pool: Annotated[
-        str, Parameter(help="Directory or URL of tars, images or parquet files, or `embedded`.")
+        list[str],
+        Parameter(
+            help="Directory or URL of tars, images or parquet files, such files or patterns of "
+            "them, or `embedded`.",
+            negative="",
+        ),
     ],
     *,
     settings: PlanSettings,

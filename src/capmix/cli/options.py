@@ -40,11 +40,12 @@ def only(*names: str) -> Only:
 
 
 POOL_HELP = (
-    "Directory or URL of tars, images or parquet files, or `embedded` (default: the pool that the "
-    "work directory remembers)."
+    "Directory or URL of tars, images or parquet files, such files, patterns as "
+    "`shards/{00000..00099}.tar` or `shards/*.tar`, several of these, or `embedded` (default: the "
+    "pool that the work directory remembers)."
 )
 WORK_HELP = "Work directory (default: CAPMIX_WORK, or the one you are in)."
-Pool = Annotated[str | None, Parameter(help=POOL_HELP, show_default=False)]
+Pool = Annotated[list[str] | None, Parameter(help=POOL_HELP, show_default=False, negative="")]
 Work = Annotated[str | None, Parameter(name="--work", help=WORK_HELP, show_default=False)]
 
 

@@ -24,7 +24,7 @@ BudgetAndForce = Annotated[RunSettings, only("max_failures", "force")]
 
 
 def open_place(
-    pool: str | None,
+    pool: list[str] | str | None,
     work: str | None,
     reading: OpenSettings,
     runs: RunSettings,
@@ -82,7 +82,10 @@ def import_(
     files: Annotated[list[str], Parameter(help="CSV or parquet files, or patterns.")],
     /,
     *,
-    pool: Annotated[str | None, Parameter(help="Pool of a new work directory.")] = None,
+    pool: Annotated[
+        list[str] | None,
+        Parameter(help="Pool of a new work directory. May be repeated.", negative=""),
+    ] = None,
     work: Work = None,
     reading: OpenSettings,
     settings: ImportSettings,

@@ -14,6 +14,7 @@ from typing import Protocol
 from capmix.engine.budget import (
     check_failures,
     examples,
+    failed_line,
     is_hopeless,
     is_unread,
     reasons,
@@ -205,7 +206,7 @@ class _Run:
     def counts(self) -> list[Counts]:
         """Of each stage over all its parts, told on standard error. Raises UserError where they are
         over the budget."""
-        found = []
+        found: list[Counts] = []
         store = self.job.store
         for number, (name, folder) in enumerate(
             zip(self.plan.names, self.plan.folders, strict=True)
@@ -222,7 +223,8 @@ class _Run:
             if counts.failed:
                 rows = unread_rows(counts, unread, len(self.job.shards))
                 check_failures(name, counts, self.max_failures, lines, unread=rows)
-                log.warning("%s: %s", name, "; ".join(lines))
+                if not found or found[-1].failed != counts.failed:  # else they are the same rows
+                    log.warning("%s: %s", name, failed_line(counts, lines))
             found.append(counts)
         return found
 

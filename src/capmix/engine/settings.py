@@ -42,7 +42,8 @@ class RunSettings(Settings):
 
     max_failures: float = option(
         MAX_FAILURES,
-        "Stop when more than this fraction of the rows has failed.",
+        "Stop when more than this fraction of the rows has failed. Up to 10 failed rows are always "
+        "allowed if they are at most half of all; 0 allows none.",
         group=RESUME,
         metavar="FRACTION",
         ge=0,

@@ -87,7 +87,7 @@ def check_settings(pool: Pool, target: ExportTarget, settings: ExportSettings) -
             "export there and copy it, or name another format"
         )
     is_of_files = all(keys_are_names(pool, shard.name) for shard in pool.shards)
-    if settings.link and not (is_of_files and "file" in pool.fs.protocol):
+    if settings.link and not (is_of_files and pool.is_local):
         raise UserError(
             f"--link hard: pool {pool.location} is no local folder of image files; leave it out"
         )
@@ -240,7 +240,7 @@ class _ShardFiles:
     def _maker(self, key: str, data: bytes) -> Make | None:
         if not self.work.settings.link:
             return None
-        return _reported(hard_link(f"{self.work.pool.root}/{key}", data), key)
+        return _reported(hard_link(self.work.pool.path(key), data), key)
 
 
 def _reported(make: Make, key: str) -> Make:

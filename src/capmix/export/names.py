@@ -18,7 +18,7 @@ import xxhash
 from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool, Sample
 from capmix.pool.lance import SUFFIX as LANCE
-from capmix.pool.pool import PARQUET_SUFFIX, TAR_SUFFIXES
+from capmix.pool.places import PARQUET_SUFFIX, TAR_SUFFIXES
 from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 
 CONTAINERS = (*TAR_SUFFIXES, PARQUET_SUFFIX, LANCE)

@@ -42,18 +42,18 @@ def write_sidecars(
     """
     check_text_suffix(settings.text_suffix)
     is_of_files = all(keys_are_names(pool, shard.name) for shard in pool.shards)
-    if not is_of_files or "file" not in pool.fs.protocol:
+    if not is_of_files or not pool.is_local:
         raise UserError(
             f"--sidecars: pool {pool.location} is no local folder of image files; use "
             "--format files --out DIR"
         )
     text_of = caption_lines if settings.format == "kohya" else plain_text
-    folder = TargetFolder(pool.root, settings.overwrite)
+    folders = {one.root: TargetFolder(one.root, settings.overwrite) for one in pool.places}
     counts, written = Counts(), 0
     kept = shared = ""
     texts: dict[str, str] = {}  # by file
     for key, size, about in _images(store, rows):
-        if reason := _changed(f"{pool.root}/{key}", size):
+        if reason := _changed(pool.path(key), size):
             counts.failed[reason] += 1
             continue
         name, text = f"{key.rpartition('.')[0]}{settings.text_suffix}", text_of(about)
@@ -61,7 +61,8 @@ def write_sidecars(
             counts.dropped[SHARED] += 1
             shared = shared or key
             continue
-        put = _put(folder, name, text)
+        place, inner = pool.place_of(name)
+        put = _put(folders[place.root], inner, text)
         written += put == "written"
         if put == "kept":
             counts.dropped[KEPT] += 1

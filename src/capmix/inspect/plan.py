@@ -7,6 +7,7 @@ rest is arithmetic (docs/scale.md):
     price = worker-hours x price of a worker for an hour
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capmix.caption.captioners import caption_stages
@@ -103,14 +104,14 @@ class CostEstimate:
         return found
 
 
-def plan(pool: str, settings: PlanSettings) -> CostEstimate:
+def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
     """Time the listing, captioning, and scoring of raw texts and captions.
 
     Raises UserError for a pool without images, or whose first shard holds none that is ok.
     """
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
-        raise UserError(f"plan: pool {pool} holds metadata without images")
+        raise UserError(f"plan: pool {opened.location} holds metadata without images")
     settings = _with_models(settings, opened.location)
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)

@@ -59,10 +59,9 @@ def time_stages(
     if not in_shard:
         raise UserError(f"pool {pool.location}: no sample in shard {shard.name} can be read")
     files = {shard.name: pool.files[shard.name], WARM: pool.files[shard.name]}
-    known = pool.location, [shard], pool.fs, pool.root, files, pool.sidecars
+    known = pool.location, [shard], pool.places, files, pool.sidecars, pool.follow_links
     limit, of_image = min(samples, in_shard), shard.bytes / in_shard
-    links = pool.follow_links
-    part = _FirstSamples(*known, follow_links=links, limit=limit, warm_up=warm_up)
+    part = _FirstSamples(*known, pool.version, limit=limit, warm_up=warm_up)
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)
         stages = stages_of(part, store)

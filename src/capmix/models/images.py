@@ -5,20 +5,24 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from capmix.models.jpeg import jpeg_size
+from capmix.models.jpeg2000 import check_jpeg2000
+from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 
 # Who prepares images: decode_image, or Image.open and the transform of an open_clip model alone.
 Preprocess = Literal["capmix", "open_clip"]
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
 SCAN, EXIF = b"\xff\xda", b"Exif\0\0"
 MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
 MAX_READS = 100_000  # of a file, each a segment or chunk that Pillow looks at one by one
+MAX_TIMES_READ = 8  # of a file's bytes: the tags of a TIFF may all lead to the same large piece
+SPARE_BYTES = 1 << 20
 STRIP = 1 << 20  # pixels
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
 # Decoding a JPEG at a scale that leaves twice the model's input side changes the input by less
 # than one level of 255 on average (benchmarks/decode.py).
 SPARE = 2
@@ -38,11 +42,18 @@ class _Counted(io.BytesIO):
     left = MAX_READS
     exif_left = MAX_EXIF_PARTS
 
+    def __init__(self, data: bytes):
+        super().__init__(data)
+        self.bytes_left = MAX_TIMES_READ * len(data) + SPARE_BYTES
+
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
             raise ValueError(f"the image is of over {MAX_READS} pieces")
         data = super().read(size)
+        self.bytes_left -= len(data)
+        if self.bytes_left < 0:
+            raise ValueError(f"parts of the image are read over {MAX_TIMES_READ} times")
         if data.startswith(EXIF):  # Pillow reads a segment as a whole
             self.exif_left -= 1
             if self.exif_left < 0:
@@ -53,7 +64,7 @@ class _Counted(io.BytesIO):
 def decode_image(
     data: bytes, max_pixels: int = MAX_PIXELS, input_side: int | None = None
 ) -> Image.Image:
-    """Decode JPEG, PNG or WebP bytes to an RGB image.
+    """Decode the bytes of an image, of any of pool.formats.FORMATS, to an RGB image.
 
     The image has its own size; but where `input_side`, the side of the model's input in pixels, is
     given, a JPEG is decoded at 1/2, 1/4 or 1/8 if both sides keep SPARE times `input_side`.
@@ -61,7 +72,8 @@ def decode_image(
     EXIF orientation is applied, the first frame of an animation is taken, and transparency
     is laid on white. The size is read from the header and checked before any pixel is decoded.
 
-    Raises BadImageError with reason `not_an_image`, `too_many_pixels` or `broken_image`.
+    Raises BadImageError with reason `not_an_image`, `no_decoder` (a package is not installed),
+    `too_many_pixels` or `broken_image`.
     """
 
     def convert(image: Image.Image) -> Image.Image:
@@ -117,29 +129,43 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """The format (JPEG, PNG or WEBP), width and height in pixels as stored.
+    """The format as Pillow calls it (JPEG, PNG, HEIF, ...), width and height in pixels as stored.
 
     Bounds are those of decode_image, but no pixel is decoded: what follows may be broken.
 
-    Raises BadImageError with reason `not_an_image` or `too_many_pixels`.
+    Raises BadImageError with reason `not_an_image`, `no_decoder` or `too_many_pixels`.
     """
     image = _open_bounded(data, max_pixels)
-    kind = image.format if image.format in IMAGE_FORMATS else "JPEG"  # MPO: several JPEGs
+    kind = "JPEG" if image.format == "MPO" else image.format  # MPO: several JPEGs
     return str(kind), image.width, image.height
 
 
 def _open_bounded(data: bytes, max_pixels: int) -> Image.Image:
     image = _open(data)
+    _check_size(image.size, max_pixels)
     width, height = image.size
-    if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        bounds = f"{max_pixels}, {MAX_SIDE} a side"
-        detail = f"{width} x {height} pixels is over the bound of {bounds}"
-        raise BadImageError("too_many_pixels", detail)
-    scans = data.count(SCAN) if "progressive" in image.info else 1
+    is_tiff = image.format == TIFF.kind
+    scans = data.count(SCAN) if "progressive" in image.info or is_tiff else 1
     if scans * width * height > MAX_SCANNED:
         detail = f"{width} x {height} pixels in {scans} scans"
         raise BadImageError("too_many_pixels", detail)
+    if image.format == JPEG_2000.kind:
+        try:
+            check_jpeg2000(data)
+        except ValueError as error:
+            raise BadImageError("too_many_pixels", str(error)) from error
+    if is_tiff:
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        _check_size((tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)), max_pixels, "a tile of ")
     return image
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, what: str = "") -> None:
+    width, height = size
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
+        bounds = f"{max_pixels}, {MAX_SIDE} a side"
+        detail = f"{what}{width} x {height} pixels is over the bound of {bounds}"
+        raise BadImageError("too_many_pixels", detail)
 
 
 def _decode(
@@ -158,19 +184,34 @@ def _decode(
 
 
 def _open(data: bytes) -> Image.Image:
+    kind = format_of(data)
+    if kind is None:
+        detail = f"{len(data)} bytes starting {data[:16]!r} are of no format that is read"
+        raise BadImageError("not_an_image", detail)
+    if not kind.is_readable:
+        detail = f"{kind.name} needs a decoder: {kind.install}, then rerun with --retry-failed"
+        raise BadImageError("no_decoder", detail)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own bounds replace Pillow's bomb warning
-        file = _Counted(data)
         try:
-            return Image.open(file, formats=IMAGE_FORMATS)
+            return _opened(_Counted(data), kind)
         except Image.DecompressionBombError as error:
             raise BadImageError("too_many_pixels", str(error)) from error
         except Exception as error:  # Pillow's plugins raise many types on hostile bytes
-            if file.exif_left < 0:
-                raise BadImageError("not_an_image", str(error)) from error
-            start = data[:16]
-            detail = f"{len(data)} bytes starting {start!r} are not JPEG, PNG or WebP"
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            why = "the header cannot be read" if is_unknown else error
+            detail = f"{len(data)} bytes that start as {kind.name}: {why}"
             raise BadImageError("not_an_image", detail) from error
+
+
+def _opened(file: io.BytesIO, kind: ImageFormat) -> ImageFile.ImageFile:
+    if kind is HEIC:
+        # Its class itself: as a plugin it would be there for all of the process's other code too.
+        from pillow_heif import HeifImageFile
+
+        image: ImageFile.ImageFile = HeifImageFile(file)
+        return image
+    return Image.open(file, formats=(kind.kind,))
 
 
 def _spare_scale(width: int, height: int, needed: int) -> int:
@@ -186,9 +227,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to white on conversion; keep the high byte instead.
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("I", "F"):
+        return _stretched(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image)
     return image.convert("RGB")
+
+
+def _stretched(image: Image.Image) -> Image.Image:
+    """Grey of 32 bits, whose range no format tells: from its smallest value to its largest."""
+    low, high = image.getextrema()
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    scale = 255 / (high - low) if high > low else 0.0
+    return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

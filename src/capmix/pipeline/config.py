@@ -20,7 +20,7 @@ from capmix.mix.recipe import combinations, load_recipe
 from capmix.mix.settings import MixSettings
 from capmix.models.known import chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS
-from capmix.pool import EMBEDDED
+from capmix.pool import EMBEDDED, shown_location
 from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
@@ -124,10 +124,16 @@ class Pipeline(OpenSettings):
     `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
     """
 
-    pool: str | dict[str, str] = Field(description="Directory or URL; or several, by name.")
+    pool: str | list[str] | dict[str, str | list[str]] = Field(
+        description="Directory, URL or pattern, or a list of these; or several pools, by name."
+    )
     work: str = Field(description="Work directory.")
     max_failures: float = Field(
-        MAX_FAILURES, ge=0, le=1, description="Stop when more than this fraction of rows failed."
+        MAX_FAILURES,
+        ge=0,
+        le=1,
+        description="Stop when more than this fraction of rows failed. Up to 10 failed rows are "
+        "always allowed if they are at most half of all; 0 allows none.",
     )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     imports: list[ImportSection] = Field(default_factory=list, alias="import")
@@ -144,9 +150,9 @@ class Pipeline(OpenSettings):
     evaluate: EvaluateSection | None = None
     report: ReportSettings | None = None
 
-    def pools(self) -> dict[str, tuple[str, str]]:
+    def pools(self) -> dict[str, tuple[str | list[str], str]]:
         """Location and work directory of each pool by name; one that has none is called pool."""
-        if isinstance(self.pool, str):
+        if isinstance(self.pool, str | list):
             return {"pool": (self.pool, self.work)}
         return {name: (place, f"{self.work}/{name}") for name, place in self.pool.items()}
 
@@ -207,7 +213,8 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
 def _with_models(path: str, pipeline: Pipeline) -> Pipeline:
     """A model that is not named is one of the embedded pool alone: found here, before any stage."""
     places = [place for place, _ in pipeline.pools().values()]
-    pool = next((place for place in places if place != EMBEDDED), EMBEDDED)
+    other = next((place for place in places if place != EMBEDDED), EMBEDDED)
+    pool = other if isinstance(other, str) else shown_location(other)
 
     def named(group: str, section: NamesModel, place: str) -> NamesModel:
         model = section.model or chosen_model(group, "", pool, f"pipeline {path}: {place}", "model")

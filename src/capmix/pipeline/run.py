@@ -105,7 +105,7 @@ def forecast_pipeline(
     lines: list[str] = []
     for name, (pool, directory) in pipeline.pools().items():
         work = _opened(pipeline, pool, directory, runs)
-        lines += [f"pool {name}: {pool}"] if len(pipeline.pools()) > 1 else []
+        lines += [f"pool {name}: {work.pool.location}"] if len(pipeline.pools()) > 1 else []
         for source, section in pipeline.caption.items():
             chosen = _both(section.samples(), samples)
             lines += work.forecast_caption(source, section.settings(), chosen).lines()
@@ -115,7 +115,9 @@ def forecast_pipeline(
     return [*lines, f"then: {', '.join(later)} (not timed)"] if later else lines
 
 
-def _opened(pipeline: Pipeline, pool: str, directory: str, runs: RunSettings) -> Workspace:
+def _opened(
+    pipeline: Pipeline, pool: str | list[str], directory: str, runs: RunSettings
+) -> Workspace:
     places = {"follow_links": pipeline.follow_links, "scratch": pipeline.scratch}
     runs = runs.model_copy(update={"max_failures": pipeline.max_failures})
     return open_workspace(pool, directory, engine=pipeline.engine, **places, **dict(runs))

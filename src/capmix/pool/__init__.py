@@ -1,4 +1,13 @@
-from capmix.pool.pool import EMBEDDED, Pool, embedded_folder, open_pool
+from capmix.pool.pool import EMBEDDED, Pool, embedded_folder, open_pool, shown_location
 from capmix.pool.sample import BadSample, Sample, Shard
 
-__all__ = ["EMBEDDED", "BadSample", "Pool", "Sample", "Shard", "embedded_folder", "open_pool"]
+__all__ = [
+    "EMBEDDED",
+    "BadSample",
+    "Pool",
+    "Sample",
+    "Shard",
+    "embedded_folder",
+    "open_pool",
+    "shown_location",
+]

@@ -11,10 +11,12 @@ import heapq
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO
 
+from capmix.pool.ignored import suffix_of
 from capmix.storage.filesystem import again, is_left_out
 
 # Windows has none of these, and opens files as text by default.
@@ -78,11 +80,13 @@ class Listing:
     """Size and times of each file that a pool may read, by its path below the pool's folder.
 
     A .txt or .json file that is skipped is in `files` too: the sample that it belongs to fails
-    when it is opened, as it would have another text or uid without it.
+    when it is opened, as it would have another text or uid without it. `others` counts the regular
+    files of no suffix that was asked for, by suffix.
     """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=Skipped)
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> Listing:
@@ -96,7 +100,16 @@ def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> List
     while walk.linked:  # after all folders of the pool itself, so that these keep their names
         walk.below(heapq.heappop(walk.linked))
     files = dict(sorted(walk.found.files.items()))
-    return Listing(files, walk.found.skipped)
+    return Listing(files, walk.found.skipped, walk.found.others)
+
+
+def list_named(root: str, names: Iterable[str], follow_links: bool) -> Listing:
+    """Files below a folder by their names there, as list_local lists them. Raises OSError where one
+    is missing."""
+    walk = _Walk(root, ("",), follow_links)
+    for name in names:
+        walk.add(name, again(partial(os.lstat, f"{root}/{name}")))
+    return walk.found
 
 
 class _Walk:
@@ -126,19 +139,21 @@ class _Walk:
             for base, info in entries:
                 name = f"{folder}/{base}" if folder else base
                 if not stat.S_ISDIR(info.st_mode):
-                    self._add(name, info)
+                    self.add(name, info)
                 elif not _is_utf8(name):
                     self.found.skipped.add(NOT_UTF8, name)
                 elif not is_left_out(name):
                     folders.append(name)
 
-    def _add(self, name: str, info: os.stat_result) -> None:
+    def add(self, name: str, info: os.stat_result) -> None:
         """Note what is no folder: a file, a link to anything, a FIFO, ..."""
         is_link = stat.S_ISLNK(info.st_mode)
         why, target = self._behind(name, info) if is_link else (_kind(info), info)
-        if why != LINKED_FOLDER and not name.lower().endswith(self.suffixes):
-            return
         if name.rpartition("/")[2].startswith("."):
+            return
+        if why != LINKED_FOLDER and not name.lower().endswith(self.suffixes):
+            if not why:
+                self.found.others[suffix_of(name)] += 1
             return
         if not _is_utf8(name):
             self.found.skipped.add(NOT_UTF8, name)
@@ -193,6 +208,11 @@ def _sizes(entry: os.stat_result, target: os.stat_result) -> dict[str, Any]:
     created = max(getattr(one, "st_birthtime", one.st_ctime) for one in both)
     mtime = max(one.st_mtime for one in both)
     return {"size": target.st_size, "mtime": mtime, "created": created}
+
+
+def is_inside(root: str, name: str) -> bool:
+    """Whether what a name below the folder `root` leads to is in that folder."""
+    return _real_name(root, name) is not None
 
 
 def _real_name(root: str, name: str) -> str | None:

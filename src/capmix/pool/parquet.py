@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from capmix.pool.formats import format_of
 from capmix.pool.sample import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
@@ -25,12 +26,11 @@ from capmix.pool.sample import (
 from capmix.storage.rows import FAILED, OK, STATUS_FIELDS
 
 TEXT_COLUMNS = ("text", "caption", "txt", "TEXT")
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = ("image", "img", *IMAGE_SUFFIXES)
 SIZES = {"width": ("width", "original_width"), "height": ("height", "original_height")}
 ROWS_AT_ONCE = 16  # a few bytes of parquet can stand for images of the largest size allowed
 KEY_DIGITS = 9
 RESERVED = ("shard", "draw", "repeat_draw")  # what recipes have of their own
-MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def _sample(
 
 
 def _suffix(data: bytes, path: str | None) -> str:
-    for magic, suffix in MAGIC.items():
-        if data.startswith(magic):
-            return suffix
+    kind = format_of(data)
+    if kind is not None:
+        return kind.suffixes[0]
     ending = (path or "").rpartition(".")[2].lower()
     return ending if ending in IMAGE_SUFFIXES else "jpg"
 

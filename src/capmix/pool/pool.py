@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Container, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,35 +18,28 @@ import pyarrow.parquet as pq
 from capmix.errors import UserError
 from capmix.pool import lance
 from capmix.pool.folder import is_image, read_files
-from capmix.pool.local import (
-    SIDECARS,
-    FileTooLargeError,
-    Listing,
-    list_local,
-    open_local,
-    read_local,
-)
+from capmix.pool.formats import install_hint
+from capmix.pool.ignored import count_suffixes, ignored_line, suffix_of
+from capmix.pool.local import SIDECARS, Listing, list_local, open_local
 from capmix.pool.parquet import ParquetForm, read_parquet
+from capmix.pool.places import (
+    PARQUET_SUFFIX,
+    READ_AHEAD,
+    TAR_SUFFIXES,
+    Listed,
+    Place,
+    find_places,
+    is_hidden,
+    is_local,
+)
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
-from capmix.storage.filesystem import (
-    again,
-    again_from,
-    files_below,
-    open_file_system,
-)
+from capmix.storage.filesystem import again_from, is_within, open_file_system
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
-READ_AHEAD = 1 << 20
-TAR_SUFFIXES = (".tar", ".tar.gz")
-PARQUET_SUFFIX = ".parquet"
-SUFFIXES = (*TAR_SUFFIXES, PARQUET_SUFFIX, ".jpg", ".jpeg", ".png", ".webp", ".txt", ".json")
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MAX_DIGITS = 8
-ASKED_AT_ONCE = 32
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 Read = Callable[[], Iterator[Sample | BadSample]]
 
@@ -55,18 +48,24 @@ Read = Callable[[], Iterator[Sample | BadSample]]
 class Pool:
     """Shards in name order, and the way to read one. The pool itself is never written to.
 
-    `follow_links` opens what links lead to, wherever that is on this machine's disks. `version` is
-    that of a Lance dataset.
+    `files` are those of each shard. `location` is what people are shown, `locations` what the pool
+    was opened by. `follow_links` opens what links lead to, wherever that is on this machine's
+    disks. `version` is that of a Lance dataset.
     """
 
     location: str
     shards: list[Shard]
-    fs: fsspec.AbstractFileSystem = field(repr=False)
-    root: str
+    places: tuple[Place, ...]
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
     follow_links: bool = False
     version: int = 0
+    locations: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> str:
+        """The directory of the first place: the only one of a pool that is one directory."""
+        return self.places[0].root
 
     @cached_property
     def has_images(self) -> bool:
@@ -99,6 +98,11 @@ class Pool:
         return not self._first_file.endswith((*TAR_SUFFIXES, PARQUET_SUFFIX, lance.SUFFIX))
 
     @property
+    def is_local(self) -> bool:
+        """Whether all of it is on this machine's disks."""
+        return all(place.is_local for place in self.places)
+
+    @property
     def survives_fork(self) -> bool:
         """Whether a forked process can read it. Lance's threads are not there: of twenty such
         processes one did not end."""
@@ -121,7 +125,7 @@ class Pool:
         if files[0].endswith(lance.SUFFIX):
             return _read_again(lambda: self._read_lance(shard, keys), files[0])
         wanted = files if keys is None else [file for file in files if file in keys]
-        return read_files(self._read_file, self.root, wanted, self.sidecars)
+        return read_files(self._read_file, self._base(files[0]), wanted, self.sidecars)
 
     def _read_tar(self, shard: Shard, keys: Container[str] | None) -> Iterator[Sample | BadSample]:
         with self.open_tar(shard) as stream:
@@ -150,30 +154,42 @@ class Pool:
         """The bytes of a shard of a pool of tars. Raises OSError."""
         return self._open(self.files[shard.name][0], buffering=-1)  # read in windows
 
+    def path(self, name: str) -> str:
+        """The path of a file in its file system."""
+        place, inner = self.place_of(name)
+        return f"{place.root}/{inner}"
+
+    def holds(self, directory: str) -> str:
+        """The directory of the pool that `directory` is in, so that what is written there would be
+        read as a part of it; "" where it is in none."""
+        owned = (one.owned for one in self.places)
+        return next((one for one in owned if one and is_within(directory, one)), "")
+
     def reopened(self) -> "Pool":
         """The same pool for another process: connections to a remote one do not survive a fork."""
-        fs = type(self.fs)(*self.fs.storage_args, **self.fs.storage_options)
-        return replace(self, fs=fs)
+        known: dict[int, fsspec.AbstractFileSystem] = {}
+        for fs in [one.fs for one in self.places]:
+            if id(fs) not in known:
+                known[id(fs)] = type(fs)(*fs.storage_args, **fs.storage_options)
+        return replace(self, places=tuple(replace(p, fs=known[id(p.fs)]) for p in self.places))
+
+    def place_of(self, name: str) -> tuple[Place, str]:
+        """Where a file is, and its name there. Longer prefixes come first."""
+        place = next(one for one in self.places if name.startswith(one.prefix))
+        return place, name[len(place.prefix) :]
+
+    def _base(self, name: str) -> str:
+        """What comes before the name of a file in its path, in messages."""
+        place, _ = self.place_of(name)
+        return place.root.removesuffix(place.prefix.rstrip("/")).rstrip("/")
 
     def _open(self, name: str, buffering: int = READ_AHEAD) -> BinaryIO:
-        if _is_local(self.fs):  # fsspec's wrapper costs more than small reads do
-            return open_local(self.root, name, self.follow_links, buffering)
-        opened: BinaryIO = self.fs.open(f"{self.root}/{name}", "rb")
-        return opened
+        place, inner = self.place_of(name)
+        return place.open(inner, buffering)
 
     def _read_file(self, name: str, bound: int) -> bytes:
-        """All bytes of a file. Raises FileTooLargeError for one of more than `bound`, OSError."""
-        if _is_local(self.fs):
-            return again(lambda: read_local(self.root, name, bound, self.follow_links))
-        path = f"{self.root}/{name}"
-        if again(lambda: self.fs.size(path)) > bound:
-            raise FileTooLargeError(f"{name}: at most {bound} bytes are read")
-        data: bytes = again(lambda: self.fs.cat_file(path))
-        return data
-
-
-def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in fs.protocol
+        place, inner = self.place_of(name)
+        return place.read(inner, bound)
 
 
 def _read_again(read: Read, file: str) -> Iterator[Sample | BadSample]:
@@ -192,57 +208,122 @@ def embedded_folder() -> Path:
     return Path(__file__).parent.parent / "embedded"
 
 
-def open_pool(location: str, follow_links: bool = False) -> Pool:
+def open_pool(location: str | Sequence[str], follow_links: bool = False) -> Pool:
     """List the shards of a pool.
 
-    `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet
-    files, one such .tar or .parquet file, several as `{00000..00041}.tar`, a local directory that
-    is a Lance dataset, or `embedded`. Raises UserError where there is none.
+    `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet files,
+    such a file, a pattern of them as `{00000..00041}.tar` or `*.tar` (see places.py), several of
+    these, a local directory that is a Lance dataset, or `embedded`. Raises UserError where there is
+    none.
 
     In a directory, only regular files inside its real path are read; `follow_links` adds what links
-    lead to. What is skipped is logged as one line. A file that is named may be a link.
+    lead to. What is skipped or ignored is logged as one line. A file that is named may be a link.
     """
-    path = str(embedded_folder() / "pool") if location == EMBEDDED else location
-    fs, root = open_file_system(path, "pool")
-    follow_links = follow_links or location == EMBEDDED  # some installers link what they install
-    if lance.is_dataset(root, _is_local(fs)):
-        return _open_lance(location, fs, root.rstrip("/"), follow_links)
-    root, listing, is_named = _list(fs, root.rstrip("/"), location, follow_links)
-    visible = {name: info for name, info in sorted(listing.files.items()) if not _is_hidden(name)}
+    locations = (location,) if isinstance(location, str) else tuple(location)
+    shown = shown_location(locations)
+    if EMBEDDED in locations:
+        follow_links = True  # some installers link what they install
+        if len(locations) > 1:
+            raise UserError(f"pool {shown}: `{EMBEDDED}` is a pool of its own")
+    paths = [str(embedded_folder() / "pool") if one == EMBEDDED else one for one in locations]
+    for path in paths:
+        fs, root = open_file_system(path, "pool")
+        if lance.is_dataset(root, is_local(fs)):
+            if len(paths) > 1:
+                raise UserError(f"pool {path}: a Lance dataset is a pool of its own")
+            return _open_lance(shown, fs, root.rstrip("/"), follow_links)
+    found = [_contents(shown, one) for one in find_places(paths, follow_links)]
+    return _joined(locations, [one for one in found if one is not None], follow_links)
+
+
+def shown_location(locations: Sequence[str]) -> str:
+    """The places of a pool in a few words."""
+    first, *others = locations
+    return f"{first} and {len(others):,} more" if others else first
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a place holds: `files` of each shard and what is known of them, without its prefix."""
+
+    place: Place
+    kind: str
+    files: dict[str, list[str]]
+    sidecars: set[str]
+    about: dict[str, dict[str, Any]]
+
+
+def _contents(location: str, found: Listed) -> _Contents | None:
+    """The shards of a place; None where a pattern found a directory that has none. Raises
+    UserError for another one."""
+    listing, place = found.listing, found.place
+    visible = {name: info for name, info in sorted(listing.files.items()) if not is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
-    if tars:
+    images = [name for name in visible if is_image(name)]
+    tables = [name for name in visible if name.endswith(PARQUET_SUFFIX)]
+    readable = _readable(images)
+    of_kind = {"tars": tars, "images": readable, "parquet files": tables}
+    kinds = [kind for kind, names in of_kind.items() if names]
+    if found.is_chosen and len(kinds) > 1:
+        raise UserError(f"pool {location}: it names {kinds[0]} and {kinds[1]}; name one kind")
+    kind = kinds[0] if kinds else ""
+    files, sidecars = {}, set[str]()
+    if kind == "tars":
         files = {TAR_ENDING.sub("", name): [name] for name in tars}
         if len(files) < len(tars):
             twin = next(name for name in tars if [name] not in files.values())
             raise UserError(
                 f"pool {location}: both {twin} and {twin}.gz exist; keep one of the two"
             )
-        sidecars: set[str] = set()
-    else:
-        files = _folder_shards([name for name in visible if is_image(name)])
+    elif kind == "images":
+        files = _folder_shards(readable)
         sidecars = {name for name in visible if name.endswith(SIDECARS)}
-    if not files:
-        tables = [name for name in visible if name.endswith(PARQUET_SUFFIX)]
+    else:
         files = {name.removesuffix(PARQUET_SUFFIX): [name] for name in tables}
-    if not files:
+    ignored = ignored_line(_ignored(listing, visible, files, images))
+    left_out = [text for text in (str(listing.skipped), ignored) if text]
+    where = location if not place.prefix else f"{location}: {place.root}"
+    if not kind and not found.is_optional:
         raise UserError(
-            f"pool {location}: no .tar shard, no .jpg, .jpeg, .png or .webp image and no .parquet "
-            f"file in it{f'; {listing.skipped}' if listing.skipped.counts else ''}"
+            "; ".join([f"pool {where}: no tar, no image and no parquet file in it", *left_out])
         )
-    if listing.skipped.counts:
-        log.warning("pool %s: %s", location, listing.skipped)
-    shards = []
-    for name, members in files.items():
-        about = {file: visible[file] for file in _with_sidecars(members, sidecars)}
-        size = sum(info["size"] or 0 for info in about.values())
-        shards.append(Shard(name, _fingerprint(about), size))
-    return Pool(location, shards, fs, root, files, sidecars, follow_links or is_named)
+    for text in left_out:
+        log.warning("pool %s: %s", where, text)
+    return _Contents(place, kind, files, sidecars, visible) if kind else None
+
+
+def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links: bool) -> Pool:
+    """One pool of what all places hold."""
+    shown = shown_location(locations)
+    if not found:
+        raise UserError(f"pool {shown}: no tar, no image and no parquet file in it")
+    other = next((one for one in found if one.kind != found[0].kind), None)
+    if other is not None:
+        raise UserError(
+            f"pool {shown}: {found[0].place.root} holds {found[0].kind}, and {other.place.root} "
+            f"{other.kind}; a pool is of one kind"
+        )
+    files: dict[str, list[str]] = {}
+    sidecars: set[str] = set()
+    shards: dict[str, Shard] = {}
+    for one in found:
+        prefix = one.place.prefix
+        sidecars |= {f"{prefix}{name}" for name in one.sidecars}
+        for shard, members in one.files.items():
+            about = {f"{prefix}{n}": one.about[n] for n in _with_sidecars(members, one.sidecars)}
+            size = sum(info["size"] or 0 for info in about.values())
+            name = f"{prefix}{shard}"
+            files[name] = [f"{prefix}{member}" for member in members]
+            shards[name] = Shard(name, _fingerprint(about), size)
+    places = sorted((one.place for one in found), key=lambda one: -len(one.prefix))
+    in_order = [shards[name] for name in sorted(files, key=lambda name: files[name][0])]
+    return Pool(shown, in_order, tuple(places), files, sidecars, follow_links, locations=locations)
 
 
 def _open_lance(
     location: str, fs: fsspec.AbstractFileSystem, root: str, follow_links: bool
 ) -> Pool:
-    if not _is_local(fs):
+    if not is_local(fs):
         raise UserError(
             f"pool {location}: a Lance dataset is read from a local disk alone; copy it there"
         )
@@ -259,57 +340,27 @@ def _open_lance(
         size = sum(info["size"] for info in about.values())
         shards.append(Shard(one.name, hashlib.sha256(stamps.encode()).hexdigest(), size))
         files[one.name] = one.files
-    return Pool(location, shards, fs, root, files, set(), follow_links, version)
+    place = Place("", fs, root, follow_links, location)
+    return Pool(location, shards, (place,), files, set(), follow_links, version, (location,))
 
 
-def _list(
-    fs: fsspec.AbstractFileSystem, root: str, location: str, follow_links: bool
-) -> tuple[str, Listing, bool]:
-    """The pool's directory, every file in it by its path there with what is known of it, and
-    whether the files are named by the location itself.
-
-    One listing, of as many calls as its pages are; never a call a file where it tells sizes.
-    """
-    try:
-        if BRACES.search(root):
-            root, names = _expanded(root)
-            return root, Listing(_about(fs, root, names)), True
-        if _is_local(fs) and fs.isdir(root):
-            return root, list_local(root, SUFFIXES, follow_links), False
-        listing = files_below(fs, root)
-        if list(listing) == [root]:
-            root, _, name = root.rpartition("/")
-            return root, Listing(_about(fs, root, [name])), True
-    except OSError as error:
-        raise UserError(f"pool {location}: {error or type(error).__name__}") from error
-    if not listing and not again(lambda: fs.exists(root)):
-        raise UserError(f"pool {location}: no such file or directory")
-    found = {file[len(root) :].lstrip("/"): info for file, info in listing.items()}
-    if any(info.get("size") is None for info in found.values()):  # a web server's index page
-        found = _about(fs, root, [name for name in found if name.endswith(SUFFIXES)])
-    return root, Listing(found), False
+def _readable(images: list[str]) -> list[str]:
+    """The images that can be decoded here."""
+    absent = {one for one in set(map(suffix_of, images)) if install_hint(one)}
+    return [name for name in images if suffix_of(name) not in absent] if absent else images
 
 
-def _expanded(pattern: str) -> tuple[str, list[str]]:
-    """The directory and file names of `directory/{00000..00041}.tar`."""
-    root, _, name = pattern.rpartition("/")
-    found = BRACES.search(name)
-    if found is None or len(found[1]) > MAX_DIGITS:
-        raise OSError("expected one range such as {00000..00041}, in the name of the file")
-    first, last = found[1], found[2]
-    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    return root, [name[: found.start()] + number + name[found.end() :] for number in numbers]
-
-
-def _about(fs: fsspec.AbstractFileSystem, root: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What the file system says of each file, asked side by side."""
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        found = threads.map(lambda name: again(lambda: fs.info(f"{root}/{name}")), names)
-        return dict(zip(names, found, strict=True))
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def _ignored(
+    listing: Listing, visible: Iterable[str], files: Mapping[str, list[str]], images: list[str]
+) -> Counter[str]:
+    """The files of a pool's folder that it does not read, by suffix. Beside tars and tables, as
+    img2dataset writes them with files of counts, only images are of interest."""
+    used = {name for names in files.values() for name in names}
+    is_folder = not files or is_image(next(iter(used)))
+    considered = visible if is_folder else images
+    unused = [one for one in considered if one not in used and not one.lower().endswith(SIDECARS)]
+    found = count_suffixes(unused)
+    return found + listing.others if is_folder else found
 
 
 def _folder_shards(images: list[str]) -> dict[str, list[str]]:

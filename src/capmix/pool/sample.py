@@ -8,7 +8,10 @@ from typing import Any
 
 import xxhash
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+from capmix.pool.formats import FORMATS
+
+IMAGE_SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
+TAR_IMAGES = ("jpg", "png", "jpeg", "webp")  # of images in tars, as open_clip looks for them
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT_BYTES = 2**20
 SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")

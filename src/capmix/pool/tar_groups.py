@@ -5,11 +5,16 @@ from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from capmix.pool.sample import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
+from capmix.pool.sample import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    TAR_IMAGES,
+)
 from capmix.pool.tar_members import NamesTooLongError, TarError, TarMembers
 
 SHOWN = 200  # characters of a name in a message
-FIRST_IMAGE = ("jpg", "png", "jpeg", "webp")  # which counts where there are several, as open_clip
+OTHER_IMAGES = tuple(one for one in IMAGE_SUFFIXES if one not in TAR_IMAGES)
 
 
 class BrokenTarError(TarError):
@@ -27,8 +32,9 @@ class BrokenTarError(TarError):
 
 @dataclass
 class TarGroup:
-    """Members by suffix; `too_large` says which was left out for its size, if any.
+    """Members by suffix; `too_large_by` says which were left out for their size.
 
+    Images of formats that open_clip and webdataset do not read count where there is no other image.
     `suffixes` are those of all wanted members, also of what was left out or skipped. `dotted` holds
     the names of images whose key has a dot, by that key: they end up in the group of the key before
     the first dot, where no reader finds them.
@@ -38,16 +44,32 @@ class TarGroup:
     members: dict[str, bytes] = field(default_factory=dict)
     suffixes: set[str] = field(default_factory=set)
     dotted: dict[str, str] = field(default_factory=dict)
-    too_large: str = ""
+    too_large_by: dict[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> list[str]:
         """Suffixes of the images, in their order."""
         return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
 
+    def without_others(self) -> "TarGroup":
+        """The group without its images of other formats, where it has one of TAR_IMAGES."""
+        if self.suffixes.isdisjoint(TAR_IMAGES):
+            return self
+        for suffix in self.suffixes.intersection(OTHER_IMAGES):
+            self.members.pop(suffix, None)
+            self.too_large_by.pop(suffix, None)
+        return self
+
     @property
     def image(self) -> bytes | None:
-        return next((self.members[one] for one in FIRST_IMAGE if one in self.members), None)
+        """The one that counts where there are several, as for open_clip."""
+        order = (*TAR_IMAGES, *OTHER_IMAGES)
+        return next((self.members[one] for one in order if one in self.members), None)
+
+    @property
+    def too_large(self) -> str:
+        """What was left out for its size; "" for nothing."""
+        return next(iter(self.too_large_by.values()), "")
 
     @property
     def is_dotted(self) -> bool:
@@ -83,7 +105,7 @@ def tar_groups(
             suffix = last[len(begin) :].lower()
             if not last.startswith(begin) or "/" in suffix or suffix in group.suffixes:
                 if not group.is_empty:
-                    yield group
+                    yield group.without_others()
                 shapes.add(frozenset(group.suffixes))
                 key, suffix = _key_and_suffix(last)
                 group, begin = TarGroup(key), f"{key}."
@@ -97,14 +119,14 @@ def tar_groups(
                 continue
             if size > bounds[suffix]:
                 about = f"{size} bytes, at most {bounds[suffix]} are read"
-                group.too_large = f"member {shown(last)}: {about}"
+                group.too_large_by[suffix] = f"member {shown(last)}: {about}"
             else:
                 group.members[suffix] = tar.read()
     except (TarError, zlib.error, ValueError) as error:
         fault = error
     is_whole = fault is None or (tar.is_whole and _has_all(group.suffixes, shapes))
     if is_whole and not group.is_empty:
-        yield group
+        yield group.without_others()
     if fault is not None:
         raise BrokenTarError(last, fault) from fault
 

@@ -37,7 +37,7 @@ class TrainingData:
 
     directories: list[str] = field(default_factory=list)
     weights: list[float] | None = None
-    pool: str = ""
+    pool: str | list[str] = ""
     work: str = ""
     subset: str = ""
     follow_links: bool = False
@@ -45,7 +45,7 @@ class TrainingData:
     @classmethod
     def of_subset(cls, pool: Pool, store: Store, subset: str) -> "TrainingData":
         """A subset of a pool that is open."""
-        place, work = pool.location, store.location
+        place, work = list(pool.locations), store.location
         return cls(pool=place, work=work, subset=subset, follow_links=pool.follow_links)
 
     def source(self, settings: TrainSettings) -> PairSource:

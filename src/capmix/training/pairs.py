@@ -261,4 +261,4 @@ def _braces(pool: Pool) -> str:
         run = [f"{int(first) + i:0{width}d}" for i in range(len(stems))]
         if run == stems:
             return f"{pool.root}/{{{first}..{stems[-1]}}}.tar"
-    return "::".join(f"{pool.root}/{file}" for file in files)
+    return "::".join(pool.path(file) for file in files)

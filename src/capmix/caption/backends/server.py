@@ -32,7 +32,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
 from capmix.engine.memory import WeightedSemaphore, release_freed
 from capmix.errors import UserError
-from capmix.models.images import MAX_PIXELS, decode_image, read_header
+from capmix.models.images import MAX_PIXELS, MAX_SIDE, decode_image, read_header
 from capmix.pool import Sample
 from capmix.storage.filesystem import without_secrets
 
@@ -48,6 +48,7 @@ OPTIONAL = ("top_k", "min_tokens", "seed", "n")
 MAX_DECODING = MAX_PIXELS  # pixels in all threads, of up to 20 bytes
 DECODERS = 4  # threads, whatever the concurrency: malloc keeps for each what it has freed
 MAX_CAPTION = 2**16  # characters; the texts of a whole shard are in memory
+SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")
 LONGEST_SHOWN = 200  # characters of an answer in a message
 NAMES_SHOWN = 20
 LONGEST_NAME = 500
@@ -139,10 +140,11 @@ class ServerCaptioner:
 
     def _upload(self, sample: Sample) -> tuple[str, bytes]:
         """The format and the bytes to send: the image's own, checked by their header alone, or a
-        JPEG of `max_side` where the image is larger than asked for."""
+        JPEG: of `max_side` where the image is larger than asked for, and of formats that not every
+        server reads."""
         kind, width, height = read_header(sample.image)  # what is no image is not sent
-        side = self._wanted.max_side
-        if not side or max(width, height) <= side:
+        side = self._wanted.max_side or MAX_SIDE
+        if kind in SENT_AS_THEY_ARE and max(width, height) <= side:
             return kind, sample.image
         with self._decoding.held(width * height):
             data = self._decoders.submit(_downscaled, sample.image, side).result()

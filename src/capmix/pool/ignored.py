@@ -1,0 +1,43 @@
+"""Files in the folders of a pool that are no part of it, and what would make them one."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from capmix.pool.formats import install_hint
+from capmix.settings.printable import printable
+
+KINDS_SHOWN = 6
+LONGEST_SUFFIX = 20
+
+
+def ignored_line(counts: Mapping[str, int]) -> str:
+    """Such as `5 files ignored (.heic 3: pip install 'capmix[heif]'; .svg 2)` for counts by suffix;
+    "" for none. What a package would add comes first, then what there is most of."""
+    total = sum(counts.values())
+    if not total:
+        return ""
+    hints = {suffix: install_hint(suffix) for suffix in counts}
+    order = sorted(counts, key=lambda one: (not hints[one], -counts[one], one))
+    kinds = [
+        f"{_shown(one)} {counts[one]:,}" + (f": {hints[one]}" if hints[one] else "")
+        for one in order[:KINDS_SHOWN]
+    ]
+    if rest := order[KINDS_SHOWN:]:
+        kinds.append(f"{len(rest):,} other suffixes {sum(counts[one] for one in rest):,}")
+    files = "1 file" if total == 1 else f"{total:,} files"
+    return f"{files} ignored ({'; '.join(kinds)})"
+
+
+def count_suffixes(names: Iterable[str]) -> Counter[str]:
+    """How many names there are of each suffix."""
+    return Counter(map(suffix_of, names))
+
+
+def suffix_of(name: str) -> str:
+    """What follows the last dot of a file's name, in lower case; "" where there is none."""
+    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot else ""
+
+
+def _shown(suffix: str) -> str:
+    return f".{printable(suffix):.{LONGEST_SUFFIX}}" if suffix else "no suffix"

@@ -1,0 +1,388 @@
+"""Where the files of a pool are: what its location names, and what is in there.
+
+A location is a directory, a file, or a pattern: `{00000..00041}` and `{a,b}` stand for each of
+their names, `*`, `?`, `[...]` and `**` for what there is. A pool may have several.
+"""
+
+import contextlib
+import glob
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import fsspec
+
+from capmix.errors import UserError
+from capmix.pool.formats import FORMATS
+from capmix.pool.ignored import count_suffixes, suffix_of
+from capmix.pool.local import (
+    LEAVES,
+    LINKED_FOLDER,
+    SIDECARS,
+    FileTooLargeError,
+    Listing,
+    is_inside,
+    list_local,
+    list_named,
+    open_local,
+    read_local,
+)
+from capmix.storage.filesystem import again, files_below, open_file_system
+
+TAR_SUFFIXES = (".tar", ".tar.gz")
+PARQUET_SUFFIX = ".parquet"
+IMAGE_ENDINGS = tuple(f".{suffix}" for one in FORMATS for suffix in one.suffixes)
+FILES = (*TAR_SUFFIXES, PARQUET_SUFFIX, *IMAGE_ENDINGS)
+SUFFIXES = (*FILES, *SIDECARS)
+READ_AHEAD = 1 << 20
+ASKED_AT_ONCE = 32
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}/]*,[^{}/]*)\}")
+MAX_EXPANDED = 1_000_000
+WILD = re.compile(r"[*?\[]")
+WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
+ADDRESS = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory of a pool, whose files are named in the pool with `prefix` before them.
+
+    `owned` is the path or URL of a directory that is the pool's as a whole; "" where single files
+    of it were named, and others may lie beside them.
+    """
+
+    prefix: str
+    fs: fsspec.AbstractFileSystem = field(repr=False)
+    root: str
+    follow_links: bool = False
+    owned: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return is_local(self.fs)
+
+    def open(self, name: str, buffering: int = READ_AHEAD) -> BinaryIO:
+        """A file by its name below the directory. Raises OSError."""
+        if self.is_local:  # fsspec's wrapper costs more than small reads do
+            return open_local(self.root, name, self.follow_links, buffering)
+        opened: BinaryIO = self.fs.open(f"{self.root}/{name}", "rb")
+        return opened
+
+    def read(self, name: str, bound: int) -> bytes:
+        """All bytes of a file. Raises FileTooLargeError for one of more than `bound`, OSError."""
+        if self.is_local:
+            return again(lambda: read_local(self.root, name, bound, self.follow_links))
+        path = f"{self.root}/{name}"
+        if again(lambda: self.fs.size(path)) > bound:
+            raise FileTooLargeError(f"{name}: at most {bound} bytes are read")
+        data: bytes = again(lambda: self.fs.cat_file(path))
+        return data
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A place and what is in it. `is_optional` where a pattern found it, so that it may hold
+    nothing; `is_chosen` where its files were named, and not their directory."""
+
+    place: Place
+    listing: Listing
+    is_optional: bool
+    is_chosen: bool
+
+
+@dataclass
+class _Named:
+    """What a location names: the directory `root`, or the files in it that `names` has.
+
+    `anchor` is the part of the location that does not depend on what a pattern finds.
+    `follow_links` where each file was named by itself.
+    """
+
+    location: str
+    fs: fsspec.AbstractFileSystem
+    root: str
+    anchor: str
+    names: list[str] | None = None
+    owned: str = ""
+    follow_links: bool = False
+    is_optional: bool = False
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # of files, where it is known
+    listing: Listing = field(default_factory=Listing)  # what a pattern found beside files
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return _parts(self.location, self.root)
+
+
+def _parts(location: str, path: str) -> tuple[str, ...]:
+    """A protocol and the names in a path."""
+    protocol, mark, _ = location.partition("://")
+    plain = path.partition("://")[2] if "://" in path else path
+    is_path = not mark or protocol == "file"
+    plain = os.path.normpath(plain) if is_path else plain
+    return ("file" if is_path else protocol, *filter(None, plain.split("/")))
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether files are on this machine's disks."""
+    return "file" in fs.protocol
+
+
+def find_places(locations: Sequence[str], follow_links: bool) -> list[Listed]:
+    """The places that locations name, each with its files.
+
+    Prefixes are what sets the directories apart: there is none where there is one directory, or
+    files of one; the files of a/ and b/ begin with `a/` and `b/`. Raises UserError where there is
+    nothing, and where one directory is in another.
+    """
+    named: list[_Named] = []
+    for location in locations:
+        with _told(location):
+            named += _named_by(location, follow_links)
+    named = _merged(named)
+    _refuse_overlap(named)
+    found = []
+    for one, prefix in zip(named, _prefixes(named), strict=True):
+        with _told(one.location):
+            found.append(_listed(one, prefix, follow_links))
+    return found
+
+
+@contextlib.contextmanager
+def _told(location: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"pool {location}: {error or type(error).__name__}") from error
+
+
+def _named_by(location: str, follow_links: bool) -> list[_Named]:
+    fs, path = open_file_system(location, "pool")
+    path = path.rstrip("/")
+    wild = WILD_IN_ADDRESS if location.startswith(ADDRESS) else WILD
+    starts = [sign.start() for one in (BRACES, wild) if (sign := one.search(path))]
+    if not starts or (is_local(fs) and os.path.lexists(path)):
+        return [_literal(location, fs, path, path)]
+    anchor = path[: min(starts)].rpartition("/")[0]
+    found: list[_Named] = []
+    for one in _expanded(path):
+        if wild.search(one):
+            found += _matches(_Named(location, fs, anchor, anchor, []), one, follow_links)
+        else:
+            found.append(_literal(location, fs, one, anchor))
+    if not any(one.names is None or one.names for one in found):
+        skipped = next(
+            (f"; {one.listing.skipped}" for one in found if one.listing.skipped.counts), ""
+        )
+        raise UserError(f"pool {location}: no tar, image or parquet file matches{skipped}")
+    return found
+
+
+def _literal(location: str, fs: fsspec.AbstractFileSystem, path: str, anchor: str) -> _Named:
+    """A file or a directory by its path."""
+    is_file = path.lower().endswith(FILES) and not (is_local(fs) and os.path.isdir(path))
+    if is_file:
+        anchor = path.rpartition("/")[0] if anchor == path else anchor
+        name = path[len(anchor) :].lstrip("/")
+        return _Named(location, fs, anchor, anchor, [name], follow_links=True)
+    return _Named(location, fs, path, anchor, owned=_address(location, path))
+
+
+def _address(location: str, path: str) -> str:
+    """A path with the protocol of the location that it comes from."""
+    protocol, mark, _ = location.partition("://")
+    return f"{protocol}://{path}" if mark and "://" not in path else path
+
+
+def _expanded(pattern: str) -> list[str]:
+    """A pattern once for each choice in its braces."""
+    found, braces = [pattern], BRACES.search(pattern)
+    while braces:
+        choices = _choices(braces)
+        if len(found) * len(choices) > MAX_EXPANDED:
+            raise OSError(f"over {MAX_EXPANDED:,} names; name the directory, or use *")
+        found = [f"{a}{one}{b}" for a, b in _split(found) for one in choices]
+        braces = BRACES.search(found[0]) if found else None
+    return found
+
+
+def _split(patterns: list[str]) -> Iterator[tuple[str, str]]:
+    for pattern in patterns:
+        braces = BRACES.search(pattern)
+        assert braces is not None
+        yield pattern[: braces.start()], pattern[braces.end() :]
+
+
+def _choices(braces: re.Match[str]) -> list[str]:
+    first, last, names = braces.groups()
+    if names is not None:
+        return names.split(",")
+    numbers = range(int(first), int(last) + 1)
+    if len(numbers) > MAX_EXPANDED:
+        raise OSError(f"over {MAX_EXPANDED:,} names; name the directory, or use *")
+    return [f"{number:0{len(first)}d}" for number in numbers]
+
+
+def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
+    """The files and directories that match. Those that links lead to outside of the pattern's own
+    directory are skipped, unless links are followed. With `**` there are files alone."""
+    anchor, found = files.anchor, [files]
+    files.is_optional, is_deep = True, "**" in pattern
+    files.owned = _address(files.location, anchor) if is_deep else ""
+    for path, is_folder, about in sorted(_glob(files.fs, pattern)):
+        name = path[len(anchor) :].strip("/")
+        if is_local(files.fs) and not follow_links and not is_inside(anchor, name):
+            files.listing.skipped.add(LINKED_FOLDER if is_folder else LEAVES, name)
+        elif is_folder and not is_deep:
+            owned = _address(files.location, path)
+            found.append(
+                _Named(files.location, files.fs, path, anchor, owned=owned, is_optional=True)
+            )
+        elif not is_folder and name.lower().endswith(FILES):
+            assert files.names is not None
+            files.names.append(name)
+            files.about |= {name: about} if about.get("size") is not None else {}
+        elif not is_folder and not name.lower().endswith(SIDECARS):
+            files.listing.others[suffix_of(name)] += 1
+    return found
+
+
+def _glob(
+    fs: fsspec.AbstractFileSystem, pattern: str
+) -> Iterator[tuple[str, bool, dict[str, Any]]]:
+    """Path, whether it is a directory, and what is known, of all that matches."""
+    if is_local(fs):
+        for path in glob.iglob(pattern, recursive=True):
+            yield path.rstrip("/"), os.path.isdir(path), {}
+        return
+    for path, info in again(lambda: fs.glob(pattern, detail=True)).items():
+        yield path.rstrip("/"), info["type"] == "directory", info
+
+
+def _merged(named: list[_Named]) -> list[_Named]:
+    """With the files of each directory together."""
+    found: dict[tuple[str, ...], _Named] = {}
+    others = []
+    for one in named:
+        if one.names is None:
+            others.append(one)
+            continue
+        first = found.setdefault(one.parts, one)
+        if first is not one:
+            assert first.names is not None
+            first.names += one.names
+            first.about |= one.about
+            first.follow_links = first.follow_links and one.follow_links
+            first.is_optional = first.is_optional and one.is_optional
+            first.listing.others += one.listing.others
+            first.listing.skipped.counts += one.listing.skipped.counts
+            first.listing.skipped.example = (
+                first.listing.skipped.example or one.listing.skipped.example
+            )
+            first.owned = first.owned or one.owned
+    kept = [one for one in found.values() if one.names or one.listing.others]
+    return kept + others
+
+
+def _refuse_overlap(named: list[_Named]) -> None:
+    folders: dict[tuple[str, ...], _Named] = {}
+    for one in named:
+        if one.names is None and folders.setdefault(one.parts, one) is not one:
+            raise UserError(f"pool {one.location}: named twice; name it once")
+    for one in named:
+        inner = one.parts if one.names is not None else one.parts[:-1]
+        outer = (folders.get(inner[:end]) for end in range(len(inner), 0, -1))
+        if around := next(filter(None, outer), None):
+            raise UserError(
+                f"pool {one.location}: it is in {around.location}, which is named too; name one of "
+                "the two"
+            )
+
+
+def _prefixes(named: list[_Named]) -> list[str]:
+    """Of the names of each place's files: its path below what all of them have in common."""
+    anchors = [_parts(one.location, one.anchor) for one in named]
+    levels = zip(*anchors, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+    found = []
+    for one in named:
+        names = one.parts[common:]
+        if hidden := next((name for name in names if name.startswith(".")), None):
+            raise UserError(
+                f"pool {one.location}: {hidden} is hidden, and cannot be one of several places; "
+                "name it alone"
+            )
+        found.append("".join(f"{name}/" for name in names))
+    return found
+
+
+def _listed(one: _Named, prefix: str, follow_links: bool) -> Listed:
+    follow_links = follow_links or one.follow_links
+    place = Place(prefix, one.fs, one.root, follow_links, one.owned)
+    listing = _list_folder(place) if one.names is None else _list_files(one, follow_links)
+    return Listed(place, listing, one.is_optional, one.names is not None)
+
+
+def _list_folder(place: Place) -> Listing:
+    """One listing, of as many calls as its pages are; never a call a file where it tells sizes."""
+    fs, root = place.fs, place.root
+    if is_local(fs) and os.path.isdir(root):
+        return list_local(root, SUFFIXES, place.follow_links)
+    listed = files_below(fs, root)
+    if not listed and not again(lambda: fs.exists(root)):
+        raise FileNotFoundError("no such file or directory")
+    found = {file[len(root) :].lstrip("/"): info for file, info in listed.items()}
+    others = Counter[str]()
+    if any(info.get("size") is None for info in found.values()):  # a web server's index page
+        wanted = [name for name in found if name.lower().endswith(SUFFIXES)]
+        others = count_suffixes([one for one in found.keys() - wanted if not is_hidden(one)])
+        found = _about(fs, root, wanted)
+    return Listing(found, others=others)
+
+
+def _list_files(one: _Named, follow_links: bool) -> Listing:
+    """The files that are named, with the sidecars of images among them."""
+    names = sorted(set(one.names or ()))
+    images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
+    stems = dict.fromkeys(name.rpartition(".")[0] for name in images)
+    sidecars = [f"{stem}{suffix}" for stem in stems for suffix in SIDECARS]
+    if is_local(one.fs):
+        there = [name for name in sidecars if os.path.lexists(f"{one.root}/{name}")]
+        found = list_named(one.root, [*names, *there], follow_links)
+        found.skipped.counts += one.listing.skipped.counts
+        found.skipped.example = found.skipped.example or one.listing.skipped.example
+        return Listing(found.files, found.skipped, one.listing.others)
+    unknown = [name for name in names if name not in one.about]
+    known = one.about | _about(one.fs, one.root, unknown)
+    known |= _about(one.fs, one.root, sidecars, are_optional=True)
+    return Listing(known, others=one.listing.others)
+
+
+def _about(
+    fs: fsspec.AbstractFileSystem, root: str, names: list[str], are_optional: bool = False
+) -> dict[str, dict[str, Any]]:
+    """What the file system says of each file, asked side by side; without those that are not there
+    where they are optional."""
+
+    def ask(name: str) -> dict[str, Any]:
+        try:
+            about: dict[str, Any] = again(lambda: fs.info(f"{root}/{name}"))
+        except FileNotFoundError as error:
+            if are_optional:
+                return {}
+            raise FileNotFoundError(f"no such file: {name}") from error
+        return about
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        found = dict(zip(names, threads.map(ask, names), strict=True))
+    return {name: about for name, about in found.items() if about}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it is in, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
