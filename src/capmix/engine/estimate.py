@@ -90,7 +90,7 @@ class StageProgress:
         before = self._costed.get(seen.shard)
         if before is None or not seen.seconds:
             before = self._costed[seen.shard] = Seen(seen.shard, seen.stage)
-        rows = (seen.rows - seen.failed) - (before.rows - before.failed)
+        rows = seen.worked - before.worked
         if rows > 0:
             cost = self._first_cost if seen.is_first else self._cost
             cost.add(seen.seconds - before.seconds, rows)
@@ -102,7 +102,7 @@ class StageProgress:
             return
         seen = self._at_work.get(shard)
         counts = outcome.counts
-        is_first = seen is None or (seen.is_first and not seen.rows)
+        is_first = seen is None or (seen.is_first and not seen.worked)
         last = Seen(shard, 0, counts.total, counts.ok, counts.dropped.total(),
                     counts.failed.total(), outcome.seconds, is_first)  # fmt: skip
         self.add(last)
