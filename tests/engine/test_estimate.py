@@ -1,6 +1,7 @@
 """What is left is estimated from rows and from what each costs, whatever the parts are like."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -23,8 +24,10 @@ def stage(
     )
 
 
-def job(*stages: StageProgress, active: int = 1) -> JobProgress:
-    return JobProgress(dict(enumerate(stages)), lambda: active)
+def job(
+    *stages: StageProgress, active: int = 1, clock: Callable[[], float] = lambda: 0.0
+) -> JobProgress:
+    return JobProgress(dict(enumerate(stages)), lambda: active, clock)
 
 
 def seen(shard: str, rows: int, seconds: float, is_first: bool = False, failed: int = 0) -> Seen:
@@ -49,6 +52,26 @@ def test_one_shard_counts_its_images() -> None:
     assert view.rate == pytest.approx(100)  # the minute of loading and compiling is not in it
     assert view.eta == pytest.approx(79)
     assert view.line() == ("caption x: 2,100 of 10,000 images (21%), 100 images/s, 1 min 19 s left")
+
+
+def test_a_first_report_alone_makes_no_estimate() -> None:
+    run = job(stage({"a": 10_000}))
+    run.add(seen("a", 32, 30.0, is_first=True))
+    assert (run.view().done, run.view().rate, run.view().eta) == (32, None, None)
+
+
+def test_time_goes_by_where_a_part_is_reported_at_its_end_alone() -> None:
+    now = 100.0
+    run = job(stage({"a": 100, "b": 100, "c": 100}), clock=lambda: now)
+    run.end(made("a", 100, 30.0))
+    run.add(seen("b", 0, 0.0))
+    run.end(made("b", 100, 10.0))
+    run.add(seen("c", 0, 0.0))
+    assert run.view().eta == pytest.approx(10.0)
+    now += 4
+    assert run.view().eta == pytest.approx(6.0)
+    now += 40
+    assert (run.view().eta, run.view().done) == (0.0, 200)
 
 
 def test_parts_that_were_done_before_change_no_rate() -> None:

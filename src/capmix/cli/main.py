@@ -23,6 +23,7 @@ from capmix.cli.streams import (
     show_any_character,
 )
 from capmix.cli.tokens import behind_command
+from capmix.engine import messages
 from capmix.errors import INTERNAL_ERROR, UserError
 from capmix.settings.printable import printable
 
@@ -227,8 +228,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0; 2 for an error that the user can fix; 70 for one
     of capmix itself; 130 if interrupted; 141 where nobody reads what it prints, as a shell would
     say."""
-    from capmix.engine import messages
-
     tokens = behind_command(sys.argv[1:] if arguments is None else arguments)
     with messages.shown():
         return _main(tokens)
@@ -318,7 +317,5 @@ def _failed(message: str) -> int:
 
 
 def _say_error(line: str, before: str = "") -> None:
-    from capmix.engine import messages
-
     if not messages.say_error(line):
         say(f"{before}{line}")

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from capmix.cli.streams import say
+from capmix.engine import messages
 
 GRACE = 7.0  # seconds
 CODE = 130
@@ -67,7 +68,8 @@ def _watch(signals: socket.socket, is_over: threading.Event) -> None:
             if deadline is None and {signal.SIGINT, signal.SIGTERM} & set(signals.recv(64)):
                 deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
-            say(f"\n{RESUME}")
+            if not messages.say_error(RESUME):
+                say(f"\n{RESUME}")
             end_now(CODE)
 
 

@@ -6,6 +6,7 @@ in each process only starts its clock.
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ class StageProgress:
         before = self._costed.get(seen.shard)
         if before is None or not seen.seconds:
             before = self._costed[seen.shard] = Seen(seen.shard, seen.stage)
-        rows = (seen.rows - seen.failed) - (before.rows - before.failed)
+        rows = seen.worked - before.worked
         if rows > 0:
             cost = self._first_cost if seen.is_first else self._cost
             cost.add(seen.seconds - before.seconds, rows)
@@ -102,7 +103,7 @@ class StageProgress:
             return
         seen = self._at_work.get(shard)
         counts = outcome.counts
-        is_first = seen is None or (seen.is_first and not seen.rows)
+        is_first = seen is None or (seen.is_first and not seen.worked)
         last = Seen(shard, 0, counts.total, counts.ok, counts.dropped.total(),
                     counts.failed.total(), outcome.seconds, is_first)  # fmt: skip
         self.add(last)
@@ -146,9 +147,12 @@ class StageProgress:
 
     @property
     def cost(self) -> float | None:
-        """Seconds of one worker for a row; None before any was made."""
+        """Seconds of one worker for a row; None before any was measured. That of the first report
+        counts where it was of a whole part, and there is no other."""
         steady = self._cost.of_a_row
-        return steady if steady is not None else self._first_cost.of_a_row
+        if steady is None and self._made.ok + self._made.dropped:
+            return self._first_cost.of_a_row
+        return steady
 
     @property
     def tally(self) -> tuple[int, int, int]:
@@ -159,6 +163,11 @@ class StageProgress:
             made.dropped + sum(seen.dropped for seen in now),
             made.failed + sum(seen.failed for seen in now),
         )
+
+    @property
+    def rows_at_work(self) -> int:
+        """Rows that are left of the parts at work, as far as these are known."""
+        return sum(max(0, (self._left[s.shard] or s.rows) - s.rows) for s in self._working)
 
     @property
     def parts_left(self) -> int:
@@ -178,15 +187,17 @@ class JobProgress:
 
     stages: dict[int, StageProgress]
     active: Callable[[], int]
+    clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _current: int = -1
+    _news_at: float = 0.0
 
     def add(self, seen: Seen) -> None:
         """A report of a worker."""
         with self._lock:
             if seen.stage in self.stages:
                 self.stages[seen.stage].add(seen)
-                self._current = seen.stage
+                self._current, self._news_at = seen.stage, self.clock()
 
     def end(self, reply: Reply) -> None:
         """What has become of a task: parts that are made, and others that may be begun again."""
@@ -235,7 +246,11 @@ class JobProgress:
         done = round(total * spent / whole) if whole else total
         rate = eta = None
         if costs:
-            rate, eta = self._rate(stages, typical), max(0.0, whole - spent) / self._workers(stages)
+            rate = self._rate(stages, typical)
+            at_work = sum((one.cost or typical) * one.rows_at_work for one in stages)
+            # Some stages report a part at its end alone: they are at it meanwhile.
+            since = min(self.clock() - self._news_at, at_work / self._workers(stages))
+            eta = max(0.0, (whole - spent) / self._workers(stages) - since)
         return View(stage.name, stage.unit, done, total, rate, eta, ok, dropped, failed, is_about)
 
     def _view_of(self, stage: StageProgress, whole: View) -> View:

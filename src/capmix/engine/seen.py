@@ -18,8 +18,8 @@ class Seen:
     """How far the part of one shard has come, `seconds` after it was begun.
 
     `rows` are those that are counted, or that the model has seen where these are more. `failed` is
-    part of them: to fail takes no time of a model. The first of a stage in a process `is_first`:
-    its seconds are also those of loading and compiling.
+    part of them. The first of a stage in a process in which the model has worked `is_first`, and
+    those before it: their seconds are also those of loading and compiling.
     """
 
     shard: str
@@ -30,6 +30,11 @@ class Seen:
     failed: int = 0
     seconds: float = 0.0
     is_first: bool = False
+
+    @property
+    def worked(self) -> int:
+        """Rows that took the time of a model."""
+        return self.rows - self.failed
 
 
 OnSeen = Callable[[Seen], None]
@@ -75,7 +80,7 @@ class Watch:
         seconds = self._told_at - self._started
         seen = Seen(self._shard, self._stage, rows, counts.ok, counts.dropped.total(),
                     counts.failed.total(), seconds, self._is_first)  # fmt: skip
-        self._is_first = self._is_first and not rows
+        self._is_first = self._is_first and not seen.worked
         self._on_seen(seen)
 
 

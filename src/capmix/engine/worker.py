@@ -170,6 +170,6 @@ class Worker:
             return PartOutcome()
         watch = Watch(shard.name, number, on_seen, is_first=number not in self._begun)
         outcome = run_one(watch.of(stage), shard, store, watch.on_count, retry=self._job.retry)
-        if outcome.counts.total:
+        if outcome.counts.ok or outcome.counts.dropped:
             self._begun.add(number)
         return watch.finished(outcome)

@@ -140,14 +140,15 @@ def status(pool: Pool, store: Store) -> Status:
         digest = cache(lambda folder: _digest(store, folder, pool.shards))
         stages += [_subset(store, part, markers[part], digest) for part in parts[SUBSETS]]
     types = common_types(markers.get(f"{FIELDS}/{one.name}") for one in pool.shards)
-    following = "" if runs_at_work(store) else next_command(store, stages, pool.has_images)
+    running = runs_at_work(store)
+    following = "" if running else next_command(store, stages, pool.has_images)
     return Status(
         pool.location,
         store.location,
         len(pool.shards),
         stages,
         types,
-        runs_at_work(store),
+        running,
         _disk(store),
         following,
     )
