@@ -20,8 +20,8 @@ import mix_rivals
 
 from capmix.mix.columns import Column, columns_of
 from capmix.pool import Shard
-from capmix.report.view import Reader
 from capmix.storage.store import Store
+from capmix.view.report import Reader
 
 ROUNDS = 5
 

@@ -10,6 +10,7 @@ scores/<scorer>/<source>/<shard>           image-text similarities
 columns/<annotation>/<shard>               columns for recipes
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
+edits/<source>/journal.jsonl               what people did in `capmix view`, one action per line
 running/                                   runs under way
 .scratch/                                  what runs keep on disk while they work
 error.log                                  traceback of the last internal error
@@ -28,6 +29,7 @@ SUBSETS = "subsets"
 PROBES = "probes"
 PROBE_RESULTS = "probe_results"
 EVALSETS = "evalsets"
+EDITS = "edits"
 RUNNING = "running"
 SCRATCH = ".scratch"
 CRASH_LOG = "error.log"

@@ -1,0 +1,323 @@
+"""Fold the journal into parts: captions of the source that edits are written as, and an annotation.
+
+`captions/<source>/<shard>.parquet` has one row per sample, in the pool's order. A sample whose text
+was edited or accepted has that text; others are dropped as `not_edited`, `rejected`, or `stale`
+where the image or the text that the edit was made from has changed since. Beside the columns of
+other captions: `edited_at`, `author`, `base_source`.
+
+`columns/review/<shard>.parquet` (`columns/<source>_review` for another source than `edited`) has
+`decision` (accept, reject, undecided, stale), `tags`, `edited`, `at` and `author` of every sample.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.caption.flags import caption_flags
+from capmix.caption.stage import FIELDS
+from capmix.errors import UserError
+from capmix.mix.catalog import Catalog
+from capmix.pool import Shard
+from capmix.storage.draft import MadeMeanwhileError
+from capmix.storage.layout import (
+    EDITS,
+    SAMPLES,
+    annotation_folder,
+    captions_folder,
+    texts_folder,
+)
+from capmix.storage.lock import folder_lock
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.names import check_source_name
+from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS
+from capmix.storage.store import Store
+from capmix.view.journal import REJECT, Journal, Review
+from capmix.view.samples import ShardTexts, base_source, read_shard, text_digest
+from capmix.view.settings import SOURCE
+
+log = logging.getLogger(__name__)
+MODEL = "capmix view"
+CAPTION_FIELDS = [
+    *FIELDS,
+    ("edited_at", pa.string()),
+    ("author", pa.string()),
+    ("base_source", pa.string()),
+]
+REVIEW_FIELDS = [
+    ("decision", pa.string()),
+    ("tags", pa.list_(pa.string())),
+    ("edited", pa.bool_()),
+    ("at", pa.string()),
+    ("author", pa.string()),
+]
+UNDECIDED, STALE = "undecided", "stale"
+IMAGE = "image"  # what may have changed, beside a text
+NOT_EDITED, REJECTED = "not_edited", "rejected"
+DETAILS = {
+    NOT_EDITED: "nobody has edited or accepted a text of it",
+    REJECTED: "it was rejected",
+    STALE: "its image, or the text that was edited, has changed since",
+}
+
+
+def journal_folder(store: Store, source: str) -> str:
+    """Where the journal of a source is: a local path."""
+    return store.path(f"{EDITS}/{source}")
+
+
+def review_name(source: str) -> str:
+    """The annotation that decisions and tags are written as."""
+    return "review" if source == SOURCE else f"{source}_review"
+
+
+def check_free(store: Store, source: str) -> None:
+    """Raise UserError where the name is none of a source, or parts of it are somebody else's."""
+    check_source_name(source)
+    for folder in (captions_folder(source), annotation_folder(review_name(source))):
+        for part in store.parts(folder)[:1]:
+            marker = store.read_marker(part)
+            if marker is not None and marker.config.get("model") != MODEL:
+                raise UserError(
+                    f"{store.path(folder)} was not written by capmix view; name the edits "
+                    "otherwise with --source"
+                )
+
+
+def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
+    """What has changed since the review of a sample was made: "image", the name of its base."""
+    found = []
+    if review.image and texts.image(row) not in ("", review.image):
+        found.append(IMAGE)
+    if review.base and text_digest(texts.text(review.base, row)) != review.base_digest:
+        found.append(review.base)
+    return found
+
+
+@dataclass
+class Folded:
+    """Parts that were written, those that were as they should be, shards that are not indexed."""
+
+    written: int = 0
+    kept: int = 0
+    not_indexed: int = 0
+
+    def line(self) -> str:
+        said = f"{self.written:,} shards written, {self.kept:,} up to date"
+        return said + (f", {self.not_indexed:,} not indexed yet" if self.not_indexed else "")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Writes the parts of one journal."""
+
+    catalog: Catalog
+    journal: Journal
+    source: str
+
+    @property
+    def store(self) -> Store:
+        return self.catalog.store
+
+    def fold(
+        self, shards: Sequence[Shard], around: Callable[[Iterable[Shard]], Iterable[Shard]] = iter
+    ) -> Folded:
+        """Write the parts of these shards that the journal does not agree with, one process at a
+        time; `around` may show progress."""
+        found = Folded()
+        with folder_lock(self.store.path(f"{EDITS}/{self.source}/folding")):
+            self.journal.refresh()
+            for shard in around(shards):
+                if self.store.read_marker(f"{SAMPLES}/{shard.name}") is None:
+                    found.not_indexed += 1
+                elif self.is_folded(shard):
+                    found.kept += 1
+                else:
+                    self._write(shard)
+                    found.written += 1
+        return found
+
+    def is_folded(self, shard: Shard) -> bool:
+        """Whether the parts of a shard are what the journal and their inputs make of it."""
+        digest = self.journal.digest(shard.name)
+        inputs = self._inputs(shard, self.journal.reviews(shard.name))
+        for folder in self._folders:
+            part = f"{folder}/{shard.name}"
+            marker = self.store.read_marker(part)
+            if marker is None or marker.extra.get("edits") != digest:
+                return False
+            if not self.store.is_done(part, inputs, self._config):
+                return False
+        return True
+
+    @property
+    def _folders(self) -> tuple[str, str]:
+        return captions_folder(self.source), annotation_folder(review_name(self.source))
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return {"model": MODEL, "source": self.source}
+
+    def _inputs(self, shard: Shard, reviews: dict[str, Review]) -> dict[str, str]:
+        """The index, and the texts that edits were made from."""
+        sources = self.catalog.sources()
+        bases = {base_source(one.base, sources) for one in reviews.values() if one.base}
+        folders = sorted({SAMPLES, *map(texts_folder, bases)})
+        return {one: self.store.fingerprint(f"{one}/{shard.name}") for one in folders}
+
+    def _write(self, shard: Shard) -> None:
+        reviews = self.journal.reviews(shard.name)
+        digest = self.journal.digest(shard.name)
+        inputs = self._inputs(shard, reviews)
+        part = f"{SAMPLES}/{shard.name}.parquet"
+        samples = self.store.read_table(part, [name for name, _ in STATUS_FIELDS])
+        stale = self._stale(shard, reviews)
+        known = _Known(samples, reviews, stale)
+        if self._inputs(shard, reviews) != inputs:
+            raise UserError(
+                f"view: shard {shard.name} was written again meanwhile; save the edits once more"
+            )
+        tables = (known.captions(), known.annotation())
+        for folder, table in zip(self._folders, tables, strict=True):
+            counts = _counts(table)
+            extra = {"edits": digest}
+            columns = tuple(table.column_names)
+            marker = Marker(inputs, self._config, len(table), counts, extra, columns=columns)
+            with self.store.draft(f"{folder}/{shard.name}") as draft, suppress(MadeMeanwhileError):
+                draft.write_table(f"{folder}/{shard.name}.parquet", table)
+                draft.commit(marker)
+
+    def _stale(self, shard: Shard, reviews: dict[str, Review]) -> dict[str, list[str]]:
+        """What has changed since, by uid."""
+        if not reviews:
+            return {}
+        texts = read_shard(self.catalog, shard, None)
+        rows = ((uid, texts.rows.get(uid)) for uid in reviews)
+        return {uid: stale_at(reviews[uid], texts, row) for uid, row in rows if row is not None}
+
+
+class _Known:
+    """The samples of a shard beside what is said about them."""
+
+    def __init__(self, samples: pa.Table, reviews: dict[str, Review], stale: dict[str, list[str]]):
+        self.samples, self.is_ok = samples, pc.equal(samples["status"], OK)
+        uids = samples["uid"].to_pylist() if reviews else []
+        oks = self.is_ok.to_pylist() if reviews else []
+        touched = [
+            (row, uid) for row, (uid, ok) in enumerate(zip(uids, oks, strict=True))
+            if ok and uid in reviews
+        ]  # fmt: skip
+        self.uids = [uid for _, uid in touched]
+        self.reviews = [reviews[uid] for uid in self.uids]
+        self.stale = [stale.get(uid, []) for uid in self.uids]
+        places = np.full(len(samples), -1, np.int64)
+        places[[row for row, _ in touched]] = np.arange(len(touched))
+        self.places = pa.array(places, mask=places < 0)
+
+    def captions(self) -> pa.Table:
+        kept = [
+            _outcome(one, bool(stale)) for one, stale in zip(self.reviews, self.stale, strict=True)
+        ]
+        reasons = self._spread([None if one == OK else one for one in kept], pa.string())
+        is_text = self._spread([one == OK for one in kept], pa.bool_())
+        is_text = pc.fill_null(is_text, False)
+        reasons = pc.if_else(self.is_ok, pc.fill_null(reasons, NOT_EDITED), self.samples["reason"])
+        reasons = pc.if_else(is_text, pa.scalar(None, pa.string()), reasons)
+        status = pc.if_else(self.is_ok, DROPPED, self.samples["status"])
+        detail = self.samples["detail"]
+        for reason, words in DETAILS.items():
+            is_one = pc.and_(self.is_ok, pc.fill_null(pc.equal(reasons, reason), False))
+            detail = pc.if_else(is_one, words, detail)
+        columns = {
+            "uid": self.samples["uid"],
+            "key": self.samples["key"],
+            "status": pc.if_else(is_text, OK, status),
+            "reason": reasons,
+            "detail": detail,
+        }
+        rows = [
+            (0, one.text, "stop", caption_flags(one.text or "", "stop"), one.at, one.by, one.base)
+            if outcome == OK
+            else (None,) * len(CAPTION_FIELDS)
+            for one, outcome in zip(self.reviews, kept, strict=True)
+        ]
+        return self._table(columns, CAPTION_FIELDS, rows)
+
+    def annotation(self) -> pa.Table:
+        columns = {name: self.samples[name] for name, _ in STATUS_FIELDS}
+        rows = [
+            (
+                STALE if stale else one.decision or UNDECIDED,
+                [] if IMAGE in stale else list(one.tags),
+                one.edited and not stale,
+                one.at,
+                one.by,
+            )
+            for one, stale in zip(self.reviews, self.stale, strict=True)
+        ]
+        table = self._table(columns, REVIEW_FIELDS, rows)
+        untouched = {"decision": UNDECIDED, "edited": False}
+        for name, value in untouched.items():
+            values = pc.if_else(self.is_ok, pc.fill_null(table[name], value), table[name])
+            table = table.set_column(table.column_names.index(name), name, values)
+        return table.set_column(table.column_names.index("tags"), "tags", self._tags(table))
+
+    def _tags(self, table: pa.Table) -> pa.Array:
+        """No tags are an empty list: a condition on null is never true."""
+        tags = table["tags"].combine_chunks()
+        nothing = pc.and_(self.is_ok, pc.is_null(tags)).to_numpy()
+        found: pa.Array = pa.array(
+            [[] if none else one for one, none in zip(tags.to_pylist(), nothing, strict=True)],
+            tags.type,
+        ) if len(self.uids) else _empty_lists(self.is_ok, tags.type)  # fmt: skip
+        return found
+
+    def _table(
+        self,
+        columns: dict[str, Any],
+        fields: Sequence[tuple[str, pa.DataType]],
+        rows: Sequence[tuple[Any, ...]],
+    ) -> pa.Table:
+        found = dict(columns)
+        for place, (name, kind) in enumerate(fields):
+            found[name] = self._spread([row[place] for row in rows], kind)
+        return pa.table(found)
+
+    def _spread(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+        """Values of the touched samples among all, null elsewhere."""
+        if not values:
+            return pa.nulls(len(self.samples), kind)
+        return pa.array(values, kind).take(self.places)
+
+
+def _empty_lists(is_ok: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    """An empty list where `is_ok`, null elsewhere."""
+    sizes = np.zeros(len(is_ok) + 1, np.int32)
+    nothing = pc.invert(is_ok).to_numpy()
+    offsets = pa.array(sizes, mask=np.append(nothing, False))
+    return pa.ListArray.from_arrays(offsets, pa.array([], kind.value_type))
+
+
+def _outcome(review: Review, is_stale: bool) -> str:
+    """OK, or why the sample has no text."""
+    if review.decision == REJECT and not is_stale:
+        return REJECTED
+    if review.text is None:
+        return NOT_EDITED
+    return STALE if is_stale else OK
+
+
+def _counts(table: pa.Table) -> Counts:
+    counts = Counts()
+    for group in table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        number, reason = group["count_all"], group["reason"] or ""
+        if group["status"] == OK:
+            counts.ok += number
+        else:
+            (counts.failed if group["status"] == FAILED else counts.dropped)[reason] += number
+    return counts
