@@ -296,6 +296,7 @@ class Journal:
         return done, undone
 
     def _reverted(self, is_undo: bool) -> tuple[str, list[Change]] | None:
+        self._check_writable()
         with self._lock:
             self.refresh()
             entry = next(iter(reversed(self._stacks()[0 if is_undo else 1])), None)
@@ -325,8 +326,7 @@ class Journal:
     ) -> list[Change]:
         """Append the line of some changes, made under the lock; none for no changes, unless
         `about` says that it takes back an action."""
-        if self.is_read_only:
-            raise UserError("capmix view runs with --read-only: it accepts no edits")
+        self._check_writable()
         with self._lock, self._locked():
             self.refresh()
             changes = list(make())
@@ -351,6 +351,10 @@ class Journal:
             self._write(line)
             self._take(line)
             return changes
+
+    def _check_writable(self) -> None:
+        if self.is_read_only:
+            raise UserError("capmix view runs with --read-only: it accepts no edits")
 
     @contextlib.contextmanager
     def _locked(self) -> Any:

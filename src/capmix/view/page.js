@@ -159,6 +159,8 @@ function about(found) {
 let knownTags = [];
 
 function drawStrip(begin = 0) {
+  const first = rows[0];
+  $("earlier").hidden = !first || (offset === null ? first.n === 0 && (first.number === 0 || Boolean(query().shard)) : offset === 0);
   if (begin === 0) $("strip").replaceChildren();
   for (let i = begin; i < rows.length; i++) $("strip").append(make("li", {}, thumb(rows[i], i)));
   document.body.dataset.rows = rows.length;
@@ -632,6 +634,7 @@ function replaceQuery() {
   return {
     ...query(), find: $("replace-find").value, new: $("replace-new").value,
     regex: $("replace-regex").checked, case: $("replace-case").checked,
+    word: $("replace-word").checked,
   };
 }
 
@@ -793,6 +796,12 @@ function listen() {
   $("shard").addEventListener("change", () => change(() => openShard($("shard").value.trim())));
   $("shard-back").addEventListener("click", () => change(() => shardStep(-1)));
   $("shard-on").addEventListener("click", () => change(() => shardStep(1)));
+  $("earlier").addEventListener("click", () => change(async () => {
+    const added = await earlier();
+    at += added;
+    mark(at);
+    draw();
+  }));
   $("more").addEventListener("click", () => change(async () => { await more(); if (at < 0 && rows.length) await show(0); }));
   $("back").addEventListener("click", () => change(() => step(-1)));
   $("on").addEventListener("click", () => change(() => step(1)));

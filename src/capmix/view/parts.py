@@ -101,15 +101,21 @@ def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
 
 @dataclass
 class Folded:
-    """Parts that were written, those that were as they should be, shards that are not indexed."""
+    """Shards whose parts were written, those whose parts were as they should be, those that are not
+    indexed, and those without an edit that have no parts yet."""
 
     written: int = 0
     kept: int = 0
     not_indexed: int = 0
+    left: int = 0
 
     def line(self) -> str:
         said = f"{self.written:,} shards written, {self.kept:,} up to date"
-        return said + (f", {self.not_indexed:,} not indexed yet" if self.not_indexed else "")
+        said += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
+        fold = (
+            "without parts; `capmix view --fold` writes them before other commands read the source"
+        )
+        return said + (f", {self.left:,} {fold}" if self.left else "")
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,10 @@ class Folder:
                     found.written += 1
         return found
 
+    def left(self) -> int:
+        """Shards of the pool that have no part."""
+        return len(self.catalog.pool.shards) - len(self.store.parts(self._folders[0]))
+
     def is_folded(self, shard: Shard) -> bool:
         """Whether the parts of a shard are what the journal and their inputs make of it."""
         digest = self.journal.digest(shard.name)
@@ -167,7 +177,7 @@ class Folder:
         """The index, and the texts that edits were made from."""
         sources = self.catalog.sources()
         bases = {base_source(one.base, sources) for one in reviews.values() if one.base}
-        folders = sorted({SAMPLES, *map(texts_folder, bases)})
+        folders = sorted({SAMPLES, *(texts_folder(one) for one in bases if one in sources)})
         return {one: self.store.fingerprint(f"{one}/{shard.name}") for one in folders}
 
     def _write(self, shard: Shard) -> None:

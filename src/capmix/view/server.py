@@ -161,19 +161,22 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
         return secrets.compare_digest(found.encode(), token.encode())
 
     async def answered(work: Callable[[], Any], answer: Callable[[Any], Response]) -> Response:
-        """What `work`, called in a thread, comes to."""
+        """What `work`, called in a thread, comes to; an error of a page is a text."""
         try:
             response = answer(await run_in_threadpool(work))
+            response.headers.update(HEADERS)
+            return response
         except KeyError as error:
-            response = JSONResponse({"error": f"there is no {error.args[0]}"}, 404)
+            words, status = f"there is no {error.args[0]}", 404
         except UserError as error:
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 409)
-            response = JSONResponse({"error": str(error)}, status)
+            words = str(error)
         except OSError as error:
             log.warning("view: %s", error)
-            response = JSONResponse({"error": f"storage error: {error}"}, 503)
-        response.headers.update(HEADERS)
-        return response
+            words, status = f"storage error: {error}", 503
+        if answer is HTMLResponse:
+            return PlainTextResponse(words, status, HEADERS)
+        return refused(words, status)
 
     def refused(words: str, status: int) -> Response:
         return JSONResponse({"error": words}, status, HEADERS)
@@ -323,6 +326,7 @@ def _query(asked: Mapping[str, Any]) -> Query:
         _word(asked, "within"),
         asked.get("regex") in (True, "1"),
         asked.get("case") in (True, "1"),
+        asked.get("word") in (True, "1"),
         _word(asked, "keep") or Query.keep,
         _word(asked, "base") or Query.base,
     )

@@ -58,7 +58,7 @@ class Query:
     """Which samples: those of `shard`, or of the whole pool where it is empty.
 
     `find` is looked for in the texts of `within` ("" for all of them), as it stands or as a regular
-    expression (RE2). `keep` is one of FILTERS, or `tag:NAME`.
+    expression (RE2); with `word`, as whole words. `keep` is one of FILTERS, or `tag:NAME`.
     """
 
     shard: str = ""
@@ -66,6 +66,7 @@ class Query:
     within: str = ""
     regex: bool = False
     case: bool = False
+    word: bool = False
     keep: str = ALL
     base: str = RAW
 
@@ -77,11 +78,17 @@ class Query:
             raise BadRequestError(f"no filter {self.keep!r}")
         if self.regex and self.find:
             try:
-                pc.match_substring_regex(pa.array([""]), self.find)
+                pc.match_substring_regex(pa.array([""]), self.pattern)
             except pa.ArrowInvalid as error:
                 why = str(error).partition(":")[2].strip() or str(error)
                 raise BadRequestError(f"regular expression: {why}") from error
         return self
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression (RE2) that is looked for."""
+        found = self.find if self.regex else _quoted(self.find)
+        return rf"\b(?:{found})\b" if self.word else found
 
 
 @dataclass(frozen=True)
@@ -353,6 +360,7 @@ class Workbench:
         if uid not in texts.rows:
             raise UnknownError(f"no sample {uid!r} in shard {shard}")
         row = texts.rows[uid]
+        self._check_base(texts, asked.base)
         if asked.base is not None and text_digest(texts.text(asked.base, row)) != asked.digest:
             raise ConflictError(
                 f"the text of {asked.base} was written again since the page has shown it; look at "
@@ -362,6 +370,12 @@ class Workbench:
         self.journal.act(asked.what, [(texts.shard, uid, seen, change)])
         self._unfolded.add(texts.shard)
         return {"row": self._row(texts, row)} | self.about()
+
+    def _check_base(self, texts: ShardTexts, base: str | None) -> None:
+        if base is not None and (
+            base not in texts.names or base_source(base, [self.source]) == self.source
+        ):
+            raise BadRequestError(f"base: no text {base!r} in shard {texts.shard}")
 
     def undo(self, is_redo: bool = False) -> dict[str, Any]:
         """Take back the author's last action, or repeat it; the samples that changed."""
@@ -429,6 +443,7 @@ class Workbench:
             current = self._current(texts, query.base, self._edited(texts, reviews))
             if current is None or not len(rows):
                 continue
+            self._check_base(texts, query.base)
             before = current.take(pa.array(rows))
             after = _substituted(before, query, new)
             uids = texts.table["uid"].take(pa.array(rows)).to_pylist()
@@ -451,7 +466,7 @@ class Workbench:
 
     def save(self, everything: bool = False) -> dict[str, Any]:
         """Write the parts of the shards with edits; of a small pool, or with `everything`, of all
-        shards, which a recipe that names the source needs."""
+        shards, which commands that read the source need."""
         return {"saved": self.fold(everything).line()} | self.about()
 
     def fold(self, everything: bool = False, around: Any = iter) -> Folded:
@@ -466,6 +481,7 @@ class Workbench:
             if everything or self.is_small:
                 wanted += [shard for shard in self.shards if shard.name not in touched]
             found = self._folder.fold(wanted, around)
+            found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
             self._unfolded -= before
             return found
 
@@ -627,16 +643,16 @@ def clean_tags(tags: Any) -> tuple[str, ...]:
 
 
 def _matches(column: pa.Array, query: Query) -> np.ndarray:
-    match = pc.match_substring_regex if query.regex else pc.match_substring
-    found = match(column, query.find, ignore_case=not query.case)
+    if query.regex or query.word:
+        found = pc.match_substring_regex(column, query.pattern, ignore_case=not query.case)
+    else:
+        found = pc.match_substring(column, query.find, ignore_case=not query.case)
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
 
 
 def _substituted(column: pa.Array, query: Query, new: str) -> list[str]:
     """The texts with every match replaced; `\\1` in `new` is a group of a regular expression."""
-    pattern = query.find if query.regex else _quoted(query.find)
-    if not query.case:
-        pattern = f"(?i){pattern}"
+    pattern = query.pattern if query.case else f"(?i){query.pattern}"
     replacement = new if query.regex else new.replace("\\", "\\\\")
     try:
         made = pc.replace_substring_regex(column, pattern=pattern, replacement=replacement)
