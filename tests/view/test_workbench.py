@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from samples import write_pool
 
+from capmix.errors import UserError
 from capmix.view.journal import ConflictError
 from capmix.view.server import make_workbench
 from capmix.view.settings import ViewSettings
@@ -136,7 +137,7 @@ def test_lists_go_on_in_both_directions(work: Workspace) -> None:
 def test_a_large_pool_is_searched_shard_by_shard(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capmix.view.workbench.SMALL", 1)
+    monkeypatch.setattr("capmix.view.workbench.MOST_SHARDS", 1)
     monkeypatch.setattr("capmix.view.workbench.SECONDS", 0.0)
     one = bench(work)
     assert not one.is_small
@@ -278,9 +279,31 @@ def test_who_only_looks_changes_nothing(work: Workspace) -> None:
     assert work.sources() == ["raw", "web"]
 
 
-def test_names_that_are_taken_are_refused(work: Workspace) -> None:
-    from capmix.errors import UserError
+def test_other_stages_take_edits_as_any_source(work: Workspace, tmp_path: Path) -> None:
+    one = bench(work)
+    act(one, FIRST, text="a red kite", base="web")
+    act(one, f"{1:032x}", decision="accept", base="web")
+    one.save()
+    counts = work.score(model="small_world:HashScorer", sources=["edited", "web"])
+    assert (counts["edited"].ok, counts["edited"].dropped["not_edited"]) == (2, 6)
+    assert one.sample("00000", FIRST)["review"]["score"] is not None
+    assert work.measure()["population"]["sources"]["edited"]["texts"] == 2
+    subset = work.mix("synthetic", synthetic="edited")
+    assert subset.table()["text"].to_pylist() == ["a red kite", "a red thing 1 stock photo"]
+    subset.export(str(tmp_path / "out"))
+    assert work.verify(discard=False).damaged == []
+    act(one, FIRST, text="a blue kite", base="web")
+    one.save()
+    assert one.sample("00000", FIRST)["review"]["score"] is None
+    with pytest.raises(UserError, match="scored before its texts"):
+        work.mix("synthetic-top", fraction=0.5, synthetic="edited")
+    with pytest.raises(UserError, match="holds captions that a model wrote"):
+        work.import_captions(
+            [str(tmp_path / "c.csv")], source="edited", uid_column="uid", text_column="text"
+        )
 
+
+def test_names_that_are_taken_are_refused(work: Workspace) -> None:
     with pytest.raises(UserError, match="was not written by capmix view"):
         bench(work, source="web")
     other: Callable[[], Any] = lambda: bench(work, source="fixes")  # noqa: E731

@@ -558,6 +558,11 @@ async function step(by, isSaved = false) {
   await show(wanted);
 }
 
+// Read the list again where not every sample that changed came back.
+async function reload(found) {
+  if (found.changed > found.rows.length && at >= 0) await load({ number: current().number, row: current().n });
+}
+
 async function takeBack(isRedo) {
   if (pool.readOnly) return;
   const found = await send("api/undo", { redo: isRedo });
@@ -566,6 +571,7 @@ async function takeBack(isRedo) {
     put(row);
   }
   about(found);
+  await reload(found);
   const one = found.rows.length === 1 ? found.rows[0] : null;
   const done = isRedo ? "Redone" : "Undone";
   say(`${done}: ${found.what}${one ? ` of ${one.key}` : `, ${found.changed.toLocaleString()} samples`}`);
@@ -663,6 +669,7 @@ async function replaceAll() {
   }
   about(found);
   $("replacing").close();
+  await reload(found);
   say(`${found.changed.toLocaleString()} captions changed; u takes it back`);
 }
 

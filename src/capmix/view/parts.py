@@ -23,6 +23,7 @@ from capmix.caption.flags import caption_flags
 from capmix.caption.stage import FIELDS
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
+from capmix.mix.columns import one_array
 from capmix.pool import Shard
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import (
@@ -216,50 +217,47 @@ class _Known:
 
     def __init__(self, samples: pa.Table, reviews: dict[str, Review], stale: dict[str, list[str]]):
         self.samples, self.is_ok = samples, pc.equal(samples["status"], OK)
-        uids = samples["uid"].to_pylist() if reviews else []
-        oks = self.is_ok.to_pylist() if reviews else []
+        ok = self.is_ok.to_numpy()
+        uids = pa.array(list(reviews), pa.string())
+        rows = pc.fill_null(pc.index_in(uids, value_set=one_array(samples["uid"])), -1).to_numpy()
         touched = [
-            (row, uid) for row, (uid, ok) in enumerate(zip(uids, oks, strict=True))
-            if ok and uid in reviews
-        ]  # fmt: skip
-        self.uids = [uid for _, uid in touched]
-        self.reviews = [reviews[uid] for uid in self.uids]
-        self.stale = [stale.get(uid, []) for uid in self.uids]
-        places = np.full(len(samples), -1, np.int64)
+            (row, uid) for row, uid in zip(rows, reviews, strict=True) if row >= 0 and ok[row]
+        ]
+        self.reviews = [reviews[uid] for _, uid in touched]
+        self.stale = [stale.get(uid, []) for _, uid in touched]
+        places = np.full(len(samples), len(touched), np.int64)
         places[[row for row, _ in touched]] = np.arange(len(touched))
-        self.places = pa.array(places, mask=places < 0)
+        self.places = pa.array(places, mask=~ok)
 
     def captions(self) -> pa.Table:
         kept = [
             _outcome(one, bool(stale)) for one, stale in zip(self.reviews, self.stale, strict=True)
         ]
-        reasons = self._spread([None if one == OK else one for one in kept], pa.string())
-        is_text = self._spread([one == OK for one in kept], pa.bool_())
-        is_text = pc.fill_null(is_text, False)
-        reasons = pc.if_else(self.is_ok, pc.fill_null(reasons, NOT_EDITED), self.samples["reason"])
-        reasons = pc.if_else(is_text, pa.scalar(None, pa.string()), reasons)
+        outcome = self._spread([*kept, NOT_EDITED], pa.string())
+        is_text = pc.fill_null(pc.equal(outcome, OK), False)
         status = pc.if_else(self.is_ok, DROPPED, self.samples["status"])
-        detail = self.samples["detail"]
-        for reason, words in DETAILS.items():
-            is_one = pc.and_(self.is_ok, pc.fill_null(pc.equal(reasons, reason), False))
-            detail = pc.if_else(is_one, words, detail)
+        reason = pc.if_else(self.is_ok, outcome, self.samples["reason"])
+        details = [DETAILS.get(one) for one in [*kept, NOT_EDITED]]
+        detail = self._spread(details, pa.string())
         columns = {
             "uid": self.samples["uid"],
             "key": self.samples["key"],
             "status": pc.if_else(is_text, OK, status),
-            "reason": reasons,
-            "detail": detail,
+            "reason": pc.if_else(is_text, pa.scalar(None, pa.string()), reason),
+            "detail": pc.if_else(self.is_ok, detail, self.samples["detail"]),
         }
+        nothing = (None,) * len(CAPTION_FIELDS)
         rows = [
             (0, one.text, "stop", caption_flags(one.text or "", "stop"), one.at, one.by, one.base)
-            if outcome == OK
-            else (None,) * len(CAPTION_FIELDS)
-            for one, outcome in zip(self.reviews, kept, strict=True)
+            if found == OK
+            else nothing
+            for one, found in zip(self.reviews, kept, strict=True)
         ]
-        return self._table(columns, CAPTION_FIELDS, rows)
+        return self._table(columns, CAPTION_FIELDS, [*rows, nothing])
 
     def annotation(self) -> pa.Table:
-        columns = {name: self.samples[name] for name, _ in STATUS_FIELDS}
+        """Of a sample that nobody has touched too there is a decision and a list of tags: a
+        condition on null would never be true."""
         rows = [
             (
                 STALE if stale else one.decision or UNDECIDED,
@@ -270,22 +268,9 @@ class _Known:
             )
             for one, stale in zip(self.reviews, self.stale, strict=True)
         ]
-        table = self._table(columns, REVIEW_FIELDS, rows)
-        untouched = {"decision": UNDECIDED, "edited": False}
-        for name, value in untouched.items():
-            values = pc.if_else(self.is_ok, pc.fill_null(table[name], value), table[name])
-            table = table.set_column(table.column_names.index(name), name, values)
-        return table.set_column(table.column_names.index("tags"), "tags", self._tags(table))
-
-    def _tags(self, table: pa.Table) -> pa.Array:
-        """No tags are an empty list: a condition on null is never true."""
-        tags = table["tags"].combine_chunks()
-        nothing = pc.and_(self.is_ok, pc.is_null(tags)).to_numpy()
-        found: pa.Array = pa.array(
-            [[] if none else one for one, none in zip(tags.to_pylist(), nothing, strict=True)],
-            tags.type,
-        ) if len(self.uids) else _empty_lists(self.is_ok, tags.type)  # fmt: skip
-        return found
+        untouched: tuple[Any, ...] = (UNDECIDED, [], False, None, None)
+        columns = {name: self.samples[name] for name, _ in STATUS_FIELDS}
+        return self._table(columns, REVIEW_FIELDS, [*rows, untouched])
 
     def _table(
         self,
@@ -299,18 +284,9 @@ class _Known:
         return pa.table(found)
 
     def _spread(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-        """Values of the touched samples among all, null elsewhere."""
-        if not values:
-            return pa.nulls(len(self.samples), kind)
+        """Values of the touched samples, and at their end that of all others that are ok; null
+        for samples that are not."""
         return pa.array(values, kind).take(self.places)
-
-
-def _empty_lists(is_ok: pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    """An empty list where `is_ok`, null elsewhere."""
-    sizes = np.zeros(len(is_ok) + 1, np.int32)
-    nothing = pc.invert(is_ok).to_numpy()
-    offsets = pa.array(sizes, mask=np.append(nothing, False))
-    return pa.ListArray.from_arrays(offsets, pa.array([], kind.value_type))
 
 
 def _outcome(review: Review, is_stale: bool) -> str:

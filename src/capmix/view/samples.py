@@ -127,12 +127,13 @@ def base_source(name: str, sources: Sequence[str]) -> str:
 class ShardCache:
     """Texts of shards as they are now, the ones used last in memory.
 
-    `source` is the one that edits are written to; it is read for its scores. Without `may_index`, a
+    `asked` is the scorer whose scores are shown, None for the only one that has any. `source` is
+    the one that edits are written to; it is read for its scores. Without `may_index`, a
     shard that is not indexed yet is refused; else it is when it is first looked at.
     """
 
     catalog: Catalog
-    scorer: str | None
+    asked: str | None
     source: str
     may_index: bool = True
     _known: OrderedDict[str, tuple[tuple[str, ...], ShardTexts]] = field(
@@ -149,19 +150,28 @@ class ShardCache:
     def pool(self) -> Pool:
         return self.catalog.pool
 
+    @property
+    def scorer(self) -> str | None:
+        """None where there are no scores, or several scorers since the server began."""
+        try:
+            return self.catalog.scorer(self.asked)
+        except UserError:
+            return None
+
     def read(self, shard: Shard) -> ShardTexts:
         """Raises UserError where the shard is not indexed, or a part of it is damaged."""
         with self._lock:
             lock = self._locks.setdefault(shard.name, Lock())
         with lock:
-            self._index(shard)
-            stamp = self._stamp(shard)
+            self.index(shard)
+            scorer = self.scorer
+            stamp = self._stamp(shard, scorer)
             with self._lock:
                 known = self._known.get(shard.name)
                 if known is not None and known[0] == stamp:
                     self._known.move_to_end(shard.name)
                     return known[1]
-            found = read_shard(self.catalog, shard, self.scorer)
+            found = read_shard(self.catalog, shard, scorer)
             with self._lock:
                 self._known[shard.name] = stamp, found
                 self._known.move_to_end(shard.name)
@@ -174,13 +184,15 @@ class ShardCache:
             _, (_, oldest) = self._known.popitem(last=False)
             size -= oldest.table.nbytes
 
-    def _stamp(self, shard: Shard) -> tuple[str, ...]:
-        folders = [texts_folder(one) for one in self.catalog.sources()]
-        if self.scorer:
-            folders += [scores_folder(self.scorer, one) for one in self.catalog.sources()]
+    def _stamp(self, shard: Shard, scorer: str | None) -> tuple[str, ...]:
+        sources = self.catalog.sources()
+        folders = [texts_folder(one) for one in sources]
+        if scorer:
+            folders += [scores_folder(scorer, one) for one in sources]
         return tuple(f"{one} {self.store.fingerprint(f'{one}/{shard.name}')}" for one in folders)
 
-    def _index(self, shard: Shard) -> None:
+    def index(self, shard: Shard) -> None:
+        """List the samples of a shard, unless that was done before."""
         if self.store.read_marker(f"{SAMPLES}/{shard.name}") is not None:
             return
         if not self.may_index:
@@ -205,6 +217,21 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         if one in have
         and store.read_marker(f"{scores_folder(scorer or '', one)}/{shard.name}") is not None
     ]  # fmt: skip
+    try:
+        names, table = _read(store, shard, have, scored, scorer)
+    except UserError:
+        notes = _without_unreadable(store, shard, have, scored, scorer)
+        names, table = _read(store, shard, have, scored, scorer)
+    uids = table["uid"].to_pylist()
+    rows = {uid: row for row, uid in enumerate(uids)}
+    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes))
+
+
+def _without_unreadable(
+    store: Store, shard: Shard, have: list[str], scored: list[str], scorer: str | None
+) -> list[str]:
+    """Take the sources out of `have` and `scored` that cannot be read, one by one; says why."""
+    notes = []
     for source in list(scored):
         try:
             _read(store, shard, [source], [source], scorer)
@@ -217,10 +244,7 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         except UserError as error:
             notes.append(f"captions of {source}: {error}")
             have.remove(source)
-    names, table = _read(store, shard, have, scored, scorer)
-    uids = table["uid"].to_pylist()
-    rows = {uid: row for row, uid in enumerate(uids)}
-    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes))
+    return notes
 
 
 def _read(

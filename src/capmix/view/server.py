@@ -25,12 +25,20 @@ from capmix.view.journal import ConflictError, Journal
 from capmix.view.parts import check_free, journal_folder
 from capmix.view.pictures import TYPE, Pictures
 from capmix.view.report import ReportPages
-from capmix.view.samples import ShardCache
+from capmix.view.samples import ShardCache, text_digest
 from capmix.view.settings import ViewSettings, account
-from capmix.view.workbench import BadRequestError, Query, Start, UnknownError, Workbench
+from capmix.view.workbench import (
+    MOST_SHARDS,
+    BadRequestError,
+    Query,
+    Start,
+    UnknownError,
+    Workbench,
+)
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
+MOST_BYTES = 2 << 30  # of a pool that is indexed before it is shown
 MOST_BODY = 256 * 1024  # bytes of a request: the longest text and its tags, escaped
 TOKEN_HEADER = "x-capmix-token"  # noqa: S105
 # The address has the token: no other page is told it or may frame this one, and nothing is kept.
@@ -45,7 +53,8 @@ STATUS = {BadRequestError: 400, UnknownError: 404, ConflictError: 409}
 
 
 def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
-    """The workbench of a pool; shards are indexed when they are first looked at.
+    """The workbench of a pool. A small pool is indexed now, of others each shard when it is first
+    looked at.
 
     Raises UserError where edits cannot be written: the work directory is remote, or the name of the
     source is taken.
@@ -61,7 +70,13 @@ def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
             )
     folder = journal_folder(store, source) if store.is_local else ""
     journal = Journal(folder, settings.author or account(), is_read_only)
-    cache = ShardCache(catalog, catalog.scorer(settings.scorer), source, not is_read_only)
+    catalog.scorer(settings.scorer)  # reports one that has no scores
+    cache = ShardCache(catalog, settings.scorer, source, not is_read_only)
+    shards = catalog.pool.shards
+    is_small = len(shards) <= MOST_SHARDS and sum(shard.bytes for shard in shards) <= MOST_BYTES
+    if is_small and not is_read_only:
+        for shard in progress("index", "shard", work=shards):
+            cache.index(shard)
     return Workbench(catalog, cache, journal, source)
 
 
@@ -75,7 +90,10 @@ def serve(catalog: Catalog, settings: ViewSettings, on_address: Callable[[str], 
         raise UserError("view: --fold writes parts, and --read-only writes none")
     if not settings.fold:
         require(["uvicorn", "starlette"], "view", "view")
-    listener = None if settings.fold else _listen(settings.port)
+    listener = None
+    if not settings.fold:
+        place = catalog.store.root
+        listener = _listen(settings.port) if settings.port else _listen_anywhere(place)
     bench = make_workbench(catalog, settings)
     if listener is None:
         fold_all(bench)
@@ -115,6 +133,19 @@ def _fold_touched(bench: Workbench) -> None:
         return
     if found.written:
         log.info("view: edits: %s", found.line())
+
+
+def usual_port(location: str) -> int:
+    """The port that a work directory gets where it is free: what a browser keeps for the page
+    (texts that were typed and not saved, the last place) belongs to host and port."""
+    return 49152 + int(text_digest(location), 16) % 16384
+
+
+def _listen_anywhere(location: str) -> socket.socket:
+    try:
+        return _listen(usual_port(location))
+    except UserError:
+        return _listen(0)
 
 
 def _listen(port: int) -> socket.socket:

@@ -1,9 +1,10 @@
 """What the workbench does: list, search and change samples; no HTTP here.
 
-A query is about one shard, or about the whole pool. Of a pool of up to SMALL shards all texts are
-searched and all matches are counted; a larger one is searched shard by shard, until there are
-enough matches or SECONDS are over, and the answer says where to resume. What is known from the
-journal alone (accepted, rejected, tagged, edited) is found in the whole pool, whatever its size.
+A query is about one shard, or about the whole pool. Of a pool that is indexed, of up to MOST_SHARDS
+shards and MOST_SAMPLES samples, all texts are searched and all matches are counted; a larger one is
+searched shard by shard, until there are enough matches or SECONDS are over, and the answer says
+where to resume. What the journal knows (accepted, rejected, tagged, edited) is found in the whole
+pool, whatever its size.
 """
 
 import time
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
 from capmix.pool import Shard
-from capmix.storage.layout import RAW
+from capmix.storage.layout import RAW, SAMPLES
 from capmix.storage.record import digest_of
 from capmix.view.journal import ACCEPT, DECISIONS, REJECT, Change, ConflictError, Journal, Review
 from capmix.view.parts import Folded, Folder, stale_at
@@ -32,7 +33,7 @@ from capmix.view.samples import (
     text_digest,
 )
 
-SMALL = 200  # shards
+MOST_SHARDS, MOST_SAMPLES = 200, 250_000  # of a pool that is searched as a whole
 SECONDS = 2.0  # for a search in a larger pool
 MOST_ROWS = 200  # of one answer
 MOST_CHANGES = 50_000  # samples of one find and replace
@@ -107,11 +108,19 @@ class Workbench:
     def __init__(self, catalog: Catalog, cache: ShardCache, journal: Journal, source: str):
         self.catalog, self.cache, self.journal, self.source = catalog, cache, journal, source
         self.shards: Sequence[Shard] = catalog.pool.shards
-        self.is_small = len(self.shards) <= SMALL
+        self.is_small = self._is_small()
         self._numbers = {shard.name: number for number, shard in enumerate(self.shards)}
         self._folder = Folder(catalog, journal, source)
         self._unfolded: set[str] = set()
         self._folding = Lock()
+
+    def _is_small(self) -> bool:
+        """Whether each answer may look at the whole pool."""
+        if len(self.shards) > MOST_SHARDS:
+            return False
+        store = self.catalog.store
+        markers = [store.read_marker(f"{SAMPLES}/{shard.name}") for shard in self.shards]
+        return sum(MOST_SAMPLES if m is None else m.rows_in for m in markers) <= MOST_SAMPLES
 
     # Looking
 
@@ -431,9 +440,7 @@ class Workbench:
         if not query.find:
             raise BadRequestError("find: expected a text")
         if not query.shard and not self.is_small:
-            raise BadRequestError(
-                f"a pool of more than {SMALL} shards is edited shard by shard; choose one"
-            )
+            raise BadRequestError("a pool of this size is edited shard by shard; choose one")
         self._refresh()
         count = 0
         for number in self._order(query, Start()):
@@ -478,7 +485,7 @@ class Workbench:
             before = set(self._unfolded)
             touched = {*named, *before}
             wanted = [shard for shard in self.shards if shard.name in touched]
-            if everything or self.is_small:
+            if everything or len(self.shards) <= MOST_SHARDS:
                 wanted += [shard for shard in self.shards if shard.name not in touched]
             found = self._folder.fold(wanted, around)
             found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
