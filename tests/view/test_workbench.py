@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import write_pool
+from samples import BAD, sample_members, tar_bytes, write_pool
 
 from capmix.errors import UserError
 from capmix.view.journal import ConflictError
@@ -301,6 +301,26 @@ def test_other_stages_take_edits_as_any_source(work: Workspace, tmp_path: Path) 
         work.import_captions(
             [str(tmp_path / "c.csv")], source="edited", uid_column="uid", text_column="text"
         )
+
+
+def test_samples_that_failed_stay_failed_in_the_parts_of_edits(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    members = [*sample_members("a", 1), *BAD["no_image"], *sample_members("c", 3)]
+    (tmp_path / "pool/0.tar").write_bytes(tar_bytes(members))
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
+    one = bench(work)
+    act(one, f"{3:032x}", "0", text="the third", base="raw")
+    one.save()
+    for folder, counted in (("captions/edited", 1), ("columns/review", 2)):
+        marker = work.store.read_marker(f"{folder}/0")
+        assert marker is not None
+        assert (marker.rows_in, marker.counts.ok, dict(marker.counts.failed)) == (
+            3, counted, {"no_image": 1}
+        )  # fmt: skip
+        rows = work.store.read_table(f"{folder}/0.parquet").to_pylist()
+        assert [row["key"] for row in rows] == ["a", "bad", "c"]
+        assert rows[1]["status"] == "failed"
+    assert rows[1]["tags"] is None
 
 
 def test_names_that_are_taken_are_refused(work: Workspace) -> None:
