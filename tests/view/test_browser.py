@@ -178,6 +178,34 @@ def test_axe_finds_nothing_and_a_phone_shows_all(served: str, width: int, scheme
         assert seen.axe() == []
 
 
+def test_a_stale_edit_is_shown_and_confirmed(work: Workspace, served: str, tmp_path: Path) -> None:
+    with opened(served, plots=False) as seen:
+        press(seen, "g")
+        seen.page.keyboard.type("k10")
+        press(seen, "Enter")
+        seen.until("rows[at].key === 'k10'")
+        press(seen, "e", "End")
+        seen.page.keyboard.type(" of mine")
+        press(seen, "Control+Enter")
+        seen.until("rows.some((row) => row.key === 'k10' && row.review?.edited)")
+        rows = [f"{i:032x},{text.replace(chr(34), '')}" for i, text in enumerate(TEXTS)]
+        rows[3] = f"{3:032x},another text"
+        (tmp_path / "c.csv").write_text("\n".join(["uid,text", *rows]), "utf-8")
+        work.import_captions(
+            [str(tmp_path / "c.csv")], source="web", uid_column="uid", text_column="text"
+        )
+        press(seen, "Escape")
+        seen.page.click("[data-filter=stale]")
+        seen.until("rows.length === 1 && !document.getElementById('stale').hidden")
+        assert (
+            "the text of web has changed" in seen.page.locator("#stale-text").inner_text().lower()
+        )
+        assert seen.axe() == []
+        press(seen, "c")
+        seen.until("document.getElementById('stale').hidden && rows[at].review.stale.length === 0")
+        assert review(seen, "text").endswith("of mine")
+
+
 def test_a_read_only_page_has_no_way_to_edit(work: Workspace) -> None:
     with (
         serving(work.store.root, "--read-only") as (address, _),

@@ -134,6 +134,17 @@ def test_lists_go_on_in_both_directions(work: Workspace) -> None:
     assert (keys(back), back["rest"]) == (["000000002", "000000003", "000010000"], (0, 1))
 
 
+def test_a_sample_is_found_by_number_key_and_uid(work: Workspace) -> None:
+    one = bench(work)
+    assert one.find("00000", "2") == (0, 1)
+    assert one.find("00000", "6", everywhere=True) == (1, 1)
+    assert one.find("2", "000010003") == (1, 3)
+    assert one.find("1", f"{103:032x}", everywhere=True) == (1, 3)
+    for wanted in ("9", "0", "-1", "x", "9" * 400):
+        with pytest.raises(UnknownError, match="expected a number up to 8"):
+            one.find("1", wanted, everywhere=True)
+
+
 def test_a_large_pool_is_searched_shard_by_shard(
     work: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ const FILTER_HELP = {
 const KEYS = [
   ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+K", "ten samples on, back"],
   ["]  [", "next, previous shard"], ["g", "go to a number, key or uid"], ["/", "search the texts"], ["f", "next filter"],
-  ["a", "accept"], ["r", "reject"], ["c", "confirm a stale edit"],
+  ["a", "accept"], ["r", "reject"], ["x", "neither"], ["c", "confirm a stale edit"],
   ["e", "edit the caption"], ["1 … 9", "edit from that text"], ["t", "tags"],
   ["Ctrl+Enter", "save the caption, then next"], ["Esc", "leave a field; the text is kept"],
   ["u  Ctrl+Z", "undo"], ["Shift+U", "redo"], ["h", "find and replace"], ["z", "actual size of the image"],
@@ -459,19 +459,19 @@ async function act0(row, set) {
   about(found);
 }
 
+// `decision` is "accept", "reject" or "" for neither.
 async function decide(decision) {
   const row = current();
-  if (pool.readOnly) return;
-  const isOn = Boolean(row.review && row.review.decision === decision);
+  if (pool.readOnly || (!decision && !(row.review && row.review.decision))) return;
   const text = written(row);
   if (text.text) localStorage.setItem(draftName(row), JSON.stringify({ text: $("caption").value, base: text.base }));
-  const set = { ...based(row), ...text, decision: isOn && !Object.keys(text).length ? "" : decision };
-  if (decision === "reject" && row.review && row.review.text !== null && !text.text) {
+  const set = { ...based(row), ...text, decision };
+  if (decision !== "accept" && row.review && row.review.text !== null && !text.text) {
     delete set.base;
     delete set.digest;
   }
   await act0(row, set);
-  if (set.decision) {
+  if (decision) {
     say(`${decision === "accept" ? "Accepted" : "Rejected"} ${row.key}`);
     if ($("advance").checked) await step(1, true);
   } else {
@@ -630,7 +630,8 @@ async function openShard(name, number = null) {
 
 async function jump(text) {
   const shard = at >= 0 ? current().shard : $("shard").value;
-  const found = await ask("api/find", { shard, key: text.trim() });
+  const found = await ask("api/find", { shard, key: text.trim(), scope: $("scope").value });
+  if ($("scope").value === "shard") $("shard").value = shard;
   await open(found[0], found[1], null);
 }
 
@@ -742,6 +743,7 @@ const ACTIONS = {
   g: () => focusOn("jump"), "/": () => focusOn("find"), e: () => focusOn("caption"), t: () => focusOn("tags"),
   f: () => change(() => setFilter(pool.filters[(pool.filters.indexOf(filter) + 1) % pool.filters.length])),
   a: () => change(() => decide("accept")), r: () => change(() => decide("reject")),
+  x: () => change(() => decide("")),
   c: () => { if (!$("stale").hidden) change(() => act({ confirm: true })); },
   u: () => change(() => takeBack(false)), U: () => change(() => takeBack(true)),
   h: openReplace, z: () => $("zoom").classList.toggle("full"), "?": () => $("help").showModal(),
@@ -826,8 +828,9 @@ function listen() {
   $("revert").addEventListener("click", () => change(revert));
   $("tags").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) { event.preventDefault(); change(async () => { await saveTags(); $("tags").blur(); }); } });
   $("tags").addEventListener("change", () => { if (!pool.readOnly) change(saveTags); });
-  $("accept").addEventListener("click", () => change(() => decide("accept")));
-  $("reject").addEventListener("click", () => change(() => decide("reject")));
+  for (const id of ["accept", "reject"]) {
+    $(id).addEventListener("click", () => change(() => decide($(id).getAttribute("aria-pressed") === "true" && !isDirty() ? "" : id)));
+  }
   $("confirm").addEventListener("click", () => change(() => act({ confirm: true })));
   $("undo").addEventListener("click", () => change(() => takeBack(false)));
   $("redo").addEventListener("click", () => change(() => takeBack(true)));

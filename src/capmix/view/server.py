@@ -280,7 +280,11 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
         looking("/api/about", lambda _: bench.about(), JSONResponse),
         looking("/api/samples", partial(_listed, bench), JSONResponse),
         looking("/api/sample", bench.sample, JSONResponse, "shard", "key"),
-        looking("/api/find", bench.find, JSONResponse, "shard", "key"),
+        looking(
+            "/api/find",
+            lambda shard, key, scope: bench.find(shard, key, scope == "pool"),
+            JSONResponse, "shard", "key", "scope",
+        ),
         looking("/thumbnail", thumbnail, webp, "shard", "row"),
         looking(
             "/picture",

@@ -211,17 +211,40 @@ class Workbench:
         texts = self.cache.read(self.shard(shard))
         return self._row(texts, self._row_of(texts, key))
 
-    def find(self, shard: str, key: str) -> tuple[int, int]:
-        """Number of the shard and row of a sample; see sample."""
-        one = self.shard(shard)
-        return self._numbers[one.name], self._row_of(self.cache.read(one), key)
+    def find(self, shard: str, key: str, everywhere: bool = False) -> tuple[int, int]:
+        """Number of the shard and row of a sample, by key, uid or number from 1: of `shard`, or
+        `everywhere` in a small pool. Raises UnknownError."""
+        if not (everywhere and self.is_small):
+            one = self.shard(shard)
+            return self._numbers[one.name], self._row_of(self.cache.read(one), key)
+        sizes = []
+        for number, one in enumerate(self.shards):
+            texts = self.cache.read(one)
+            sizes.append(len(texts))
+            row = self._named(texts, key)
+            if row is not None:
+                return number, row
+        wanted = int(key) - 1 if key.isascii() and key.isdigit() and len(key) <= 12 else -1
+        for number, size in enumerate(sizes):
+            if 0 <= wanted < size:
+                return number, wanted
+            wanted -= size
+        raise UnknownError(
+            f"no sample {key!r} in the pool: expected a number up to {sum(sizes):,}, a key or a uid"
+        )
 
-    def _row_of(self, texts: ShardTexts, key: str) -> int:
+    @staticmethod
+    def _named(texts: ShardTexts, key: str) -> int | None:
+        """The row of a uid or key."""
         if key in texts.rows:
             return texts.rows[key]
         row = pc.index(texts.table["key"], key).as_py()
-        if row >= 0:
-            return int(row)
+        return int(row) if row >= 0 else None
+
+    def _row_of(self, texts: ShardTexts, key: str) -> int:
+        row = self._named(texts, key)
+        if row is not None:
+            return row
         if key.isascii() and key.isdigit() and 0 < int(key[:12]) <= len(texts):
             return int(key) - 1
         raise UnknownError(
