@@ -162,6 +162,23 @@ def test_a_large_pool_is_searched_shard_by_shard(
         one.replacements(Query(find="red", base="web"), "blue")
 
 
+def test_an_undo_before_a_kill_is_folded_in_a_large_pool_too(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capmix.view.workbench.MOST_SHARDS", 1)
+    one = bench(work)
+    act(one, FIRST, text="a mistake", base="web")
+    assert one.save()["saved"] == (
+        "1 shards written, 0 up to date, 1 without parts; `capmix view --fold` writes them before "
+        "other commands read the source"
+    )
+    one.undo()
+    assert bench(work).fold().written == 1  # another process
+    assert texts(work, "00000") == [None] * 4
+    assert bench(work).fold(everything=True).written == 1
+    assert texts(work, "00001") == [None] * 4
+
+
 def test_undo_and_redo_survive_a_restart(work: Workspace) -> None:
     act(bench(work), FIRST, text="first", base="web")
     act(bench(work), FIRST, text="second", base="web")

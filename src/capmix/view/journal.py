@@ -198,6 +198,11 @@ class Journal:
         with self._lock:
             return sorted(shard for shard, found in self._state.reviews.items() if found)
 
+    def named(self) -> set[str]:
+        """Those that any action was about, also where nothing is said about them now."""
+        with self._lock:
+            return set(self._state.versions)
+
     def reviews(self, shard: str) -> dict[str, Review]:
         """What is said about samples of a shard, by uid: a copy."""
         with self._lock:

@@ -161,7 +161,8 @@ def _listen(port: int) -> socket.socket:
 
 
 class _Lazy:
-    """The report's pages, gathered when they are first asked for: that reads the whole pool."""
+    """The report's pages, gathered when they are asked for, and again once parts were written: that
+    reads the whole pool."""
 
     def __init__(self, make: Callable[[], ReportPages]):
         self._make, self._lock = make, Lock()
@@ -172,6 +173,10 @@ class _Lazy:
             if self._made is None:
                 self._made = self._make()
             return self._made
+
+    def forget(self) -> None:
+        with self._lock:
+            self._made = None
 
 
 def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
@@ -271,6 +276,10 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
             raise UnknownError(f"no sample {row!r} in shard {shard}")
         return pictures.thumbnail(bench.shard(shard), texts.table["key"], number)
 
+    def saved(asked: Mapping[str, Any]) -> dict[str, Any]:
+        report.forget()
+        return bench.save(asked.get("everything") is True)
+
     edits = _Edits(bench)
     routes = [
         looking("/", lambda _: page, HTMLResponse),
@@ -295,7 +304,7 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
         changing("/api/undo", edits.undo),
         changing("/api/preview", edits.preview),
         changing("/api/replace", edits.replace),
-        changing("/api/save", edits.save),
+        changing("/api/save", saved),
         looking("/report", lambda _: report().page, HTMLResponse),
         looking("/plotly.js", lambda _: report().plotly(), script),
         looking("/rows", lambda shard: report().rows(shard), samples, "shard"),
@@ -340,9 +349,6 @@ class _Edits:
     def replace(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         return self.bench.replace(_query(asked), _word(asked, "new"), _word(asked, "digest"))
 
-    def save(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        return self.bench.save(asked.get("everything") is True)
-
 
 def _listed(bench: Workbench, asked: Mapping[str, Any]) -> dict[str, Any]:
     start = Start(
@@ -382,9 +388,10 @@ def _number(value: Any) -> int:
 
 
 def _page(bench: Workbench, token: str) -> str:
+    pool = bench.catalog.pool.location
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_resource("page.html")).render(
-        token=token, pool=bench.catalog.pool.location
+        token=token, pool=pool, short=pool.rstrip("/").rpartition("/")[2] or pool
     )
 
 

@@ -502,11 +502,10 @@ class Workbench:
     def fold(self, everything: bool = False, around: Any = iter) -> Folded:
         with self._folding:
             self._refresh()
-            named = self.journal.shards()
             if not self.journal.lines:
                 return Folded()
             before = set(self._unfolded)
-            touched = {*named, *before}
+            touched = self.journal.named() | before
             wanted = [shard for shard in self.shards if shard.name in touched]
             if everything or len(self.shards) <= MOST_SHARDS:
                 wanted += [shard for shard in self.shards if shard.name not in touched]
