@@ -208,6 +208,11 @@ class Journal:
         with self._lock:
             return dict(self._state.reviews.get(shard, {}))
 
+    def review(self, shard: str, uid: str) -> Review | None:
+        """What is said about one sample."""
+        with self._lock:
+            return self._state.reviews.get(shard, {}).get(uid)
+
     def version(self, shard: str, uid: str) -> int:
         """Number of the last action on a sample; 0 for none."""
         with self._lock:

@@ -354,7 +354,7 @@ class Workbench:
 
     def _row(self, texts: ShardTexts, row: int) -> dict[str, Any]:
         found = texts.as_json(row)
-        review = self.journal.reviews(texts.shard).get(found["uid"])
+        review = self.journal.review(texts.shard, found["uid"])
         found["texts"] = [
             one for one in found["texts"] if base_source(one["name"], [self.source]) != self.source
         ]
