@@ -15,6 +15,7 @@ from samples import write_pool
 from view_server import VIEW, serving
 
 from capmix.view.journal import JOURNAL
+from capmix.view.server import usual_port
 from capmix.workspace import Workspace, open_workspace
 
 
@@ -137,6 +138,14 @@ def test_a_read_only_server_shows_all_and_changes_nothing(tmp_path: Path) -> Non
         assert asked(address, "api/undo", {})[0] == 409
     assert work.store.folders("captions") == []
     assert not work.store.exists("edits")
+
+
+def test_a_work_directory_keeps_its_port() -> None:
+    """A browser keeps unsaved texts by host and port."""
+    ports = [usual_port(f"/work/{n}") for n in range(50)]
+    assert ports == [usual_port(f"/work/{n}") for n in range(50)]
+    assert all(49152 <= port < 65536 for port in ports)
+    assert len(set(ports)) > 40
 
 
 @pytest.mark.parametrize(

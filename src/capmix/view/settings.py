@@ -31,7 +31,9 @@ class ViewSettings(Settings):
     scorer: str | None = option(
         None, "Whose scores to show (default: the only scorer that has any)."
     )
-    port: int = option(0, "Port; 0 = any free one.")
+    port: int = option(
+        0, "Port; 0 = the same for a work directory where it is free, else any free one."
+    )
     results: str | None = option(
         None, "Directory of `capmix run` whose trained runs the report shows."
     )
