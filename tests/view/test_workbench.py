@@ -315,7 +315,7 @@ def test_other_stages_take_edits_as_any_source(work: Workspace, tmp_path: Path) 
     counts = work.score(model="small_world:HashScorer", sources=["edited", "web"])
     assert (counts["edited"].ok, counts["edited"].dropped["not_edited"]) == (2, 6)
     assert one.sample("00000", FIRST)["review"]["score"] is not None
-    assert work.measure()["population"]["sources"]["edited"]["texts"] == 2
+    assert work.measure(topics=0)["population"]["sources"]["edited"]["texts"] == 2
     subset = work.mix("synthetic", synthetic="edited")
     assert subset.table()["text"].to_pylist() == ["a red kite", "a red thing 1 stock photo"]
     subset.export(str(tmp_path / "out"))
