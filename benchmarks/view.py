@@ -1,4 +1,5 @@
-"""Seconds that `capmix view` takes to show a shard and a subset's decisions about it.
+"""Seconds that `capmix view` takes: the report's samples of a shard and a subset's decisions about
+it; in the workbench a shard's first samples, a search in it, an edit, find and replace, the parts.
 
     python benchmarks/view.py [--millions 100] [--rows-per-shard 100000] [--distinct 10]
 
@@ -12,25 +13,32 @@ import shutil
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mix
 import mix_rivals
 
+from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column, columns_of
 from capmix.pool import Shard
-from capmix.report.view import Reader
 from capmix.storage.store import Store
+from capmix.view.report import Reader
+from capmix.view.server import make_workbench
+from capmix.view.settings import ViewSettings
+from capmix.view.workbench import Query, Start
 
 ROUNDS = 5
 
 
 @dataclass
 class Shards:
-    """What the reader needs of a pool."""
+    """What the reader and the workbench need of a pool."""
 
     shards: list[Shard]
+    location: str = "generated"
+    has_images: bool = False
 
 
 @dataclass
@@ -49,6 +57,40 @@ class Found:
         fields = ("text", "flags", "score", "truncated")
         wanted = {f"{source}_{field}" for source in self.sources for field in fields}
         return {name: one for name, one in found.items() if name in {*wanted, "width", "height"}}
+
+
+def time_workbench(folder: str, names: list[str]) -> None:
+    """The median and the most of ROUNDS shards, read for the first time."""
+    pool = Shards([Shard(name, "") for name in names])
+    catalog = Catalog(pool, Store(folder))  # type: ignore[arg-type]
+    settings = ViewSettings(author="benchmark", scorer="clip", source="fixed")
+    bench = make_workbench(catalog, settings)
+    chosen = names[len(names) // 2 :: max(1, len(names) // (2 * ROUNDS))][:ROUNDS]
+    seconds: dict[str, list[float]] = {}
+
+    def timed(what: str, work: Callable[..., Any], *values: Any) -> Any:
+        started = time.perf_counter()
+        found = work(*values)
+        json.dumps(found)
+        seconds.setdefault(what, []).append(time.perf_counter() - started)
+        return found
+
+    for name in chosen:
+        row = timed("list", bench.listed, Query(name), Start())["rows"][0]
+        timed("jump", bench.listed, Query(name), Start(names.index(name), 50_000))
+        base = next(one for one in row["texts"] if one["name"] == "blip2")
+        query = Query(name, find=base["text"][:3], within="blip2", base="blip2")
+        timed("search", bench.listed, query, Start())
+        wanted = {"text": "another text", "base": "blip2", "digest": base["digest"]}
+        timed("edit", bench.act, name, row["uid"], row["version"], wanted)
+        few = replace(query, find=base["text"][:8])
+        seen = timed("preview", bench.replacements, few, "eleven")
+        timed("replace", bench.replace, few, "eleven", seen["digest"])
+        print(f"{seen['count']:,} replaced")
+        timed("parts", bench.save)
+        timed("undo", bench.undo)
+    for what, found in seconds.items():
+        print(f"{what}: {statistics.median(found):.3f} s, most {max(found):.3f} s")
 
 
 def main() -> None:
@@ -76,6 +118,7 @@ def main() -> None:
         size = f"{len(shown) / 1e6:.1f} MB"
         print(f"a shard: {statistics.median(rows):.2f} s, most {max(rows):.2f} s, {size}")
         print(f"decisions: {statistics.median(decisions):.2f} s, most {max(decisions):.2f} s")
+        time_workbench(folder, names)
     finally:
         shutil.rmtree(folder)
 

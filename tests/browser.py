@@ -41,8 +41,10 @@ class Seen:
 
 
 @contextmanager
-def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
-    """A page of capmix that is drawn, in a browser of its own."""
+def opened(
+    url: str, width: int = 1200, scheme: str = "light", plots: bool = True
+) -> Iterator[Seen]:
+    """A page of capmix that is drawn, with its `plots`, in a browser of its own."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         context = browser.new_context(
@@ -63,7 +65,8 @@ def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]
         page.on("dialog", dismiss)
         page.goto(url)
         page.wait_for_selector("html[data-ready=yes]")
-        page.wait_for_selector(".js-plotly-plot .main-svg >> nth=0")
+        if plots:
+            page.wait_for_selector(".js-plotly-plot .main-svg >> nth=0")
         try:
             yield seen
         finally:

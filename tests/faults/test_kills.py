@@ -12,9 +12,23 @@ import small_world as world
 from storm import Fault, Killed, Storm, on_disk
 
 from capmix.storage.marker import UNFINGERPRINTED
+from capmix.view.journal import Journal, Review
+from capmix.view.parts import journal_folder
+from capmix.view.server import make_workbench
+from capmix.view.settings import ViewSettings
 from capmix.workspace import Workspace
 
 Command = Callable[[Workspace, Path], Any]
+
+
+def edit_and_fold(work: Workspace) -> None:
+    """Edit and tag a sample, and write the parts, as `capmix view` does; once more: the parts."""
+    journal = Journal(journal_folder(work.store, "edited"), "ann", now=lambda: "2026-01-02T03:04Z")
+    said = Review(text="an edited text", edited=True, tags=("odd",))
+    journal.act("edit", [("00000", f"{1:032x}", -1, lambda _: said)])
+    make_workbench(work.catalog, ViewSettings()).fold(everything=True)
+
+
 COMMANDS: dict[str, Command] = {
     "caption": lambda work, _: world.caption(work, "first"),
     "caption --force": lambda work, _: world.caption(work, "second", force=True),
@@ -31,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "mix without uids": lambda work, _: world.mix_captions(work),
     "measure": lambda work, _: work.measure(sample=100, topics=0),
     "report": lambda work, _: work.report(),
+    "view": lambda work, _: edit_and_fold(work),
     "export": lambda work, folder: world.export(work, str(folder / "out")),
     "export --format jsonl": lambda work, folder: work.export(
         "s", folder / "files", format="jsonl", samples_per_shard=50

@@ -13,6 +13,7 @@ from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
 from capmix.pool.settings import OpenSettings
 from capmix.report.settings import ReportSettings
+from capmix.view.settings import ViewSettings
 
 log = logging.getLogger(__name__)
 ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
@@ -142,27 +143,14 @@ def report(
 
 @command
 def view(
-    pool: Pool = None,
-    *,
-    work: Work = None,
-    reading: OpenSettings,
-    scorer: Annotated[
-        str | None,
-        Parameter(
-            help="Whose scores to show (default: the only scorer, or the only one not imported)."
-        ),
-    ] = None,
-    port: Annotated[int, Parameter(help="Port; 0 = any free one.")] = 0,
-    results: Annotated[
-        str | None, Parameter(help="Directory of `capmix run` whose trained runs are shown.")
-    ] = None,
+    pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: ViewSettings
 ) -> None:
-    """Serve the report on localhost, with samples read from the pool on demand."""
+    """Look through a pool in the browser, edit and review captions; on localhost alone."""
     from capmix.cli.stages import open_place
-    from capmix.report.view import serve
+    from capmix.view.server import serve
 
     opened = open_place(pool, work, reading, ANY_FAILURES)
-    serve(opened.catalog, scorer, results, port, lambda place: show([place]))
+    serve(opened.catalog, settings, lambda place: show([place]))
 
 
 @command

@@ -13,6 +13,7 @@ import pyarrow as pa
 from capmix.caption.captioners import caption_stages, make_captioner
 from capmix.caption.carried import keep_moved
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.progress import duration
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.engine.stage import Stage
 from capmix.engine.worker import Job, ShardTask, Worker
@@ -69,7 +70,7 @@ class Forecast:
                 f"{one.kept:,}",
                 size_text(one.read),
                 size_text(one.written),
-                time_text(one.seconds / self.workers),
+                duration(one.seconds / self.workers),
             ]
             for one in self.stages
         ]
@@ -192,15 +193,3 @@ def _images(site: Site, stage: Stage, shard: Shard, of_image: float) -> tuple[in
     if site.selection is not None and site.selection.fingerprint(shard.name):
         return int(site.selection.rows(shard.name, marker.rows_in).sum()), 0
     return marker.counts.ok, 0
-
-
-def time_text(seconds: float) -> str:
-    """A time for people: `12 s`, `7 min`, `3 h 20 min`, `5 days 2 h`."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"

@@ -12,6 +12,7 @@ columns/<annotation>/<shard>               columns for recipes
 .carried/<source>                          captions of images that a run may have to move
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
+edits/<source>/journal.jsonl               what people did in `capmix view`, one action per line
 running/                                   runs under way
 .scratch/                                  what runs keep on disk while they work
 error.log                                  traceback of the last internal error
@@ -32,6 +33,7 @@ SUBSETS = "subsets"
 PROBES = "probes"
 PROBE_RESULTS = "probe_results"
 EVALSETS = "evalsets"
+EDITS = "edits"
 RUNNING = "running"
 SCRATCH = ".scratch"
 CRASH_LOG = "error.log"

@@ -23,7 +23,7 @@ FILES = 160  # that the server may have open
 SECONDS = 2.0
 START = (
     "import sys\n"
-    "from capmix.report import connections\n"
+    "from capmix.view import connections\n"
     f"connections.REQUEST_SECONDS = {SECONDS}\n"
     "from capmix.cli.main import main\n"
     "sys.exit(main(['view', '--work', sys.argv[1]]))\n"

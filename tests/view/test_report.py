@@ -47,7 +47,7 @@ def get(address: str, path: str, **query: str) -> tuple[int, bytes, str]:
 
 def test_only_who_has_the_token_on_this_machine_is_answered(served: str) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{32}", served)
-    for path in ("", "rows", "decisions", "image"):
+    for path in ("", "report", "rows", "decisions", "image", "api/samples", "picture"):
         assert get(served, path, token="wrong")[0] == 403
         assert get(served, path, token="")[0] == 403
     request = urllib.request.Request(served, headers={"Host": "evil.example"})
@@ -88,7 +88,7 @@ def test_what_is_not_of_the_pool_is_not_found(served: str, path: str, query: dic
 
 @needs_chromium
 def test_the_page_shows_samples_of_a_shard_and_their_images(served: str) -> None:
-    with opened(served) as seen:
+    with opened(served.replace("/?", "/report?")) as seen:
         page = seen.page
         seen.until("document.querySelectorAll('.example').length === 8")
         page.select_option("[name=shard]", "00001")

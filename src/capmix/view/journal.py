@@ -1,0 +1,444 @@
+"""The journal: every action of a person in `capmix view`, on disk before it is acknowledged.
+
+One line of JSON per action, appended to `edits/<source>/journal.jsonl` under the folder's lock and
+synced to the disk. Before an action the lines of other servers are read, so that several tabs and
+several servers work on one journal; an action names the version of each sample that it was made
+from, and is refused where somebody else has changed the sample since. A line without its end (a
+kill while it was written) was never acknowledged, and is cut off before the next one is written.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from threading import RLock
+from typing import Any
+
+from capmix.errors import UserError
+from capmix.storage.json_text import parse_object
+from capmix.storage.lock import folder_lock
+from capmix.storage.record import digest_of
+
+log = logging.getLogger(__name__)
+JOURNAL = "journal.jsonl"
+LONGEST_LINE = 1 << 26  # bytes: an action on very many samples
+ACCEPT, REJECT = "accept", "reject"
+DECISIONS = ("", ACCEPT, REJECT)
+
+
+class ConflictError(UserError):
+    """A sample was changed by somebody else since the page has read it."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person has said about one sample.
+
+    `text` is the caption that was written or accepted, None for neither; `base` is the column that
+    it was made from, such as raw or blip2_k1, and `base_digest` the digest of that text. `edited`
+    says that `text` is another one than the base's. `image` is the digest of the sample in the
+    index. `decision` is "accept", "reject" or "". `at` is a UTC time (ISO 8601), `by` an author.
+    """
+
+    text: str | None = None
+    base: str = ""
+    base_digest: str = ""
+    edited: bool = False
+    image: str = ""
+    decision: str = ""
+    tags: tuple[str, ...] = ()
+    at: str = ""
+    by: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is said: the sample counts as untouched."""
+        return self.text is None and not self.decision and not self.tags
+
+    @classmethod
+    def of(cls, value: Any) -> "Review":
+        """Raises ValueError or TypeError for what is no review."""
+        found = cls(**(value | {"tags": tuple(value["tags"])}))
+        words = [found.base, found.base_digest, found.image, found.at, found.by, *found.tags]
+        if not all(isinstance(one, str) for one in [*words, found.text or ""]):
+            raise ValueError("a text is expected")
+        if found.decision not in DECISIONS or not isinstance(found.edited, bool):
+            raise ValueError("no decision")
+        return found
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an action made of one sample; None: nothing is said about it."""
+
+    shard: str
+    uid: str
+    was: Review | None
+    now: Review | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line: its number, where it is in the file, and which action it takes back or repeats."""
+
+    number: int
+    offset: int
+    size: int
+    by: str
+    what: str
+    undoes: int = 0
+    redoes: int = 0
+
+
+@dataclass
+class _State:
+    """What all lines so far come to."""
+
+    reviews: dict[str, dict[str, Review]] = field(default_factory=dict)
+    versions: dict[str, dict[str, int]] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    offset: int = 0
+    lines: int = 0
+    damaged: int = 0
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Journal:
+    """The journal in a local folder, and what it comes to. Safe to use from several threads.
+
+    With `is_read_only` nothing is written. Raises UserError where the file cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        author: str = "",
+        is_read_only: bool = False,
+        now: Callable[[], str] = utc_now,
+    ):
+        self.folder, self.path = folder, os.path.join(folder, JOURNAL)
+        self.author, self.is_read_only, self._now = author, is_read_only, now
+        self._lock = RLock()
+        self._state = _State()
+        self._told_damaged = 0
+        self.refresh()
+
+    def refresh(self) -> set[str]:
+        """Read what other servers have appended; the shards that it is about."""
+        with self._lock:
+            try:
+                size = os.stat(self.path).st_size
+            except (FileNotFoundError, NotADirectoryError):
+                size = 0
+            if size == self._state.offset:
+                return set()
+            if size < self._state.offset:  # replaced by hand
+                before = set(self._state.reviews)
+                self._state = _State()
+                return before | (self._read() if size else set())
+            return self._read()
+
+    def _read(self) -> set[str]:
+        """Take in the whole lines from `offset` on."""
+        state, changed = self._state, set[str]()
+        try:
+            with open(self.path, "rb") as stream:
+                stream.seek(state.offset)
+                while line := stream.readline(LONGEST_LINE + 1):
+                    if not line.endswith(b"\n"):
+                        break
+                    changed |= self._take(line)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"cannot read the journal of edits {self.path}: {why}") from error
+        if state.damaged > self._told_damaged:
+            self._told_damaged = state.damaged
+            log.warning(
+                "view: %s: %d damaged lines are left out; the others count",
+                self.path, state.damaged,
+            )  # fmt: skip
+        return changed
+
+    def _take(self, line: bytes) -> set[str]:
+        state = self._state
+        offset, state.offset = state.offset, state.offset + len(line)
+        state.lines += 1
+        try:
+            entry, changes = _parsed(line, state.lines, offset)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            state.damaged += 1
+            return set()
+        state.entries.append(entry)
+        for change in changes:
+            reviews = state.reviews.setdefault(change.shard, {})
+            state.versions.setdefault(change.shard, {})[change.uid] = entry.number
+            if change.now is None:
+                reviews.pop(change.uid, None)
+            else:
+                reviews[change.uid] = change.now
+        return {change.shard for change in changes}
+
+    @property
+    def lines(self) -> int:
+        """Lines read so far, also those that are damaged."""
+        return self._state.lines
+
+    @property
+    def damaged(self) -> int:
+        return self._state.damaged
+
+    def shards(self) -> list[str]:
+        """Those about which something is said, sorted."""
+        with self._lock:
+            return sorted(shard for shard, found in self._state.reviews.items() if found)
+
+    def named(self) -> set[str]:
+        """Those that any action was about, also where nothing is said about them now."""
+        with self._lock:
+            return set(self._state.versions)
+
+    def reviews(self, shard: str) -> dict[str, Review]:
+        """What is said about samples of a shard, by uid: a copy."""
+        with self._lock:
+            return dict(self._state.reviews.get(shard, {}))
+
+    def review(self, shard: str, uid: str) -> Review | None:
+        """What is said about one sample."""
+        with self._lock:
+            return self._state.reviews.get(shard, {}).get(uid)
+
+    def version(self, shard: str, uid: str) -> int:
+        """Number of the last action on a sample; 0 for none."""
+        with self._lock:
+            return self._state.versions.get(shard, {}).get(uid, 0)
+
+    def digest(self, shard: str) -> str:
+        """Of all that is said about samples of a shard; "" for nothing."""
+        found = self.reviews(shard)
+        if not found:
+            return ""
+        rows = [[uid, asdict(found[uid])] for uid in sorted(found)]
+        return digest_of(json.dumps(rows, sort_keys=True).encode())
+
+    def counts(self) -> dict[str, int]:
+        """Samples by what is said about them, and by tag as `tag:NAME`."""
+        found = dict.fromkeys(("touched", "edited", "accepted", "rejected", "tagged"), 0)
+        with self._lock:
+            for of_shard in self._state.reviews.values():
+                found["touched"] += len(of_shard)
+                for review in of_shard.values():
+                    found["edited"] += review.edited
+                    found["accepted"] += review.decision == ACCEPT
+                    found["rejected"] += review.decision == REJECT
+                    found["tagged"] += bool(review.tags)
+                    for tag in review.tags:
+                        found[f"tag:{tag}"] = found.get(f"tag:{tag}", 0) + 1
+        return found
+
+    def act(
+        self,
+        what: str,
+        wanted: Sequence[tuple[str, str, int, Callable[[Review], Review]]],
+    ) -> list[Change]:
+        """Change samples: of each the shard, the uid, the version that the page has seen (-1: any)
+        and a function of what is said so far. On disk when it returns.
+
+        Raises ConflictError where somebody else has changed one since; then nothing is changed.
+        """
+
+        def changes() -> Iterable[Change]:
+            at = self._now()
+            for shard, uid, seen, change in wanted:
+                if seen >= 0 and self.version(shard, uid) != seen:
+                    raise ConflictError(
+                        f"sample {uid} of shard {shard} was changed in another tab or server "
+                        "since; look at it again"
+                    )
+                was = self._state.reviews.get(shard, {}).get(uid)
+                made = change(was or Review())
+                now = None if made.is_empty else _stamped(made, at, self.author)
+                if now is None and was is None:
+                    continue
+                if was is not None and now is not None and _stamped(was, at, self.author) == now:
+                    continue
+                yield Change(shard, uid, was, now)
+
+        return self._append(what, changes)
+
+    def undo(self) -> tuple[str, list[Change]] | None:
+        """Take back this author's last action; its name, and what changed. None where there is
+        none. Samples that were changed again since stay."""
+        return self._reverted(is_undo=True)
+
+    def redo(self) -> tuple[str, list[Change]] | None:
+        """Repeat the action that was taken back last."""
+        return self._reverted(is_undo=False)
+
+    def can_undo(self) -> tuple[bool, bool]:
+        """Whether there is something to undo, and to redo."""
+        with self._lock:
+            done, undone = self._stacks()
+            return bool(done), bool(undone)
+
+    def _stacks(self) -> tuple[list[Entry], list[Entry]]:
+        """This author's actions that stand, and those that were taken back."""
+        done: list[Entry] = []
+        undone: list[Entry] = []
+        by_number = {entry.number: entry for entry in self._state.entries}
+        for entry in self._state.entries:
+            if entry.by != self.author:
+                continue
+            if entry.undoes:
+                done = [one for one in done if one.number != entry.undoes]
+                undone.append(by_number[entry.undoes])
+            elif entry.redoes:
+                undone = [one for one in undone if one.number != entry.redoes]
+                done.append(by_number[entry.redoes])
+            else:
+                done.append(entry)
+                undone = []
+        return done, undone
+
+    def _reverted(self, is_undo: bool) -> tuple[str, list[Change]] | None:
+        self._check_writable()
+        with self._lock:
+            self.refresh()
+            entry = next(iter(reversed(self._stacks()[0 if is_undo else 1])), None)
+            if entry is None:
+                return None
+            before = self._changes_of(entry)
+
+            def changes() -> Iterable[Change]:
+                for one in before:
+                    was, now = (one.now, one.was) if is_undo else (one.was, one.now)
+                    if self._state.reviews.get(one.shard, {}).get(one.uid) == was:
+                        yield Change(one.shard, one.uid, was, now)
+
+            about = {"undoes" if is_undo else "redoes": entry.number}
+            return entry.what, self._append(entry.what, changes, about)
+
+    def _changes_of(self, entry: Entry) -> list[Change]:
+        with open(self.path, "rb") as stream:
+            stream.seek(entry.offset)
+            return _parsed(stream.read(entry.size), entry.number, entry.offset)[1]
+
+    def _append(
+        self,
+        what: str,
+        make: Callable[[], Iterable[Change]],
+        about: dict[str, int] | None = None,
+    ) -> list[Change]:
+        """Append the line of some changes, made under the lock; none for no changes, unless
+        `about` says that it takes back an action."""
+        self._check_writable()
+        with self._lock, self._locked():
+            self.refresh()
+            changes = list(make())
+            if not changes and not about:
+                return []
+            value: dict[str, Any] = {
+                "at": self._now(),
+                "by": self.author,
+                "what": what,
+                "set": [
+                    [one.shard, one.uid, _as_json(one.was), _as_json(one.now)] for one in changes
+                ],
+                **(about or {}),
+            }
+            value["check"] = _check(value)
+            line = json.dumps(value).encode() + b"\n"
+            if len(line) > LONGEST_LINE:
+                raise UserError(
+                    f"the edit of {len(changes):,} samples is too large for one action "
+                    f"({len(line):,} bytes); narrow it to a shard or a filter"
+                )
+            self._write(line)
+            self._take(line)
+            return changes
+
+    def _check_writable(self) -> None:
+        if self.is_read_only:
+            raise UserError("capmix view runs with --read-only: it accepts no edits")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Any:
+        try:
+            lock = folder_lock(self.folder)
+            lock.__enter__()
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        with contextlib.ExitStack() as stack:
+            stack.push(lock)
+            yield
+
+    def _write(self, line: bytes) -> None:
+        """At `offset`: what is behind it was never acknowledged. Raises UserError, and leaves the
+        file as it was, where the disk does not take it."""
+        offset = self._state.offset
+        try:
+            is_new = not os.path.exists(self.path)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
+        try:
+            os.ftruncate(handle, offset)
+            written = 0
+            while written < len(line):
+                written += os.pwrite(handle, line[written:], offset + written)
+            os.fsync(handle)
+            if is_new:
+                _sync_folder(self.folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, offset)
+            why = error.strerror or error
+            raise UserError(f"cannot write {self.path}: {why}; the edit is not kept") from error
+        finally:
+            os.close(handle)
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _stamped(review: Review, at: str, by: str) -> Review:
+    return Review(**(vars(review) | {"at": at, "by": by}))
+
+
+def _as_json(review: Review | None) -> dict[str, Any] | None:
+    return None if review is None else asdict(review)
+
+
+def _check(value: dict[str, Any]) -> str:
+    return digest_of(json.dumps(value, sort_keys=True).encode())
+
+
+def _parsed(line: bytes, number: int, offset: int) -> tuple[Entry, list[Change]]:
+    """Raises ValueError, TypeError, KeyError or AttributeError for a damaged line."""
+    value = parse_object(line)
+    if value.pop("check") != _check(value):
+        raise ValueError("another digest")
+    entry = Entry(
+        number,
+        offset,
+        len(line),
+        str(value["by"]),
+        str(value["what"]),
+        int(value.get("undoes", 0)),
+        int(value.get("redoes", 0)),
+    )
+    changes = []
+    for shard, uid, *both in value["set"]:
+        was, now = (None if one is None else Review.of(one) for one in both)
+        changes.append(Change(str(shard), str(uid), was, now))
+    return entry, changes

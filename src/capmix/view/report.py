@@ -1,0 +1,79 @@
+"""The report with samples and images that are read from the pool on demand."""
+
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from capmix.measure.population import read_sample, scores_of_texts
+from capmix.mix.columns import folders_of, read_samples
+from capmix.mix.parts import check_parts
+from capmix.mix.subset import SubsetRows
+from capmix.report.compare import compare
+from capmix.report.examples import decisions, example_rows, thumbnails
+from capmix.report.gather import Found
+from capmix.report.page import plotly_js, render_page, steps_of_page
+from capmix.report.settings import ReportSettings
+
+THUMBNAILS = 2_000  # kept in memory: some 20 MB
+ROWS = 10_000  # of a shard, some MB as JSON
+READERS = 4  # shards read for images at a time
+
+
+class Reader:
+    """What the server reads for the page: rows of the fair sample or of one shard, and images."""
+
+    def __init__(self, found: Found):
+        self.found = found
+        self._steps = steps_of_page(found)
+        self._shards = {shard.name: shard for shard in found.pool.shards}
+        self._locks = [Lock() for _ in range(READERS)]
+        self.rows = lru_cache(maxsize=4)(self._rows)
+        self.decisions = lru_cache(maxsize=16)(self._decisions)
+        self.image = lru_cache(maxsize=THUMBNAILS)(self._image)
+
+    def _rows(self, shard: str) -> tuple[list[dict[str, Any]], int]:
+        """Of `shard`, or of the fair sample where it is empty, and how many samples there are: of
+        more than ROWS, some of them, evenly spaced. KeyError: no such shard."""
+        found = self.found
+        table = self._of_shard(shard) if shard else read_sample(found.store)
+        count = len(table)
+        if shard and count > ROWS:
+            table = table.take(pa.array(np.linspace(0, count - 1, ROWS).astype(np.int64)))
+        return example_rows(table, found.sources, found.scored, self._steps), count
+
+    def _of_shard(self, name: str) -> pa.Table:
+        if name not in self._shards:
+            raise KeyError(name)
+        columns = self.found.columns()
+        parts = check_parts(self.found.store, [self._shards[name]], folders_of(columns.values()))
+        table = read_samples(self.found.store, name, columns, parts)
+        table = scores_of_texts(table, self.found.scored)
+        return table.append_column("shard", pa.repeat(pa.scalar(name), len(table)))
+
+    def _decisions(self, subset: str, shard: str) -> list[str | None]:
+        """For each of `rows(shard)`; raises KeyError for no such subset."""
+        if subset not in self.found.subsets:
+            raise KeyError(subset)
+        return decisions(SubsetRows.pinned(self.found.store, subset), self.rows(shard)[0])
+
+    def _image(self, shard: str, key: str, uid: str) -> bytes:
+        """A thumbnail as WebP. Raises KeyError where there is no such image, or none to decode."""
+        if shard not in self._shards:
+            raise KeyError(shard)
+        with self._locks[hash(shard) % READERS]:
+            row = {"shard": shard, "key": key, "uid": uid}
+            return thumbnails(self.found.pool, [row])[uid]
+
+
+class ReportPages:
+    """The report as the server gives it: the page, and what it asks for."""
+
+    def __init__(self, found: Found, token: str):
+        reader, settings = Reader(found), ReportSettings()
+        compared = compare(found.probes, settings.baseline) if found.probes else []
+        self.page = render_page(found, compared, settings, token)[1]
+        self.plotly = plotly_js
+        self.rows, self.decisions, self.image = reader.rows, reader.decisions, reader.image

@@ -1,0 +1,695 @@
+"""What the workbench does: list, search and change samples; no HTTP here.
+
+A query is about one shard, or about the whole pool. Of a pool that is indexed, of up to MOST_SHARDS
+shards and MOST_SAMPLES samples, all texts are searched and all matches are counted; a larger one is
+searched shard by shard, until there are enough matches or SECONDS are over, and the answer says
+where to resume. What the journal knows (accepted, rejected, tagged, edited) is found in the whole
+pool, whatever its size.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.errors import UserError
+from capmix.mix.catalog import Catalog
+from capmix.pool import Shard
+from capmix.storage.layout import RAW, SAMPLES
+from capmix.storage.record import digest_of
+from capmix.view.journal import ACCEPT, DECISIONS, REJECT, Change, ConflictError, Journal, Review
+from capmix.view.parts import Folded, Folder, stale_at
+from capmix.view.samples import (
+    LONGEST_TEXT,
+    ShardCache,
+    ShardTexts,
+    base_source,
+    text_digest,
+)
+
+MOST_SHARDS, MOST_SAMPLES = 200, 250_000  # of a pool that is searched as a whole
+SECONDS = 2.0  # for a search in a larger pool
+MOST_ROWS = 200  # of one answer
+MOST_CHANGES = 50_000  # samples of one find and replace
+PREVIEWED = 200
+MOST_TAGS, LONGEST_TAG = 32, 64
+LONGEST_QUERY = 1000
+CURRENT = "current"  # text that counts: the edited one where there is one, else the base's
+ALL = "all"
+JOURNALED = ("accepted", "rejected", "tagged", "edited", "stale")
+FILTERS = (ALL, "untouched", *JOURNALED, "flagged", "no-text")
+
+
+class BadRequestError(UserError):
+    """What was asked for cannot be."""
+
+
+class UnknownError(UserError):
+    """There is no such shard or sample."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which samples: those of `shard`, or of the whole pool where it is empty.
+
+    `find` is looked for in the texts of `within` ("" for all of them), as it stands or as a regular
+    expression (RE2); with `word`, as whole words. `keep` is one of FILTERS, or `tag:NAME`.
+    """
+
+    shard: str = ""
+    find: str = ""
+    within: str = ""
+    regex: bool = False
+    case: bool = False
+    word: bool = False
+    keep: str = ALL
+    base: str = RAW
+
+    def checked(self) -> "Query":
+        """Raises BadRequestError."""
+        if len(self.find) > LONGEST_QUERY:
+            raise BadRequestError(f"search for up to {LONGEST_QUERY:,} characters")
+        if self.keep not in FILTERS and not self.keep.startswith("tag:"):
+            raise BadRequestError(f"no filter {self.keep!r}")
+        if self.regex and self.find:
+            try:
+                pc.match_substring_regex(pa.array([""]), self.pattern)
+            except pa.ArrowInvalid as error:
+                why = str(error).partition(":")[2].strip() or str(error)
+                raise BadRequestError(f"regular expression: {why}") from error
+        return self
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression (RE2) that is looked for."""
+        found = self.find if self.regex else _quoted(self.find)
+        return rf"\b(?:{found})\b" if self.word else found
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a list begins: at a row of a shard (its number), forwards or backwards."""
+
+    shard: int = 0
+    row: int = 0
+    backwards: bool = False
+    limit: int = 60
+
+
+class Workbench:
+    """A pool under review. Safe to use from several threads."""
+
+    def __init__(self, catalog: Catalog, cache: ShardCache, journal: Journal, source: str):
+        self.catalog, self.cache, self.journal, self.source = catalog, cache, journal, source
+        self.shards: Sequence[Shard] = catalog.pool.shards
+        self.is_small = self._is_small()
+        self._numbers = {shard.name: number for number, shard in enumerate(self.shards)}
+        self._folder = Folder(catalog, journal, source)
+        self._unfolded: set[str] = set()
+        self._folding = Lock()
+
+    def _is_small(self) -> bool:
+        """Whether each answer may look at the whole pool."""
+        if len(self.shards) > MOST_SHARDS:
+            return False
+        store = self.catalog.store
+        markers = [store.read_marker(f"{SAMPLES}/{shard.name}") for shard in self.shards]
+        return sum(MOST_SAMPLES if m is None else m.rows_in for m in markers) <= MOST_SAMPLES
+
+    # Looking
+
+    def about(self) -> dict[str, Any]:
+        """What the page shows around the samples."""
+        self._refresh()
+        can_undo, can_redo = self.journal.can_undo()
+        return {
+            "journal": {
+                "lines": self.journal.lines,
+                "damaged": self.journal.damaged,
+                "undo": can_undo,
+                "redo": can_redo,
+                "unsaved": len(self._unfolded),
+            },
+            "counts": self.journal.counts(),
+        }
+
+    def pool(self) -> dict[str, Any]:
+        """What does not change while the page is open."""
+        return {
+            "pool": self.catalog.pool.location,
+            "work": self.catalog.store.location,
+            "shards": len(self.shards),
+            "names": [shard.name for shard in self.shards] if self.is_small else [],
+            "small": self.is_small,
+            "images": self.catalog.pool.has_images,
+            "source": self.source,
+            "author": self.journal.author,
+            "readOnly": self.journal.is_read_only,
+            "sources": [one for one in self.catalog.sources() if one != self.source],
+            "scorer": self.cache.scorer,
+            "filters": list(FILTERS),
+            "longest": LONGEST_TEXT,
+            "tags": {"most": MOST_TAGS, "longest": LONGEST_TAG},
+        }
+
+    def shard(self, name: str) -> Shard:
+        """By name, or by number from 1. Raises UnknownError."""
+        if name in self._numbers:
+            return self.shards[self._numbers[name]]
+        if name.isascii() and name.isdigit() and 0 < int(name[:12]) <= len(self.shards):
+            return self.shards[int(name) - 1]
+        raise UnknownError(f"no shard {name!r}; the pool has {len(self.shards):,}")
+
+    def listed(self, query: Query, start: Start) -> dict[str, Any]:
+        """Samples that match, in the pool's order, with the number of all matches where they were
+        counted, and where the rest begins."""
+        query = query.checked()
+        self._refresh()
+        began, limit = time.monotonic(), max(1, min(start.limit, MOST_ROWS))
+        counts_all = bool(query.shard) or self.is_small
+        rows: list[dict[str, Any]] = []
+        matches = before = looked = samples = 0
+        rest: tuple[int, int] | None = None
+        notes: list[str] = []
+        for number in self._order(query, start):
+            if not counts_all and (len(rows) >= limit or time.monotonic() - began > SECONDS):
+                rest = rest or (number, -1 if start.backwards else 0)
+                break
+            texts = self.cache.read(self.shards[number])
+            notes += [f"shard {texts.shard}: {note}" for note in texts.notes]
+            found = np.flatnonzero(self._mask(texts, query))
+            looked, samples = looked + 1, samples + len(texts)
+            matches += len(found)
+            here, is_past = self._from(found, number, start)
+            before += len(found) - len(here) if not is_past or start.backwards else 0
+            if start.backwards:
+                here = here[::-1]
+            taken = here[: limit - len(rows)]
+            if len(taken) < len(here) and rest is None:
+                rest = number, int(here[len(taken)])
+            rows += [self._row(texts, int(row)) for row in taken]
+        return {
+            "rows": rows[::-1] if start.backwards else rows,
+            "matches": matches if counts_all else None,
+            "before": before if counts_all and not start.backwards else None,
+            "rest": rest,
+            "looked": looked,
+            "of": 1 if query.shard else len(self.shards),
+            "samples": samples,
+            "notes": notes[:10],
+        } | self.about()
+
+    def sample(self, shard: str, key: str) -> dict[str, Any]:
+        """The sample of a key or uid, or of a number from 1."""
+        self.journal.refresh()
+        texts = self.cache.read(self.shard(shard))
+        return self._row(texts, self._row_of(texts, key))
+
+    def find(self, shard: str, key: str, everywhere: bool = False) -> tuple[int, int]:
+        """Number of the shard and row of a sample, by key, uid or number from 1: of `shard`, or
+        `everywhere` in a small pool. Raises UnknownError."""
+        if not (everywhere and self.is_small):
+            one = self.shard(shard)
+            return self._numbers[one.name], self._row_of(self.cache.read(one), key)
+        sizes = []
+        for number, one in enumerate(self.shards):
+            texts = self.cache.read(one)
+            sizes.append(len(texts))
+            row = self._named(texts, key)
+            if row is not None:
+                return number, row
+        wanted = int(key) - 1 if key.isascii() and key.isdigit() and len(key) <= 12 else -1
+        for number, size in enumerate(sizes):
+            if 0 <= wanted < size:
+                return number, wanted
+            wanted -= size
+        raise UnknownError(
+            f"no sample {key!r} in the pool: expected a number up to {sum(sizes):,}, a key or a uid"
+        )
+
+    @staticmethod
+    def _named(texts: ShardTexts, key: str) -> int | None:
+        """The row of a uid or key."""
+        if key in texts.rows:
+            return texts.rows[key]
+        row = pc.index(texts.table["key"], key).as_py()
+        return int(row) if row >= 0 else None
+
+    def _row_of(self, texts: ShardTexts, key: str) -> int:
+        row = self._named(texts, key)
+        if row is not None:
+            return row
+        if key.isascii() and key.isdigit() and 0 < int(key[:12]) <= len(texts):
+            return int(key) - 1
+        raise UnknownError(
+            f"no sample {key!r} in shard {texts.shard}: expected a number up to {len(texts):,}, "
+            "a key or a uid"
+        )
+
+    def _order(self, query: Query, start: Start) -> Iterable[int]:
+        """Numbers of the shards to look at. Where all matches are counted, all of them."""
+        if query.shard:
+            return [self._numbers[self.shard(query.shard).name]]
+        last = len(self.shards)
+        if not 0 <= start.shard < last:
+            raise UnknownError(f"no shard number {start.shard + 1}; the pool has {last:,}")
+        known: Sequence[int] = range(last)
+        if query.keep in JOURNALED or query.keep.startswith("tag:"):
+            known = sorted(self._numbers[s] for s in self.journal.shards() if s in self._numbers)
+        if start.backwards:
+            known = known[::-1]
+        if self.is_small:
+            return known
+        return (n for n in known if (n <= start.shard if start.backwards else n >= start.shard))
+
+    @staticmethod
+    def _from(found: np.ndarray, number: int, start: Start) -> tuple[np.ndarray, bool]:
+        """Of the rows found in a shard those at or behind the start; whether the shard itself is
+        behind it."""
+        if number == start.shard:
+            row = start.row
+            if start.backwards:
+                return (found if row < 0 else found[found <= row]), False
+            return found[found >= row], False
+        is_past = number < start.shard if start.backwards else number > start.shard
+        return (found if is_past else found[:0]), is_past
+
+    def _mask(self, texts: ShardTexts, query: Query) -> np.ndarray:
+        """bool (N,): the samples of a shard that match."""
+        found = self._kept(texts, query)
+        if not query.find or not found.any():
+            return found
+        reviews = self.journal.reviews(texts.shard)
+        edited = self._edited(texts, reviews)
+        if query.within == CURRENT:
+            columns = [self._current(texts, query.base, edited)]
+        elif query.within == self.source:
+            columns = [edited]
+        elif query.within:
+            columns = [texts.texts(query.within)]
+        else:
+            columns = [edited, *(texts.texts(name) for name in texts.names)]
+        hit = np.zeros(len(texts), bool)
+        for column in columns:
+            if column is not None:
+                hit |= _matches(column, query)
+        return np.asarray(found & hit)
+
+    def _kept(self, texts: ShardTexts, query: Query) -> np.ndarray:
+        if query.keep == ALL:
+            return np.ones(len(texts), bool)
+        if query.keep == "flagged":
+            return texts.flagged()
+        if query.keep == "no-text":
+            name = query.within if query.within not in (CURRENT, self.source) else ""
+            return texts.without_text(name)
+        found = np.zeros(len(texts), bool)
+        is_untouched = query.keep == "untouched"
+        for uid, review in self.journal.reviews(texts.shard).items():
+            row = texts.rows.get(uid)
+            if row is not None:
+                found[row] = is_untouched or self._is_kept(review, query.keep, texts, row)
+        return ~found if is_untouched else found
+
+    @staticmethod
+    def _is_kept(review: Review, keep: str, texts: ShardTexts, row: int) -> bool:
+        if keep.startswith("tag:"):
+            return keep.removeprefix("tag:") in review.tags
+        if keep == "stale":
+            return bool(stale_at(review, texts, row))
+        return {
+            "accepted": review.decision == ACCEPT,
+            "rejected": review.decision == REJECT,
+            "tagged": bool(review.tags),
+            "edited": review.edited,
+        }[keep]
+
+    @staticmethod
+    def _edited(texts: ShardTexts, reviews: Mapping[str, Review]) -> pa.Array | None:
+        """string (N,): what was written or accepted; None for nothing."""
+        known = [
+            (texts.rows[uid], review.text)
+            for uid, review in reviews.items()
+            if review.text is not None and uid in texts.rows
+        ]
+        if not known:
+            return None
+        places = np.full(len(texts), -1, np.int64)
+        places[[row for row, _ in known]] = np.arange(len(known))
+        values = pa.array([text for _, text in known], pa.string())
+        return values.take(pa.array(places, mask=places < 0))
+
+    @staticmethod
+    def _current(texts: ShardTexts, base: str, edited: pa.Array | None) -> pa.Array | None:
+        of_base = texts.texts(base)
+        if edited is None or of_base is None:
+            return of_base if edited is None else edited
+        return pc.coalesce(edited, of_base)
+
+    def _row(self, texts: ShardTexts, row: int) -> dict[str, Any]:
+        found = texts.as_json(row)
+        review = self.journal.review(texts.shard, found["uid"])
+        found["texts"] = [
+            one for one in found["texts"] if base_source(one["name"], [self.source]) != self.source
+        ]
+        found["version"] = self.journal.version(texts.shard, found["uid"])
+        found["number"] = self._numbers[texts.shard]
+        found["of"] = len(texts)
+        found["review"] = None
+        if review is not None:
+            found["review"] = {
+                "text": review.text, "base": review.base, "edited": review.edited,
+                "decision": review.decision, "tags": list(review.tags),
+                "at": review.at, "by": review.by, "stale": stale_at(review, texts, row),
+                "score": self._own_score(texts, row, review),
+            }  # fmt: skip
+        return found
+
+    def _own_score(self, texts: ShardTexts, row: int, review: Review) -> float | None:
+        """The score of the edited text, where that very text was scored."""
+        if self.source not in texts.names or texts.text(self.source, row) != review.text:
+            return None
+        name = f"{self.source}_score"
+        value = texts.table[name][row].as_py() if name in texts.table.column_names else None
+        return None if value is None else float(f"{value:.4f}")
+
+    # Changing
+
+    def act(self, shard: str, uid: str, seen: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Change one sample. `wanted` may have `text` (null: none), `decision`, `tags`, `base` with
+        `digest` (the base text that the page shows), and `confirm` (a stale review is right).
+
+        Raises BadRequestError, UnknownError and ConflictError.
+        """
+        asked = _Asked.of(wanted)
+        texts = self.cache.read(self.shard(shard))
+        if uid not in texts.rows:
+            raise UnknownError(f"no sample {uid!r} in shard {shard}")
+        row = texts.rows[uid]
+        self._check_base(texts, asked.base)
+        if asked.base is not None and text_digest(texts.text(asked.base, row)) != asked.digest:
+            raise ConflictError(
+                f"the text of {asked.base} was written again since the page has shown it; look at "
+                "it again"
+            )
+        change = partial(asked.applied, texts, row)
+        self.journal.act(asked.what, [(texts.shard, uid, seen, change)])
+        self._unfolded.add(texts.shard)
+        return {"row": self._row(texts, row)} | self.about()
+
+    def _check_base(self, texts: ShardTexts, base: str | None) -> None:
+        if base is not None and (
+            base not in texts.names or base_source(base, [self.source]) == self.source
+        ):
+            raise BadRequestError(f"base: no text {base!r} in shard {texts.shard}")
+
+    def undo(self, is_redo: bool = False) -> dict[str, Any]:
+        """Take back the author's last action, or repeat it; the samples that changed."""
+        found = self.journal.redo() if is_redo else self.journal.undo()
+        if found is None:
+            raise BadRequestError(f"nothing to {'redo' if is_redo else 'undo'}")
+        what, changes = found
+        self._unfolded |= {change.shard for change in changes}
+        return {"what": what, "changed": len(changes), "rows": self._rows(changes)} | self.about()
+
+    def _rows(self, changes: Sequence[Change]) -> list[dict[str, Any]]:
+        """The first samples that changed, as they are now."""
+        rows = []
+        for change in changes[:MOST_ROWS]:
+            if change.shard in self._numbers:
+                texts = self.cache.read(self.shard(change.shard))
+                if change.uid in texts.rows:
+                    rows.append(self._row(texts, texts.rows[change.uid]))
+        return rows
+
+    def replacements(self, query: Query, new: str) -> dict[str, Any]:
+        """What find and replace would do to the current texts: the number of samples, the first
+        ones before and after, and a digest of all that `replace` must be given."""
+        found = list(self._replaced(query, new))
+        shown = [
+            {"shard": one.texts.shard, "key": one.texts.table["key"][one.row].as_py(),
+             "uid": one.uid, "before": one.before, "after": one.after}
+            for one in found[:PREVIEWED]
+        ]  # fmt: skip
+        return {"count": len(found), "shown": shown, "digest": _digest(found)}
+
+    def replace(self, query: Query, new: str, digest: str) -> dict[str, Any]:
+        """Do what `replacements` has shown. Raises ConflictError where it is not the same now."""
+        found = list(self._replaced(query, new))
+        if _digest(found) != digest:
+            raise ConflictError("texts have changed since the preview; preview it again")
+        asked = [
+            (
+                one.texts.shard,
+                one.uid,
+                one.version,
+                partial(_Asked(text=one.after, base=one.base).applied, one.texts, one.row),
+            )
+            for one in found
+        ]
+        changes = self.journal.act("replace", asked)
+        self._unfolded |= {change.shard for change in changes}
+        return {"changed": len(changes), "rows": self._rows(changes)} | self.about()
+
+    def _replaced(self, query: Query, new: str) -> Iterator["_Replaced"]:
+        query = replace(query, within=CURRENT).checked()
+        new = _clean(new)
+        if not query.find:
+            raise BadRequestError("find: expected a text")
+        if not query.shard and not self.is_small:
+            raise BadRequestError("a pool of this size is edited shard by shard; choose one")
+        self._refresh()
+        count = 0
+        for number in self._order(query, Start()):
+            texts = self.cache.read(self.shards[number])
+            rows = np.flatnonzero(self._mask(texts, query))
+            reviews = self.journal.reviews(texts.shard)
+            current = self._current(texts, query.base, self._edited(texts, reviews))
+            if current is None or not len(rows):
+                continue
+            self._check_base(texts, query.base)
+            before = current.take(pa.array(rows))
+            after = _substituted(before, query, new)
+            uids = texts.table["uid"].take(pa.array(rows)).to_pylist()
+            for row, uid, old, made in zip(
+                rows.tolist(), uids, before.to_pylist(), after, strict=True
+            ):
+                if made == old or not made:  # a caption is not taken away by the way
+                    continue
+                count += 1
+                if count > MOST_CHANGES:
+                    raise BadRequestError(
+                        f"over {MOST_CHANGES:,} texts match; narrow it to a shard or a filter"
+                    )
+                review = reviews.get(uid)
+                base = review.base if review is not None and review.text is not None else ""
+                version = self.journal.version(texts.shard, uid)
+                yield _Replaced(texts, row, uid, base or query.base, version, old, made)
+
+    # Writing parts
+
+    def save(self, everything: bool = False) -> dict[str, Any]:
+        """Write the parts of the shards with edits; of a small pool, or with `everything`, of all
+        shards, which commands that read the source need."""
+        return {"saved": self.fold(everything).line()} | self.about()
+
+    def fold(self, everything: bool = False, around: Any = iter) -> Folded:
+        with self._folding:
+            self._refresh()
+            if not self.journal.lines:
+                return Folded()
+            before = set(self._unfolded)
+            touched = self.journal.named() | before
+            wanted = [shard for shard in self.shards if shard.name in touched]
+            if everything or len(self.shards) <= MOST_SHARDS:
+                wanted += [shard for shard in self.shards if shard.name not in touched]
+            found = self._folder.fold(wanted, around)
+            found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
+            self._unfolded -= before
+            return found
+
+    def _refresh(self) -> None:
+        self._unfolded |= self.journal.refresh()
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """One text that find and replace changes."""
+
+    texts: ShardTexts
+    row: int
+    uid: str
+    base: str
+    version: int
+    before: str
+    after: str
+
+
+def _digest(found: Sequence[_Replaced]) -> str:
+    lines = (f"{o.texts.shard} {o.uid} {o.version} {text_digest(o.before)}\n" for o in found)
+    return digest_of("".join(lines).encode("utf-8", "surrogatepass"))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A change of one sample; what is None stays. `drops_text` takes the text away."""
+
+    text: str | None = None
+    drops_text: bool = False
+    decision: str | None = None
+    tags: tuple[str, ...] | None = None
+    base: str | None = None
+    digest: str = ""
+    confirm: bool = False
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "_Asked":
+        """Raises BadRequestError."""
+        text = value.get("text")
+        if text is not None and not isinstance(text, str):
+            raise BadRequestError("text: expected a string or null")
+        decision = value.get("decision")
+        if decision is not None and decision not in DECISIONS:
+            raise BadRequestError(f"decision: expected one of {', '.join(DECISIONS)!r}")
+        base = value.get("base")
+        if base is not None and not isinstance(base, str):
+            raise BadRequestError("base: expected a string")
+        text = None if text is None else clean_text(text)
+        if text and base is None:
+            raise BadRequestError("base: expected the name of the text that was edited")
+        tags = value.get("tags")
+        return cls(
+            text or None,
+            "text" in value and not text,
+            decision,
+            None if tags is None else clean_tags(tags),
+            base,
+            str(value.get("digest", "")),
+            value.get("confirm") is True,
+        )
+
+    @property
+    def what(self) -> str:
+        """The action in a word, for the journal and for `undo`."""
+        if self.confirm:
+            return "confirm"
+        if self.text is not None:
+            return "edit" if self.decision is None else f"edit and {self.decision or 'clear'}"
+        if self.decision is not None:
+            return self.decision or "clear"
+        return "tag" if self.tags is not None else "clear text"
+
+    def applied(self, texts: ShardTexts, row: int, before: Review) -> Review:
+        """The review with this change."""
+        if before.text is None and not before.decision and not before.tags:
+            before = Review()
+        is_stale = bool(stale_at(before, texts, row))
+        is_renewed = self.confirm or self.text is not None or self.drops_text
+        if is_stale and self.decision and not is_renewed:
+            raise BadRequestError(
+                "the image or the text was changed since this sample was reviewed; confirm the "
+                "edit, or write it again, first"
+            )
+        review = replace(before, image=before.image or texts.image(row))
+        if self.confirm or (is_stale and self.text is not None):
+            known = text_digest(texts.text(before.base, row)) if before.base else ""
+            review = replace(review, image=texts.image(row), base_digest=known)
+        if self.tags is not None:
+            review = replace(review, tags=self.tags)
+        if self.text is not None:
+            review = self._with_text(review, self.text, self.base or "", texts, row)
+        if self.drops_text:
+            review = replace(review, text=None, edited=False, base="", base_digest="")
+        if self.decision is not None:
+            review = replace(review, decision=self.decision)
+            review = self._with_decision(review, texts, row)
+        if review.text is not None and not review.edited and review.decision != ACCEPT:
+            review = replace(review, text=None)  # written as it was before: no edit
+        if review.text is None and not review.decision:
+            review = replace(review, base="", base_digest="")
+        return review
+
+    def _with_decision(self, review: Review, texts: ShardTexts, row: int) -> Review:
+        """To accept a sample without an edit is to take its base text as it is."""
+        if review.edited:
+            return review
+        if self.decision == ACCEPT and review.text is None and self.base:
+            text = texts.text(self.base, row)
+            if text is not None and text.strip():
+                if len(text) > LONGEST_TEXT:
+                    raise BadRequestError(f"a text may have {LONGEST_TEXT:,} characters")
+                return self._with_text(review, text, self.base, texts, row)
+        return review
+
+    @staticmethod
+    def _with_text(review: Review, text: str, base: str, texts: ShardTexts, row: int) -> Review:
+        of_base = texts.text(base, row)
+        return replace(
+            review,
+            text=text,
+            base=base,
+            base_digest=text_digest(of_base),
+            edited=of_base is None or text.strip() != of_base.strip(),
+        )
+
+
+def clean_text(text: str) -> str:
+    """As captions are: no white space around, no half of a surrogate pair, no zero byte.
+
+    Raises BadRequestError where it is longer than LONGEST_TEXT.
+    """
+    text = _clean(text).strip()
+    if len(text) > LONGEST_TEXT:
+        raise BadRequestError(
+            f"a text may have {LONGEST_TEXT:,} characters, this one {len(text):,}"
+        )
+    return text
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "").replace("\r\n", "\n")
+
+
+def clean_tags(tags: Any) -> tuple[str, ...]:
+    """Distinct tags in their order. Raises BadRequestError."""
+    if not isinstance(tags, list) or not all(isinstance(one, str) for one in tags):
+        raise BadRequestError("tags: expected a list of strings")
+    found = tuple(dict.fromkeys(one.strip() for one in tags if one.strip()))
+    if len(found) > MOST_TAGS:
+        raise BadRequestError(f"tags: up to {MOST_TAGS} of a sample")
+    for tag in found:
+        if len(tag) > LONGEST_TAG or not tag.isprintable() or "," in tag:
+            raise BadRequestError(
+                f"tags: expected up to {LONGEST_TAG} printable characters without a comma"
+            )
+    return found
+
+
+def _matches(column: pa.Array, query: Query) -> np.ndarray:
+    if query.regex or query.word:
+        found = pc.match_substring_regex(column, query.pattern, ignore_case=not query.case)
+    else:
+        found = pc.match_substring(column, query.find, ignore_case=not query.case)
+    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
+
+
+def _substituted(column: pa.Array, query: Query, new: str) -> list[str]:
+    """The texts with every match replaced; `\\1` in `new` is a group of a regular expression."""
+    pattern = query.pattern if query.case else f"(?i){query.pattern}"
+    replacement = new if query.regex else new.replace("\\", "\\\\")
+    try:
+        made = pc.replace_substring_regex(column, pattern=pattern, replacement=replacement)
+    except pa.ArrowInvalid as error:
+        raise BadRequestError(f"replace: {str(error).splitlines()[0]}") from error
+    return [clean_text(text) for text in made.to_pylist()]
+
+
+def _quoted(text: str) -> str:
+    """A regular expression (RE2) of a text as it stands."""
+    return "".join(f"\\x{{{ord(one):x}}}" if not one.isalnum() else one for one in text)
