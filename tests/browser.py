@@ -63,7 +63,6 @@ def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]
         page.on("dialog", dismiss)
         page.goto(url)
         page.wait_for_selector("html[data-ready=yes]")
-        page.wait_for_selector(".js-plotly-plot .main-svg >> nth=0")
         try:
             yield seen
         finally:

@@ -1,7 +1,7 @@
 """Compare recipes over seeds: means, standard deviations and bootstrap intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -23,13 +23,15 @@ class MeanEstimate:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent."""
+    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent;
+    `resamples` are the averages, in percent, behind the intervals, of the same items for all."""
 
     name: str
     seeds: int
     metrics: dict[str, tuple[float, float]]
     average: MeanEstimate
     against_baseline: MeanEstimate | None
+    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
 
 def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[RecipeResult]:
@@ -54,14 +56,15 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
         average = MeanEstimate(
             float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name])
         )
-        rows.append(RecipeResult(name, len(runs), _metrics(runs), average, difference))
+        rows.append(
+            RecipeResult(name, len(runs), _metrics(runs), average, difference, samples[name])
+        )
     return rows
 
 
 def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
     """Plain sentences: which recipes differ from the baseline, and if `order` (rising) appears."""
     lines = []
-    by_name = {row.name: row for row in rows}
     for row in rows:
         change = row.against_baseline
         if change is None:
@@ -74,14 +77,19 @@ def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
         lines.append(
             f"{row.name}: {change.mean:+.1f} points [{change.low:+.1f}, {change.high:+.1f}], {word}"
         )
+    return lines + order_found(rows, order)
+
+
+def order_found(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
+    """A sentence that says whether `order` (rising) appears, where all its recipes have results."""
+    by_name = {row.name: row for row in rows}
     known = [by_name[name] for name in order if name in by_name]
-    if order and len(known) == len(order):
-        means = [row.average.mean for row in known]
-        rises = all(a < b for a, b in pairwise(means))
-        chain = " < ".join(order)
-        appears = "appears in these means" if rises else "does not appear here"
-        lines.append(f"The paper's order ({chain}) {appears}.")
-    return lines
+    if not order or len(known) < len(order):
+        return []
+    means = [row.average.mean for row in known]
+    rises = all(a < b for a, b in pairwise(means))
+    appears = "appears in these means" if rises else "does not appear here"
+    return [f"The paper's order ({' < '.join(order)}) {appears}."]
 
 
 def _average(hits: dict[str, np.ndarray]) -> float:

@@ -1,0 +1,216 @@
+"""What the results say, in one sentence that the intervals carry."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from capmix.report.compare import RecipeResult
+from capmix.report.differences import Difference, Differences, of_probes, of_runs
+from capmix.report.gather import Found, is_control_name
+from capmix.report.outcomes import RecipeOutcome
+from capmix.report.wording import change_text, interval_text, listed, signed
+
+Mark = Literal["best", "tie", "lower", ""]
+Clause = str | None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """`text` is the answer, `more` says what else holds, `about` what was compared and how. `marks`
+    has how each recipe compares with the highest."""
+
+    text: str
+    more: Sequence[str] = ()
+    about: str = ""
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Recipes that are no controls, highest first, and what is known of their differences."""
+
+    candidates: Sequence[RecipeOutcome]
+    controls: Sequence[RecipeOutcome]
+    differences: Differences
+    baseline: str | None
+
+    @property
+    def best(self) -> RecipeOutcome:
+        return self.candidates[0]
+
+    @property
+    def ties(self) -> list[str]:
+        if not self.differences.tested:
+            return []
+        others = [one.subset for one in self.candidates[1:]]
+        return [name for name in others if not self.differences.of(self.best.subset, name).is_clear]
+
+
+def headline(
+    found: Found, rows: Sequence[RecipeResult], outcomes: Sequence[RecipeOutcome], baseline: str
+) -> Headline | None:
+    """None where no recipe but controls has results."""
+    known = [one for one in outcomes if not is_control(found, one.subset)]
+    if not known:
+        return None
+    differences = differences_of(found, rows, outcomes)
+    results = _Results(
+        sorted(known, key=lambda one: -differences.mean(one.subset)),
+        [one for one in outcomes if is_control(found, one.subset)],
+        differences,
+        baseline if baseline in differences.names and len(outcomes) > 1 else None,
+    )
+    clauses = [_against_baseline(results), _mixing(found, results)]
+    more = [_highest(results), _best_mixing(found, results), *_controls(results)]
+    return Headline(
+        "; ".join(one for one in clauses if one),
+        [one for one in more if one],
+        _about(results),
+        _marks(results),
+    )
+
+
+def is_control(found: Found, subset: str) -> bool:
+    """Whether a recipe is set apart, by what it does or by its name."""
+    known = found.subsets.get(subset)
+    return known.is_control if known is not None else is_control_name(subset)
+
+
+def differences_of(
+    found: Found, rows: Sequence[RecipeResult], outcomes: Sequence[RecipeOutcome]
+) -> Differences:
+    """Those of the trained runs if there are any, else of the probes."""
+    if not found.runs:
+        return of_probes(rows)
+    known = {one.subset: found.by_seed.get(one.subset) for one in outcomes}
+    seeds = {name: values for name, values in known.items() if values}
+    if len(seeds) < len(known):
+        seeds = {one.subset: {0: one.average} for one in outcomes}
+    return of_runs(seeds, [name for name in seeds if is_control(found, name)])
+
+
+def _against_baseline(results: _Results) -> str:
+    best, differences = results.best.subset, results.differences
+    others = [one.subset for one in results.candidates if one.subset != results.baseline]
+    if len(results.candidates) == 1 and results.baseline in (None, best):
+        return f"{best}: {_average(results.best)}; there is no other recipe to compare it with"
+    if results.baseline is None:
+        return f"{best}: {_average(results.best)}, the highest of {len(results.candidates)} recipes"
+    if best == results.baseline:
+        change = differences.of(others[0], best)
+        return f"No recipe is above {best}: the next, {others[0]}, has {_points(change)}"
+    change = differences.of(best, results.baseline)
+    if differences.tested and not change.is_clear:
+        return (
+            f"No recipe is distinguishable from {results.baseline}: the highest, {best}, has "
+            f"{_points(change)}"
+        )
+    interval = "" if change.low is None else f" {interval_text(change.low, change.high or 0.0)}"
+    untested = "" if differences.tested else ", with one seed each: not tested"
+    return f"{best}: {signed(change.mean)} points over {results.baseline}{interval}{untested}"
+
+
+def _mixing(found: Found, results: _Results) -> Clause:
+    """How the best mix of sources compares with the best synthetic source alone."""
+    mixed, alone = _best_of_kinds(found, results)
+    if mixed is None or alone is None or not results.differences.tested:
+        return None
+    change = results.differences.of(mixed, alone)
+    if not change.is_clear:
+        return "mixing is not distinguishable from synthetic alone"
+    if change.mean > 0:
+        return f"mixing has {_points(change)} over synthetic alone"
+    return f"synthetic alone has {_points(results.differences.of(alone, mixed))} over mixing"
+
+
+def _best_mixing(found: Found, results: _Results) -> Clause:
+    mixed, alone = _best_of_kinds(found, results)
+    if mixed is None or alone is None:
+        return None
+    change = results.differences.of(mixed, alone)
+    return f"Of mixes, {mixed} is highest: {_points(change)} against {alone}."
+
+
+def _best_of_kinds(found: Found, results: _Results) -> tuple[str | None, str | None]:
+    mixed, alone = None, None
+    for one in results.candidates:
+        subset = found.subsets.get(one.subset)
+        sources = subset.sources if subset is not None else []
+        if len(sources) > 1:
+            mixed = mixed or one.subset
+        elif sources and sources != ["raw"]:
+            alone = alone or one.subset
+    return mixed, alone
+
+
+def _highest(results: _Results) -> Clause:
+    if len(results.candidates) == 1:
+        return None
+    best = f"{results.best.subset} is highest, {_average(results.best)}"
+    if not results.differences.tested:
+        return f"{best}."
+    if not results.ties:
+        return f"{best}; every other recipe is lower."
+    return f"{best}; not distinguishable from it: {listed(results.ties)}."
+
+
+def _controls(results: _Results) -> list[str]:
+    controls = [one for one in results.controls if not one.subset.startswith("oracle")]
+    if not controls or not results.differences.tested:
+        return []
+    best = results.best.subset
+    unclear = [
+        one.subset
+        for one in controls
+        if not results.differences.of(best, one.subset).is_clear
+        or one.average > results.best.average
+    ]
+    if unclear:
+        return [f"Check this first: {best} is not clearly above {listed(unclear)}."]
+    values = listed([f"{one.subset} {one.average:.1f} %" for one in controls])
+    return [f"All controls are lower: {values}."]
+
+
+def _about(results: _Results) -> str:
+    every = [*results.candidates, *results.controls]
+    seeds = sorted({one.seeds for one in every})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    kind = "trained runs" if results.best.of == "runs" else "probes"
+    each = "" if len(every) == 1 else " each"
+    text = f"{_count(len(every), 'recipe')}, {_count(counted, 'seed')}{each} ({kind})."
+    if len(every) == 1:
+        return text
+    if not results.differences.tested:
+        return f"{text} With {results.differences.about} nothing says which differences are chance."
+    pairs = len(every) * (len(every) - 1) // 2
+    return (
+        f"{text} In brackets: {results.differences.about}, each by itself. “Over”, “lower” and "
+        f"“not distinguishable” hold at 5 % for all {_count(pairs, 'pair')} of recipes together."
+    )
+
+
+def _marks(results: _Results) -> dict[str, Mark]:
+    if len(results.candidates) == 1:
+        return {}
+    marks: dict[str, Mark] = {one.subset: "lower" for one in results.candidates}
+    if not results.differences.tested:
+        marks = dict.fromkeys(marks, "")
+    marks |= dict.fromkeys(results.ties, "tie")
+    return marks | {results.best.subset: "best"}
+
+
+def _average(one: RecipeOutcome) -> str:
+    if one.of == "probes":
+        return f"{one.average:.1f} % {interval_text(one.low, one.high)}"
+    spread = f" ± {one.high - one.average:.1f}" if one.seeds > 1 else ""
+    return f"{one.average:.1f}{spread} %"
+
+
+def _points(change: Difference) -> str:
+    words = change_text(change.mean, change.low, change.high)
+    number, _, interval = words.partition(" ")
+    return f"{number} points {interval}".rstrip()
+
+
+def _count(number: int | str, what: str) -> str:
+    return f"{number} {what}" if str(number) == "1" else f"{number} {what}s"
