@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["line", "points", "steps", "cloud"]
+Mark = Literal["best", "tie", "lower", ""]  # against the highest
 PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
 class Series:
     """One line, group of points or histogram. `low` and `high` are ends of intervals of `y`;
-    `labels` say what each point is. `short` is what is written beside it (default: `name`)."""
+    `labels` say what each point is. `short` is what is written beside it (default: `name`), where
+    it is `named`; `marks` say how each point compares with the highest."""
 
     name: str
     x: Sequence[float]
@@ -22,12 +24,14 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     labels: Sequence[str] = ()
-    colour: str = ""
+    colour: str = "ink"
     shape: int = 0
     dashed: bool = False
     hollow: bool = False
     short: str = ""
     part: str = ""
+    named: bool = True
+    marks: Sequence[Mark] = ()
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class FigureRow:
     value: float
     low: float | None = None
     high: float | None = None
-    colour: str = ""
-    mark: Literal["best", "tie", "lower", ""] = ""
+    colour: str = "ink"
+    mark: Mark = ""
     group: str = ""
     difference: tuple[float, float | None, float | None] | None = None
 
@@ -48,8 +52,8 @@ class FigureRow:
 @dataclass(frozen=True)
 class Figure:
     """`name` is that of its files, `about` says in words what is to be seen. A figure has either
-    `series`, or `rows` by group. `marks` are vertical lines, `levels` horizontal ones: what they
-    are called, and where they are."""
+    `series`, or `rows` by group. `marks` are vertical lines, `levels` and `published`
+    horizontal ones: what they are called, and where they are."""
 
     name: str
     title: str
@@ -61,6 +65,7 @@ class Figure:
     y_log: bool = False
     marks: Sequence[tuple[str, float]] = field(default_factory=tuple)
     levels: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    published: Sequence[tuple[str, float]] = field(default_factory=tuple)
     rows: Sequence[FigureRow] = ()
     baseline: str = ""
 
@@ -88,7 +93,7 @@ class Figure:
                 writer.writerow([one.name, x, y] + ends * intervals + [_inert(label)] * labels)
         for name, value in self.marks:
             writer.writerow([name, value, ""] + ["", ""] * intervals + [""] * labels)
-        for name, value in self.levels:
+        for name, value in [*self.levels, *self.published]:
             writer.writerow([name, "", value] + ["", ""] * intervals + [""] * labels)
         return out.getvalue()
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from capmix.report.captioners import CaptionerRow
 from capmix.report.differences import Differences
-from capmix.report.figure import PUBLISHED, Figure, FigureRow, Series
+from capmix.report.figure import PUBLISHED, Figure, FigureRow, Mark, Series
 from capmix.report.gather import Found, FoundSubset
-from capmix.report.headline import Mark, is_control
+from capmix.report.headline import is_control
 from capmix.report.outcomes import AVERAGE, IMAGENET, RETRIEVAL, RecipeOutcome
 from capmix.report.palette import OTHER, Palette
 from capmix.report.published import SOURCE, PublishedRow
@@ -15,6 +15,7 @@ from capmix.report.published import SOURCE, PublishedRow
 LONGEST_LABEL = 120
 FEWEST_TEXTS = 20  # of which a distribution says anything
 BINS = 50
+MOST_NAMES = 12
 FEWEST_POINTS = 3  # of a line
 CONTROLS = "Controls and oracles"
 
@@ -140,13 +141,13 @@ def _ends(outcomes: Sequence[RecipeOutcome]) -> str:
 
 
 def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | None:
-    """The average against the fraction of the pool that is kept: a line for each strategy of which
-    there are several fractions, and a level for the baseline."""
+    """The average against the fraction that a recipe is given: a line for each strategy of which
+    there are several fractions, levels for the baseline and for published rows."""
     by_strategy: dict[str, list[tuple[float, RecipeOutcome]]] = {}
     for outcome in compared.outcomes:
         subset = found.subsets.get(outcome.subset)
         if subset is not None:
-            by_strategy.setdefault(subset.strategy, []).append((subset.fraction, outcome))
+            by_strategy.setdefault(subset.strategy, []).append((subset.given, outcome))
     swept = {name: sorted(points, key=lambda point: point[0])
              for name, points in by_strategy.items()
              if len({fraction for fraction, _ in points}) > 1}  # fmt: skip
@@ -175,22 +176,30 @@ def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | No
                 colour,
                 order,
                 order % 2 == 1,
+                marks=[compared.marks.get(outcome.subset, "") for _, outcome in points],
             )
         )
     ends = _ends(compared.outcomes)
     about = (
-        "The average of each recipe against the fraction of the pool that it keeps; recipes that "
-        f"differ in the fraction alone are joined{ends and f'; bands: {ends}'}"
+        "The average of each recipe against the fraction that it is given; recipes that differ in "
+        f"it alone are joined{ends and f'; bands: {ends}'}"
     )
     return Figure(
         "fractions",
-        "Accuracy against the fraction kept",
+        "Accuracy against the fraction",
         about,
-        "rows kept, as a fraction of the pool's samples",
-        "average, %",
+        "fraction of the recipe (of raw-top30: 0.3)",
+        f"average, %{ends and f' (bands: {ends})'}",
         series,
         levels=levels,
+        published=_published_levels(compared),
     )
+
+
+def _published_levels(compared: Compared) -> list[tuple[str, float]]:
+    if any(one.average_of != AVERAGE for one in compared.outcomes):
+        return []
+    return [(row.name, row.value) for row in _published(compared.published, AVERAGE)]
 
 
 def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure]:
@@ -206,10 +215,15 @@ def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure
         group = AVERAGE if name == "average" else RETRIEVAL
         is_imagenet = all(IMAGENET in one.groups for one, _, _ in points)
         classes = "ImageNet accuracy" if is_imagenet else "mean zero-shot accuracy"
+        named = _named(found, compared, [one for one, _, _ in points])
         series = [
-            Series(one.subset, [x], [y], "points", colour=_colour(found, one.subset, palette))
-            for one, x, y in points
-        ]
+            Series(
+                one.subset, [x], [y], "points",
+                colour=_colour(found, one.subset, palette), named=one.subset in named,
+                marks=["best" if compared.marks.get(one.subset) == "best" else ""],
+            )
+            for one, x, y in sorted(points, key=lambda point: point[0].subset not in named[:2])
+        ]  # fmt: skip
         if len(points) < FEWEST_POINTS or all(x == y for _, x, y in points):
             continue
         if all({IMAGENET, group} <= one.groups.keys() for one, _, _ in points):
@@ -232,6 +246,20 @@ def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure
             )
         )
     return made
+
+
+def _named(found: Found, compared: Compared, outcomes: Sequence[RecipeOutcome]) -> list[str]:
+    """Whose names are in a figure, the highest and the baseline first; of more than MOST_NAMES the
+    highest of each strategy."""
+    order = sorted(outcomes, key=lambda one: -one.average)
+    first = [one.subset for one in order[:1]] + [compared.baseline]
+    if len(order) <= MOST_NAMES:
+        return [*first, *(one.subset for one in order)]
+    strategies: dict[str, str] = {}
+    for one in order:
+        subset = found.subsets.get(one.subset)
+        strategies.setdefault(subset.strategy if subset else one.subset, one.subset)
+    return [*first, *strategies.values()][:MOST_NAMES]
 
 
 def similarity(found: Found, shown: FoundSubset | None, palette: Palette) -> Figure | None:

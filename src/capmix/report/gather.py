@@ -16,6 +16,7 @@ from capmix.mix.columns import Column
 from capmix.mix.mix import Summary
 from capmix.pool import Pool
 from capmix.probe.evaluate import ProbeResult, load_result
+from capmix.report.compare import is_control_name
 from capmix.report.outcomes import (
     RecipeOutcome,
     average_name,
@@ -38,8 +39,6 @@ from capmix.storage.layout import (
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
-CONTROLS = ("control", "oracle")
-
 
 @dataclass(frozen=True)
 class FoundSubset:
@@ -53,6 +52,12 @@ class FoundSubset:
     def fraction(self) -> float:
         """Rows kept over samples, the paper's fraction of the pool."""
         return self.summary.kept / self.summary.rows_in if self.summary.rows_in else 0.0
+
+    @property
+    def given(self) -> float:
+        """The fraction that its recipe was given; without one, that of the rows it kept."""
+        given = self.recipe.get("parameters", {}).get("fraction")
+        return self.fraction if given is None else float(given)
 
     @property
     def strategy(self) -> str:
@@ -79,11 +84,6 @@ class FoundSubset:
         whole = {"where": "true", "weight": "1", "source": clauses[0]["source"]}
         plain = clauses == [whole] and not self.recipe["shuffle"] and not self.recipe["distinct"]
         return str(clauses[0]["source"]) if plain else None
-
-
-def is_control_name(name: str) -> bool:
-    """Whether a recipe is called a control or an oracle."""
-    return name.startswith(CONTROLS)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from capmix.report.compare import RecipeResult
+from capmix.report.compare import RecipeResult, is_control_name
 from capmix.report.differences import Difference, Differences, of_probes, of_runs
-from capmix.report.gather import Found, is_control_name
+from capmix.report.figure import Mark
+from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
-from capmix.report.wording import change_text, interval_text, listed, signed
+from capmix.report.wording import change_text, counted, interval_text, listed
 
-Mark = Literal["best", "tie", "lower", ""]
 Clause = str | None
 
 
@@ -86,28 +85,33 @@ def differences_of(
     seeds = {name: values for name, values in known.items() if values}
     if len(seeds) < len(known):
         seeds = {one.subset: {0: one.average} for one in outcomes}
-    return of_runs(seeds, [name for name in seeds if is_control(found, name)])
+    return of_runs(seeds)
 
 
 def _against_baseline(results: _Results) -> str:
     best, differences = results.best.subset, results.differences
     others = [one.subset for one in results.candidates if one.subset != results.baseline]
     if len(results.candidates) == 1 and results.baseline in (None, best):
-        return f"{best}: {_average(results.best)}; there is no other recipe to compare it with"
+        return (
+            f"{best}: average {_average(results.best)}; there is no other recipe to compare it with"
+        )
     if results.baseline is None:
-        return f"{best}: {_average(results.best)}, the highest of {len(results.candidates)} recipes"
+        of_all = counted(len(results.candidates), "recipe")
+        return f"{best}: average {_average(results.best)}, the highest of {of_all}"
     if best == results.baseline:
         change = differences.of(others[0], best)
-        return f"No recipe is above {best}: the next, {others[0]}, has {_points(change)}"
-    change = differences.of(best, results.baseline)
-    if differences.tested and not change.is_clear:
+        clear = "" if change.is_clear or not differences.tested else ", not distinguishable"
+        return f"No recipe is above {best}: the next, {others[0]}, has {_points(change)}{clear}"
+    against = {name: differences.of(name, results.baseline) for name in others}
+    above = [name for name, one in against.items() if one.is_clear and one.mean > 0]
+    if not differences.tested:
+        return f"{best}: {_over(against[best], results.baseline)}; not tested"
+    if not above:
         return (
-            f"No recipe is distinguishable from {results.baseline}: the highest, {best}, has "
-            f"{_points(change)}"
+            f"No recipe is clearly above {results.baseline}: the highest, {best}, has "
+            f"{_points(against[best])}"
         )
-    interval = "" if change.low is None else f" {interval_text(change.low, change.high or 0.0)}"
-    untested = "" if differences.tested else ", with one seed each: not tested"
-    return f"{best}: {signed(change.mean)} points over {results.baseline}{interval}{untested}"
+    return f"{above[0]}: {_over(against[above[0]], results.baseline)}"
 
 
 def _mixing(found: Found, results: _Results) -> Clause:
@@ -119,8 +123,8 @@ def _mixing(found: Found, results: _Results) -> Clause:
     if not change.is_clear:
         return "mixing is not distinguishable from synthetic alone"
     if change.mean > 0:
-        return f"mixing has {_points(change)} over synthetic alone"
-    return f"synthetic alone has {_points(results.differences.of(alone, mixed))} over mixing"
+        return f"mixing: {_over(change, 'synthetic alone')}"
+    return f"synthetic alone: {_over(results.differences.of(alone, mixed), 'mixing')}"
 
 
 def _best_mixing(found: Found, results: _Results) -> Clause:
@@ -174,18 +178,23 @@ def _controls(results: _Results) -> list[str]:
 def _about(results: _Results) -> str:
     every = [*results.candidates, *results.controls]
     seeds = sorted({one.seeds for one in every})
-    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    of_seeds = counted(seeds[-1], "seed")
+    if len(seeds) > 1:
+        of_seeds = f"{seeds[0]} to {of_seeds}"
     kind = "trained runs" if results.best.of == "runs" else "probes"
     each = "" if len(every) == 1 else " each"
-    text = f"{_count(len(every), 'recipe')}, {_count(counted, 'seed')}{each} ({kind})."
+    text = f"{counted(len(every), 'recipe')}, {of_seeds}{each} ({kind})."
     if len(every) == 1:
         return text
     if not results.differences.tested:
-        return f"{text} With {results.differences.about} nothing says which differences are chance."
+        return f"{text} No differences are tested: {results.differences.about}."
     pairs = len(every) * (len(every) - 1) // 2
+    chosen = len(results.candidates)
+    luck = f" The highest of {chosen} is in part so by chance." if chosen > 2 else ""
+    together = f"at 5 % for all {counted(pairs, 'pair')} of recipes together"
     return (
         f"{text} In brackets: {results.differences.about}, each by itself. “Over”, “lower” and "
-        f"“not distinguishable” hold at 5 % for all {_count(pairs, 'pair')} of recipes together."
+        f"“not distinguishable” hold {together}.{luck}"
     )
 
 
@@ -212,5 +221,6 @@ def _points(change: Difference) -> str:
     return f"{number} points {interval}".rstrip()
 
 
-def _count(number: int | str, what: str) -> str:
-    return f"{number} {what}" if str(number) == "1" else f"{number} {what}s"
+def _over(change: Difference, other: str) -> str:
+    number, _, interval = change_text(change.mean, change.low, change.high).partition(" ")
+    return f"{number} points over {other} {interval}".rstrip()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from capmix.report.figure import PUBLISHED, Figure, FigureRow, Series
 from capmix.report.scene import (
@@ -28,7 +29,12 @@ PHONE = 480  # a figure narrower than this has names above its rows
 HEIGHT = 270  # of a plot, without its texts
 LINE = 15  # pixels between texts
 MANY = 60  # points of a line that are not marked one by one
+DIRECTIONS = (
+    (1, 0), (-1, 0), (0, -1), (0, 1), (0.7, -0.7), (0.7, 0.7), (-0.7, -0.7), (-0.7, 0.7),
+    (0.4, -0.9), (0.4, 0.9), (-0.4, -0.9), (-0.4, 0.9),
+)  # fmt: skip
 RINGS = (9, 18, 30, 44, 60, 80, 104)  # how far from its point a text may be
+STAR = 5  # the shape of a marker
 MARKS = "★ highest   ● not distinguishable   ○ lower"
 
 
@@ -145,7 +151,7 @@ def _row_places(rows: Sequence[FigureRow], top: float, phone: bool) -> tuple[lis
 
 
 def _row(scene: Scene, row: FigureRow, at: float, axis: Axis, columns: _Columns, part: str) -> None:
-    colour, best = row.colour or "quiet", row.mark == "best"
+    colour, best = row.colour, row.mark == "best"
     name = f"★ {row.name}" if best else row.name
     room = columns.width - 12 if columns.phone else columns.left - 14
     place: Point = (0, at - 14) if columns.phone else (columns.left - 12, at + 4)
@@ -160,7 +166,7 @@ def _row(scene: Scene, row: FigureRow, at: float, axis: Axis, columns: _Columns,
     change = _change(row)
     tip = f"{row.name}: {row.value:.1f} %{interval}" + (f"; difference {change}" if change else "")
     hollow = row.mark == "lower" or bool(part)
-    shape = 5 if best else 2 if part else 0
+    shape = STAR if best else 2 if part else 1 if row.group else 0
     radius = 7 if best else 4.8
     scene.add(Dot((axis.at(row.value), at), colour, shape, radius, hollow, tip, part))
     value_end = columns.right + columns.value_width
@@ -179,9 +185,12 @@ def _change(row: FigureRow) -> str:
 def _plot(figure: Figure, width: float) -> Scene:
     scene = Scene(width, 0)
     lines = [one for one in figure.series if one.kind == "line"]
-    ends = [*[one.short or one.name for one in lines], *[name for name, _ in figure.levels]]
+    ends = [*[one.short or one.name for one in lines], *[name for name, _ in _levels(figure)]]
     margin = min(_widest(ends, SMALL) + 18, 0.38 * width) if ends else 12.0
-    top = 26.0 + LINE * len(figure.marks)
+    is_marked = any("lower" in one.marks or "tie" in one.marks for one in figure.series)
+    top = 26.0 + LINE * (len(figure.marks) + is_marked)
+    if is_marked:
+        scene.add(Text((0, 13 + LINE), MARKS, "start", "quiet", SMALL))
     clouds = [one for one in figure.series if one.kind == "cloud"]
     if clouds:
         top = _legend(scene, clouds, width, top)
@@ -209,7 +218,7 @@ def _plot(figure: Figure, width: float) -> Scene:
     for one in figure.series:
         _series(scene, one, x_axis, y_axis)
     _end_labels(scene, figure, lines, x_axis, y_axis, width)
-    _point_labels(scene, figure, x_axis, y_axis, Box(left, top, width, bottom))
+    _point_labels(scene, figure, x_axis, y_axis, Box(left, top - 8, width, bottom))
     _mark_labels(scene, figure, x_axis, bottom, width)
     scene.height = scene.short = bottom + 40
     return scene
@@ -253,8 +262,15 @@ def _series(scene: Scene, one: Series, x_axis: Axis, y_axis: Axis) -> None:
     if len(points) > 1:
         scene.add(Line(points, one.colour, 2, dash, one.part))
     if len(points) <= MANY:
-        for at, tip in zip(points, _tips(one), strict=True):
-            scene.add(Dot(at, one.colour, one.shape, 4, one.hollow, tip, one.part))
+        marks = one.marks or [""] * len(points)
+        for at, tip, mark in zip(points, _tips(one), marks, strict=True):
+            scene.add(_marker(one, at, tip, mark))
+
+
+def _marker(one: Series, at: Point, tip: str, mark: str) -> Dot:
+    if mark == "best":
+        return Dot(at, one.colour, STAR, 8, False, tip, one.part)
+    return Dot(at, one.colour, one.shape, 4.3, one.hollow or mark == "lower", tip, one.part)
 
 
 def _steps(scene: Scene, one: Series, points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> None:
@@ -282,13 +298,15 @@ def _end_labels(
     """The name of each line and level at its right end."""
     right = x_axis.end
     ends = [(x_axis.at(one.x[-1]), y_axis.at(one.y[-1])) for one in lines]
-    for _, level in figure.levels:
+    of_levels = [""] * len(figure.levels) + [PUBLISHED] * len(figure.published)
+    for (_, level), part in zip(_levels(figure), of_levels, strict=True):
         at = y_axis.at(level)
-        scene.add(Line([(x_axis.start, at), (right, at)], "quiet", 1.2, (2, 3)))
+        colour, dash = ("#7f7f7f", (1, 3)) if part else ("quiet", (5, 3))
+        scene.add(Line([(x_axis.start, at), (right, at)], colour, 1.2, dash, part))
         ends.append((right, at))
-    texts = [one.short or one.name for one in lines] + [name for name, _ in figure.levels]
-    colours = [one.colour for one in lines] + ["quiet"] * len(figure.levels)
-    parts = [one.part for one in lines] + [""] * len(figure.levels)
+    texts = [one.short or one.name for one in lines] + [name for name, _ in _levels(figure)]
+    colours = [one.colour for one in lines] + ["quiet"] * len(of_levels)
+    parts = [one.part for one in lines] + of_levels
     places = spread([at for _, at in ends], LINE, y_axis.end + 2, y_axis.start - 2)
     for (x, y), place, text, colour, part in zip(ends, places, texts, colours, parts, strict=True):
         if abs(place - y) > 3 or x < right - 2:
@@ -306,8 +324,9 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
     for (one, i), was, at in zip(owners, true, points, strict=True):
         if math.dist(was, at) > 2:
             scene.add(Line([was, at], one.colour, 1, part=one.part))
-        scene.add(Dot(at, one.colour, one.shape, 4.5, one.hollow, _tips(one)[i], one.part))
-    labels = [one.labels[i] if one.labels else one.short or one.name for one, i in owners]
+        scene.add(_marker(one, at, _tips(one)[i], one.marks[i] if one.marks else ""))
+    names = [one.labels[i] if one.labels else one.short or one.name for one, i in owners]
+    labels = [name if one.named else "" for (one, _), name in zip(owners, names, strict=True)]
     parts = [one.part for one, _ in owners]
     dots = list(points)
     taken = [_around(at, 6) for at in points]
@@ -321,6 +340,8 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
             parts.append(one.part)
             colours.append(one.colour)
     for at, label, colour, part in zip(points, labels, colours, parts, strict=True):
+        if not label:
+            continue
         others = [dot for dot in dots if dot != at]
         text = _free_place(at, label, colour, taken, others, bounds, part)
         if text is not None:
@@ -328,6 +349,7 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
             edge = _nearest(text.box, at)
             if math.dist(edge, at) > 10:
                 scene.add(Line([at, edge], "quiet", 0.7, part=part))
+                taken += [_around(one, 1.5) for one in _along(at, edge)[2:]]
             scene.add(text)
 
 
@@ -353,13 +375,18 @@ def _nearest(box: Box, at: Point) -> Point:
     return min(max(at[0], box.left), box.right), min(max(at[1], box.top), box.bottom)
 
 
-def _meets(first: Point, last: Point, points: Sequence[Point]) -> bool:
-    """Whether a line passes any of the points at less than 6 pixels."""
+def _along(first: Point, last: Point) -> list[Point]:
+    """Points of a line, 3 pixels apart."""
     steps = max(2, int(math.dist(first, last) // 3))
-    along = [
+    return [
         (first[0] + (last[0] - first[0]) * i / steps, first[1] + (last[1] - first[1]) * i / steps)
         for i in range(steps + 1)
     ]
+
+
+def _meets(first: Point, last: Point, points: Sequence[Point]) -> bool:
+    """Whether a line passes any of the points at less than 6 pixels."""
+    along = _along(first, last)
     return any(math.dist(one, point) < 6 for one in along for point in points)
 
 
@@ -372,27 +399,17 @@ def _free_place(
     bounds: Box,
     part: str,
 ) -> Text | None:
-    """The nearest place for a text at which it overlaps nothing, and from where a line to its point
-    meets none of `others`; None where there is none."""
+    """The nearest place for a text at which it overlaps nothing, if there is one from where a line
+    to its point meets none of `others`; None where there is no room."""
     label = shortened(label, 0.5 * (bounds.right - bounds.left), SMALL)
-    for ring in RINGS:
-        for dx, dy in (
-            (1, 0),
-            (-1, 0),
-            (0, -1),
-            (0, 1),
-            (0.7, -0.7),
-            (0.7, 0.7),
-            (-0.7, -0.7),
-            (-0.7, 0.7),
-        ):
-            anchor: Anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
-            place = at[0] + dx * ring, at[1] + dy * ring + 4 + (dy < 0) * -2 + (dy > 0) * 3
-            text = Text(place, label, anchor, colour, SMALL, bold=colour != "ink", part=part)
-            if not text.box.is_within(bounds) or any(text.box.overlaps(one, 1) for one in taken):
-                continue
-            if not _meets(_nearest(text.box, at), at, others):
-                return text
+    for may_meet, ring, (dx, dy) in product((False, True), RINGS, DIRECTIONS):
+        anchor: Anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
+        place = at[0] + dx * ring, at[1] + dy * ring + 4 + (dy < 0) * -2 + (dy > 0) * 3
+        text = Text(place, label, anchor, colour, SMALL, bold=colour != "ink", part=part)
+        if not text.box.is_within(bounds) or any(text.box.overlaps(one, 1) for one in taken):
+            continue
+        if may_meet or not _meets(_nearest(text.box, at), at, others):
+            return text
     return None
 
 
@@ -410,13 +427,17 @@ def _axis(figure: Figure, which: str, start: float, end: float) -> Axis:
     values: list[float] = []
     for one in figure.series:
         values += one.x if which == "x" else [*one.y, *one.low, *one.high]
-    values += [value for _, value in (figure.marks if which == "x" else figure.levels)]
+    values += [value for _, value in (figure.marks if which == "x" else _levels(figure))]
     if log:
         values = [value for value in values if value > 0]
         return Axis(min(values) / 1.15, max(values) * 1.15, start, end, log)
     if which == "y" and any(one.kind == "steps" for one in figure.series):
         return Axis(0, 1.12 * (max(values) or 1), start, end)
     return _padded(values, start, end)
+
+
+def _levels(figure: Figure) -> list[tuple[str, float]]:
+    return [*figure.levels, *figure.published]
 
 
 def _padded(values: Sequence[float], start: float, end: float) -> Axis:
@@ -438,7 +459,7 @@ def _apart(ticks: Sequence[float], axis: Axis) -> list[float]:
 
 
 def _count(width: float) -> int:
-    return max(2, int(width // 70))
+    return max(3, int(width // 65))
 
 
 def _round_step(step: float) -> float:

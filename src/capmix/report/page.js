@@ -69,8 +69,8 @@
   // Tables ------------------------------------------------------------------------------------
 
   const numberIn = (text) => {
-    const found = text.replaceAll(",", "").replaceAll("−", "-").match(/^[^\d]{0,2}?([+-]?\d+(\.\d+)?)/);
-    return found ? Number(found[1]) : null;
+    const found = text.replaceAll(",", "").replaceAll("−", "-").match(/^([+-]?\d+(?:\.\d+)?)([MB]?)/);
+    return found ? Number(found[1]) * { "": 1, M: 1e6, B: 1e9 }[found[2]] : null;
   };
 
   function buildTables() {
@@ -231,6 +231,7 @@
     fill(filters.elements.sort, [["", "chance"], ...byScore]);
     fill(filters.elements.source, named(data.scored));
     fill(filters.elements.flag, [["", "any"], ["-", "none"], ["+", "some"], ...named(data.flags)]);
+    hideEmptyFilters();
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("input", async (event) => {
       shown = PAGE;
@@ -241,6 +242,20 @@
       shown += PAGE;
       showSamples();
     });
+  }
+
+  // What has nothing to choose between is not shown.
+  function hideEmptyFilters() {
+    const decides = data.subsets.length > 0 || steps !== null;
+    const shownFor = {
+      decided: decides, decision: decides, sort: data.scored.length, source: data.scored.length,
+      least: data.scored.length, most: data.scored.length, flag: data.flags.length,
+    };
+    for (const [name, has] of Object.entries(shownFor)) {
+      filters.elements[name].closest("label").hidden = !has;
+    }
+    document.getElementById("matching").hidden = !Object.values(shownFor).some(Boolean) && !data.api;
+    document.getElementById("about-samples").hidden = !data.about;
   }
 
   function decisionOf(sample) {

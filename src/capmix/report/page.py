@@ -30,7 +30,7 @@ from capmix.report.published import SOURCE, PublishedRow, published
 from capmix.report.settings import ReportSettings
 from capmix.report.svg import svg
 from capmix.report.table import short_name, shown_metrics
-from capmix.report.wording import change_text, listed
+from capmix.report.wording import change_text, counted, listed
 from capmix.storage.layout import REPORT, captions_folder
 from capmix.storage.store import Store
 
@@ -105,13 +105,10 @@ def render_page(
         "shards": [shard.name for shard in found.pool.shards] if token else [],
         "examples": _first_rows(found) if token else _examples(found, settings.examples),
     }
-    data["about"] = (
-        "Samples are read from the pool when they are asked for."
-        if token
-        else f"{len(data['examples']):,} samples drawn by chance, the same for every recipe."
-    )
+    data["about"] = _about_samples(len(data["examples"]), found.population["samples"], token)
     script = _resource("page.js")
-    main, others = _main_figure(figures) if said else (None, figures)
+    main = _main_figure(figures) if said else None
+    others = [figure for figure in figures if figure is not main and len(figure.rows) != 1]
     missing = {
         "result": said is None,
         "recipes": said is None,
@@ -154,13 +151,15 @@ def render_page(
     return figures, page
 
 
-def _main_figure(figures: Sequence[Figure]) -> tuple[Figure, list[Figure]]:
-    """The one of the first screen: a sweep where there are lines, else the list of recipes."""
-    by_name = {figure.name: figure for figure in figures}
-    sweep = by_name.get("fractions")
-    is_sweep = sweep is not None and any(len(one.x) >= FEWEST_POINTS for one in sweep.series)
-    main = sweep if sweep is not None and is_sweep else by_name["recipes"]
-    return main, [figure for figure in figures if figure is not main]
+def _main_figure(figures: Sequence[Figure]) -> Figure | None:
+    """The one of the first screen: a sweep where there are lines, else the list of recipes; of one
+    recipe alone, what it can be compared with."""
+    for figure in figures:
+        if any(one.kind == "line" and len(one.x) >= FEWEST_POINTS for one in figure.series):
+            return figure if figure.name == "fractions" else None
+        if len(figure.rows) > 1:
+            return figure
+    return None
 
 
 def _charts(figure: Figure, width: float) -> Markup:
@@ -176,9 +175,10 @@ def _pool_name(location: str) -> str:
 
 def _facts(found: Found) -> str:
     """One line: how much there is."""
-    facts = [f"{found.population['samples']:,} samples", f"texts: {listed(_with_texts(found))}"]
+    facts = [counted(found.population["samples"], "sample")]
+    facts.append(f"texts: {listed(_with_texts(found))}")
     if found.subsets:
-        facts.append(f"{len(found.subsets)} recipes")
+        facts.append(counted(len(found.subsets), "recipe"))
     return " · ".join(facts)
 
 
@@ -189,9 +189,8 @@ def _with_texts(found: Found) -> list[str]:
 
 def _captioned(found: Found) -> str:
     """The title of a page without results."""
-    count = found.population["samples"]
+    images = counted(found.population["samples"], "image")
     written = [name for name in _with_texts(found) if name != "raw" and name != "none"]
-    images = f"{count:,} {'image' if count == 1 else 'images'}"
     return (
         f"{images}, captioned by {listed(written)}" if written else f"{images}, not captioned yet"
     )
@@ -207,8 +206,8 @@ def _without_results(found: Found) -> str:
             mean = noise.get("mean")
             similarity = "" if mean is None else f", similarity {mean:.3f}"
             said.append(f"{name}: {measures['mean_words']:.1f} words a text{similarity}")
-    after = "probe` or `capmix run" if found.subsets else "mix`, then `capmix probe"
-    return f"{'; '.join(said)}. No recipe has results yet: `capmix {after}` compares recipes."
+    after = "capmix probe" if found.subsets else "capmix mix, then capmix probe"
+    return f"{'; '.join([*said, 'no recipe has results yet'])}. To compare recipes: {after}."
 
 
 def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> dict[str, Any]:
@@ -233,6 +232,7 @@ def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> d
             found, sorted(found.runs, key=lambda run: -run.average), lambda run: run.subset
         ),
         "run_groups": [name for name in ("ImageNet dist. shifts", "VTAB") if comparable.get(name)],
+        "classes_head": "ImageNet" if comparable[IMAGENET] else "ImageNet or zero-shot",
         "has_changes": any(row.against_baseline for row in rows),
         "has_differences": bool(found.runs)
         and compared.differences is not None
@@ -265,8 +265,9 @@ def _published_note(
             f"No published baseline is shown: the runs are of DataComp's scale {found.scale}, but "
             "were not evaluated on all tasks of any of its groups."
         )
-    same = [name for name, is_same in comparable.items() if is_same]
-    text = f"Published: {SOURCE}; scale {found.scale}, one run each, compared on {listed(same)}."
+    average = {AVERAGE: "the average of 38 tasks"}
+    same = [average.get(name, name) for name, is_same in comparable.items() if is_same]
+    text = f"Published: {SOURCE}; scale {found.scale}, one run each; compared on {listed(same)}."
     if not comparable[AVERAGE]:
         text += " The average of these runs is over other tasks than DataComp's 38: not compared."
     return text
@@ -276,6 +277,14 @@ def steps_of_page(found: Found) -> ThresholdSteps | None:
     """The scale of the thresholds that can be moved."""
     steps = found.population["steps"]
     return ThresholdSteps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
+
+
+def _about_samples(shown: int, samples: int, token: str) -> str:
+    if token:
+        return "Samples are read from the pool when they are asked for."
+    if shown == samples:
+        return ""
+    return f"{counted(shown, 'sample')} drawn by chance, the same for every recipe."
 
 
 def _first_rows(found: Found) -> list[dict[str, Any]]:
@@ -407,6 +416,11 @@ def plotly_js() -> str:
     return script.replace("</script", "<\\/script")
 
 
+def _unbroken(text: str) -> str:
+    """With intervals that stay in one line."""
+    return re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+
+
 def _resource(name: str) -> str:
     return (resources.files("capmix.report") / name).read_text("utf-8")
 
@@ -414,5 +428,6 @@ def _resource(name: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["short"] = short_name
+    environment.filters["unbroken"] = _unbroken
     environment.filters["tojson_text"] = lambda value: json.dumps(value, sort_keys=True)
     return environment.from_string(_resource("page.html"))

@@ -24,6 +24,11 @@ def change_text(mean: float, low: float | None, high: float | None) -> str:
     return signed(mean) + ("" if low is None or high is None else f" {interval_text(low, high)}")
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular or the plural."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def listed(words: Sequence[str]) -> str:
     """The first words, and how many more there are."""
     if len(words) > LISTED + 1:
