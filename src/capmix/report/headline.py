@@ -8,6 +8,7 @@ from capmix.report.differences import Difference, Differences, of_probes, of_run
 from capmix.report.figure import Mark
 from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
+from capmix.report.outcomes import of_probes as of_outcomes
 from capmix.report.wording import change_text, counted, interval_text, listed
 
 Clause = str | None
@@ -67,6 +68,12 @@ def headline(
         _about(results),
         _marks(results),
     )
+
+
+def headline_lines(found: Found, rows: Sequence[RecipeResult], baseline: str) -> list[str]:
+    """The same for a terminal; no lines where there is none."""
+    said = headline(found, rows, found.runs or of_outcomes(rows), baseline)
+    return [said.text + ".", *said.more, said.about] if said else []
 
 
 def is_control(found: Found, subset: str) -> bool:
