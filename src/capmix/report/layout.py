@@ -210,7 +210,8 @@ def _plot(figure: Figure, width: float) -> Scene:
         scene.add(Line([(at, bottom), (at, bottom + 4)], "grid", 1))
     for value in _apart(x_ticks, x_axis):
         scene.add(Text((x_axis.at(value), bottom + 17), _tick(value), "middle", "quiet", SMALL))
-    scene.add(Line([(left, bottom), (right, bottom)], "grid", 1))
+    if not clouds:
+        scene.add(Line([(left, bottom), (right, bottom)], "grid", 1))
     scene.add(Text((0, 13), shortened(figure.y_label, width, SMALL), "start", "quiet", SMALL))
     scene.add(
         Text((right, bottom + 33), shortened(figure.x_label, right, SMALL), "end", "quiet", SMALL)

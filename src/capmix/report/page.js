@@ -2,7 +2,7 @@
 // Texts of samples are web texts: they go into the page as text nodes and nothing else.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 24;
+  const PAGE = 12;
 
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);

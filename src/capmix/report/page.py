@@ -38,7 +38,7 @@ FIRST_ROWS = 24
 PAGE = f"{REPORT}/report.html"
 HEADER_SETTINGS = ("revision", "prompt", *CaptionSettings().sampling())
 # Of charts in pixels, and the names of their forms in page.css.
-MAIN, BESIDE, PHONE = 1000, 548, 356
+MAIN, BESIDE, PHONE = 1148, 548, 356
 CONTENTS = {
     "result": "Result",
     "recipes": "Recipes",
@@ -417,8 +417,9 @@ def plotly_js() -> str:
 
 
 def _unbroken(text: str) -> str:
-    """With intervals that stay in one line."""
-    return re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+    """With numbers and intervals that stay in one line."""
+    text = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+    return re.sub(r" (?=[%±])|(?<=±) ", "\u00a0", text)
 
 
 def _resource(name: str) -> str:
