@@ -57,12 +57,17 @@ def of_probes(rows: Sequence[RecipeResult]) -> Differences:
     """
     samples = np.stack([row.resamples for row in rows])
     means = np.array([row.average.mean for row in rows])
-    pairs = samples[:, None] - samples[None]
     difference = means[:, None] - means[None]
-    error = pairs.std(axis=2, ddof=1)
-    deviation = np.abs(pairs - difference[:, :, None]) / np.where(error > 0, error, 1.0)[:, :, None]
-    critical = float(np.quantile(deviation.max(axis=(0, 1)), 1 - LEVEL))
-    low, high = np.quantile(pairs, [LEVEL / 2, 1 - LEVEL / 2], axis=2)
+    error, low, high = (np.zeros(difference.shape) for _ in range(3))
+    greatest = np.zeros(samples.shape[1])
+    for i, one in enumerate(samples):
+        pairs = one - samples
+        error[i] = pairs.std(axis=1, ddof=1)
+        low[i], high[i] = np.quantile(pairs, [LEVEL / 2, 1 - LEVEL / 2], axis=1)
+        scale = np.where(error[i] > 0, error[i], 1.0)
+        deviation = np.abs(pairs - difference[i][:, None]) / scale[:, None]
+        greatest = np.maximum(greatest, deviation.max(axis=0))
+    critical = float(np.quantile(greatest, 1 - LEVEL))
     clear = np.abs(difference) > critical * error
     names = [row.name for row in rows]
     of_seeds = error_of_differences(pooled({row.name: row.by_seed for row in rows}))

@@ -188,7 +188,7 @@ def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | No
         "fractions",
         "Accuracy against the fraction",
         about,
-        "fraction of the recipe (of raw-top30: 0.3)",
+        "fraction of the recipe (raw-top30: 0.3)",
         f"average, %{ends and f' (bands: {ends})'}",
         series,
         levels=levels,

@@ -186,7 +186,9 @@ def _plot(figure: Figure, width: float) -> Scene:
     scene = Scene(width, 0)
     lines = [one for one in figure.series if one.kind == "line"]
     ends = [*[one.short or one.name for one in lines], *[name for name, _ in _levels(figure)]]
-    margin = min(_widest(ends, SMALL) + 18, 0.38 * width) if ends else 12.0
+    margin = (
+        min(_widest(ends, SMALL) + 18, (0.44 if width < PHONE else 0.38) * width) if ends else 12.0
+    )
     is_marked = any("lower" in one.marks or "tie" in one.marks for one in figure.series)
     top = 26.0 + LINE * (len(figure.marks) + is_marked)
     if is_marked:
@@ -332,6 +334,7 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
     dots = list(points)
     taken = [_around(at, 6) for at in points]
     taken += _lines_of(figure, x_axis, y_axis)
+    texts: list[Box] = []
     colours = ["ink"] * len(points)
     for one in figure.series:
         if one.kind == "steps" and one.x:
@@ -344,9 +347,10 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
         if not label:
             continue
         others = [dot for dot in dots if dot != at]
-        text = _free_place(at, label, colour, taken, others, bounds, part)
+        text = _free_place(at, label, colour, (taken, texts), others, bounds, part)
         if text is not None:
             taken.append(text.box)
+            texts.append(text.box)
             edge = _nearest(text.box, at)
             if math.dist(edge, at) > 10:
                 scene.add(Line([at, edge], "quiet", 0.7, part=part))
@@ -365,6 +369,11 @@ def _lines_of(figure: Figure, x_axis: Axis, y_axis: Axis) -> list[Box]:
         at = x_axis.at(value)
         found.append(Box(at - 3, y_axis.end, at + 3, y_axis.start))
     return found
+
+
+def _crosses(first: Point, last: Point, boxes: Sequence[Box]) -> bool:
+    """Whether a line passes through any of the boxes."""
+    return any(_around(one, 1).overlaps(box) for one in _along(first, last) for box in boxes)
 
 
 def _around(at: Point, reach: float) -> Box:
@@ -395,13 +404,15 @@ def _free_place(
     at: Point,
     label: str,
     colour: str,
-    taken: Sequence[Box],
+    boxes: tuple[Sequence[Box], Sequence[Box]],
     others: Sequence[Point],
     bounds: Box,
     part: str,
 ) -> Text | None:
     """The nearest place for a text at which it overlaps nothing, if there is one from where a line
-    to its point meets none of `others`; None where there is no room."""
+    to its point meets none of `others`; None where there is no room. `boxes` are all that is taken,
+    and those of texts."""
+    taken, texts = boxes
     label = shortened(label, 0.5 * (bounds.right - bounds.left), SMALL)
     for may_meet, ring, (dx, dy) in product((False, True), RINGS, DIRECTIONS):
         anchor: Anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
@@ -409,7 +420,8 @@ def _free_place(
         text = Text(place, label, anchor, colour, SMALL, bold=colour != "ink", part=part)
         if not text.box.is_within(bounds) or any(text.box.overlaps(one, 1) for one in taken):
             continue
-        if may_meet or not _meets(_nearest(text.box, at), at, others):
+        edge = _nearest(text.box, at)
+        if may_meet or not (_meets(edge, at, others) or _crosses(edge, at, texts)):
             return text
     return None
 
@@ -460,7 +472,7 @@ def _apart(ticks: Sequence[float], axis: Axis) -> list[float]:
 
 
 def _count(width: float) -> int:
-    return max(3, int(width // 65))
+    return min(max(3, int(width // 65)), 9)
 
 
 def _round_step(step: float) -> float:
