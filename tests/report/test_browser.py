@@ -224,6 +224,8 @@ def results(work: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
         results=str(folder), recipes=list(GIVEN), out=str(folder / "r.html"),
         figures=str(folder / "figures"), examples=4,
     )  # fmt: skip
+    asked = {"results": str(folder), "recipes": list(GIVEN), "examples": 0, "published": False}
+    work.report(**asked, out=str(folder / "bare.html"))
     return folder
 
 
@@ -287,6 +289,12 @@ def test_the_first_screen_is_the_answer_and_tables_are_sorted_and_switched(resul
         assert not page.locator(".published").filter(visible=True).count()
         assert page.locator("#figure-recipes + svg").bounding_box()["height"] < before - 100
         assert seen.errors == []
+
+
+def test_published_rows_can_be_left_out(results: Path) -> None:
+    assert "CLIP score L/14" in (results / "r.html").read_text("utf-8")
+    assert "CLIP score L/14" in (results / "figures/recipes.csv").read_text("utf-8")
+    assert "CLIP score L/14" not in (results / "bare.html").read_text("utf-8")
 
 
 def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> None:

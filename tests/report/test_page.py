@@ -75,9 +75,15 @@ def test_figures_are_written_for_papers(work: Workspace, tmp_path: Path) -> None
 
 
 def test_a_pool_without_scores_has_a_report(tmp_path: Path) -> None:
-    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    """Its name is escaped, which anybody may have chosen."""
+    pool = str(write_pool(tmp_path / "<b>a pool"))
+    work = open_workspace(pool, str(tmp_path / "work"))
     path, table = work.report()
-    data = data_of(Path(path).read_text("utf-8"))
+    page = Path(path).read_text("utf-8")
+    assert "<h1>&lt;b&gt;a pool</h1>" in page
+    assert "<title>&lt;b&gt;a pool · capmix report · " in page
+    assert "8 images, not captioned yet</h2>" in page
+    data = data_of(page)
     assert table == []
     assert data["steps"] is None
     assert len(data["examples"]) == 8
