@@ -41,10 +41,8 @@ class Seen:
 
 
 @contextmanager
-def opened(
-    url: str, width: int = 1200, scheme: str = "light", plots: bool = True
-) -> Iterator[Seen]:
-    """A page of capmix that is drawn, with its `plots`, in a browser of its own."""
+def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
+    """A page of capmix that is drawn, in a browser of its own."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         context = browser.new_context(
@@ -65,8 +63,6 @@ def opened(
         page.on("dialog", dismiss)
         page.goto(url)
         page.wait_for_selector("html[data-ready=yes]")
-        if plots:
-            page.wait_for_selector(".js-plotly-plot .main-svg >> nth=0")
         try:
             yield seen
         finally:

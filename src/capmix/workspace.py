@@ -555,6 +555,7 @@ class Workspace:
         as lines."""
         from capmix.report.compare import compare, verdict
         from capmix.report.gather import gather
+        from capmix.report.headline import headline_lines
         from capmix.report.page import PAGE, write_page
         from capmix.report.table import results_table
 
@@ -569,10 +570,11 @@ class Workspace:
 
             write_figures(figures, chosen.figures)
         path = chosen.out or work.store.path(PAGE)
+        said = headline_lines(found, rows, chosen.baseline)
         if not rows:
-            return path, []
+            return path, said
         table = results_table(found, rows, chosen.baseline)
-        return path, [*table, "", *verdict(rows, chosen.order)]
+        return path, [*table, "", *verdict(rows, chosen.order), "", *said]
 
     def table(
         self,

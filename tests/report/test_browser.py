@@ -2,15 +2,23 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
-from browser import needs_chromium, opened
+from browser import Seen, needs_chromium, opened
+from PIL import Image
 from samples import sample_members, tar_bytes
 
+from capmix.evaluation.results import MAIN
 from capmix.measure.population import read_sample
 from capmix.measure.settings import MeasureSettings
+from capmix.pipeline.grid import Cell, write_tables
+from capmix.training.scales import SCALES
 from capmix.workspace import Workspace, open_workspace
 
 pytestmark = needs_chromium
@@ -74,8 +82,8 @@ def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: Workspace) -> No
         assert (
             page.locator("main a, main iframe, main object, main embed, main form a").count() == 0
         )
-        assert page.locator("script").count() == 3
-        for plot in page.locator(".js-plotly-plot").all():
+        assert page.locator("script").count() == 2
+        for plot in page.locator("svg.chart.wide").all():
             plot.hover()
         assert page.evaluate("window.hacked") is None
         assert seen.dialogs == []
@@ -186,3 +194,157 @@ def test_axe_finds_nothing_and_a_phone_shows_all(work: Workspace, width: int, sc
     with opened(url(work), width, scheme) as seen:
         assert seen.axe() == []
         assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+GIVEN = {"raw": 13.3, "raw-top20": 14.0, "raw-top50": 15.0, "raw-top80": 13.0, "mini": 16.2,
+         "raw-top50+mini": 16.3, "control-mini-shuffled": 2.0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(work: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of runs at DataComp's scale small, three seeds each, with its figures beside it."""
+    folder = tmp_path_factory.mktemp("results")
+    cells = []
+    for fraction in (0.2, 0.5, 0.8):
+        work.mix("raw-top", fraction=fraction)
+    work.mix("raw-top+synthetic", fraction=0.5)
+    for recipe in ("raw", "synthetic", "control-synthetic-shuffled"):
+        work.mix(recipe)
+    for i, (name, average) in enumerate(GIVEN.items()):
+        for seed in range(3):
+            value = (average + 0.1 * ((seed + i) % 3)) / 100
+            groups = {"ImageNet": value / 3, "Retrieval": value * 0.7, "Average": value}
+            numbers = {(group, MAIN): one for group, one in groups.items()}
+            cells.append(Cell("work", name, 10, seed, numbers))
+            run = Path(work.store.path(f"runs/{name}-seed{seed}"))
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "run.json").write_text(json.dumps({"scale": asdict(SCALES["small"])}))
+    write_tables(cells, str(folder), {})
+    work.report(
+        results=str(folder), recipes=list(GIVEN), out=str(folder / "r.html"),
+        figures=str(folder / "figures"), examples=4,
+    )  # fmt: skip
+    asked = {"results": str(folder), "recipes": list(GIVEN), "examples": 0, "published": False}
+    work.report(**asked, out=str(folder / "bare.html"))
+    return folder
+
+
+def column(seen: Seen, name: str) -> list[str]:
+    """The texts of a column of the table of runs, controls and published rows after the others."""
+    return seen.page.evaluate(
+        """(name) => {
+          const table = [...document.querySelectorAll("table")].find(
+            (one) => one.caption.textContent.startsWith("Trained runs"));
+          const heads = [...table.tHead.rows[0].cells].map((one) => one.textContent.trim());
+          const rows = [...table.tBodies].flatMap((one) => [...one.rows]);
+          return rows.filter((row) => row.cells.length > 1 && row.offsetParent !== null)
+            .map((row) => row.cells[heads.indexOf(name)].firstChild.textContent.trim());
+        }""",
+        name,
+    )
+
+
+def test_the_first_screen_is_the_answer_and_tables_are_sorted_and_switched(results: Path) -> None:
+    published = ["No filtering", "Basic filter", "Text-based (ImageNet-21k)",
+                 "Image-based (ImageNet-1k)", "LAION-2B filter", "CLIP score L/14, top 30 %",
+                 "Image-based ∩ CLIP score 30 %"]  # fmt: skip
+    best = ["raw-top50+mini", "mini", "raw-top50", "raw-top20", "raw", "raw-top80"]
+    with opened(f"file://{results}/r.html", 1280) as seen:
+        page = seen.page
+        said = page.locator("h2").first
+        assert (
+            said.inner_text()
+            .replace("\u00a0", " ")
+            .startswith("raw-top50+mini: +3.0 points over raw [")
+        )
+        assert "mixing is not distinguishable from synthetic alone" in said.inner_text()
+        chart = page.locator("svg.chart.wide").first
+        assert chart.bounding_box()["y"] + chart.bounding_box()["height"] < 800
+        assert "raw-top" in (chart.text_content() or "")
+        assert page.title().startswith("pool · capmix report · ")
+        assert column(seen, "recipe") == [*best, "control-mini-shuffled", *published]
+        runs = page.get_by_role("region", name="Trained runs by recipe")
+        assert column(seen, "average")[6:] == [
+            "2.1",
+            "–",
+            "14.2",
+            "15.7",
+            "–",
+            "13.3",
+            "17.3",
+            "14.5",
+        ]
+        runs.get_by_role("button", name="ImageNet", exact=True).click()
+        shares = column(seen, "ImageNet")
+        assert shares[:7] == ["5.5", "5.4", "5.0", "4.7", "4.5", "4.4", "0.7"]
+        assert shares[7:] == ["5.1", "4.6", "4.3", "3.9", "3.8", "3.1", "2.5"]
+        runs.get_by_role("button", name="ImageNet", exact=True).click()
+        assert column(seen, "recipe")[:6] == best[::-1]
+        assert page.locator("th[aria-sort=ascending]").inner_text().startswith("ImageNet")
+        runs.get_by_role("button", name="average", exact=True).click()
+        assert column(seen, "average")[-2:] == ["–", "–"]
+        before = page.locator("#figure-recipes + svg").bounding_box()["height"]
+        page.uncheck("#published")
+        assert column(seen, "recipe") == [*best, "control-mini-shuffled"]
+        assert not page.locator(".published").filter(visible=True).count()
+        assert page.locator("#figure-recipes + svg").bounding_box()["height"] < before - 100
+        assert seen.errors == []
+
+
+def test_published_rows_can_be_left_out(results: Path) -> None:
+    assert "CLIP score L/14" in (results / "r.html").read_text("utf-8")
+    assert "CLIP score L/14" in (results / "figures/recipes.csv").read_text("utf-8")
+    assert "CLIP score L/14" not in (results / "bare.html").read_text("utf-8")
+
+
+def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> None:
+    """In Chromium's own measure of the texts."""
+    overlaps = """() => [...document.querySelectorAll("svg.chart")].flatMap((chart) => {
+      const boxes = [...chart.querySelectorAll("text")].map(
+        (one) => [one.textContent, one.getBoundingClientRect()]).filter(([, box]) => box.width);
+      return boxes.flatMap(([name, a], i) => boxes.slice(0, i).filter(([, b]) =>
+        a.left < b.right && b.left < a.right && a.top + 3 < b.bottom - 3 && b.top + 3 < a.bottom - 3
+      ).map(([other]) => `${name} | ${other}`));
+    })"""
+    with opened(f"file://{results}/r.html", 390, "dark") as seen:
+        assert seen.page.evaluate(overlaps) == []
+        assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        order = ["recipe", "average", "against raw [95 %]"]
+        heads = seen.page.locator("table").first.locator("thead th").all_inner_texts()
+        assert [head.replace("\u00a0", " ").removesuffix(" ↕") for head in heads[:3]] == order
+        average = seen.page.locator("table").first.locator("tbody td").first.bounding_box()
+        assert average["x"] + average["width"] <= 390
+        assert seen.axe() == []
+    with opened(f"file://{results}/r.html") as seen:
+        assert seen.page.evaluate(overlaps) == []
+        painted = {
+            name: seen.page.evaluate(
+                "(name) => getComputedStyle([...document.querySelectorAll('[data-tip]')]"
+                ".find((one) => one.dataset.tip.startsWith(name + ': ') "
+                "&& one.closest('.wide'))).stroke",
+                name,
+            )
+            for name in ("raw", "raw-top20")
+        }
+    assert painted == {"raw": "rgb(63, 127, 220)", "raw-top20": "rgb(63, 127, 220)"}
+    pixels = matplotlib.image.imread(results / "figures/recipes.png")
+    colours = {tuple(one) for one in np.round(255 * pixels[..., :3]).astype(int).reshape(-1, 3)}
+    assert (63, 127, 220) in colours
+
+
+def test_a_folder_of_captioned_images_opens_with_them(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.effect_noise((64, 64), 60 + i).save(tmp_path / f"photos/IMG_{i}.png")
+    made = open_workspace(str(tmp_path / "photos"), str(tmp_path / "work"))
+    made.caption("mini")
+    path, table = made.report(out=str(tmp_path / "r.html"))
+    assert table == []
+    with opened(f"file://{path}", 1280) as seen:
+        page = seen.page
+        assert page.locator("h2").first.inner_text() == "3 images, captioned by mini"
+        assert page.locator(".example img").first.bounding_box()["y"] < 400
+        assert page.locator(".example .who").all_inner_texts() == ["mini"] * 3
+        assert page.locator("svg.chart").count() == 0
+        assert not page.locator("#filters label").filter(visible=True).count()
+        assert seen.errors == []

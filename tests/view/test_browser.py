@@ -62,7 +62,7 @@ def review(seen: Seen, name: str) -> Any:
 
 
 def test_the_keyboard_reviews_edits_and_takes_back(work: Workspace, served: str) -> None:
-    with opened(served, plots=False) as seen:
+    with opened(served) as seen:
         page = seen.page
         assert key(seen) == "k00"
         press(seen, "a")
@@ -120,7 +120,7 @@ def test_the_keyboard_reviews_edits_and_takes_back(work: Workspace, served: str)
 
 
 def test_find_and_replace_shows_what_it_will_do(served: str) -> None:
-    with opened(served, plots=False) as seen:
+    with opened(served) as seen:
         page = seen.page
         press(seen, "h")
         page.keyboard.type("red")
@@ -144,7 +144,7 @@ def test_find_and_replace_shows_what_it_will_do(served: str) -> None:
 def test_what_is_typed_survives_a_killed_server_and_a_reload(work: Workspace) -> None:
     with serving(work.store.root) as (address, server):
         port = address.split(":")[2].partition("/")[0]
-        with opened(address, plots=False) as seen:
+        with opened(address) as seen:
             page = seen.page
             press(seen, "]", "e")
             seen.until("rows[at].shard === '00001'")
@@ -170,7 +170,7 @@ def test_what_is_typed_survives_a_killed_server_and_a_reload(work: Workspace) ->
     [(1400, "light"), (390, "dark"), pytest.param(1400, "dark", marks=pytest.mark.slow)],
 )
 def test_axe_finds_nothing_and_a_phone_shows_all(served: str, width: int, scheme: str) -> None:
-    with opened(served, width, scheme, plots=False) as seen:
+    with opened(served, width, scheme) as seen:
         seen.page.wait_for_timeout(300)
         assert seen.axe() == []
         assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -179,7 +179,7 @@ def test_axe_finds_nothing_and_a_phone_shows_all(served: str, width: int, scheme
 
 
 def test_a_stale_edit_is_shown_and_confirmed(work: Workspace, served: str, tmp_path: Path) -> None:
-    with opened(served, plots=False) as seen:
+    with opened(served) as seen:
         press(seen, "g")
         seen.page.keyboard.type("k10")
         press(seen, "Enter")
@@ -209,7 +209,7 @@ def test_a_stale_edit_is_shown_and_confirmed(work: Workspace, served: str, tmp_p
 def test_a_read_only_page_has_no_way_to_edit(work: Workspace) -> None:
     with (
         serving(work.store.root, "--read-only") as (address, _),
-        opened(address, plots=False) as seen,
+        opened(address) as seen,
     ):
         journal = Path(work.store.path("edits/edited/journal.jsonl"))
         before = journal.read_bytes()

@@ -13,7 +13,6 @@ BASE = (
     "pillow",
     "pyarrow",
     "pydantic",
-    "plotly",
 )
 NEEDED_FOR = {
     "mini: embedded captioner, scorer and probes": (

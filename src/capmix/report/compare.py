@@ -1,14 +1,16 @@
 """Compare recipes over seeds: means, standard deviations and bootstrap intervals."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
 from capmix.probe.evaluate import ProbeResult
+from capmix.report.seeds import SeedError, error_of_differences, error_of_means
 
 RESAMPLES = 1000
+CONTROLS = ("control", "oracle")
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,17 @@ class MeanEstimate:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent."""
+    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent;
+    `resamples` are the averages behind the intervals, of the same items for all recipes, `by_seed`
+    those of its probes, all in percent."""
 
     name: str
     seeds: int
     metrics: dict[str, tuple[float, float]]
     average: MeanEstimate
     against_baseline: MeanEstimate | None
+    resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    by_seed: Sequence[float] = ()
 
 
 def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[RecipeResult]:
@@ -37,31 +43,41 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
 
     The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
     mean of recall@5 both ways for retrieval. Intervals: percentile bootstrap (1,000 resamples)
-    over seeds and evaluation items together; a difference uses the same items for both recipes.
+    over seeds and evaluation items together; a difference uses the same items for both recipes. An
+    interval is never narrower than Student's t over seeds, whose error is pooled over recipes: a
+    bootstrap over few seeds finds too little chance in them.
     """
     samples = {name: _bootstrap(runs) for name, runs in results.items()}
+    averages = {name: [100 * _average(run.hits) for run in runs] for name, runs in results.items()}
+    of_means = error_of_means(pooled(averages))
+    of_differences = error_of_differences(pooled(averages))
     rows = []
     for name, runs in results.items():
-        per_seed = 100 * np.array([_average(run.hits) for run in runs])
+        per_seed = np.array(averages[name])
         difference = None
         if baseline in results and name != baseline:
-            reference = 100 * np.array([_average(run.hits) for run in results[baseline]])
+            reference = np.array(averages[baseline])
+            mean = float(per_seed.mean() - reference.mean())
             difference = MeanEstimate(
-                float(per_seed.mean() - reference.mean()),
+                mean,
                 float(np.hypot(_deviation(per_seed), _deviation(reference))),
-                *_interval(samples[name] - samples[baseline]),
+                *_interval(samples[name] - samples[baseline], mean, of_differences),
             )
+        mean = float(per_seed.mean())
         average = MeanEstimate(
-            float(per_seed.mean()), _deviation(per_seed), *_interval(samples[name])
+            mean, _deviation(per_seed), *_interval(samples[name], mean, of_means)
         )
-        rows.append(RecipeResult(name, len(runs), _metrics(runs), average, difference))
+        rows.append(
+            RecipeResult(
+                name, len(runs), _metrics(runs), average, difference, samples[name], averages[name]
+            )
+        )
     return rows
 
 
 def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
     """Plain sentences: which recipes differ from the baseline, and if `order` (rising) appears."""
     lines = []
-    by_name = {row.name: row for row in rows}
     for row in rows:
         change = row.against_baseline
         if change is None:
@@ -74,14 +90,19 @@ def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
         lines.append(
             f"{row.name}: {change.mean:+.1f} points [{change.low:+.1f}, {change.high:+.1f}], {word}"
         )
+    return lines + order_found(rows, order)
+
+
+def order_found(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
+    """A sentence that says whether `order` (rising) appears, where all its recipes have results."""
+    by_name = {row.name: row for row in rows}
     known = [by_name[name] for name in order if name in by_name]
-    if order and len(known) == len(order):
-        means = [row.average.mean for row in known]
-        rises = all(a < b for a, b in pairwise(means))
-        chain = " < ".join(order)
-        appears = "appears in these means" if rises else "does not appear here"
-        lines.append(f"The paper's order ({chain}) {appears}.")
-    return lines
+    if not order or len(known) < len(order):
+        return []
+    means = [row.average.mean for row in known]
+    rises = all(a < b for a, b in pairwise(means))
+    appears = "appears in these means" if rises else "does not appear here"
+    return [f"The paper's order ({' < '.join(order)}) {appears}."]
 
 
 def _average(hits: dict[str, np.ndarray]) -> float:
@@ -107,9 +128,21 @@ def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
     return 100 * averages
 
 
-def _interval(samples: np.ndarray) -> tuple[float, float]:
+def pooled(values: Mapping[str, Sequence[float]]) -> Mapping[str, Sequence[float]]:
+    """Those whose errors are pooled: controls, which may have less, only where little else is."""
+    others = {name: value for name, value in values.items() if not is_control_name(name)}
+    return others if len(others) > 1 else values
+
+
+def is_control_name(name: str) -> bool:
+    """Whether a recipe is called a control or an oracle."""
+    return name.startswith(CONTROLS)
+
+
+def _interval(samples: np.ndarray, mean: float, of_seeds: SeedError | None) -> tuple[float, float]:
     low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+    half = of_seeds.half() if of_seeds is not None else 0.0
+    return min(float(low), mean - half), max(float(high), mean + half)
 
 
 def _metrics(runs: list[ProbeResult]) -> dict[str, tuple[float, float]]:

@@ -2,17 +2,24 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
 
-from capmix.report.figure import Figure, Series
-from capmix.report.interactive import COLOURS
+from capmix.report.figure import Figure
+from capmix.report.layout import laid_out
+from capmix.report.scene import Area, Dot, Line, Scene, Shape, Text
+from capmix.report.svg import outline
 from capmix.storage.store import Store
 
-WIDTH, HEIGHT = 6.4, 3.6  # inches
-MARKERS = "osD^X*Pv"
+WIDTH = 6.4  # inches
+PIXELS = 620  # of the layout over that width: its texts have 8 to 9 points
+THEME = {"ink": "#1b1f27", "quiet": "#545c69", "grid": "#dfe3e9", "paper": "#ffffff"}
+MARGIN = 6  # pixels around it
+INCH = WIDTH / (PIXELS + 2 * MARGIN)  # of a pixel
+PER_PIXEL = 72 * INCH  # points
 
 
 def write_figures(figures: Sequence[Figure], directory: str) -> list[str]:
@@ -20,57 +27,53 @@ def write_figures(figures: Sequence[Figure], directory: str) -> list[str]:
     store = Store(directory)
     paths = []
     for figure in figures:
-        canvas = _drawn(figure)
+        canvas = _drawn(laid_out(figure, PIXELS))
         for form in ("pdf", "png"):
             out = io.BytesIO()
             stamp = {"CreationDate": None} if form == "pdf" else {}
-            canvas.savefig(out, format=form, dpi=200, bbox_inches="tight", metadata=stamp)
+            with matplotlib.rc_context({"pdf.fonttype": 42, "text.parse_math": False}):
+                canvas.savefig(out, format=form, dpi=200, metadata=stamp)
             store.write_bytes(f"{figure.name}.{form}", out.getvalue())
             paths.append(store.path(f"{figure.name}.{form}"))
         store.write_bytes(f"{figure.name}.csv", figure.csv().encode())
     return paths
 
 
-def _drawn(figure: Figure) -> Canvas:
-    names = bool(figure.series and figure.series[0].y and isinstance(figure.series[0].y[0], str))
-    height = 0.9 + 0.26 * len(figure.series[0].y) if names else HEIGHT
-    with matplotlib.rc_context({"font.size": 9, "pdf.fonttype": 42, "text.parse_math": False}):
-        canvas = Canvas(figsize=(WIDTH, height))
-        axes = canvas.add_subplot()
-        for number, series in enumerate(figure.series):
-            _draw(axes, series, number)
-        for name, x in figure.marks:
-            axes.axvline(x, color="#444", linestyle="--", linewidth=1, label=f"{name} = {x:.4g}")
-        if names:
-            axes.invert_yaxis()
-        if figure.x_log:
-            axes.set_xscale("log")
-        if figure.y_log:
-            axes.set_yscale("log")
-        axes.set_xlabel(figure.x_label)
-        axes.set_ylabel(figure.y_label)
-        axes.grid(color="#ddd", linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-        if len(figure.series) > 1 or figure.marks:
-            axes.legend(frameon=False, fontsize=8)
+def _drawn(scene: Scene) -> Canvas:
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans"}):
+        width, height = scene.width + 2 * MARGIN, scene.height + 2 * MARGIN
+        canvas = Canvas(figsize=(width * INCH, height * INCH), facecolor="white")
+        axes = canvas.add_axes((0, 0, 1, 1))
+        axes.set_xlim(-MARGIN, width - MARGIN)
+        axes.set_ylim(height - MARGIN, -MARGIN)
+        axes.set_axis_off()
+        for order, shape in enumerate(scene.shapes):
+            _draw(axes, shape, order)
     return canvas
 
 
-def _draw(axes: Any, series: Series, number: int) -> None:
-    style = {"color": COLOURS[number % len(COLOURS)], "label": series.name}
-    line = "-" if series.kind == "line" else ""
-    marker = MARKERS[(number + number // len(MARKERS)) % len(MARKERS)]
-    if series.kind == "steps":
-        axes.step(series.x, series.y, where="mid", **style)
-        axes.fill_between(series.x, series.y, step="mid", alpha=0.2, color=style["color"])
-    elif series.low:
-        names = isinstance(series.y[0], str)
-        middle = [float(value) for value in (series.x if names else series.y)]
-        below = [value - low for value, low in zip(middle, series.low, strict=True)]
-        above = [high - value for value, high in zip(middle, series.high, strict=True)]
-        ends = {"xerr" if names else "yerr": [below, above]}
-        axes.errorbar(series.x, series.y, fmt=marker + line, **ends, **style)
-    else:
-        size = 5 if len(series.x) <= 50 else 2
-        axes.plot(series.x, series.y, marker + line, markersize=size, **style)
+def _draw(axes: matplotlib.axes.Axes, shape: Shape, order: int) -> None:
+    colour = THEME.get(shape.colour, shape.colour)
+    match shape:
+        case Text():
+            axes.text(
+                *shape.at, shape.text, color=colour, fontsize=shape.size * PER_PIXEL, zorder=order,
+                ha={"start": "left", "middle": "center", "end": "right"}[shape.anchor],
+                va="baseline", fontweight="bold" if shape.bold else "normal",
+            )  # fmt: skip
+        case Area():
+            patch = Polygon(list(shape.points), color=colour, alpha=shape.opacity, lw=0)
+            patch.set_zorder(order)
+            axes.add_patch(patch)
+        case Line():
+            x, y = zip(*shape.points, strict=True)
+            style = (0, tuple(one / shape.width for one in shape.dash)) if shape.dash else "-"
+            axes.add_line(
+                Line2D(x, y, color=colour, lw=shape.width * PER_PIXEL, ls=style, zorder=order)
+            )
+        case Dot():
+            face = THEME["paper"] if shape.hollow else colour
+            width = 2 * PER_PIXEL if shape.hollow else 0
+            patch = Polygon(outline(shape), facecolor=face, edgecolor=colour, lw=width)
+            patch.set_zorder(order)
+            axes.add_patch(patch)

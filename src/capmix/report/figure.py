@@ -6,42 +6,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["line", "points", "steps"]
+Kind = Literal["line", "points", "steps", "cloud"]
+Mark = Literal["best", "tie", "lower", ""]  # against the highest
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud of points or histogram. `low` and `high` are ends of intervals: of `y`, or
-    of `x` where the figure's `y` are names. `labels` say what each point is."""
+    """One line, group of points or histogram. `low` and `high` are ends of intervals of `y`;
+    `labels` say what each point is. `short` is what is written beside it (default: `name`), where
+    it is `named`; `marks` say how each point compares with the highest."""
 
     name: str
     x: Sequence[float]
-    y: Sequence[float] | Sequence[str]
+    y: Sequence[float]
     kind: Kind = "line"
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     labels: Sequence[str] = ()
+    colour: str = "ink"
+    shape: int = 0
+    dashed: bool = False
+    hollow: bool = False
+    short: str = ""
+    part: str = ""
+    named: bool = True
+    marks: Sequence[Mark] = ()
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """A line of a figure that lists recipes. `mark` says how it compares with the highest;
+    `difference` is that from a baseline, with the ends of its interval if there is one."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: str = "ink"
+    mark: Mark = ""
+    group: str = ""
+    difference: tuple[float, float | None, float | None] | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is that of its files, `about` says in words what is to be seen. `marks` are vertical
-    lines: what they are called, and where they stand."""
+    """`name` is that of its files, `about` says in words what is to be seen. A figure has either
+    `series`, or `rows` by group. `marks` are vertical lines, `levels` and `published`
+    horizontal ones: what they are called, and where they are."""
 
     name: str
     title: str
     about: str
     x_label: str
     y_label: str
-    series: Sequence[Series]
+    series: Sequence[Series] = ()
     x_log: bool = False
     y_log: bool = False
     marks: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    levels: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    published: Sequence[tuple[str, float]] = field(default_factory=tuple)
+    rows: Sequence[FigureRow] = ()
+    baseline: str = ""
 
     def csv(self) -> str:
         """The numbers behind the figure."""
         out = io.StringIO()
         writer = csv.writer(out)
+        if self.rows:
+            against = [f"against {self.baseline}", "low", "high"] if self.baseline else []
+            writer.writerow([self.y_label, self.x_label, "low", "high", "group", *against])
+            for row in self.rows:
+                change = list(row.difference or (None, None, None)) if against else []
+                writer.writerow(
+                    [_inert(row.name), row.value, row.low, row.high, row.group, *change]
+                )
+            return out.getvalue()
         intervals = any(one.low for one in self.series)
         labels = any(one.labels for one in self.series)
         heads = ["series", self.x_label, self.y_label]
@@ -53,6 +93,8 @@ class Figure:
                 writer.writerow([one.name, x, y] + ends * intervals + [_inert(label)] * labels)
         for name, value in self.marks:
             writer.writerow([name, value, ""] + ["", ""] * intervals + [""] * labels)
+        for name, value in [*self.levels, *self.published]:
+            writer.writerow([name, "", value] + ["", ""] * intervals + [""] * labels)
         return out.getvalue()
 
 

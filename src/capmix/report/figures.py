@@ -1,47 +1,279 @@
 """The paper's figures, of what one work directory holds."""
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from capmix.report.captioners import CaptionerRow
-from capmix.report.figure import Figure, Series
+from capmix.report.differences import Differences
+from capmix.report.figure import PUBLISHED, Figure, FigureRow, Mark, Series
 from capmix.report.gather import Found, FoundSubset
-from capmix.report.interactive import LONGEST_LABEL
-from capmix.report.outcomes import RecipeOutcome
+from capmix.report.headline import is_control
+from capmix.report.outcomes import AVERAGE, IMAGENET, RETRIEVAL, RecipeOutcome
+from capmix.report.palette import OTHER, Palette
+from capmix.report.published import SOURCE, PublishedRow
+
+LONGEST_LABEL = 120
+FEWEST_TEXTS = 20  # of which a distribution says anything
+BINS = 50
+MOST_NAMES = 12
+FEWEST_POINTS = 3  # of a line
+CONTROLS = "Controls and oracles"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Results, and what the figures say of them: how each recipe compares with the highest, the
+    differences from `baseline`, and published rows of the same scale."""
+
+    outcomes: Sequence[RecipeOutcome]
+    marks: dict[str, Mark] = field(default_factory=dict)
+    differences: Differences | None = None
+    baseline: str = "raw"
+    published: Sequence[PublishedRow] = ()
 
 
 def all_figures(
     found: Found,
-    outcomes: Sequence[RecipeOutcome],
+    compared: Compared,
     rows: Sequence[CaptionerRow],
     shown: FoundSubset | None,
 ) -> list[Figure]:
-    """Those that there are numbers for; `shown` is the subset whose thresholds are drawn in."""
+    """Those that there are numbers for, the main one first; `shown` is the subset whose thresholds
+    are drawn in."""
+    palette = Palette(found.sources)
     made = [
-        similarity(found, shown),
-        recipes(outcomes),
-        fractions(found, outcomes),
-        *tradeoffs(outcomes),
-        *diversity(found),
+        fractions(found, compared, palette),
+        recipes(found, compared, palette),
+        imagenet(found, compared, palette),
+        *tradeoffs(found, compared, palette),
+        similarity(found, shown, palette),
+        *diversity(found, palette),
         *temperatures(rows),
-        texts_map(found),
+        texts_map(found, palette),
     ]
     return [figure for figure in made if figure is not None]
 
 
-def similarity(found: Found, shown: FoundSubset | None) -> Figure | None:
+def recipes(found: Found, compared: Compared, palette: Palette) -> Figure | None:
+    """The average of each recipe with its interval, highest first; controls and published rows
+    apart."""
+    if not compared.outcomes:
+        return None
+    rows = _rows(found, compared, palette)
+    highest = compared.outcomes[0].average_of == AVERAGE
+    rows += _published(compared.published, AVERAGE) if highest else []
+    best = max(rows, key=lambda row: (row.mark == "best", not row.group, row.value))
+    ends = _ends(compared.outcomes)
+    about = (
+        f"The average of each recipe{ends and f', with {ends}'}. Highest: {best.name}, "
+        f"{best.value:.1f} %"
+    )
+    label = f"average, %{ends and f' ({ends})'}"
+    baseline = compared.baseline if any(row.difference for row in rows) else ""
+    return Figure("recipes", "Recipes", about, label, "recipe", rows=rows, baseline=baseline)
+
+
+def imagenet(found: Found, compared: Compared, palette: Palette) -> Figure | None:
+    """ImageNet of each recipe beside published rows, where these are of the same scale."""
+    published = _published(compared.published, IMAGENET)
+    known = [one for one in compared.outcomes if IMAGENET in one.groups]
+    if not known or not published:
+        return None
+    rows = [
+        FigureRow(one.subset, one.groups[IMAGENET], colour=_colour(found, one.subset, palette),
+            group=CONTROLS if is_control(found, one.subset) else "")
+        for one in known
+    ]  # fmt: skip
+    rows = sorted(rows, key=lambda row: (row.group, -row.value)) + published
+    about = f"ImageNet accuracy of each recipe, and of baselines of the same scale ({SOURCE})"
+    return Figure(
+        "imagenet", "ImageNet beside published baselines", about, "ImageNet accuracy, %", "recipe",
+        rows=rows,
+    )  # fmt: skip
+
+
+def _rows(found: Found, compared: Compared, palette: Palette) -> list[FigureRow]:
+    rows = []
+    for one in compared.outcomes:
+        has_interval = one.of == "probes" or one.seeds > 1
+        rows.append(
+            FigureRow(
+                one.subset,
+                one.average,
+                one.low if has_interval else None,
+                one.high if has_interval else None,
+                _colour(found, one.subset, palette),
+                compared.marks.get(one.subset, ""),
+                CONTROLS if is_control(found, one.subset) else "",
+                _difference(compared, one.subset),
+            )
+        )
+    return sorted(rows, key=lambda row: (row.group, -row.value))
+
+
+def _difference(compared: Compared, subset: str) -> tuple[float, float | None, float | None] | None:
+    known = compared.differences
+    if known is None or subset == compared.baseline or compared.baseline not in known.names:
+        return None
+    change = known.of(subset, compared.baseline)
+    return change.mean, change.low, change.high
+
+
+def _published(rows: Sequence[PublishedRow], group: str) -> list[FigureRow]:
+    head = f"Published, DataComp {rows[0].scale}" if rows else ""
+    made = [
+        FigureRow(row.name, row.groups[group], colour=OTHER, group=head)
+        for row in rows
+        if group in row.groups
+    ]
+    return sorted(made, key=lambda row: -row.value)
+
+
+def _colour(found: Found, name: str, palette: Palette) -> str:
+    subset = found.subsets.get(name)
+    return OTHER if subset is None or is_control(found, name) else palette.of(subset.sources)
+
+
+def _ends(outcomes: Sequence[RecipeOutcome]) -> str:
+    if outcomes[0].of == "probes":
+        return "95 % interval"
+    return "± standard deviation over seeds" if max(one.seeds for one in outcomes) > 1 else ""
+
+
+def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | None:
+    """The average against the fraction that a recipe is given: a line for each strategy of which
+    there are several fractions, levels for the baseline and for published rows."""
+    by_strategy: dict[str, list[tuple[float, RecipeOutcome]]] = {}
+    for outcome in compared.outcomes:
+        subset = found.subsets.get(outcome.subset)
+        if subset is not None:
+            by_strategy.setdefault(subset.strategy, []).append((subset.given, outcome))
+    swept = {name: sorted(points, key=lambda point: point[0])
+             for name, points in by_strategy.items()
+             if len({fraction for fraction, _ in points}) > 1}  # fmt: skip
+    if not swept:
+        return None
+    levels = [
+        (one.subset, one.average)
+        for one in compared.outcomes
+        if one.subset == compared.baseline
+        and not any(one is outcome for points in swept.values() for _, outcome in points)
+    ]
+    series, used = [], dict[str, int]()
+    for strategy, points in swept.items():
+        colour = _colour(found, points[0][1].subset, palette)
+        order = used[colour] = used.get(colour, -1) + 1
+        with_ends = all(outcome.of == "probes" or outcome.seeds > 1 for _, outcome in points)
+        series.append(
+            Series(
+                strategy,
+                [fraction for fraction, _ in points],
+                [outcome.average for _, outcome in points],
+                "line",
+                [outcome.low for _, outcome in points] if with_ends else (),
+                [outcome.high for _, outcome in points] if with_ends else (),
+                [outcome.subset for _, outcome in points],
+                colour,
+                order,
+                order % 2 == 1,
+                marks=[compared.marks.get(outcome.subset, "") for _, outcome in points],
+            )
+        )
+    ends = _ends(compared.outcomes)
+    about = (
+        "The average of each recipe against the fraction that it is given; recipes that differ in "
+        f"it alone are joined{ends and f'; bands: {ends}'}"
+    )
+    return Figure(
+        "fractions",
+        "Accuracy against the fraction",
+        about,
+        "fraction of the recipe (raw-top30: 0.3)",
+        f"average, %{ends and f' (bands: {ends})'}",
+        series,
+        levels=levels,
+        published=_published_levels(compared),
+    )
+
+
+def _published_levels(compared: Compared) -> list[tuple[str, float]]:
+    if any(one.average_of != AVERAGE for one in compared.outcomes):
+        return []
+    return [(row.name, row.value) for row in _published(compared.published, AVERAGE)]
+
+
+def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure]:
+    """ImageNet (or classification) against the average and against retrieval."""
+    made = []
+    outcomes = [one for one in compared.outcomes if not is_control(found, one.subset)]
+    for name, title in (("average", "the average"), ("retrieval", "retrieval")):
+        points = [
+            (one, x, y)
+            for one in outcomes
+            if (x := one.classes) is not None and (y := getattr(one, name)) is not None
+        ]
+        group = AVERAGE if name == "average" else RETRIEVAL
+        is_imagenet = all(IMAGENET in one.groups for one, _, _ in points)
+        classes = "ImageNet accuracy" if is_imagenet else "mean zero-shot accuracy"
+        named = _named(found, compared, [one for one, _, _ in points])
+        series = [
+            Series(
+                one.subset, [x], [y], "points",
+                colour=_colour(found, one.subset, palette), named=one.subset in named,
+                marks=["best" if compared.marks.get(one.subset) == "best" else ""],
+            )
+            for one, x, y in sorted(points, key=lambda point: point[0].subset not in named[:2])
+        ]  # fmt: skip
+        if len(points) < FEWEST_POINTS or all(x == y for _, x, y in points):
+            continue
+        if all({IMAGENET, group} <= one.groups.keys() for one, _, _ in points):
+            series += [
+                Series(
+                    f"{row.name} (published)", [row.groups[IMAGENET]], [row.groups[group]],
+                    "points", colour=OTHER, shape=2, hollow=True, short=row.name, part=PUBLISHED,
+                )
+                for row in compared.published
+                if {IMAGENET, group} <= row.groups.keys()
+            ]  # fmt: skip
+        made.append(
+            Figure(
+                f"classes-{name}",
+                f"Classification against {title}",
+                f"{len(points)} recipes, a point each: zero-shot classification and {title}",
+                f"{classes}, %",
+                f"{title.removeprefix('the ')}, %",
+                series,
+            )
+        )
+    return made
+
+
+def _named(found: Found, compared: Compared, outcomes: Sequence[RecipeOutcome]) -> list[str]:
+    """Whose names are in a figure, the highest and the baseline first; of more than MOST_NAMES the
+    highest of each strategy."""
+    order = sorted(outcomes, key=lambda one: -one.average)
+    first = [one.subset for one in order[:1]] + [compared.baseline]
+    if len(order) <= MOST_NAMES:
+        return [*first, *(one.subset for one in order)]
+    strategies: dict[str, str] = {}
+    for one in order:
+        subset = found.subsets.get(one.subset)
+        strategies.setdefault(subset.strategy if subset else one.subset, one.subset)
+    return [*first, *strategies.values()][:MOST_NAMES]
+
+
+def similarity(found: Found, shown: FoundSubset | None, palette: Palette) -> Figure | None:
     """Histograms of similarity by source, as shares, with the recipe's thresholds."""
     series = []
     for source in found.scored:
         noise = found.population["sources"][source]["noise"]
-        if noise["scored"]:
+        if noise["scored"] >= FEWEST_TEXTS:
             edges, counts = noise["histogram"]["edges"], noise["histogram"]["counts"]
-            middles = ((np.array(edges[1:]) + np.array(edges[:-1])) / 2).tolist()
-            width = edges[1] - edges[0]
-            density = [count / noise["scored"] / width for count in counts]
+            middles, density = _density(edges, counts, noise["scored"])
             label = f"{source} (mean {noise['mean']:.3f}, {noise['scored']:,} texts)"
-            series.append(Series(label, middles, density, "steps"))
+            short = f"{source}, mean {noise['mean']:.3f}"
+            colour = palette.of([source])
+            series.append(Series(label, middles, density, "steps", colour=colour, short=short))
     if not series:
         return None
     thresholds = shown.summary.thresholds if shown else {}
@@ -67,115 +299,55 @@ def similarity(found: Found, shown: FoundSubset | None) -> Figure | None:
     )
 
 
-def recipes(outcomes: Sequence[RecipeOutcome]) -> Figure | None:
-    """The average of each recipe with its interval."""
-    if not outcomes:
-        return None
-    best = max(outcomes, key=lambda one: one.average)
-    ends = "95 % interval" if outcomes[0].of == "probes" else "one standard deviation over seeds"
-    one = Series(
-        outcomes[0].of,
-        [outcome.average for outcome in outcomes],
-        [outcome.subset for outcome in outcomes],
-        "points",
-        [outcome.low for outcome in outcomes],
-        [outcome.high for outcome in outcomes],
-    )
-    about = f"The average of each recipe, with {ends}. Highest: {best.subset}, {best.average:.1f} %"
-    return Figure("recipes", "Recipes", about, f"average, % ({ends})", "recipe", [one])
+def _density(
+    edges: Sequence[float], counts: Sequence[int], total: int
+) -> tuple[list[float], list[float]]:
+    """Middles of bins, joined where there are more than BINS, and % of all for each 0.01."""
+    joined = -(-len(counts) // BINS)
+    starts = range(0, len(counts), joined)
+    width = edges[1] - edges[0]
+    sizes = [len(counts[start : start + joined]) for start in starts]
+    sums = [sum(counts[start : start + joined]) for start in starts]
+    middles = [edges[start] + width * size / 2 for start, size in zip(starts, sizes, strict=True)]
+    density = [count / total / (width * size) for count, size in zip(sums, sizes, strict=True)]
+    return middles, density
 
 
-def fractions(found: Found, outcomes: Sequence[RecipeOutcome]) -> Figure | None:
-    """The average against the fraction of the pool that is kept, a line for each strategy."""
-    by_strategy: dict[str, list[tuple[float, RecipeOutcome]]] = {}
-    for outcome in outcomes:
-        subset = found.subsets.get(outcome.subset)
-        if subset is not None:
-            by_strategy.setdefault(subset.strategy, []).append((subset.fraction, outcome))
-    series = []
-    for strategy, points in by_strategy.items():
-        points.sort(key=lambda point: point[0])
-        series.append(
-            Series(
-                strategy,
-                [fraction for fraction, _ in points],
-                [outcome.average for _, outcome in points],
-                "line" if len(points) > 1 else "points",
-                [outcome.low for _, outcome in points],
-                [outcome.high for _, outcome in points],
-                [outcome.subset for _, outcome in points],
-            )
-        )
-    if not series:
-        return None
-    about = (
-        "The average of each recipe against the fraction of the pool that it keeps; recipes that "
-        f"differ in the fraction alone are joined. {len(outcomes)} recipes"
-    )
-    return Figure(
-        "fractions",
-        "Accuracy against the fraction kept",
-        about,
-        "rows kept, as a fraction of the pool's samples",
-        "average, %",
-        series,
-    )
-
-
-def tradeoffs(outcomes: Sequence[RecipeOutcome]) -> list[Figure]:
-    """ImageNet (or classification) against the average and against retrieval."""
-    made = []
-    for name, title in (("average", "the average"), ("retrieval", "retrieval")):
-        points = [
-            (outcome.classes, getattr(outcome, name), outcome.subset)
-            for outcome in outcomes
-            if outcome.classes is not None and getattr(outcome, name) is not None
-        ]
-        if len(points) > 1:
-            made.append(
-                Figure(
-                    f"classes-{name}",
-                    f"Classification against {title}",
-                    f"{len(points)} recipes, a point each: zero-shot classification and {title}",
-                    "ImageNet, or mean zero-shot accuracy, %",
-                    f"{title}, %",
-                    [Series(name, [x], [y], "points") for x, y, name in points],
-                )
-            )
-    return made
-
-
-def diversity(found: Found) -> list[Figure]:
+def diversity(found: Found, palette: Palette) -> list[Figure]:
     """Unique trigrams and nouns against the number of texts, both on logarithmic axes."""
-    sources = found.population["sources"]
     trigrams = [
-        Series(source, one["curve"]["texts"], one["curve"]["unique_trigrams"])
-        for source, one in sources.items()
+        _curve(source, one["curve"]["texts"], one["curve"]["unique_trigrams"], palette)
+        for source, one in found.population["sources"].items()
         if one["texts"] and one["unique_trigrams"]
     ]
     nouns = []
     for source, one in (found.sampled or {"sources": {}})["sources"].items():
         if one["nouns"]:
             x, y = zip(*one["nouns_curve"], strict=True)
-            nouns.append(Series(source, x, y))
+            nouns.append(_curve(source, x, y, palette))
     made = []
-    for what, series, total in (("trigrams", trigrams, "unique_trigrams"), ("nouns", nouns, None)):
+    for what, curves, sampled in (("trigrams", trigrams, False), ("nouns", nouns, True)):
+        series = [one for one in curves if len(one.x) >= FEWEST_POINTS]
         if series:
             ends = ", ".join(f"{one.name} {one.y[-1]:,}" for one in series)
             made.append(
                 Figure(
                     f"diversity-{what}",
-                    f"Different {what} against the number of texts",
-                    f"Different {what} in growing samples of each source; in the largest: {ends}"
-                    + ("" if total else " (on the sample that is tagged)"),
+                    f"Distinct {what} against the number of texts",
+                    f"Distinct {what} in growing samples of each source; in the largest: {ends}"
+                    + (" (on the sample that is tagged)" if sampled else ""),
                     "texts",
-                    f"different {what}",
+                    f"distinct {what}",
                     series,
                     x_log=True,
                     y_log=True,
                 )
             )
     return made
+
+
+def _curve(source: str, x: Sequence[float], y: Sequence[float], palette: Palette) -> Series:
+    return Series(source, x, y, colour=palette.of([source]))
 
 
 def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
@@ -189,10 +361,11 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
         for model, of_model in by_model.items()
         if len({row.temperature for row in of_model}) > 1
     }
+    palette = Palette(list(swept))
     made = []
     for what, title in (
         ("similarity", "mean similarity"),
-        ("trigrams", "different trigrams"),
+        ("trigrams", "distinct trigrams"),
         ("average", "average, %"),
     ):
         series = []
@@ -200,8 +373,9 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
             known = [row for row in of_model if getattr(row, what) is not None]
             if len(known) > 1:
                 x = [float(row.temperature or 0.0) for row in known]
-                labels = [row.source for row in known]
-                series.append(Series(model, x, [getattr(r, what) for r in known], labels=labels))
+                y, labels = [getattr(r, what) for r in known], [row.source for row in known]
+                colour = palette.of([model])
+                series.append(Series(model, x, y, labels=labels, colour=colour))
         if series:
             made.append(
                 Figure(
@@ -216,7 +390,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
     return made
 
 
-def texts_map(found: Found) -> Figure | None:
+def texts_map(found: Found, palette: Palette) -> Figure | None:
     """t-SNE of text embeddings, all sources over the same axes."""
     table = found.texts_map
     if table is None:
@@ -229,8 +403,9 @@ def texts_map(found: Found) -> Figure | None:
                 source,
                 [round(row["x"], 3) for row in rows],
                 [round(row["y"], 3) for row in rows],
-                "points",
+                "cloud",
                 labels=[row["text"][:LONGEST_LABEL] for row in rows],
+                colour=palette.of([source]),
             )
         )
     about = (

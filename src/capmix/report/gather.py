@@ -1,7 +1,7 @@
 """Collect what a work directory holds for the report."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,16 @@ from capmix.mix.columns import Column
 from capmix.mix.mix import Summary
 from capmix.pool import Pool
 from capmix.probe.evaluate import ProbeResult, load_result
-from capmix.report.outcomes import RecipeOutcome, of_runs, read_summary
+from capmix.report.compare import is_control_name
+from capmix.report.outcomes import (
+    RecipeOutcome,
+    average_name,
+    averages_by_seed,
+    of_runs,
+    read_cells,
+    read_summary,
+)
+from capmix.report.published import scale_of_runs
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -45,12 +54,28 @@ class FoundSubset:
         return self.summary.kept / self.summary.rows_in if self.summary.rows_in else 0.0
 
     @property
+    def given(self) -> float:
+        """The fraction that its recipe was given; without one, that of the rows it kept."""
+        given = self.recipe.get("parameters", {}).get("fraction")
+        return self.fraction if given is None else float(given)
+
+    @property
     def strategy(self) -> str:
         """The name without the fraction that was asked for."""
         fraction = self.recipe.get("parameters", {}).get("fraction")
         percent = "" if fraction is None else f"{float(fraction) * 100:g}"
         before, found, after = self.name.rpartition(percent) if percent else ("", "", self.name)
         return before + after if found else self.name
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that its clauses name, in their order."""
+        return list(dict.fromkeys(str(clause["source"]) for clause in self.recipe["clauses"]))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is set apart: its texts are handed around, or it is called so."""
+        return bool(self.recipe["shuffle"]) or is_control_name(self.name)
 
     @property
     def only_source(self) -> str | None:
@@ -63,7 +88,8 @@ class FoundSubset:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that the report shows, apart from images and texts of samples."""
+    """Everything that the report shows, apart from images and texts of samples. `by_seed` are the
+    averages of trained runs in percent, by recipe and seed; `scale` is what all were trained at."""
 
     catalog: Catalog
     scorer: str | None
@@ -80,6 +106,8 @@ class Found:
     conservation: list[dict[str, Any]]
     settings: dict[str, dict[str, Any]]
     notes: list[str]
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    scale: str | None = None
 
     def columns(self) -> dict[str, Column]:
         """What the samples' rows are read with."""
@@ -116,7 +144,8 @@ def gather(
     sampled_marker = present.measured(sampled.PART, "nouns, languages and openings")
     mapped = present.measured(coverage.PART, "topics and map")
     table = store.read_table(f"{coverage.PART}.parquet") if mapped else None
-    rows = read_summary(Store(results) if results else store, store.root.rpartition("/")[2])
+    pool_name, grid = store.root.rpartition("/")[2], Store(results) if results else store
+    rows = read_summary(grid, pool_name)
     if results and not rows:
         raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
     return Found(
@@ -135,6 +164,8 @@ def gather(
         _conservation(store),
         _settings(store),
         present.notes,
+        averages_by_seed(read_cells(grid, pool_name), average_name(rows)) if rows else {},
+        scale_of_runs(store, {str(row["recipe"]) for row in rows}) if rows else None,
     )
 
 

@@ -1,15 +1,16 @@
 """How well what was trained on each subset does, from trained runs or from probes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from capmix.evaluation.results import MAIN, MEAN
 from capmix.report.compare import RecipeResult
+from capmix.report.published import GROUPS
 from capmix.storage.layout import RESULTS
 from capmix.storage.store import Store
 
-SUMMARY = f"{RESULTS}/summary.parquet"
+SUMMARY, CELLS = f"{RESULTS}/summary.parquet", f"{RESULTS}/cells.parquet"
 IMAGENET, AVERAGE, RETRIEVAL = "ImageNet", "Average", "Retrieval"
 
 
@@ -17,7 +18,9 @@ IMAGENET, AVERAGE, RETRIEVAL = "ImageNet", "Average", "Retrieval"
 class RecipeOutcome:
     """Of one subset, in percent. `average` is over all sets, `classes` on ImageNet or, without it,
     over the sets with classes, `retrieval` over the others; None where there is no such set.
-    `low` and `high` are a 95 % interval of the average, or a standard deviation to each side."""
+    `low` and `high` are a 95 % interval of the average, or a standard deviation to each side.
+    `groups` are DataComp's means over groups of tasks, each complete; `average_of` names the mean
+    that `average` is."""
 
     subset: str
     of: Literal["runs", "probes"]
@@ -27,6 +30,8 @@ class RecipeOutcome:
     high: float
     classes: float | None
     retrieval: float | None
+    groups: Mapping[str, float] = field(default_factory=dict)
+    average_of: str = ""
 
 
 def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
@@ -46,10 +51,19 @@ def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
 
 
 def read_summary(store: Store, pool: str) -> list[dict[str, Any]]:
-    """The rows of results/summary.parquet (see experiment.py) that are of this pool."""
-    if not store.exists(SUMMARY):
+    """The rows of results/summary.parquet (see pipeline/grid.py) that are of this pool."""
+    return _of_pool(store, SUMMARY, pool)
+
+
+def read_cells(store: Store, pool: str) -> list[dict[str, Any]]:
+    """The same of results/cells.parquet, which has a row for each seed."""
+    return _of_pool(store, CELLS, pool)
+
+
+def _of_pool(store: Store, name: str, pool: str) -> list[dict[str, Any]]:
+    if not store.exists(name):
         return []
-    rows: list[dict[str, Any]] = store.read_table(SUMMARY).to_pylist()
+    rows: list[dict[str, Any]] = store.read_table(name).to_pylist()
     pools = {row["pool"] for row in rows}
     return [row for row in rows if len(pools) == 1 or row["pool"] == pool]
 
@@ -60,9 +74,10 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
     for row in rows:
         by_recipe.setdefault(str(row["recipe"]), []).append(row)
     found = []
+    averaged = average_name(rows)
     for recipe, of_recipe in by_recipe.items():
         main = {row["evalset"]: row for row in of_recipe if row["metric"] == MAIN}
-        average = main.get(AVERAGE) or main.get(MEAN)
+        average = main.get(averaged)
         if average is None:
             continue
         kinds: dict[str, set[str]] = {}
@@ -77,8 +92,28 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
                 recipe, "runs", average["seeds"], mean, mean - spread, mean + spread,
                 100 * imagenet["mean"] if imagenet else _mean(classes),
                 100 * retrieval["mean"] if retrieval else _mean(pairs),
+                {name: 100 * main[name]["mean"] for name in GROUPS.values() if name in main},
+                averaged,
             )
         )  # fmt: skip
+    return found
+
+
+def average_name(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The mean that all recipes have: over DataComp's 38 tasks, or over the sets that there are."""
+    recipes = {row["recipe"] for row in rows}
+    whole = {row["recipe"] for row in rows if (row["evalset"], row["metric"]) == (AVERAGE, MAIN)}
+    return AVERAGE if recipes == whole else MEAN
+
+
+def averages_by_seed(
+    cells: Sequence[Mapping[str, Any]], averaged: str
+) -> dict[str, dict[int, float]]:
+    """The average in percent of each recipe's runs, by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for row in cells:
+        if (row["evalset"], row["metric"]) == (averaged, MAIN):
+            found.setdefault(str(row["recipe"]), {})[int(row["seed"])] = 100 * float(row["value"])
     return found
 
 

@@ -2,7 +2,7 @@
 // Texts of samples are web texts: they go into the page as text nodes and nothing else.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 24;
+  const PAGE = 12;
 
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
@@ -16,34 +16,90 @@
 
   // Figures -----------------------------------------------------------------------------------
 
-  function theme() {
-    const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim();
-    const grid = style.getPropertyValue("--grid").trim();
-    return {
-      "font.color": ink, "font.family": "system-ui, sans-serif",
-      "xaxis.gridcolor": grid, "yaxis.gridcolor": grid,
-      "xaxis.linecolor": grid, "yaxis.linecolor": grid,
-    };
-  }
+  const NEAR = 24;  // pixels from a marker within which it is pointed at
 
-  function drawFigures() {
-    const options = { responsive: true, displaylogo: false, displayModeBar: false };
-    for (const plot of document.querySelectorAll("[data-figure]")) {
-      const figure = data.figures[plot.dataset.figure];
-      Plotly.newPlot(plot, figure.data, figure.layout, options).then(
-        () => Plotly.relayout(plot, theme()));
-    }
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-      for (const plot of document.querySelectorAll("[data-figure]")) Plotly.relayout(plot, theme());
-    });
+  function buildFigures() {
+    const csv = Object.fromEntries(data.figures.map((figure) => [figure.name, figure.csv]));
     for (const button of document.querySelectorAll("[data-csv]")) {
       button.addEventListener("click", () => {
-        const figure = data.figures[button.dataset.csv];
-        const url = URL.createObjectURL(new Blob([figure.csv], { type: "text/csv" }));
-        element("a", { href: url, download: `${figure.name}.csv` }).click();
+        const url = URL.createObjectURL(new Blob([csv[button.dataset.csv]], { type: "text/csv" }));
+        element("a", { href: url, download: `${button.dataset.csv}.csv` }).click();
         setTimeout(() => URL.revokeObjectURL(url), 1000);
       });
+    }
+    for (const chart of document.querySelectorAll("svg.chart")) {
+      for (const event of ["pointermove", "click"]) chart.addEventListener(event, pointAt);
+      chart.addEventListener("pointerleave", () => { tip.hidden = true; });
+    }
+    const published = document.getElementById("published");
+    if (published) published.addEventListener("change", () => showPublished(published.checked));
+  }
+
+  const tip = document.getElementById("tip");
+
+  function pointAt(event) {
+    let nearest = null;
+    let least = NEAR;
+    for (const marker of event.currentTarget.querySelectorAll("[data-tip]")) {
+      const box = marker.getBoundingClientRect();
+      if (!box.width) continue;
+      const distance = Math.hypot(
+        event.clientX - box.x - box.width / 2, event.clientY - box.y - box.height / 2);
+      if (distance < least) [nearest, least] = [marker, distance];
+    }
+    tip.hidden = nearest === null;
+    if (nearest === null) return;
+    tip.textContent = nearest.dataset.tip;
+    const width = tip.offsetWidth;
+    const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - width - 8);
+    tip.style.left = `${Math.max(left, 8)}px`;
+    tip.style.top = `${event.clientY + 16}px`;
+  }
+
+  // Published rows are the last of their figures, which end before them when they are hidden.
+  function showPublished(shown) {
+    document.documentElement.classList.toggle("no-published", !shown);
+    for (const chart of document.querySelectorAll("svg.chart")) {
+      const [x, y, width] = chart.getAttribute("viewBox").split(" ");
+      const height = shown ? chart.dataset.height : chart.dataset.short;
+      chart.setAttribute("viewBox", `${x} ${y} ${width} ${height}`);
+    }
+  }
+
+  // Tables ------------------------------------------------------------------------------------
+
+  const numberIn = (text) => {
+    const found = text.replaceAll(",", "").replaceAll("−", "-").match(/^([+-]?\d+(?:\.\d+)?)([MB]?)/);
+    return found ? Number(found[1]) * { "": 1, M: 1e6, B: 1e9 }[found[2]] : null;
+  };
+
+  function buildTables() {
+    for (const table of document.querySelectorAll("table.sortable")) {
+      for (const head of table.querySelectorAll("thead th")) {
+        const button = element("button", { type: "button", class: "sort" }, ...head.childNodes);
+        head.replaceChildren(button);
+        button.addEventListener("click", () => sortBy(table, head));
+      }
+    }
+  }
+
+  // Each group of rows by itself. Numbers start with the greatest; what has none comes last.
+  function sortBy(table, head) {
+    const column = head.cellIndex;
+    const value = (row) => row.cells[column].textContent.trim();
+    const rows = [...table.tBodies].flatMap((body) => [...body.rows]).filter((row) => row.cells.length > 1);
+    const numeric = rows.some((row) => numberIn(value(row)) !== null) &&
+      rows.every((row) => /^(–|)$/.test(value(row)) || numberIn(value(row)) !== null);
+    const rising = head.ariaSort ? head.ariaSort === "descending" : !numeric;
+    const order = (a, b) => {
+      if (!numeric) return (rising ? 1 : -1) * value(a).localeCompare(value(b), "en", { numeric: true });
+      const [first, second] = [numberIn(value(a)), numberIn(value(b))];
+      return (first === null) - (second === null) || (rising ? first - second : second - first);
+    };
+    for (const other of table.querySelectorAll("thead th")) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+    for (const body of table.tBodies) {
+      body.append(...[...body.rows].filter((row) => row.cells.length > 1).sort(order));
     }
   }
 
@@ -166,7 +222,7 @@
 
   function buildFilters() {
     const named = (names) => names.map((name) => [name, name]);
-    const own = steps ? [["", "the thresholds above"]] : [];
+    const own = steps ? [["", "the thresholds below"]] : [];
     fill(filters.elements.decided, [...own, ...named(data.subsets)]);
     if (data.shown) filters.elements.decided.value = data.shown;
     fill(filters.elements.decision,
@@ -175,6 +231,7 @@
     fill(filters.elements.sort, [["", "chance"], ...byScore]);
     fill(filters.elements.source, named(data.scored));
     fill(filters.elements.flag, [["", "any"], ["-", "none"], ["+", "some"], ...named(data.flags)]);
+    hideEmptyFilters();
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("input", async (event) => {
       shown = PAGE;
@@ -185,6 +242,20 @@
       shown += PAGE;
       showSamples();
     });
+  }
+
+  // What has nothing to choose between is not shown.
+  function hideEmptyFilters() {
+    const decides = data.subsets.length > 0 || steps !== null;
+    const shownFor = {
+      decided: decides, decision: decides, sort: data.scored.length, source: data.scored.length,
+      least: data.scored.length, most: data.scored.length, flag: data.flags.length,
+    };
+    for (const [name, has] of Object.entries(shownFor)) {
+      filters.elements[name].closest("label").hidden = !has;
+    }
+    document.getElementById("matching").hidden = !Object.values(shownFor).some(Boolean) && !data.api;
+    document.getElementById("about-samples").hidden = !data.about;
   }
 
   function decisionOf(sample) {
@@ -236,7 +307,7 @@
     const picture = source
       ? element("img", { src: source, alt: `sample ${sample.key}`, loading: "lazy" })
       : element("span", { class: "quiet" }, "no image");
-    const texts = Object.entries(sample.texts).map(([name, one]) => {
+    const texts = Object.entries(sample.texts).filter(([name]) => !data.empty.includes(name)).map(([name, one]) => {
       const head = element("div", {}, element("span", { class: "who" }, name));
       if (one.score !== null) head.append(element("span", { class: "score" }, one.score.toFixed(3)));
       const said = element("bdi", { dir: "auto" }, one.text === null ? "(none)" : one.text);
@@ -245,7 +316,7 @@
       if (chosen) head.append(element("span", { class: "quiet" }, " ✓ chosen"));
       return element("div", { class: chosen ? "said chosen" : "said" }, head, said, ...flags);
     });
-    const told = decided === undefined ? "reading the decision …" : decided === null ? "left out" : `takes ${decided}`;
+    const told = !data.subsets.length && !steps ? "" : decided === undefined ? "reading the decision …" : decided === null ? "left out" : `takes ${decided}`;
     return element("li", { class: "example", "data-uid": sample.uid, "data-decision": decided || "" },
       element("div", { class: "picture" }, picture), ...texts,
       element("p", { class: "decision" }, `${told}${told ? " · " : ""}${sample.shard}/${sample.key}`));
@@ -293,6 +364,8 @@
   }
 
   async function start() {
+    buildFigures();
+    buildTables();
     buildFilters();
     document.getElementById("about-samples").textContent = data.about;
     if (data.api) {
@@ -306,7 +379,6 @@
     }
     showSamples();
     document.documentElement.dataset.ready = "yes";
-    document.addEventListener("DOMContentLoaded", drawFigures);  // plotly.js comes last
     await fetchAll();
   }
   start();

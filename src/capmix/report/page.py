@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,27 +18,34 @@ from capmix.errors import UserError
 from capmix.measure.population import read_sample
 from capmix.mix.subset import SubsetRows
 from capmix.report.captioners import captioners, rank_correlations
-from capmix.report.compare import RecipeResult, verdict
+from capmix.report.compare import RecipeResult, order_found
 from capmix.report.examples import ThresholdSteps, data_url, decisions, example_rows, thumbnails
 from capmix.report.figure import Figure
-from capmix.report.figures import all_figures
+from capmix.report.figures import CONTROLS, FEWEST_POINTS, Compared, all_figures
 from capmix.report.gather import Found, FoundSubset
-from capmix.report.interactive import plotly_figure
-from capmix.report.outcomes import of_probes
+from capmix.report.headline import differences_of, headline, is_control
+from capmix.report.layout import laid_out
+from capmix.report.outcomes import AVERAGE, IMAGENET, RETRIEVAL, of_probes
+from capmix.report.published import SOURCE, PublishedRow, published
 from capmix.report.settings import ReportSettings
+from capmix.report.svg import svg
 from capmix.report.table import short_name, shown_metrics
+from capmix.report.wording import change_text, counted, listed
 from capmix.storage.layout import REPORT, captions_folder
 from capmix.storage.store import Store
 
 FIRST_ROWS = 24
 PAGE = f"{REPORT}/report.html"
 HEADER_SETTINGS = ("revision", "prompt", *CaptionSettings().sampling())
+# Of charts in pixels, and the names of their forms in page.css.
+MAIN, BESIDE, PHONE = 1148, 548, 356
 CONTENTS = {
+    "result": "Result",
     "recipes": "Recipes",
+    "samples": "Samples",
+    "thresholds": "Try thresholds",
     "figures": "Figures",
     "captions": "Captions",
-    "thresholds": "Try thresholds",
-    "samples": "Samples",
     "conservation": "In and out",
     "settings": "Settings",
 }
@@ -70,16 +77,24 @@ def render_page(
     _check_names(found, rows, settings)
     shown = _shown_subset(list(found.subsets.values()), settings.examples_of)
     outcomes = found.runs or of_probes(rows)
+    said = headline(found, rows, outcomes, settings.baseline)
+    beside = published(found.scale) if settings.published and found.runs else []
+    compared = Compared(
+        outcomes,
+        dict(said.marks) if said else {},
+        differences_of(found, rows, outcomes) if outcomes else None,
+        settings.baseline,
+        beside,
+    )
     of_sources = captioners(found, outcomes)
-    figures = all_figures(found, outcomes, of_sources, shown)
+    figures = all_figures(found, compared, of_sources, shown)
     steps = found.population["steps"]
     data = {
-        "figures": [
-            plotly_figure(figure) | {"name": figure.name, "csv": figure.csv()} for figure in figures
-        ],
+        "figures": [{"name": figure.name, "csv": figure.csv()} for figure in figures],
         "steps": _with_bounds(steps, shown) if steps else None,
         "samples": found.population["samples"],
         "sources": found.sources,
+        "empty": [n for n, one in found.population["sources"].items() if not one["texts"]],
         "scored": found.scored,
         "scorer": found.scorer,
         "subsets": list(found.subsets),
@@ -90,50 +105,186 @@ def render_page(
         "shards": [shard.name for shard in found.pool.shards] if token else [],
         "examples": _first_rows(found) if token else _examples(found, settings.examples),
     }
-    data["about"] = (
-        "Samples are read from the pool when they are asked for."
-        if token
-        else f"{len(data['examples']):,} samples drawn by chance, the same for every recipe."
-    )
-    plotly, script = plotly_js(), _resource("page.js")
-    contents = [
-        (anchor, name)
-        for anchor, name in CONTENTS.items()
-        if (anchor != "recipes" or outcomes) and (anchor != "thresholds" or steps)
-    ]
+    data["about"] = _about_samples(len(data["examples"]), found.population["samples"], token)
+    script = _resource("page.js")
+    main = _main_figure(figures) if said else None
+    others = [figure for figure in figures if figure is not main and len(figure.rows) != 1]
+    missing = {
+        "result": said is None,
+        "recipes": said is None,
+        "thresholds": steps is None,
+        "figures": not others,
+    }
+    contents = [(anchor, name) for anchor, name in CONTENTS.items() if not missing.get(anchor)]
     page = _template().render(
         found=found,
-        title=found.pool.location,
+        name=_pool_name(found.pool.location),
+        day=f"{datetime.now(UTC):%-d %B %Y}",
+        facts=_facts(found),
+        headline=said,
+        main_figure=main,
+        charts={one.name: _charts(one, MAIN if one is main else BESIDE) for one in figures},
+        samples_title="Samples" if said else _captioned(found),
+        samples_about=_without_results(found),
+        **_tables(found, rows, compared),
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=metadata.version("capmix"),
         digest=_digest(found),
         sources=[(name, _source_words(found, name)) for name in found.sources],
         note=settings.note,
         contents=contents,
-        outcomes=outcomes,
         rows=rows,
         metrics=shown_metrics(rows),
-        verdict=verdict(rows, settings.order),
+        verdict=order_found(rows, settings.order),
         baseline=settings.baseline,
-        figures=figures,
+        figures=others,
         overlaps=_overlaps(found),
         captioners=of_sources,
         correlations=rank_correlations(of_sources),
         step=f"{steps['unit'] / steps['scale']:g}" if steps else "",
-        policy=_policy([script] if token else [script, plotly], token),
+        policy=_policy(script, token),
         token=token,
         css=Markup(_resource("page.css")),
         data=Markup(_in_script(json.dumps(data, allow_nan=False))),
-        plotly=Markup(plotly),
         script=Markup(script),
     )
     return figures, page
+
+
+def _main_figure(figures: Sequence[Figure]) -> Figure | None:
+    """The one of the first screen: a sweep where there are lines, else the list of recipes; of one
+    recipe alone, what it can be compared with."""
+    for figure in figures:
+        if any(one.kind == "line" and len(one.x) >= FEWEST_POINTS for one in figure.series):
+            return figure if figure.name == "fractions" else None
+        if len(figure.rows) > 1:
+            return figure
+    return None
+
+
+def _charts(figure: Figure, width: float) -> Markup:
+    """For screens and for phones; page.css shows one of them."""
+    wide, phone = svg(laid_out(figure, width), figure.about, "wide"), laid_out(figure, PHONE)
+    return wide + svg(phone, figure.about, "phone")
+
+
+def _pool_name(location: str) -> str:
+    """The last part of its path or URL."""
+    return location.rstrip("/").rpartition("/")[2] or location
+
+
+def _facts(found: Found) -> str:
+    """One line: how much there is."""
+    facts = [counted(found.population["samples"], "sample")]
+    facts.append(f"texts: {listed(_with_texts(found))}")
+    if found.subsets:
+        facts.append(counted(len(found.subsets), "recipe"))
+    return " · ".join(facts)
+
+
+def _with_texts(found: Found) -> list[str]:
+    known = found.population["sources"]
+    return [name for name in found.sources if known.get(name, {}).get("texts")] or ["none"]
+
+
+def _captioned(found: Found) -> str:
+    """The title of a page without results."""
+    images = counted(found.population["samples"], "image")
+    written = [name for name in _with_texts(found) if name != "raw" and name != "none"]
+    return (
+        f"{images}, captioned by {listed(written)}" if written else f"{images}, not captioned yet"
+    )
+
+
+def _without_results(found: Found) -> str:
+    """What there is, and which command comes next."""
+    said = []
+    for name in _with_texts(found):
+        measures = found.population["sources"].get(name)
+        if measures:
+            noise = measures["noise"] or {}
+            mean = noise.get("mean")
+            similarity = "" if mean is None else f", similarity {mean:.3f}"
+            said.append(f"{name}: {measures['mean_words']:.1f} words a text{similarity}")
+    after = "capmix probe" if found.subsets else "capmix mix, then capmix probe"
+    return f"{'; '.join([*said, 'no recipe has results yet'])}. To compare recipes: {after}."
+
+
+def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> dict[str, Any]:
+    """Rows of the tables of results by group, best first, and what may stand beside them."""
+    groups = {name for one in compared.outcomes for name in one.groups}
+    comparable = {name: all(name in one.groups for one in found.runs) for name in groups}
+    comparable = dict.fromkeys((AVERAGE, IMAGENET, RETRIEVAL), False) | comparable
+    comparable[AVERAGE] &= any(one.average_of == AVERAGE for one in found.runs)
+    beside = [row for row in compared.published if any(comparable.get(g) for g in row.groups)]
+
+    def changed(subset: str) -> str:
+        known = compared.differences
+        if known is None or subset == compared.baseline or subset not in known.names:
+            return ""
+        change = known.of(subset, compared.baseline)
+        return change_text(change.mean, change.low, change.high)
+
+    by_mean = sorted(rows, key=lambda row: -row.average.mean)
+    return {
+        "probe_tables": _apart(found, by_mean, lambda row: row.name),
+        "run_tables": _apart(
+            found, sorted(found.runs, key=lambda run: -run.average), lambda run: run.subset
+        ),
+        "run_groups": [name for name in ("ImageNet dist. shifts", "VTAB") if comparable.get(name)],
+        "classes_head": "ImageNet" if comparable[IMAGENET] else "ImageNet or zero-shot",
+        "has_changes": any(row.against_baseline for row in rows),
+        "has_differences": bool(found.runs)
+        and compared.differences is not None
+        and compared.baseline in compared.differences.names,
+        "change_of": changed,
+        "comparable": comparable,
+        "published_rows": beside,
+        "has_published": bool(beside),
+        "published_note": _published_note(found, compared, beside, comparable),
+    }
+
+
+def _apart(found: Found, rows: Sequence[Any], name: Callable[[Any], str]) -> list[Any]:
+    controls = [row for row in rows if is_control(found, name(row))]
+    others = [row for row in rows if not is_control(found, name(row))]
+    return [(group, some) for group, some in (("", others), (CONTROLS, controls)) if some]
+
+
+def _published_note(
+    found: Found,
+    compared: Compared,
+    beside: Sequence[PublishedRow],
+    comparable: Mapping[str, bool],
+) -> str:
+    """What published rows are, or why there are none."""
+    if not found.runs or not compared.published:
+        return ""
+    if not beside:
+        return (
+            f"No published baseline is shown: the runs are of DataComp's scale {found.scale}, but "
+            "were not evaluated on all tasks of any of its groups."
+        )
+    average = {AVERAGE: "the average of 38 tasks"}
+    same = [average.get(name, name) for name, is_same in comparable.items() if is_same]
+    text = f"Published: {SOURCE}; scale {found.scale}, one run each; compared on {listed(same)}."
+    if not comparable[AVERAGE]:
+        text += " The average of these runs is over other tasks than DataComp's 38: not compared."
+    return text
 
 
 def steps_of_page(found: Found) -> ThresholdSteps | None:
     """The scale of the thresholds that can be moved."""
     steps = found.population["steps"]
     return ThresholdSteps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
+
+
+def _about_samples(shown: int, samples: int, token: str) -> str:
+    if token:
+        return "Samples are read from the pool when they are asked for."
+    if shown == samples:
+        return ""
+    return f"{counted(shown, 'sample')} drawn by chance, the same for every recipe."
 
 
 def _first_rows(found: Found) -> list[dict[str, Any]]:
@@ -242,14 +393,12 @@ def _digest(found: Found) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _policy(scripts: Sequence[str], token: str) -> str:
-    """Nothing runs but these scripts, and nothing is fetched but from the page's own server."""
-    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    allowed = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)
-    allowed += " 'self'" if token else ""  # plotly.js: no other answer of the server is a script
+def _policy(script: str, token: str) -> str:
+    """Nothing runs but this script, and nothing is fetched but from the page's own server."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     images = "img-src data: 'self'; connect-src 'self'" if token else "img-src data:"
     return (
-        f"default-src 'none'; {images}; style-src 'unsafe-inline'; script-src {allowed}; "
+        f"default-src 'none'; {images}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -259,12 +408,10 @@ def _in_script(text: str) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def plotly_js() -> str:
-    """The library as the text of one script element."""
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script.replace("</script", "<\\/script")
+def _unbroken(text: str) -> str:
+    """With numbers and intervals that stay in one line."""
+    text = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+    return re.sub(r" (?=[%±])|(?<=±) ", "\u00a0", text)
 
 
 def _resource(name: str) -> str:
@@ -274,5 +421,6 @@ def _resource(name: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["short"] = short_name
+    environment.filters["unbroken"] = _unbroken
     environment.filters["tojson_text"] = lambda value: json.dumps(value, sort_keys=True)
     return environment.from_string(_resource("page.html"))

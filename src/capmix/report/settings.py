@@ -34,4 +34,7 @@ class ReportSettings(Settings):
         "Subsets expected to rise in this order; the report says whether they do.",
         metavar="SUBSET,...",
     )
+    published: bool = option(
+        True, "Show DataComp's published baselines beside runs of the same scale and tasks."
+    )
     note: str = option("", "A sentence for the top of the page.")

@@ -14,7 +14,7 @@ from capmix.mix.subset import SubsetRows
 from capmix.report.compare import compare
 from capmix.report.examples import decisions, example_rows, thumbnails
 from capmix.report.gather import Found
-from capmix.report.page import plotly_js, render_page, steps_of_page
+from capmix.report.page import render_page, steps_of_page
 from capmix.report.settings import ReportSettings
 
 THUMBNAILS = 2_000  # kept in memory: some 20 MB
@@ -75,5 +75,4 @@ class ReportPages:
         reader, settings = Reader(found), ReportSettings()
         compared = compare(found.probes, settings.baseline) if found.probes else []
         self.page = render_page(found, compared, settings, token)[1]
-        self.plotly = plotly_js
         self.rows, self.decisions, self.image = reader.rows, reader.decisions, reader.image

@@ -306,7 +306,6 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
         changing("/api/replace", edits.replace),
         changing("/api/save", saved),
         looking("/report", lambda _: report().page, HTMLResponse),
-        looking("/plotly.js", lambda _: report().plotly(), script),
         looking("/rows", lambda shard: report().rows(shard), samples, "shard"),
         looking(
             "/decisions",

@@ -1,0 +1,108 @@
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from capmix.mix.mix import Summary
+from capmix.report.gather import FoundSubset
+from capmix.report.headline import headline
+from capmix.report.outcomes import RecipeOutcome
+
+JITTER = (-0.1, 0.0, 0.1)
+
+
+def found_of(averages: dict[str, float], seeds: int = 3, gap: float = 0.2) -> tuple[Any, list]:
+    """Trained runs by recipe, whose sources are read off the name. Each has its own order of three
+    averages, `gap` wide."""
+    subsets, by_seed, runs = {}, {}, []
+    for i, (name, average) in enumerate(averages.items()):
+        sources = name.split("-")[0].split("+")
+        clauses = [{"source": source, "where": "true", "weight": "1"} for source in sources]
+        recipe = {"clauses": clauses, "shuffle": "shuffled" in name, "distinct": None}
+        subsets[name] = FoundSubset(name, Summary(name, 10, 5, {}, {}, {}, 0.5, ""), recipe)
+        moved = [gap * 5 * JITTER[(i + k) % 3] for k in range(seeds)] if seeds > 1 else [0.0]
+        by_seed[name] = {seed: average + one for seed, one in enumerate(moved)}
+        spread = gap if seeds > 1 else 0.0
+        runs.append(
+            RecipeOutcome(
+                name, "runs", seeds, average, average - spread, average + spread, None, None
+            )
+        )
+    return SimpleNamespace(subsets=subsets, by_seed=by_seed, runs=runs), runs
+
+
+def said(
+    averages: dict[str, float], seeds: int = 3, gap: float = 0.2, baseline: str = "raw"
+) -> Any:
+    found, runs = found_of(averages, seeds, gap)
+    return headline(found, [], runs, baseline)
+
+
+def test_the_highest_is_set_against_the_baseline_and_mixing_against_synthetic_alone() -> None:
+    told = said({"raw": 10.0, "mini": 22.5, "raw+mini": 22.4, "raw+mini-shuffled": 1.0})
+    assert told.text == (
+        "mini: +12.5 points over raw [12.3, 12.7]; "
+        "mixing is not distinguishable from synthetic alone"
+    )
+    rest = np.array([[-0.1, 0.0, 0.1], [0.0, 0.1, -0.1], [0.1, -0.1, 0.0], [-0.1, 0.0, 0.1]])
+    rest -= rest.mean(0)
+    half = student.ppf(0.975, 6) * np.sqrt(2 * (rest**2).sum() / 6 / 3)
+    assert f"[{12.5 - half:.1f}, {12.5 + half:.1f}]" == "[12.3, 12.7]"
+    assert told.marks == {"mini": "best", "raw+mini": "tie", "raw": "lower"}
+    assert told.more[0] == "mini is highest, 22.5 ± 0.2 %; not distinguishable from it: raw+mini."
+    assert told.more[1].startswith("Of mixes, raw+mini is highest: −0.1 points [")
+    assert told.more[2] == "All controls are lower: raw+mini-shuffled 1.0 %."
+    assert told.about.startswith(
+        "4 recipes, 3 seeds each (trained runs). In brackets: 95 % t intervals over 3 training"
+    )
+    assert "at 5 % for all 6 pairs of recipes together" in told.about
+
+
+def test_mixing_that_is_clear_of_synthetic_alone_is_said_either_way() -> None:
+    mixed = said({"raw": 10.0, "mini": 20.0, "raw+mini": 30.0})
+    assert mixed.text.startswith("raw+mini: +20.0 points over raw [")
+    assert "; mixing: +10.0 points over synthetic alone [" in mixed.text
+    alone = said({"raw": 10.0, "mini": 30.0, "raw+mini": 20.0})
+    assert "; synthetic alone: +10.0 points over mixing [" in alone.text
+
+
+def test_what_chance_explains_is_no_gain() -> None:
+    told = said({"raw": 10.0, "mini": 10.6}, gap=1.0)
+    assert told.text.startswith(
+        "No recipe is clearly above raw: the highest, mini, has +0.6 points [−"
+    )
+    assert told.marks == {"mini": "best", "raw": "tie"}
+    told = said({"raw": 20.0, "mini": 10.0})
+    assert told.text.startswith("No recipe is above raw: the next, mini, has −10.0 points [−")
+
+
+def test_a_control_as_good_as_the_highest_comes_with_a_warning() -> None:
+    told = said({"raw": 10.0, "mini": 22.5, "mini-shuffled": 22.6})
+    assert told.more[-1] == "Check this first: mini is not clearly above mini-shuffled."
+    assert "mini-shuffled" not in told.marks
+
+
+def test_one_seed_each_is_not_tested() -> None:
+    told = said({"raw": 10.0, "mini": 22.5, "raw+mini": 12.0}, seeds=1)
+    assert told.text == "mini: +12.5 points over raw; not tested"
+    assert told.marks == {"mini": "best", "raw": "", "raw+mini": ""}
+    assert told.about == (
+        "3 recipes, 1 seed each (trained runs). No differences are tested: no two seeds in common."
+    )
+
+
+@pytest.mark.parametrize(
+    ("averages", "text"),
+    [
+        ({"mini": 30.8}, "mini: average 30.8 %; there is no other recipe to compare it with"),
+        ({"mini": 30.8, "blip": 20.0}, "mini: average 30.8 %, the highest of 2 recipes"),
+    ],
+)
+def test_without_a_baseline_the_average_is_said(averages: dict[str, float], text: str) -> None:
+    assert said(averages, seeds=1).text == text
+
+
+def test_controls_alone_have_no_headline() -> None:
+    assert said({"control-random": 3.0}) is None
