@@ -9,6 +9,7 @@ import pytest
 from samples import image_bytes, tar_bytes
 
 from capmix.errors import UserError
+from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
 # What each sample of two shards says beside its uid.
@@ -145,6 +146,28 @@ def test_an_index_without_fields_gets_them_when_a_recipe_asks(
         name = f"fields/{shard}.parquet"
         assert here.store.read_table(name).equals(work.store.read_table(name))
     assert here.status()["samples"].stale == 0
+
+
+def test_a_recipe_without_fields_reads_one_of_their_markers(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = Store.read_marker
+
+    def noting(store: Store, part: str) -> Any:
+        read.append(part)
+        return real(store, part)
+
+    monkeypatch.setattr(Store, "read_marker", noting)
+    columns = work.columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
+    assert "raw_text" in columns
+    assert [part for part in read if part.startswith("fields/")] == ["fields/00000"]
+
+
+@pytest.mark.parametrize("column", ["url", "field.url"])
+def test_one_sample_of_each_value_of_a_field_stays(work: Workspace, column: str) -> None:
+    subset = work.mix("raw", where="url is not null or nsfw", distinct=column, out="s")
+    assert len(subset) == 3
 
 
 def test_hostile_json_is_bounded_and_counted(tmp_path: Path) -> None:
