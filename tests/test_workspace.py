@@ -139,7 +139,7 @@ def test_status_counts_parts(tmp_path: Path) -> None:
     captions = status["captions/field"]
     assert (captions.done, captions.missing, captions.stale) == (1, 1, 1)
     assert status["samples"].stale == 1
-    assert status.to_table()["stage"].to_pylist() == ["samples", "captions/field"]
+    assert status.to_table()["stage"].to_pylist() == ["samples", "fields", "captions/field"]
     with pytest.raises(KeyError):
         status["captions/none"]
 
