@@ -24,6 +24,7 @@ from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import option
 from capmix.settings.tables import table_lines
+from capmix.storage.layout import FIELDS, SAMPLES
 from capmix.storage.store import Store
 
 SOURCE = "planned"
@@ -166,7 +167,10 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
     if "pool" in marker.inputs:
         read += of_image
     rate = images / max(outcome.seconds, 1e-9)
-    return TimedStage(stage.name, rate, read, _bytes(store, stage.part(shard)) / images)
+    written = _bytes(store, stage.part(shard))
+    if stage.folder == SAMPLES:  # the index writes both
+        written += _bytes(store, f"{FIELDS}/{shard.name}")
+    return TimedStage(stage.name, rate, read, written / images)
 
 
 def _bytes(store: Store, part: str) -> int:
