@@ -121,7 +121,7 @@ def test_a_name_that_a_source_has_too_means_neither(work: Workspace, tmp_path: P
     scores = "".join(f"{uid:032x},{uid / 10}\n" for uid in range(5))
     (tmp_path / "scores.csv").write_text(f"uid,score\n{scores}")
     here.import_scores(tmp_path / "scores.csv", source="mini", scorer="clip")
-    with pytest.raises(UserError, match="write field.mini_score for the field or mini_"):
+    with pytest.raises(UserError, match="write field.mini_score for the field, or mini_"):
         kept(here, "mini_score > 0.5")
     assert kept(here, "field.mini_score > 0.5") == [2]
     assert kept(here, "mini_k0_score > 0.25") == [3, 4]
