@@ -52,5 +52,5 @@ def test_a_uid_in_two_shards_is_kept_once_where_asked_for(tmp_path: Path) -> Non
 
 
 def test_a_missing_stage_is_named(work: Workspace) -> None:
-    with pytest.raises(UserError, match="no column 'raw_score'"):
+    with pytest.raises(UserError, match="no scores for raw: run `capmix score"):
         work.mix("raw-top")

@@ -9,6 +9,7 @@ import pytest
 from samples import image_bytes, tar_bytes
 
 from capmix.errors import UserError
+from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
 # What each sample of two shards says beside its uid.
@@ -120,7 +121,7 @@ def test_a_name_that_a_source_has_too_means_neither(work: Workspace, tmp_path: P
     scores = "".join(f"{uid:032x},{uid / 10}\n" for uid in range(5))
     (tmp_path / "scores.csv").write_text(f"uid,score\n{scores}")
     here.import_scores(tmp_path / "scores.csv", source="mini", scorer="clip")
-    with pytest.raises(UserError, match="write field.mini_score for the field or mini_"):
+    with pytest.raises(UserError, match="write field.mini_score for the field, or mini_"):
         kept(here, "mini_score > 0.5")
     assert kept(here, "field.mini_score > 0.5") == [2]
     assert kept(here, "mini_k0_score > 0.25") == [3, 4]
@@ -145,6 +146,28 @@ def test_an_index_without_fields_gets_them_when_a_recipe_asks(
         name = f"fields/{shard}.parquet"
         assert here.store.read_table(name).equals(work.store.read_table(name))
     assert here.status()["samples"].stale == 0
+
+
+def test_a_recipe_without_fields_reads_one_of_their_markers(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = Store.read_marker
+
+    def noting(store: Store, part: str) -> Any:
+        read.append(part)
+        return real(store, part)
+
+    monkeypatch.setattr(Store, "read_marker", noting)
+    columns = work.columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
+    assert "raw_text" in columns
+    assert [part for part in read if part.startswith("fields/")] == ["fields/00000"]
+
+
+@pytest.mark.parametrize("column", ["url", "field.url"])
+def test_one_sample_of_each_value_of_a_field_stays(work: Workspace, column: str) -> None:
+    subset = work.mix("raw", where="url is not null or nsfw", distinct=column, out="s")
+    assert len(subset) == 3
 
 
 def test_hostile_json_is_bounded_and_counted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from parts import HandMade, Made, fresh_folder
 
 from capmix.errors import UserError
-from capmix.mix.select import matching
+from capmix.mix.select import matching, names_in
 
 SAMPLES = [
     Made("a" * 32, raw=None, captions={"m": ["x"]}, scores={"m": [0.5]}),
@@ -47,6 +47,10 @@ def test_a_condition_chooses_ok_samples_shard_by_shard(
 ) -> None:
     assert chosen(here, expression) == {"00000": first, "00001": second}
     assert chosen(here, expression, [1]) == {"00001": second}
+
+
+def test_the_names_of_a_condition_are_known_before_its_columns() -> None:
+    assert names_in("field.url is null or top(raw_score, 0.3)") == {"field.url", "raw_score"}
 
 
 @pytest.mark.parametrize(

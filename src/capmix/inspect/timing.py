@@ -8,6 +8,7 @@ from itertools import islice
 from capmix.engine.stage import Stage, run_one
 from capmix.errors import UserError
 from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.storage.layout import FIELDS, SAMPLES
 from capmix.storage.store import Store
 
 WARM = "warm-up"
@@ -80,7 +81,10 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
     if "pool" in marker.inputs:
         read += of_image
     rate = images / max(outcome.seconds, 1e-9)
-    return TimedStage(stage.name, rate, read, _bytes(store, stage.part(shard)) / images)
+    written = _bytes(store, stage.part(shard))
+    if stage.folder == SAMPLES:  # the index writes both
+        written += _bytes(store, f"{FIELDS}/{shard.name}")
+    return TimedStage(stage.name, rate, read, written / images)
 
 
 def _bytes(store: Store, part: str) -> int:

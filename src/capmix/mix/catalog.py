@@ -7,6 +7,7 @@ from itertools import islice
 
 from capmix.errors import UserError
 from capmix.mix.columns import FIELD, Column, columns_of, scored_sources, with_fields
+from capmix.mix.expression import LIST_COLUMN
 from capmix.mix.kinds import OF_INDEX, field_types
 from capmix.models.fields import types_of
 from capmix.pool import Pool
@@ -28,6 +29,7 @@ from capmix.storage.rows import STATUS_FIELDS
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
+NO_COLUMNS = ("uid", "key", "shard", "draw")
 FIRST_SAMPLES = 20  # of a shard, in which a field is looked for
 
 
@@ -106,8 +108,7 @@ class Catalog:
             own = {f"{FIELD}{one}": Column(SAMPLES, one) for one in of_pool}
             return found | {name: one for name, one in own.items() if one.field not in OF_INDEX}
         first = with_fields(found, types_of(self._first_marker(FIELDS)))
-        asked = [first.get(name) for name in names or ()]
-        if any(one is None or one.folder == FIELDS for one in asked):
+        if _may_be_fields(names or (), first):
             return with_fields(found, self.fields())
         return first
 
@@ -121,10 +122,8 @@ class Catalog:
         a shard have is none, unless it begins with field."""
         if not self.pool.has_images:
             return False
-        unknown = {one for one in names if one not in columns and not one.startswith("list_")}
-        unknown -= {"uid", "key", "shard", "draw"}
-        is_field = any(one in columns and columns[one].folder == FIELDS for one in names)
-        if not is_field and not unknown:
+        asked = _may_be_fields(names, columns)
+        if not asked:
             return False
         with self.store.listed([FIELDS]):
             parts = ((shard, f"{FIELDS}/{shard.name}") for shard in self.pool.shards)
@@ -133,11 +132,11 @@ class Catalog:
             lacking = [one for one in lacking if self.store.fingerprint(f"{SAMPLES}/{one.name}")]
         if not lacking:
             return False
-        if is_field or any(one.startswith(FIELD) for one in unknown):
+        if any(one in columns or one.startswith(FIELD) for one in asked):
             return True
         samples = islice(self.pool.read(lacking[0]), FIRST_SAMPLES)
         seen = {name for one in samples if isinstance(one, Sample) for name in one.metadata}
-        return not seen.isdisjoint(unknown)
+        return not seen.isdisjoint(asked)
 
     def _scorer_of(self, scored: Mapping[str, Sequence[str]], names: Collection[str]) -> str | None:
         asked = scored_sources(names, self.sources())
@@ -184,3 +183,17 @@ class Catalog:
                 with self.store.open_table(f"{folder}/{shard.name}.parquet") as file:
                     return [name for name in file.schema_arrow.names if name not in known]
         return []
+
+
+def _may_be_fields(names: Collection[str], columns: Mapping[str, Column]) -> set[str]:
+    """Those of `names` that are fields, or neither columns nor what recipes have beside them."""
+    return {
+        name
+        for name in names
+        if (columns[name].folder == FIELDS if name in columns else not _is_other(name, columns))
+    }
+
+
+def _is_other(name: str, columns: Mapping[str, Column]) -> bool:
+    is_source = f"{name}_text" in columns  # of a text that a clause composes
+    return is_source or name in NO_COLUMNS or name.startswith(LIST_COLUMN.format(""))

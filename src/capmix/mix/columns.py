@@ -152,8 +152,10 @@ def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
     if name.startswith(PREFIXES_NOT_OF_FIELDS):
         return None
     same = [one for one, known in columns.items() if known == column and one != name]
-    numbered = f" or {same[0]} for what capmix wrote" if same else ""
-    return f"{FIELD}{name} for the field{numbered}"
+    other = f", or {same[0]} for what capmix wrote" if same else ""
+    if column.folder.startswith(f"{ANNOTATIONS}/"):
+        other = ", or annotate again with another --name for what capmix wrote"
+    return f"{FIELD}{name} for the field{other}"
 
 
 def scored_sources(names: Iterable[str], sources: Iterable[str]) -> set[str]:

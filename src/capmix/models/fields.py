@@ -61,9 +61,10 @@ UNREAD = ("unreadable_shard", "unreadable_file")
 
 @dataclass
 class _Field:
-    """The values of one field so far, some rows in each chunk, and the types that occur."""
+    """The values of one field so far, some rows in each chunk (a list where they are of several
+    types), and the types that occur."""
 
-    chunks: list[pa.Array] = field(default_factory=list)
+    chunks: list[pa.Array | list[Any]] = field(default_factory=list)
     types: set[str] = field(default_factory=set)
 
 
@@ -132,7 +133,7 @@ class FieldColumns:
         else:
             self._found[name] = _Field([pa.nulls(before)] if before else [])
 
-    def _column(self, values: list[Any], types: set[str]) -> pa.Array:
+    def _column(self, values: list[Any], types: set[str]) -> pa.Array | list[Any]:
         """The values of some samples; `types` takes those that occur."""
         kinds = set(map(type, values)) - {NoneType}
         if not kinds:
@@ -143,12 +144,8 @@ class FieldColumns:
                 types.add(SQL[found.type])
                 return found
         known = [None if one is None else self._value(one) for one in values]
-        here = {_sql_type(one) for one in known if one is not None}
-        if not here:
-            return pa.nulls(len(values))
-        types |= here
-        type_ = _type_of(here)
-        return pa.array([as_type(one, type_) for one in known], ARROW[type_])
+        types |= {SQL_OF[type(one)] for one in known if one is not None}
+        return known
 
     def _plain(self, values: list[Any], kind: type) -> pa.Array:
         """Values of one type that need no further look. Raises ValueError or pa.ArrowException for
@@ -157,7 +154,8 @@ class FieldColumns:
         if kind is float and not pc.all(pc.is_finite(found)).as_py():
             raise ValueError("not finite")
         if kind is str:
-            longest, total = pc.max(pc.binary_length(found)).as_py(), found.nbytes
+            lengths = pc.binary_length(found)
+            longest, total = pc.max(lengths).as_py(), pc.sum(lengths).as_py()
             if longest > MAX_TEXT_BYTES or self._texts + total > MAX_SHARD_BYTES:
                 raise ValueError("too long")
             self._texts += total
@@ -182,9 +180,11 @@ class FieldColumns:
         return data.decode()
 
 
-def as_array(values: pa.Array, type_: str) -> pa.Array:
-    """Values of another type as `type_`, which holds them."""
+def as_array(values: pa.Array | list[Any], type_: str) -> pa.Array:
+    """Values of other types as `type_`, which holds them."""
     kind = ARROW[type_]
+    if isinstance(values, list):
+        return pa.array([as_type(one, type_) for one in values], kind)
     if values.type == kind or pa.types.is_null(values.type):
         return values.cast(kind)
     if type_ == VARCHAR:
@@ -210,10 +210,6 @@ def _json_of(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _sql_type(value: Any) -> str:
-    return SQL_OF[type(value)]
-
-
 def common_type(one: str, other: str) -> str:
     """The type that holds the values of both, of a field that two shards have in these."""
     if one == other:
@@ -223,9 +219,11 @@ def common_type(one: str, other: str) -> str:
 
 def as_type(value: Any, type_: str) -> Any:
     """A value as the type of its column holds it."""
+    if value is None:
+        return None
     if type_ == DOUBLE:
         return _as_double(value)
-    if type_ == VARCHAR and not isinstance(value, str | None):
+    if type_ == VARCHAR and not isinstance(value, str):
         return json.dumps(value)
     return value
 
