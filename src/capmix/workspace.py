@@ -703,12 +703,14 @@ def train(
     settings: TrainSettings | None = None,
     devices: int = 1,
     weights: Sequence[float] | None = None,
+    yes: bool = False,
     **options: Any,
 ) -> Run:
     """Train CLIP with open_clip in a process of its own, or resume the run in the directory `out`.
 
     `data` is a Subset, trained on straight from its pool, or one or more directories of exported
-    shards with a weight each; `devices` counts GPUs of this machine.
+    shards with a weight each; `devices` counts GPUs of this machine. A run that takes days on this
+    CPU, or more memory than there is, is an error without `yes`.
     """
     from capmix.training.launch import TrainingData, launch
 
@@ -725,7 +727,7 @@ def train(
     else:
         own = None if weights is None else list(weights)
         source = TrainingData(_places(data), own, follow_links=bool(links.follow_links))
-    launch(chosen, source, os.fspath(out), limits.max_failures, devices)
+    launch(chosen, source, os.fspath(out), limits.max_failures, devices, checks_cost=not yes)
     return Run(Path(out).resolve())
 
 
