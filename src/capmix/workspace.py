@@ -29,7 +29,7 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
-from capmix.models.registry import CAPTIONERS, SCORERS
+from capmix.models.registry import CAPTIONERS, SCORERS, check_backend
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.settings import OpenSettings, PoolSettings
 from capmix.probe.settings import ProbeSettings
@@ -520,9 +520,13 @@ class Workspace:
         return chosen, work
 
     def _with_model(self, chosen: Named, group: str, what: str) -> Named:
-        """The settings with the model that a command works with. Raises UserError without one."""
+        """The settings with the model that a command works with. Raises UserError without one, and
+        for one that cannot be had here; on a cluster its machines look."""
         model = chosen_model(group, chosen.model, self.pool.location, what)
-        return chosen.model_copy(update={"model": model})
+        chosen = chosen.model_copy(update={"model": model})
+        if self.engine.name == "local":
+            check_backend(group, model, chosen)
+        return chosen
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():
