@@ -30,7 +30,7 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
-from capmix.models.registry import CAPTIONERS, SCORERS
+from capmix.models.registry import CAPTIONERS, SCORERS, check_backend
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
@@ -679,9 +679,13 @@ class Workspace:
         return chosen, work
 
     def _with_model(self, chosen: Named, group: str, what: str) -> Named:
-        """The settings with the model that a command works with. Raises UserError without one."""
+        """The settings with the model that a command works with. Raises UserError without one, and
+        for one that cannot be had here; on a cluster its machines look."""
         model = chosen_model(group, chosen.model, self.pool.location, what)
-        return chosen.model_copy(update={"model": model})
+        chosen = chosen.model_copy(update={"model": model})
+        if self.engine.name == "local":
+            check_backend(group, model, chosen)
+        return chosen
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():
@@ -1000,12 +1004,14 @@ def train(
     settings: TrainSettings | None = None,
     devices: int = 1,
     weights: Sequence[float] | None = None,
+    yes: bool = False,
     **options: Any,
 ) -> Run:
     """Train CLIP with open_clip in a process of its own, or resume the run in the directory `out`.
 
     `data` is a Subset, trained on straight from its pool, or one or more directories of exported
-    shards with a weight each; `devices` counts GPUs of this machine.
+    shards with a weight each; `devices` counts GPUs of this machine. A run that takes days on this
+    CPU, or more memory than there is, is an error without `yes`.
     """
     from capmix.training.launch import TrainingData, launch
 
@@ -1022,7 +1028,7 @@ def train(
     else:
         own = None if weights is None else list(weights)
         source = TrainingData(_places(data), own, follow_links=bool(links.follow_links))
-    launch(chosen, source, os.fspath(out), limits.max_failures, devices)
+    launch(chosen, source, os.fspath(out), limits.max_failures, devices, checks_cost=not yes)
     return Run(Path(out).resolve())
 
 

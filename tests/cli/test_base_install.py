@@ -57,6 +57,7 @@ def run(place: Path, command: str) -> tuple[int, str, str]:
     [
         ("doctor", "torch is not installed"),
         ("recipes", "raw-top+synthetic-above"),
+        ("models", "pip install 'capmix[transformers]'"),
         ("status --work W", "captions/given"),
         ("failures --work W", "no sample failed"),
         ("measure --work W", "given"),
@@ -89,7 +90,7 @@ def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> Non
         ("eval ViT-B-32/openai --evalsets e", "'capmix[open_clip]'"),
         ("evalsets fetch --out e", "huggingface_hub"),
         ("view --work W", "'capmix[view]'"),
-        (f"plan shards --model {BLIP2}", "'capmix[transformers]'"),
+        (f"plan shards --model {BLIP2} --scorer clip-l14", "'capmix[transformers]'"),
         ("plan s3://bucket/shards", "'capmix[s3]'"),
         ("caption gs://bucket/shards --work X --source b --model field:caption", "'capmix[gcs]'"),
         ("caption hf://datasets/a/b --work X --source b --model field:caption", "'capmix[hub]'"),

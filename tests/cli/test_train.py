@@ -111,7 +111,9 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr("capmix.training.train.train", note)
     monkeypatch.chdir(tmp_path)
     write_pool(tmp_path / "d", 1, 2)
-    line = "train --out o --data d --scale small --seed 3 --loss siglip --samples 130 --exact "
+    line = (
+        "train --yes --out o --data d --scale small --seed 3 --loss siglip --samples 130 --exact "
+    )
     line += "--no-resample --texts raw=0.5,b=1 --learning-rate 1e-4"
     assert main([*line.split(), "--open-clip=--lock-text --wd 0.1"]) == 0
     assert seen == [

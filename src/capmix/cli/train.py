@@ -56,12 +56,23 @@ def train(
     data: DataSettings,
     settings: TrainSettings,
     runs: Budget,
+    yes: Annotated[
+        bool,
+        Parameter(
+            help="Start a run that takes days on this CPU, or more memory than there is.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
     """Train CLIP with open_clip's trainer and DataComp's settings."""
+    from capmix.training.cost import check_cost
     from capmix.training.launch import look_up
     from capmix.training.train import train as train_run
 
     source = look_up(partial(_source, data, settings, runs), settings)
+    if not yes:
+        check_cost(settings, out)
     show([str(train_run(settings, source, out, runs.max_failures))])
 
 

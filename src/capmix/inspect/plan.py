@@ -17,7 +17,7 @@ from capmix.errors import UserError
 from capmix.inspect.timing import TimedStage, time_stages
 from capmix.models.index import index_stages
 from capmix.models.known import CaptionModel, ScoreModel, chosen_model
-from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
+from capmix.models.registry import CAPTIONERS, SCORERS, check_backend, find_backend
 from capmix.pool import Pool, open_pool
 from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
@@ -130,7 +130,10 @@ def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
 
 
 def _with_models(settings: PlanSettings, location: str) -> PlanSettings:
-    """Raises UserError where a model is not named."""
+    """Raises UserError where a model is not named, or cannot be had."""
     captioner = chosen_model(CAPTIONERS, settings.model, location, "plan")
     scorer = chosen_model(SCORERS, settings.scorer, location, "plan", "--scorer")
-    return settings.model_copy(update={"model": captioner, "scorer": scorer})
+    named = settings.model_copy(update={"model": captioner, "scorer": scorer})
+    check_backend(CAPTIONERS, captioner, named.captions)
+    check_backend(SCORERS, scorer, named.scores)
+    return named

@@ -141,6 +141,12 @@ def full_name(group: str, model: str) -> str:
     return model
 
 
+def hub_id_of(model: str) -> str | None:
+    """Where the weights of a model of open_clip are that has a short name; None for others."""
+    names = ((one.model.removeprefix("open_clip:"), one.hub_id) for one in KNOWN)
+    return next((hub_id for name, hub_id in names if name == model), None)
+
+
 def chosen_model(
     group: str, model: str, pool: str | None, what: str, option: str = "--model"
 ) -> str:

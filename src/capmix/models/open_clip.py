@@ -9,9 +9,11 @@ from typing import Any
 
 from capmix.errors import UserError
 from capmix.models.hub import Connection, check_hub, connect_to_hub
+from capmix.models.known import hub_id_of
 from capmix.models.registry import require
 
 HUB = "hf-hub:"
+CONFIG = "open_clip_config.json"
 SCHEMES = ("local-dir:", HUB)
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -25,14 +27,15 @@ def load_open_clip(
     """
     require(["torch", "open_clip"], f"model {name}", "open_clip")
     architecture, _, tag = (name, "", "") if name.startswith(SCHEMES) else name.partition("/")
-    is_remote = name.startswith(HUB) or (bool(tag) and not os.path.isfile(tag))
-    connection = connect_to_hub() if is_remote else None  # meanwhile open_clip loads, for seconds
+    is_checked = check_open_clip(name)
+    asks = not is_checked and bool(tag) and not os.path.isfile(tag)
+    connection = connect_to_hub() if asks else None  # meanwhile open_clip loads, for seconds
     import open_clip
 
     if not name.startswith(SCHEMES):
         _check_names(name, architecture, tag)
-    if is_remote:
-        _check_reached(name, architecture, tag, connection)
+    if asks:
+        _check_tag(name, architecture, tag, connection)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             architecture,
@@ -67,16 +70,25 @@ def weights_path(name: str) -> str:
     return name.removeprefix(scheme) if scheme else name.partition("/")[2]
 
 
-def _check_reached(name: str, architecture: str, tag: str, connection: Connection | None) -> None:
-    """Raise UserError for weights that are neither downloaded nor to be had (see hub.py)."""
+def check_open_clip(name: str) -> bool:
+    """Whether the weights' place is known without open_clip, which takes seconds to load.
+
+    Raises UserError where it is, and they are neither downloaded nor to be had (see hub.py).
+    """
+    hub_id = name.removeprefix(HUB) if name.startswith(HUB) else hub_id_of(name)
+    if hub_id is not None:
+        check_hub(hub_id, f"model {name}", file=CONFIG)
+    return hub_id is not None
+
+
+def _check_tag(name: str, architecture: str, tag: str, connection: Connection | None) -> None:
+    """The same for a tag that open_clip knows."""
     import open_clip
 
     known = open_clip.get_pretrained_cfg(architecture, tag) or {}
     hub_id = os.path.dirname(known.get("hf_hub", ""))
-    if name.startswith(HUB):
-        hub_id = name.removeprefix(HUB)
     if hub_id:
-        check_hub(hub_id, f"model {name}", None, "open_clip_config.json", connection)
+        check_hub(hub_id, f"model {name}", file=CONFIG, connection=connection)
 
 
 def _check_names(name: str, architecture: str, tag: str) -> None:

@@ -9,6 +9,8 @@ group's default. The class declares what it needs:
     packages    names of the modules that it imports
     device      "gpu": runs on a GPU where there is one; "cpu"; "remote": another machine computes
     needs_images  whether it looks at pixels (False: the pool's metadata is enough)
+    check       a static method of the settings, optional: raises UserError for a model that cannot
+                be had, within seconds, before the pool is listed
     warm_up     images that `capmix plan` runs before its clock starts; 8 where it is not given
 """
 
@@ -96,6 +98,13 @@ def ready_backend(group: str, model: str) -> Any:
     found = find_backend(group, model)
     require(getattr(found, "packages", ()), f"--model {model}", getattr(found, "extra", None))
     return found
+
+
+def check_backend(group: str, model: str, settings: Any) -> None:
+    """Raise UserError for a model that cannot be had, without loading it."""
+    check = getattr(ready_backend(group, model), "check", None)
+    if check is not None:
+        check(settings)
 
 
 def make_backend(group: str, model: str, **arguments: Any) -> Any:

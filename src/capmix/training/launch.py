@@ -24,6 +24,7 @@ from capmix.models.registry import missing_module
 from capmix.pool import Pool, open_pool
 from capmix.storage.filesystem import storage_errors, storage_message
 from capmix.storage.store import Store
+from capmix.training.cost import check_cost
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.training.scales import TrainSettings
 from capmix.training.train import check_settings, place, train
@@ -116,10 +117,12 @@ def launch(
     out: str,
     max_failures: float = MAX_FAILURES,
     devices: int = 1,
+    checks_cost: bool = False,
 ) -> str:
     """Train in `devices` new processes; returns the checkpoint's path.
 
-    Raises UserError with the reason where the training fails (see train.train).
+    Raises UserError with the reason where the training fails (see train.train), and with
+    `checks_cost` where it takes too much for this machine (see cost.py).
     """
     with tempfile.TemporaryDirectory(prefix="capmix-train-") as folder:
         path = Path(folder) / "job.json"
@@ -129,6 +132,7 @@ def launch(
             "out": str(Path(out).resolve()),
             "max_failures": max_failures,
             "messages": messages.current() and vars(messages.current()),
+            "checks_cost": checks_cost,
         }
         path.write_text(json.dumps(job), "utf-8")
         command = [sys.executable, "-m"]
@@ -158,6 +162,8 @@ def main(path: str) -> int:
     settings = TrainSettings(**job["settings"])
     try:
         source = look_up(partial(TrainingData(**job["data"]).source, settings), settings)
+        if job["checks_cost"]:
+            check_cost(settings, job["out"])
         result = {"checkpoint": train(settings, source, job["out"], job["max_failures"])}
     except UserError as error:
         result = {"error": str(error)}

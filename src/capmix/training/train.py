@@ -124,11 +124,11 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
     """Raise UserError where open_clip, this machine and the settings do not fit each other."""
     from capmix.training.stream import plan_epoch
 
-    on_cpu = _on_cpu(settings, world_size)
+    is_on_cpu = on_cpu(settings, world_size)
     path = config_file(settings)
     named = _with_model_name(settings)
     know_model(named.in_full.model, read_config(path) if path is not None else None)
-    _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, on_cpu))
+    _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
     scale = settings.in_full
     plan_epoch(
         scale.samples // scale.checkpoints,
@@ -193,7 +193,7 @@ def _arguments(
         str(run.path.parent),
         run.path.name,
         world_size,
-        _on_cpu(settings, world_size),
+        on_cpu(settings, world_size),
         None if weights is None else "::".join(str(weight) for weight in weights),
     )
 
@@ -207,16 +207,17 @@ def _parsed(arguments: list[str]) -> None:
         raise UserError("train: open_clip does not take these arguments; see above") from error
 
 
-def _on_cpu(settings: TrainSettings, world_size: int) -> bool:
+def on_cpu(settings: TrainSettings, world_size: int) -> bool:
+    """Whether a run is one of the CPU. Raises UserError for a device that is not there."""
     import torch
 
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
         raise UserError("--device cuda: torch sees no GPU; `capmix doctor` lists the devices")
-    on_cpu = settings.device == "cpu" or not there
-    if on_cpu and world_size > 1:
+    is_on_cpu = settings.device == "cpu" or not there
+    if is_on_cpu and world_size > 1:
         raise UserError("train: open_clip trains on several devices only where they are GPUs")
-    return on_cpu
+    return is_on_cpu
 
 
 def _run_open_clip(

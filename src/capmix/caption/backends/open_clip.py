@@ -15,7 +15,13 @@ from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, provenance
 from capmix.models.images import check_resized, decode_image
-from capmix.models.open_clip import input_side, load_open_clip, shorter_side, weights_path
+from capmix.models.open_clip import (
+    check_open_clip,
+    input_side,
+    load_open_clip,
+    shorter_side,
+    weights_path,
+)
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
@@ -34,6 +40,7 @@ class CocaCaptioner:
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
+        self.check(settings)  # before torch is loaded, which takes seconds
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
         if settings.prompt:
             raise UserError(f"captioner {settings.model}: CoCa takes no prompt; leave --prompt out")
@@ -62,6 +69,11 @@ class CocaCaptioner:
         }
         packages = ("torch", "open-clip-torch")
         self.provenance = provenance(packages, self._device, self.batch_size)
+
+    @staticmethod
+    def check(settings: CaptionSettings) -> bool:
+        """Raise UserError for a model that cannot be had, where that is known at once."""
+        return check_open_clip(settings.model.removeprefix(PREFIX))
 
     def prepare(self, sample: Sample) -> Any:
         """The model's pixels of one image, float32 (3, H, W)."""

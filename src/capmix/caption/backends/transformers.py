@@ -45,7 +45,7 @@ class TransformersCaptioner:
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
         self._wanted = settings
-        only_downloaded = _check(settings)  # before torch is loaded, which takes seconds
+        only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
         self.processor, self.model = _load(settings, self._device, dtype, only_downloaded)
         kind = self.model.config.model_type
@@ -78,6 +78,14 @@ class TransformersCaptioner:
         self.provenance = provenance(
             ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
         )
+
+    @staticmethod
+    def check(settings: CaptionSettings) -> bool:
+        """Whether downloaded files alone can be had. Raises UserError where nothing can."""
+        model = settings.model.removeprefix(PREFIX)
+        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise UserError(f"captioner {model}: no such folder")
+        return check_hub(model, f"captioner {model}", settings.revision)
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
         """The processor's tensors for one image, each with a first dimension of its own."""
@@ -186,13 +194,6 @@ class _Draw:
             self._left.scatter_(1, self.drawn[-1].unsqueeze(1), float("-inf"))
         self.drawn.append(tokens)
         return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)
-
-
-def _check(settings: CaptionSettings) -> bool:
-    """Whether downloaded files alone can be had. Raises UserError where nothing can."""
-    if settings.model.startswith((".", "/", "~")) and not Path(settings.model).is_dir():
-        raise UserError(f"captioner {settings.model}: no such folder")
-    return check_hub(settings.model, f"captioner {settings.model}", settings.revision)
 
 
 def _load(

@@ -18,7 +18,13 @@ from PIL import Image
 from capmix.models.device import device_and_dtype, fingerprint, provenance
 from capmix.models.image_pass import unit
 from capmix.models.images import BadImageError, Preprocess, check_resized
-from capmix.models.open_clip import input_side, load_open_clip, shorter_side, weights_path
+from capmix.models.open_clip import (
+    check_open_clip,
+    input_side,
+    load_open_clip,
+    shorter_side,
+    weights_path,
+)
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
@@ -92,6 +98,7 @@ class OpenClipScorer:
         """`logit_bias` is for checkpoints of SigLIP's loss; see load_open_clip."""
         model = settings.model.removeprefix(PREFIX)
         self.name = settings.name
+        self.check(settings)  # before torch is loaded, which takes seconds
         device, dtype = device_and_dtype(settings.device, settings.dtype)
         loaded = load_open_clip(model, device, dtype, logit_bias)
         self._model, self._preprocess, self._tokenizer = loaded
@@ -112,6 +119,11 @@ class OpenClipScorer:
             "dtype": str(dtype).removeprefix("torch."),
             "preprocess": settings.preprocess,
         }
+
+    @staticmethod
+    def check(settings: ScoreSettings) -> bool:
+        """Raise UserError for a model that cannot be had, where that is known at once."""
+        return check_open_clip(settings.model.removeprefix(PREFIX))
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D): saved embeddings are float16."""

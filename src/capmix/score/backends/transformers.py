@@ -69,8 +69,7 @@ class TransformersScorer:
     def __init__(self, settings: ScoreSettings):
         model = settings.model
         self.name = settings.name
-        # Before torch is loaded, which takes seconds.
-        only_downloaded = check_hub(model.removeprefix(PREFIX), f"scorer {model}")
+        only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
         device, dtype = device_and_dtype(settings.device, settings.dtype)
         self._model, self._processor = _load(model, device, dtype, only_downloaded)
         self._device = device
@@ -85,6 +84,11 @@ class TransformersScorer:
             "revision": getattr(self._model.config, "_commit_hash", None),
             "dtype": str(dtype).removeprefix("torch."),
         }
+
+    @staticmethod
+    def check(settings: ScoreSettings) -> bool:
+        """Whether downloaded files alone can be had. Raises UserError where nothing can."""
+        return check_hub(settings.model.removeprefix(PREFIX), f"scorer {settings.model}")
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 (N, D): saved embeddings are float16."""
