@@ -64,8 +64,8 @@ def commands(model: str, pool: Path, work: Path) -> list[list[str]]:
     capmix = [sys.executable, "-m", "capmix"]
     place = [str(pool), "--work", str(work)]
     return [
-        [*capmix, "caption", *place, "--source", "mini"],
-        [*capmix, "score", *place, "--sources", "raw,mini"],
+        [*capmix, "caption", *place, "--source", "mini", "--model", "mini"],
+        [*capmix, "score", *place, "--sources", "raw,mini", "--model", "mini"],
     ]
 
 

@@ -38,7 +38,7 @@ pool: {a: &place embedded, b: *place}
 work: out
 max_failures: 0.02
 caption: {mini: {model: mini, captions_per_image: 2, temperature: 1e-1}}
-score: {sources: [raw, mini], dtype: auto}
+score: {model: mini, sources: [raw, mini], dtype: auto}
 measure:
 mix:
   seed: 1

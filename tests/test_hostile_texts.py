@@ -28,7 +28,7 @@ def test_texts_of_a_pool(tmp_path: Path) -> None:
     work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
     counts = work.caption("other", CaptionSettings(model="field:other"))
     assert (counts.ok, dict(counts.dropped)) == (5, {"empty_caption": 2})
-    scored = work.score(ScoreSettings(sources=["raw", "other"]))
+    scored = work.score(ScoreSettings(model="mini", sources=["raw", "other"]))
     assert (scored["raw"].ok, dict(scored["raw"].dropped)) == (4, {"no_text": 3})
     assert work.measure()["population"]["sources"]["other"]["flags"] == {"loop": 1}
     work.mix("raw", out="all")

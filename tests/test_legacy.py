@@ -25,10 +25,10 @@ DATA = Path(__file__).parent / "data"
 VERSIONS = [path.name for path in sorted(DATA.glob("work-*.tar.gz"))]
 BUDGET = ["--max-failures", "0.2"]  # one sample of nine is broken
 COMMANDS = [
-    "caption --source mini --captions-per-image 2",
+    "caption --source mini --model mini --captions-per-image 2",
     "caption --source tags --model field:tags",
-    "caption --source warm --temperature 1.5 --top-k 10 --language en",
-    "score --sources raw,mini,tags,given",
+    "caption --source warm --model mini --temperature 1.5 --top-k 10 --language en",
+    "score --sources raw,mini,tags,given --model mini",
     "measure --topics 0 --sample 100",
     "mix --recipe raw-top+synthetic-above --fraction 0.5 --synthetic mini",
 ]
@@ -67,7 +67,7 @@ def test_every_stage_finds_its_parts_done(old: Path, capsys: pytest.CaptureFixtu
         assert main([name, "--work", str(old / "work"), *options, *BUDGET]) == 0, command
     told = capsys.readouterr().err
     assert told.count("done before") >= 10
-    assert "rows/s" not in told
+    assert "images/s" not in told
     assert contents(old / "work") == before
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_stale_and_folders_are_tables(old: Path) -> None:
 
 
 def test_a_setting_that_differs_is_still_refused(old: Path) -> None:
-    command = ["caption", "--work", str(old / "work"), "--source", "mini"]
+    command = ["caption", "--work", str(old / "work"), "--source", "mini", "--model", "mini"]
     assert main([*command, "--captions-per-image", "3", *BUDGET]) == 2
     assert main([*command, *BUDGET]) == 2  # its default is another than what was asked for
 
@@ -123,7 +123,7 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
     from capmix.storage.rows import with_columns
 
     work = opened(old)
-    settings = CaptionSettings(captions_per_image=2)
+    settings = CaptionSettings(model="mini", captions_per_image=2)
     stage = caption_stages(work.pool, work.store, "mini", settings)[-1]
     before = work.store.read_table("captions/mini/00000.parquet")
 
@@ -153,7 +153,7 @@ def test_a_new_option_at_its_default_changes_nothing(old: Path) -> None:
     from capmix.caption.settings import CaptionSettings
 
     work = opened(old)
-    settings = CaptionSettings(captions_per_image=2)
+    settings = CaptionSettings(model="mini", captions_per_image=2)
     stage = caption_stages(work.pool, work.store, "mini", settings)[-1]
     for value, done in ((1.0, True), (0.9, False)):
         config = stage.config | {"top_p": value}

@@ -21,8 +21,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     write_pool(folder / "pool", 2, 4)
     ws = capmix.open(str(folder / "pool"), work=str(folder / "w"))
-    ws.caption("mini", captions_per_image=2)
-    ws.score(sources=["raw", "mini"])
+    ws.caption("mini", model="mini", captions_per_image=2)
+    ws.score(model="mini", sources=["raw", "mini"])
     return folder
 
 
@@ -63,8 +63,8 @@ def test_everything_that_is_promised_is_there() -> None:
 def test_the_same_bytes_as_the_command_line(place: Path, tmp_path: Path) -> None:
     pool, work = str(place / "pool"), str(tmp_path / "w")
     commands = (
-        f"caption {pool} --work {work} --source mini --captions-per-image 2",
-        f"score --work {work} --sources raw,mini",
+        f"caption {pool} --work {work} --source mini --model mini --captions-per-image 2",
+        f"score --work {work} --sources raw,mini --model mini",
         f"mix --work {work} --recipe raw-top+synthetic-above --fraction 0.5 --synthetic mini",
     )
     for command in commands:
@@ -146,11 +146,11 @@ def test_status_counts_parts(tmp_path: Path) -> None:
 
 def test_options_of_a_call_and_of_the_workspace(ws: capmix.Workspace) -> None:
     with pytest.raises(UserError, match="was made with other settings"):
-        ws.caption("mini", captions_per_image=2, seed=5)
+        ws.caption("mini", model="mini", captions_per_image=2, seed=5)
     with pytest.raises(UserError, match=r"caption: no option 'sead'; did you mean 'seed'"):
-        ws.caption("mini", sead=5)
+        ws.caption("mini", model="mini", sead=5)
     with pytest.raises(UserError, match=r"--top-k: expected a number of at least 1, found 0"):
-        ws.caption("mini", top_k=0)
+        ws.caption("mini", model="mini", top_k=0)
     assert ws.using(workers=3, force=True).engine.workers == 3
     assert ws.using(force=True).runs.force
     assert not ws.runs.force
@@ -166,9 +166,9 @@ def test_images_in_memory_need_no_work_directory(
     assert [isinstance(text, str) for text in texts] == [True, True, True, False]
     assert texts[3] is None
     assert "image 3: 6 bytes" in caplog.text
-    several = capmix.caption_images([picture], captions_per_image=3, seed=1)
+    several = capmix.caption_images([picture], model="mini", captions_per_image=3, seed=1)
     assert len(several[0]) == 3
-    assert capmix.caption_images([picture], captions_per_image=3, seed=1) == several
+    assert capmix.caption_images([picture], model="mini", captions_per_image=3, seed=1) == several
     with pytest.raises(UserError, match="reads the pool's metadata, not images"):
         capmix.caption_images([picture], model="field:x")
 

@@ -38,6 +38,10 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     Siglip2Config,
     Siglip2ImageProcessor,
     Siglip2Model,
@@ -150,6 +154,33 @@ def qwen2_vl(folder: Path) -> Path:
         chat_template=CHAT.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"),
     )
     return _save(folder, Qwen2VLForConditionalGeneration(config), processor)
+
+
+def qwen3_vl(folder: Path) -> Path:
+    names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    tokenizer = _tokenizer(names, image="<|image_pad|>")
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    text = TEXT | {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 16}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    vision |= {"patch_size": 8, "out_hidden_size": 32, "num_position_embeddings": 16}
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision | {"deepstack_visual_indexes": [0]},
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    size = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
+    processor = Qwen3VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, size=size),
+        tokenizer,
+        Qwen3VLVideoProcessor(patch_size=8),
+        chat_template=CHAT.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    return _save(folder, Qwen3VLForConditionalGeneration(config), processor)
 
 
 def llava(folder: Path) -> Path:

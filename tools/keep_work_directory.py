@@ -21,11 +21,11 @@ from samples import sample_members, tar_bytes  # noqa: E402
 
 TIME = 1_700_000_000  # of every input, in seconds since 1970
 COMMANDS = (
-    "caption pool --source mini --captions-per-image 2",
+    "caption pool --source mini --model mini --captions-per-image 2",
     "caption --source tags --model field:tags",
-    "caption --source warm --temperature 1.5 --top-k 10 --language en",
+    "caption --source warm --model mini --temperature 1.5 --top-k 10 --language en",
     "import captions captions.csv --source given",
-    "score --sources raw,mini,tags,given",
+    "score --sources raw,mini,tags,given --model mini",
     "annotate --method clusters --clusters 2",
     "measure --topics 0 --sample 100",
     "mix --recipe raw-top+synthetic-above --fraction 0.5 --synthetic mini",

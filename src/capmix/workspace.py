@@ -5,8 +5,9 @@ command's options: `--captions-per-image 4` is `captions_per_image=4`. All of th
 a one-line message, for what the caller can fix; what was finished before stays.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from capmix.mix.catalog import Catalog
 from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
+from capmix.models.known import MINI, chosen_model
+from capmix.models.registry import CAPTIONERS, SCORERS
 from capmix.pool import EMBEDDED, Pool, open_pool
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
@@ -55,7 +58,7 @@ from capmix.storage.layout import (
     captions_folder,
 )
 from capmix.storage.marker import Counts
-from capmix.storage.names import check_scorer_name, check_source_name
+from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -65,16 +68,20 @@ if TYPE_CHECKING:
     from capmix.annotate.imported import Imported
     from capmix.caption.in_memory import Image
     from capmix.evaluation.results import Evaluated
+    from capmix.inspect.clean import Cleaned
     from capmix.inspect.forecast import Forecast, Site
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
+    from capmix.mix.columns import Column
     from capmix.mix.mix import Summary
     from capmix.mix.subset import SubsetRows
     from capmix.pool import Shard
     from capmix.probe.evaluate import ProbeResult
 
+log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
+Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
 WORK_VARIABLE = "CAPMIX_WORK"
 LINKS = "follow_links"  # in the file about a work directory, where links are followed
 FIELD = "field:"  # captioners that take a field of the samples' JSON
@@ -137,10 +144,29 @@ class Workspace:
         return Subset(self, name)
 
     def status(self) -> "Status":
-        """Parts done, missing and stale, rows, bytes and settings of every stage."""
+        """Parts done, missing and stale, rows, bytes and settings of every stage; who is at work,
+        what takes disk, and what to run next."""
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def clean(
+        self,
+        subsets: str | Sequence[str] = (),
+        sources: str | Sequence[str] = (),
+        yes: bool = False,
+    ) -> "Cleaned":
+        """Show what can be removed or, with `yes`, remove it: leftovers or, where any are named,
+        `subsets`, and `sources` with everything made from them.
+
+        Raises UserError for a name that is not there, and while another run is at work.
+        """
+        from capmix.inspect.clean import clean
+
+        of_subsets, of_sources = (
+            [one] if isinstance(one, str) else one for one in (subsets, sources)
+        )
+        return clean(self.pool, self.store, of_subsets, of_sources, yes)
 
     def verify(
         self,
@@ -183,12 +209,13 @@ class Workspace:
             return self, None
         from capmix.mix.choose import Chooser, growing
 
-        chooser = Chooser(self.store, samples, lambda pool: Catalog(pool, self.store).columns(None))
+        chooser = Chooser(self.store, samples)
         shards = self.pool.shards
         for some in growing(shards) if samples.limit else [shards]:
             part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
             part.index()
-            chooser.look_at(part.pool)
+            columns = part.recipe_columns(chooser.names) if chooser.names else {}
+            chooser.look_at(part.pool, columns)
             if chooser.is_full:
                 break
         selection = chooser.selection()
@@ -249,6 +276,7 @@ class Workspace:
         chosen, work = self._with("caption", CaptionSettings, settings, options)
         check_source_name(source)
         work.pool.need_images("caption")
+        chosen = work._with_model(chosen, CAPTIONERS, "caption")
         if chosen.language:
             check_language(chosen.language)
         return chosen, work
@@ -267,6 +295,7 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = work._to_score(chosen)
+        chosen = work._with_model(chosen, SCORERS, "score")
         on_gpu = needs_gpu(chosen)
         work, selection = work.select(samples)
         stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
@@ -289,6 +318,7 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = list(chosen.sources or ()) if planned else work._to_score(chosen)
+        chosen = work._with_model(chosen, SCORERS, "score")
         return forecast_scores(work._site(samples, SCORES), sources, chosen)
 
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
@@ -367,6 +397,7 @@ class Workspace:
             )
         scorer = None
         if chosen.method == "cliploss":
+            chosen = work._with_model(chosen, SCORERS, "annotate")
             scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
             if scorer.encoder.name != embeddings:
                 raise UserError(
@@ -384,7 +415,7 @@ class Workspace:
         Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
         """
         from capmix.measure.measure import measure
-        from capmix.models.registry import SCORERS, is_ready
+        from capmix.models.registry import is_ready
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("measure", MeasureSettings, settings, options)
@@ -394,8 +425,9 @@ class Workspace:
         scored = [one for one in work.catalog.scored(scorer) if one in sources] if scorer else []
         encoder = None
         wants_model = bool(chosen.topics or chosen.references)
-        by_default = chosen.model == MeasureSettings().model
-        if wants_model and (not by_default or is_ready(SCORERS, chosen.model)):
+        is_demo = not chosen.model and work.pool.location == EMBEDDED and is_ready(SCORERS, MINI)
+        if wants_model and (chosen.model or is_demo):
+            chosen = work._with_model(chosen, SCORERS, "measure")
             encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder, work.engine)
 
@@ -414,6 +446,7 @@ class Workspace:
         subset per value: a list of Subsets comes back.
         """
         from capmix.mix.mix import mix
+        from capmix.mix.plan import names_of
         from capmix.mix.recipe import combinations, load_recipe
 
         ours = {*options_of(MixSettings), *options_of(EngineSettings), *options_of(RunSettings)}
@@ -434,7 +467,7 @@ class Workspace:
                 "--where/--distinct change the recipe; give the result a name with --out"
             )
         work.index()
-        columns = work.catalog.columns(chosen.scorer)
+        columns = work.recipe_columns(set().union(*map(names_of, loaded)), chosen.scorer)
         made = [
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)
@@ -578,6 +611,8 @@ class Workspace:
         from capmix.inspect.table import TableRequest, read_batches
 
         asked = TableRequest(sources, columns, scorer, shards, where, limit)
+        if names := asked.names():
+            self.recipe_columns(names, scorer)
         return read_batches(self.catalog, asked, self._list)
 
     def relation(
@@ -593,6 +628,20 @@ class Workspace:
         import duckdb
 
         return duckdb.from_arrow(self.batches(sources, columns, scorer, shards, where, limit))
+
+    def recipe_columns(
+        self, names: Collection[str], scorer: str | None = None
+    ) -> "dict[str, Column]":
+        """The columns of recipes of which `names` are asked for; see Catalog.columns. Fields of the
+        samples' JSON that an older capmix has not listed are listed first."""
+        from capmix.models.fields import field_stages
+
+        found = self.catalog.columns(scorer, names)
+        if self.catalog.lacks_fields(names, found):
+            log.info("listing the fields of the samples' JSON, which the index lacks")
+            self.run(partial(field_stages, self.pool, self.store))
+            found = self.catalog.columns(scorer, names)
+        return found
 
     def run(
         self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False
@@ -626,6 +675,11 @@ class Workspace:
             else:
                 work = replace(work, runs=changed(work.runs, new, place))
         return chosen, work
+
+    def _with_model(self, chosen: Named, group: str, what: str) -> Named:
+        """The settings with the model that a command works with. Raises UserError without one."""
+        model = chosen_model(group, chosen.model, self.pool.location, what)
+        return chosen.model_copy(update={"model": model})
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():
@@ -894,6 +948,8 @@ def open_workspace(
         )
     if scratch is not None and ("://" in scratch or is_within(scratch, location)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
+    if store.is_local:
+        check_shard_names(shard.name for shard in opened.shards)
     store.sweep()
     if known is not None and known.location != location:
         raise UserError(

@@ -101,11 +101,11 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "reference.npy", np.random.default_rng(0).normal(size=(4, 3)))
     for command in (
-        "score pool --work w",
+        "score pool --work w --model mini",
         "annotate pool --work w --method clusters --clusters 3 --reference w",
         "annotate pool --work w --method semdedup --epsilon 0.5",
         "annotate pool --work w --method normsim --reference w",
-        "annotate pool --work w --method cliploss --rounds 2 --batch 8",
+        "annotate pool --work w --method cliploss --rounds 2 --batch 8 --model mini",
         "mix pool --work w --recipe raw-top-image-based --fraction 0.5",
         "mix pool --work w --recipe semdedup",
         "mix pool --work w --recipe cliploss-normsim --fraction 0.5 --set normsim_at_least=0.5",

@@ -25,8 +25,8 @@ def test_every_stage_is_a_command(
     write_pool(tmp_path / "pool", shards=2, samples=4)
     monkeypatch.chdir(tmp_path)
     for command in (
-        "caption pool --work w --source mini",
-        "score pool --work w --sources raw,mini",
+        "caption pool --work w --source mini --model mini",
+        "score pool --work w --sources raw,mini --model mini",
         "measure pool --work w",
         "mix pool --work w --recipe raw-top+synthetic --fraction 0.3 --explain",
         "export pool --work w --subset raw-top30+mini --out shards",
@@ -36,7 +36,8 @@ def test_every_stage_is_a_command(
         "doctor",
     ):
         assert main(command.split()) == 0, command
-    out = capsys.readouterr().out
+    out, told = capsys.readouterr()
+    assert told.count("the demo's toy model") == 2  # of caption and of score, not of each shard
     assert "distinct-3" in out
     assert "select coalesce" in out
     assert (tmp_path / "w/report/report.html").exists()
@@ -87,7 +88,7 @@ def test_other_settings_never_overwrite_captions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool, work = str(write_pool(tmp_path / "p", 1, 2)), str(tmp_path / "w")
-    caption = ["caption", pool, "--work", work, "--source", "mini"]
+    caption = ["caption", pool, "--work", work, "--source", "mini", "--model", "mini"]
     assert main(caption) == 0
     assert main([*caption, "--temperature", "1.0"]) == 2
     assert "temperature 0.75 -> 1.0" in capsys.readouterr().err
@@ -102,13 +103,25 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     for i in range(3):
         (folder / f"{i}.jpg").write_bytes(image_bytes(i))
     (folder / "page.jpg").write_bytes(b"<html>not found</html>")
-    caption = ["caption", str(folder), "--work", str(tmp_path / "w"), "--source", "mini"]
+    caption = [
+        "caption",
+        str(folder),
+        "--work",
+        str(tmp_path / "w"),
+        "--source",
+        "mini",
+        "--model",
+        "mini",
+    ]
     assert main(caption) == 2
     message = capsys.readouterr().err
     assert "1 of 4 rows failed (not_an_image 1)" in message
     assert "Shard 00000, sample 'page.jpg': 22 bytes" in message
     assert main([*caption, "--max-failures", "0.5"]) == 0
-    assert "3 ok, 0 dropped, 1 failed" in capsys.readouterr().err
+    assert (
+        "index: 3 images done before, 1 failed (not_an_image 1), 0 dropped"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("value", ["5", "nan", "-1", "x"])

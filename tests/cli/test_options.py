@@ -11,6 +11,7 @@ from samples import write_pool
 
 from capmix.cli.main import COMMANDS, main, make_app
 from capmix.cli.options import Pool, command, only
+from capmix.cli.tokens import FLAGS, VALUED
 from capmix.settings.base import Settings, option
 from capmix.workspace import find_work
 
@@ -55,7 +56,7 @@ def test_some_fields_of_a_class() -> None:
     app = App(name="test")
     app.command(try_it, name="try")
     names = [name for one in app["try"].assemble_argument_collection() for name in one.names]
-    assert names == ["--size"]
+    assert names == ["--size", *FLAGS, *VALUED]
 
 
 @pytest.mark.parametrize("name", [one.name for one in COMMANDS])

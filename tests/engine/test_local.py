@@ -20,6 +20,7 @@ from null_models import (
 from samples import write_pool
 
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.estimate import JobProgress
 from capmix.engine.local import InProcess, local_engine
 from capmix.engine.settings import EngineSettings
 from capmix.engine.worker import Job
@@ -59,10 +60,23 @@ def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
     found = []
     for name, engine in (("one", EngineSettings()), ("two", EngineSettings(workers=2))):
         work = open_workspace(str(pool), str(tmp_path / name), engine=engine)
-        work.caption("mini", CaptionSettings(captions_per_image=2))
-        work.score(ScoreSettings(sources=["raw", "mini"]))
+        work.caption("mini", CaptionSettings(model="mini", captions_per_image=2))
+        work.score(ScoreSettings(model="mini", sources=["raw", "mini"]))
         found.append(files(tmp_path / name))
     assert found[0] == found[1]
+
+
+def test_processes_report_how_far_they_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one shard each is made, which is all the work there is."""
+    seen = []
+    add = JobProgress.add
+    monkeypatch.setattr(JobProgress, "add", lambda self, one: seen.append(one) or add(self, one))
+    pool = write_pool(tmp_path / "pool", shards=2, samples=100)
+    work = open_workspace(str(pool), str(tmp_path / "w"), workers=2)
+    work.run(partial(null_captions, work.pool, seconds=0.015))
+    assert {one.shard for one in seen if 0 < one.rows < 100} == {"00000", "00001"}
 
 
 def test_a_worker_that_dies_costs_one_attempt_at_one_shard(

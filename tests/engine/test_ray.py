@@ -1,5 +1,6 @@
 """Ray writes the bytes that one process writes; an actor or a node that dies costs one attempt."""
 
+import os
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ from null_models import deadly_captions, null_captions, null_scores
 from samples import write_pool
 
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.estimate import JobProgress
 from capmix.engine.ray import Cluster as RayEngine
 from capmix.engine.settings import EngineSettings
 from capmix.engine.worker import Job
@@ -31,7 +33,8 @@ def cluster() -> Iterator[Any]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     made.add_node(num_cpus=4, num_gpus=1)
     made.wait_for_nodes()
-    where = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}}
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    where = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}}
     ray.init(made.address, log_to_driver=False, logging_level="error", runtime_env=where)
     yield made
     ray.shutdown()
@@ -55,6 +58,19 @@ def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int)
     pool = write_pool(tmp_path / "pool", shards=5, samples=20)
     whole = null_run(pool, tmp_path / "one", EngineSettings())
     assert null_run(pool, tmp_path / "n", EngineSettings(name="ray", workers=workers)) == whole
+
+
+def test_actors_report_how_far_they_have_come(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one shard each is made, which is all the work there is."""
+    seen = []
+    add = JobProgress.add
+    monkeypatch.setattr(JobProgress, "add", lambda self, one: seen.append(one) or add(self, one))
+    pool = write_pool(tmp_path / "pool", shards=2, samples=200)
+    work = open_workspace(str(pool), str(tmp_path / "w"), engine="ray", workers=2)
+    work.run(partial(null_captions, work.pool, seconds=0.02))
+    assert {one.shard for one in seen if 0 < one.rows < 200} == {"00000", "00001"}
 
 
 def test_an_actor_that_dies_costs_one_attempt_at_one_shard(

@@ -39,7 +39,7 @@ def test_two_runs_share_the_shards(tmp_path: Path) -> None:
     assert files(tmp_path / "w") == files(tmp_path / "whole")
     assert f"another capmix process is using {tmp_path}/w (process {runs[0].pid} on " in told[1]
     assert "another capmix process" not in told[0]
-    assert all("800 ok, 0 dropped, 0 failed" in text for text in told)
+    assert all("800 images in" in text and "0 failed, 0 dropped" in text for text in told)
 
 
 def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -> None:

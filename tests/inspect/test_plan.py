@@ -9,6 +9,8 @@ from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.inspect.plan import CostEstimate, PlanSettings, TimedStage, plan
 
+MINI = {"model": "mini", "scorer": "mini"}
+
 
 def test_the_arithmetic() -> None:
     """128 million images at 100/s and 400/s: 355.6 h and 88.9 h; 444.4 h at 2 an hour cost 889."""
@@ -27,7 +29,7 @@ def test_the_arithmetic() -> None:
 
 def test_a_pool_is_timed_and_its_images_are_estimated_by_bytes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=30)
-    found = plan(str(pool), PlanSettings(samples=20))
+    found = plan(str(pool), PlanSettings(**MINI, samples=20))
     assert [step.name for step in found.steps] == [
         "index", "embed lite0-160", "caption planned", "score raw by mini", "score planned by mini",
     ]  # fmt: skip
@@ -42,7 +44,18 @@ def test_a_pool_is_timed_and_its_images_are_estimated_by_bytes(tmp_path: Path) -
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=12)
-    arguments = ["--images", "1280000000", "--workers", "64", "--price", "2.5"]
+    arguments = [
+        "--model",
+        "mini",
+        "--scorer",
+        "mini",
+        "--images",
+        "1280000000",
+        "--workers",
+        "64",
+        "--price",
+        "2.5",
+    ]
     assert main(["plan", str(pool), *arguments]) == 0
     told = capsys.readouterr().out
     assert "1,280,000,000 images in 1 shard; timed on 12" in told
@@ -52,7 +65,7 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_stages_of_several_texts_an_image_are_timed_by_images(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
-    found = plan(str(pool), PlanSettings(samples=20, captions_per_image=3))
+    found = plan(str(pool), PlanSettings(**MINI, samples=20, captions_per_image=3))
     raw, planned = found.steps[-2:]
     assert planned.read == pytest.approx(raw.read, rel=0.2)  # of an image and not of a text
 
@@ -71,4 +84,4 @@ def test_a_pool_that_cannot_be_timed_is_told(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)
     (pool / "00000.tar").write_bytes(tar_bytes([]))
     with pytest.raises(UserError, match="no sample in shard 00000"):
-        plan(str(pool), PlanSettings())
+        plan(str(pool), PlanSettings(**MINI))

@@ -46,6 +46,7 @@ def test_a_shard_of_the_same_name_in_a_folder_is_no_stage(tmp_path: Path) -> Non
     found = status(work.pool, work.store)
     assert [(one.stage, one.done, one.missing, one.stale) for one in found.stages] == [
         ("samples", 2, 0, 0),
+        ("fields", 2, 0, 0),
         ("captions/alt", 2, 0, 0),
         ("scores/null/alt", 2, 0, 0),
         ("scores/null/raw", 2, 0, 0),
@@ -125,6 +126,7 @@ class Named:
 
     shards: list[Shard]
     location: str = "pool"
+    has_images: bool = True
 
 
 class Counted:
@@ -152,3 +154,24 @@ def test_the_work_grows_with_the_shards_and_no_faster(tmp_path: Path) -> None:
         assert status(Named(shards), store)["captions/x"].done == count  # type: ignore[arg-type]
         reads.append(Counted.reads)
     assert reads[1] == 2 * reads[0]
+
+
+def test_it_says_who_works_what_takes_disk_and_what_to_run_next(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool", 2, 4)), str(tmp_path / "my work"))
+    place = f"--work '{tmp_path}/my work'"
+    assert work.status().next == f"capmix caption {place} --source NAME --model MODEL"
+    work.index()
+    work.run(partial(null_captions, work.pool))
+    assert work.status().next == f"capmix score {place}"
+    work.run(partial(null_scores, work.pool, work.store, ["raw", "null"]))
+    assert work.status().next == f"capmix mix {place} --recipe raw-top"
+    work.mix("raw-top")
+    found = work.status()
+    assert found.next == f"capmix export {place} --subset raw-top30 --out DIR"
+    assert found.disk["captions"] == found["captions/null"].bytes
+    assert found.disk[".markers"] > 0
+    assert found.lines()[-3] == "running: no run is at work"
+    assert found.lines()[-1] == f"next: {found.next}"
+    (tmp_path / "my work/.markers/captions/null/00000.json").unlink()
+    again = f"capmix caption {place} --source null --model null"
+    assert work.status().next == again

@@ -88,7 +88,7 @@ def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
     work.import_captions(
         [str(tmp_path / "c.csv")], source="blip2", uid_column="uid", text_column="text"
     )
-    work.score()
+    work.score(model="mini")
     found = work.measure(NO_TOPICS)["population"]["sources"]
     assert found["blip2"]["flags"] == {"loop": 1}
     assert found["blip2"]["truncated"] == 0
@@ -102,9 +102,10 @@ def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool = [str(write_pool(tmp_path / "pool", shards=1, samples=30)), "--work", str(tmp_path / "w")]
-    assert main(["caption", *pool, "--source", "mini"]) == 0
-    assert main(["score", *pool, "--sources", "raw,mini"]) == 0
+    assert main(["caption", *pool, "--source", "mini", "--model", "mini"]) == 0
+    assert main(["score", *pool, "--sources", "raw,mini", "--model", "mini"]) == 0
     asked = ["--references", "source:mini", "--no-java", "--topics", "3", "--map-points", "10"]
+    asked += ["--model", "mini"]
     assert main(["measure", *pool, *asked]) == 0
     printed = capsys.readouterr().out
     for part in ("distinct-3", "raw scores higher than mini", "CIDEr", "number of 3 topics"):

@@ -22,7 +22,7 @@ def work(tmp_path: Path) -> Workspace:
 
 
 def add_scorer(work: Workspace, folder: Path, name: str) -> None:
-    uids = work.table(["raw"], scorer="null" if work.catalog.scored("null") else None)["uid"]
+    uids = work.table(["raw"], scorer=next(iter(work.store.folders("scores")), None))["uid"]
     pq.write_table(pa.table({"uid": uids, "score": [0.5] * len(uids)}), folder / "s.parquet")
     work.import_scores([str(folder / "s.parquet")], source="raw", scorer=name, column="score")
 
@@ -33,22 +33,33 @@ def test_without_a_scorer_there_are_no_scores(work: Workspace) -> None:
     ]  # fmt: skip
 
 
-def test_of_two_scorers_one_has_to_be_chosen(work: Workspace, tmp_path: Path) -> None:
-    work.run(partial(null_scores, work.pool, work.store, ["raw", "null"]))
-    assert "raw_score" in work.table().schema.names
-    add_scorer(work, tmp_path, "other")
-    expected = r"--scorer: expected one that has scores in .*\(null, other\)"
+def test_of_two_imported_scorers_one_has_to_be_chosen(work: Workspace, tmp_path: Path) -> None:
+    for name in ("other", "third"):
+        add_scorer(work, tmp_path, name)
+    expected = r"--scorer: expected one that has scores in .*\(other, third\)"
     with pytest.raises(UserError, match=expected):
         work.catalog.scorer(None)
     for call in (work.table, work.batches, work.relation):
         with pytest.raises(UserError, match=expected):
             call()
+    assert work.table(scorer="other")["raw_score"].to_pylist() == [0.5] * 6
+    with pytest.raises(UserError, match="did you mean 'other'"):
+        work.table(scorer="othr")
+
+
+def test_the_scorer_that_capmix_ran_is_taken_before_imported_ones(
+    work: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work.run(partial(null_scores, work.pool, work.store, ["raw", "null"]))
+    computed = work.table()["raw_score"]
+    add_scorer(work, tmp_path, "other")
+    caplog.set_level("INFO")
+    assert work.table()["raw_score"].equals(computed)
+    assert "scores are of null; choose other with --scorer" in caplog.text
     table = work.table(scorer="other", columns=["raw_score_null"])
     assert table["raw_score"].to_pylist() == [0.5] * 6
     assert "null_score" not in table.schema.names
-    assert table["raw_score_null"].null_count == 0
-    with pytest.raises(UserError, match="did you mean 'other'"):
-        work.table(scorer="othr")
+    assert table["raw_score_null"].equals(computed)
 
 
 def metadata(folder: Path, *columns: pa.Array) -> Workspace:

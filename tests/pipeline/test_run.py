@@ -17,8 +17,8 @@ from capmix.cli.main import main
 STAGES = """
 pool: {pool}
 work: {work}
-caption: {{mini: {{}}}}
-score: {{}}
+caption: {{mini: {{model: mini}}}}
+score: {{model: mini}}
 measure: {{topics: 0}}
 mix: {{recipes: [raw, {{recipe: raw-top+synthetic-above, fraction: 0.5}}, synthetic]}}
 export: {{samples_per_shard: 4}}
@@ -39,7 +39,7 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (folder / f"holiday {i}.jpg").write_bytes(image_bytes(i))
     (folder / "holiday 0.txt").write_text("the sea")
     monkeypatch.chdir(tmp_path)
-    text = "pool: ./photos\nwork: ./work\ncaption: {mini: {}}\nscore: {}\n"
+    text = "pool: ./photos\nwork: ./work\ncaption: {mini: {model: mini}}\nscore: {model: mini}\n"
     (tmp_path / "p.yaml").write_text(text + "mix: {recipes: [synthetic, raw]}\nexport: {}\n")
     assert main(["run", "p.yaml"]) == 0
     sizes = [
@@ -170,12 +170,12 @@ work: {work}
 import:
   - {{kind: captions, files: ["{folder}/captions.csv"], source: web}}
   - {{kind: scores, files: ["{folder}/scores.csv"], source: raw, scorer: theirs}}
-caption: {{mini: {{}}}}
-score: {{}}
+caption: {{mini: {{model: mini}}}}
+score: {{model: mini}}
 annotate:
   - {{method: clusters, clusters: 2}}
   - {{method: semdedup, epsilon: 0.2}}
-  - {{method: cliploss, rounds: 2}}
+  - {{method: cliploss, rounds: 2, model: mini}}
 mix:
   recipes:
     - {{recipe: semdedup}}
@@ -202,12 +202,12 @@ def test_a_file_does_what_the_commands_do(tmp_path: Path) -> None:
     by_hand = [
         ["import", "captions", str(tmp_path / "captions.csv"), "--pool", str(pool), "--source",
          "web"],
-        ["caption", "--source", "mini"],
+        ["caption", "--source", "mini", "--model", "mini"],
         ["import", "scores", str(tmp_path / "scores.csv"), "--source", "raw", "--scorer", "theirs"],
-        ["score", "--sources", "raw,web,mini"],
+        ["score", "--sources", "raw,web,mini", "--model", "mini"],
         ["annotate", "--method", "clusters", "--clusters", "2"],
         ["annotate", "--method", "semdedup", "--epsilon", "0.2"],
-        ["annotate", "--method", "cliploss", "--rounds", "2"],
+        ["annotate", "--method", "cliploss", "--rounds", "2", "--model", "mini"],
         ["mix", "--recipe", "semdedup", "--scorer", "mini"],
         ["mix", "--recipe", "cliploss-top", "--fraction", "0.5", "--scorer", "mini"],
         ["mix", "--recipe", "raw", "--where", "raw_score_theirs > 0.5", "--out", "good",
@@ -228,7 +228,7 @@ def test_the_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) 
     assert {"pool", "work", "import", "annotate", "caption", "score", "mix"} <= set(
         schema["properties"]
     )
-    top_k = schema["$defs"]["CaptionSettings"]["properties"]["top_k"]
+    top_k = schema["$defs"]["CaptionSection"]["properties"]["top_k"]
     assert top_k == {
         "default": 50,
         "description": "Sample from the K most likely tokens.",

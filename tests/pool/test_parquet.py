@@ -62,8 +62,8 @@ def test_the_whole_loop_takes_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
     write_dataset(tmp_path / "d")
     monkeypatch.chdir(tmp_path)
     for command in (
-        "caption d --work w --source mini",
-        "score d --work w --sources raw,mini",
+        "caption d --work w --source mini --model mini",
+        "score d --work w --sources raw,mini --model mini",
         "mix d --work w --recipe raw-top+synthetic",
         "export d --work w --subset raw-top30+mini --out out --workers 1",
     ):
@@ -135,7 +135,7 @@ def test_metadata_alone_cannot_be_captioned(tmp_path: Path) -> None:
     write_metadata(tmp_path / "metadata")
     work = open_workspace(str(tmp_path / "metadata"), str(tmp_path / "w"))
     with pytest.raises(UserError, match="holds metadata without images"):
-        work.caption("mini")
+        work.caption("mini", model="mini")
     work.mix("raw")
     work.export("raw", str(tmp_path / "out"), format="csv")
     with pytest.raises(UserError, match="holds metadata without images"):

@@ -47,11 +47,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     made.import_captions(
         [str(folder / "c.csv")], source="web", uid_column="uid", text_column="text"
     )
-    made.caption("mini")
+    made.caption("mini", model="mini")
     from capmix.score.settings import ScoreSettings
 
-    made.score(ScoreSettings(sources=["raw", "web", "mini"]))
-    made.measure(MeasureSettings(topics=3, map_points=12))
+    made.score(ScoreSettings(model="mini", sources=["raw", "web", "mini"]))
+    made.measure(MeasureSettings(model="mini", topics=3, map_points=12))
     made.mix("raw-top+synthetic-above", fraction=0.3, synthetic="mini")
     made.report()
     return made

@@ -32,8 +32,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     (folder / "pool").mkdir()
     (folder / "pool/00000.tar").write_bytes(tar_bytes(members))
     made = open_workspace(str(folder / "pool"), str(folder / "work"))
-    made.caption("mini")
-    made.score()
+    made.caption("mini", model="mini")
+    made.score(model="mini")
     made.mix("raw-top+synthetic", fraction=0.4)
     return made
 
@@ -115,17 +115,19 @@ def test_names_that_are_not_there_are_told(work: Workspace, tmp_path: Path) -> N
 def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> None:
     """New captions under the same name: the subset, the probes and the measures are of the old."""
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"), force=True)
-    measures = MeasureSettings(topics=2, map_points=10, references="source:raw", java=False)
-    work.caption("mini")
-    work.score()
+    measures = MeasureSettings(
+        model="mini", topics=2, map_points=10, references="source:raw", java=False
+    )
+    work.caption("mini", model="mini")
+    work.score(model="mini")
     work.measure(measures)
     work.mix("synthetic")
     work.mix("raw")
     before = Path(work.report()[0]).read_text("utf-8")
     assert "left out" not in before.partition('id="data"')[0].partition("<main")[0]
     assert "CIDEr" in before
-    work.caption("mini", CaptionSettings(temperature=3.0))
-    work.score()
+    work.caption("mini", CaptionSettings(model="mini", temperature=3.0))
+    work.score(model="mini")
     after = Path(work.report()[0]).read_text("utf-8")
     head = after.partition("<main")[0]
     assert "The subset mini is left out" in head

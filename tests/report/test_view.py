@@ -23,8 +23,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address that `capmix view` prints, of a pool of two shards with four samples each."""
     folder = tmp_path_factory.mktemp("view")
     work = open_workspace(str(write_pool(folder / "pool")), str(folder / "work"))
-    work.caption("mini")
-    work.score(ScoreSettings(sources=["raw", "mini"]))
+    work.caption("mini", model="mini")
+    work.score(ScoreSettings(model="mini", sources=["raw", "mini"]))
     work.mix("raw-top+synthetic", fraction=0.5)
     server = subprocess.Popen(
         [*RUN, "view", "--work", str(folder / "work")], stdout=subprocess.PIPE, text=True

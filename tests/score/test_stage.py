@@ -24,8 +24,8 @@ def work(tmp_path: Path) -> Workspace:
 
 
 def test_scores_equal_a_plain_recomputation(work: Workspace, tower: LiteTower) -> None:
-    work.caption("mini")
-    work.score()
+    work.caption("mini", model="mini")
+    work.score(model="mini")
     scorer = MiniScorer(encoder=tower)
     for source, texts in (("raw", "samples"), ("mini", "captions/mini")):
         rows = work.store.read_table(f"scores/mini/{source}/00000.parquet").to_pylist()
@@ -42,7 +42,7 @@ def test_scores_equal_a_plain_recomputation(work: Workspace, tower: LiteTower) -
 
 
 def test_every_row_is_accounted_for(work: Workspace) -> None:
-    counts = work.score(ScoreSettings(sources=["raw"]))["raw"]
+    counts = work.score(ScoreSettings(model="mini", sources=["raw"]))["raw"]
     assert counts.ok == 1
     assert counts.dropped == {"no_text": 2}
     assert counts.failed == {"not_an_image": 1}
@@ -52,9 +52,9 @@ def test_every_row_is_accounted_for(work: Workspace) -> None:
 
 
 def test_images_are_decoded_once_for_captions_and_scores(work: Workspace) -> None:
-    work.caption("mini")
+    work.caption("mini", model="mini")
     before = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
-    work.score()
+    work.score(model="mini")
     after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
     assert before == after
 

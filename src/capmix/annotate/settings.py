@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 
 Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
@@ -36,8 +37,11 @@ class AnnotateSettings(Settings):
     )
     norm: Literal["inf", "2"] = option("inf", "Norm of the similarities.", group=NORMSIM)
     source: str = option("raw", "Source whose texts are compared.", group=CLIPLOSS)
-    model: str = option(
-        "mini", "Scorer that made the embeddings, as in `capmix score`.", group=CLIPLOSS
+    model: ScoreModel = option(
+        "",
+        "Scorer that made the embeddings, as in `capmix score` (default: `mini` for the pool "
+        "`embedded`).",
+        group=CLIPLOSS,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=CLIPLOSS)
     temperature: float = option(TEMPERATURE, "Softmax temperature.", group=CLIPLOSS, gt=0)

@@ -15,6 +15,8 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import Batches, SampleError, batched
 from capmix.errors import UserError
 from capmix.models.images import BadImageError, decode_image
+from capmix.models.known import chosen_model
+from capmix.models.registry import CAPTIONERS
 from capmix.pool import Sample
 from capmix.settings.base import changed, did_you_mean, make, options_of, with_options
 from capmix.storage.compare import changes
@@ -103,6 +105,8 @@ def _caption_all(
 
 def _chosen(settings: CaptionSettings, options: Mapping[str, Any]) -> CaptionSettings:
     chosen = changed(settings, options, "caption_images")
+    named = chosen_model(CAPTIONERS, chosen.model, None, "caption_images", "model=")
+    chosen = chosen.model_copy(update={"model": named})
     if chosen.language is not None:
         raise UserError(
             "caption_images: language: captions are returned without flags; leave the option out"

@@ -4,6 +4,7 @@ from typing import Literal
 
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
+from capmix.models.known import CaptionModel
 from capmix.settings.base import Settings, option, option_info
 
 MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
@@ -13,11 +14,12 @@ class CaptionSettings(Settings):
     """How one source is captioned. The sampling defaults are those of the paper (arXiv 2307.10350,
     section 3). Tokens are counted without the prompt and without the end token."""
 
-    model: str = option(
-        "mini",
-        "Captioner: `mini` (embedded, for demos); a transformers hub id or folder; "
-        "`open_clip:ARCHITECTURE/TAG`; `server:URL` (OpenAI-compatible, ends in /v1); `field:NAME` "
-        "of the samples' JSON; `package.module:Class` of your own.",
+    model: CaptionModel = option(
+        "",
+        "Captioner: a short name such as blip2 (`capmix models` lists them); a transformers hub id "
+        "or folder; `open_clip:ARCHITECTURE/TAG`; `server:URL` (OpenAI-compatible, ends in /v1); "
+        "`field:NAME` of the samples' JSON; `package.module:Class` of your own; `mini`, the demo's "
+        "(default for the pool `embedded` alone).",
         group=MODEL,
     )
     revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)

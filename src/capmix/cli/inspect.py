@@ -1,4 +1,4 @@
-"""The commands that look: status, verify, failures, report, view, plan, doctor."""
+"""The commands that look: status, clean, verify, failures, report, view, plan, models, doctor."""
 
 import logging
 import sys
@@ -24,6 +24,40 @@ def status(pool: Pool = None, *, work: Work = None, reading: OpenSettings) -> No
     from capmix.cli.stages import open_place
 
     show(open_place(pool, work, reading, ANY_FAILURES).status().lines())
+
+
+@command
+def clean(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    subset: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Remove this subset, with its probes. May be repeated.",
+            negative="",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Remove this source: captions, scores, and subsets and measures made from them. "
+            "May be repeated.",
+            negative="",
+            show_default=False,
+        ),
+    ] = None,
+    yes: Annotated[
+        bool, Parameter(help="Remove it (default: show what would be removed).", negative="")
+    ] = False,
+    reading: OpenSettings,
+) -> None:
+    """Show or remove leftovers, subsets and sources."""
+    from capmix.cli.stages import open_place
+
+    opened = open_place(pool, work, reading, ANY_FAILURES)
+    show(opened.clean(subset or (), source or (), yes).lines())
 
 
 @command
@@ -114,7 +148,9 @@ def view(
     reading: OpenSettings,
     scorer: Annotated[
         str | None,
-        Parameter(help="Whose scores to show (default: the only scorer that has any)."),
+        Parameter(
+            help="Whose scores to show (default: the only scorer, or the only one not imported)."
+        ),
     ] = None,
     port: Annotated[int, Parameter(help="Port; 0 = any free one.")] = 0,
     results: Annotated[
@@ -141,6 +177,14 @@ def plan(
     from capmix.inspect.plan import plan as estimate
 
     show(estimate(pool, settings).lines())
+
+
+@command
+def models() -> None:
+    """List the models with short names: size, GPU, licence, and what is downloaded."""
+    from capmix.inspect.models import lines
+
+    show(lines())
 
 
 @command

@@ -22,6 +22,7 @@ from capmix.cli.streams import (
     say,
     show_any_character,
 )
+from capmix.cli.tokens import behind_command
 from capmix.errors import INTERNAL_ERROR, UserError
 from capmix.settings.printable import printable
 
@@ -29,7 +30,8 @@ OK, USER_ERROR, STOPPED, BROKEN_PIPE = 0, 2, 130, 141
 ABOUT = "Caption an image-text pool, mix the captions with raw text, and train on the mix."
 EPILOGUE = (
     "Exit codes: 0 success, 2 an error you can fix (one line on standard error), 70 an internal "
-    "error, 130 interrupted, 141 output pipe closed. Documentation of each command: docs/commands."
+    "error, 130 interrupted, 141 output pipe closed. Documentation of each command: docs/commands. "
+    "Every command takes --quiet, --verbose, --log-file FILE and --progress bar|plain|json|none."
 )
 START, PREPARE, USE, INSPECT = "Start here", "Prepare a pool", "Use the result", "Inspect"
 
@@ -67,6 +69,13 @@ COMMANDS = (
     ),
     Command(
         START, "doctor", "inspect", "Check optional dependencies and devices.", "capmix doctor"
+    ),
+    Command(
+        START,
+        "models",
+        "inspect",
+        "List the captioners and scorers with short names.",
+        "capmix models",
     ),
     Command(
         START,
@@ -164,6 +173,13 @@ COMMANDS = (
     ),
     Command(
         INSPECT,
+        "clean",
+        "inspect",
+        "Show or remove leftovers, subsets and sources.",
+        "capmix clean --work ./work --source blip2 --yes",
+    ),
+    Command(
+        INSPECT,
         "verify",
         "inspect",
         "Compare every file with the digest that was taken when it was written.",
@@ -213,11 +229,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say."""
     from capmix.engine import messages
 
+    tokens = behind_command(sys.argv[1:] if arguments is None else arguments)
+    with messages.shown():
+        return _main(tokens)
+
+
+def _main(tokens: list[str]) -> int:
     app = make_app()
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         keep_freed_memory()
-        with checked_output(), stopped_by_signals(), messages.shown():
+        with checked_output(), stopped_by_signals():
             try:
                 app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
             except SystemExit as error:
@@ -230,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        say(f"\n{RESUME}")
+        _say_error(RESUME, "\n")
         return STOPPED
     except OutputError as error:
         if error.is_closed_pipe:
@@ -292,5 +313,12 @@ def _version() -> str:
 def _failed(message: str) -> int:
     from capmix.storage.filesystem import without_secrets
 
-    say(f"capmix: {printable(without_secrets(message))}")
+    _say_error(f"capmix: {printable(without_secrets(message))}")
     return USER_ERROR
+
+
+def _say_error(line: str, before: str = "") -> None:
+    from capmix.engine import messages
+
+    if not messages.say_error(line):
+        say(f"{before}{line}")

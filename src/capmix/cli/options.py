@@ -17,12 +17,14 @@ from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from capmix.cli.groups import OWN
+from capmix.cli.message_options import MESSAGES, MessageSettings
+from capmix.engine import messages
 from capmix.pool.settings import SAMPLES
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
 # In this order on the page; others come between the two.
-FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", "Samples")
-LAST_GROUPS = ("Hardware", "Logging", "Resume and failures")
+FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", SAMPLES)
+LAST_GROUPS = ("Hardware", "Logging", "Resume and failures", MESSAGES)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ Work = Annotated[str | None, Parameter(name="--work", help=WORK_HELP, show_defau
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with a parameter for each option, as cyclopts reads it.
+    """The function with a parameter for each option, as cyclopts reads it, and with the options of
+    every command.
 
     Raises UserError, which begins with the command's name, for a value that is out of range.
     """
@@ -62,11 +65,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         fields = {_python_name(kind, one): one for one in names}
         kinds[name] = kind, fields
         parameters += [_parameter(kind, field, python) for python, field in fields.items()]
+    shared = {one: one for one in MessageSettings.model_fields}
+    parameters += [_parameter(MessageSettings, one, one) for one in shared]
 
     place = function.__name__.strip("_").replace("_", "-")
 
     @functools.wraps(function)
     def run(*positional: Any, **given: Any) -> None:
+        asked = {one: given.pop(one) for one in shared if one in given}
+        messages.change(make(MessageSettings, asked, place).form())
         settings = {}
         for name, (kind, fields) in kinds.items():
             by_name = {field: option for option, field in options_of(kind).items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capmix.cli.main import COMMANDS, make_app
+from capmix.cli.message_options import MESSAGES
 
 BEGIN = "<!-- options: written by tools/build_docs.py -->"
 END = "<!-- end of options -->"
@@ -13,8 +14,10 @@ WORDS = {str: "TEXT", int: "INT", float: "FLOAT"}
 
 
 def options_table(command: str) -> str:
-    """A row per argument and option, in the order of `--help`."""
-    found = list(make_app()[command].assemble_argument_collection())
+    """A row per argument and option, in the order of `--help`, but for those of every command."""
+    found = [
+        one for one in make_app()[command].assemble_argument_collection() if _group(one) != MESSAGES
+    ]
     found.sort(key=_place)
     rows = ["| option | default | meaning |", "|--|--|--|"]
     for one in found:
@@ -34,6 +37,11 @@ def with_options(page: str, command: str) -> str:
 def pages(docs: Path) -> dict[str, Path]:
     """The page of each command."""
     return {one.name: docs / "commands" / f"{one.name}.md" for one in COMMANDS}
+
+
+def _group(argument: Any) -> str:
+    groups = argument.parameter.group
+    return str(groups[0].name) if groups else ""
 
 
 def _place(argument: Any) -> int:

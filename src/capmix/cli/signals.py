@@ -35,7 +35,8 @@ def stopped_by_signals() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _interrupt)
     # The interpreter writes a signal's number there at once, whatever the main thread does.
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_forget)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget)
     is_over = threading.Event()
     threading.Thread(target=_watch, args=(ours, is_over), daemon=True).start()
     try:

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+# Windows reports a closed pipe as an invalid argument.
+CLOSED = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+
 
 class OutputError(Exception):
     """Standard output cannot be written; `number` is the errno."""
@@ -22,7 +25,7 @@ class OutputError(Exception):
     @property
     def is_closed_pipe(self) -> bool:
         """Whether what read the output has ended."""
-        return self.number == errno.EPIPE
+        return self.number in CLOSED
 
 
 class _Output:

@@ -29,7 +29,7 @@ class Deadline:
     Python code is interrupted, and whatever returns to it. What never does, a kernel that hangs on
     a GPU, cannot be: after twice the time the process itself is ended (exit code 70), and says
     where it stood. Its shard is then given to another worker where there are several. In threads
-    other than the main one only the latter works.
+    other than the main one, and on Windows, only the latter works.
     """
 
     def __init__(self, seconds: float):
@@ -40,7 +40,8 @@ class Deadline:
     @contextmanager
     def block(self) -> Iterator[None]:
         """Raise TimedOutError in a block that takes too long."""
-        can_interrupt = threading.current_thread() is threading.main_thread()
+        is_main = threading.current_thread() is threading.main_thread()
+        can_interrupt = is_main and hasattr(signal, "setitimer")
         if self._watch is None:  # one thread for all blocks: to start one takes milliseconds
             self._watch = threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True)
             self._watch.start()

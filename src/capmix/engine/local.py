@@ -8,8 +8,8 @@ from multiprocessing.connection import wait
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.process import Process, answer_tasks
+from capmix.engine.seen import OnSeen, Seen
 from capmix.engine.settings import EngineSettings
-from capmix.engine.stage import OnCount
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan
 from capmix.errors import UserError
 
@@ -17,7 +17,7 @@ from capmix.errors import UserError
 class InProcess:
     """Every shard in this process, one after the other."""
 
-    workers = 1
+    workers = active = 1
 
     def __init__(self, job: Job):
         self._worker = Worker(job)
@@ -25,10 +25,10 @@ class InProcess:
     def plan(self) -> WorkPlan:
         return self._worker.plan()
 
-    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
         for task in tasks:
             try:
-                yield self._worker.run(task, on_count)
+                yield self._worker.run(task, on_seen)
             except BrokenDeviceError as error:
                 raise UserError(
                     f"shard {task.shard.name}: {error}. Rerun the same command to resume; with "
@@ -51,6 +51,11 @@ class Processes:
         self._processes: dict[int, Process] = {}
         self._deaths = Deaths()
 
+    @property
+    def active(self) -> int:
+        """Processes that are at work, or will be at once."""
+        return len(self._deaths.left(self.workers))
+
     def plan(self) -> WorkPlan:
         """Raises UserError if the worker does, or cannot be started."""
         plan = self._process(0).ask(None)
@@ -58,7 +63,7 @@ class Processes:
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
+    def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
         """Raises UserError where all workers end again and again before they have made a part."""
         waiting = deque(tasks)
         idle = deque(self._deaths.left(self.workers))
@@ -72,8 +77,11 @@ class Processes:
                 at_work[number] = task
             ready = wait([self._processes[number].connection for number in at_work])
             for number in [n for n in at_work if self._processes[n].connection in ready]:
-                task = at_work.pop(number)
                 reply = self._processes[number].receive()
+                if isinstance(reply, Seen):
+                    on_seen(reply)
+                    continue
+                task = at_work.pop(number)
                 if reply is not None:
                     self._deaths.answered(number)
                     idle.append(number)
@@ -82,7 +90,6 @@ class Processes:
                     waiting.reverse()  # the neighbours of a shard may be as deadly
                     if self._deaths.died(number, self.workers):
                         idle.append(number)
-                reply.tell(on_count)
                 yield reply
 
     def close(self) -> None:

@@ -107,7 +107,9 @@ def _in_order(
         yield first, answer(asked)
 
 
-def answer_items(work: Callable[[Any], Any]) -> Callable[[Any], Finished[Any]]:
+def answer_items(
+    work: Callable[[Any], Any], _send: Callable[[Any], None]
+) -> Callable[[Any], Finished[Any]]:
     """What a process of MappedProcesses does with each item."""
     return partial(_finished, work)
 

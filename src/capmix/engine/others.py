@@ -56,23 +56,35 @@ def forget_dead(store: Store) -> None:
             os.rmdir(store.path(RUNNING))
 
 
-def _others(store: Store) -> list[str]:
+def runs_at_work(store: Store) -> list[str]:
     """Runs of other machines, and those of this one whose process lives."""
+    return [about for _, about, is_dead in _runs(store) if not is_dead]
+
+
+def _others(store: Store) -> list[str]:
+    """The same; what dead ones of this machine have left is removed."""
     found = []
+    for name, about, is_dead in _runs(store):
+        if not is_dead:
+            found.append(about)
+            continue
+        with suppress(*storage_errors()):
+            store.fs.rm_file(store.path(name))
+    return found
+
+
+def _runs(store: Store) -> Iterator[tuple[str, str, bool]]:
+    """The file of each run, what is known of it, and whether it is a dead one of this machine."""
     for name in store.files(RUNNING):
         try:
             host, process, is_here = _about(store.read_bytes(name))
         except (FileNotFoundError, NotADirectoryError):  # it has ended meanwhile
             continue
         except ValueError as error:
-            found.append(f"one whose file {name} is damaged, {error}")
+            yield name, f"one whose file {name} is damaged, {error}", False
             continue
-        if is_here and not is_running(process):
-            with suppress(*storage_errors()):
-                store.fs.rm_file(store.path(name))
-        else:
-            found.append(f"process {process} on {host}")
-    return found
+        is_dead = is_here and not is_running(process)
+        yield name, f"process {process} on {host}", is_dead
 
 
 def _about(data: bytes) -> tuple[str, int, bool]:

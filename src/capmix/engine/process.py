@@ -20,6 +20,10 @@ from capmix.errors import UserError
 
 JOINED_WITHIN = 2.0  # seconds
 
+# What a process does with its job: given that and a function that sends something ahead of an
+# answer, a function that answers.
+Answering = Callable[[Any, Callable[[Any], None]], Callable[[Any], Any]]
+
 
 @contextlib.contextmanager
 def _main_hidden() -> Iterator[None]:
@@ -37,20 +41,20 @@ def _main_hidden() -> Iterator[None]:
 class Process:
     """Started by spawn: threads do not survive a fork.
 
-    It is sent `job` and calls `answering`, a function of a module, with it; what comes back answers
-    every message from then on.
+    It is sent `job` and calls `answering`, a function of a module, with it and with what sends
+    messages of its own; what comes back answers every message from then on.
     """
 
     def __init__(
         self,
         job: Any,
-        answering: Callable[[Any], Callable[[Any], Any]],
+        answering: Answering,
         environment: dict[str, str],
         cores: Sequence[int],
     ):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        about = (environment, list(cores), os.getpid(), messages.are_shown())
+        about = (environment, list(cores), os.getpid(), messages.current())
         arguments = (theirs, answering, *about)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         data = ForkingPickler.dumps(job)
@@ -97,36 +101,41 @@ class Process:
         return f"exit code {code}"
 
 
-def answer_tasks(job: Job) -> Callable[[ShardTask | None], Any]:
-    """Answers None with the plan, and a task with a reply."""
+def answer_tasks(job: Job, send: Callable[[Any], None]) -> Callable[[ShardTask | None], Any]:
+    """Answers None with the plan, and a task with a reply; Seen comes ahead of it."""
     worker: Worker | None = None
 
     def answer(task: ShardTask | None) -> Any:
         nonlocal worker
         worker = worker or Worker(job)
-        return worker.plan() if task is None else worker.run(task, lambda _: None)
+        return worker.plan() if task is None else worker.run(task, send)
 
     return lambda task: answered(partial(answer, task))
 
 
 def _serve(
     connection: Connection,
-    answering: Callable[[Any], Callable[[Any], Any]],
+    answering: Answering,
     environment: dict[str, str],
     cores: list[int],
     parent: int,
-    shows_messages: bool,
+    form: messages.MessageForm | None,
 ) -> None:
     """The life of a worker process."""
     os.environ.update(environment)
-    if shows_messages:
-        messages.show()
+    if form is not None:
+        messages.show(form)
     if cores:
         os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    def send(message: Any) -> None:
+        with contextlib.suppress(OSError):  # the parent ends the run
+            connection.send(message)
+
     try:
-        answer = answering(connection.recv())
+        answer = answering(connection.recv(), send)
     except EOFError:
         return
     while True:
@@ -146,6 +155,11 @@ def _serve(
 
 def _end_with(parent: int) -> None:
     """End when the parent has been killed, so that no orphan holds a GPU."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    if sys.platform == "win32":  # where a process keeps its parent's number
+        starter = multiprocessing.parent_process()
+        if starter is not None:
+            starter.join()
+    else:
+        while os.getppid() == parent:
+            time.sleep(0.5)
     os._exit(1)

@@ -4,18 +4,20 @@ Only the job (the pool's listing and settings), shard names and counts travel. I
 and parts written, where the actor runs.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from capmix.engine.deaths import IN_A_ROW, Deaths
+from capmix.engine.seen import OnSeen, Seen
 from capmix.engine.settings import EngineSettings
-from capmix.engine.stage import OnCount
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan, answered
 from capmix.errors import UserError
 
@@ -23,6 +25,23 @@ log = logging.getLogger(__name__)
 
 TOLD_AFTER = 60.0  # seconds without any answer
 READY = "ready"
+NEWS_EVERY = 1.0  # seconds
+
+
+class Board:
+    """Where actors say how far they have come. It is an actor too, near whoever reads it."""
+
+    def __init__(self) -> None:
+        self._news: list[Seen] = []
+
+    async def tell(self, seen: Seen) -> None:
+        self._news.append(seen)
+
+    async def news(self) -> list[Seen]:
+        """All reports since the last call, after a while."""
+        await asyncio.sleep(NEWS_EVERY)
+        news, self._news = self._news, []
+        return news
 
 
 class Actor:
@@ -41,8 +60,11 @@ class Actor:
     def plan(self, job: list[Any]) -> Any:
         return self._answer(job, lambda worker: worker.plan())
 
-    def run(self, job: list[Any], task: ShardTask) -> Any:
-        return self._answer(job, lambda worker: worker.run(task, lambda _: None))
+    def run(self, job: list[Any], task: ShardTask, board: Any) -> Any:
+        def tell(seen: Seen) -> None:
+            board.tell.remote(seen)
+
+        return self._answer(job, lambda worker: worker.run(task, tell))
 
     def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
         import ray
@@ -71,6 +93,8 @@ class Cluster:
         self._make: Callable[[], Any] = remote(Actor).remote
         self._job = [self._ray.put(job)]
         self._actors: list[Any] = []
+        self._board = _board(self._ray)
+        self._placed: set[int] = set()
         self._deaths = Deaths()
 
     def plan(self) -> WorkPlan:
@@ -89,7 +113,12 @@ class Cluster:
             return plan
         raise UserError(plan.message)
 
-    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
+    @property
+    def active(self) -> int:
+        """Actors that have a place; others wait for room."""
+        return len(self._placed)
+
+    def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
         """Actors are asked for a shard when they are ready, so that one that waits for a node holds
         up no other. For one that dies another is made, wherever there is room."""
         while len(self._actors) < min(self.workers, len(tasks)):
@@ -98,18 +127,20 @@ class Cluster:
         asked: dict[Any, tuple[int, ShardTask | None]] = {}
         for number, actor in enumerate(self._actors):  # also those that there may be no room for
             asked[actor.ready.remote(self._job)] = number, None
+        news = _News(self._ray, self._board, on_seen)
         while waiting or any(task for _, task in asked.values()):
             if not asked:
                 raise UserError(f"ray: every worker ended {IN_A_ROW} times in a row; see its logs")
-            done, _ = self._ray.wait(list(asked), num_returns=1, timeout=TOLD_AFTER)
-            if not done:
+            done = news.wait(list(asked), TOLD_AFTER)
+            if done is None:
                 if not any(task for _, task in asked.values()):
                     log.warning("ray: no resources for a worker yet; %d shards wait", len(waiting))
                 continue
-            number, task = asked.pop(done[0])
+            number, task = asked.pop(done)
             try:
-                answer = self._ray.get(done[0])
+                answer = self._ray.get(done)
             except self._ray.exceptions.RayError as error:
+                self._placed.discard(number)
                 if task is not None:
                     yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
                     waiting.reverse()  # the neighbours of a shard may be as deadly
@@ -117,20 +148,52 @@ class Cluster:
                     self._actors[number] = self._make()
                     asked[self._actors[number].ready.remote(self._job)] = number, None
                 continue
+            self._placed.add(number)
             if answer != READY:
                 self._deaths.answered(number)
-                answer.tell(on_count)
                 yield answer
             if waiting:
                 following = waiting.popleft()
-                reference = self._actors[number].run.remote(self._job, following)
+                reference = self._actors[number].run.remote(self._job, following, self._board)
                 asked[reference] = number, following
 
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in [*self._actors, self._board]:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
         self._actors = []
+
+
+class _News:
+    """Waits for answers, and passes on what the board has meanwhile. A board that dies with its
+    node takes the news of progress with it, and nothing else."""
+
+    def __init__(self, ray: Any, board: Any, on_seen: OnSeen):
+        self._ray, self._board, self._on_seen = ray, board, on_seen
+        self._asked: Any = board.news.remote()
+
+    def wait(self, references: list[Any], timeout: float) -> Any:
+        """The first of the references that is answered; None where none is in `timeout` seconds."""
+        ends_at = time.monotonic() + timeout
+        while (left := ends_at - time.monotonic()) > 0:
+            also = [] if self._asked is None else [self._asked]
+            done, _ = self._ray.wait([*also, *references], num_returns=1, timeout=left)
+            if not done:
+                return None
+            if done[0] != self._asked:
+                return done[0]
+            self._pass_on()
+        return None
+
+    def _pass_on(self) -> None:
+        try:
+            news = self._ray.get(self._asked)
+        except self._ray.exceptions.RayError:
+            self._asked = None
+            return
+        self._asked = self._board.news.remote()
+        for seen in news:
+            self._on_seen(seen)
 
 
 def connected(address: str | None) -> tuple[Any, bool]:
@@ -173,6 +236,14 @@ def resources(ray: Any, needs_gpu: bool, settings: EngineSettings) -> tuple[floa
         if wanted
     ]
     return gpus, settings.cpus_per_worker, min(rooms, default=1)
+
+
+def _board(ray: Any) -> Any:
+    """A board on this node, or on another one where this has no room for actors."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
 
 def _about(error: Exception) -> str:

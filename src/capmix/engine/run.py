@@ -1,7 +1,7 @@
 """Run stages over a pool's shards: an engine makes what is missing, with progress.
 
 An engine (`local.py`, `ray.py`) gives a plan, and a reply for each task. All the rest is here: the
-bar, the counts, what is tried again, and when a run ends because too much fails.
+progress, the counts, what is tried again, and when a run ends because too much fails.
 """
 
 import logging
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from capmix.engine.budget import (
     check_failures,
@@ -19,14 +19,16 @@ from capmix.engine.budget import (
     reasons,
     unread_rows,
 )
-from capmix.engine.messages import progress
+from capmix.engine.estimate import JobProgress, Sized, StageProgress
 from capmix.engine.others import announced, forget_dead, shuffled
+from capmix.engine.progress import Display, View, duration, plural, rate_text
+from capmix.engine.seen import OnSeen
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
-from capmix.engine.stage import OnCount, PartOutcome
+from capmix.engine.stage import PartOutcome
 from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPlan
 from capmix.errors import UserError
 from capmix.storage.filesystem import without_secrets
-from capmix.storage.layout import part_name
+from capmix.storage.layout import SAMPLES, part_name
 from capmix.storage.marker import Counts
 
 log = logging.getLogger(__name__)
@@ -35,16 +37,21 @@ ATTEMPTS = 3  # at a shard whose worker dies, or whose part cannot be made for a
 
 
 class Engine(Protocol):
-    """Where the work is done, by `workers` at once."""
+    """Where the work is done, by at most `workers` at once."""
 
     workers: int
+
+    @property
+    def active(self) -> int:
+        """Workers that are at work now."""
+        ...
 
     def plan(self) -> WorkPlan:
         """What is to be done. Raises UserError."""
         ...
 
-    def run(self, tasks: Sequence[ShardTask], on_count: OnCount) -> Iterator[Reply]:
-        """A reply for each task, as they come. `on_count` is told the rows, here or before."""
+    def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
+        """A reply for each task, as they come. `on_seen` is told how far each part has come."""
         ...
 
     def close(self) -> None:
@@ -60,13 +67,14 @@ def run_job(
 ) -> list[Counts]:
     """Make every missing part of the job's stages; the counts of each stage over all its parts.
 
-    Progress (rows/s, time left, ok / dropped / failed) goes to standard error. Raises UserError
+    Progress (images/s, time left, dropped, failed) goes to standard error. Raises UserError
     when more than `max_failures` (a fraction) of the rows failed, as early as is certain where the
     number of `rows` of the pool is known, and where a shard could not be processed. What was made
     stays.
     """
     with closing(_engine(job, settings)) as engine:
-        plan = engine.plan()
+        with _waiting():
+            plan = engine.plan()
         workers = min(engine.workers, max(1, len(plan.tasks)))
         run = _Run(job, plan, workers, max_failures, rows)
         if run.plan.tasks:
@@ -81,6 +89,11 @@ def run_job(
     if run.lost:
         raise UserError(run.lost_shards())
     return found
+
+
+def _waiting() -> Display:
+    """Shown while models are loaded and what is done is looked at."""
+    return Display(lambda: View("prepare", ""))
 
 
 def _engine(job: Job, settings: EngineSettings) -> Engine:
@@ -105,35 +118,68 @@ class _Run:
     made: dict[int, PartOutcome] = field(default_factory=dict)
     lost: list[Reply] = field(default_factory=list)
     seconds: float = 0.0
-    _shown: Counts = field(default_factory=Counts)
 
     def make(self, engine: Engine, tasks: Sequence[ShardTask]) -> None:
         """Raises UserError where a worker says so, or too much has failed."""
         started = time.monotonic()
-        with self._bar() as bar:
-
-            def on_count(change: Counts) -> None:
-                self._shown.add(change)
-                rate = self._shown.total / max(time.monotonic() - started, 1e-6)
-                bar.set_postfix_str(f"{rate:,.0f} rows/s, {summary(self._shown)}", refresh=False)
-                bar.update(0)
-
+        shown = JobProgress(self._stages(), lambda: engine.active)
+        with Display(shown.view, shown.views):
             for attempt in range(ATTEMPTS):
                 self.lost = []
-                for reply in engine.run(tasks, on_count):
-                    self._take(reply, attempt, bar)
+                for reply in engine.run(tasks, shown.add):
+                    shown.end(reply)
+                    self._take(reply, attempt)
                 tasks = [reply.task for reply in self.lost if reply.task is not None]
                 if not tasks:
                     break
         self.seconds = time.monotonic() - started
 
-    def _bar(self) -> Any:
-        todo = sum(len(task.stages) for task in self.plan.tasks)
-        total = len(self.plan.names) * len(self.job.shards)
-        about = self.plan.names[self.plan.tasks[-1].stages[-1]]
-        return progress(about, "part", total, done=total - todo)
+    def _stages(self) -> dict[int, StageProgress]:
+        """What each stage has to make, in rows where the index or older parts say how many."""
+        todo: dict[int, set[str]] = {}
+        for task in self.plan.tasks:
+            for number in task.stages:
+                todo.setdefault(number, set()).add(task.shard.name)
+        indexed = self._counts_of(SAMPLES) if self.rows else {}
+        has_bytes = all(shard.bytes for shard in self.job.shards)
+        weights = {shard.name: shard.bytes if has_bytes else 1 for shard in self.job.shards}
+        found = {}
+        for number, names in sorted(todo.items()):
+            folder = self.plan.folders[number]
+            known = {} if folder == SAMPLES else indexed
+            made = self._counts_of(folder) if self.job.retry or not known else {}
+            sizes: dict[str, int | None] = {}
+            before = Sized()
+            for shard in self.job.shards:
+                name, counts = shard.name, made.get(shard.name)
+                rows = known.get(name) or counts
+                if name not in names:
+                    before.rows += rows.total if rows else 0
+                    before.weight += weights[name] if rows else 0
+                elif self.job.retry and counts is not None:
+                    sizes[name] = counts.failed.total()
+                    before.rows += counts.total - counts.failed.total()
+                else:
+                    sizes[name] = rows.total if rows else None
+            found[number] = StageProgress(
+                self.plan.names[number], self.unit(number), sizes, weights, before
+            )
+        return found
 
-    def _take(self, reply: Reply, attempt: int, bar: Any) -> None:
+    def _counts_of(self, folder: str) -> dict[str, Counts]:
+        """Of each part of a stage that there is."""
+        store = self.job.store
+        with store.listed([folder]):
+            markers = {
+                s.name: store.read_marker(part_name(folder, s.name)) for s in self.job.shards
+            }
+        return {name: one.counts for name, one in markers.items() if one is not None}
+
+    def unit(self, number: int) -> str:
+        """What the rows of a stage are called."""
+        return "image" if self.plan.of_samples[number] else "row"
+
+    def _take(self, reply: Reply, attempt: int) -> None:
         if reply.state == STOPPED or reply.task is None:
             raise UserError(reply.message)
         for number, outcome in reply.outcomes.items():
@@ -146,8 +192,8 @@ class _Run:
                 told += f"\n{reply.details}"
             log.warning("%s", without_secrets(told))
             return
-        bar.update(len(reply.task.stages))
         for number in reply.outcomes:
+            self._tell_part(number, reply.task.shard.name, reply.outcomes[number])
             counts = self.made[number].counts
             rows = self.rows if self.plan.of_samples[number] else None
             if not self.job.retry and is_hopeless(counts, self.max_failures, rows):
@@ -172,33 +218,45 @@ class _Run:
                         counts.add(marker.counts)
                         unread += is_unread(marker.counts)
                 lines = self._examples(number) if counts.failed else []
-            log.info("%s: %s", name, self._rate(number, counts))
+            log.info("%s: %s", name, self._summary(number, counts))
             if counts.failed:
                 rows = unread_rows(counts, unread, len(self.job.shards))
                 check_failures(name, counts, self.max_failures, lines, unread=rows)
                 log.warning("%s: %s", name, "; ".join(lines))
             found.append(counts)
-        self._tell_busy()
         return found
 
     def _examples(self, number: int) -> list[str]:
         return examples(self.job.store, self.plan.folders[number], self.job.shards)
 
-    def _rate(self, number: int, counts: Counts) -> str:
-        if number not in self.made:
-            return f"done before, {summary(counts)}"
-        seconds = max(self.made[number].seconds / self.workers, 1e-6)
-        rate = self.made[number].counts.total / seconds
-        return f"{summary(counts)}; {rate:,.0f} rows/s, {seconds:.1f} s"
+    def _tell_part(self, number: int, shard: str, outcome: PartOutcome) -> None:
+        log.debug(
+            "%s: shard %s, %s in %s", self.plan.names[number], shard, summary(outcome.counts),
+            duration(outcome.seconds),
+        )  # fmt: skip
 
-    def _tell_busy(self) -> None:
-        images = sum(outcome.busy.images for outcome in self.made.values())
-        busy = sum(outcome.busy.seconds for outcome in self.made.values())
-        if images and self.seconds:
-            rate, share = images / self.seconds, busy / self.seconds / self.workers
-            several = f", {self.workers} workers" if self.workers > 1 else ""
-            name = self.plan.names[-1]
-            log.info("%s", f"{name}: {rate:,.1f} images/s, model busy {share:.0%}{several}")
+    def _summary(self, number: int, counts: Counts) -> str:
+        """Such as `9,998 images in 3 min 12 s (52 images/s), 2 failed (broken_image 2), 0 dropped;
+        model busy 97%`."""
+        unit = self.unit(number)
+        images = f"{counts.ok:,} {unit if counts.ok == 1 else plural(unit)}"
+        others = ", ".join(
+            f"{found.total():,} {name}" + (f" ({reasons(found)})" if found else "")
+            for name, found in (("failed", counts.failed), ("dropped", counts.dropped))
+        )
+        if number not in self.made:
+            return f"{images} done before, {others}"
+        made = self.made[number]
+        before = counts.total - made.counts.total
+        of_all = sum(one.seconds for one in self.made.values())
+        # Stages that are made shard by shard share the time by what each took.
+        seconds = max(self.seconds * made.seconds / of_all if of_all else 0.0, 1e-6)
+        rate = rate_text(made.counts.total / seconds, plural(unit))
+        told = f"{images} in {duration(seconds)} ({rate}), {others}"
+        told += f", {before:,} done before" if before > 0 else ""
+        if made.busy.images and made.seconds:
+            told += f"; model busy {made.busy.seconds / made.seconds:.0%}"
+        return told + (f", {self.workers} workers" if self.workers > 1 else "")
 
     def lost_shards(self) -> str:
         """What to say of the shards that no attempt could process; "" where there are none."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.redo import may_pass
+from capmix.engine.seen import OnSeen, Watch
 from capmix.engine.stage import (
-    OnCount,
     PartOutcome,
     Stage,
     is_done,
@@ -80,11 +80,6 @@ class Reply:
     message: str = ""
     details: str = ""
 
-    def tell(self, on_count: OnCount) -> None:
-        """The rows that another process has counted."""
-        for outcome in self.outcomes.values():
-            on_count(outcome.counts)
-
 
 def answered(question: Callable[[], Any]) -> Any:
     """What `question`, to a worker elsewhere, gives; a reply where the user has to fix something,
@@ -105,6 +100,7 @@ class Worker:
         self._stages = list(job.make_stages())
         configs = json.dumps([stage.config for stage in self._stages], sort_keys=True, default=str)
         self._settings = hashlib.sha256(configs.encode()).hexdigest()[:16]
+        self._begun: set[int] = set()
 
     def plan(self) -> WorkPlan:
         """Raises UserError for parts of other settings."""
@@ -141,8 +137,9 @@ class Worker:
             markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
         return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
-    def run(self, task: ShardTask, on_count: OnCount) -> Reply:
-        """Make the parts of one shard, but for those that another run has made meanwhile.
+    def run(self, task: ShardTask, on_seen: OnSeen) -> Reply:
+        """Make the parts of one shard, but for those that another run has made meanwhile; `on_seen`
+        is told how far each has come.
 
         Raises BrokenDeviceError where this process can make no other.
         """
@@ -154,7 +151,7 @@ class Worker:
             ))  # fmt: skip
         try:
             for number in task.stages:
-                outcomes[number] = self._run_stage(self._stages[number], task.shard, on_count)
+                outcomes[number] = self._run_stage(number, task.shard, on_seen)
         except UserError as error:
             return Reply(task, STOPPED, outcomes, str(error))
         except BrokenDeviceError:
@@ -166,9 +163,13 @@ class Worker:
             return Reply(task, FAILED, outcomes, message, details)
         return Reply(task, MADE, outcomes)
 
-    def _run_stage(self, stage: Stage, shard: Shard, on_count: OnCount) -> PartOutcome:
-        store = self._job.store
+    def _run_stage(self, number: int, shard: Shard, on_seen: OnSeen) -> PartOutcome:
+        store, stage = self._job.store, self._stages[number]
         marker = store.read_marker(stage.part(shard)) if is_done(stage, shard, store) else None
         if marker is not None and not (self._job.retry and may_pass(marker.counts.failed)):
             return PartOutcome()
-        return run_one(stage, shard, store, on_count, retry=self._job.retry)
+        watch = Watch(shard.name, number, on_seen, is_first=number not in self._begun)
+        outcome = run_one(watch.of(stage), shard, store, watch.on_count, retry=self._job.retry)
+        if outcome.counts.total:
+            self._begun.add(number)
+        return watch.finished(outcome)

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from capmix.engine.batches import batched
-from capmix.engine.messages import progress
 from capmix.engine.prefetch import prefetched
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder

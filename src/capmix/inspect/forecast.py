@@ -16,13 +16,13 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.engine.stage import Stage
 from capmix.engine.worker import Job, ShardTask, Worker
-from capmix.inspect.timing import Timed, size_text, time_stages
+from capmix.inspect.timing import Timed, time_stages
 from capmix.models.index import index_stages, pool_inputs
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.score.scorers import make_scorer, score_stages
 from capmix.score.settings import ScoreSettings
-from capmix.settings.tables import table_lines
+from capmix.settings.tables import size_text, table_lines
 from capmix.storage.layout import RAW, SAMPLES, captions_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store

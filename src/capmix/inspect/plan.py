@@ -13,15 +13,16 @@ from capmix.caption.captioners import caption_stages
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
-from capmix.inspect.timing import TimedStage, size_text, time_stages
+from capmix.inspect.timing import TimedStage, time_stages
 from capmix.models.index import index_stages
+from capmix.models.known import CaptionModel, ScoreModel, chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS, find_backend
 from capmix.pool import Pool, open_pool
 from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import option
-from capmix.settings.tables import table_lines
+from capmix.settings.tables import size_text, table_lines
 from capmix.storage.store import Store
 
 SOURCE = "planned"
@@ -31,8 +32,14 @@ WARM_UP = 8  # images before the clock starts, where the backends ask for no mor
 class PlanSettings(PoolSettings):
     """What is planned for, and how many samples are timed."""
 
-    model: str = option("mini", "Captioner, as in `capmix caption`.", group="Model")
-    scorer: str = option("mini", "Scorer, as in `capmix score`.", group="Model")
+    model: CaptionModel = option(
+        "",
+        "Captioner, as in `capmix caption` (default: `mini` for the pool `embedded`).",
+        group="Model",
+    )
+    scorer: ScoreModel = option(
+        "", "Scorer, as in `capmix score` (default: `mini` for the pool `embedded`).", group="Model"
+    )
     captions_per_image: int = option(1, "Captions per image.", group="Model", ge=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group="Model")
     samples: int = option(512, "Samples to time.", ge=1)
@@ -104,6 +111,7 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
         raise UserError(f"plan: pool {pool} holds metadata without images")
+    settings = _with_models(settings, opened.location)
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
 
@@ -118,3 +126,10 @@ def plan(pool: str, settings: PlanSettings) -> CostEstimate:
     is_counted = settings.images is not None or len(opened.shards) == 1
     shards = len(opened.shards)
     return CostEstimate(images, is_counted, timed.images, shards, timed.stages, settings)
+
+
+def _with_models(settings: PlanSettings, location: str) -> PlanSettings:
+    """Raises UserError where a model is not named."""
+    captioner = chosen_model(CAPTIONERS, settings.model, location, "plan")
+    scorer = chosen_model(SCORERS, settings.scorer, location, "plan", "--scorer")
+    return settings.model_copy(update={"model": captioner, "scorer": scorer})

@@ -18,11 +18,11 @@ from capmix.inspect.table import (
     Index,
     TableRequest,
     chosen_shards,
-    growing,
     has_threshold,
     read_batches,
 )
 from capmix.mix.catalog import Catalog
+from capmix.mix.choose import growing
 from capmix.mix.columns import folders_of
 from capmix.mix.subset import SubsetRows
 from capmix.mix.table import table_columns

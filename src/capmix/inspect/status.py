@@ -1,5 +1,7 @@
-"""How far each stage of a work directory has come: parts done, missing and stale, rows, bytes."""
+"""How far each stage of a work directory has come: parts done, missing and stale, rows, bytes; who
+is at work, what takes disk, and what to run next."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,18 +10,31 @@ from typing import Any
 
 import pyarrow as pa
 
+from capmix.engine.others import runs_at_work
+from capmix.mix.columns import FIELD, with_fields
+from capmix.mix.kinds import common_types
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import SELECTED
-from capmix.settings.tables import table_html, table_lines
-from capmix.storage.layout import ANNOTATIONS, CAPTIONS, EMBEDDINGS, SAMPLES, SCORES, SUBSETS
+from capmix.settings.tables import size_text, table_html, table_lines
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    CAPTIONS,
+    EMBEDDINGS,
+    FIELDS,
+    SAMPLES,
+    SCORES,
+    SUBSETS,
+)
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
 HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
+LARGEST = 6  # folders that are named with their bytes
 # By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
 # the name is the shard's, which may have slashes of its own.
-DEPTHS = {SAMPLES: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
+DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
+FIELDS_SHOWN = 60
 
 
 @dataclass
@@ -43,12 +58,21 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Every stage of a work directory, in the order in which they depend on each other."""
+    """Every stage of a work directory, in the order in which they depend on each other.
+
+    `fields` are those of the samples' JSON, with their SQL types. `running` names the processes
+    that work there now, `disk` has the bytes of all files by the first folder, and `next` is a
+    command line, "" where nothing is known to be left.
+    """
 
     pool: str
     work: str
     shards: int
     stages: list[StageStatus]
+    fields: dict[str, str] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    disk: dict[str, int] = field(default_factory=dict)
+    next: str = ""
 
     def __getitem__(self, stage: str) -> StageStatus:
         """The stage of a folder, such as captions/blip2. Raises KeyError."""
@@ -67,7 +91,8 @@ class Status:
     def lines(self) -> list[str]:
         """A table for people."""
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
-        return [*about, *table_lines(HEADS, self._rows())]
+        table = table_lines(HEADS, self._rows())
+        return [*about, *table, *self._fields(), "", *self._notes()]
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
@@ -81,6 +106,25 @@ class Status:
             [one.stage, *(f"{getattr(one, name):,}" for name in HEADS[1:])] for one in self.stages
         ]
 
+    def _fields(self) -> list[str]:
+        alone = with_fields({}, self.fields)
+        types = list(self.fields.items())[:FIELDS_SHOWN]
+        named = [f"{one if one in alone else FIELD + one} {type_}" for one, type_ in types]
+        more = len(self.fields) - len(named)
+        named += [f"{more:,} more"] if more else []
+        return [f"fields for recipes: {', '.join(named)}"] if named else []
+
+    def _notes(self) -> list[str]:
+        largest = sorted(self.disk.items(), key=lambda one: (-one[1], one[0]))[:LARGEST]
+        shares = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
+        total = size_text(sum(self.disk.values()))
+        at_work = ", ".join(self.running) or "no run is at work"
+        failed = [one for one in self.stages if one.failed]
+        notes = [f"running: {at_work}", f"disk: {total} ({shares})"]
+        if failed:
+            notes.append(f"failures: capmix failures --work {shlex.quote(self.work)}")
+        return [*notes, f"next: {self.next}"] if self.next else notes
+
 
 def status(pool: Pool, store: Store) -> Status:
     """Read the markers of every stage. Nothing is recomputed or written."""
@@ -91,10 +135,75 @@ def status(pool: Pool, store: Store) -> Status:
             _stage(store, folder, pool.shards, markers)
             for top in DEPTHS
             for folder in _folders(store, top, parts[top])
+            if top != FIELDS or parts[top]
         ]
         digest = cache(lambda folder: _digest(store, folder, pool.shards))
         stages += [_subset(store, part, markers[part], digest) for part in parts[SUBSETS]]
-    return Status(pool.location, store.location, len(pool.shards), stages)
+    types = common_types(markers.get(f"{FIELDS}/{one.name}") for one in pool.shards)
+    following = "" if runs_at_work(store) else next_command(store, stages, pool.has_images)
+    return Status(
+        pool.location,
+        store.location,
+        len(pool.shards),
+        stages,
+        types,
+        runs_at_work(store),
+        _disk(store),
+        following,
+    )
+
+
+def _disk(store: Store) -> dict[str, int]:
+    """Bytes of all files, by their first folder or name; of markers and copies by what they are."""
+    found: Counter[str] = Counter()
+    for path, about in store.fs.find(store.root, detail=True).items():
+        found[path[len(store.root) + 1 :].partition("/")[0]] += about["size"]
+    return dict(found)
+
+
+def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) -> str:
+    """The command line that makes what is missing or out of date first, else the next step; "" for
+    none."""
+    work = f" --work {shlex.quote(store.location)}"
+    for one in stages:
+        if (one.missing or one.stale) and (line := _again(one, work)):
+            return line
+    tops = [one.stage.split("/")[0] for one in stages]
+    if not has_images:
+        return f"capmix mix{work} --recipe raw" if SUBSETS not in tops else ""
+    if CAPTIONS not in tops:
+        return f"capmix caption{work} --source NAME --model MODEL"
+    if SCORES not in tops:
+        return f"capmix score{work}"
+    if SUBSETS not in tops:
+        return f"capmix mix{work} --recipe raw-top"
+    subset = next(one.stage for one in stages if one.stage.startswith(SUBSETS))
+    name = shlex.quote(subset.partition("/")[2])
+    return f"capmix export{work} --subset {name} --out DIR"
+
+
+def _again(stage: StageStatus, work: str) -> str:
+    """The command that makes a stage's missing and stale parts, as far as its settings tell."""
+    top, _, rest = stage.stage.partition("/")
+    settings = stage.settings
+    if top == CAPTIONS and "import" not in settings:
+        model = shlex.quote(str(settings.get("model", "MODEL")))
+        return f"capmix caption{work} --source {shlex.quote(rest)} --model {model}"
+    if top == CAPTIONS:
+        return f"capmix import captions FILES{work} --source {shlex.quote(rest)}"
+    if top == SCORES and "import" not in settings:
+        source = shlex.quote(rest.partition("/")[2])
+        return f"capmix score{work} --sources {source}" + _model(settings)
+    if top == SUBSETS:
+        recipe = settings.get("recipe")
+        name = recipe.get("name") if isinstance(recipe, dict) else None
+        return f"capmix mix{work} --recipe {shlex.quote(str(name or 'RECIPE'))} --out {rest}"
+    return f"capmix annotate{work} --name {shlex.quote(rest)}" if top == ANNOTATIONS else ""
+
+
+def _model(settings: Mapping[str, Any]) -> str:
+    model = settings.get("model")
+    return f" --model {shlex.quote(model)}" if isinstance(model, str) else ""
 
 
 def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
@@ -102,10 +211,12 @@ def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
     found = [top]
     for _ in range(DEPTHS[top]):
         found = [f"{one}/{name}" for one in found for name in store.folders(one)]
-    return sorted({*found, *(_folder(part) for part in parts if part.count("/") > DEPTHS[top])})
+    return sorted(
+        {*found, *(stage_folder(part) for part in parts if part.count("/") > DEPTHS[top])}
+    )
 
 
-def _folder(name: str) -> str:
+def stage_folder(name: str) -> str:
     """The stage's folder of a part; a stage's folder is its own."""
     names = name.split("/")
     return "/".join(names[: DEPTHS.get(names[0], 0) + 1])
@@ -126,7 +237,7 @@ def _stage(
             found.missing += 1
             continue
         _add(found, marker)
-        if _is_stale(store, shard, marker):
+        if is_stale(store, shard, marker):
             found.stale += 1
         else:
             found.done += 1
@@ -160,7 +271,7 @@ def _add(found: StageStatus, marker: Marker) -> None:
     found.settings = found.settings or marker.config
 
 
-def _is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
+def is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
     """Whether an input is another one now: the pool's shard, or the part of another stage, which
     is named by its folder or in full."""
     for name, made_from in marker.inputs.items():
@@ -169,7 +280,7 @@ def _is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
         if name == "pool":
             now = shard.fingerprint
         else:
-            now = store.fingerprint(f"{_folder(name)}/{shard.name}")
+            now = store.fingerprint(f"{stage_folder(name)}/{shard.name}")
         if now != made_from:
             return True
     return False

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
+from capmix.mix.choose import growing
 from capmix.mix.columns import Column, one_array
 from capmix.mix.expression import parse
 from capmix.mix.select import matching
@@ -20,7 +21,6 @@ from capmix.storage.layout import ANNOTATIONS, SAMPLES
 
 Names = str | Sequence[str] | None
 Index = Callable[[Sequence[Shard]], None]  # lists the samples of some shards
-AT_ONCE = 64  # shards whose samples are listed together, at most
 PATTERN = re.compile(r"[*?[]")
 ALWAYS = ("uid", "key", "shard")
 WHERE = "where"  # what errors of a condition begin with
@@ -40,6 +40,16 @@ class TableRequest:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected a number of at least 1, found {self.limit}")
+
+    def names(self) -> set[str]:
+        """Columns that are named, in a condition too. Raises UserError for what recipes refuse."""
+        columns = [self.columns] if isinstance(self.columns, str) else self.columns or ()
+        found = {name for name in columns if not PATTERN.search(name)}
+        return found | (_of_condition(self.where) if self.where is not None else set())
+
+
+def _of_condition(where: str) -> set[str]:
+    return set(parse(where, f"{WHERE} {where!r}").columns)
 
 
 def column_names(catalog: Catalog, scorer: str | None = None) -> list[str]:
@@ -123,14 +133,6 @@ def of_shards(catalog: Catalog, shards: Sequence[Shard]) -> Catalog:
     return Catalog(replace(catalog.pool, shards=list(shards)), catalog.store)
 
 
-def growing(shards: Sequence[Shard], first: int = 1) -> Iterator[list[Shard]]:
-    """The shards in groups that double in size, up to AT_ONCE."""
-    begin, size = 0, first
-    while begin < len(shards):
-        yield list(shards[begin : begin + size])
-        begin, size = begin + size, min(2 * size, AT_ONCE)
-
-
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
@@ -152,7 +154,7 @@ def _enough(catalog: Catalog, shards: Sequence[Shard], rows: int, index: Index) 
 def _asked_columns(catalog: Catalog, asked: TableRequest) -> list[str]:
     sources = [asked.sources] if isinstance(asked.sources, str) else asked.sources
     names = table_columns(catalog, catalog.known_sources(sources), asked.scorer)
-    known = catalog.columns(asked.scorer)
+    known = catalog.columns(asked.scorer, asked.names())
     if asked.columns is None:
         more = [] if sources is not None else _annotations(known)
     else:
@@ -191,7 +193,7 @@ def _matching(
     for group in growing(shards) if left is not None and not is_of_pool else [list(shards)]:
         index(group)
         part = catalog if is_of_pool else of_shards(catalog, group)
-        columns = part.columns(asked.scorer)
+        columns = part.columns(asked.scorer, _of_condition(where))
         for shard, samples in matching(part.store, part.pool, columns, where, group, WHERE):
             if len(samples):
                 found[shard.name] = one_array(samples["key"])

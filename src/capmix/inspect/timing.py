@@ -88,12 +88,3 @@ def _bytes(store: Store, part: str) -> int:
     """Of a part's files and its marker."""
     marker = store.read_marker(part)
     return 0 if marker is None else marker.bytes + len(store.read_marker_bytes(part))
-
-
-def size_text(count: float) -> str:
-    """Bytes for people, in powers of 1,000, as storage is priced."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"

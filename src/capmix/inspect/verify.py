@@ -6,7 +6,7 @@ Markers hold a digest of each file. Parts of an earlier capmix have none: they a
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.export.manifest import ExportTarget
 from capmix.models.index import indexed_bytes
@@ -21,6 +21,7 @@ from capmix.storage.layout import (
     EXPORT_ABOUT,
     EXPORT_CARD,
     EXPORT_FILES,
+    FIELDS,
     MEASURES,
     PROBE_RESULTS,
     PROBES,
@@ -35,6 +36,7 @@ DAMAGED_MARKER = "its marker is damaged"
 # What makes the parts below a folder; the name that follows the folder stands for {}.
 MADE_BY = {
     SAMPLES: "any command on the pool",
+    FIELDS: "capmix mix, with a recipe that names a field",
     EMBEDDINGS: "capmix caption, or capmix score --save-embeddings",
     CAPTIONS: "capmix caption --source {}, or capmix import captions",
     SCORES: "capmix score, or capmix import scores",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.score.scorer import Scorer
 
 TEXTS_AT_ONCE = 512

@@ -50,7 +50,9 @@ def measure(
         found["references"] = measure_references(
             population, settings.references, settings.java, same
         )
-    if settings.topics and text_encoder is not None:
+    if settings.topics and text_encoder is None:
+        log.info("measure: no topics without a text tower; name a scorer with --model")
+    elif settings.topics and text_encoder is not None:
         try:
             found["coverage"] = measure_coverage(store, digests, sources, settings, text_encoder)
         except UserError as error:

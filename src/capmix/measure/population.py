@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.engine.mapped import mapper
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.engine.settings import EngineSettings
 from capmix.measure.diversity import Diversity, SketchedDiversity, Split, split_batch
 from capmix.measure.noise import Noise, agreement

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.measure.nouns import Tagger, load_tagger
 from capmix.measure.population import levels_of, read_sample, text_digests

@@ -1,5 +1,6 @@
 """Options of `capmix measure`."""
 
+from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -10,7 +11,7 @@ class MeasureSettings(Settings):
     """What is counted, on how many samples, and with which model."""
 
     scorer: str | None = option(
-        None, "Whose scores to measure (default: the only scorer that has any)."
+        None, "Whose scores to measure (default: the only scorer, or the only one not imported)."
     )
     sources: Names | None = option(
         None, "Sources to measure, comma-separated (default: all).", metavar="SOURCE,..."
@@ -36,7 +37,10 @@ class MeasureSettings(Settings):
     )
     topics: int = option(20, "Clusters of texts; 0 for none.", group=TOPICS, ge=0)
     map_points: int = option(1_000, "Texts of each source on the map.", group=TOPICS, ge=10)
-    model: str = option(
-        "mini", "Scorer whose text tower finds topics, as in `capmix score`.", group=TOPICS
+    model: ScoreModel = option(
+        "",
+        "Scorer whose text tower finds topics, as in `capmix score` (default: no topics, but "
+        "`mini` for the pool `embedded`).",
+        group=TOPICS,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=TOPICS)

@@ -17,7 +17,7 @@ from capmix.mix.kinds import cast_to
 from capmix.mix.parts import Parts, is_of_scores
 from capmix.mix.uids import UidList
 from capmix.score.array import ScoreArray, read_array
-from capmix.storage.layout import SAMPLES
+from capmix.storage.layout import FIELDS, SAMPLES
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
@@ -204,7 +204,9 @@ class _ShardReader:
         table = read_samples(store, self._shard, columns, parts, about)
         for place, name in enumerate(table.column_names):
             if name in self._of.kinds:
-                values = cast_to(table[name], self._of.kinds[name], name, self._shard)
+                is_field = self._of.columns[name].folder == FIELDS
+                kind = self._of.kinds[name]
+                values = cast_to(table[name], kind, name, self._shard, is_field)
                 table = table.set_column(place, name, values)
         return table
 

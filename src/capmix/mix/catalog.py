@@ -1,15 +1,21 @@
 """What a work directory holds for recipes and reports: sources, scores, columns, subsets."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column, columns_of
+from capmix.mix.columns import FIELD, Column, columns_of, scored_sources, with_fields
+from capmix.mix.kinds import OF_INDEX, field_types
+from capmix.models.fields import types_of
 from capmix.pool import Pool
+from capmix.pool.sample import Sample
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
+    FIELDS,
     RAW,
     SAMPLES,
     SCORES,
@@ -17,8 +23,12 @@ from capmix.storage.layout import (
     annotation_folder,
     scores_folder,
 )
+from capmix.storage.marker import Marker
 from capmix.storage.rows import STATUS_FIELDS
 from capmix.storage.store import Store
+
+log = logging.getLogger(__name__)
+FIRST_SAMPLES = 20  # of a shard, in which a field is looked for
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Catalog:
 
     pool: Pool
     store: Store
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def sources(self) -> list[str]:
         """raw, and every source that has captions."""
@@ -53,27 +64,115 @@ class Catalog:
         return [source for source in self.sources() if source in found]
 
     def scorer(self, wanted: str | None) -> str | None:
-        """`wanted`, or the one scorer that has scores; None where there are no scores.
+        """`wanted`, or the one scorer that has scores, or the only one that capmix ran where the
+        others were imported; None where there are no scores.
 
         Raises UserError where there are several to choose from, or not the wanted one.
         """
         found = self.store.folders(SCORES)
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
-        have = ", ".join(found) or "none"
+        if wanted is None and (computed := self._the_computed(found)):
+            return self._announced(computed, found)
+        if not found:
+            named = f"--scorer {wanted}: " if wanted else ""
+            raise UserError(f"{named}nothing is scored in {self.store.root}: run `capmix score`")
+        have = ", ".join(found)
         hint = did_you_mean(wanted, found) if wanted else ""
         raise UserError(
             f"--scorer: expected one that has scores in {self.store.root} ({have}){hint}"
         )
 
-    def columns(self, scorer: str | None) -> dict[str, Column]:
-        """Every column of recipes; `scorer` is the one whose scores are called S_score."""
+    def columns(
+        self, scorer: str | None, names: Collection[str] | None = None
+    ) -> dict[str, Column]:
+        """Every column of recipes; `scorer` is the one whose scores are called S_score.
+
+        `names` are those of the columns that are asked for (see plan.names_of). Where there are
+        several scorers and none is wanted, S_score is of the only one that has scored all of the
+        sources whose scores are among them, or of the only such one that capmix ran; without any,
+        there is no S_score. A field that only some shards have is found where it is among `names`.
+        """
         scored = {name: self.scored(name) for name in self.store.folders(SCORES)}
-        name = None if scorer is None and len(scored) > 1 else self.scorer(scorer)
+        if scorer is None and len(scored) > 1:
+            chosen = self._scorer_of(scored, names or ())
+        else:
+            chosen = self.scorer(scorer)
         folders = self.store.folders(ANNOTATIONS)
         annotations = {one: self._fields(annotation_folder(one)) for one in folders}
-        of_pool = [field for field in self._fields(SAMPLES) if field != "text"]
-        return columns_of(self.sources(), scored, name, annotations, of_pool)
+        of_pool = [name for name in self._fields(SAMPLES) if name != "text"]
+        found = columns_of(self.sources(), scored, chosen, annotations, of_pool)
+        if not self.pool.has_images:
+            own = {f"{FIELD}{one}": Column(SAMPLES, one) for one in of_pool}
+            return found | {name: one for name, one in own.items() if one.field not in OF_INDEX}
+        first = with_fields(found, types_of(self._first_marker(FIELDS)))
+        asked = [first.get(name) for name in names or ()]
+        if any(one is None or one.folder == FIELDS for one in asked):
+            return with_fields(found, self.fields())
+        return first
+
+    def fields(self) -> dict[str, str]:
+        """The SQL type of every field of the samples' JSON, as far as it was listed."""
+        return field_types(self.store, self.pool)
+
+    def lacks_fields(self, names: Collection[str], columns: Mapping[str, Column]) -> bool:
+        """Whether one of `names` may be a field of the samples' JSON and some shard, indexed by an
+        older capmix, lacks its fields. A name that neither `columns` nor the first samples of such
+        a shard have is none, unless it begins with field."""
+        if not self.pool.has_images:
+            return False
+        unknown = {one for one in names if one not in columns and not one.startswith("list_")}
+        unknown -= {"uid", "key", "shard", "draw"}
+        is_field = any(one in columns and columns[one].folder == FIELDS for one in names)
+        if not is_field and not unknown:
+            return False
+        with self.store.listed([FIELDS]):
+            parts = ((shard, f"{FIELDS}/{shard.name}") for shard in self.pool.shards)
+            lacking = [shard for shard, part in parts if not self.store.fingerprint(part)]
+        with self.store.listed([SAMPLES]):  # a shard that is listed later gets its fields then
+            lacking = [one for one in lacking if self.store.fingerprint(f"{SAMPLES}/{one.name}")]
+        if not lacking:
+            return False
+        if is_field or any(one.startswith(FIELD) for one in unknown):
+            return True
+        samples = islice(self.pool.read(lacking[0]), FIRST_SAMPLES)
+        seen = {name for one in samples if isinstance(one, Sample) for name in one.metadata}
+        return not seen.isdisjoint(unknown)
+
+    def _scorer_of(self, scored: Mapping[str, Sequence[str]], names: Collection[str]) -> str | None:
+        asked = scored_sources(names, self.sources())
+        covering = [one for one, of_one in scored.items() if asked and asked <= set(of_one)]
+        found = covering[0] if len(covering) == 1 else self._the_computed(covering, asked)
+        return found and self._announced(found, scored)
+
+    def _the_computed(
+        self, scorers: Collection[str], sources: Collection[str] | None = None
+    ) -> str | None:
+        """The only one of `scorers` whose scores of all `sources` (default: all that it has scored)
+        were not imported."""
+        computed = [one for one in scorers if not self._is_imported(one, sources)]
+        return computed[0] if len(computed) == 1 else None
+
+    def _is_imported(self, scorer: str, sources: Collection[str] | None) -> bool:
+        of_scorer = self.scored(scorer)
+        folders = [
+            scores_folder(scorer, one) for one in of_scorer if sources is None or one in sources
+        ]
+        markers = map(self._first_marker, folders)
+        return any(marker is not None and "import" in marker.config for marker in markers)
+
+    def _announced(self, scorer: str, others: Collection[str]) -> str:
+        """The scorer that was chosen, with one line for people, once."""
+        rest = ", ".join(sorted(set(others) - {scorer}))
+        line = f"scores are of {scorer}; choose {rest} with --scorer"
+        if line not in self._said:
+            log.info("%s", line)
+        self._said.add(line)
+        return scorer
+
+    def _first_marker(self, folder: str) -> Marker | None:
+        shards = self.pool.shards
+        return self.store.read_marker(f"{folder}/{shards[0].name}") if shards else None
 
     def _fields(self, folder: str) -> list[str]:
         """The columns of a folder of parts beside the status, as the first one that is not of

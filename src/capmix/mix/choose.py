@@ -1,7 +1,7 @@
 """Choose samples by number, condition and list: `--limit`, `--where` and `--uids`."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from capmix.errors import UserError
 from capmix.mix.columns import Column
+from capmix.mix.expression import parse
 from capmix.mix.select import matching
 from capmix.mix.uids import UidList
 from capmix.pool import Pool, Shard
@@ -20,7 +21,8 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 MAX_LIST = 1 << 28  # bytes of a list of names
-Columns = Callable[[Pool], Mapping[str, Column]]
+WHERE = "--where"
+AT_ONCE = 64  # shards that are listed together, at most
 
 
 class Chooser:
@@ -29,8 +31,10 @@ class Chooser:
     Raises UserError for a condition that recipes refuse, and for a list that cannot be read.
     """
 
-    def __init__(self, store: Store, settings: SelectSettings, columns: Columns):
-        self._store, self._settings, self._columns = store, settings, columns
+    def __init__(self, store: Store, settings: SelectSettings):
+        self._store, self._settings = store, settings
+        where = settings.where
+        self.names = parse(where, f"{WHERE} {where}").columns if where is not None else frozenset()
         self._listed = None if settings.uids is None else NameList(settings.uids)
         self._left = settings.limit
         self._chosen: dict[str, np.ndarray] = {}
@@ -41,9 +45,10 @@ class Chooser:
         """Whether there are as many as were asked for."""
         return self._left == 0
 
-    def look_at(self, pool: Pool) -> None:
-        """Choose among the samples of these shards, which are indexed."""
-        for shard, where in self._matching(pool):
+    def look_at(self, pool: Pool, columns: Mapping[str, Column]) -> None:
+        """Choose among the samples of these shards, which are indexed; `columns` has those that the
+        condition `names`."""
+        for shard, where in self._matching(pool, columns):
             if self.is_full:
                 break
             self._add(shard, where)
@@ -64,11 +69,12 @@ class Chooser:
             return pool.shards
         return [shard for shard in pool.shards if self._chosen.get(shard.name, np.empty(0)).any()]
 
-    def _matching(self, pool: Pool) -> Iterator[tuple[Shard, pa.Table | None]]:
+    def _matching(
+        self, pool: Pool, columns: Mapping[str, Column]
+    ) -> Iterator[tuple[Shard, pa.Table | None]]:
         if self._settings.where is None:
             yield from ((shard, None) for shard in pool.shards)
             return
-        columns = self._columns(pool)
         yield from matching(self._store, pool, columns, self._settings.where)
 
     def _add(self, shard: Shard, where: pa.Table | None) -> None:
@@ -138,13 +144,13 @@ def _mask(values: pa.ChunkedArray) -> np.ndarray:
 
 
 def _options(settings: SelectSettings) -> str:
-    given = {"--where": settings.where, "--uids": settings.uids}
+    given = {WHERE: settings.where, "--uids": settings.uids}
     return ", ".join(f"{name} {value}" for name, value in given.items() if value) or "--limit"
 
 
-def growing(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """The shards in pieces, each twice as long as the one before."""
-    start, size = 0, 1
+def growing(shards: Sequence[Shard], first: int = 1) -> Iterator[list[Shard]]:
+    """The shards in groups that double in size, up to AT_ONCE."""
+    start, size = 0, first
     while start < len(shards):
         yield list(shards[start : start + size])
-        start, size = start + size, 2 * size
+        start, size = start + size, min(2 * size, AT_ONCE)

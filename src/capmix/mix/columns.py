@@ -11,6 +11,8 @@ S_kJ_...              the J-th of several captions (from 0); S_best_...: the one
 S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
 COLUMN                of a pool of metadata alone: any column of its own
 NAME_COLUMN           what `capmix annotate` wrote as NAME
+field.F               the field F of the samples' JSON (models/fields.py); F alone too, where that
+                      is no name of the others
 
 storage/names.py refuses names that make two columns alike, and columns_of what has them already.
 """
@@ -27,6 +29,8 @@ from capmix.errors import UserError
 from capmix.mix.parts import Parts, is_of_scores
 from capmix.storage.layout import (
     ANNOTATIONS,
+    FIELDS,
+    RAW,
     SAMPLES,
     annotation_folder,
     scores_folder,
@@ -42,6 +46,15 @@ CAPTION_FIELDS = ("text", "flags", "finish", "k")
 SCORE_FIELDS = ("score", "truncated")
 MAX_CAPTIONS = 64  # S_k0 to S_k63
 FIRST, BEST = 0, -1
+FIELD = "field."  # no name of a source or annotation has a dot
+# What a field needs FIELD for, whether or not there are such columns yet.
+NOT_OF_FIELDS = frozenset(
+    (
+        *("uid", "key", "shard", "draw", "repeat_draw", "nothing", "text", "field"),
+        *("status", "reason", "detail", "xxh3", *SAMPLE_FIELDS, *ORIGINAL_FIELDS),
+    )
+)
+PREFIXES_NOT_OF_FIELDS = (f"{RAW}_", "list_", "capmix_")
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,48 @@ def columns_of(
         folder = annotation_folder(annotation)
         found |= {f"{annotation}_{field}": Column(folder, field) for field in fields}
     return {name: Column(SAMPLES, name) for name in of_pool} | found
+
+
+def with_fields(columns: Mapping[str, Column], fields: Iterable[str]) -> dict[str, Column]:
+    """The columns and those of the samples' JSON: each as field.NAME, and as NAME alone where that
+    is no name of capmix's own, of a source's or of an annotation's columns."""
+    taken = {name.lower() for name in columns} | NOT_OF_FIELDS
+    found = dict(columns)
+    for name in fields:
+        column = Column(FIELDS, name)
+        found[f"{FIELD}{name}"] = column
+        lower = name.lower()
+        if lower not in taken and not lower.startswith(PREFIXES_NOT_OF_FIELDS):
+            found[name] = column
+    return found
+
+
+def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
+    """What to write instead of a `name` that could mean a column of a source or an annotation as
+    well as a field; None where it means one thing. Names that are always capmix's own do."""
+    column, of_field = columns.get(name), columns.get(f"{FIELD}{name}")
+    if column is None or of_field is None or column == of_field or column.folder == SAMPLES:
+        return None
+    if name.startswith(PREFIXES_NOT_OF_FIELDS):
+        return None
+    same = [one for one, known in columns.items() if known == column and one != name]
+    numbered = f" or {same[0]} for what capmix wrote" if same else ""
+    return f"{FIELD}{name} for the field{numbered}"
+
+
+def scored_sources(names: Iterable[str], sources: Iterable[str]) -> set[str]:
+    """The sources whose scores `names` of columns need: S_score, S_truncated, or S_best_... which
+    goes by them. Scores by a scorer that is named, S_score_NAME, are not meant."""
+    asked = set(names)
+    found = set()
+    for source in sources:
+        for name, pick in source_names(source).items():
+            of_scores = {f"{name}_{field}" for field in SCORE_FIELDS}
+            if pick == BEST:
+                of_scores |= {f"{name}_{field}" for field in CAPTION_FIELDS}
+            if not asked.isdisjoint(of_scores):
+                found.add(source)
+    return found
 
 
 def _check_owners(
@@ -191,6 +246,11 @@ def read_samples(
         if folder == SAMPLES:
             found |= {name: samples[column.field] for name, column in here.items()}
             continue
+        if folder == FIELDS:  # a shard may have none of them
+            asked = {column.field for column in here.values()}
+            part = _aligned(_read(store, parts, FIELDS, shard, ["uid"], asked), samples["uid"])
+            found |= {name: part[column.field] for name, column in here.items()}
+            continue
         texts = uids_of.get(texts_folder(folder.rpartition("/")[2]))
         needed = _fields_needed(here.values())
         if texts is not None and folder in parts.following:
@@ -216,7 +276,7 @@ def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def can_read_alone(column: Column) -> bool:
     """Whether a column can be read without knowing which samples are ok (see read_alone)."""
-    return column.folder != SAMPLES and column.judge is None
+    return column.folder not in (SAMPLES, FIELDS) and column.judge is None
 
 
 def read_alone(store: Store, shard: str, column: Column, parts: Parts) -> pa.Array:

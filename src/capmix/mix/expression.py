@@ -12,7 +12,7 @@ times_in_list('name')        how often it does
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from math import isnan
@@ -29,6 +29,7 @@ Node = dict[str, Any]
 SLOW_TOGETHER = 10  # calls with all the time of a row; more share it
 MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
 LIST_COLUMN = "list_{}"
+OF_FIELDS = "field"
 DATACOMP_THRESHOLD = "datacomp_threshold"
 THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
 
@@ -76,18 +77,20 @@ class Expression:
         return sql
 
 
-def parse(text: str, place: str) -> Expression:
-    """The expression that `text` is. Raises UserError, which begins with `place`."""
+def parse(text: str, place: str, names: Mapping[str, str] | None = None) -> Expression:
+    """The expression that `text` is, with `names` of columns replaced by others. Raises UserError,
+    which begins with `place`."""
     try:
-        return _parse(text, place)
+        return _parse(text, place, names or {})
     except RecursionError as error:
         raise UserError(f"{place}: too deep an expression") from error
     except duckdb.Error as error:  # lone surrogates, which no UTF-8 text can hold
         raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
 
 
-def _parse(text: str, place: str) -> Expression:
+def _parse(text: str, place: str, names: Mapping[str, str]) -> Expression:
     node = _parsed(text, place)
+    _join_fields(node, names)
     size = check_expression(node, place)
     thresholds: dict[str, Threshold] = {}
     name = "capmix_threshold_"
@@ -121,6 +124,17 @@ def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
         text.update(wrapped)
     rows = _parser().cursor().execute("select json_deserialize_sql(?)", [json.dumps(statement)])
     return str(rows.fetchall()[0][0]), tuple(call for _, call in shared)
+
+
+def _join_fields(node: Node, names: Mapping[str, str]) -> None:
+    """Make field.NAME, the field of the samples' JSON, one name, and replace `names`."""
+    for one in _walk(node):
+        if one["class"] == "COLUMN_REF":
+            first, *rest = one["column_names"]
+            if len(rest) == 1 and first.lower() == OF_FIELDS:
+                one["column_names"] = [f"{OF_FIELDS}.{rest[0]}"]
+            elif not rest:
+                one["column_names"] = [names.get(first, first)]
 
 
 def _parsed(text: str, place: str) -> Node:

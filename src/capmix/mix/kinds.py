@@ -1,26 +1,33 @@
-"""The types of a metadata pool's own columns: each file may have a column in another one."""
+"""The types of the pool's own columns: each file or shard may have a column in another one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from capmix.errors import UserError
 from capmix.mix.columns import Column
+from capmix.models.fields import ARROW, VARCHAR, as_type, common_type, types_of
 from capmix.pool import Pool
-from capmix.storage.layout import SAMPLES
+from capmix.storage.layout import FIELDS, SAMPLES
+from capmix.storage.marker import Marker
 from capmix.storage.store import READERS, Store
 
 OF_INDEX = ("text", "width", "height", "bytes")  # of one type, whatever the pool's files have
 
+MAX_NAMES = 1000  # of fields: the JSON of a pool may have a name for each sample
+
 
 def common_kinds(store: Store, pool: Pool, columns: Mapping[str, Column]) -> dict[str, pa.DataType]:
-    """The type of each column of a metadata pool that holds its values of all shards.
+    """The type of each column of a metadata pool, and of each field of the samples' JSON, that
+    holds its values of all shards.
 
     Columns of other parts are left out. Raises UserError that names the shard whose type fits none
     of the shards before it.
     """
-    found: dict[str, pa.DataType] = {}
+    fields = {name: c.field for name, c in columns.items() if c.folder == FIELDS}
+    known = field_types(store, pool) if fields else {}
+    found = {name: ARROW[known.get(one, VARCHAR)] for name, one in fields.items()}
     own = {
         name: c for name, c in columns.items() if c.folder == SAMPLES and c.field not in OF_INDEX
     }
@@ -37,11 +44,34 @@ def common_kinds(store: Store, pool: Pool, columns: Mapping[str, Column]) -> dic
     return found
 
 
-def cast_to(values: pa.ChunkedArray, kind: pa.DataType, column: str, shard: str) -> pa.ChunkedArray:
-    """The values as `kind`. Raises UserError that names column and shard where it cannot hold
-    one."""
+def field_types(store: Store, pool: Pool) -> dict[str, str]:
+    """The SQL type of every field of the samples' JSON, as far as shards were indexed with them."""
+    parts = [f"{FIELDS}/{shard.name}" for shard in pool.shards]
+    with store.listed([FIELDS]), ThreadPoolExecutor(READERS) as threads:
+        return common_types(threads.map(store.read_marker, parts))
+
+
+def common_types(markers: Iterable[Marker | None]) -> dict[str, str]:
+    """The types that hold the values of all these parts of fields (see fields.common_type): of
+    MAX_NAMES names at most, the first ones."""
+    found: dict[str, str] = {}
+    for marker in markers:
+        for name, type_ in types_of(marker).items():
+            if name in found or len(found) < MAX_NAMES:
+                found[name] = common_type(found.get(name, type_), type_)
+    return found
+
+
+def cast_to(
+    values: pa.ChunkedArray, kind: pa.DataType, column: str, shard: str, is_field: bool = False
+) -> pa.ChunkedArray:
+    """The values as `kind`; of a field of the samples' JSON, which anybody may have written, large
+    integers are rounded. Raises UserError that names column and shard where it cannot hold one."""
     try:
-        return values.cast(kind)
+        if is_field and pa.types.is_floating(values.type) and pa.types.is_string(kind):
+            texts = [as_type(value, VARCHAR) for value in values.to_pylist()]
+            return pa.chunked_array([pa.array(texts, pa.string())])
+        return values.cast(kind, safe=not (is_field and pa.types.is_floating(kind)))
     except pa.ArrowException as error:
         line = str(error).splitlines()[0]
         raise UserError(

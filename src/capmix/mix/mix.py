@@ -5,6 +5,7 @@ shards side by side, lets DuckDB say which clauses hold for each sample, and wri
 the rows that are kept (subset.py). The same input and seed give the same bytes.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
-from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.expression import DATACOMP_THRESHOLD, LIST_COLUMN
 from capmix.mix.functions import fingerprint
 from capmix.mix.kinds import common_kinds
 from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
@@ -28,6 +29,7 @@ from capmix.mix.run import (
     Kept,
     MixRun,
     MixTally,
+    Thresholds,
     With,
     find_repeated,
     find_thresholds,
@@ -46,6 +48,7 @@ from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
 
+log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 400_000
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
@@ -59,7 +62,11 @@ DEFAULTS = {
 
 @dataclass
 class Summary:
-    """What a recipe did: rows by clause, thresholds used, and the mean score by source."""
+    """What a recipe did: rows by clause, thresholds used, and the mean score by source.
+
+    `short` has the thresholds of which fewer samples have a value than the fraction asks for: how
+    many are asked for, and how many there are.
+    """
 
     name: str
     rows_in: int
@@ -70,6 +77,7 @@ class Summary:
     share_synthetic: float
     sql: str
     dropped: dict[str, int] = field(default_factory=dict)
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The summary for people."""
@@ -79,8 +87,21 @@ class Summary:
         rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
         lines += [f"  {line}" for line in table_lines([], rows, "rl")]
         lines += [f"  {text} = {value}" for text, value in self.thresholds.items()]
+        lines += [f"  {line}" for line in self.shortages()]
         scores = [f"{source} {value}" for source, value in self.mean_score.items() if value]
         return lines + ([f"  mean score: {', '.join(scores)}"] if scores else [])
+
+    def shortages(self) -> list[str]:
+        """A line for each threshold that too few values leave undefined."""
+        return [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+
+
+def _shortage(threshold: str, asked: int, there: int, samples: int) -> str:
+    passes = "none" if threshold.startswith(DATACOMP_THRESHOLD) else "each"
+    return (
+        f"{threshold} is undefined: the fraction asks for {asked:,} of {samples:,} samples, and "
+        f"{there:,} have a value; {passes} of them passes"
+    )
 
 
 def mix(
@@ -121,14 +142,20 @@ def mix(
             check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
+        known = {name: one for name, one in vars(summary).items() if name != "short" or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
         counts = Counts(ok=samples_kept)
         counts.dropped.update(summary.dropped)
-        return Marker(inputs, config, summary.rows_in, counts, {"summary": vars(summary)})
+        return Marker(inputs, config, summary.rows_in, counts, {"summary": known})
 
     marker, _ = once(store, name, inputs, config, make, DEFAULTS, [subset_file(called)])
-    return Summary(**marker.extra["summary"])
+    summary = Summary(**marker.extra["summary"])
+    for line in summary.shortages():
+        if settings.strict:
+            raise UserError(f"recipe {called}: {line} (--strict)")
+        log.warning("recipe %s: %s", called, line)
+    return summary
 
 
 def _read(plan: RecipePlan) -> frozenset[str]:
@@ -149,13 +176,18 @@ def check_expressions(run: MixRun) -> None:
 def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tuple[Summary, int]:
     """Write the subset; returns its summary, and how many samples have a row in it."""
     recipe, store = run.plan.recipe, run.reader.store
-    all_raw = all(clause.source == RAW for clause in recipe.clauses)
+    composes = run.plan.composes
+    all_raw = not composes and all(clause.source == RAW for clause in recipe.clauses)
     read: With = "uids" if settings.npy or all_raw else "references"
-    read = "texts" if settings.texts or recipe.shuffle else read
+    read = "texts" if settings.texts or recipe.shuffle or composes else read
     sources = [run.plan.source_of(step) for step in run.plan.steps]
     tally = MixTally(len(run.plan.steps))
     with store.scratch() as scratch, draft.writing(subset_file(called)) as stream:
-        values = find_thresholds(run)
+        found = find_thresholds(run)
+        values = found.values
+        for one, counts in found.short.items() if settings.strict else ():
+            line = _shortage(str(one), *counts, run.samples)
+            raise UserError(f"recipe {called}: {line} (--strict)")
         repeated = find_repeated(run, values) if recipe.distinct else None
         sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
         waiting: list[pa.Table] = []
@@ -171,7 +203,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
             if waiting:
                 writer.write(shuffled(run, pa.concat_tables(waiting)))
         draft.write_table(shards_file(called), writer.shards())
-        summary = _summary(run.plan, tally, values)
+        summary = _summary(run.plan, tally, found)
         if sorter is not None:
             with draft.writing(f"{draft.part}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
@@ -195,8 +227,9 @@ def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
     return True
 
 
-def _summary(plan: RecipePlan, tally: MixTally, values: Mapping[Threshold, float]) -> Summary:
+def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
     """Raises UserError where nothing was kept."""
+    values = found.values
     shown = {str(t): value if math.isfinite(value) else None for t, value in values.items()}
     if not tally.rows:
         short = "".join(
@@ -220,6 +253,7 @@ def _summary(plan: RecipePlan, tally: MixTally, values: Mapping[Threshold, float
         share_synthetic=1 - tally.of_source.get("raw", 0) / tally.rows,
         sql=plan.sql(values),
         dropped={why: count for why, count in tally.dropped.items() if count},
+        short={str(threshold): counts for threshold, counts in found.short.items()},
     )
 
 

@@ -13,7 +13,7 @@ from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
-from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
+from capmix.storage.layout import ANNOTATIONS, CAPTIONS, FIELDS, SAMPLES, SCORES, texts_folder
 from capmix.storage.marker import Marker
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
@@ -185,6 +185,18 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
+def _makes(folder: str) -> str:
+    """The command that makes the parts of a folder."""
+    top, _, rest = folder.partition("/")
+    source = rest.rpartition("/")[2]
+    return {
+        CAPTIONS: f"`capmix caption --source {source}`",
+        SCORES: f"`capmix score --sources {source}`",
+        ANNOTATIONS: f"`capmix annotate --name {source}`",
+        FIELDS: "`capmix mix` with a recipe that names a field",
+    }.get(top, "the command that makes it")
+
+
 def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> tuple[str, Marker]:
     """A part's fingerprint and marker. Raises UserError for none or a damaged one."""
     part = f"{folder}/{shard}"
@@ -201,7 +213,7 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
     raise UserError(
         f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-        f"{len(shards)} missing). Run the command that makes it first."
+        f"{len(shards)} missing). Run {_makes(folder)} first."
     )
 
 

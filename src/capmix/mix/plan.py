@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import duckdb
 
 from capmix.errors import UserError
+from capmix.mix import template
+from capmix.mix.advice import about_scores
 from capmix.mix.allowed import Size
-from capmix.mix.columns import Column, is_text
+from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
-from capmix.storage.layout import RAW
+from capmix.storage.layout import FIELDS, RAW
 
 ALWAYS = ("uid", "key", "shard")
 # The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
@@ -28,9 +30,10 @@ class ClausePlan:
     clause: Clause
     where: Expression
     weight: Expression
+    text: Expression | None = None
 
     def __str__(self) -> str:
-        return f"{self.clause.source} where {self.clause.where}"
+        return _shown(self.clause)
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,20 @@ class RecipePlan:
         return frozenset().union(*(e.columns for e in self._expressions()))
 
     def sql(self, values: Mapping[Threshold, float], with_text: bool = True) -> str:
-        """One row of booleans c0, c1, ... and, where any weight is given, weights w0, w1, ...
+        """One row of booleans c0, c1, ..., of the texts t_i that clauses compose and, where any
+        weight is given, of weights w0, w1, ...
 
         Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text,
         or need not have one; texts are not looked at without `with_text`.
         """
         asks = with_text and self.recipe.without_text == "drop"
-        and_text = "and {}_text is not null" if asks else ""
-        columns = [
-            f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false) "
-            f"{and_text.format(step.clause.source)} as c{i}"
-            for i, step in enumerate(self.steps)
-        ]
+        columns = []
+        for i, step in enumerate(self.steps):
+            holds = f"coalesce(({step.where.filled(dict(values))})::BOOLEAN, false)"
+            text = f"{step.clause.source}_text" if step.text is None else f"({step.text.sql})"
+            columns.append(f"{holds} {f'and {text} is not null' if asks else ''} as c{i}")
+            if step.text is not None:
+                columns.append(f"case when {holds} then ({step.text.sql}) end as t{i}")
         if self.is_weighted:
             for i, step in enumerate(self.steps):
                 columns.append(f"({step.weight.filled(dict(values))})::DOUBLE as w{i}")
@@ -114,11 +119,42 @@ class RecipePlan:
         return sum((one.size for one in self._expressions()), Size())
 
     @property
+    def composes(self) -> bool:
+        """Whether a clause has a text of its own."""
+        return any(step.text is not None for step in self.steps)
+
+    @property
     def is_weighted(self) -> bool:
         return any(step.clause.weight != "1" for step in self.steps)
 
     def _expressions(self) -> list[Expression]:
-        return [e for step in self.steps for e in (step.where, step.weight)]
+        of_steps = (e for step in self.steps for e in (step.where, step.weight, step.text))
+        return [e for e in of_steps if e is not None]
+
+
+def names_of(recipe: Recipe) -> set[str]:
+    """The names of columns that a recipe asks for, whether or not there are such columns.
+
+    Raises UserError for an expression that recipes refuse.
+    """
+    found = {recipe.distinct} if recipe.distinct is not None else set()
+    for clause in recipe.clauses:
+        place = _place(recipe, clause)
+        found |= parse(clause.where, place).columns | {f"{clause.source}_text"}
+        found |= parse(clause.weight, f"{place}, weight '{clause.weight}'").columns
+        if clause.text is not None:
+            of_text = parse(template.as_sql(clause.text), place).columns
+            found |= of_text | {f"{name}_text" for name in of_text}
+    return found
+
+
+def _place(recipe: Recipe, clause: Clause) -> str:
+    return f"recipe {recipe.name}, clause '{_shown(clause)}'"
+
+
+def _shown(clause: Clause) -> str:
+    text = "" if clause.text is None else f" as {clause.text!r}"
+    return f"{clause.source}{text} where {clause.where}"
 
 
 def make_plan(
@@ -132,8 +168,16 @@ def make_plan(
         if LIST_COLUMN.format(name) in columns:
             place = f"recipe {recipe.name}: --uids {name}=..."
             raise UserError(f"{place}: {LIST_COLUMN.format(name)} is a column; rename the list")
+    if lacking := about_scores(names_of(recipe), columns):
+        raise UserError(f"recipe {recipe.name}: {lacking}")
     steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
-    needed = {name for step in steps for e in (step.where, step.weight) for name in e.columns}
+    needed = {
+        name
+        for step in steps
+        for e in (step.where, step.weight, step.text)
+        if e is not None
+        for name in e.columns
+    }
     for clause in recipe.clauses:
         needed |= {f"{clause.source}_{field}" for field in ("text", "score", "k")}
     if recipe.distinct is not None:
@@ -161,16 +205,39 @@ def _check_letter_case(place: str, names: Collection[str]) -> None:
 def _step(
     recipe: Recipe, clause: Clause, columns: Mapping[str, Column], lists: Collection[str]
 ) -> ClausePlan:
-    place = f"recipe {recipe.name}, clause '{clause.source} where {clause.where}'"
+    place = _place(recipe, clause)
     if not is_text(columns.get(f"{clause.source}_text")):
         texts = [name for name in _readable(columns) if is_text(columns.get(name))]
         known = [name.removesuffix("_text") for name in texts]
         hint = did_you_mean(clause.source, known)
+        hint = hint or f"; `capmix caption --source {clause.source}` writes captions"
         raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
     _check_names(where.columns | weight.columns, place, columns, lists)
-    return ClausePlan(clause, where, weight)
+    return ClausePlan(clause, where, weight, _text(clause, place, columns, lists))
+
+
+def _text(
+    clause: Clause, place: str, columns: Mapping[str, Column], lists: Collection[str]
+) -> Expression | None:
+    """The text that a clause composes; a source stands for its first text."""
+    if clause.text is None:
+        return None
+    texts = {name.removesuffix("_text"): name for name, one in columns.items() if is_text(one)}
+    for one in template.expressions(clause.text):  # each is whole by itself
+        if parse(one, f"{place}, {{{one}}}").thresholds:
+            raise UserError(f"{place}, {{{one}}}: a threshold is of conditions, not of texts")
+    named = parse(template.as_sql(clause.text), place).columns
+    for name in sorted(named & texts.keys() & columns.keys()):
+        field = f", or {FIELD}{name} for the field" if f"{FIELD}{name}" in columns else ""
+        raise UserError(
+            f"{place}: {name!r} is a source and a column; write {texts[name]} for the source's "
+            f"text{field}"
+        )
+    found = parse(template.as_sql(clause.text), place, texts)
+    _check_names(found.columns, place, columns, lists)
+    return found
 
 
 def condition_plan(
@@ -182,11 +249,13 @@ def condition_plan(
     """
     place = f"{option} {expression!r}"
     where = parse(expression, place)
+    if lacking := about_scores(where.columns, columns):
+        raise UserError(f"{place}: {lacking}")
     _check_names(where.columns, place, columns, ())
     used = {name: columns[name] for name in sorted(where.columns & columns.keys())}
     _check_letter_case(place, used)
     clause = Clause(source=RAW, where=expression)
-    recipe = Recipe(name=option, about="", clauses=[clause], without_text="keep")
+    recipe = Recipe.model_validate({"name": option, "about": "", "clauses": [clause]})
     step = ClausePlan(clause, where, parse(clause.weight, place))
     return RecipePlan(recipe, [step], used, frozenset(), seed, place)
 
@@ -199,6 +268,11 @@ def _check_names(
     for name in sorted(names):
         if name not in have:
             raise UserError(f"{place}: {_absent(name, columns, lists)}")
+        if instead := other_owner(name, columns):
+            raise UserError(
+                f"{place}: {name!r} is a column of capmix's and a field of the samples' JSON; "
+                f"write {instead}"
+            )
 
 
 def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) -> str:
@@ -206,16 +280,16 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     if name.startswith(prefix):
         given = ", ".join(lists) or "none"
         return f"no uid list {name.removeprefix(prefix)!r} (--uids NAME=FILE gave: {given})"
-    if any(column.startswith(f"{name}_") for column in columns):
-        name += " (several scorers have scored: choose one with --scorer)"
     known = _readable(columns)
-    return f"no column {name!r}; columns: {', '.join(known)}{did_you_mean(name, known)}"
+    hint = did_you_mean(name, [*known, *columns])
+    return f"no column {name!r}; columns: {', '.join(known)}{hint}"
 
 
 def _readable(columns: Mapping[str, Column]) -> list[str]:
     """The columns without the 64 that every source has for its numbered captions."""
     numbered = [name for name, column in columns.items() if f"_k{column.pick}_" in name]
-    shown = [name for name in columns if name not in numbered]
+    twice = {f"{FIELD}{name}" for name, column in columns.items() if column.folder == FIELDS}
+    shown = [name for name in columns if name not in numbered and name not in twice]
     return ["uid", "key", "shard", "draw", *shown]
 
 
@@ -224,7 +298,10 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
     values = dict.fromkeys(plan.thresholds, 0.0)
     for step in plan.steps:
         place = plan.option or f"{plan.place}, clause '{step}'"
-        for expression, kind in ((step.where, "BOOLEAN"), (step.weight, "DOUBLE")):
+        kinds = ((step.where, "BOOLEAN"), (step.weight, "DOUBLE"), (step.text, "VARCHAR"))
+        for expression, kind in kinds:
+            if expression is None:
+                continue
             rows = plan.rows(expression.columns)
             sql = f"select ({expression.filled(values)})::{kind} from {rows}"
             with limited(connection, place):

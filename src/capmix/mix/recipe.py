@@ -18,12 +18,14 @@ from pydantic import (
 
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.errors import UserError
+from capmix.mix import template
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
 from capmix.settings.yaml import parse_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 MAX_COMBINATIONS = 10_000
+MAX_TEMPLATE = 10_000  # letters
 MAX_REPEATS = 10_000  # of a row; lists of uids repeat one a few times
 OPTIONS = {name for one in (MixSettings, EngineSettings, RunSettings) for name in options_of(one)}
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
@@ -32,13 +34,25 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 class Clause(BaseModel):
     """A sample takes `source` if the condition `where` holds and the source has a text.
 
-    `weight` (SQL) says how often: 2.3 means twice, and for three samples in ten a third time.
+    `weight` (SQL) says how often: 2.3 means twice, and for three samples in ten a third time. With
+    a template `text` (see template.py), the row has that text, and counts as one of `source`: the
+    clause holds where what the template names is there, whether or not the source has a text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     source: str
     where: str = "true"
     weight: str = "1"
+    text: str | None = None
+
+    @field_validator("text")
+    @classmethod
+    def _check_text(cls, text: str | None) -> str | None:
+        if text is not None:
+            if len(text) > MAX_TEMPLATE:
+                raise ValueError(f"a template of over {MAX_TEMPLATE:,} letters")
+            template.expressions(text)
+        return text
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -104,6 +118,7 @@ class Recipe(BaseModel):
                     source=fill(clause.source),
                     where=fill(_both(clause.where, self.where)),
                     weight=fill(clause.weight),
+                    text=clause.text and template.filled(clause.text, fill, set(values)),
                 )
                 for clause in self.clauses
             ]

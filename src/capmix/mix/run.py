@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.engine.mapped import Mapper
-from capmix.engine.messages import progress
+from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
@@ -124,12 +124,21 @@ class _Values:
     kept: Ordered | None
 
 
-def find_thresholds(run: MixRun) -> dict[Threshold, float]:
-    """The number that each threshold of the plan stands for, a float32, -inf, or NaN for one that
-    no value reaches."""
+@dataclass(frozen=True)
+class Thresholds:
+    """The number that each threshold of a plan stands for, a float32, -inf where every value
+    reaches it, or NaN where none does; `short` has those of which fewer samples have a value than
+    the fraction asks for: how many are asked for, and how many there are."""
+
+    values: dict[Threshold, float]
+    short: dict[Threshold, tuple[int, int]]
+
+
+def find_thresholds(run: MixRun) -> Thresholds:
+    """All of a plan, by one or two passes over the values."""
     tops = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
     if not tops:
-        return {}
+        return Thresholds({}, {})
     # One reading for all thresholds of a value.
     values = {threshold.value: threshold for threshold in tops}
     keep = run.samples * len(values) <= KEEP_AT_MOST
@@ -145,10 +154,11 @@ def find_thresholds(run: MixRun) -> dict[Threshold, float]:
     for lower in lowers if bins else ():
         for threshold in bins:
             tops[threshold].refine(lower[threshold])
-    return {
+    found = {
         threshold: math.nan if threshold.is_datacomp and top.is_short else top.value()
         for threshold, top in tops.items()
     }
+    return Thresholds(found, {one: top.asked for one, top in tops.items() if top.lacks})
 
 
 def _counted(
@@ -195,13 +205,15 @@ def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Which rows of a batch are kept: sample, clause and weight of each."""
+    """Which rows of a batch are kept: sample, clause and weight of each; `composed` are the texts
+    that their clauses compose, null where a clause composes none, None where no clause does."""
 
     samples: np.ndarray
     clauses: np.ndarray
     weights: np.ndarray
     no_clause: int
     no_weight: int
+    composed: pa.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +315,11 @@ def _kept_of(run: MixRun, sql: str, names: Sequence[str], read: With, parts: Par
     batch, chosen = _chosen(run, sql, parts, ())
     kept = _rows(run.plan, batch, chosen)
     if read != "references":
-        kept = replace(kept, texts=_texts(run, parts, kept, names, read == "texts"))
+        texts = _texts(run, parts, kept, names, read == "texts")
+        if texts is not None and read == "texts" and chosen.composed is not None:
+            text = pc.coalesce(chosen.composed, one_array(texts["text"]))
+            texts = texts.set_column(texts.schema.get_field_index("text"), "text", text)
+        kept = replace(kept, texts=texts)
     return _Counted(kept, chosen.samples, len(batch), chosen.no_clause, chosen.no_weight)
 
 
@@ -370,8 +386,8 @@ def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
     """Row by row, the clauses that hold: the first, or all where the recipe keeps all."""
     holds = [answers[f"c{i}"].to_numpy() for i in range(len(plan.steps))]
     if plan.recipe.without_text == "drop":
-        sources = (step.clause.source for step in plan.steps)
-        holds = [one & batch.texts[s].is_there for one, s in zip(holds, sources, strict=True)]
+        has_text = _has_text(plan, answers, batch)
+        holds = [one & has for one, has in zip(holds, has_text, strict=True)]
     samples: np.ndarray
     clauses: np.ndarray
     if plan.recipe.keep == "first":
@@ -387,7 +403,33 @@ def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
     if plan.is_weighted:
         weights = _weights(plan, answers, samples, clauses)
         samples, clauses, weights = (a[weights > 0] for a in (samples, clauses, weights))
-    return _Chosen(samples, clauses, weights, len(answers) - held, held - _distinct(samples))
+    composed = _composed(plan, answers, samples, clauses)
+    no_clause, no_weight = len(answers) - held, held - _distinct(samples)
+    return _Chosen(samples, clauses, weights, no_clause, no_weight, composed)
+
+
+def _has_text(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> list[np.ndarray]:
+    """bool (N,) for each clause: whether its text is there."""
+    return [
+        batch.texts[step.clause.source].is_there
+        if step.text is None
+        else pc.is_valid(answers[f"t{i}"]).to_numpy()
+        for i, step in enumerate(plan.steps)
+    ]
+
+
+def _composed(
+    plan: RecipePlan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray
+) -> pa.Array | None:
+    """See _Chosen; a text that `without_text: keep` keeps without its parts is empty."""
+    if not plan.composes:
+        return None
+    found = pa.nulls(len(samples), pa.string())
+    for i, step in enumerate(plan.steps):
+        if step.text is not None:
+            texts = pc.fill_null(one_array(answers[f"t{i}"]).take(pa.array(samples)), "")
+            found = pc.if_else(pa.array(clauses == i), texts, found)
+    return found
 
 
 def _distinct(ascending: np.ndarray) -> int:
@@ -417,6 +459,8 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
             here = clauses == i
             k[here] = one.best[samples[here]]
     score = np.stack([one.score for one in texts])[clauses, samples]
+    composes = np.array([step.text is not None for step in plan.steps])
+    score[composes[clauses]] = np.nan  # it is of the source's text
     once = plan.recipe.keep == "first"
     return Kept(
         list(batch.shards),
@@ -476,7 +520,7 @@ def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
 def _with_digests(run: MixRun, choosing: str, sql: str, parts: Parts) -> tuple[pa.Array, _Chosen]:
     column = run.plan.recipe.distinct or ""
     batch, chosen = _chosen(run, choosing, parts, [column])
-    return one_array(run.query(sql, batch.table)["v"]), chosen
+    return one_array(run.query(sql, batch.table)["v"]), replace(chosen, composed=None)
 
 
 def shuffled(run: MixRun, table: pa.Table) -> pa.Table:

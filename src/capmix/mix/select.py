@@ -49,7 +49,7 @@ def matching(
     batches = shard_batches(parts.rows, ROWS_AT_ONCE)
     run = MixRun(plan, reader, parts, batches, Threads(cores()))
     check_expressions(run)
-    sql = plan.sql(find_thresholds(run), with_text=False)
+    sql = plan.sql(find_thresholds(run).values, with_text=False)
     run = replace(run, batches=[[shard.name] for shard in chosen])
     found = run.each_batch(partial(chosen_samples, run, sql, ABOUT), option)
     yield from zip(chosen, found, strict=True)

@@ -24,7 +24,17 @@ class MixSettings(Settings):
         repeats=True,
     )
     scorer: str | None = option(
-        None, "Whose scores to use (default: the only scorer that has any).", group=RECIPE
+        None,
+        "Whose scores S_score means, of all sources (default: the only scorer that has scored all "
+        "sources whose scores the recipe names; of several such, the only one whose scores were "
+        "not imported).",
+        group=RECIPE,
+    )
+    strict: bool = option(
+        False,
+        "Stop where a threshold is undefined because fewer samples have a value than the fraction "
+        "asks for (default: a warning).",
+        group=RECIPE,
     )
     seed: int = option(0, "Random seed.")
     out: str | None = option(None, "Name of the subset (default: from the recipe).")

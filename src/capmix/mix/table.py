@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from capmix.errors import UserError
+from capmix.mix.advice import about_scores
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column, folders_of, read_samples
 from capmix.mix.kinds import cast_to, common_kinds, kinds_of
 from capmix.mix.parts import check_parts, refuse_rewritten
 from capmix.settings.base import did_you_mean
+from capmix.storage.layout import FIELDS
 
 KINDS = {
     "text": pa.string(),
@@ -41,7 +43,9 @@ def table_batches(
     for int64 and double. Raises UserError for an unknown column, for one whose types have nothing
     in common, and, while reading, for parts that are missing or stale.
     """
-    known = catalog.columns(scorer)
+    known = catalog.columns(scorer, columns)
+    if lacking := about_scores(columns, known):
+        raise UserError(lacking)
     for name in columns:
         if name not in known:
             raise UserError(f"no column {name!r}{did_you_mean(name, known)}")
@@ -58,10 +62,13 @@ def _read(
     catalog: Catalog, columns: dict[str, Column], schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     parts = check_parts(catalog.store, catalog.pool.shards, folders_of(columns.values()))
+    fields = {name for name, column in columns.items() if column.folder == FIELDS}
     for shard in catalog.pool.shards:
         table = read_samples(catalog.store, shard.name, columns, parts)
         table = table.append_column("shard", pa.repeat(pa.scalar(shard.name), len(table)))
-        arrays = [cast_to(table[f.name], f.type, f.name, shard.name) for f in schema]
+        arrays = [
+            cast_to(table[f.name], f.type, f.name, shard.name, f.name in fields) for f in schema
+        ]
         yield from pa.table(arrays, schema=schema).combine_chunks().to_batches()
     refuse_rewritten(catalog.store, parts)
 

@@ -72,6 +72,17 @@ class TopFraction:
         """Whether there are fewer values than n + 1."""
         return int(self.total * self.fraction) >= int(self.upper.sum())
 
+    @property
+    def asked(self) -> tuple[int, int]:
+        """How many values the fraction asks for, and how many there are."""
+        return int(self.total * self.fraction), int(self.upper.sum())
+
+    @property
+    def lacks(self) -> bool:
+        """Whether there are fewer values than the fraction asks for."""
+        wanted, there = self.asked
+        return there < wanted
+
     def value(self) -> float:
         """The threshold, a float32 number or -inf."""
         place = self._bin()

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from capmix.errors import UserError
 from capmix.mix.recipe import MAX_REPEATS
+from capmix.storage.filesystem import READ_FLAGS
 from capmix.storage.record import Sink
 
 PAIR = np.dtype("u8,u8")
@@ -187,7 +188,7 @@ def _read_list(path: str) -> np.ndarray:
     try:
         # A FIFO would be waited for, and a device has no end.
         with open(
-            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+            path, "rb", opener=lambda name, flags: os.open(name, flags | READ_FLAGS)
         ) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise UserError(f"uid list {path}: not a regular file")

@@ -4,7 +4,8 @@ Columns beside the status: `text` (the raw caption, null where there is none), `
 in pixels as stored, `bytes` and `sha256` of the image, `xxh3` of all files of the sample (see
 Sample.xxh3). For a pool of metadata alone, whatever it says of these, and its other columns (see
 parquet.read_metadata). Where the json of a shard's samples has them, as img2dataset writes it, also
-`original_width` and `original_height`: pixels before it made the image smaller.
+`original_width` and `original_height`: pixels before it made the image smaller. All fields of that
+json are kept beside the index (see fields.py).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.fields import FieldColumns, write_fields
 from capmix.models.images import BadImageError, image_size
 from capmix.pool.parquet import read_metadata
 from capmix.pool.pool import Pool
@@ -41,15 +43,17 @@ def index_stages(pool: Pool) -> list[Stage]:
         if not pool.has_images:
             _index_metadata(pool, shard, out)
             return
-        rows = []
+        rows, fields = [], FieldColumns()
         for sample in pool.read(shard):
             out.count_in()
             rows.append(_row(sample))
+            fields.add(sample)
             if rows[-1].reason:
                 out.count_failed(rows[-1].reason)
             else:
                 out.count_ok()
         has_original = any(set(row.values[len(FIELDS) :]) - {None} for row in rows)
+        write_fields(out.draft, shard, fields)
         out.write_table(table_of(rows, FIELDS + ORIGINAL_FIELDS if has_original else FIELDS))
 
     return [

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.models.hub import Connection, check_hub, connect_to_hub
 from capmix.models.registry import require
 
-SCHEMES = ("local-dir:", "hf-hub:")
+HUB = "hf-hub:"
+SCHEMES = ("local-dir:", HUB)
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -22,11 +24,15 @@ def load_open_clip(
     `logit_bias` is for checkpoints of SigLIP's loss, whose models have such a parameter.
     """
     require(["torch", "open_clip"], f"model {name}", "open_clip")
+    architecture, _, tag = (name, "", "") if name.startswith(SCHEMES) else name.partition("/")
+    is_remote = name.startswith(HUB) or (bool(tag) and not os.path.isfile(tag))
+    connection = connect_to_hub() if is_remote else None  # meanwhile open_clip loads, for seconds
     import open_clip
 
-    architecture, _, tag = (name, "", "") if name.startswith(SCHEMES) else name.partition("/")
     if not name.startswith(SCHEMES):
         _check_names(name, architecture, tag)
+    if is_remote:
+        _check_reached(name, architecture, tag, connection)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             architecture,
@@ -59,6 +65,18 @@ def weights_path(name: str) -> str:
     """Where a model's own weights lie on this disk, if its name says so; else no such path."""
     scheme = next((s for s in SCHEMES if name.startswith(s)), None)
     return name.removeprefix(scheme) if scheme else name.partition("/")[2]
+
+
+def _check_reached(name: str, architecture: str, tag: str, connection: Connection | None) -> None:
+    """Raise UserError for weights that are neither downloaded nor to be had (see hub.py)."""
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    hub_id = os.path.dirname(known.get("hf_hub", ""))
+    if name.startswith(HUB):
+        hub_id = name.removeprefix(HUB)
+    if hub_id:
+        check_hub(hub_id, f"model {name}", None, "open_clip_config.json", connection)
 
 
 def _check_names(name: str, architecture: str, tag: str) -> None:

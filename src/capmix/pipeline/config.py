@@ -5,7 +5,7 @@ A section has the options of the command of its name, with underscores for dashe
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,6 +18,9 @@ from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.recipe import combinations, load_recipe
 from capmix.mix.settings import MixSettings
+from capmix.models.known import chosen_model
+from capmix.models.registry import CAPTIONERS, SCORERS
+from capmix.pool import EMBEDDED
 from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
@@ -28,6 +31,7 @@ from capmix.settings.yaml import parse_yaml
 from capmix.training.scales import TrainSettings
 from capmix.training.train import check_settings
 
+NamesModel = TypeVar("NamesModel", CaptionSettings, ScoreSettings)
 STAGES = (
     "import", "caption", "score", "annotate", "measure", "mix", "export", "probe", "train",
     "evaluate", "report",
@@ -197,7 +201,24 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     _check_recipes(path, pipeline)
     _check_report(path, pipeline)
     _check_training(path, pipeline)
-    return pipeline
+    return _with_models(path, pipeline)
+
+
+def _with_models(path: str, pipeline: Pipeline) -> Pipeline:
+    """A model that is not named is one of the embedded pool alone: found here, before any stage."""
+    places = [place for place, _ in pipeline.pools().values()]
+    pool = next((place for place in places if place != EMBEDDED), EMBEDDED)
+
+    def named(group: str, section: NamesModel, place: str) -> NamesModel:
+        model = section.model or chosen_model(group, "", pool, f"pipeline {path}: {place}", "model")
+        return section.model_copy(update={"model": model})
+
+    captioners = {
+        source: named(CAPTIONERS, section, f"caption.{source}")
+        for source, section in pipeline.caption.items()
+    }
+    scorer = pipeline.score and named(SCORERS, pipeline.score, "score")
+    return pipeline.model_copy(update={"caption": captioners, "score": scorer})
 
 
 def _check_training(path: str, pipeline: Pipeline) -> None:

@@ -17,8 +17,12 @@ from typing import Any, BinaryIO
 
 from capmix.storage.filesystem import again, is_left_out
 
-FOLDER = os.O_RDONLY | os.O_DIRECTORY
-FILE = os.O_RDONLY | os.O_NONBLOCK  # a FIFO that nobody writes to would be waited for
+# Windows has none of these, and opens files as text by default.
+HAS_DIR_FD = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+# A FIFO that nobody writes to would be waited for.
+FILE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 LINKED = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # what O_NOFOLLOW says of a link, by system
 NO_FILE = (errno.ENXIO, errno.ENODEV)  # a socket, a device without a driver
 SIDECARS = (".txt", ".json")
@@ -193,9 +197,13 @@ def _sizes(entry: os.stat_result, target: os.stat_result) -> dict[str, Any]:
 
 def _real_name(root: str, name: str) -> str | None:
     """The path below the real path of the root of what a file's name leads to; None outside."""
-    folder = os.path.realpath(root).rstrip("/") + "/"
-    real = os.path.realpath(f"{root}/{name}")
+    folder = _real(root).rstrip("/") + "/"
+    real = _real(f"{root}/{name}")
     return real.removeprefix(folder) if real.startswith(folder) else None
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path).replace(os.sep, "/")
 
 
 def open_local(root: str, name: str, follow_links: bool, buffering: int = -1) -> BinaryIO:
@@ -240,16 +248,40 @@ def _open_inside(root: str, name: str) -> int:
 
 
 def _open_without_links(root: str, name: str) -> int:
+    if not HAS_DIR_FD:
+        return _open_after_looking(root, name)
     folder = os.open(root, FOLDER)
     try:
         *folders, last = name.split("/")
         for one in folders:
-            inner = os.open(one, FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            inner = os.open(one, FOLDER | NO_LINK, dir_fd=folder)
             os.close(folder)
             folder = inner
-        return os.open(last, FILE | os.O_NOFOLLOW, dir_fd=folder)
+        return os.open(last, FILE | NO_LINK, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def _open_after_looking(root: str, name: str) -> int:
+    """Where a system cannot refuse links while it opens: a link that is put there between the look
+    and the opening is followed, but what is opened is looked at once more."""
+    path = root
+    for one in name.split("/"):
+        path = f"{path}/{one}"
+        about = os.lstat(path)
+        if stat.S_ISLNK(about.st_mode) or _is_junction(path):
+            raise OSError(errno.ELOOP, "a link", path)
+    number = os.open(path, FILE)
+    opened = os.fstat(number)
+    if (opened.st_dev, opened.st_ino) != (about.st_dev, about.st_ino):
+        os.close(number)
+        raise OSError(errno.ELOOP, "replaced while it was opened", path)
+    return number
+
+
+def _is_junction(path: str) -> bool:
+    """Whether a folder of Windows leads to another one."""
+    return bool(getattr(os.path, "isjunction", lambda _: False)(path))
 
 
 def read_local(root: str, name: str, bound: int, follow_links: bool) -> bytes:

@@ -13,7 +13,7 @@ class ReportSettings(Settings):
         None, "File of the page (default: report/report.html in the work directory)."
     )
     scorer: str | None = option(
-        None, "Whose scores to show (default: the only scorer that has any)."
+        None, "Whose scores to show (default: the only scorer, or the only one not imported)."
     )
     recipes: Names | None = option(
         None, "Subsets to show, comma-separated (default: all).", metavar="SUBSET,..."

@@ -6,6 +6,7 @@ from typing import Literal
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.images import Preprocess
+from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -20,10 +21,11 @@ class ScoreSettings(Settings):
         "Sources to score, comma-separated (default: raw and all captions).",
         metavar="SOURCE,...",
     )
-    model: str = option(
-        "mini",
-        "Scorer: `mini` (embedded, for demos); ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID of "
-        "open_clip; `transformers:ID`; `package.module:Class` of your own.",
+    model: ScoreModel = option(
+        "",
+        "Scorer: a short name such as clip-l14 (`capmix models` lists them); ARCHITECTURE/TAG, "
+        "local-dir:FOLDER or hf-hub:ID of open_clip; `transformers:ID`; `package.module:Class` of "
+        "your own; `mini`, the demo's (default for the pool `embedded` alone).",
         group=MODEL,
     )
     save_embeddings: bool = option(

@@ -30,6 +30,16 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str 
     return [line.rstrip() for line in text.splitlines()]
 
 
+def size_text(size: float) -> str:
+    """Bytes for people, such as `512 bytes` and `1.2 GB`; a GB is 10^9."""
+    value, unit = float(size), "bytes"
+    for following in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, following
+    return f"{size:,.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
 def table_html(
     heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "l", title: str = ""
 ) -> str:

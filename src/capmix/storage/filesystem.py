@@ -31,6 +31,14 @@ READ_ONLY = ("http", "https")
 TRIES = 4
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+# A FIFO that nobody writes to would be waited for; Windows has none, and files of text by default.
+READ_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+HELD_FOR = 2.0  # seconds that another program may hold a file that is replaced, on Windows
 FULL = (27, 28, 30, 36, 122)  # EFBIG, ENOSPC, EROFS, ENAMETOOLONG, EDQUOT: no wait makes room
 OTHER_ERRORS = (
     ("aiohttp", "ClientError"),
@@ -88,7 +96,7 @@ def is_within(place: str, folder: str) -> bool:
 def _resolved(place: str) -> str:
     """A URL as it is; a path, also of file://, without links and `..`."""
     path = place.removeprefix("file://")
-    return path if "://" in path else str(Path(path).resolve())
+    return path if "://" in path else Path(path).resolve().as_posix()
 
 
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -168,11 +176,30 @@ class NotAFileError(IsADirectoryError):
 def open_regular(path: str) -> int:
     """The descriptor of a local file, to read. Raises NotAFileError for what is no regular file,
     without waiting for it, and OSError where it cannot be opened."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        handle = os.open(path, READ_FLAGS)
+    except PermissionError as error:
+        if os.path.isdir(path):  # as Windows says it
+            raise NotAFileError(errno.EISDIR, "not a regular file", path) from error
+        raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise NotAFileError(errno.EISDIR, "not a regular file", path)
     return handle
+
+
+def replace_file(path: str, name: str) -> None:
+    """Give a local file the name of another one, which is gone then. On Windows that waits a
+    little while another program, such as a scanner, has either open."""
+    ends_at = time.monotonic() + HELD_FOR
+    while True:
+        try:
+            os.replace(path, name)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > ends_at:
+                raise
+        time.sleep(FIRST_WAIT / 10)
 
 
 def is_final(error: BaseException) -> bool:

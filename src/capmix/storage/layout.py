@@ -3,6 +3,7 @@
 .markers/<folder>/<shard>.json             one per finished part; readers of a folder ignore it
 pool.json                                  which pool the directory belongs to
 samples/<shard>                            the index: one row per sample
+fields/<shard>                             the fields of the samples' JSON, as columns
 embeddings/<encoder>/image/<shard>         vectors of the images
 captions/<source>/<shard>                  texts of a captioner
 scores/<scorer>/<source>/<shard>           image-text similarities
@@ -21,6 +22,7 @@ MARKERS = ".markers"
 ARRAYS = ".arrays"
 CARRIED = ".carried"
 SAMPLES = "samples"
+FIELDS = "fields"
 EMBEDDINGS = "embeddings"
 CAPTIONS = "captions"
 SCORES = "scores"
@@ -44,7 +46,10 @@ EXPORT_FILES = ".manifest"
 EXPORT_CARD = "README.md"
 
 RAW = "raw"
-NOT_OF_SAMPLES = (MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS)
+# Without rows that say what became of a sample; those of FIELDS are in the index.
+NOT_OF_SAMPLES = (
+    FIELDS, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,
+)  # fmt: skip
 
 
 def part_name(folder: str, shard: str) -> str:

@@ -5,6 +5,7 @@ mix/columns.py). No source may be named so that a column of its own is one of an
 """
 
 import re
+import sys
 from collections.abc import Iterable
 
 from capmix.errors import UserError
@@ -12,6 +13,10 @@ from capmix.storage.layout import RAW
 
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# What no file of Windows can be called, whatever its suffix.
+NOT_ON_WINDOWS = re.compile(
+    r'[<>:"|?*\\\x00-\x1f]|[. ]/|(?:^|/)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:[./]|$)', re.I
+)
 DERIVED = re.compile(r".+_(best|k[0-9]+|(score|truncated)(_.*)?)")
 
 
@@ -31,6 +36,19 @@ def check_source_name(source: str, what: str = "source") -> None:
             f"{what} {source!r}: names with _score, _truncated, or _best or _k0 at the end are "
             "those of other sources' columns in recipes; choose another name"
         )
+
+
+def check_shard_names(shards: Iterable[str]) -> None:
+    """Raise UserError where a shard, of a pool that another system has written, names parts that
+    this one cannot hold."""
+    if sys.platform != "win32":
+        return
+    for name in shards:
+        if found := NOT_ON_WINDOWS.search(name):
+            raise UserError(
+                f"shard {name}: Windows has no file of that name ({found[0]!r}); rename the shard, "
+                "or name a --work that is a URL"
+            )
 
 
 def check_scorer_name(scorer: str, others: Iterable[str] = ()) -> None:

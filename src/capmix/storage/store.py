@@ -12,10 +12,12 @@ import io
 import json
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -34,6 +36,7 @@ from capmix.storage.filesystem import (
     is_final,
     open_file_system,
     open_regular,
+    replace_file,
 )
 from capmix.storage.json_text import parse_json
 from capmix.storage.layout import ABOUT, MARKERS, RUNNING, SCRATCH
@@ -92,7 +95,7 @@ class Store:
         self._renewal = Renewal()
         self.fs, root = open_file_system(location, "work directory")
         self.is_local = "file" in self.fs.protocol
-        self.root = os.path.realpath(root) if self.is_local else root.rstrip("/")
+        self.root = Path(os.path.realpath(root)).as_posix() if self.is_local else root.rstrip("/")
         self._listing: _Listing | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,7 +222,7 @@ class Store:
         """Give a temporary file its name. An object store shows an object when all of it is there;
         what broke off is not sent."""
         if self.is_local:
-            os.replace(path, self.path(name))
+            replace_file(path, self.path(name))
             self._renewal.remove(path)
         else:
             again(lambda: self.fs.put_file(path, self.path(name)))
@@ -434,7 +437,8 @@ class Store:
         with self._reading(name) as stream:
             about = os.fstat(stream.fileno())
             state = about.st_ino, about.st_size, about.st_mtime_ns
-            if about.st_size < MAPPED_FROM:  # a read reports errors, where a mapping kills
+            # A read reports errors, where a mapping kills; Windows replaces no mapped file.
+            if about.st_size < MAPPED_FROM or sys.platform == "win32":
                 return pa.py_buffer(stream.read()), state
             return pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), state
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -18,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 NAME = re.compile(r"\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.tmp")
 OLD_NAME = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}\.tmp")  # with the host's name, of capmix 0.1
 RENEWED_EVERY = 60.0  # seconds
+SYNCHRONIZE, WAIT_TIMEOUT, ERROR_ACCESS_DENIED = 0x100000, 258, 5  # of Windows
 ABANDONED_AFTER = 1800.0  # seconds without a change; a process can be stopped for a while
 
 
@@ -74,6 +77,8 @@ def clock_of(folder: str) -> float:
 
 def is_running(process: int) -> bool:
     """Whether a process of this namespace has that number."""
+    if sys.platform == "win32":  # where os.kill ends processes
+        return _runs_on_windows(process)
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -81,6 +86,19 @@ def is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _runs_on_windows(process: int) -> bool:
+    import ctypes
+
+    kernel: Any = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    handle = kernel.OpenProcess(SYNCHRONIZE, False, process)
+    if not handle:
+        return bool(kernel.GetLastError() == ERROR_ACCESS_DENIED)
+    try:
+        return bool(kernel.WaitForSingleObject(handle, 0) == WAIT_TIMEOUT)
+    finally:
+        kernel.CloseHandle(handle)
 
 
 class Renewal:

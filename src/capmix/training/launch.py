@@ -88,8 +88,10 @@ def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSour
 
     Data workers are forked, and the client of S3 hangs in a fork of a process that has used it
     (storage/s3.py): where there are any, another process looks. Raises UserError for settings that
-    fit no data, before it looks, and what `find` does.
+    fit no data, before it looks, for systems without fork, and what `find` does.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("train: needs a system with fork, such as Linux, macOS or WSL")
     check_settings(settings)
     if not settings.data_workers:
         return find()
@@ -126,7 +128,7 @@ def launch(
             "data": vars(data),
             "out": str(Path(out).resolve()),
             "max_failures": max_failures,
-            "messages": messages.are_shown(),
+            "messages": messages.current() and vars(messages.current()),
         }
         path.write_text(json.dumps(job), "utf-8")
         command = [sys.executable, "-m"]
@@ -152,7 +154,7 @@ def main(path: str) -> int:
     """The child's side of `launch`. Returns the exit code."""
     job = json.loads(Path(path).read_text("utf-8"))
     if job["messages"]:
-        messages.show()
+        messages.show(messages.MessageForm(**job["messages"]))
     settings = TrainSettings(**job["settings"])
     try:
         source = look_up(partial(TrainingData(**job["data"]).source, settings), settings)

@@ -7,7 +7,6 @@ checkpoints/epoch_latest.pt is where it goes on.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,11 @@ from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
 from capmix.storage.json_text import parse_object
 from capmix.training.scales import TrainSettings
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is trained (launch.look_up)
+    fcntl = None  # type: ignore[assignment]
 
 ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"

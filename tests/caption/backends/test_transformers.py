@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from samples import image_bytes
-from tiny_models import BUILDERS, blip, plain_model
+from tiny_models import BUILDERS, blip, plain_model, qwen3_vl
 
 from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.settings import CaptionSettings
@@ -52,6 +52,17 @@ def test_greedy_equals_generate_token_for_token(folder: Path) -> None:
         (caption,) = one.caption([inputs], [sample.uid], "s")[0]
         own = one.tokenizer.decode(_new_tokens(tokens[0], inputs), skip_special_tokens=True)
         assert caption.text == own.strip()
+
+
+def test_qwen3_vl_whose_tower_returns_features_of_several_layers(tmp_path: Path) -> None:
+    folder = qwen3_vl(tmp_path / "qwen3_vl")
+    one = captioner(folder, temperature=0, min_tokens=0, max_tokens=4, captions_per_image=2)
+    inputs = one.prepare(SAMPLES[1])
+    first, again = one.caption([inputs], [UIDS[1]], "s")[0]
+    tokens = plain_model(folder).generate(**inputs, do_sample=False, max_new_tokens=4)
+    own = one.tokenizer.decode(_new_tokens(tokens[0], inputs), skip_special_tokens=True)
+    assert first.text == again.text == own.strip()
+    assert one.prompt == "Describe this image in one sentence."
 
 
 def _new_tokens(tokens: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

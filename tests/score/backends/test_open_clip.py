@@ -73,7 +73,7 @@ def test_a_later_source_reads_no_image_again(name: str, tmp_path: Path) -> None:
     work.score(settings)
     embedded = work.store.path(f"embeddings/{settings.name}/image/00000.npy")
     before = Path(embedded).stat().st_mtime_ns
-    work.caption("mini")
+    work.caption("mini", model="mini")
     work.score(settings.model_copy(update={"sources": ["raw", "mini"]}))
     assert Path(embedded).stat().st_mtime_ns == before
     assert work.catalog.scored(settings.name) == ["raw", "mini"]
@@ -81,7 +81,7 @@ def test_a_later_source_reads_no_image_again(name: str, tmp_path: Path) -> None:
 
 def test_one_image_pass_serves_every_source(name: str, tmp_path: Path) -> None:
     work = open_workspace(pool_with(tmp_path / "p", TEXTS), str(tmp_path / "w"))
-    work.caption("mini")
+    work.caption("mini", model="mini")
     seen = []
     scorer = OpenClipScorer(ScoreSettings(model=name, device="cpu", dtype="float32"))
     scorer.encoder._model.visual.register_forward_hook(lambda *_: seen.append(1))

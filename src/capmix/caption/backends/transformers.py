@@ -19,14 +19,15 @@ from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.hub import check_hub
 from capmix.models.images import check_resized, decode_image
+from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
 from capmix.pool import Sample
 
 PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
-PROMPTS = {"florence2": "<CAPTION>", "paligemma": "caption en"}
-CHAT_PROMPT = "Describe this image in one sentence."
+PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
 SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
 
 
@@ -44,8 +45,9 @@ class TransformersCaptioner:
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
         self._wanted = settings
+        only_downloaded = _check(settings)  # before torch is loaded, which takes seconds
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
-        self.processor, self.model = _load(settings, self._device, dtype)
+        self.processor, self.model = _load(settings, self._device, dtype, only_downloaded)
         kind = self.model.config.model_type
         if settings.compile_decoder and not self.model._can_compile_fullgraph:
             raise UserError(
@@ -186,12 +188,20 @@ class _Draw:
         return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)
 
 
-def _load(settings: CaptionSettings, device: str, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
+def _check(settings: CaptionSettings) -> bool:
+    """Whether downloaded files alone can be had. Raises UserError where nothing can."""
     if settings.model.startswith((".", "/", "~")) and not Path(settings.model).is_dir():
         raise UserError(f"captioner {settings.model}: no such folder")
+    return check_hub(settings.model, f"captioner {settings.model}", settings.revision)
+
+
+def _load(
+    settings: CaptionSettings, device: str, dtype: Any, only_downloaded: bool
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    common |= {"local_files_only": only_downloaded}
     try:
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
         model = AutoModelForImageTextToText.from_pretrained(

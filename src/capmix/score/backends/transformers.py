@@ -9,6 +9,7 @@ from PIL import Image
 
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
 from capmix.models.images import check_resized
 from capmix.score.settings import ScoreSettings
@@ -68,8 +69,10 @@ class TransformersScorer:
     def __init__(self, settings: ScoreSettings):
         model = settings.model
         self.name = settings.name
+        # Before torch is loaded, which takes seconds.
+        only_downloaded = check_hub(model.removeprefix(PREFIX), f"scorer {model}")
         device, dtype = device_and_dtype(settings.device, settings.dtype)
-        self._model, self._processor = _load(model, device, dtype)
+        self._model, self._processor = _load(model, device, dtype, only_downloaded)
         self._device = device
         self._limit = int(self._model.config.text_config.max_position_embeddings)
         self.encoder = TransformersEncoder(
@@ -112,13 +115,17 @@ class TransformersScorer:
         return [len(row) > self._limit for row in ids]
 
 
-def _load(model: str, device: str, dtype: Any) -> tuple[Any, Any]:
+def _load(model: str, device: str, dtype: Any, only_downloaded: bool) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoProcessor
 
     name = model.removeprefix(PREFIX)
     try:
-        processor = AutoProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
-        loaded: Any = AutoModel.from_pretrained(name, use_safetensors=True, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            name, local_files_only=only_downloaded
+        )
+        loaded: Any = AutoModel.from_pretrained(
+            name, use_safetensors=True, dtype=dtype, local_files_only=only_downloaded
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"scorer {model}: cannot be loaded ({first})") from error

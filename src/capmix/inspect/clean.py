@@ -1,0 +1,301 @@
+"""What of a work directory can go: leftovers, or subsets and sources by name.
+
+Markers are removed first, those of what depends on others before these: whatever ends the process
+between two steps, a part is whole or counts as missing. Only files that the layout of a work
+directory knows are ever removed (storage/layout.py).
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from capmix.engine.others import announced, runs_at_work
+from capmix.errors import UserError
+from capmix.inspect.status import DEPTHS, is_stale, stage_folder
+from capmix.pool import Pool
+from capmix.settings.base import did_you_mean
+from capmix.settings.tables import size_text, table_lines
+from capmix.storage.layout import (
+    ANNOTATIONS,
+    ARRAYS,
+    CAPTIONS,
+    EMBEDDINGS,
+    MARKERS,
+    MEASURES,
+    PROBE_RESULTS,
+    PROBES,
+    RAW,
+    SAMPLES,
+    SCORES,
+    SUBSETS,
+    captions_folder,
+)
+from capmix.storage.store import Store
+from capmix.storage.temporary import clock_of, is_abandoned, is_temporary, remove_temporary
+
+OF_A_SHARD = (".parquet", ".npy")
+MADE_FROM_TEXTS = (SUBSETS, MEASURES, ANNOTATIONS)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Finished `parts` and `files`, by name, that go together, and why."""
+
+    about: str
+    parts: Sequence[str] = ()
+    files: Sequence[str] = ()
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` has removed or, unless `is_done`, would remove."""
+
+    work: str
+    removals: Sequence[Removal] = field(default_factory=list)
+    is_done: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(one.bytes for one in self.removals)
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        if not self.removals:
+            return [f"work {self.work}", "nothing to remove"]
+        heads = ("what", "parts", "files", "size")
+        rows = [
+            [one.about, f"{len(one.parts):,}", f"{len(one.files):,}", size_text(one.bytes)]
+            for one in self.removals
+        ]
+        total = size_text(self.bytes)
+        end = f"removed {total}" if self.is_done else f"would remove {total}; --yes removes it"
+        return [f"work {self.work}", *table_lines(heads, rows), end]
+
+
+def clean(
+    pool: Pool,
+    store: Store,
+    subsets: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    yes: bool = False,
+) -> Cleaned:
+    """Find what can go and, with `yes`, remove it: leftovers or, where any are named, `subsets`,
+    and `sources` with all that was made from them.
+
+    Leftovers are temporary files of dead processes, parts whose inputs have changed, scores of
+    sources that are gone, index and embeddings of shards that are gone, and copies of scores that
+    are. Raises UserError for a name that is not there, and while a run is at work.
+    """
+    here = _Here(pool, store)
+    _refuse_others(here)
+    found = _named(here, subsets, sources) if subsets or sources else _leftovers(here)
+    removals = [one for one in found if one.parts or one.files]
+    if yes and removals:
+        with announced(store) as others:
+            if others:
+                raise UserError(_busy(store, others))
+            _remove(store, removals)
+    return Cleaned(store.location, removals, yes)
+
+
+class _Here:
+    """The files of a work directory, with their sizes, and its finished parts."""
+
+    def __init__(self, pool: Pool, store: Store):
+        self.pool, self.store = pool, store
+        found = store.fs.find(store.root, detail=True)
+        self.sizes = {path[len(store.root) + 1 :]: one["size"] for path, one in found.items()}
+        self.parts = store.parts("")
+        self._known = frozenset(self.parts)
+
+    def is_part(self, name: str) -> bool:
+        return name in self._known
+
+    def below(self, folder: str) -> list[str]:
+        """Finished parts below a folder."""
+        return [part for part in self.parts if part.startswith(f"{folder}/")]
+
+    def files_of(self, part: str) -> list[str]:
+        """The files that are there of a part: those that its marker names, which nobody has to
+        believe, and copies of them."""
+        marker = self.store.read_marker(part)
+        names = {f"{part}{suffix}" for suffix in OF_A_SHARD} | {f"{ARRAYS}/{part}"}
+        names |= {f"{MEASURES}/sample.parquet"} if part.startswith(f"{MEASURES}/") else set()
+        names |= {one for one in (marker.files if marker else ()) if _is_of(one, part)}
+        return sorted(name for name in names if name in self.sizes)
+
+    def removal(self, about: str, parts: Iterable[str], files: Iterable[str] = ()) -> Removal:
+        parts = list(parts)
+        names = list(
+            dict.fromkeys([*files, *(name for one in parts for name in self.files_of(one))])
+        )
+        finished = [part for part in parts if self.is_part(part)]
+        return Removal(about, finished, names, sum(self.sizes[name] for name in names))
+
+
+def _is_of(file: str, part: str) -> bool:
+    """Whether a file can be one of a part: in the same top folder, with its name."""
+    top, name = part.partition("/")[0], part.rpartition("/")[2]
+    places = file.split("/")
+    return places[0] == top and ".." not in places and places[-1].startswith(f"{name}.")
+
+
+def _leftovers(here: _Here) -> list[Removal]:
+    found = [here.removal("temporary files of dead processes", [], _abandoned(here))]
+    shards = {shard.name: shard for shard in here.pool.shards}
+    stale: dict[str, list[str]] = {}
+    gone: dict[str, list[str]] = {}
+    with here.store.listed([*DEPTHS]):
+        for part in here.parts:
+            folder = stage_folder(part)
+            if folder.split("/")[0] not in DEPTHS:
+                continue
+            shard = shards.get(part[len(folder) + 1 :])
+            if shard is None and folder.split("/")[0] in (SAMPLES, EMBEDDINGS):
+                gone.setdefault(folder, []).append(part)
+            marker = here.store.read_marker(part)
+            if shard is not None and marker and is_stale(here.store, shard, marker):
+                stale.setdefault(folder, []).append(part)
+    sources = {RAW, *here.store.folders(CAPTIONS)}
+    for scorer in here.store.folders(SCORES):
+        for source in here.store.folders(f"{SCORES}/{scorer}"):
+            folder = f"{SCORES}/{scorer}/{source}"
+            if source not in sources:
+                stale.pop(folder, None)
+                found.append(_whole_folder(here, f"{folder}, whose captions are gone", folder))
+    found += [here.removal(f"{one}: its input has changed", parts) for one, parts in stale.items()]
+    found += [
+        here.removal(f"{one}: shards that the pool has not", parts) for one, parts in gone.items()
+    ]
+    taken = {name for one in found for name in one.files}
+    copies = [
+        name
+        for name in here.sizes
+        if name.startswith(f"{ARRAYS}/{SCORES}/")
+        and not here.is_part(name.partition("/")[2])
+        and name not in taken
+    ]
+    found.append(here.removal("copies of scores that are gone", [], copies))
+    return found
+
+
+def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
+    have = [part.partition("/")[2] for part in here.below(SUBSETS)]
+    for name in subsets:
+        if name not in have:
+            raise UserError(f"clean: no subset {name!r}{did_you_mean(name, have)}")
+    folders = [folder for source in sources for folder in _folders_of(here, source)]
+    made_from = _dependents(here, folders)
+    chosen = [f"{SUBSETS}/{name}" for name in subsets]
+    chosen += [part for part in made_from if part not in chosen]
+    found = []
+    for part in chosen:
+        name = part.partition("/")[2]
+        probes = [*here.below(f"{PROBE_RESULTS}/{name}"), *here.below(f"{PROBES}/{name}")]
+        of_subset = probes if part.startswith(f"{SUBSETS}/") else []
+        why = "" if name in subsets else f", made from {', '.join(sources)}"
+        found.append(here.removal(f"{part}{why}", [*of_subset, part]))
+    # The captions come last: all others are made from them.
+    return found + [_whole_folder(here, folder, folder) for folder in folders]
+
+
+def _folders_of(here: _Here, source: str) -> list[str]:
+    """A source's scores and captions."""
+    if source == RAW:
+        raise UserError("clean: raw is the pool's own text; there is nothing of it to remove")
+    scores = [f"{SCORES}/{one}/{source}" for one in here.store.folders(SCORES)]
+    folders = [*scores, captions_folder(source)]
+    found = [one for one in folders if any(name.startswith(f"{one}/") for name in here.sizes)]
+    found += [one for one in folders if one not in found and here.below(one)]
+    if not found:
+        hint = did_you_mean(source, here.store.folders(CAPTIONS))
+        raise UserError(f"clean: no source {source!r}{hint}")
+    return [one for one in folders if one in found]
+
+
+def _dependents(here: _Here, folders: Sequence[str]) -> list[str]:
+    """Parts that were made from the texts or scores of these folders."""
+    found = []
+    for top in MADE_FROM_TEXTS:
+        for part in here.below(top):
+            marker = here.store.read_marker(part)
+            if marker is not None and _uses(marker.inputs, folders):
+                found.append(part)
+    return found
+
+
+def _uses(inputs: Mapping[str, str], folders: Sequence[str]) -> bool:
+    return any(stage_folder(name) in folders for name in inputs)
+
+
+def _whole_folder(here: _Here, about: str, folder: str) -> Removal:
+    """The parts of a stage, and files of shards that have lost their markers."""
+    parts = dict.fromkeys([*here.below(folder), *(f"{folder}/{s.name}" for s in here.pool.shards)])
+    return here.removal(about, parts)
+
+
+def _abandoned(here: _Here) -> list[str]:
+    return [name for name, is_dead in _temporary(here).items() if is_dead]
+
+
+def _temporary(here: _Here) -> dict[str, bool]:
+    """Temporary files and whether their process has ended."""
+    store = here.store
+    if not store.is_local:
+        return {}
+    found = {name: _maker(name) for name in here.sizes if _maker(name)}
+    now = clock_of(store.root) if found else 0.0
+    return {name: is_abandoned(store.path(maker), now) for name, maker in found.items()}
+
+
+def _maker(name: str) -> str:
+    """The temporary file, or the folder that a file is in; "" for others."""
+    places = name.split("/")
+    at = next((i for i, one in enumerate(places) if is_temporary(one)), None)
+    return "" if at is None else "/".join(places[: at + 1])
+
+
+def _refuse_others(here: _Here) -> None:
+    others = runs_at_work(here.store)
+    writing = [name for name, is_dead in _temporary(here).items() if not is_dead]
+    if others or writing:
+        raise UserError(_busy(here.store, others or [f"one that writes {writing[0]}"]))
+
+
+def _busy(store: Store, others: Sequence[str]) -> str:
+    return (
+        f"clean: another capmix process is using {store.location} ({', '.join(others)}); wait "
+        "until it has ended"
+    )
+
+
+def _remove(store: Store, removals: Sequence[Removal]) -> None:
+    for one in removals:
+        for part in one.parts:
+            with store.locked(part):
+                store.remove_marker(part)
+    for one in removals:
+        for name in one.files:
+            maker = _maker(name)
+            if maker:
+                remove_temporary(store.path(maker))
+            else:
+                store.remove(name)
+    if store.is_local:
+        names = [name for one in removals for name in one.files]
+        names += [f"{MARKERS}/{part}" for one in removals for part in one.parts]
+        _remove_empty(store.root, {os.path.dirname(name) for name in names})
+
+
+def _remove_empty(root: str, folders: Iterable[str]) -> None:
+    """Folders that hold nothing any more, and those above them."""
+    for folder in sorted(folders, key=len, reverse=True):
+        while folder:
+            with suppress(OSError):
+                os.rmdir(f"{root}/{folder}")
+            if os.path.exists(f"{root}/{folder}"):
+                break
+            folder = os.path.dirname(folder)

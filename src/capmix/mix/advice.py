@@ -1,0 +1,33 @@
+"""What to do about what a recipe asks for and a work directory lacks."""
+
+from collections.abc import Collection, Mapping
+
+from capmix.mix.columns import Column, is_text, scored_sources
+from capmix.storage.layout import SCORES
+
+
+def about_scores(names: Collection[str], columns: Mapping[str, Column]) -> str | None:
+    """The command that gives the scores which `names` of columns need and which are not there, or
+    the choice between scorers that have them; None where none are lacking."""
+    sources = [
+        name.removesuffix("_text")
+        for name, one in columns.items()
+        if is_text(one) and (one.pick is None or f"_k{one.pick}_" not in name)
+    ]
+    lacking = scored_sources(set(names) - columns.keys(), sources)
+    if not lacking:
+        return None
+    folders = {one.folder for one in columns.values() if one.folder.startswith(f"{SCORES}/")}
+    of_source = {
+        source: {one.split("/")[1] for one in folders if one.rpartition("/")[2] == source}
+        for source in sources
+        if source in lacking
+    }
+    unscored = [source for source, scorers in of_source.items() if not scorers]
+    if not unscored:
+        found = ", ".join(sorted(set().union(*of_source.values())))
+        shown = ", ".join(of_source)
+        return f"several scorers have scored {shown} ({found}): choose one with --scorer"
+    asked = scored_sources(names, sources)
+    command = ",".join(one for one in sources if one in asked)
+    return f"no scores for {', '.join(unscored)}: run `capmix score --sources {command}`"

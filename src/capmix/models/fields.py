@@ -1,0 +1,301 @@
+"""The JSON fields of a pool's samples as typed columns: `fields/<shard>.parquet`.
+
+A row for each sample of the index, with its uid and a column for each field that a recipe can name.
+The columns of parquet and Lance pools with images count as such fields. The index stage writes the
+part beside its own while it reads the shard; `field_stages` makes it for shards that an older
+capmix has indexed.
+
+The type of a field in a shard is BOOLEAN, BIGINT, DOUBLE (for integers beside other numbers, and
+for those of over 64 bits) or VARCHAR (for texts beside anything else, where a number is written as
+in JSON). A list or an object is a VARCHAR of JSON. Null and a field that a sample lacks are alike.
+`common_type` says what a field is in shards that have it in several types.
+
+Anybody may have written the JSON, so what is kept of it is bounded, and what is left out is counted
+by reason in the marker: names that are no identifiers, fields after the first MAX_FIELDS of a
+shard, texts of over MAX_TEXT_BYTES, and texts after MAX_SHARD_BYTES of a shard.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capmix.engine.stage import PartWriter, Stage
+from capmix.pool.pool import Pool
+from capmix.pool.sample import BadSample, Sample, Shard
+from capmix.storage.draft import Draft, MadeMeanwhileError
+from capmix.storage.layout import FIELDS, SAMPLES
+from capmix.storage.marker import Counts, Marker
+from capmix.storage.store import Store
+
+CONFIG = {"rules": 1}  # how values become columns
+TYPES = "types"  # in the marker: SQL type by field
+BOOLEAN, BIGINT, DOUBLE, VARCHAR = "BOOLEAN", "BIGINT", "DOUBLE", "VARCHAR"
+ARROW = {BOOLEAN: pa.bool_(), BIGINT: pa.int64(), DOUBLE: pa.float64(), VARCHAR: pa.string()}
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+OF_CAPMIX = "uid"  # is in every part
+MAX_FIELDS = 100
+MAX_TEXT_BYTES = 1 << 15
+MAX_SHARD_BYTES = 1 << 26
+AT_ONCE = 1024  # samples: to call Arrow for fewer takes longer than their values do
+JSON_AT_ONCE = 1 << 23  # bytes
+NESTED_BYTES = 1 << 16  # of JSON whose size is not known
+SQL_OF = {bool: BOOLEAN, int: BIGINT, float: DOUBLE, str: VARCHAR}
+SQL = {kind: name for name, kind in ARROW.items()}
+# Why something is left out.
+NO_NAME = "not an identifier"
+TOO_MANY = f"more than {MAX_FIELDS} fields"
+TOO_LONG = f"over {MAX_TEXT_BYTES:,} bytes"
+SHARD_FULL = f"after {MAX_SHARD_BYTES:,} bytes of a shard"
+UNREAD = ("unreadable_shard", "unreadable_file")
+
+
+@dataclass
+class _Field:
+    """The values of one field so far, some rows in each chunk, and the types that occur."""
+
+    chunks: list[pa.Array] = field(default_factory=list)
+    types: set[str] = field(default_factory=set)
+
+
+@dataclass
+class FieldColumns:
+    """Collects the fields of a shard's samples, in the order of the index.
+
+    Samples wait until there are AT_ONCE of them: a column of values of one type is made at once.
+    """
+
+    uids: list[str | None] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    _found: dict[str, _Field] = field(default_factory=dict)
+    _waiting: list[Mapping[str, Any]] = field(default_factory=list)
+    _json: int = 0
+    _texts: int = 0
+
+    def add(self, sample: Sample | BadSample) -> None:
+        """Take the next sample; of one that could not be read, nothing is known."""
+        if isinstance(sample, BadSample):
+            self.uids.append(None)
+            self._waiting.append({})
+        else:
+            self.uids.append(sample.uid)
+            self._waiting.append(sample.metadata)
+            self._json += _size(sample)
+        if len(self._waiting) >= AT_ONCE or self._json > JSON_AT_ONCE:
+            self._take()
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The SQL type of each field that has a value."""
+        self._take()
+        return {name: _type_of(one.types) for name, one in self._found.items() if one.types}
+
+    def table(self) -> pa.Table:
+        """uid, and the fields in the order in which they were met; no rows without any field."""
+        types = self.types
+        uids = self.uids if types else []
+        columns: dict[str, Any] = {OF_CAPMIX: pa.array(uids, pa.string())}
+        for name, type_ in types.items():
+            chunks = self._found[name].chunks
+            columns[name] = pa.chunked_array([as_array(one, type_) for one in chunks])
+        return pa.table(columns)
+
+    def _take(self) -> None:
+        """Make columns of the samples that wait."""
+        waiting, self._waiting, self._json = self._waiting, [], 0
+        if not waiting:
+            return
+        before = len(self.uids) - len(waiting)
+        for about in waiting:
+            for name in about:
+                if name not in self._found and name != OF_CAPMIX:
+                    self._meet(name, before)
+        for name, known in self._found.items():
+            values = [about.get(name) for about in waiting]
+            known.chunks.append(self._column(values, known.types))
+
+    def _meet(self, name: str, before: int) -> None:
+        """A field that no sample had so far."""
+        if not NAME.fullmatch(name):
+            self.left_out[NO_NAME] += 1
+        elif len(self._found) >= MAX_FIELDS:
+            self.left_out[TOO_MANY] += 1
+        else:
+            self._found[name] = _Field([pa.nulls(before)] if before else [])
+
+    def _column(self, values: list[Any], types: set[str]) -> pa.Array:
+        """The values of some samples; `types` takes those that occur."""
+        kinds = set(map(type, values)) - {NoneType}
+        if not kinds:
+            return pa.nulls(len(values))
+        if len(kinds) == 1:
+            with suppress(ValueError, OverflowError, pa.ArrowException):
+                found = self._plain(values, next(iter(kinds)))
+                types.add(SQL[found.type])
+                return found
+        known = [None if one is None else self._value(one) for one in values]
+        here = {_sql_type(one) for one in known if one is not None}
+        if not here:
+            return pa.nulls(len(values))
+        types |= here
+        type_ = _type_of(here)
+        return pa.array([as_type(one, type_) for one in known], ARROW[type_])
+
+    def _plain(self, values: list[Any], kind: type) -> pa.Array:
+        """Values of one type that need no further look. Raises ValueError or pa.ArrowException for
+        others."""
+        found = pa.array(values, ARROW[SQL_OF[kind]] if kind in SQL_OF else pa.null())
+        if kind is float and not pc.all(pc.is_finite(found)).as_py():
+            raise ValueError("not finite")
+        if kind is str:
+            longest, total = pc.max(pc.binary_length(found)).as_py(), found.nbytes
+            if longest > MAX_TEXT_BYTES or self._texts + total > MAX_SHARD_BYTES:
+                raise ValueError("too long")
+            self._texts += total
+        return found
+
+    def _value(self, value: Any) -> Any:
+        """A value as it is kept: a truth value, a number or a text; None for one that is not."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return value if -(2**63) <= value < 2**63 else _as_double(value)
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        data = value.encode("utf-8", "replace") if isinstance(value, str) else _json_of(value)
+        if len(data) > MAX_TEXT_BYTES:
+            self.left_out[TOO_LONG] += 1
+            return None
+        if self._texts + len(data) > MAX_SHARD_BYTES:
+            self.left_out[SHARD_FULL] += 1
+            return None
+        self._texts += len(data)
+        return data.decode()
+
+
+def as_array(values: pa.Array, type_: str) -> pa.Array:
+    """Values of another type as `type_`, which holds them."""
+    kind = ARROW[type_]
+    if values.type == kind or pa.types.is_null(values.type):
+        return values.cast(kind)
+    if type_ == VARCHAR:
+        return pa.array([as_type(one, type_) for one in values.to_pylist()], kind)
+    return values.cast(kind, safe=False)  # large integers are rounded
+
+
+def _size(sample: Sample) -> int:
+    """About the bytes of a sample's JSON."""
+    if sample.members:
+        return len(sample.members.get("json", b""))
+    sizes = (
+        len(one) if isinstance(one, str) else NESTED_BYTES if isinstance(one, list | dict) else 8
+        for one in sample.metadata.values()
+    )
+    return sum(sizes)
+
+
+def _json_of(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except (TypeError, ValueError):  # integers of over 64 bits, lone surrogates
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _sql_type(value: Any) -> str:
+    return SQL_OF[type(value)]
+
+
+def common_type(one: str, other: str) -> str:
+    """The type that holds the values of both, of a field that two shards have in these."""
+    if one == other:
+        return one
+    return DOUBLE if {one, other} == {BIGINT, DOUBLE} else VARCHAR
+
+
+def as_type(value: Any, type_: str) -> Any:
+    """A value as the type of its column holds it."""
+    if type_ == DOUBLE:
+        return _as_double(value)
+    if type_ == VARCHAR and not isinstance(value, str | None):
+        return json.dumps(value)
+    return value
+
+
+def types_of(marker: Marker | None) -> dict[str, str]:
+    """The SQL types of the fields in a part; none of a part that is not there."""
+    found = {} if marker is None else marker.extra.get(TYPES)
+    if not isinstance(found, dict):
+        return {}
+    return {str(name): type_ for name, type_ in found.items() if type_ in ARROW}
+
+
+def _type_of(types: set[str]) -> str:
+    first, *others = sorted(types)
+    for other in others:
+        first = common_type(first, other)
+    return first
+
+
+def _as_double(value: Any) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of over 1,024 bits
+        return None
+
+
+def write_fields(draft: Draft, shard: Shard, columns: FieldColumns) -> None:
+    """Write the part of a shard beside another one that is made of the same reading."""
+    beside = Draft(draft.store, f"{FIELDS}/{shard.name}")
+    try:
+        table = columns.table()
+        beside.write_table(f"{beside.part}.parquet", table)
+        counts = Counts(ok=len(columns.uids))
+        beside.commit(
+            Marker(
+                {"pool": shard.fingerprint},
+                CONFIG,
+                len(columns.uids),
+                counts,
+                _extra(columns),
+                columns=tuple(table.column_names),
+            )
+        )
+    except MadeMeanwhileError:
+        pass
+    finally:
+        beside.discard()
+
+
+def field_stages(pool: Pool, store: Store) -> list[Stage]:
+    """The one stage that makes the fields of shards that were indexed without them."""
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        columns = FieldColumns()
+        known = store.read_marker(f"{SAMPLES}/{shard.name}")
+        failed: Mapping[str, int] = known.counts.failed if known else {}
+        for sample in pool.read(shard):
+            if isinstance(sample, BadSample) and sample.reason in UNREAD and not failed:
+                raise OSError(sample.detail)
+            out.count_in()
+            out.count_ok()
+            columns.add(sample)
+        out.extra = _extra(columns)
+        out.write_table(columns.table())
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        return {"pool": shard.fingerprint}
+
+    return [Stage("fields", FIELDS, CONFIG, inputs, run_shard)]
+
+
+def _extra(columns: FieldColumns) -> dict[str, Any]:
+    return {TYPES: columns.types, "left_out": dict(columns.left_out)}
