@@ -882,6 +882,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
     @property
     def checkpoint(self) -> Path:
         """The newest checkpoint; it may not exist yet."""

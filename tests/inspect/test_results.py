@@ -8,6 +8,7 @@ from samples import write_pool
 
 import capmix
 from capmix.errors import UserError
+from capmix.evaluation.results import Evaluated
 from capmix.pipeline.grid import Cell, write_tables
 from capmix.storage.marker import Counts, Marker
 
@@ -19,7 +20,7 @@ def line(key: str, fingerprint: str, **metrics: float | None) -> str:
 
 
 def test_a_run_has_a_row_per_task_of_its_last_evaluation(tmp_path: Path) -> None:
-    run = capmix.Run(tmp_path)
+    run = capmix.Run(str(tmp_path))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no results; `capmix eval .*` writes them"):
         run.results()
     (tmp_path / "eval_results.jsonl").write_text(
@@ -64,3 +65,16 @@ def write_probe(ws: capmix.Workspace, seed: int, subset: str) -> None:
     found = {"metrics": {"set": {"acc1": 1.0}}}
     inputs = {"checkpoint": ws.store.fingerprint(probe)}
     ws.store.write_marker(f"probe_results/raw/seed{seed}", Marker(inputs, {}, 4, Counts(4), found))
+
+
+def test_an_evaluation_shows_itself() -> None:
+    lines = [json.loads(line("a", "now", acc1=0.5, main_metric=0.5))]
+    found = Evaluated(lines, {"Average": 0.5, "VTAB": None}, ["b", "c"], ["<d>: broken"])
+    assert repr(found).splitlines() == [
+        "A  acc1  0.5000",
+        "Average: 0.5000",
+        "<d>: broken",
+        "2 tasks without data, such as b",
+    ]
+    assert "&lt;d&gt;: broken" in found._repr_html_()
+    assert found.to_table()["acc1"].to_pylist() == [0.5]

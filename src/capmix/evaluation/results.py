@@ -9,25 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalSet, embedded_evalsets
 from capmix.evaluation.evaluate import evaluate_set, usual_metric
 from capmix.evaluation.other_sets import open_evalset
 from capmix.evaluation.results_file import ResultsFile
+from capmix.evaluation.tables import MAIN as MAIN
+from capmix.evaluation.tables import lines_table
 from capmix.evaluation.tasks import DATACOMP, TASKS, EvalTask, aggregates, chosen_tasks
 from capmix.evaluation.vectors import VectorCache
 from capmix.models.registry import require
 from capmix.pool import EMBEDDED, embedded_folder
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import make
-from capmix.settings.tables import table_lines
+from capmix.settings.printable import printable
+from capmix.settings.tables import table_html, table_lines
 
 log = logging.getLogger(__name__)
 
 RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
 RUN_ABOUT = "run.json"
-# Names in a grid's tables: the metric that a set goes by, and its mean over all sets.
-MAIN, MEAN = "main_metric", "mean of all sets"
+MEAN = "mean of all sets"  # its name in a grid's tables
 SIGLIP_BIAS = -10.0  # what open_clip's trainer starts from; the checkpoint's own value replaces it
 
 
@@ -47,6 +51,25 @@ class Evaluated:
         lines = table_lines([], rows, "lll")
         means = {name: value for name, value in self.aggregates.items() if value is not None}
         return lines + [f"{name}: {value:.4f}" for name, value in means.items()]
+
+    def to_table(self) -> pa.Table:
+        """A row per task: task, dataset, metric, its value, precision, and every metric, as
+        fractions."""
+        return lines_table(self.lines)
+
+    def __repr__(self) -> str:
+        lines = [*self.text(), *self.broken]
+        if self.missing:
+            lines.append(f"{len(self.missing)} tasks without data, such as {self.missing[0]}")
+        return "\n".join(printable(line) for line in lines)
+
+    def _repr_html_(self) -> str:
+        rows = [[line["dataset"], line["metric"] or "", _shown(line)] for line in self.lines]
+        means = {name: value for name, value in self.aggregates.items() if value is not None}
+        rows += [[name, "", f"{value:.4f}"] for name, value in means.items()]
+        rows += [[name, "", "no data"] for name in self.missing]
+        rows += [[why, "", "broken"] for why in self.broken]
+        return table_html(["task", "metric", "value"], rows, "ll")
 
 
 def evaluate(

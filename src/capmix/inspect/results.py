@@ -1,6 +1,5 @@
 """Results as tables: of one run a row per task, of a work directory a row per run and probe."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +8,18 @@ import pyarrow as pa
 from capmix.errors import UserError
 from capmix.evaluation.results import MAIN, OTHERS, RESULTS, SUMMARY
 from capmix.evaluation.results_file import read_lines
+from capmix.evaluation.tables import lines_table, wide_table
 from capmix.storage import layout
 from capmix.storage.json_text import parse_object
 from capmix.storage.store import Store
 
 CELLS = f"{layout.RESULTS}/cells.parquet"
-ABOUT_TASK = {
-    "task": pa.string(),
-    "dataset": pa.string(),
-    "metric": pa.string(),
-    "value": pa.float64(),
-    "precision": pa.string(),
-}
 ABOUT_RUN = {
     "of": pa.string(),
     "subset": pa.string(),
     "seed": pa.int64(),
     "samples": pa.int64(),
 }
-
-
-def lines_table(lines: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """A row per task: task, dataset, metric, its value, precision, and a column for every metric.
-
-    Values are fractions, 0 to 1; null where a task has no such metric.
-    """
-    rows = []
-    for line in lines:
-        metrics = {name: value for name, value in line["metrics"].items() if name != MAIN}
-        about = {"task": line["key"], "dataset": line["dataset"], "metric": line["metric"]}
-        about |= {"value": line["metrics"][MAIN], "precision": line.get("precision")}
-        rows.append(about | {name: one for name, one in metrics.items() if name not in about})
-    return _table(rows, ABOUT_TASK)
 
 
 def run_table(folder: Path) -> pa.Table:
@@ -64,7 +43,7 @@ def work_table(store: Store) -> pa.Table:
     SET/METRIC is a metric of an evaluation set, SET alone the metric that the set goes by; all are
     fractions, 0 to 1. Probes of subsets that were mixed again since are left out.
     """
-    return _table([*_runs(store), *_probes(store)], ABOUT_RUN)
+    return wide_table([*_runs(store), *_probes(store)], ABOUT_RUN)
 
 
 def _runs(store: Store) -> list[dict[str, Any]]:
@@ -102,19 +81,6 @@ def _probes(store: Store) -> list[dict[str, Any]]:
 
 def _name(evalset: str, metric: str) -> str:
     return evalset if metric == MAIN else f"{evalset}/{metric}"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, pa.DataType]) -> pa.Table:
-    """A column for every name that a row has; those of `about` come first."""
-    numbers = dict.fromkeys(name for row in rows for name in row if name not in about)
-    columns = {
-        name: pa.array([row.get(name) for row in rows], kind) for name, kind in about.items()
-    }
-    columns |= {
-        name: pa.array([row.get(name) for row in rows], pa.float64(), from_pandas=True)
-        for name in numbers
-    }
-    return pa.table(columns)
 
 
 def _fingerprint(summary: Path) -> str | None:
