@@ -41,7 +41,7 @@ def test_fields_are_options() -> None:
     assert run() == {"pool": None, "settings": Sampling()}
     found = run("p", "--top-p", "0.9", "--flag", "--no-on", "--size", "3", "--tags=a", "--tags=b")
     assert found == {
-        "pool": "p",
+        "pool": ["p"],
         "settings": Sampling(top_p=0.9, flag=True, on=False, size=3, tags=["a", "b"]),
     }
 

@@ -49,7 +49,7 @@ ADDRESS = ("http://", "https://")
 
 
 @dataclass(frozen=True)
-class Place:
+class PoolPlace:
     """A directory of a pool, whose files are named in the pool with `prefix` before them.
 
     `owned` is the path or URL of a directory that is the pool's as a whole; "" where single files
@@ -89,7 +89,7 @@ class Listed:
     """A place and what is in it. `is_optional` where a pattern found it, so that it may hold
     nothing; `is_chosen` where its files were named, and not their directory."""
 
-    place: Place
+    place: PoolPlace
     listing: Listing
     is_optional: bool
     is_chosen: bool
@@ -323,12 +323,12 @@ def _prefixes(named: list[_Named]) -> list[str]:
 
 def _listed(one: _Named, prefix: str, follow_links: bool) -> Listed:
     follow_links = follow_links or one.follow_links
-    place = Place(prefix, one.fs, one.root, follow_links, one.owned)
+    place = PoolPlace(prefix, one.fs, one.root, follow_links, one.owned)
     listing = _list_folder(place) if one.names is None else _list_files(one, follow_links)
     return Listed(place, listing, one.is_optional, one.names is not None)
 
 
-def _list_folder(place: Place) -> Listing:
+def _list_folder(place: PoolPlace) -> Listing:
     """One listing, of as many calls as its pages are; never a call a file where it tells sizes."""
     fs, root = place.fs, place.root
     if is_local(fs) and os.path.isdir(root):

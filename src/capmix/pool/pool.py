@@ -27,7 +27,7 @@ from capmix.pool.places import (
     READ_AHEAD,
     TAR_SUFFIXES,
     Listed,
-    Place,
+    PoolPlace,
     find_places,
     is_hidden,
     is_local,
@@ -55,7 +55,7 @@ class Pool:
 
     location: str
     shards: list[Shard]
-    places: tuple[Place, ...]
+    places: tuple[PoolPlace, ...]
     files: dict[str, list[str]] = field(repr=False)
     sidecars: set[str] = field(repr=False)
     follow_links: bool = False
@@ -173,7 +173,7 @@ class Pool:
                 known[id(fs)] = type(fs)(*fs.storage_args, **fs.storage_options)
         return replace(self, places=tuple(replace(p, fs=known[id(p.fs)]) for p in self.places))
 
-    def place_of(self, name: str) -> tuple[Place, str]:
+    def place_of(self, name: str) -> tuple[PoolPlace, str]:
         """Where a file is, and its name there. Longer prefixes come first."""
         place = next(one for one in self.places if name.startswith(one.prefix))
         return place, name[len(place.prefix) :]
@@ -246,7 +246,7 @@ def shown_location(locations: Sequence[str]) -> str:
 class _Contents:
     """What a place holds: `files` of each shard and what is known of them, without its prefix."""
 
-    place: Place
+    place: PoolPlace
     kind: str
     files: dict[str, list[str]]
     sidecars: set[str]
@@ -340,7 +340,7 @@ def _open_lance(
         size = sum(info["size"] for info in about.values())
         shards.append(Shard(one.name, hashlib.sha256(stamps.encode()).hexdigest(), size))
         files[one.name] = one.files
-    place = Place("", fs, root, follow_links, location)
+    place = PoolPlace("", fs, root, follow_links, location)
     return Pool(location, shards, (place,), files, set(), follow_links, version, (location,))
 
 
