@@ -20,7 +20,9 @@ from capmix.storage.layout import (
     ANNOTATIONS,
     ARRAYS,
     CAPTIONS,
+    CARRIED,
     EMBEDDINGS,
+    FIELDS,
     MARKERS,
     MEASURES,
     PROBE_RESULTS,
@@ -85,8 +87,8 @@ def clean(
     """Find what can go and, with `yes`, remove it: leftovers or, where any are named, `subsets`,
     and `sources` with all that was made from them.
 
-    Leftovers are temporary files of dead processes, parts whose inputs have changed, scores of
-    sources that are gone, index and embeddings of shards that are gone, and copies of scores that
+    Leftovers are temporary files of dead processes, parts whose inputs have changed (but captions,
+    which cost most and of which many are kept), scores of sources that are gone, index and embeddings of shards that are gone, and copies of scores that
     are. Raises UserError for a name that is not there, and while a run is at work.
     """
     here = _Here(pool, store)
@@ -154,9 +156,12 @@ def _leftovers(here: _Here) -> list[Removal]:
             if folder.split("/")[0] not in DEPTHS:
                 continue
             shard = shards.get(part[len(folder) + 1 :])
-            if shard is None and folder.split("/")[0] in (SAMPLES, EMBEDDINGS):
+            top = folder.split("/")[0]
+            if shard is None and top in (SAMPLES, FIELDS, EMBEDDINGS):
                 gone.setdefault(folder, []).append(part)
             marker = here.store.read_marker(part)
+            if top == CAPTIONS:  # the next run keeps those of images that did not change
+                continue
             if shard is not None and marker and is_stale(here.store, shard, marker):
                 stale.setdefault(folder, []).append(part)
     sources = {RAW, *here.store.folders(CAPTIONS)}
@@ -199,7 +204,10 @@ def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[
         why = "" if name in subsets else f", made from {', '.join(sources)}"
         found.append(here.removal(f"{part}{why}", [*of_subset, part]))
     # The captions come last: all others are made from them.
-    return found + [_whole_folder(here, folder, folder) for folder in folders]
+    found += [_whole_folder(here, folder, folder) for folder in folders]
+    names = [f"{CARRIED}/{source}.parquet" for source in sources]
+    moved = [name for name in names if name in here.sizes]
+    return [*found, here.removal("captions that a run was to move", [], moved)]
 
 
 def _folders_of(here: _Here, source: str) -> list[str]:
