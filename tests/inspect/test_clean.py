@@ -100,9 +100,11 @@ def test_leftovers(work: Workspace) -> None:
     assert [one.about for one in found.removals] == [
         "temporary files of dead processes",
         "scores/null/other, whose captions are gone",
+        "fields: its input has changed",
         "samples: its input has changed",
         "scores/null/null: its input has changed",
         "scores/null/raw: its input has changed",
+        "fields: shards that the pool has not",
         "samples: shards that the pool has not",
         "copies of scores that are gone",
     ]

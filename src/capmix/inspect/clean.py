@@ -88,8 +88,9 @@ def clean(
     and `sources` with all that was made from them.
 
     Leftovers are temporary files of dead processes, parts whose inputs have changed (but captions,
-    which cost most and of which many are kept), scores of sources that are gone, index and embeddings of shards that are gone, and copies of scores that
-    are. Raises UserError for a name that is not there, and while a run is at work.
+    which cost most and of which many are kept), scores of sources that are gone, index and
+    embeddings of shards that are gone, and copies of scores that are. Raises UserError for a name
+    that is not there, and while a run is at work.
     """
     here = _Here(pool, store)
     _refuse_others(here)
