@@ -173,6 +173,25 @@ def test_images_in_memory_need_no_work_directory(
         capmix.caption_images([picture], model="field:x")
 
 
+def test_images_are_captioned_as_those_of_a_source_were(
+    ws: capmix.Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.new("RGB", (64, 48), "red")
+    (texts,) = ws.caption_images([picture], source="mini")
+    assert len(texts) == 2  # captions_per_image of the source
+    assert ws.caption_images([picture], source="mini") == [texts]
+    assert ws.caption_images([picture], source="mini", captions_per_image=1) == [texts[0]]
+    marker = ws.store.read_marker("captions/mini/00000")
+    assert marker is not None
+    marker.config["weights"] = "of another file"
+    monkeypatch.setattr(type(ws.store), "read_marker", lambda store, part: marker)
+    with pytest.raises(UserError, match="by another model: weights 'of another file' -> "):
+        ws.caption_images([picture], source="mini")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="no captions of source 'mni'; did you mean 'mini'"):
+        ws.caption_images([picture], source="mni")
+
+
 def test_a_subset_is_trained_on_and_the_run_evaluated(ws: capmix.Workspace, tmp_path: Path) -> None:
     import json
 

@@ -821,7 +821,7 @@ class Subset:
     def to_pandas(self, limit: int | None = None) -> Any:
         """The rows of `table` as a pandas DataFrame, or the first `limit` of them.
 
-        They are in memory: about 0.5 kB a row. Raises UserError where pandas is not installed.
+        They are in memory: 0.1 to 0.5 kB a row. Raises UserError where pandas is not installed.
         """
         from capmix.inspect.table import first_rows
         from capmix.models.registry import require
