@@ -62,6 +62,17 @@ def test_the_scorer_that_capmix_ran_is_taken_before_imported_ones(
     assert table["raw_score_null"].equals(computed)
 
 
+@pytest.mark.parametrize(
+    "name", ["clip-l14", "ViT-L-14-quickgelu/openai", "vit-l-14-quickgelu-openai"]
+)
+def test_a_scorer_has_the_names_of_its_model_too(
+    work: Workspace, tmp_path: Path, name: str
+) -> None:
+    for one in ("other", "vit-l-14-quickgelu-openai"):
+        add_scorer(work, tmp_path, one)
+    assert work.catalog.scorer(name) == "vit-l-14-quickgelu-openai"
+
+
 def metadata(folder: Path, *columns: pa.Array) -> Workspace:
     """A pool of metadata alone: a shard of two rows for each array, which is its column x."""
     (folder / "pool").mkdir()

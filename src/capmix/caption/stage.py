@@ -44,7 +44,8 @@ def caption_stage(
         captions: list[list[Caption]] = []
         for start in range(0, len(good), size):
             part = slice(start, start + size)
-            captions += captioner.caption(embeddings[part], good[part], source)
+            with out.busy.working(len(good[part])):
+                captions += captioner.caption(embeddings[part], good[part], source)
         written = iter(captions)
         rows: list[Row] = []
         for row in samples:

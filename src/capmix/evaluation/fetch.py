@@ -24,7 +24,7 @@ def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
-        raise UserError("evalsets fetch: pip install huggingface_hub") from error
+        raise UserError("evalsets fetch: pip install 'capmix[hub]'") from error
     folders = []
     for number, task in enumerate(tasks, 1):
         folder = Path(directory) / task.folder

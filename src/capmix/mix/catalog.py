@@ -12,6 +12,7 @@ from capmix.mix.kinds import OF_INDEX, field_types
 from capmix.models.fields import types_of
 from capmix.pool import Pool
 from capmix.pool.sample import Sample
+from capmix.score.settings import ScoreSettings
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import (
     ANNOTATIONS,
@@ -72,6 +73,9 @@ class Catalog:
         Raises UserError where there are several to choose from, or not the wanted one.
         """
         found = self.store.folders(SCORES)
+        if wanted and wanted not in found:  # by its model, or the model's short name
+            named = ScoreSettings(model=wanted).name
+            wanted = named if named in found else wanted
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
         if wanted is None and (computed := self._the_computed(found)):
