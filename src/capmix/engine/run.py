@@ -223,7 +223,8 @@ class _Run:
             if counts.failed:
                 rows = unread_rows(counts, unread, len(self.job.shards))
                 check_failures(name, counts, self.max_failures, lines, unread=rows)
-                if not found or found[-1].failed != counts.failed:  # else they are the same rows
+                is_told = bool(found) and found[-1].failed == counts.failed  # of the same rows
+                if number in self.made and not is_told:
                     log.warning("%s: %s", name, failed_line(counts, lines))
             found.append(counts)
         return found
@@ -249,7 +250,7 @@ class _Run:
         if number not in self.made:
             return f"{images} done before, {others}"
         made = self.made[number]
-        before = counts.total - made.counts.total
+        before = counts.ok - made.counts.ok
         of_all = sum(one.seconds for one in self.made.values())
         # Stages that are made shard by shard share the time by what each took.
         seconds = max(self.seconds * made.seconds / of_all if of_all else 0.0, 1e-6)
