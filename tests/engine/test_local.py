@@ -49,7 +49,7 @@ def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]
 def test_processes_write_the_same_bytes(tmp_path: Path, workers: int) -> None:
     pool = write_pool(tmp_path / "pool", shards=5, samples=20)
     whole = null_run(pool, tmp_path / "one", EngineSettings())
-    assert len(whole) == 1 + 5 * 2 * 4 + 5 * 2  # tables and markers, scores as arrays
+    assert len(whole) == 1 + 5 * 2 * 5 + 5 * 2  # tables and markers, scores as arrays
     assert null_run(pool, tmp_path / "n", EngineSettings(workers=workers)) == whole
 
 
