@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from capmix.caption.fields import FIELDS as CAPTION_FIELDS
+from capmix.caption.fields import NEEDED as CAPTION_FIELDS
 from capmix.engine.settings import EngineSettings
 from capmix.mix.columns import columns_of
 from capmix.mix.mix import Summary, mix

@@ -307,7 +307,7 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
         (mine(" + ".join(["raw_score"] * 900) + " > 0"), "mine"),
         (mine("in_list('good')"), "no uid list 'good'"),
         (mine(distinct="colour"), "distinct: no column 'colour'"),
-        (mine("raw_score > 5"), "selects none of 3 samples"),
+        (mine("raw_score > 5"), r"selects none of 3 samples\. Clauses: raw where raw_score > 5$"),
     ],
 )
 def test_a_recipe_that_does_not_fit_names_clause_and_columns(recipe: Recipe, message: str) -> None:

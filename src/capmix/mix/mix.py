@@ -238,9 +238,14 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
             if math.isnan(value)
         )
         clauses = "; ".join(map(str, plan.steps))
+        everything = [one.clause for one in plan.steps if str(one.clause.where).strip() == "true"]
+        unweighted = [one.source for one in everything if str(one.weight).strip() == "1"]
+        sources = ", ".join(dict.fromkeys(unweighted))
+        textless = f". No sample has a text of {sources}" if sources else ""
+        limits = f". Thresholds: {shown}" if shown else ""
         raise UserError(
             f"recipe {plan.recipe.name} selects none of {tally.samples} samples. "
-            f"Clauses: {clauses}. Thresholds: {shown}{short}"
+            f"Clauses: {clauses}{limits}{short}{textless}"
         )
     counts = enumerate(zip(plan.steps, tally.by_clause, strict=True), start=1)
     return Summary(
