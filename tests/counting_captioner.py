@@ -16,6 +16,7 @@ class CountingCaptioner:
     """Its caption k depends on the image, the name that draws are keyed by, and k alone."""
 
     device = "cpu"
+    of_image_alone = True
     asked: ClassVar[list[tuple[str, int]]] = []
     empty: ClassVar[set[int]] = set()  # numbers of the captions that come out empty
     failing: ClassVar[set[int]] = set()  # and of those whose batch fails
@@ -46,6 +47,8 @@ class CountingCaptioner:
 
 class OldCaptioner(CountingCaptioner):
     """One that knows nothing of `first`, as packages of others may have."""
+
+    of_image_alone = False
 
     def caption(
         self, prepared: Sequence[str], uids: Sequence[str], source: str

@@ -124,6 +124,26 @@ def test_other_settings_keep_nothing(photos: Path, tmp_path: Path) -> None:
     assert caption(photos, tmp_path / "w", seed=1, force=True) == PHOTOS + 1
 
 
+def test_a_captioner_that_may_read_more_than_the_image_captions_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    assert caption(photos, tmp_path / "w", OLD_MODEL) == PHOTOS
+    (photos / "p5.txt").write_text("quite another text")
+    assert caption(photos, tmp_path / "w", OLD_MODEL) == 4  # the shard of this text
+    (photos / "a.jpg").write_bytes(image_bytes(100))
+    assert caption(photos, tmp_path / "w", OLD_MODEL) == PHOTOS + 1
+
+
+def test_a_field_is_read_again_where_it_has_changed(photos: Path, tmp_path: Path) -> None:
+    for number in range(PHOTOS):
+        (photos / f"p{number}.json").write_text(f'{{"tags": "first {number}"}}')
+    open_workspace(photos, tmp_path / "w").caption("c", model="field:tags")
+    (photos / "p5.json").write_text('{"tags": "second"}')
+    open_workspace(photos, tmp_path / "w").caption("c", model="field:tags")
+    texts = table(tmp_path / "w")["text"].to_pylist()
+    assert texts == [f"first {n}" if n != 5 else "second" for n in range(PHOTOS)]
+
+
 def test_a_run_that_was_killed_halfway_resumes_with_what_was_kept(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

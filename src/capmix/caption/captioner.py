@@ -47,7 +47,9 @@ class ImageCaptioner(Protocol):
     """Writes captions from images. Its promise about caption k is the Captioner's.
 
     `batch_size` images are captioned at once; `workers` threads run `prepare` ahead of the model.
-    A captioner that asks a server in `prepare` may have `prepare(sample, first=0)`.
+    A captioner that asks a server in `prepare` may have `prepare(sample, first=0)`. One that reads
+    nothing of a sample but its image says so with `of_image_alone = True`: its captions are kept
+    where only the rest of the sample has changed.
     """
 
     settings: dict[str, Any]

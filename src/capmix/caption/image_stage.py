@@ -76,7 +76,8 @@ def image_caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
-    folder = captions_folder(source)
+    folder, alone = captions_folder(source), getattr(captioner, "of_image_alone", False)
+    reuse = CaptionReuse(store, pool, source, config, selection, alone) if store else None
     return Stage(
         f"caption {source}",
         folder,
@@ -88,7 +89,7 @@ def image_caption_stage(
         columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
-        reuse=CaptionReuse(store, pool, source, config, selection) if store else None,
+        reuse=reuse,
     )
 
 

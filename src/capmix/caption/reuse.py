@@ -51,7 +51,11 @@ class KnownCaptions:
 
 
 class CaptionReuse:
-    """Reuse (engine/redo.py) of the captions of `source` that were made with `config`."""
+    """Reuse (engine/redo.py) of the captions of `source` that were made with `config`.
+
+    With `of_image_alone`, a caption depends on nothing else in its sample. Otherwise captions of a
+    shard that has changed are not kept.
+    """
 
     def __init__(
         self,
@@ -60,10 +64,11 @@ class CaptionReuse:
         source: str,
         config: Mapping[str, Any],
         selection: Selection | None = None,
+        of_image_alone: bool = False,
     ):
         self._store, self._pool, self._config = store, pool, dict(config)
         self._source, self._folder = source, captions_folder(source)
-        self._selection = selection
+        self._selection, self._of_image_alone = selection, of_image_alone
         self._number = int(config.get(NUMBER, 1))
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
@@ -147,6 +152,8 @@ class CaptionReuse:
             names = [name for name in PART_COLUMNS if name in file.schema_arrow.names]
         table = self._store.read_table(f"{part}.parquet", names)
         is_same = marker.inputs.get("pool") == shard.fingerprint
+        if not is_same and not self._of_image_alone:
+            return found
         number = int(marker.config.get(NUMBER, 1))
         for name, one in self._of_table(table, number, images if is_same else {}):
             if name not in found or found[name].number <= one.number:
@@ -156,6 +163,8 @@ class CaptionReuse:
     @cached_property
     def _carried(self) -> dict[Name, KnownCaptions]:
         found: dict[Name, KnownCaptions] = {}
+        if not self._of_image_alone:
+            return found
         for config, table in read_carried(self._store, self._source):
             settings = json.loads(config)
             if self.keeps(settings):

@@ -37,6 +37,7 @@ class CocaCaptioner:
     packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip")
     device: ClassVar[str] = "gpu"
     needs_images: ClassVar[bool] = True
+    of_image_alone: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings

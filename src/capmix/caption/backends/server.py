@@ -67,6 +67,7 @@ class ServerCaptioner:
     packages: ClassVar[tuple[str, ...]] = ()
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
+    of_image_alone: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings

@@ -41,6 +41,7 @@ class TransformersCaptioner:
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     device: ClassVar[str] = "gpu"
     needs_images: ClassVar[bool] = True
+    of_image_alone: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
