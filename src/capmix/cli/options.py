@@ -40,9 +40,9 @@ def only(*names: str) -> Only:
 
 
 POOL_HELP = (
-    "Directory or URL of tars, images or parquet files, such files, patterns as "
-    "`shards/{00000..00099}.tar` or `shards/*.tar`, several of these, or `embedded` (default: the "
-    "pool that the work directory remembers)."
+    "A directory, URL or file (tars, images, parquet), a pattern such as `shards/*.tar` or "
+    "`shards/{00000..00099}.tar`, or several of these; `embedded` is the demo's (default: the pool "
+    "that the work directory remembers)."
 )
 WORK_HELP = "Work directory (default: CAPMIX_WORK, or the one you are in)."
 Pool = Annotated[list[str] | None, Parameter(help=POOL_HELP, show_default=False, negative="")]
