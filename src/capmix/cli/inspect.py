@@ -158,8 +158,8 @@ def plan(
     pool: Annotated[
         list[str],
         Parameter(
-            help="Directory or URL of tars, images or parquet files, such files or patterns of "
-            "them, or `embedded`.",
+            help="A directory, URL or file (tars, images, parquet), a pattern, or several of "
+            "these; `embedded` is the demo's.",
             negative="",
         ),
     ],
