@@ -289,11 +289,13 @@ class Workspace:
     ) -> dict[str, Counts]:
         """Score the texts of sources, of all samples or some, against their images (float32 cosine
         similarity); returns the counts of texts by source."""
-        from capmix.score.scorers import needs_gpu, score_stages
+        from capmix.score.scorers import check_preprocess, needs_gpu, score_stages
 
         options, samples = _samples(options, samples)
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = work._to_score(chosen)
+        if chosen.model:
+            check_preprocess(chosen)
         chosen = work._with_model(chosen, SCORERS, "score")
         on_gpu = needs_gpu(chosen)
         work, selection = work.select(samples)

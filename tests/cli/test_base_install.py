@@ -88,7 +88,7 @@ def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> Non
         ("train --scale small --data mixed --out r", "'capmix[train]'"),
         ("train --work W --subset raw --out r", "'capmix[train]'"),
         ("eval ViT-B-32/openai --evalsets e", "'capmix[open_clip]'"),
-        ("evalsets fetch --out e", "huggingface_hub"),
+        ("evalsets fetch --out e", "'capmix[hub]'"),
         ("view --work W", "'capmix[view]'"),
         (f"plan shards --model {BLIP2} --scorer clip-l14", "'capmix[transformers]'"),
         ("plan s3://bucket/shards", "'capmix[s3]'"),

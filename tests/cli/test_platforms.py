@@ -43,7 +43,7 @@ def test_the_way_from_a_folder_to_shards(system: str, tmp_path: Path) -> None:
     done = run(system, tmp_path, *COMMANDS)
     assert done.returncode == 0, done.stderr
     assert "caption given: 3 images in " in done.stderr
-    assert "verified 3 parts" in done.stdout
+    assert "verified 4 parts" in done.stdout
     texts = pq.read_table(tmp_path / "W/captions/given/00000.parquet")["text"].to_pylist()
     assert texts == ["given 0", "given 1", "given 2"]
     with tarfile.open(tmp_path / "out/00000000.tar") as tar:
@@ -54,7 +54,7 @@ def test_the_way_from_a_folder_to_shards(system: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_model_captions_in_one_process(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
-    done = run("windows", tmp_path, "caption photos --work W --source mini")
+    done = run("windows", tmp_path, "caption photos --work W --source mini --model mini")
     assert done.returncode == 0, done.stderr
     assert "caption mini: 3 images in " in done.stderr
 

@@ -354,7 +354,7 @@ def test_an_image_file_that_cannot_be_read_costs_one_row_until_it_can_be(tmp_pat
 
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("capmix.pool.pool.read_local", broken)
+        patch.setattr("capmix.pool.places.read_local", broken)
         counts = work.export("raw", str(out))
     assert (counts.ok, dict(counts.failed)) == (4, {"unreadable_file": 1})
     counts = work.export("raw", str(out))

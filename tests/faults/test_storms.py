@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from storm import WAYS, Fault, Killed, Storm, on_disk, on_object_store, use_object_store
 
 from capmix.errors import UserError
+from capmix.storage.layout import FIELDS
 from capmix.storage.marker import UNFINGERPRINTED
 from capmix.workspace import Workspace
 
@@ -74,12 +75,14 @@ class Place:
         self.roots = tuple(fsspec.core.url_to_fs(one)[1] for one in (self.work, self.out))
 
     def files(self) -> dict[str, bytes]:
-        """All files by path, but for those of a process that is at work."""
+        """All files by path, but for those of a process that is at work, and for the fields of the
+        samples' JSON: what is damaged of them is listed again when a recipe names one."""
         found = {}
         for root in self.roots:
             with contextlib.suppress(FileNotFoundError):
                 for path in self.fs.find(root):
-                    if "/running/" not in path and not path.endswith(".tmp"):
+                    is_left_out = any(f"/{one}/" in path for one in ("running", FIELDS))
+                    if not is_left_out and not path.endswith(".tmp"):
                         found[path[len(root.rpartition("/")[0]) :]] = bytes(self.fs.cat_file(path))
         return found
 

@@ -159,7 +159,7 @@ def test_a_recipe_without_fields_reads_one_of_their_markers(
         return real(store, part)
 
     monkeypatch.setattr(Store, "read_marker", noting)
-    columns = work.columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
+    columns = work.recipe_columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
     assert "raw_text" in columns
     assert [part for part in read if part.startswith("fields/")] == ["fields/00000"]
 

@@ -337,7 +337,7 @@ def test_a_folder_of_captioned_images_opens_with_them(tmp_path: Path) -> None:
     for i in range(3):
         Image.effect_noise((64, 64), 60 + i).save(tmp_path / f"photos/IMG_{i}.png")
     made = open_workspace(str(tmp_path / "photos"), str(tmp_path / "work"))
-    made.caption("mini")
+    made.caption("mini", model="mini")
     path, table = made.report(out=str(tmp_path / "r.html"))
     assert table == []
     with opened(f"file://{path}", 1280) as seen:

@@ -74,7 +74,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*positional: Any, **given: Any) -> None:
         asked = {one: given.pop(one) for one in shared if one in given}
-        messages.change(make(MessageSettings, asked, place).form())
+        form = make(MessageSettings, asked, place).form()
+        if messages.current() is not None:  # a function that is called from Python shows nothing
+            messages.change(form)
         settings = {}
         for name, (kind, fields) in kinds.items():
             by_name = {field: option for option, field in options_of(kind).items()}

@@ -13,10 +13,12 @@ from typing import Literal
 from capmix.storage.temporary import temporary_name
 
 Put = Literal["written", "same", "kept"]
-FOLDER = os.O_RDONLY | os.O_DIRECTORY
-INSIDE = FOLDER | os.O_NOFOLLOW
-FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+# Windows has none of these three, and no open folders: what needs them is refused there.
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+INSIDE = FOLDER | NOFOLLOW
+FILE = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW
 IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # FAT, some networks
 Other = Literal[False]  # something that is not the file

@@ -29,18 +29,23 @@ def needs_gpu(settings: ScoreSettings) -> bool:
     return on_gpu and settings.device in ("auto", "cuda")
 
 
-def make_scorer(settings: ScoreSettings) -> Scorer:
-    """The model, loaded. See ScoreSettings for its names.
-
-    Raises UserError where a package is missing, the class is no scorer, it does not prepare images
-    as asked for, or the model cannot be loaded.
-    """
+def check_preprocess(settings: ScoreSettings) -> None:
+    """Raise UserError where the scorer does not prepare images as asked for."""
     known = getattr(find_backend(SCORERS, settings.model), "preprocesses", ("capmix",))
     if settings.preprocess not in known:
         raise UserError(
             f"--preprocess {settings.preprocess}: the scorer {settings.model} takes "
             f"{' or '.join(known)} only; name a model of open_clip, or leave the option out"
         )
+
+
+def make_scorer(settings: ScoreSettings) -> Scorer:
+    """The model, loaded. See ScoreSettings for its names.
+
+    Raises UserError where a package is missing, the class is no scorer, it does not prepare images
+    as asked for, or the model cannot be loaded.
+    """
+    check_preprocess(settings)
     made: Scorer = make_backend(SCORERS, settings.model, settings=settings)
     require_members(made, settings.model, MEMBERS)
     return made
