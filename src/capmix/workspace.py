@@ -210,16 +210,22 @@ class Workspace:
 
         chooser = Chooser(self.store, samples)
         shards = self.pool.shards
+        listed: list[Shard] = []
         for some in growing(shards) if samples.limit else [shards]:
-            part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
-            part.index()
+            part = self.of_shards(some)
+            self._list(some)
+            listed += some
             columns = part.recipe_columns(chooser.names) if chooser.names else {}
             chooser.look_at(part.pool, columns)
             if chooser.is_full:
                 break
+        self.of_shards(listed).index()  # the budget of failures is that of all that are listed
         selection = chooser.selection()
-        pool = replace(self.pool, shards=chooser.shards(self.pool))
-        return replace(self, pool=pool, _index=_Index()), selection
+        return self.of_shards(chooser.shards(self.pool)), selection
+
+    def of_shards(self, shards: "Sequence[Shard]") -> "Workspace":
+        """The same workspace as if the pool had these shards alone."""
+        return replace(self, pool=replace(self.pool, shards=list(shards)), _index=_Index())
 
     @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
     def caption(
@@ -242,7 +248,7 @@ class Workspace:
         part, selection = work.select(samples)
         stages = partial(caption_stages, part.pool, work.store, source, chosen, selection)
         with carried(work.store, work.pool, source):
-            counts = part.run(stages, protect=True, needs_gpu=on_gpu)[-1]
+            counts = part.run(stages, work.pool.shards, needs_gpu=on_gpu)[-1]
         if chosen.model.startswith(FIELD) and not counts.ok:
             name = chosen.model.removeprefix(FIELD)
             raise UserError(
@@ -342,7 +348,7 @@ class Workspace:
         work, selection = self, None
         if samples != SelectSettings() or self.store.parts(folder):
             work, selection = self.select(samples)
-        return Site(work.pool, work.store, selection, work.engine, work.runs)
+        return Site(work.pool, self.pool, work.store, selection, work.engine, work.runs)
 
     @with_options(ImportSettings, RunSettings)
     def import_captions(
@@ -648,16 +654,25 @@ class Workspace:
         return found
 
     def run(
-        self, make_stages: MakeStages, protect: bool = False, needs_gpu: bool = False
+        self,
+        make_stages: MakeStages,
+        protected: "Sequence[Shard]" = (),
+        needs_gpu: bool = False,
     ) -> list[Counts]:
         """Make what is missing of some stages; the counts of each.
 
-        `protect` refuses parts of other settings, unless the workspace is forced. For an engine of
-        more than this process, `make_stages` is a functools.partial of a function of a module.
+        Of the `protected` shards parts of other settings are refused, unless the workspace is
+        forced. For an engine of more than this process, `make_stages` is a functools.partial of a
+        function of a module.
         """
-        protect = protect and not self.runs.force
-        shards, retry = self.pool.shards, self.runs.retry_failed
-        job = Job(make_stages, shards, self.store, protect, retry, needs_gpu)
+        job = Job(
+            make_stages,
+            self.pool.shards,
+            self.store,
+            () if self.runs.force else protected,
+            self.runs.retry_failed,
+            needs_gpu,
+        )
         return run_job(job, self.runs.max_failures, self.engine, self._index.rows)
 
     def _with(

@@ -11,6 +11,7 @@ import pytest
 from counting_captioner import MODEL, OLD_MODEL, CountingCaptioner
 from samples import image_bytes, sample_members, tar_bytes
 
+from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.storage.store import Store
 from capmix.workspace import open_workspace
@@ -220,3 +221,109 @@ def test_a_fifth_caption_that_fails_leaves_four(photos: Path, tmp_path: Path) ->
     CountingCaptioner.failing.clear()
     assert caption(photos, tmp_path / "w", captions_per_image=5, retry_failed=True) == 5 * PHOTOS
     assert same_as_undisturbed(photos, tmp_path / "w", tmp_path, captions_per_image=5)
+
+
+def test_copies_of_a_photo_with_fields_of_their_own_keep_them(photos: Path, tmp_path: Path) -> None:
+    for number in (0, 1):
+        (photos / f"p{number}.jpg").write_bytes(image_bytes(0))
+        (photos / f"p{number}.json").write_text(f'{{"tags": "tag {number}"}}')
+    work = open_workspace(photos, tmp_path / "w")
+    for limit in (1, 2, 3):
+        work.caption("c", model="field:tags", limit=limit)
+    assert table(tmp_path / "w")["text"].to_pylist()[:2] == ["tag 0", "tag 1"]
+
+
+def test_captions_stay_where_the_image_cannot_be_prepared_for_one_more(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption(photos, tmp_path / "w", captions_per_image=2)
+
+    def late(self: CountingCaptioner, sample: Any) -> str:
+        raise SampleError("timeout", "too late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CountingCaptioner, "prepare", late)
+        caption(photos, tmp_path / "w", captions_per_image=3, max_failures=1)
+    assert table(tmp_path / "w")["status"].to_pylist() == ["ok", "ok", "failed"] * PHOTOS
+    caption(photos, tmp_path / "w", captions_per_image=3, retry_failed=True)
+    assert same_as_undisturbed(photos, tmp_path / "w", tmp_path, captions_per_image=3)
+
+
+def test_a_trial_keeps_what_the_rest_will_need(photos: Path, tmp_path: Path) -> None:
+    caption(photos, tmp_path / "w")
+    (photos / "a.jpg").write_bytes(image_bytes(100))
+    assert caption(photos, tmp_path / "w", limit=2) == 1
+    assert caption(photos, tmp_path / "w") == 0
+    assert same_as_undisturbed(photos, tmp_path / "w", tmp_path)
+    assert not list((tmp_path / "w").glob(".carried/*"))
+
+
+def test_what_is_carried_does_not_grow_and_may_be_damaged(photos: Path, tmp_path: Path) -> None:
+    caption(photos, tmp_path / "w")
+    (photos / "a.jpg").write_bytes(image_bytes(100))
+    store = Store(str(tmp_path / "w"))
+    for _ in range(3):
+        with pytest.raises(UserError, match="seed"):
+            caption(photos, tmp_path / "w", seed=1)
+        rows = store.read_table(".carried/c.parquet")
+        assert len(rows) == PHOTOS
+    configs = pa.array(["{"] * 5 + ["[]"] * 4)
+    damaged = rows.set_column(rows.schema.get_field_index("config"), "config", configs)
+    store.write_table(".carried/c.parquet", damaged)
+    work = open_workspace(photos, tmp_path / "w")
+    assert work.forecast_caption("c", model=MODEL).stages[0].images == 1
+    asked()  # of a few images that were timed
+    assert caption(photos, tmp_path / "w") == 1
+
+
+def test_protection_is_of_the_whole_pool(photos: Path, tmp_path: Path) -> None:
+    caption(photos, tmp_path / "w", uids=str(listed(tmp_path, "p8.jpg")))
+    (tmp_path / "w/captions/c/00000.parquet").unlink()
+    with pytest.raises(UserError, match="seed 0 -> 1"):
+        caption(photos, tmp_path / "w", seed=1, limit=1)
+
+
+def test_a_retry_of_some_samples_leaves_the_part_what_it_is(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    members = [one for n in range(6) for one in sample_members(f"{n:04d}", n)]
+    (pool / "0.tar").write_bytes(tar_bytes(members))
+    caption(pool, tmp_path / "w")
+    store = Store(str(tmp_path / "w"))
+    before = store.fingerprint("captions/c/0")
+    assert caption(pool, tmp_path / "w", limit=2, retry_failed=True) == 0
+    assert store.fingerprint("captions/c/0") == before
+    CountingCaptioner.failing.add(0)
+    caption(pool, tmp_path / "x", limit=1, max_failures=1)
+    CountingCaptioner.failing.clear()
+    assert caption(pool, tmp_path / "x", limit=2, retry_failed=True) == 2
+    assert caption(pool, tmp_path / "x") == 4
+    assert same_as_undisturbed(pool, tmp_path / "x", tmp_path)
+
+
+def test_two_runs_of_other_samples_keep_what_both_made(photos: Path, tmp_path: Path) -> None:
+    """The second one begins and ends while the first one captions."""
+    work = open_workspace(photos, tmp_path / "w")
+    others = iter([{"limit": 1}, {"uids": str(listed(tmp_path, "p2.jpg"))}])
+    own = CountingCaptioner.caption
+
+    def meanwhile(self: CountingCaptioner, *given: Any, **options: Any) -> Any:
+        found = own(self, *given, **options)
+        if (other := next(others, None)) is not None:
+            open_workspace(photos, tmp_path / "w").caption("c", model=MODEL, **other)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CountingCaptioner, "caption", meanwhile)
+        work.caption("c", model=MODEL, uids=str(listed(tmp_path, "p1.jpg")))
+    texts = [text is not None for text in table(tmp_path / "w")["text"].to_pylist()[:4]]
+    assert texts == [True, True, True, False]
+    asked()
+    assert caption(photos, tmp_path / "w") == PHOTOS - 3
+    assert same_as_undisturbed(photos, tmp_path / "w", tmp_path)
+
+
+def listed(folder: Path, *names: str) -> Path:
+    path = folder / f"{names[0]}.list"
+    path.write_text("\n".join(names))
+    return path

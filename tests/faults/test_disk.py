@@ -129,9 +129,9 @@ def test_parts_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     work.store.write_marker(part, replace(marker, config=marker.config | {"temperature": 1.0}))
     expected = r"other settings \(temperature 1.0 -> 0.75\). Choose another name .* --force"
     with pytest.raises(UserError, match=expected):
-        work.run(partial(null_captions, work.pool), protect=True)
+        work.run(partial(null_captions, work.pool), protected=work.pool.shards)
     work = work.using(force=True)
-    work.run(partial(null_captions, work.pool), protect=True)
+    work.run(partial(null_captions, work.pool), protected=work.pool.shards)
     marker_now = Store(str(tmp_path / "w")).read_marker("captions/null/00001")
     assert marker_now is not None
     assert "temperature" not in marker_now.config

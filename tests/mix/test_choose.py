@@ -137,7 +137,7 @@ def test_scores_of_a_part_of_the_samples(work: Workspace, monkeypatch: pytest.Mo
     scores = f"scores/{work.store.folders('scores')[0]}/c"
     assert statuses(work, scores) == {"ok": 3, "not_selected": 1}
     work.score(model=SCORER, sources="c", where="raw_text is null")
-    assert statuses(work, scores) == {"ok": 6, "not_selected": 6}
+    assert statuses(work, scores) == {"ok": 7, "not_selected": 5}  # the first shard had them
     work.score(model=SCORER, sources="c")
     assert statuses(work, scores) == {"ok": 12}
     seen.clear()
@@ -185,3 +185,45 @@ def test_a_broken_shard_does_not_end_a_trial(pool: Path, tmp_path: Path) -> None
         + 8
         - 3
     )
+
+
+def test_whole_parts_of_embeddings_stay_whole(work: Workspace) -> None:
+    work.caption("mini", model="mini")
+    work.caption("mini", model="mini", limit=2)
+    assert statuses(work, "captions/mini") == {"ok": 12}
+
+
+def test_a_retry_of_some_scores_leaves_the_others(work: Workspace) -> None:
+    from small_world import HashScorer
+
+    own = HashScorer.encode_texts
+
+    def failing(self: Any, texts: Any) -> Any:
+        if any("drawn" in text and text.endswith("0") and seen.pop() for text in texts):
+            raise ValueError("no")
+        return own(self, texts)
+
+    caption(work)
+    seen = [False] * 100 + [True]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HashScorer, "encode_texts", failing)
+        work.score(model=SCORER, sources="c", max_failures=1)
+    scores = f"scores/{work.store.folders('scores')[0]}/c"
+    before = statuses(work, scores)
+    work.score(model=SCORER, sources="c", limit=2, retry_failed=True)
+    assert statuses(work, scores)["not_selected"] == 0
+    assert statuses(work, scores)["ok"] >= before["ok"]
+
+
+def test_first_shards_without_samples_or_with_many_bad_ones_do_not_end_a_trial(
+    tmp_path: Path,
+) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "0.tar").write_bytes(tar_bytes([]))
+    bad = [("a.json", b"{}"), ("b.json", b"{}"), *sample_members("good", 900)]
+    (pool / "1.tar").write_bytes(tar_bytes(bad))
+    members = [one for n in range(200) for one in sample_members(f"{n:04d}", n % 7, uid=f"u{n}")]
+    (pool / "2.tar").write_bytes(tar_bytes(members))
+    work = open_workspace(pool, tmp_path / "w")
+    assert caption(work, limit=3) == 3

@@ -7,15 +7,19 @@ and removed when the last one is there: a run that is killed between the two fin
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.caption.fields import FIELDS
 from capmix.errors import UserError
 from capmix.pool import Pool
+from capmix.storage.json_text import parse_object
 from capmix.storage.layout import CARRIED, captions_folder
+from capmix.storage.marker import Marker
 from capmix.storage.rows import STATUS_FIELDS
 from capmix.storage.store import Store
 
@@ -25,30 +29,68 @@ SCHEMA = pa.schema([*STATUS_FIELDS, *FIELDS, (CONFIG, pa.string())])
 
 @contextlib.contextmanager
 def carried(store: Store, pool: Pool, source: str) -> Iterator[None]:
-    """Within the block, which captions `source`, what moved is kept; after it, if nothing was
-    raised, it is removed. Does nothing for pools whose samples do not move."""
+    """Within the block, which captions `source`, what may have moved is kept; after it, if nothing
+    was raised, it is removed once no part of the pool is out of date. Does nothing for pools whose
+    samples do not move."""
     is_kept = keep_moved(store, pool, source)
     yield
-    if is_kept:
+    now = {f"{captions_folder(source)}/{shard.name}" for shard in pool.shards}
+    if is_kept and not any(part in now for part, _ in _stale_parts(store, pool, source)):
         store.remove(_file(source))
 
 
+@contextlib.contextmanager
+def tried(store: Store, pool: Pool, source: str) -> Iterator[None]:
+    """As `carried`, for a look at what a run would do: nothing new is left behind."""
+    is_new = not store.exists(_file(source))
+    is_kept = keep_moved(store, pool, source)
+    try:
+        yield
+    finally:
+        if is_new and is_kept:
+            store.remove(_file(source))
+
+
 def keep_moved(store: Store, pool: Pool, source: str) -> bool:
-    """Copy the captions of parts that would be overwritten; returns whether there are any."""
+    """Copy the captions of parts that would be overwritten, beside those that are kept already;
+    returns whether there are any."""
     if not pool.is_folder:
         return False
     name = _file(source)
     tables = [*_earlier(store, name), *_stale(store, pool, source)]
     if tables:
-        store.write_table(name, pa.concat_tables(tables))
+        store.write_table(name, _once(pa.concat_tables(tables)))
     return bool(tables)
 
 
-def read_carried(store: Store, source: str) -> Iterator[tuple[str, pa.Table]]:
-    """The settings, as JSON, and the captions of each kind that are kept."""
-    for table in _earlier(store, _file(source)):
+class CarriedCaptions:
+    """What is kept of a source, to be looked up by the hashes of images: a number for each caption
+    beside the table itself. Nothing where the file is damaged or not there."""
+
+    def __init__(self, store: Store, source: str):
+        tables = list(_earlier(store, _file(source)))
+        table = tables[0] if tables else SCHEMA.empty_table()
+        table = table.filter(pc.is_valid(table["image_hash"]))
+        hashes = table["image_hash"].to_numpy()
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes, self._table = hashes[self._order], table
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def of(self, images: Iterable[int]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
+        """The settings of each kind of captions of these images, and the captions."""
+        wanted = np.unique(np.fromiter(images, np.uint64))
+        starts = np.searchsorted(self._hashes, wanted, "left")
+        ends = np.searchsorted(self._hashes, wanted, "right")
+        spans = [self._order[a:b] for a, b in zip(starts, ends, strict=True) if b > a]
+        if not spans:
+            return
+        table = self._table.take(pa.array(np.sort(np.concatenate(spans))))
         for config in pc.unique(table[CONFIG]).to_pylist():
-            yield config, table.filter(pc.equal(table[CONFIG], config))
+            with contextlib.suppress(ValueError):
+                settings = parse_object((config or "").encode())
+                yield settings, table.filter(pc.equal(table[CONFIG], config))
 
 
 def _file(source: str) -> str:
@@ -63,20 +105,35 @@ def _earlier(store: Store, name: str) -> Iterator[pa.Table]:
             yield table
 
 
-def _stale(store: Store, pool: Pool, source: str) -> Iterator[pa.Table]:
-    """The captions of each part that is not of a shard as it is now."""
-    now = {f"{captions_folder(source)}/{shard.name}": shard.fingerprint for shard in pool.shards}
-    with store.listed([captions_folder(source)]):
-        for part in store.parts(captions_folder(source)):
+def _once(table: pa.Table) -> pa.Table:
+    """Each row once, the newest: a run may copy what an earlier one has copied."""
+    keys = [CONFIG, "uid", "key", "k", "image_hash"]
+    numbered = table.select(keys).append_column("row", pa.array(np.arange(len(table))))
+    last = numbered.group_by(keys, use_threads=False).aggregate([("row", "max")])["row_max"]
+    return table.take(pa.array(np.sort(last.to_numpy())))
+
+
+def _stale_parts(store: Store, pool: Pool, source: str) -> list[tuple[str, Marker]]:
+    """The parts that are not of a shard as it is now."""
+    folder = captions_folder(source)
+    now = {f"{folder}/{shard.name}": shard.fingerprint for shard in pool.shards}
+    found = []
+    with store.listed([folder]):
+        for part in store.parts(folder):
             marker = store.read_marker(part)
             if marker is None or marker.inputs.get("pool") == now.get(part):
                 continue
-            if store.is_gone(part, marker):
+            found.append((part, marker))
+    return found
+
+
+def _stale(store: Store, pool: Pool, source: str) -> Iterator[pa.Table]:
+    """The captions of these parts."""
+    for part, marker in _stale_parts(store, pool, source):
+        with contextlib.suppress(UserError, pa.ArrowException, OSError):  # damaged: made again
+            table = store.read_table(f"{part}.parquet")
+            if "image_hash" not in table.column_names or "pool" not in marker.inputs:
                 continue
-            with contextlib.suppress(UserError, pa.ArrowException):  # damaged: made again
-                table = store.read_table(f"{part}.parquet")
-                if "image_hash" not in table.column_names or "pool" not in marker.inputs:
-                    continue
-                settings = json.dumps(marker.config, sort_keys=True)
-                config = pa.repeat(pa.scalar(settings, pa.string()), len(table))
-                yield table.append_column(CONFIG, config).select(SCHEMA.names).cast(SCHEMA)
+            settings = json.dumps(marker.config, sort_keys=True)
+            config = pa.repeat(pa.scalar(settings, pa.string()), len(table))
+            yield table.append_column(CONFIG, config).select(SCHEMA.names).cast(SCHEMA)

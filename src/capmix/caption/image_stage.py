@@ -31,6 +31,7 @@ class _Ready:
     kept: list[Caption]
     draw_name: str
     image: int
+    failed: BadImageError | SampleError | None = None
 
 
 def image_caption_stage(
@@ -66,11 +67,13 @@ def image_caption_stage(
         for batch in batched(samples, captioner.batch_size):
             out.count_in(len(batch))
             ready = [_ready(sample, finished) for sample, finished in batch]
-            good = [one for _, one in ready if one is not None]
+            good = [one for _, one in ready if one is not None and one.failed is None]
             with out.busy.working(len(good)):
                 found = iter(batches.run(model, good))
             for row, one in ready:
-                made = [row] if one is None else _rows(row, one, next(found), prompt, language)
+                made = [row]
+                if one is not None:
+                    made = _rows(row, one, one.failed or next(found), prompt, language)
                 rows += made
                 count_row(out, made[-1])
         out.write_table(table_of(rows, FIELDS))
@@ -140,7 +143,13 @@ def _prepare(
     asked: dict[str, Any] = {}
     if captions and _takes_first(captioner.prepare):
         asked["first"] = len(captions)
-    return _Ready(captioner.prepare(sample, **asked), captions, sample.draw_name, image)
+    failed: BadImageError | SampleError | None = None
+    prepared = None
+    try:
+        prepared = captioner.prepare(sample, **asked)
+    except (BadImageError, SampleError) as error:
+        failed = error
+    return _Ready(prepared, captions, sample.draw_name, image, failed)
 
 
 def _ready(
@@ -150,13 +159,14 @@ def _ready(
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), finished.result()
-    except (BadImageError, SampleError) as error:
+        one = finished.result()
+    except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
+    return Row(sample.uid, sample.key), one
 
 
 def _rows(row: Row, one: _Ready, found: Any, prompt: str | None, language: str | None) -> list[Row]:
-    if not isinstance(found, SampleError):
+    if not isinstance(found, SampleError | BadImageError):
         return caption_rows(row, [*one.kept, *found], prompt, language, one.image)
     failed = Row(row.uid, row.key, FAILED, found.reason, str(found))
     if not any(caption.text for caption in one.kept):

@@ -5,8 +5,7 @@ of an image that did not change stay, wherever its file has moved; more captions
 those that exist; and what was captioned of a part of a shard stays when the rest follows.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,14 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.caption.captioner import Caption
-from capmix.caption.carried import read_carried
+from capmix.caption.carried import CarriedCaptions
 from capmix.caption.fields import DEFAULTS, FIELDS
 from capmix.caption.stage import not_selected
 from capmix.engine.redo import Redo
 from capmix.models.index import pool_inputs
+from capmix.models.selected import LargerParts, SelectedSamples
 from capmix.pool import Pool, Shard
 from capmix.pool.sample import uid_from_path
-from capmix.pool.selection import NOT_SELECTED, SELECTED, Selection
+from capmix.pool.selection import NOT_SELECTED, Selection
 from capmix.storage.compare import same_settings
 from capmix.storage.layout import SAMPLES, captions_folder
 from capmix.storage.marker import Counts
@@ -80,22 +80,11 @@ class CaptionReuse:
 
     def suffices(self, shard: Shard) -> bool:
         """Whether a part of other samples has all those that are selected now."""
-        selection, part = self._selection, f"{self._folder}/{shard.name}"
-        marker = self._store.read_marker(part) if selection is not None else None
-        if marker is None or selection is None or not self._store.has_sizes(marker):
+        if self._selection is None:
             return False
-        made = {name: one for name, one in marker.inputs.items() if name != SELECTED}
-        if made != pool_inputs(shard) or not same_settings(marker.config, self._config, DEFAULTS):
-            return False
-        if SELECTED not in marker.inputs:
-            return True
-        index = self._index(shard)
-        rows = selection.rows(shard.name, len(index))
-        wanted = set(index["key"].filter(pa.array(rows)).to_pylist())
-        table = self._store.read_table(f"{part}.parquet", ["key", "reason"])
-        keys, reasons = table["key"].to_pylist(), table["reason"].to_pylist()
-        missing = {k for k, reason in zip(keys, reasons, strict=True) if reason == NOT_SELECTED}
-        return not wanted & missing
+        samples = SelectedSamples(self._store, self._selection)
+        larger = LargerParts(samples, self._folder, self._config, DEFAULTS, pool_inputs)
+        return larger.suffices(shard)
 
     def redo(self, shard: Shard) -> Redo | None:
         """What stays of a shard's captions, and the samples that are to be captioned."""
@@ -118,12 +107,13 @@ class CaptionReuse:
             if uid is None:
                 plan.copy(row)
             else:
-                plan.add(uid, key, known.get(self._name(uid, key, image)), is_wanted)
+                one = known.get(self._name(uid, key, image)) or known.get((uid, image))
+                plan.add(uid, key, one, is_wanted)
         return plan.redo()
 
     def _has_earlier(self, shard: Shard) -> bool:
         marker = self._store.read_marker(f"{self._folder}/{shard.name}")
-        return bool(marker and self.keeps(marker.config)) or bool(self._carried)
+        return bool(marker and self.keeps(marker.config)) or bool(len(self._carried))
 
     def _is_indexed(self, shard: Shard) -> bool:
         marker = self._store.read_marker(f"{SAMPLES}/{shard.name}")
@@ -134,62 +124,62 @@ class CaptionReuse:
 
     def _name(self, uid: str, key: str, image: int) -> Name:
         """What an image is known by: its content, and its uid where that does not come from the
-        file's name."""
-        by_path = self._pool.is_folder and uid == uid_from_path(key)
+        file's name, or where the rest of its sample counts too."""
+        by_path = self._of_image_alone and self._pool.is_folder and uid == uid_from_path(key)
         return "" if by_path else uid, image
 
     def _known(self, shard: Shard, images: Mapping[str, int]) -> dict[Name, KnownCaptions]:
-        """Captions by image: of the shard's part as it is, and of those that may have moved.
+        """Captions by image: of those that may have moved, and of the shard's part as it is.
 
-        `images` has the hash of each image of the shard by key, for parts that lack it.
+        `images` has the hash of each image of the shard by key. Parts of capmix 0.1 lack it; what
+        they have was drawn by uid, and is known by it.
         """
-        found = dict(self._carried)
+        found: dict[Name, KnownCaptions] = {}
+        for settings, table in self._carried.of(images.values()) if self._of_image_alone else ():
+            if self.keeps(settings):
+                found |= self._of_table(table, int(settings.get(NUMBER, 1)), {})
         part = f"{self._folder}/{shard.name}"
         marker = self._store.read_marker(part)
         if marker is None or not self.keeps(marker.config) or self._store.is_gone(part, marker):
             return found
-        with self._store.open_table(f"{part}.parquet") as file:
-            names = [name for name in PART_COLUMNS if name in file.schema_arrow.names]
-        table = self._store.read_table(f"{part}.parquet", names)
         is_same = marker.inputs.get("pool") == shard.fingerprint
         if not is_same and not self._of_image_alone:
             return found
+        with self._store.open_table(f"{part}.parquet") as file:
+            names = [name for name in PART_COLUMNS if name in file.schema_arrow.names]
+        table = self._store.read_table(f"{part}.parquet", names)
         number = int(marker.config.get(NUMBER, 1))
-        for name, one in self._of_table(table, number, images if is_same else {}):
+        for name, one in self._of_table(table, number, images if is_same else {}).items():
             if name not in found or found[name].number <= one.number:
                 found[name] = one
         return found
 
     @cached_property
-    def _carried(self) -> dict[Name, KnownCaptions]:
-        found: dict[Name, KnownCaptions] = {}
-        if not self._of_image_alone:
-            return found
-        for config, table in read_carried(self._store, self._source):
-            settings = json.loads(config)
-            if self.keeps(settings):
-                found |= self._of_table(table, int(settings.get(NUMBER, 1)), {})
-        return found
+    def _carried(self) -> CarriedCaptions:
+        return CarriedCaptions(self._store, self._source)
 
     def _of_table(
         self, table: pa.Table, number: int, images: Mapping[str, int]
-    ) -> Iterator[tuple[Name, KnownCaptions]]:
+    ) -> dict[Name, KnownCaptions]:
         """The samples of a part all of whose rows are ok, with a hash of their image."""
         rows = table.to_pylist()
         incomplete = {row["key"] for row in rows if row["status"] != OK}
         found: dict[Name, KnownCaptions] = {}
         last = "", 0
         for row in rows:
-            image = row.get("image_hash") or images.get(row["key"])
-            if row["key"] in incomplete or image is None or not 0 <= row["k"] < number:
+            uid, key, k, image = row["uid"], row["key"], row["k"], row.get("image_hash")
+            is_whole = uid is not None and row["text"] is not None and k is not None
+            if not is_whole or key in incomplete or not 0 <= k < number:
                 continue
-            name = self._name(row["uid"], row["key"], image)
-            if row["key"] != last[0] or row["k"] <= last[1]:  # of two copies one is enough
+            name = (uid, images.get(key, 0)) if image is None else self._name(uid, key, image)
+            if not name[1]:
+                continue
+            if key != last[0] or k <= last[1]:  # of two copies one is enough
                 found[name] = KnownCaptions(number)
-            last = row["key"], row["k"]
-            values = (row["k"], row["text"], row["finish"], row.get("flags"), image)
+            last = key, k
+            values = (k, row["text"], row["finish"] or "stop", row.get("flags"), name[1])
             found[name].values.append(values)
-        yield from found.items()
+        return found
 
 
 class _Plan:

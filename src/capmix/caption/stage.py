@@ -15,6 +15,7 @@ from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.flags import caption_flags
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import read_embeddings
+from capmix.models.selected import LargerParts, SelectedSamples
 from capmix.pool import Shard
 from capmix.pool.selection import NOT_SELECTED, WHY_NOT, Selection
 from capmix.storage.layout import captions_folder, embeddings_folder
@@ -58,9 +59,14 @@ def caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
+    own = captions_folder(source)
+    reuse = None
+    if selection is not None:
+        samples = SelectedSamples(store, selection)
+        reuse = LargerParts(samples, own, config, DEFAULTS, inputs)
     return Stage(
         f"caption {source}",
-        captions_folder(source),
+        own,
         config,
         inputs,
         run_shard,
@@ -69,6 +75,7 @@ def caption_stage(
         columns=column_names(NEEDED),
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
+        reuse=reuse,
     )
 
 

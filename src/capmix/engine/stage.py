@@ -17,7 +17,7 @@ from capmix.engine.redo import Redo, Reuse
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.compare import changes
-from capmix.storage.draft import Draft, MadeMeanwhileError
+from capmix.storage.draft import Draft, MadeMeanwhileError, OtherMadeError
 from capmix.storage.layout import part_name
 from capmix.storage.marker import FORMAT, Counts, Marker
 from capmix.storage.store import Store
@@ -174,6 +174,33 @@ def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _PartPlan:
+    """How a part is made: `read` are the inputs now, `inputs` those that its marker names, `redo`
+    what stays of it."""
+
+    read: dict[str, str]
+    inputs: dict[str, str]
+    redo: Redo | None = None
+
+
+def _plan(stage: Stage, shard: Shard, store: Store, retry: bool) -> _PartPlan | None:
+    """None where nothing is to be done. With `retry`, of a part that is done its failed samples;
+    where one of its files could not be read, all that the stage does not keep."""
+    part, inputs = stage.part(shard), stage.inputs(shard)
+    if is_done(stage, shard, store):
+        if not retry:
+            return None
+        marker = store.read_marker(part)
+        redo = Redo.of(store, part) if stage.by_sample else None
+        if marker is not None and redo is not None:
+            return _PartPlan(inputs, marker.inputs, redo) if redo.keys else None
+        is_exact = store.is_done(part, inputs, stage.config, stage.defaults, stage.columns)
+        if not is_exact and not stage.by_sample:  # it has more samples than are asked for
+            return None
+    return _PartPlan(inputs, inputs, stage.reuse.redo(shard) if stage.reuse else None)
+
+
 def run_one(
     stage: Stage, shard: Shard, store: Store, on_count: OnCount, retry: bool = False
 ) -> PartOutcome:
@@ -183,32 +210,23 @@ def run_one(
     OSError where an input was written again meanwhile.
     """
     started = time.monotonic()
-    inputs = stage.inputs(shard)
     part = stage.part(shard)
-
-    def is_made() -> bool:
-        return is_done(stage, shard, store)
-
-    if not is_made() and _upgraded(stage, shard, store) and not retry:
+    if not is_done(stage, shard, store) and _upgraded(stage, shard, store) and not retry:
         return PartOutcome(seconds=time.monotonic() - started)
-    is_again = retry and is_made()
-    redo = Redo.of(store, part) if is_again and stage.by_sample else None
-    if redo is not None and not redo.keys:
-        return PartOutcome()
-    if not is_again and stage.reuse is not None:
-        redo = stage.reuse.redo(shard)
     with store.draft(part) as draft:
-        if not is_again and is_made():  # by another run: texts that were read already stay
+        plan = _plan(stage, shard, store, retry)
+        if plan is None:  # made by another run meanwhile, or nothing of it can be tried again
             return PartOutcome(seconds=time.monotonic() - started)
-        writer = PartWriter(draft, on_count, redo)
+        writer = PartWriter(draft, on_count, plan.redo)
         stage.run_shard(shard, writer)
         rows_in, counts = writer.rows_in, writer.counts
-        if redo is not None:
-            rows_in, counts = redo.totals(writer.rows_in, writer.counts)
-        if changed := [name for name, one in stage.inputs(shard).items() if inputs[name] != one]:
+        if plan.redo is not None:
+            rows_in, counts = plan.redo.totals(writer.rows_in, writer.counts)
+        now = stage.inputs(shard)
+        if changed := [name for name, one in now.items() if plan.read[name] != one]:
             raise OSError(f"{changed[0]} was written again while {stage.name} read it")
         marker = Marker(
-            inputs,
+            plan.inputs,
             stage.config,
             rows_in,
             counts,
@@ -220,6 +238,10 @@ def run_one(
             draft.commit(marker)
         except MadeMeanwhileError:
             return PartOutcome(seconds=time.monotonic() - started)
+        except OtherMadeError as error:
+            if stage.reuse is not None and error.has_same_settings:
+                raise OSError(f"{part} was written meanwhile by a run of other samples") from error
+            raise
     if stage.after is not None:
         stage.after(shard)
     return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)

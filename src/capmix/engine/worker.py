@@ -33,14 +33,15 @@ class Job:
     """What is to be made, in a form that can be sent to another process.
 
     `make_stages` loads models; for other processes it is a functools.partial of a function of a
-    module. With `protect`, parts that other settings made are refused; with `retry`, samples that
-    failed are tried again. `needs_gpu` says whether a model runs on a GPU where there is one.
+    module. Of the `protected` shards parts that other settings made are refused; with `retry`,
+    samples that failed are tried again. `needs_gpu` says whether a model runs on a GPU where there
+    is one.
     """
 
     make_stages: MakeStages
     shards: Sequence[Shard]
     store: Store
-    protect: bool = False
+    protected: Sequence[Shard] = ()
     retry: bool = False
     needs_gpu: bool = False
 
@@ -105,9 +106,8 @@ class Worker:
     def plan(self) -> WorkPlan:
         """Raises UserError for parts of other settings."""
         job = self._job
-        if job.protect:
-            for stage in self._stages:
-                refuse_other_settings(stage, job.shards, job.store)
+        for stage in self._stages if job.protected else ():
+            refuse_other_settings(stage, job.protected, job.store)
         todo: list[set[str]] = []
         for stage in self._stages:
             names = {shard.name for shard in missing(stage, job.shards, job.store)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from capmix.caption.captioners import caption_stages, make_captioner
-from capmix.caption.carried import keep_moved
+from capmix.caption.carried import tried
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.progress import duration
 from capmix.engine.settings import EngineSettings, RunSettings
@@ -85,9 +85,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Site:
-    """Where the work would be done."""
+    """Where the work would be done: on `pool`, the shards that are needed of the `whole`."""
 
     pool: Pool
+    whole: Pool
     store: Store
     selection: Selection | None
     engine: EngineSettings
@@ -104,8 +105,8 @@ def forecast_captions(site: Site, source: str, settings: CaptionSettings) -> For
     def scratch(pool: Pool, store: Store) -> list[Stage]:
         return [*index_stages(pool), *stages(pool, store, None)]
 
-    keep_moved(site.store, site.pool, source)  # as the run would, which removes it at its end
-    return _forecast(site, stages, scratch, protect=True)
+    with tried(site.store, site.whole, source):
+        return _forecast(site, stages, scratch, protect=True)
 
 
 def forecast_scores(site: Site, sources: Sequence[str], settings: ScoreSettings) -> Forecast:
@@ -139,8 +140,8 @@ def _forecast(
     protect: bool,
 ) -> Forecast:
     stages = list(stages_of(site.pool, site.store, site.selection))
-    protect = protect and not site.runs.force
-    job = Job(lambda: stages, site.pool.shards, site.store, protect, site.runs.retry_failed)
+    protected = site.whole.shards if protect and not site.runs.force else ()
+    job = Job(lambda: stages, site.pool.shards, site.store, protected, site.runs.retry_failed)
     tasks = Worker(job).plan().tasks
     timed = Timed([], 0, 0.0)
     if tasks:

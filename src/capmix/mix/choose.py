@@ -37,8 +37,9 @@ class Chooser:
         self.names = parse(where, f"{WHERE} {where}").columns if where is not None else frozenset()
         self._listed = None if settings.uids is None else NameList(settings.uids)
         self._left = settings.limit
-        self._chosen: dict[str, np.ndarray] = {}
-        self._ok: dict[str, np.ndarray] = {}
+        self._bits: dict[str, bytes] = {}
+        self._whole: set[str] = set()
+        self._count = 0
 
     @property
     def is_full(self) -> bool:
@@ -55,19 +56,18 @@ class Chooser:
 
     def selection(self) -> Selection:
         """What was chosen; names that were not found are logged. Raises UserError for nothing."""
-        count = sum(int(rows.sum()) for rows in self._chosen.values())
-        if not count:
+        if not self._count:
             raise UserError(f"{_options(self._settings)}: no sample of the pool is selected")
         if self._listed is not None and self._settings.limit is None:
             self._listed.report(self._settings.uids or "")
-        log.info("%s samples selected", f"{count:,}")
-        return Selection.of(self._chosen, self._ok)
+        log.info("%s samples selected", f"{self._count:,}")
+        return Selection(self._bits, frozenset(self._whole))
 
     def shards(self, pool: Pool) -> list[Shard]:
         """Those that hold what was chosen, or all where the number has no limit."""
         if self._settings.limit is None:
             return pool.shards
-        return [shard for shard in pool.shards if self._chosen.get(shard.name, np.empty(0)).any()]
+        return [shard for shard in pool.shards if any(self._bits.get(shard.name, b""))]
 
     def _matching(
         self, pool: Pool, columns: Mapping[str, Column]
@@ -89,7 +89,10 @@ class Chooser:
         if self._left is not None:
             chosen &= np.cumsum(chosen) <= self._left
             self._left -= int(chosen.sum())
-        self._chosen[shard.name], self._ok[shard.name] = chosen, ok
+        self._count += int(chosen.sum())
+        self._bits[shard.name] = np.packbits(chosen).tobytes()
+        if (chosen | ~ok).all():
+            self._whole.add(shard.name)
 
 
 class NameList:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capmix.engine.settings import RunSettings
@@ -50,12 +51,10 @@ def run_pipeline(
     probes: dict[tuple[str, str], float] = {}
     for name, (pool, directory) in pipeline.pools().items():
         work = _opened(pipeline, pool, directory, runs)
-        if samples.limit is not None:
-            work, _ = work.select(samples)
         if pipeline.train is not None and pipeline.mix is not None:
             captioned = [*pipeline.caption, *(one.source for one in pipeline.imports)]
             check_training(work, pipeline.train, captioned, _subset_names(pipeline))
-        subsets = _make_subsets(work, pipeline, samples)
+        work, subsets = _make_subsets(work, pipeline, samples)
         for subset, average in _probe(work, pipeline, subsets).items():
             probes[name, subset] = average
         if pipeline.train is not None:
@@ -110,7 +109,8 @@ def forecast_pipeline(
             chosen = _both(section.samples(), samples)
             lines += work.forecast_caption(source, section.settings(), chosen).lines()
         if pipeline.score is not None:
-            lines += work.forecast_score(pipeline.score_settings(), samples, planned=True).lines()
+            some = _to_score(samples, _chosen(pipeline, samples))
+            lines += work.forecast_score(pipeline.score_settings(), some, planned=True).lines()
     later = [one for one in LATER if getattr(pipeline, one)]
     return [*lines, f"then: {', '.join(later)} (not timed)"] if later else lines
 
@@ -123,17 +123,45 @@ def _opened(
     return open_workspace(pool, directory, engine=pipeline.engine, **places, **dict(runs))
 
 
+def _limited(
+    work: Workspace, samples: SelectSettings, chosen: Sequence[SelectSettings]
+) -> tuple[Workspace, SelectSettings]:
+    """With a limit, the workspace of the shards that hold what was captioned, and the samples to be
+    scored: those that were captioned, where these are the same for all sources."""
+    several = list(dict.fromkeys(chosen)) or [samples]
+    if all(one.limit is None for one in several):
+        return work, samples
+    names = {shard.name for one in several for shard in work.select(one)[0].pool.shards}
+    shards = [shard for shard in work.pool.shards if shard.name in names]
+    return work.of_shards(shards), _to_score(samples, chosen)
+
+
+def _chosen(pipeline: Pipeline, samples: SelectSettings) -> list[SelectSettings]:
+    """The samples that each source is written for."""
+    return [_both(one.samples(), samples) for one in pipeline.caption.values()]
+
+
+def _to_score(samples: SelectSettings, chosen: Sequence[SelectSettings]) -> SelectSettings:
+    several = list(dict.fromkeys(chosen))
+    return several[0] if len(several) == 1 and several[0].limit is not None else samples
+
+
 def _both(of_file: SelectSettings, given: SelectSettings) -> SelectSettings:
     """The file's choice of samples, each option replaced by the one that is given."""
     return of_file.model_copy(update=given.model_dump(exclude_none=True))
 
 
-def _make_subsets(work: Workspace, pipeline: Pipeline, samples: SelectSettings) -> list[Subset]:
+def _make_subsets(
+    work: Workspace, pipeline: Pipeline, samples: SelectSettings
+) -> tuple[Workspace, list[Subset]]:
+    """The subsets, and the workspace that the following stages are about."""
     for one in pipeline.imports:
         if one.kind == "captions":
             _tell(work.import_captions(one.files, one.settings()).lines())
-    for source, section in pipeline.caption.items():
-        work.caption(source, section.settings(), _both(section.samples(), samples))
+    chosen = _chosen(pipeline, samples)
+    for (source, section), some in zip(pipeline.caption.items(), chosen, strict=True):
+        work.caption(source, section.settings(), some)
+    work, samples = _limited(work, samples, chosen)
     for one in pipeline.imports:
         if one.kind == "scores":
             _tell(work.import_scores(one.files, one.settings()).lines())
@@ -149,7 +177,7 @@ def _make_subsets(work: Workspace, pipeline: Pipeline, samples: SelectSettings) 
         work.measure(measuring)
     found: list[Subset] = []
     if pipeline.mix is None:
-        return found
+        return work, found
     for recipe, parameters, mixing in pipeline.mix.entries():
         mixing = mixing.model_copy(update={"scorer": mixing.scorer or scorer})
         subset: Subset = work.mix(recipe, mixing, parameters)
@@ -158,7 +186,7 @@ def _make_subsets(work: Workspace, pipeline: Pipeline, samples: SelectSettings) 
     if pipeline.export is not None:
         for subset in found:
             subset.export(work.store.path(f"{SHARDS}/{subset.name}"), pipeline.export)
-    return found
+    return work, found
 
 
 def _tell(lines: list[str]) -> None:

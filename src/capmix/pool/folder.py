@@ -53,14 +53,14 @@ def _read_one(read: ReadFile, image: str, sidecars: set[str]) -> Sample | BadSam
         return BadSample(image, "bad_json", f"{stem}.json: {error}")
     if not isinstance(metadata, dict):
         return BadSample(image, "bad_json", f"{stem}.json: expected an object")
-    given = metadata.get("uid")
-    uid = given or uid_from_path(image)
+    by_path = uid_from_path(image)
+    uid = metadata.get("uid") or by_path
     if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
         return BadSample(image, "bad_uid", f"{stem}.json: uid {uid!r:.80}")
     caption = raw_text(text, metadata)
     suffix = PurePosixPath(image).suffix.lstrip(".").lower()
     caption = caption and caption.strip("\r\n")
-    return Sample(image, uid, data, suffix, caption, metadata, is_named_by_path=not given)
+    return Sample(image, uid, data, suffix, caption, metadata, is_named_by_path=uid == by_path)
 
 
 def is_image(path: str) -> bool:

@@ -21,13 +21,6 @@ class Selection:
     bits: Mapping[str, bytes]
     whole: frozenset[str] = frozenset()
 
-    @classmethod
-    def of(cls, chosen: Mapping[str, np.ndarray], ok: Mapping[str, np.ndarray]) -> "Selection":
-        """From bool (N,) of the index's rows by shard: which are chosen, and which are ok."""
-        bits = {name: np.packbits(rows & ok[name]).tobytes() for name, rows in chosen.items()}
-        whole = frozenset(name for name, rows in chosen.items() if (rows | ~ok[name]).all())
-        return cls(bits, whole)
-
     def rows(self, shard: str, count: int) -> np.ndarray:
         """bool (count,): which of the index's rows of a shard are selected. Raises OSError where
         the index has another number of rows than when they were selected."""

@@ -6,13 +6,13 @@ from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import SCORERS, find_backend, make_backend, require_members
+from capmix.models.selected import SelectedSamples
 from capmix.pool import Pool
 from capmix.pool.selection import Selection
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import (
     ImagePass,
-    SelectedSamples,
     fresh_score_stage,
     saved_score_stage,
 )

@@ -5,9 +5,7 @@ Columns beside the status: `k`; `score`, the float32 cosine similarity of image 
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +16,9 @@ from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
+from capmix.models.selected import LargerParts, SelectedSamples
 from capmix.pool import Pool, Shard
-from capmix.pool.selection import NOT_SELECTED, SELECTED, WHY_NOT, Selection
+from capmix.pool.selection import NOT_SELECTED, WHY_NOT
 from capmix.score.array import write_array
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
@@ -54,7 +53,7 @@ class ImagePass:
         pool: Pool,
         scorer: Scorer,
         batch_timeout: float = BATCH_TIMEOUT,
-        selected: "SelectedSamples | None" = None,
+        selected: SelectedSamples | None = None,
     ):
         self._pool, self._encoder, self._selected = pool, scorer.encoder, selected
         self._batches = Batches(batch_timeout)
@@ -68,43 +67,6 @@ class ImagePass:
             found = embed_shard(self._pool, self._encoder, shard, self._batches, busy, keys)
             self._last = shard.name, found
         return self._last[1]
-
-
-@dataclass(frozen=True)
-class SelectedSamples:
-    """The samples whose texts are scored."""
-
-    store: Store
-    selection: Selection
-
-    def of(self, shard: str) -> dict[str, str] | None:
-        """Keys of the selected samples of a shard by uid; None where all are."""
-        if not self.selection.fingerprint(shard):
-            return None
-        index = self.store.read_table(f"{SAMPLES}/{shard}.parquet", ["uid", "key"])
-        chosen = index.filter(pa.array(self.selection.rows(shard, len(index))))
-        return dict(zip(chosen["uid"].to_pylist(), chosen["key"].to_pylist(), strict=True))
-
-
-@dataclass(frozen=True)
-class _WholeParts:
-    """Reuse (engine/redo.py) of parts that have all samples where some are asked for."""
-
-    store: Store
-    folder: str
-    config: dict[str, Any]
-    inputs: Callable[[Shard], dict[str, str]]
-
-    def keeps(self, config: Mapping[str, Any]) -> bool:
-        return False
-
-    def suffices(self, shard: Shard) -> bool:
-        whole = {name: one for name, one in self.inputs(shard).items() if name != SELECTED}
-        known = f"{self.folder}/{shard.name}", whole, self.config, DEFAULTS
-        return self.store.is_done(*known, column_names(FIELDS))
-
-    def redo(self, shard: Shard) -> None:
-        return None
 
 
 def saved_score_stage(
@@ -210,7 +172,7 @@ def score_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(scorer, "provenance", {}),
         after=lambda shard: write_array(store, folder, shard.name),
-        reuse=_WholeParts(store, folder, config, inputs) if selected else None,
+        reuse=LargerParts(selected, folder, config, DEFAULTS, inputs) if selected else None,
     )
 
 

@@ -30,6 +30,14 @@ class MadeMeanwhileError(Exception):
     """Another run has finished the same part since this one began it."""
 
 
+class OtherMadeError(UserError):
+    """Another run has finished the same part since, from other inputs or with other settings."""
+
+    def __init__(self, message: str, has_same_settings: bool):
+        super().__init__(message)
+        self.has_same_settings = has_same_settings
+
+
 class Directory(Protocol):
     """What a draft needs of the work directory: see Store."""
 
@@ -135,10 +143,11 @@ class Draft:
             return
         if (found.inputs, found.config) == (marker.inputs, marker.config):
             raise MadeMeanwhileError(self.part)
-        raise UserError(
+        raise OtherMadeError(
             f"{self.store.path(self.part)}: another run has written it meanwhile, with other "
             "settings or from other inputs; this run's result is not kept. Run one after the "
-            "other, or give each a name of its own."
+            "other, or give each a name of its own.",
+            found.config == marker.config,
         )
 
 

@@ -118,7 +118,7 @@ class ServerCaptioner:
                 body["seed"] = self._seed(sample.draw_name, first + len(captions))
             captions += self._ask(body)
         captions = captions[:count]
-        if not any(caption.text for caption in captions):
+        if first == 0 and not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
                 f"{self._url}: no text, or none after <think> (finish: {captions[0].finish}): "

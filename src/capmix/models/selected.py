@@ -1,0 +1,75 @@
+"""The samples that a stage is asked to process, and the parts that have them already."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from capmix.pool import Shard
+from capmix.pool.selection import NOT_SELECTED, SELECTED, Selection
+from capmix.storage.compare import same_settings
+from capmix.storage.layout import SAMPLES
+from capmix.storage.store import Store
+
+
+@dataclass(frozen=True)
+class SelectedSamples:
+    """The samples of a selection, by the index."""
+
+    store: Store
+    selection: Selection
+
+    def of(self, shard: str) -> dict[str, str] | None:
+        """Keys of the selected samples of a shard by uid; None where all are."""
+        if not self.selection.fingerprint(shard):
+            return None
+        index = self.store.read_table(f"{SAMPLES}/{shard}.parquet", ["uid", "key"])
+        chosen = index.filter(pa.array(self.selection.rows(shard, len(index))))
+        return dict(zip(chosen["uid"].to_pylist(), chosen["key"].to_pylist(), strict=True))
+
+    def are_in(self, part: str, shard: str) -> bool:
+        """Whether a part that was made of other samples has all of these."""
+        chosen = self.of(shard)
+        if chosen is None:
+            return False
+        table = self.store.read_table(f"{part}.parquet", ["key", "reason"])
+        keys, reasons = table["key"].to_pylist(), table["reason"].to_pylist()
+        missing = {k for k, reason in zip(keys, reasons, strict=True) if reason == NOT_SELECTED}
+        return missing.isdisjoint(chosen.values())
+
+
+@dataclass(frozen=True)
+class LargerParts:
+    """Reuse (engine/redo.py) of parts that have more samples than are asked for, whole."""
+
+    samples: SelectedSamples
+    folder: str
+    config: dict[str, Any]
+    defaults: Mapping[str, Any]
+    inputs: Callable[[Shard], dict[str, str]]
+
+    def keeps(self, config: Mapping[str, Any]) -> bool:
+        """Nothing of a part is kept where another is made."""
+        return False
+
+    def suffices(self, shard: Shard) -> bool:
+        """Whether the part is of the same inputs and settings and has the selected samples."""
+        store, part = self.samples.store, f"{self.folder}/{shard.name}"
+        marker = store.read_marker(part)
+        if marker is None or not store.has_sizes(marker):
+            return False
+        if without_selection(marker.inputs) != without_selection(self.inputs(shard)):
+            return False
+        if not same_settings(marker.config, self.config, self.defaults):
+            return False
+        return SELECTED not in marker.inputs or self.samples.are_in(part, shard.name)
+
+    def redo(self, shard: Shard) -> None:
+        """All of a part is made."""
+        return None
+
+
+def without_selection(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of a part, whatever its samples."""
+    return {name: one for name, one in inputs.items() if name != SELECTED}
