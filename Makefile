@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 demo: setup
 	$(BIN)/capmix demo
 
+# Files of tests are shared by two processes; of one file all tests are in the same one.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
