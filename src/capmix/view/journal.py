@@ -287,7 +287,8 @@ class Journal:
             return bool(done), bool(undone)
 
     def _stacks(self) -> tuple[list[Entry], list[Entry]]:
-        """This author's actions that stand, and those that were taken back."""
+        """This author's actions that stand, and those that were taken back; what a damaged line
+        was about can be neither."""
         done: list[Entry] = []
         undone: list[Entry] = []
         by_number = {entry.number: entry for entry in self._state.entries}
@@ -296,10 +297,10 @@ class Journal:
                 continue
             if entry.undoes:
                 done = [one for one in done if one.number != entry.undoes]
-                undone.append(by_number[entry.undoes])
+                undone += [by_number[entry.undoes]] if entry.undoes in by_number else []
             elif entry.redoes:
                 undone = [one for one in undone if one.number != entry.redoes]
-                done.append(by_number[entry.redoes])
+                done += [by_number[entry.redoes]] if entry.redoes in by_number else []
             else:
                 done.append(entry)
                 undone = []
