@@ -33,7 +33,7 @@ class ShardTexts:
 
     `names` are the texts as recipes call them: raw, blip2, blip2_k1; `table` has uid, key, width,
     height and the columns NAME_text, NAME_flags and NAME_score that exist. `rows` are the numbers
-    of the samples by uid. `notes` say what could not be read.
+    of the samples by uid. `notes` say what could not be read, `unread` of which sources.
     """
 
     shard: str
@@ -41,6 +41,7 @@ class ShardTexts:
     table: pa.Table
     rows: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -217,6 +218,7 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         if one in have
         and store.read_marker(f"{scores_folder(scorer or '', one)}/{shard.name}") is not None
     ]  # fmt: skip
+    all_of_them = list(have)
     try:
         names, table = _read(store, shard, have, scored, scorer)
     except UserError:
@@ -224,7 +226,8 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         names, table = _read(store, shard, have, scored, scorer)
     uids = table["uid"].to_pylist()
     rows = {uid: row for row, uid in enumerate(uids)}
-    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes))
+    unread = tuple(one for one in all_of_them if one not in have)
+    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes), unread)
 
 
 def _without_unreadable(
