@@ -152,8 +152,10 @@ function about(found) {
     button.lastChild.textContent = count === undefined ? "" : count.toLocaleString();
   }
   const damaged = found.journal.damaged;
-  const counts = `${found.counts.touched.toLocaleString()} reviewed`;
-  $("state").textContent = damaged ? `${counts}; ${damaged} damaged lines of the journal are left out` : counts;
+  const said = [`${found.counts.touched.toLocaleString()} reviewed`];
+  if (found.journal.noSample) said.push(`${found.journal.noSample.toLocaleString()} of samples that the pool does not have, kept in the journal`);
+  if (damaged) said.push(`${damaged} damaged lines of the journal are left out`);
+  $("state").textContent = said.join("; ");
   knownTags = Object.keys(found.counts).filter((name) => name.startsWith("tag:")).map((name) => name.slice(4)).sort();
 }
 let knownTags = [];

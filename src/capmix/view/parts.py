@@ -99,9 +99,9 @@ def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
     found = []
     if review.image and texts.image(row) not in ("", review.image):
         found.append(IMAGE)
-    if review.base and review.decision != REJECT and _is_known(review.base, texts):
-        if text_digest(texts.text(review.base, row)) != review.base_digest:
-            found.append(review.base)
+    is_of_text = review.base and review.decision != REJECT and _is_known(review.base, texts)
+    if is_of_text and text_digest(texts.text(review.base, row)) != review.base_digest:
+        found.append(review.base)
     return found
 
 

@@ -20,6 +20,7 @@ from capmix.models.index import index_stages
 from capmix.pool import Pool, Shard
 from capmix.storage.layout import RAW, SAMPLES, captions_folder, scores_folder, texts_folder
 from capmix.storage.store import Store
+from capmix.view.places import image_name
 
 MOST_CAPTIONS = 8  # of one source that are shown
 LONGEST_TEXT = 8192  # characters that are shown of a text, and that an edit may have
@@ -83,7 +84,7 @@ class ShardTexts:
         for name in ("xxh3", "sha256"):
             value = self.table[name][row].as_py()
             if value is not None:
-                return f"{value:016x}" if isinstance(value, int) else str(value)
+                return image_name(value)
         return ""
 
     def as_json(self, row: int) -> dict[str, Any]:
@@ -130,7 +131,8 @@ class ShardCache:
 
     `asked` is the scorer whose scores are shown, None for the only one that has any. `source` is
     the one that edits are written to; it is read for its scores. Without `may_index`, a
-    shard that is not indexed yet is refused; else it is when it is first looked at.
+    shard that is not indexed yet is refused; else it is when it is first looked at. `renewed`
+    counts shards that were written again since they were read.
     """
 
     catalog: Catalog
@@ -140,6 +142,7 @@ class ShardCache:
     _known: OrderedDict[str, tuple[tuple[str, ...], ShardTexts]] = field(
         default_factory=OrderedDict
     )
+    renewed: int = 0
     _lock: Lock = field(default_factory=Lock)
     _locks: dict[str, Lock] = field(default_factory=dict)
 
@@ -174,6 +177,7 @@ class ShardCache:
                     return known[1]
             found = read_shard(self.catalog, shard, scorer)
             with self._lock:
+                self.renewed += known is not None
                 self._known[shard.name] = stamp, found
                 self._known.move_to_end(shard.name)
                 self._shrink()

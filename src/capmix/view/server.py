@@ -131,7 +131,7 @@ def _fold_touched(bench: Workbench) -> None:
     except (UserError, OSError) as error:
         log.warning("view: the edits are kept in %s; %s", bench.journal.path, error)
         return
-    if found.written:
+    if found.written or found.no_sample:
         log.info("view: edits: %s", found.line())
 
 

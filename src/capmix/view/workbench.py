@@ -27,6 +27,7 @@ from capmix.storage.layout import RAW, SAMPLES
 from capmix.storage.record import digest_of
 from capmix.view.journal import ACCEPT, DECISIONS, REJECT, Change, ConflictError, Journal, Review
 from capmix.view.parts import Folded, Folder, stale_at
+from capmix.view.places import find_places
 from capmix.view.samples import (
     LONGEST_TEXT,
     ShardCache,
@@ -120,6 +121,8 @@ class Workbench:
         self._folder = Folder(catalog, journal, source)
         self._unfolded: set[str] = set()
         self._folding = Lock()
+        self._settled = 0
+        self._settle()
 
     def _is_small(self) -> bool:
         """Whether each answer may look at the whole pool."""
@@ -142,6 +145,7 @@ class Workbench:
                 "undo": can_undo,
                 "redo": can_redo,
                 "unsaved": len(self._unfolded),
+                "noSample": self.journal.no_sample,
             },
             "counts": self.journal.counts(),
         }
@@ -535,20 +539,30 @@ class Workbench:
     def fold(self, everything: bool = False, around: Any = iter) -> Folded:
         with self._folding:
             self._refresh()
+            self._settle()
             if not self.journal.lines:
                 return Folded()
             before = set(self._unfolded)
-            touched = self.journal.named() | before
+            touched = self.journal.shards_named() | before
             wanted = [shard for shard in self.shards if shard.name in touched]
             if everything or len(self.shards) <= MOST_SHARDS:
                 wanted += [shard for shard in self.shards if shard.name not in touched]
             found = self._folder.fold(wanted, around)
             found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
+            found.no_sample = self.journal.no_sample
             self._unfolded -= before
             return found
 
     def _refresh(self) -> None:
         self._unfolded |= self.journal.refresh()
+        if self.cache.renewed != self._settled:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Find the samples of the journal where they are in the pool now."""
+        self._settled = self.cache.renewed
+        found = find_places(self.catalog.store, self.catalog.pool, self.journal.named())
+        self.journal.settle(found.moved, found.lost)
 
 
 @dataclass(frozen=True)
