@@ -220,6 +220,10 @@ def test_a_read_only_page_has_no_way_to_edit(work: Workspace) -> None:
         assert seen.page.locator("#caption").get_attribute("readonly") is not None
         assert seen.page.locator("#accept").is_disabled()
         assert journal.read_bytes() == before
+        press(seen, "Shift+ArrowRight")
+        seen.until("at === 5")
+        press(seen, "Shift+ArrowLeft")
+        seen.until("at === 0")
         assert seen.errors == []
 
 

@@ -12,7 +12,7 @@ const FILTER_HELP = {
   "no-text": "No text of the source that is searched in, or of any",
 };
 const KEYS = [
-  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+K", "ten samples on, back"],
+  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+→", "ten samples on"], ["Shift+K  Shift+←", "ten samples back"],
   ["]  [", "next, previous shard"], ["g", "go to a number, key or uid"], ["/", "search the texts"], ["f", "next filter"],
   ["a", "accept"], ["r", "reject"], ["x", "neither"], ["c", "confirm a stale edit"], ["m  d", "in a conflict: keep mine, take theirs"],
   ["e", "edit the caption"], ["1 … 9", "edit from that text"], ["t", "tags"],
@@ -452,6 +452,7 @@ function change(action) {
       const shown = current();
       const now = await ask("api/sample", { shard: shown.shard, key: shown.uid }).catch(() => null);
       if (now) put(now);
+      if (now && current() === now && isInConflict(now)) say(conflictWords(now), true);
     }
   });
   return work;
@@ -489,10 +490,14 @@ function written(row) {
 // to go to another sample keeps it as a draft.
 function isHeldBack(row, isExplicit) {
   if (!isDirty() || !isInConflict(row)) return false;
-  const words = `${row.key} was changed by ${row.review ? row.review.by : "somebody else"} since`;
-  if (isExplicit) throw new Error(`${words}: m keeps your text, d takes theirs`);
-  say(`${words}; your text is kept here and not saved`, true);
+  if (isExplicit) throw new Error(conflictWords(row));
+  say(`Not saved: ${conflictWords(row)}`, true);
   return true;
+}
+
+function conflictWords(row) {
+  const who = row.review ? row.review.by : "somebody else";
+  return `${row.key} was changed by ${who} since; m keeps your text, d takes theirs`;
 }
 
 async function saveCaption(isExplicit = false) {
@@ -624,7 +629,7 @@ async function step(by, isSaved = false, isExplicit = false) {
   let wanted = at + by;
   if (wanted < 0) {
     const added = await earlier();
-    if (!added) {
+    if (!added && at === 0) {
       say("This is the first sample");
       return;
     }
@@ -816,7 +821,8 @@ function isTyping(target) {
 const ACTIONS = {
   j: () => change(() => step(1)), ArrowRight: () => change(() => step(1)),
   k: () => change(() => step(-1)), ArrowLeft: () => change(() => step(-1)),
-  J: () => change(() => step(10)), K: () => change(() => step(-10)),
+  J: () => change(() => step(10)), "Shift+ArrowRight": () => change(() => step(10)),
+  K: () => change(() => step(-10)), "Shift+ArrowLeft": () => change(() => step(-10)),
   "]": () => change(() => shardStep(1)), "[": () => change(() => shardStep(-1)),
   g: () => focusOn("jump"), "/": () => focusOn("find"), e: () => focusOn("caption"), t: () => focusOn("tags"),
   f: () => change(() => setFilter(pool.filters[(pool.filters.indexOf(filter) + 1) % pool.filters.length])),
@@ -849,7 +855,8 @@ function pressed(event) {
   } else if (event.key === "Escape" && typing) {
     event.target.blur();
   } else if (!control && !event.altKey && !typing && $("keys-on").checked) {
-    const action = /^[1-9]$/.test(event.key) ? () => use(Number(event.key) - 1) : ACTIONS[event.key];
+    const name = event.shiftKey && event.key.startsWith("Arrow") ? `Shift+${event.key}` : event.key;
+    const action = /^[1-9]$/.test(name) ? () => use(Number(name) - 1) : ACTIONS[name];
     if (action && (at >= 0 || "/fgu?[]h".includes(event.key))) {
       event.preventDefault();
       action();
