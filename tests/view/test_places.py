@@ -166,3 +166,15 @@ def test_a_server_that_runs_finds_them_when_the_index_was_renewed(pool: Path) ->
     rows(one)
     found = one.listed(Query(keep="edited"), Start())["rows"]
     assert [(row["shard"], row["uid"]) for row in found] == [("00000", uid_from_path("im2.jpg"))]
+
+
+def test_a_damaged_index_of_one_shard_leaves_the_others_open(pool: Path) -> None:
+    one = bench(pool)
+    edit(one, "im0", text="mine")
+    edit(one, "im3", text="another")
+    path = Path(one.catalog.store.path("samples/00000.parquet"))
+    path.write_bytes(path.read_bytes()[:-9])
+    again = make_workbench(one.catalog, ViewSettings(author="ann"))
+    assert again.about()["journal"]["noSample"] == 0
+    found = again.listed(Query(shard="00001", keep="edited"), Start())["rows"]
+    assert [row["key"] for row in found] == ["im3.jpg"]

@@ -365,7 +365,7 @@ def test_an_edit_stays_where_the_text_it_was_made_from_cannot_be_read(
     path.write_bytes(whole[:400] + bytes([whole[400] ^ 255]) + whole[401:])
     act(bench(work), f"{1:032x}", tags=["x"])
     again = bench(work)
-    assert again.fold(everything=True).unreadable == 1
+    assert again.fold(everything=True).unreadable == ["00000"]
     assert "shard 00000" in caplog.text
     assert "captions of web" in caplog.text
     assert again.sample("00000", FIRST)["review"]["stale"] == []

@@ -12,7 +12,7 @@ other captions: `edited_at`, `author`, `base_source`.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -119,14 +119,15 @@ class Folded:
     written: int = 0
     kept: int = 0
     not_indexed: int = 0
-    unreadable: int = 0
+    unreadable: list[str] = field(default_factory=list)
     left: int = 0
     no_sample: int = 0
 
     def line(self) -> str:
         said = f"{self.written:,} shards written, {self.kept:,} up to date"
         said += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
-        said += f", {self.unreadable:,} left as they were (see the log)" if self.unreadable else ""
+        if self.unreadable:
+            said += f", {len(self.unreadable):,} left as they were (see the log)"
         said += f", {no_sample_text(self.no_sample)}" if self.no_sample else ""
         fold = (
             "without parts; `capmix view --fold` writes them before other commands read the source"
@@ -171,7 +172,7 @@ class Folder:
                 elif self._is_written(shard):
                     found.written += 1
                 else:
-                    found.unreadable += 1
+                    found.unreadable.append(shard.name)
         return found
 
     def _is_written(self, shard: Shard) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.errors import UserError
 from capmix.mix.columns import one_array
 from capmix.pool import Pool
 from capmix.pool.sample import uid_from_path
@@ -24,14 +25,14 @@ from capmix.view.journal import Named, Place
 
 
 @dataclass(frozen=True)
-class Places:
+class Settled:
     """Places that lines name, by where their samples are now; `lost` are those of no sample."""
 
     moved: Mapping[Place, Place] = field(default_factory=dict)
     lost: frozenset[Place] = frozenset()
 
 
-def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Places:
+def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Settled:
     """Look for the samples that lines of a journal name, in the shards that are indexed.
 
     Where several samples of one uid or image may be meant, or a sample has reviews of its own that
@@ -39,7 +40,7 @@ def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Place
     """
     homeless = {place: named[place] for place in _homeless(store, pool, named)}
     if not homeless:
-        return Places()
+        return Settled()
     by_uid, by_image = _found(store, pool, homeless)
     wanted: dict[Place, list[Place]] = defaultdict(list)
     lost = set()
@@ -57,7 +58,7 @@ def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Place
             moved |= dict.fromkeys(places, target)
         else:
             lost |= set(places)
-    return Places(moved, frozenset(lost))
+    return Settled(moved, frozenset(lost))
 
 
 def _homeless(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Iterator[Place]:
@@ -71,6 +72,8 @@ def _homeless(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Iterato
             yield from ((shard, uid) for uid in wanted)
         elif store.read_marker(f"{SAMPLES}/{shard}") is not None:
             table = _index(store, shard, ["uid"])
+            if table is None:
+                continue
             known = pc.is_in(pa.array(wanted), value_set=one_array(table["uid"])).to_pylist()
             yield from ((shard, uid) for uid, is_in in zip(wanted, known, strict=True) if not is_in)
 
@@ -86,7 +89,10 @@ def _found(
     for shard in pool.shards:
         if store.read_marker(f"{SAMPLES}/{shard.name}") is None:
             continue
-        known = _index(store, shard.name, ["uid"])["uid"]
+        table = _index(store, shard.name, ["uid"])
+        if table is None:
+            continue
+        known = table["uid"]
         for uid in known.filter(pc.is_in(known, value_set=uids)).to_pylist():
             by_uid[uid].append((shard.name, uid))
         for image, uid in _images(store, shard.name) if images else ():
@@ -100,7 +106,8 @@ def _images(store: Store, shard: str) -> Iterator[tuple[str, str]]:
     with store.open_table(f"{SAMPLES}/{shard}.parquet") as file:
         have = file.schema_arrow.names
     names = [name for name in ("xxh3", "sha256") if name in have]
-    for row in _index(store, shard, ["uid", "key", *names]).to_pylist():
+    table = _index(store, shard, ["uid", "key", *names])
+    for row in table.to_pylist() if table is not None else ():
         value = next((row[name] for name in names if row[name] is not None), None)
         if value is not None and row["uid"] == uid_from_path(row["key"]):
             yield image_name(value), row["uid"]
@@ -111,7 +118,11 @@ def image_name(value: int | str) -> str:
     return f"{value:016x}" if isinstance(value, int) else value
 
 
-def _index(store: Store, shard: str, columns: list[str]) -> pa.Table:
-    """Columns of the samples of a shard that are ok."""
-    table = store.read_table(f"{SAMPLES}/{shard}.parquet", [*columns, "status"])
+def _index(store: Store, shard: str, columns: list[str]) -> pa.Table | None:
+    """Columns of the samples of a shard that are ok; None where they cannot be read, which is
+    reported when the shard is looked at."""
+    try:
+        table = store.read_table(f"{SAMPLES}/{shard}.parquet", [*columns, "status"])
+    except UserError:
+        return None
     return table.filter(pc.equal(table["status"], OK))

@@ -550,7 +550,7 @@ class Workbench:
             found = self._folder.fold(wanted, around)
             found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
             found.no_sample = self.journal.no_sample
-            self._unfolded -= before
+            self._unfolded -= before - set(found.unreadable)
             return found
 
     def _refresh(self) -> None:
