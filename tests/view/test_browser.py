@@ -305,3 +305,11 @@ def test_an_edit_of_somebody_else_is_shown_and_not_overwritten(
         seen.until("rows[at].review?.tags.includes('his')")
         press(seen, "Enter")
         seen.until("rows[at].review?.tags.join() === 'his,mine'")
+        page.evaluate("setDraft(current(), { text: 'an old draft', base: 'web' })")
+        page.reload()
+        page.wait_for_selector("html[data-ready=yes]")
+        go_to(seen, "k12")
+        seen.until("!document.getElementById('conflict').hidden")
+        press(seen, "k")
+        seen.until("rows[at].key === 'k11'")
+        assert kept() == "of bob and me"
