@@ -12,6 +12,8 @@ from browser import Seen, needs_chromium, opened
 from samples import sample_members, tar_bytes
 from view_server import serving
 
+from capmix.view.server import make_workbench
+from capmix.view.settings import ViewSettings
 from capmix.workspace import Workspace, open_workspace
 
 pytestmark = needs_chromium
@@ -218,4 +220,96 @@ def test_a_read_only_page_has_no_way_to_edit(work: Workspace) -> None:
         assert seen.page.locator("#caption").get_attribute("readonly") is not None
         assert seen.page.locator("#accept").is_disabled()
         assert journal.read_bytes() == before
+        press(seen, "Shift+ArrowRight")
+        seen.until("at === 5")
+        press(seen, "Shift+ArrowLeft")
+        seen.until("at === 0")
         assert seen.errors == []
+
+
+def go_to(seen: Seen, sample: str) -> None:
+    press(seen, "g")
+    seen.page.keyboard.type(sample)
+    press(seen, "Enter")
+    seen.until(f"rows[at].key === '{sample}' && document.activeElement.id !== 'jump'")
+
+
+def test_tags_typed_for_a_sample_do_not_reach_the_next_one(served: str) -> None:
+    with opened(served) as seen:
+        go_to(seen, "k00")
+        press(seen, "t")
+        seen.page.keyboard.type("blurred")
+        press(seen, "Control+Enter")
+        seen.until("at === 1")
+        assert seen.page.evaluate("rows[0].review.tags") == ["blurred"]
+        assert seen.page.locator("#tags").input_value() == ""
+        press(seen, "Control+Enter")
+        seen.until("at === 2")
+        press(seen, "Escape", "k")
+        seen.until("at === 1")
+        assert "blurred" not in (review(seen, "tags") or [])
+        assert seen.errors == []
+
+
+def edit_as_bob(work: Workspace, sample: str, **wanted: object) -> None:
+    bench = make_workbench(work.catalog, ViewSettings(author="bob"))
+    row = bench.sample("00001", sample)
+    web = next(text for text in row["texts"] if text["name"] == "web")
+    base = {"base": "web", "digest": web["digest"]} if "text" in wanted else {}
+    bench.act("00001", row["uid"], row["version"], {**wanted, **base})
+
+
+def test_an_edit_of_somebody_else_is_shown_and_not_overwritten(
+    work: Workspace, served: str
+) -> None:
+    def kept() -> str:
+        bench = make_workbench(work.catalog, ViewSettings(author="eve"))
+        return str(bench.sample("00001", "k12")["review"]["text"])
+
+    with opened(served) as seen:
+        page = seen.page
+        go_to(seen, "k12")
+        press(seen, "e", "Control+a")
+        page.keyboard.type("my draft")
+        edit_as_bob(work, "k12", text="of bob")
+        press(seen, "Control+Enter")
+        seen.until("!document.getElementById('conflict').hidden")
+        assert page.locator("#conflict-text").inner_text() == "of bob"
+        assert "bob" in page.locator("#conflict-who").inner_text()
+        assert page.locator("#caption").input_value() == "my draft"
+        assert seen.axe() == []
+        press(seen, "Control+Enter")
+        seen.until("/keeps your text/.test(document.getElementById('said').innerText)")
+        press(seen, "Escape", "a", "k")
+        seen.until("rows[at].key === 'k11'")
+        assert kept() == "of bob"
+        page.reload()
+        page.wait_for_selector("html[data-ready=yes]")
+        go_to(seen, "k12")
+        seen.until("!document.getElementById('conflict').hidden")
+        press(seen, "d")
+        assert page.locator("#caption").input_value() == "of bob"
+        assert page.locator("#conflict").is_hidden()
+        press(seen, "e", "End")
+        page.keyboard.type(" and me")
+        edit_as_bob(work, "k12", text="of bob again")
+        press(seen, "Control+Enter")
+        seen.until("!document.getElementById('conflict').hidden")
+        press(seen, "Escape", "m")
+        seen.until("rows[at].review?.text === 'of bob and me'")
+        assert kept() == "of bob and me"
+        press(seen, "t")
+        page.keyboard.type("mine")
+        edit_as_bob(work, "k12", tags=["his"])
+        press(seen, "Enter")
+        seen.until("rows[at].review?.tags.includes('his')")
+        press(seen, "Enter")
+        seen.until("rows[at].review?.tags.join() === 'his,mine'")
+        page.evaluate("setDraft(current(), { text: 'an old draft', base: 'web' })")
+        page.reload()
+        page.wait_for_selector("html[data-ready=yes]")
+        go_to(seen, "k12")
+        seen.until("!document.getElementById('conflict').hidden")
+        press(seen, "k")
+        seen.until("rows[at].key === 'k11'")
+        assert kept() == "of bob and me"

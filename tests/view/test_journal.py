@@ -79,6 +79,25 @@ def test_a_damaged_line_is_counted_and_the_others_count(
     assert (set(again.reviews("00000")), again.damaged) == ({"a"}, len(hostile))
 
 
+def test_a_damaged_line_that_was_undone_leaves_the_others_usable(tmp_path: Path) -> None:
+    one = journal(tmp_path)
+    tag(one, "a", "x")
+    tag(one, "b", "gone")
+    one.undo()
+    tag(one, "c", "x")
+    path = tmp_path / "j" / JOURNAL
+    path.write_bytes(path.read_bytes().replace(b"gone", b"none", 1))
+    again = journal(tmp_path)
+    assert again.damaged == 1
+    assert again.can_undo() == (True, False)
+    found = again.undo()
+    assert found is not None
+    assert [change.uid for change in found[1]] == ["c"]
+    assert again.redo() is not None
+    tag(again, "d", "x")
+    assert set(journal(tmp_path).reviews("00000")) == {"a", "c", "d"}
+
+
 def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     writers = [journal(tmp_path, f"author{n}") for n in range(4)]
 

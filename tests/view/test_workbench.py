@@ -140,9 +140,26 @@ def test_a_sample_is_found_by_number_key_and_uid(work: Workspace) -> None:
     assert one.find("00000", "6", everywhere=True) == (1, 1)
     assert one.find("2", "000010003") == (1, 3)
     assert one.find("1", f"{103:032x}", everywhere=True) == (1, 3)
+    for wanted in ("0000000000019", "1" * 13):
+        with pytest.raises(UnknownError, match="no shard"):
+            one.shard(wanted)
+        with pytest.raises(UnknownError, match="expected a number up to 4"):
+            one.sample("00000", wanted)
     for wanted in ("9", "0", "-1", "x", "9" * 400):
         with pytest.raises(UnknownError, match="expected a number up to 8"):
             one.find("1", wanted, everywhere=True)
+
+
+def test_shards_named_by_numbers_are_found_by_their_place(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    for shard in range(3):
+        members = sample_members(f"k{shard}", shard)
+        (tmp_path / f"pool/{shard}.tar").write_bytes(tar_bytes(members))
+    one = bench(open_workspace(str(tmp_path / "pool"), str(tmp_path / "work")))
+    assert one.place(number="1") == {"number": 1, "name": "1"}
+    assert one.place(name="1") == {"number": 1, "name": "1"}
+    with pytest.raises(UnknownError, match="the pool has 3"):
+        one.place(number="3")
 
 
 def test_a_large_pool_is_searched_shard_by_shard(
@@ -219,6 +236,58 @@ def test_find_and_replace_does_what_the_preview_shows(work: Workspace) -> None:
     assert one.replacements(Query(find="a.red", base="web"), "x")["count"] == 0
 
 
+def test_find_and_replace_leaves_stale_edits_out(work: Workspace, tmp_path: Path) -> None:
+    one = bench(work)
+    act(one, FIRST, text="a colour thing", base="web")
+    act(one, f"{1:032x}", text="another colour thing", base="raw")
+    rewrite(work, tmp_path)
+    again = bench(work)
+    query = Query(find="colour", base="web", word=True)
+    found = again.replacements(query, "color")
+    assert (found["count"], found["leftOut"]) == (1, {"stale": 1, "long": 0})
+    again.replace(query, "color", found["digest"])
+    assert again.sample("00000", FIRST)["review"]["stale"] == ["web"]
+    assert again.sample("00000", FIRST)["review"]["text"] == "a colour thing"
+
+
+@pytest.mark.parametrize(
+    ("text", "find", "after"),
+    [
+        ("el señor se fue", "se", "el señor X fue"),
+        ("un café noir", "café", "un X noir"),
+        ("cafe\u0301 cafe", "cafe", "cafe\u0301 X"),
+        ("na na na naïve", "na", "X X X naïve"),
+        ("一只 猫 在 猫猫", "猫", "一只 X 在 猫猫"),
+        ("a RED_hat, red-ish", "red", "a RED_hat, X-ish"),
+        ("50% of 150%", "50%", "X of 150%"),
+    ],
+)
+def test_whole_words_are_those_of_any_script(
+    tmp_path: Path, text: str, find: str, after: str
+) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/0.tar").write_bytes(tar_bytes(sample_members("a", 1, text)))
+    one = bench(open_workspace(str(tmp_path / "pool"), str(tmp_path / "work")))
+    found = one.replacements(Query(find=find, base="raw", word=True), "X")
+    assert [change["after"] for change in found["shown"]] == [after]
+
+
+def test_whole_words_of_a_regular_expression_are_refused(work: Workspace) -> None:
+    with pytest.raises(BadRequestError, match="whole words"):
+        bench(work).replacements(Query(find="r.d", base="web", word=True, regex=True), "x")
+
+
+def test_a_text_that_is_too_long_is_left_out_of_a_replacement_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    members = [*sample_members("a", 1, "red " * 3000), *sample_members("b", 2, "red hat")]
+    members += sample_members("c", 3, "red " * 2000)
+    (tmp_path / "pool/0.tar").write_bytes(tar_bytes(members))
+    one = bench(open_workspace(str(tmp_path / "pool"), str(tmp_path / "work")))
+    found = one.replacements(Query(find="red", base="raw", word=True), "scarlet")
+    assert (found["count"], found["leftOut"]) == (1, {"stale": 0, "long": 2})
+    assert found["shown"][0]["key"] == "b"
+
+
 def test_two_tabs_and_two_servers_do_not_lose_edits(work: Workspace) -> None:
     one, other = bench(work), bench(work)
     row = other.sample("00000", FIRST)
@@ -271,9 +340,68 @@ def test_an_edit_of_a_caption_that_changed_is_shown_and_not_applied(
     assert texts(work, "00000")[0] == "a red thing 0 stock photo"
 
 
+def test_a_rejection_does_not_become_stale_with_the_text(work: Workspace, tmp_path: Path) -> None:
+    one = bench(work)
+    act(one, FIRST, text="mine", base="web")
+    act(one, FIRST, decision="reject")
+    rewrite(work, tmp_path)
+    again = bench(work)
+    assert again.sample("00000", FIRST)["review"]["stale"] == []
+    again.save()
+    assert work.store.read_table("captions/edited/00000.parquet")["reason"][0].as_py() == "rejected"
+    review = work.store.read_table("columns/review/00000.parquet")
+    assert review["decision"][0].as_py() == "reject"
+    assert act(again, FIRST, decision="")["review"]["stale"] == ["web"]
+
+
+def test_an_edit_stays_where_the_text_it_was_made_from_cannot_be_read(
+    work: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = bench(work)
+    act(one, FIRST, text="mine", base="web")
+    one.save()
+    path = Path(work.store.path("captions/web/00000.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:400] + bytes([whole[400] ^ 255]) + whole[401:])
+    act(bench(work), f"{1:032x}", tags=["x"])
+    again = bench(work)
+    assert again.fold(everything=True).unreadable == ["00000"]
+    assert "shard 00000" in caplog.text
+    assert "captions of web" in caplog.text
+    assert again.sample("00000", FIRST)["review"]["stale"] == []
+    assert texts(work, "00000")[0] == "mine"
+    path.write_bytes(whole)
+    assert bench(work).fold(everything=True).written == 1
+    assert texts(work, "00000")[0] == "mine"
+    review = work.store.read_table("columns/review/00000.parquet")
+    assert review["tags"].to_pylist()[1] == ["x"]
+
+
+def test_an_edit_stays_when_the_source_it_was_made_from_is_removed(
+    work: Workspace, tmp_path: Path
+) -> None:
+    one = bench(work)
+    act(one, FIRST, text="mine", base="web")
+    act(one, f"{1:032x}", decision="accept", base="web")
+    one.save()
+    before = texts(work, "00000")
+    cleaned = work.clean(sources=["web"], yes=True)
+    assert "2 edits in edits/edited were made from web; they stay" in "\n".join(cleaned.lines())
+    again = bench(work)
+    again.fold(everything=True)
+    assert texts(work, "00000") == before
+    assert again.sample("00000", FIRST)["review"]["stale"] == []
+    assert act(again, FIRST, decision="accept")["review"]["decision"] == "accept"
+    work.import_captions(
+        [str(tmp_path / "c.csv")], source="web", uid_column="uid", text_column="text"
+    )
+    assert bench(work).sample("00000", FIRST)["review"]["stale"] == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
+        ({"text": None, "decision": "accept", "base": "web"}, "empty caption cannot be accepted"),
         ({"text": "x" * 8193, "base": "web"}, "8,192 characters"),
         ({"text": 7, "base": "web"}, "expected a string"),
         ({"text": "x"}, "base: expected"),

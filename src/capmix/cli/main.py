@@ -204,7 +204,7 @@ COMMANDS = (
         INSPECT,
         "view",
         "inspect",
-        "Serve the report on localhost, for pools of any size.",
+        "Browse, edit and review captions in the browser.",
         "capmix view --work ./work",
     ),
 )

@@ -6,6 +6,7 @@ directory knows are ever removed (storage/layout.py).
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from capmix.storage.layout import (
     ARRAYS,
     CAPTIONS,
     CARRIED,
+    EDITS,
     EMBEDDINGS,
     FIELDS,
     MARKERS,
@@ -35,6 +37,8 @@ from capmix.storage.layout import (
 )
 from capmix.storage.store import Store
 from capmix.storage.temporary import clock_of, is_abandoned, is_temporary, remove_temporary
+from capmix.view.journal import Journal
+from capmix.view.samples import base_source
 
 OF_A_SHARD = (".parquet", ".npy")
 MADE_FROM_TEXTS = (SUBSETS, MEASURES, ANNOTATIONS)
@@ -57,6 +61,7 @@ class Cleaned:
     work: str
     removals: Sequence[Removal] = field(default_factory=list)
     is_done: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def bytes(self) -> int:
@@ -74,7 +79,7 @@ class Cleaned:
         ]
         total = size_text(self.bytes)
         end = f"removed {total}" if self.is_done else f"would remove {total}; --yes removes it"
-        return [f"work {self.work}", *table_lines(heads, rows), end]
+        return [f"work {self.work}", *table_lines(heads, rows), *self.notes, end]
 
 
 def clean(
@@ -101,7 +106,27 @@ def clean(
             if others:
                 raise UserError(_busy(store, others))
             _remove(store, removals)
-    return Cleaned(store.location, removals, yes)
+    return Cleaned(store.location, removals, yes, _edits_of(store, sources))
+
+
+def _edits_of(store: Store, sources: Sequence[str]) -> list[str]:
+    """How many edits were made from texts of `sources`, which stay."""
+    found = []
+    for edits in store.folders(EDITS) if sources and store.is_local else []:
+        journal = Journal(store.path(f"{EDITS}/{edits}"), is_read_only=True)
+        bases = Counter(
+            base_source(review.base, sources)
+            for shard in journal.shards()
+            for review in journal.reviews(shard).values()
+            if review.base
+        )
+        found += [
+            f"{bases[one]:,} edits in {EDITS}/{edits} were made from {one}; they stay, and "
+            f"`capmix view --fold --source {edits}` writes their parts again"
+            for one in sources
+            if bases[one]
+        ]
+    return found
 
 
 class _Here:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from threading import RLock
@@ -27,6 +27,7 @@ JOURNAL = "journal.jsonl"
 LONGEST_LINE = 1 << 26  # bytes: an action on very many samples
 ACCEPT, REJECT = "accept", "reject"
 DECISIONS = ("", ACCEPT, REJECT)
+Place = tuple[str, str]  # shard and uid
 
 
 class ConflictError(UserError):
@@ -81,6 +82,15 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What the lines that name a place say: the image that was last reviewed there ("" for none),
+    and whether the first of them begins a review; else it changes one of another place."""
+
+    image: str
+    is_first: bool
+
+
+@dataclass(frozen=True)
 class Entry:
     """A line: its number, where it is in the file, and which action it takes back or repeats."""
 
@@ -95,11 +105,13 @@ class Entry:
 
 @dataclass
 class _State:
-    """What all lines so far come to."""
+    """What all lines so far come to. `named` is by the place that the lines name, the others are
+    by where the sample is now."""
 
     reviews: dict[str, dict[str, Review]] = field(default_factory=dict)
     versions: dict[str, dict[str, int]] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
+    named: dict[Place, Named] = field(default_factory=dict)
     offset: int = 0
     lines: int = 0
     damaged: int = 0
@@ -127,7 +139,32 @@ class Journal:
         self._lock = RLock()
         self._state = _State()
         self._told_damaged = 0
+        self._moved: Mapping[Place, Place] = {}
+        self._lost: frozenset[Place] = frozenset()
         self.refresh()
+
+    def named(self) -> dict[Place, Named]:
+        """The places that lines name: a copy."""
+        with self._lock:
+            return dict(self._state.named)
+
+    def settle(self, moved: Mapping[Place, Place], lost: frozenset[Place]) -> None:
+        """Take the places that lines name for those where their samples are now; `lost` are those
+        whose samples are nowhere. Nothing is written."""
+        with self._lock:
+            self._lost = lost
+            if moved != self._moved:
+                self._moved, self._state = moved, _State()
+                self._read() if os.path.exists(self.path) else None
+
+    @property
+    def no_sample(self) -> int:
+        """Reviews whose samples are nowhere."""
+        with self._lock:
+            return sum(self.review(*place) is not None for place in self._lost)
+
+    def _place(self, shard: str, uid: str) -> Place:
+        return self._moved.get((shard, uid), (shard, uid))
 
     def refresh(self) -> set[str]:
         """Read what other servers have appended; the shards that it is about."""
@@ -175,14 +212,23 @@ class Journal:
             state.damaged += 1
             return set()
         state.entries.append(entry)
+        touched = set()
         for change in changes:
-            reviews = state.reviews.setdefault(change.shard, {})
-            state.versions.setdefault(change.shard, {})[change.uid] = entry.number
+            name = change.shard, change.uid
+            shard, uid = self._place(*name)
+            touched |= {change.shard, shard}
+            about = state.named.get(name)
+            image = (change.now or change.was or Review()).image
+            state.named[name] = Named(
+                image, change.was is None if about is None else about.is_first
+            )
+            reviews = state.reviews.setdefault(shard, {})
+            state.versions.setdefault(shard, {})[uid] = entry.number
             if change.now is None:
-                reviews.pop(change.uid, None)
+                reviews.pop(uid, None)
             else:
-                reviews[change.uid] = change.now
-        return {change.shard for change in changes}
+                reviews[uid] = change.now
+        return touched
 
     @property
     def lines(self) -> int:
@@ -198,10 +244,10 @@ class Journal:
         with self._lock:
             return sorted(shard for shard, found in self._state.reviews.items() if found)
 
-    def named(self) -> set[str]:
+    def shards_named(self) -> set[str]:
         """Those that any action was about, also where nothing is said about them now."""
         with self._lock:
-            return set(self._state.versions)
+            return {*self._state.versions, *(shard for shard, _ in self._state.named)}
 
     def reviews(self, shard: str) -> dict[str, Review]:
         """What is said about samples of a shard, by uid: a copy."""
@@ -227,12 +273,14 @@ class Journal:
         return digest_of(json.dumps(rows, sort_keys=True).encode())
 
     def counts(self) -> dict[str, int]:
-        """Samples by what is said about them, and by tag as `tag:NAME`."""
+        """Samples of the pool by what is said about them, and by tag as `tag:NAME`."""
         found = dict.fromkeys(("touched", "edited", "accepted", "rejected", "tagged"), 0)
         with self._lock:
-            for of_shard in self._state.reviews.values():
-                found["touched"] += len(of_shard)
-                for review in of_shard.values():
+            for shard, of_shard in self._state.reviews.items():
+                for uid, review in of_shard.items():
+                    if (shard, uid) in self._lost:
+                        continue
+                    found["touched"] += 1
                     found["edited"] += review.edited
                     found["accepted"] += review.decision == ACCEPT
                     found["rejected"] += review.decision == REJECT
@@ -287,7 +335,8 @@ class Journal:
             return bool(done), bool(undone)
 
     def _stacks(self) -> tuple[list[Entry], list[Entry]]:
-        """This author's actions that stand, and those that were taken back."""
+        """This author's actions that stand, and those that were taken back; what a damaged line
+        was about can be neither."""
         done: list[Entry] = []
         undone: list[Entry] = []
         by_number = {entry.number: entry for entry in self._state.entries}
@@ -296,10 +345,10 @@ class Journal:
                 continue
             if entry.undoes:
                 done = [one for one in done if one.number != entry.undoes]
-                undone.append(by_number[entry.undoes])
+                undone += [by_number[entry.undoes]] if entry.undoes in by_number else []
             elif entry.redoes:
                 undone = [one for one in undone if one.number != entry.redoes]
-                done.append(by_number[entry.redoes])
+                done += [by_number[entry.redoes]] if entry.redoes in by_number else []
             else:
                 done.append(entry)
                 undone = []
@@ -317,8 +366,9 @@ class Journal:
             def changes() -> Iterable[Change]:
                 for one in before:
                     was, now = (one.now, one.was) if is_undo else (one.was, one.now)
-                    if self._state.reviews.get(one.shard, {}).get(one.uid) == was:
-                        yield Change(one.shard, one.uid, was, now)
+                    shard, uid = self._place(one.shard, one.uid)
+                    if self.review(shard, uid) == was:
+                        yield Change(shard, uid, was, now)
 
             about = {"undoes" if is_undo else "redoes": entry.number}
             return entry.what, self._append(entry.what, changes, about)

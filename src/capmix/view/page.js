@@ -12,9 +12,9 @@ const FILTER_HELP = {
   "no-text": "No text of the source that is searched in, or of any",
 };
 const KEYS = [
-  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+K", "ten samples on, back"],
+  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+→", "ten samples on"], ["Shift+K  Shift+←", "ten samples back"],
   ["]  [", "next, previous shard"], ["g", "go to a number, key or uid"], ["/", "search the texts"], ["f", "next filter"],
-  ["a", "accept"], ["r", "reject"], ["x", "neither"], ["c", "confirm a stale edit"],
+  ["a", "accept"], ["r", "reject"], ["x", "neither"], ["c", "confirm a stale edit"], ["m  d", "in a conflict: keep mine, take theirs"],
   ["e", "edit the caption"], ["1 … 9", "edit from that text"], ["t", "tags"],
   ["Ctrl+Enter", "save the caption, then next"], ["Esc", "leave a field; the text is kept"],
   ["u  Ctrl+Z", "undo"], ["Shift+U", "redo"], ["h", "find and replace"], ["z", "actual size of the image"],
@@ -152,8 +152,10 @@ function about(found) {
     button.lastChild.textContent = count === undefined ? "" : count.toLocaleString();
   }
   const damaged = found.journal.damaged;
-  const counts = `${found.counts.touched.toLocaleString()} reviewed`;
-  $("state").textContent = damaged ? `${counts}; ${damaged} damaged lines of the journal are left out` : counts;
+  const said = [`${found.counts.touched.toLocaleString()} reviewed`];
+  if (found.journal.noSample) said.push(`${found.journal.noSample.toLocaleString()} of samples that the pool does not have, kept in the journal`);
+  if (damaged) said.push(`${damaged} damaged lines of the journal are left out`);
+  $("state").textContent = said.join("; ");
   knownTags = Object.keys(found.counts).filter((name) => name.startsWith("tag:")).map((name) => name.slice(4)).sort();
 }
 let knownTags = [];
@@ -251,8 +253,27 @@ function put(row) {
 }
 
 const picture = (row) => source("picture", { shard: row.shard, key: row.key });
-const draftName = (row) => `capmix ${pool.work} ${pool.source} ${row.shard} ${row.uid}`;
+const nameOf = (row) => `${row.shard} ${row.uid}`;
+const draftName = (row) => `capmix ${pool.work} ${pool.source} ${nameOf(row)}`;
 const textOf = (row, name) => row.texts.find((one) => one.name === name);
+
+// A text that was typed and not saved: `text`, the `base` it was made from, and the `version` of the
+// sample that it was made from (0 where the browser has kept none).
+function draftOf(row) {
+  const kept = localStorage.getItem(draftName(row));
+  return kept === null ? null : { base: "", version: 0, ...JSON.parse(kept) };
+}
+
+function setDraft(row, draft) {
+  if (draft) localStorage.setItem(draftName(row), JSON.stringify(draft));
+  else localStorage.removeItem(draftName(row));
+}
+
+// Whether somebody has changed the sample since the draft was begun: it is not saved unasked.
+function isInConflict(row) {
+  const draft = draftOf(row);
+  return draft !== null && draft.version !== row.version && draft.text.trim() !== saved(row).trim();
+}
 
 // The caption that is in effect: the edited one, else that of the base.
 function saved(row) {
@@ -289,17 +310,36 @@ function draw() {
     $("confirm").disabled = pool.readOnly;
   }
   $("texts").replaceChildren(...row.texts.map((one, i) => drawText(row, one, i)));
-  const draft = localStorage.getItem(draftName(row));
-  const text = draft !== null ? JSON.parse(draft).text : saved(row);
-  if ($("caption").value !== text || $("caption").dataset.uid !== row.uid) $("caption").value = text;
-  $("caption").dataset.uid = row.uid;
-  $("based").textContent = `from ${draft !== null && JSON.parse(draft).base ? JSON.parse(draft).base : baseOf(row)}`;
-  if (document.activeElement !== $("tags")) $("tags").value = review ? review.tags.join(", ") : "";
+  const draft = draftOf(row);
+  const text = draft ? draft.text : saved(row);
+  if ($("caption").value !== text || $("caption").dataset.of !== nameOf(row)) $("caption").value = text;
+  $("caption").dataset.of = nameOf(row);
+  $("based").textContent = `from ${(draft && draft.base) || baseOf(row)}`;
+  drawConflict(row);
+  if (document.activeElement !== $("tags") || $("tags").dataset.of !== nameOf(row)) drawTags(row);
   drawKnownTags(row);
   for (const decision of ["accept", "reject"]) {
     $(decision).setAttribute("aria-pressed", String(Boolean(review && review.decision === decision)));
   }
   drawState();
+}
+
+function drawTags(row) {
+  const tags = row.review ? row.review.tags : [];
+  $("tags").value = tags.join(", ");
+  $("tags").dataset.of = nameOf(row);
+  $("tags").dataset.was = JSON.stringify(tags);
+}
+
+function drawConflict(row) {
+  const isShown = isInConflict(row), review = row.review;
+  $("conflict").hidden = !isShown;
+  if (!isShown) return;
+  const done = review && review.decision ? `, ${review.decision}ed` : "";
+  const who = review ? `${review.by}, ${when(review.at)}${done}` : "the review was taken back";
+  $("conflict-who").textContent = `Changed since you typed this text (${who}). The caption in effect:`;
+  $("conflict-text").textContent = saved(row) || "no text";
+  for (const id of ["keep-mine", "take-theirs"]) $(id).disabled = pool.readOnly;
 }
 
 function drawPicture(row) {
@@ -412,6 +452,7 @@ function change(action) {
       const shown = current();
       const now = await ask("api/sample", { shard: shown.shard, key: shown.uid }).catch(() => null);
       if (now) put(now);
+      if (now && current() === now && isInConflict(now)) say(conflictWords(now), true);
     }
   });
   return work;
@@ -420,14 +461,21 @@ function change(action) {
 async function act(set) {
   const row = current();
   const found = await send("api/act", { shard: row.shard, uid: row.uid, seen: row.version, set });
+  rebase(row, found.row);
   put(found.row);
   about(found);
   drawKnownTags(current());
 }
 
+// A change of one's own is none of somebody else's: the draft goes on from it.
+function rebase(before, now) {
+  const draft = draftOf(before);
+  if (draft && draft.version === before.version) setDraft(before, { ...draft, version: now.version });
+}
+
 function based(row) {
-  const draft = localStorage.getItem(draftName(row));
-  const name = (draft !== null && JSON.parse(draft).base) || baseOf(row);
+  const draft = draftOf(row);
+  const name = (draft && draft.base) || baseOf(row);
   return { base: name, digest: (textOf(row, name) || { digest: "" }).digest };
 }
 
@@ -438,33 +486,71 @@ function written(row) {
   return text ? { text, ...based(row) } : { text: null };
 }
 
-async function saveCaption() {
+// Whether the field is free to be left: an explicit save of a text in conflict is refused, and
+// to go to another sample keeps it as a draft.
+function isHeldBack(row, isExplicit) {
+  if (!isDirty() || !isInConflict(row)) return false;
+  if (isExplicit) throw new Error(conflictWords(row));
+  say(`Not saved: ${conflictWords(row)}`, true);
+  return true;
+}
+
+function conflictWords(row) {
+  const who = row.review ? row.review.by : "somebody else";
+  return `${row.key} was changed by ${who} since; m keeps your text, d takes theirs`;
+}
+
+async function saveCaption(isExplicit = false) {
   const row = current();
   const set = written(row);
-  if (!Object.keys(set).length) return false;
-  localStorage.setItem(draftName(row), JSON.stringify({ text: $("caption").value, base: set.base || "" }));
+  if (!Object.keys(set).length || isHeldBack(row, isExplicit)) return false;
   if (set.text === null && !(row.review && row.review.text !== null)) {
-    localStorage.removeItem(draftName(row));
+    setDraft(row, null);
     draw();
     return false;
   }
+  draftCaption(row, set.base);
   await act0(row, set);
   return true;
 }
 
+function draftCaption(row, name = "") {
+  const known = draftOf(row);
+  const from = name || (known && known.base) || baseOf(row);
+  setDraft(row, { text: $("caption").value, base: from, version: known ? known.version : row.version });
+}
+
 async function act0(row, set) {
+  const sent = $("caption").value;
   const found = await send("api/act", { shard: row.shard, uid: row.uid, seen: row.version, set });
-  localStorage.removeItem(draftName(row));
+  const draft = draftOf(row);
+  if (draft && draft.text === sent) setDraft(row, null);
+  else rebase(row, found.row);
   put(found.row);
   about(found);
+}
+
+function keepMine() {
+  const row = current();
+  if (!row || pool.readOnly || !isInConflict(row)) return;
+  setDraft(row, { ...draftOf(row), version: row.version });
+  change(() => saveCaption(true));
+}
+
+function takeTheirs() {
+  const row = current();
+  if (!row || pool.readOnly || !isInConflict(row)) return;
+  setDraft(row, null);
+  draw();
 }
 
 // `decision` is "accept", "reject" or "" for neither.
 async function decide(decision) {
   const row = current();
   if (pool.readOnly || (!decision && !(row.review && row.review.decision))) return;
+  isHeldBack(row, true);
   const text = written(row);
-  if (text.text) localStorage.setItem(draftName(row), JSON.stringify({ text: $("caption").value, base: text.base }));
+  if (text.text) draftCaption(row, text.base);
   const set = { ...based(row), ...text, decision };
   if (decision !== "accept" && row.review && row.review.text !== null && !text.text) {
     delete set.base;
@@ -487,12 +573,18 @@ function typedTags() {
   return $("tags").value.split(",").map((one) => one.trim()).filter(Boolean);
 }
 
+// What was typed, as a change of the tags that the field was drawn with: those that somebody else
+// has set since stay.
 async function saveTags() {
   const row = current();
-  const own = row.review ? row.review.tags : [];
-  if (typedTags().join("\n") === own.join("\n")) return;
-  await setTags(typedTags());
-  $("tags").value = (current().review ? current().review.tags : []).join(", ");
+  if (!row || pool.readOnly || $("tags").dataset.of !== nameOf(row)) return;
+  const own = row.review ? row.review.tags : [], was = JSON.parse($("tags").dataset.was);
+  const typed = typedTags();
+  if (typed.join("\n") === was.join("\n")) return;
+  const isSame = own.join("\n") === was.join("\n");
+  const kept = own.filter((one) => typed.includes(one) || !was.includes(one));
+  await setTags(isSame ? typed : [...kept, ...typed.filter((one) => !was.includes(one) && !kept.includes(one))]);
+  drawTags(current());
 }
 
 function use(i) {
@@ -513,20 +605,16 @@ function use(i) {
 function keepDraft(name = null) {
   const row = current();
   if (!row || pool.readOnly) return;
-  if (isDirty()) {
-    const known = localStorage.getItem(draftName(row));
-    const from = name || (known !== null && JSON.parse(known).base) || baseOf(row);
-    localStorage.setItem(draftName(row), JSON.stringify({ text: $("caption").value, base: from }));
-  } else {
-    localStorage.removeItem(draftName(row));
-  }
+  if (isDirty()) draftCaption(row, name);
+  else setDraft(row, null);
+  drawConflict(row);
   drawState();
 }
 
 async function revert() {
   const row = current();
   if (isDirty()) {
-    localStorage.removeItem(draftName(row));
+    setDraft(row, null);
     $("caption").value = saved(row);
     draw();
   } else {
@@ -534,13 +622,14 @@ async function revert() {
   }
 }
 
-async function step(by, isSaved = false) {
+async function step(by, isSaved = false, isExplicit = false) {
   if (at < 0) return;
-  if (!isSaved && !pool.readOnly) await saveCaption();
+  if (!pool.readOnly) await saveTags();
+  if (!isSaved && !pool.readOnly) await saveCaption(isExplicit);
   let wanted = at + by;
   if (wanted < 0) {
     const added = await earlier();
-    if (!added) {
+    if (!added && at === 0) {
       say("This is the first sample");
       return;
     }
@@ -566,10 +655,7 @@ async function reload(found) {
 async function takeBack(isRedo) {
   if (pool.readOnly) return;
   const found = await send("api/undo", { redo: isRedo });
-  for (const row of found.rows) {
-    localStorage.removeItem(draftName(row));
-    put(row);
-  }
+  for (const row of found.rows) put(row);
   about(found);
   await reload(found);
   const one = found.rows.length === 1 ? found.rows[0] : null;
@@ -613,19 +699,16 @@ async function shardStep(by) {
     say(by > 0 ? "This is the last shard" : "This is the first shard");
     return;
   }
-  await openShard(String(number + 1), number);
+  await openShard({ number });
 }
 
 let shardNumber = 0;
-async function openShard(name, number = null) {
-  if ($("scope").value === "shard") {
-    $("shard").value = name;
-    if (number !== null) shardNumber = number;
-    await load({ number: 0, row: 0 });
-  } else {
-    const found = await ask("api/find", { shard: name, key: "1" });
-    await load({ number: found[0], row: 0 });
-  }
+// By what was typed, `name`, or by `number` from 0: a shard may be named 1 and be the second one.
+async function openShard(wanted) {
+  const found = await ask("api/shard", wanted);
+  shardNumber = found.number;
+  if ($("scope").value === "shard") $("shard").value = found.name;
+  await load({ number: found.number, row: 0 });
 }
 
 async function jump(text) {
@@ -641,7 +724,7 @@ function replaceQuery() {
   return {
     ...query(), find: $("replace-find").value, new: $("replace-new").value,
     regex: $("replace-regex").checked, case: $("replace-case").checked,
-    word: $("replace-word").checked,
+    word: $("replace-word").checked && !$("replace-regex").checked,
   };
 }
 
@@ -656,7 +739,10 @@ async function preview() {
   )));
   $("replace-shown").hidden = !found.count;
   const first = found.count > found.shown.length ? `; the first ${found.shown.length} are shown` : "";
-  $("replace-said").textContent = found.count ? `${found.count.toLocaleString()} captions would change${first}.` : "No caption would change.";
+  const said = [found.count ? `${found.count.toLocaleString()} captions would change${first}.` : "No caption would change."];
+  if (found.leftOut.stale) said.push(`Left out: ${found.leftOut.stale.toLocaleString()} stale; confirm or rewrite them first.`);
+  if (found.leftOut.long) said.push(`Left out: ${found.leftOut.long.toLocaleString()} of over ${pool.longest.toLocaleString()} characters.`);
+  $("replace-said").textContent = said.join(" ");
   $("replace-do").textContent = found.count ? `Replace in ${found.count.toLocaleString()} captions` : "Replace";
   $("replace-do").disabled = !found.count;
   previewed = { ...asked, digest: found.digest };
@@ -664,10 +750,7 @@ async function preview() {
 
 async function replaceAll() {
   const found = await send("api/replace", previewed);
-  for (const row of found.rows) {
-    localStorage.removeItem(draftName(row));
-    put(row);
-  }
+  for (const row of found.rows) put(row);
   about(found);
   $("replacing").close();
   await reload(found);
@@ -738,13 +821,15 @@ function isTyping(target) {
 const ACTIONS = {
   j: () => change(() => step(1)), ArrowRight: () => change(() => step(1)),
   k: () => change(() => step(-1)), ArrowLeft: () => change(() => step(-1)),
-  J: () => change(() => step(10)), K: () => change(() => step(-10)),
+  J: () => change(() => step(10)), "Shift+ArrowRight": () => change(() => step(10)),
+  K: () => change(() => step(-10)), "Shift+ArrowLeft": () => change(() => step(-10)),
   "]": () => change(() => shardStep(1)), "[": () => change(() => shardStep(-1)),
   g: () => focusOn("jump"), "/": () => focusOn("find"), e: () => focusOn("caption"), t: () => focusOn("tags"),
   f: () => change(() => setFilter(pool.filters[(pool.filters.indexOf(filter) + 1) % pool.filters.length])),
   a: () => change(() => decide("accept")), r: () => change(() => decide("reject")),
   x: () => change(() => decide("")),
   c: () => { if (!$("stale").hidden) change(() => act({ confirm: true })); },
+  m: keepMine, d: takeTheirs,
   u: () => change(() => takeBack(false)), U: () => change(() => takeBack(true)),
   h: openReplace, z: () => $("zoom").classList.toggle("full"), "?": () => $("help").showModal(),
 };
@@ -763,17 +848,15 @@ function pressed(event) {
     change(saveParts);
   } else if (control && event.key === "Enter") {
     event.preventDefault();
-    change(async () => {
-      if (event.target === $("tags")) await saveTags();
-      await step(1);
-    });
+    change(() => step(1, false, true));
   } else if (control && event.key.toLowerCase() === "z" && !typing) {
     event.preventDefault();
     change(() => takeBack(event.shiftKey));
   } else if (event.key === "Escape" && typing) {
     event.target.blur();
   } else if (!control && !event.altKey && !typing && $("keys-on").checked) {
-    const action = /^[1-9]$/.test(event.key) ? () => use(Number(event.key) - 1) : ACTIONS[event.key];
+    const name = event.shiftKey && event.key.startsWith("Arrow") ? `Shift+${event.key}` : event.key;
+    const action = /^[1-9]$/.test(name) ? () => use(Number(name) - 1) : ACTIONS[name];
     if (action && (at >= 0 || "/fgu?[]h".includes(event.key))) {
       event.preventDefault();
       action();
@@ -802,7 +885,7 @@ function listen() {
     remember();
     await load();
   }));
-  $("shard").addEventListener("change", () => change(() => openShard($("shard").value.trim())));
+  $("shard").addEventListener("change", () => change(() => openShard({ name: $("shard").value.trim() })));
   $("shard-back").addEventListener("click", () => change(() => shardStep(-1)));
   $("shard-on").addEventListener("click", () => change(() => shardStep(1)));
   $("earlier").addEventListener("click", () => change(async () => {
@@ -824,7 +907,9 @@ function listen() {
   $("zoom").addEventListener("click", () => $("zoom").classList.toggle("full"));
   $("image").addEventListener("error", () => { $("no-image").hidden = false; $("no-image").textContent = "This image cannot be shown."; $("zoom").hidden = true; });
   $("caption").addEventListener("input", () => keepDraft());
-  $("caption-save").addEventListener("click", () => change(saveCaption));
+  $("caption-save").addEventListener("click", () => change(() => saveCaption(true)));
+  $("keep-mine").addEventListener("click", keepMine);
+  $("take-theirs").addEventListener("click", takeTheirs);
   $("revert").addEventListener("click", () => change(revert));
   $("tags").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) { event.preventDefault(); change(async () => { await saveTags(); $("tags").blur(); }); } });
   $("tags").addEventListener("change", () => { if (!pool.readOnly) change(saveTags); });
@@ -844,7 +929,7 @@ function listen() {
     event.preventDefault();
     preview().catch((error) => { $("replace-said").textContent = error.message; });
   });
-  $("replace-form").addEventListener("input", () => { $("replace-do").disabled = true; previewed = null; });
+  $("replace-form").addEventListener("input", () => { $("replace-word").disabled = $("replace-regex").checked; $("replace-do").disabled = true; previewed = null; });
   $("replace-do").addEventListener("click", () => change(() => replaceAll()));
   $("strip").parentElement.addEventListener("scroll", (event) => {
     const box = event.target;
@@ -882,7 +967,7 @@ async function begin() {
   listen();
   about(found);
   const start = known.at && known.at[0] < pool.shards ? known.at : [0, 0];
-  $("shard").value = String(start[0] + 1);
+  $("shard").value = (await ask("api/shard", { number: start[0] })).name;
   // A few samples before the one that was shown last, so that it is not the first of the list.
   await load({ number: $("scope").value === "shard" ? start[0] : start[0], row: Math.max(0, start[1]) });
   document.documentElement.dataset.ready = "yes";

@@ -12,7 +12,7 @@ other captions: `edited_at`, `author`, `base_source`.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,32 +91,57 @@ def check_free(store: Store, source: str) -> None:
 
 
 def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
-    """What has changed since the review of a sample was made: "image", the name of its base."""
+    """What has changed since the review of a sample was made: "image", the name of its base.
+
+    A rejection is about the sample, whatever its texts are. Texts of a source that is not there, or
+    that cannot be read, have not changed as far as is known.
+    """
     found = []
     if review.image and texts.image(row) not in ("", review.image):
         found.append(IMAGE)
-    if review.base and text_digest(texts.text(review.base, row)) != review.base_digest:
+    is_of_text = review.base and review.decision != REJECT and _is_known(review.base, texts)
+    if is_of_text and text_digest(texts.text(review.base, row)) != review.base_digest:
         found.append(review.base)
     return found
+
+
+def _is_known(base: str, texts: ShardTexts) -> bool:
+    """Whether the shard has texts of the source that `base` is of."""
+    return base_source(base, texts.names) in texts.names
 
 
 @dataclass
 class Folded:
     """Shards whose parts were written, those whose parts were as they should be, those that are not
-    indexed, and those without an edit that have no parts yet."""
+    indexed, those that stay as they were since a text that edits were made from cannot be read, and
+    those without an edit that have no parts yet; reviews that belong to `no_sample`."""
 
     written: int = 0
     kept: int = 0
     not_indexed: int = 0
+    unreadable: list[str] = field(default_factory=list)
     left: int = 0
+    no_sample: int = 0
 
     def line(self) -> str:
         said = f"{self.written:,} shards written, {self.kept:,} up to date"
         said += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
+        if self.unreadable:
+            said += f", {len(self.unreadable):,} left as they were (see the log)"
+        said += f", {no_sample_text(self.no_sample)}" if self.no_sample else ""
         fold = (
             "without parts; `capmix view --fold` writes them before other commands read the source"
         )
         return said + (f", {self.left:,} {fold}" if self.left else "")
+
+
+def no_sample_text(count: int) -> str:
+    """What is said of reviews whose samples the pool does not have."""
+    return f"{count:,} reviews of samples that the pool does not have: kept in the journal"
+
+
+class _UnreadableError(UserError):
+    """A text that edits were made from cannot be read: what has changed is not known."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +169,20 @@ class Folder:
                     found.not_indexed += 1
                 elif self.is_folded(shard):
                     found.kept += 1
-                else:
-                    self._write(shard)
+                elif self._is_written(shard):
                     found.written += 1
+                else:
+                    found.unreadable.append(shard.name)
         return found
+
+    def _is_written(self, shard: Shard) -> bool:
+        """False where the parts stay as they were, which is logged."""
+        try:
+            self._write(shard)
+        except _UnreadableError as error:
+            log.warning("view: shard %s keeps the edits written before: %s", shard.name, error)
+            return False
+        return True
 
     def left(self) -> int:
         """Shards of the pool that have no part."""
@@ -204,10 +239,13 @@ class Folder:
                 draft.commit(marker)
 
     def _stale(self, shard: Shard, reviews: dict[str, Review]) -> dict[str, list[str]]:
-        """What has changed since, by uid."""
+        """What has changed since, by uid. Raises _UnreadableError."""
         if not reviews:
             return {}
         texts = read_shard(self.catalog, shard, None)
+        sources = [*texts.names, *texts.unread]
+        if {base_source(one.base, sources) for one in reviews.values()} & set(texts.unread):
+            raise _UnreadableError(f"{'; '.join(texts.notes)}. Repair it and run view --fold")
         rows = ((uid, texts.rows.get(uid)) for uid in reviews)
         return {uid: stale_at(reviews[uid], texts, row) for uid, row in rows if row is not None}
 

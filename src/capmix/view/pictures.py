@@ -12,7 +12,7 @@ from PIL import Image
 from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Pool, Sample, Shard
 
-THUMBNAIL, LARGE = 160, 1280  # pixels of the longer side
+THUMBNAIL, LARGE = SIDES = 160, 1280  # pixels of the longer side
 KEPT = 64 * 2**20  # bytes of pictures in memory
 BLOCK = 24  # neighbours whose thumbnails are made in the same pass over a shard
 READERS = 4  # shards read for images at a time
@@ -21,7 +21,7 @@ TYPE = "image/webp"
 
 def browser_picture(data: bytes, side: int) -> bytes:
     """A WebP copy, `side` pixels at most each way. Raises BadImageError."""
-    image = decode_image(data)
+    image = decode_image(data, input_side=side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=82)
@@ -36,7 +36,9 @@ class Pictures:
     _known: OrderedDict[tuple[str, str, int], bytes] = field(default_factory=OrderedDict)
     _size: int = 0
     _lock: Lock = field(default_factory=Lock)
-    _locks: Sequence[Lock] = field(default_factory=lambda: [Lock() for _ in range(READERS)])
+    _locks: Mapping[int, Sequence[Lock]] = field(
+        default_factory=lambda: {side: [Lock() for _ in range(READERS)] for side in SIDES}
+    )
 
     def thumbnail(self, shard: Shard, keys: pa.ChunkedArray, row: int) -> bytes:
         """Of the sample of a row; `keys` are those of all rows. Raises KeyError for none."""
@@ -48,7 +50,8 @@ class Pictures:
         return self._read(shard, key, [key], LARGE)
 
     def _read(self, shard: Shard, key: str, keys: Sequence[str], side: int) -> bytes:
-        with self._locks[hash(shard.name) % READERS]:
+        # Nobody waits for a block of thumbnails to see the one picture that is looked at.
+        with self._locks[side][hash(shard.name) % READERS]:
             found = self._kept(shard, key, side)
             if found is None:
                 new = [one for one in keys if self._kept(shard, one, side) is None]

@@ -20,6 +20,7 @@ from capmix.models.index import index_stages
 from capmix.pool import Pool, Shard
 from capmix.storage.layout import RAW, SAMPLES, captions_folder, scores_folder, texts_folder
 from capmix.storage.store import Store
+from capmix.view.places import image_name
 
 MOST_CAPTIONS = 8  # of one source that are shown
 LONGEST_TEXT = 8192  # characters that are shown of a text, and that an edit may have
@@ -33,7 +34,7 @@ class ShardTexts:
 
     `names` are the texts as recipes call them: raw, blip2, blip2_k1; `table` has uid, key, width,
     height and the columns NAME_text, NAME_flags and NAME_score that exist. `rows` are the numbers
-    of the samples by uid. `notes` say what could not be read.
+    of the samples by uid. `notes` say what could not be read, `unread` of which sources.
     """
 
     shard: str
@@ -41,6 +42,7 @@ class ShardTexts:
     table: pa.Table
     rows: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -82,7 +84,7 @@ class ShardTexts:
         for name in ("xxh3", "sha256"):
             value = self.table[name][row].as_py()
             if value is not None:
-                return f"{value:016x}" if isinstance(value, int) else str(value)
+                return image_name(value)
         return ""
 
     def as_json(self, row: int) -> dict[str, Any]:
@@ -129,7 +131,8 @@ class ShardCache:
 
     `asked` is the scorer whose scores are shown, None for the only one that has any. `source` is
     the one that edits are written to; it is read for its scores. Without `may_index`, a
-    shard that is not indexed yet is refused; else it is when it is first looked at.
+    shard that is not indexed yet is refused; else it is when it is first looked at. `renewed`
+    counts shards that were written again since they were read.
     """
 
     catalog: Catalog
@@ -139,6 +142,7 @@ class ShardCache:
     _known: OrderedDict[str, tuple[tuple[str, ...], ShardTexts]] = field(
         default_factory=OrderedDict
     )
+    renewed: int = 0
     _lock: Lock = field(default_factory=Lock)
     _locks: dict[str, Lock] = field(default_factory=dict)
 
@@ -173,6 +177,7 @@ class ShardCache:
                     return known[1]
             found = read_shard(self.catalog, shard, scorer)
             with self._lock:
+                self.renewed += known is not None
                 self._known[shard.name] = stamp, found
                 self._known.move_to_end(shard.name)
                 self._shrink()
@@ -217,6 +222,7 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         if one in have
         and store.read_marker(f"{scores_folder(scorer or '', one)}/{shard.name}") is not None
     ]  # fmt: skip
+    all_of_them = list(have)
     try:
         names, table = _read(store, shard, have, scored, scorer)
     except UserError:
@@ -224,7 +230,8 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
         names, table = _read(store, shard, have, scored, scorer)
     uids = table["uid"].to_pylist()
     rows = {uid: row for row, uid in enumerate(uids)}
-    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes))
+    unread = tuple(one for one in all_of_them if one not in have)
+    return ShardTexts(shard.name, tuple(names), table, rows, tuple(notes), unread)
 
 
 def _without_unreadable(

@@ -131,7 +131,7 @@ def _fold_touched(bench: Workbench) -> None:
     except (UserError, OSError) as error:
         log.warning("view: the edits are kept in %s; %s", bench.journal.path, error)
         return
-    if found.written:
+    if found.written or found.no_sample:
         log.info("view: edits: %s", found.line())
 
 
@@ -289,6 +289,7 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
         looking("/api/about", lambda _: bench.about(), JSONResponse),
         looking("/api/samples", partial(_listed, bench), JSONResponse),
         looking("/api/sample", bench.sample, JSONResponse, "shard", "key"),
+        looking("/api/shard", bench.place, JSONResponse, "name", "number"),
         looking(
             "/api/find",
             lambda shard, key, scope: bench.find(shard, key, scope == "pool"),

@@ -31,9 +31,7 @@ class ViewSettings(Settings):
     scorer: str | None = option(
         None, "Whose scores to show (default: the only scorer, or the only one not imported)."
     )
-    port: int = option(
-        0, "Port; 0 = the same for a work directory where it is free, else any free one."
-    )
+    port: int = option(0, "Port; 0 = a fixed port per work directory if free, else any free port.")
     results: str | None = option(
         None, "Directory of `capmix run` whose trained runs the report shows."
     )

@@ -7,7 +7,9 @@ where to resume. What the journal knows (accepted, rejected, tagged, edited) is 
 pool, whatever its size.
 """
 
+import re
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +27,7 @@ from capmix.storage.layout import RAW, SAMPLES
 from capmix.storage.record import digest_of
 from capmix.view.journal import ACCEPT, DECISIONS, REJECT, Change, ConflictError, Journal, Review
 from capmix.view.parts import Folded, Folder, stale_at
+from capmix.view.places import find_places
 from capmix.view.samples import (
     LONGEST_TEXT,
     ShardCache,
@@ -38,6 +41,7 @@ SECONDS = 2.0  # for a search in a larger pool
 MOST_ROWS = 200  # of one answer
 MOST_CHANGES = 50_000  # samples of one find and replace
 PREVIEWED = 200
+MOST_REPLACED = 2**26  # characters that one step of find and replace may come to
 MOST_TAGS, LONGEST_TAG = 32, 64
 LONGEST_QUERY = 1000
 CURRENT = "current"  # text that counts: the edited one where there is one, else the base's
@@ -59,7 +63,8 @@ class Query:
     """Which samples: those of `shard`, or of the whole pool where it is empty.
 
     `find` is looked for in the texts of `within` ("" for all of them), as it stands or as a regular
-    expression (RE2); with `word`, as whole words. `keep` is one of FILTERS, or `tag:NAME`.
+    expression (RE2); with `word`, as whole words of any script. `keep` is one of FILTERS, or
+    `tag:NAME`.
     """
 
     shard: str = ""
@@ -77,6 +82,10 @@ class Query:
             raise BadRequestError(f"search for up to {LONGEST_QUERY:,} characters")
         if self.keep not in FILTERS and not self.keep.startswith("tag:"):
             raise BadRequestError(f"no filter {self.keep!r}")
+        if self.regex and self.word:
+            raise BadRequestError(
+                "whole words are those of a text as it stands, not of an expression"
+            )
         if self.regex and self.find:
             try:
                 pc.match_substring_regex(pa.array([""]), self.pattern)
@@ -88,8 +97,7 @@ class Query:
     @property
     def pattern(self) -> str:
         """The regular expression (RE2) that is looked for."""
-        found = self.find if self.regex else _quoted(self.find)
-        return rf"\b(?:{found})\b" if self.word else found
+        return self.find if self.regex else _quoted(self.find)
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ class Workbench:
         self._folder = Folder(catalog, journal, source)
         self._unfolded: set[str] = set()
         self._folding = Lock()
+        self._settled = 0
+        self._settle()
 
     def _is_small(self) -> bool:
         """Whether each answer may look at the whole pool."""
@@ -135,6 +145,7 @@ class Workbench:
                 "undo": can_undo,
                 "redo": can_redo,
                 "unsaved": len(self._unfolded),
+                "noSample": self.journal.no_sample,
             },
             "counts": self.journal.counts(),
         }
@@ -162,9 +173,23 @@ class Workbench:
         """By name, or by number from 1. Raises UnknownError."""
         if name in self._numbers:
             return self.shards[self._numbers[name]]
-        if name.isascii() and name.isdigit() and 0 < int(name[:12]) <= len(self.shards):
-            return self.shards[int(name) - 1]
-        raise UnknownError(f"no shard {name!r}; the pool has {len(self.shards):,}")
+        number = _whole(name) - 1
+        if 0 <= number < len(self.shards):
+            return self.shards[number]
+        raise UnknownError(f"no shard {name[:100]!r}; the pool has {len(self.shards):,}")
+
+    def place(self, name: str = "", number: str = "") -> dict[str, Any]:
+        """Name and number, from 0, of the shard of a name (see `shard`) or, where there is none, of
+        a number from 0: of shards that are named by numbers too. Raises UnknownError."""
+        if not name:
+            found = _whole(number)
+            if not 0 <= found < len(self.shards):
+                raise UnknownError(
+                    f"no shard number {number[:100]!r}; the pool has {len(self.shards):,}"
+                )
+            return {"number": found, "name": self.shards[found].name}
+        shard = self.shard(name)
+        return {"number": self._numbers[shard.name], "name": shard.name}
 
     def listed(self, query: Query, start: Start) -> dict[str, Any]:
         """Samples that match, in the pool's order, with the number of all matches where they were
@@ -224,13 +249,14 @@ class Workbench:
             row = self._named(texts, key)
             if row is not None:
                 return number, row
-        wanted = int(key) - 1 if key.isascii() and key.isdigit() and len(key) <= 12 else -1
+        wanted = _whole(key) - 1
         for number, size in enumerate(sizes):
             if 0 <= wanted < size:
                 return number, wanted
             wanted -= size
         raise UnknownError(
-            f"no sample {key!r} in the pool: expected a number up to {sum(sizes):,}, a key or a uid"
+            f"no sample {key[:200]!r} in the pool: expected a number up to {sum(sizes):,}, "
+            "a key or a uid"
         )
 
     @staticmethod
@@ -245,11 +271,11 @@ class Workbench:
         row = self._named(texts, key)
         if row is not None:
             return row
-        if key.isascii() and key.isdigit() and 0 < int(key[:12]) <= len(texts):
-            return int(key) - 1
+        if 0 < _whole(key) <= len(texts):
+            return _whole(key) - 1
         raise UnknownError(
-            f"no sample {key!r} in shard {texts.shard}: expected a number up to {len(texts):,}, "
-            "a key or a uid"
+            f"no sample {key[:200]!r} in shard {texts.shard}: expected a number up to "
+            f"{len(texts):,}, a key or a uid"
         )
 
     def _order(self, query: Query, start: Start) -> Iterable[int]:
@@ -430,18 +456,22 @@ class Workbench:
 
     def replacements(self, query: Query, new: str) -> dict[str, Any]:
         """What find and replace would do to the current texts: the number of samples, the first
-        ones before and after, and a digest of all that `replace` must be given."""
-        found = list(self._replaced(query, new))
+        ones before and after, and a digest of all that `replace` must be given; and how many that
+        match are left out, since they are stale or too long."""
+        left_out = {"stale": 0, "long": 0}
+        found = list(self._replaced(query, new, left_out))
         shown = [
             {"shard": one.texts.shard, "key": one.texts.table["key"][one.row].as_py(),
              "uid": one.uid, "before": one.before, "after": one.after}
             for one in found[:PREVIEWED]
         ]  # fmt: skip
-        return {"count": len(found), "shown": shown, "digest": _digest(found)}
+        return {
+            "count": len(found), "shown": shown, "digest": _digest(found), "leftOut": left_out
+        }  # fmt: skip
 
     def replace(self, query: Query, new: str, digest: str) -> dict[str, Any]:
         """Do what `replacements` has shown. Raises ConflictError where it is not the same now."""
-        found = list(self._replaced(query, new))
+        found = list(self._replaced(query, new, {}))
         if _digest(found) != digest:
             raise ConflictError("texts have changed since the preview; preview it again")
         asked = [
@@ -457,7 +487,8 @@ class Workbench:
         self._unfolded |= {change.shard for change in changes}
         return {"changed": len(changes), "rows": self._rows(changes)} | self.about()
 
-    def _replaced(self, query: Query, new: str) -> Iterator["_Replaced"]:
+    def _replaced(self, query: Query, new: str, left_out: dict[str, int]) -> Iterator["_Replaced"]:
+        """What changes; `left_out` counts what does not, by reason."""
         query = replace(query, within=CURRENT).checked()
         new = _clean(new)
         if not query.find:
@@ -480,7 +511,13 @@ class Workbench:
             for row, uid, old, made in zip(
                 rows.tolist(), uids, before.to_pylist(), after, strict=True
             ):
-                if made == old or not made:  # a caption is not taken away by the way
+                if made == old or made == "":  # a caption is not taken away by the way
+                    continue
+                if uid in reviews and stale_at(reviews[uid], texts, row):
+                    left_out["stale"] = left_out.get("stale", 0) + 1
+                    continue
+                if made is None:
+                    left_out["long"] = left_out.get("long", 0) + 1
                     continue
                 count += 1
                 if count > MOST_CHANGES:
@@ -502,20 +539,30 @@ class Workbench:
     def fold(self, everything: bool = False, around: Any = iter) -> Folded:
         with self._folding:
             self._refresh()
+            self._settle()
             if not self.journal.lines:
                 return Folded()
             before = set(self._unfolded)
-            touched = self.journal.named() | before
+            touched = self.journal.shards_named() | before
             wanted = [shard for shard in self.shards if shard.name in touched]
             if everything or len(self.shards) <= MOST_SHARDS:
                 wanted += [shard for shard in self.shards if shard.name not in touched]
             found = self._folder.fold(wanted, around)
             found.left = self._folder.left() if len(wanted) < len(self.shards) else 0
-            self._unfolded -= before
+            found.no_sample = self.journal.no_sample
+            self._unfolded -= before - set(found.unreadable)
             return found
 
     def _refresh(self) -> None:
         self._unfolded |= self.journal.refresh()
+        if self.cache.renewed != self._settled:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Find the samples of the journal where they are in the pool now."""
+        self._settled = self.cache.renewed
+        found = find_places(self.catalog.store, self.catalog.pool, self.journal.named())
+        self.journal.settle(found.moved, found.lost)
 
 
 @dataclass(frozen=True)
@@ -561,6 +608,10 @@ class _Asked:
         if base is not None and not isinstance(base, str):
             raise BadRequestError("base: expected a string")
         text = None if text is None else clean_text(text)
+        if "text" in value and not text and decision == ACCEPT:
+            raise BadRequestError(
+                "an empty caption cannot be accepted; write one, or reject the sample"
+            )
         if text and base is None:
             raise BadRequestError("base: expected the name of the text that was edited")
         tags = value.get("tags")
@@ -671,23 +722,88 @@ def clean_tags(tags: Any) -> tuple[str, ...]:
     return found
 
 
+def _whole(text: str) -> int:
+    """A number of up to 12 digits; -1 for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else -1
+
+
 def _matches(column: pa.Array, query: Query) -> np.ndarray:
-    if query.regex or query.word:
+    if query.regex:
         found = pc.match_substring_regex(column, query.pattern, ignore_case=not query.case)
     else:
         found = pc.match_substring(column, query.find, ignore_case=not query.case)
-    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
+    hit = np.array(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
+    if query.word:
+        rows = np.flatnonzero(hit)
+        texts = column.take(pa.array(rows)).to_pylist()
+        hit[rows] = [next(_words(text, query), None) is not None for text in texts]
+    return hit
 
 
-def _substituted(column: pa.Array, query: Query, new: str) -> list[str]:
-    """The texts with every match replaced; `\\1` in `new` is a group of a regular expression."""
+def _words(text: str, query: Query) -> Iterator[tuple[int, int]]:
+    """Begin and end of each place where the text that is looked for is not a part of a longer
+    word; letters, digits, marks and _ of all scripts are parts of words."""
+    wanted = re.compile(re.escape(query.find), 0 if query.case else re.IGNORECASE)
+    start = 0
+    while found := wanted.search(text, start):
+        begin, end = found.span()
+        is_inside = _is_one_word(text, begin) or _is_one_word(text, end)
+        start = begin + 1 if is_inside else end
+        if not is_inside:
+            yield begin, end
+
+
+def _is_one_word(text: str, at: int) -> bool:
+    """Whether the characters on both sides of a place belong to one word."""
+    return 0 < at < len(text) and _is_of_word(text[at - 1]) and _is_of_word(text[at])
+
+
+def _is_of_word(one: str) -> bool:
+    return one.isalnum() or one == "_" or unicodedata.category(one).startswith("M")
+
+
+def _substituted(column: pa.Array, query: Query, new: str) -> list[str | None]:
+    """The texts with every match replaced, None for one that is too long before or after; `\\1` in
+    `new` is a group of a regular expression."""
+    lengths = pc.utf8_length(column)
+    column = pc.if_else(pc.greater(lengths, LONGEST_TEXT), pa.scalar(None, pa.string()), column)
+    if query.word:
+        made = [_with_words(text, query, new) for text in column]
+    else:
+        # So few at a time that what comes of them fits into memory, however often each matches.
+        step = max(1, MOST_REPLACED // ((LONGEST_TEXT + 1) * (len(new) + 1)))
+        pieces = (column.slice(begin, step) for begin in range(0, len(column), step))
+        made = [text for piece in pieces for text in _substituted_at_once(piece, query, new)]
+    return [_if_short(text) for text in made]
+
+
+def _with_words(text: pa.StringScalar, query: Query, new: str) -> str | None:
+    value = text.as_py()
+    if value is None:
+        return None
+    pieces, last = [], 0
+    for begin, end in _words(value, query):
+        pieces += [value[last:begin], new]
+        last = end
+    return "".join([*pieces, value[last:]])
+
+
+def _substituted_at_once(column: pa.Array, query: Query, new: str) -> list[str | None]:
     pattern = query.pattern if query.case else f"(?i){query.pattern}"
     replacement = new if query.regex else new.replace("\\", "\\\\")
     try:
         made = pc.replace_substring_regex(column, pattern=pattern, replacement=replacement)
     except pa.ArrowInvalid as error:
         raise BadRequestError(f"replace: {str(error).splitlines()[0]}") from error
-    return [clean_text(text) for text in made.to_pylist()]
+    return [_if_short(text) for text in made.to_pylist()]
+
+
+def _if_short(text: str | None) -> str | None:
+    """As captions are (see clean_text); None where it is too long."""
+    if text is None:
+        return None
+    text = _clean(text).strip()
+    return text if len(text) <= LONGEST_TEXT else None
 
 
 def _quoted(text: str) -> str:
