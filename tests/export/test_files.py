@@ -11,7 +11,7 @@ from photos import PHOTOS, add_captions, mixed, photo, write_photos
 from samples import image_bytes, sample_members, tar_bytes
 
 from capmix.errors import UserError
-from capmix.workspace import Workspace
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
@@ -286,3 +286,19 @@ def test_a_link_to_a_file_that_changed_meanwhile_becomes_a_copy(tmp_path: Path) 
     assert TargetFolder(str(tmp_path / "out")).put("a.jpg", b"old", make) == "written"
     assert (tmp_path / "out/a.jpg").read_bytes() == b"old"
     assert (tmp_path / "a.jpg").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("options", [{"format": "kohya"}, {"sidecars": True}])
+def test_a_composed_text_is_not_written_for_another_picture_of_the_same_name(
+    photos: Workspace, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    recipe = tmp_path / "sks.yaml"
+    recipe.write_text('{name: sks, about: x, clauses: [{source: raw, text: "sks, {raw}"}]}')
+    photos.mix(str(recipe))
+    (tmp_path / "photos/IMG_1.JPG").write_bytes(image_bytes(7))
+    again = open_workspace(work=str(tmp_path / "work"))
+    again.index()
+    place = {} if "sidecars" in options else {"out": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="subset sks refers to .*samples, of which shard"):
+        again.export("sks", **place, **options)
+    assert not (tmp_path / "out").exists()
