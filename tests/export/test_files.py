@@ -302,3 +302,35 @@ def test_a_composed_text_is_not_written_for_another_picture_of_the_same_name(
     with pytest.raises(UserError, match="subset sks refers to .*samples, of which shard"):
         again.export("sks", **place, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_image_is_put_beside_a_text_of_somebody_else(photos: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "trip").mkdir(parents=True)
+    (out / "trip/why?.txt").write_text("about another picture")
+    for _ in range(2):
+        counts = photos.export("raw", str(out), format="files")
+        assert (counts.ok, dict(counts.dropped)) == (2, {"kept_existing": 1})
+        assert not (out / "trip/why?.png").exists()
+    assert (out / "trip/why?.txt").read_text() == "about another picture"
+    (out / "trip/why?.txt").unlink()
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert own(out) == expected()
+
+
+def test_an_image_that_was_there_already_comes_back_when_its_owner_moves_it(
+    photos: Workspace, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "IMG_1.JPG").write_bytes(image_bytes(0))
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert not photos.verify(str(out)).damaged
+    (out / "IMG_1.JPG").unlink()
+    assert [one.how for one in photos.verify(str(out)).damaged] == ["it is missing"]
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert own(out) == expected()
+    photos.export("raw", str(out), format="csv")  # what capmix wrote goes, as of then all of it
+    assert list(own(out)) == ["captions.csv"]
+    lists = sorted(path.name for path in (out / ".manifest").iterdir())
+    assert lists == ["export.txt"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photos import mixed, write_photos
+from photos import mixed, photo, write_photos
 
 from capmix.cli.main import main
 from capmix.errors import UserError
@@ -164,6 +164,18 @@ def test_the_files_and_the_card_are_pushed_and_the_card_last(
     assert hub.commits[-1][-1] == "README.md"
     assert hub.tokens - {None} == {f"Bearer {TOKEN}"}
     assert TOKEN not in caplog.text
+
+
+def test_images_that_were_there_already_are_pushed_too(
+    work: Workspace, tmp_path: Path, hub: type[Hub]
+) -> None:
+    image = tmp_path / "out/train/IMG_1.JPG"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(photo(0, "IMG_1.JPG"))
+    for _ in range(2):
+        work.export("raw", str(tmp_path / "out"), format="imagefolder", push=REPO)
+        assert hub.files == {".gitattributes": b"x"} | local(tmp_path / "out")
+    assert "train/IMG_1.JPG" in hub.files
 
 
 def test_nothing_is_sent_twice(work: Workspace, tmp_path: Path, hub: type[Hub]) -> None:

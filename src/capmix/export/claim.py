@@ -77,7 +77,8 @@ def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) 
     known = target.read_json(EXPORT_ABOUT)
     is_ours = isinstance(known, dict)
     if is_ours and {**known, "shards": about["shards"]} == about:
-        _remove(target, [name for name in target.lists() if not _is_of(name, about["shards"])])
+        lists = [*target.lists(), *target.lists_of_found()]
+        _remove(target, [name for name in lists if not _is_of(name, about["shards"])])
         return
     held: list[str] = []
     with contextlib.suppress(FileNotFoundError):
@@ -87,7 +88,7 @@ def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) 
     if is_ours:
         _clear(target, Claim.of(known), Claim.of(about))
     target.write_json(EXPORT_ABOUT, about)
-    _remove(target, target.lists())
+    _remove(target, [*target.lists(), *target.lists_of_found()])
 
 
 def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
@@ -131,7 +132,7 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
 
 def _is_of(manifest: str, shards: int) -> bool:
     """Whether a list can be one of an export of so many shards: not left by a killed clearing."""
-    number = manifest.rpartition("/")[2].removesuffix(".txt")
+    number = manifest.rpartition("/")[2].partition(".")[0]
     return number == "export" or int(number) < shards
 
 

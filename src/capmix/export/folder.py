@@ -46,7 +46,7 @@ class TargetFolder:
         Raises OSError.
         """
         *folders, last = name.split("/")
-        folder = self._open(folders)
+        folder = self._open(folders, create=True)
         if folder is None:
             return "kept"
         try:
@@ -60,14 +60,33 @@ class TargetFolder:
         finally:
             os.close(folder)
 
-    def _open(self, folders: list[str]) -> int | None:
-        """The descriptor of a folder, made where it is missing; None where something else is in
-        the way."""
+    def would_keep(self, name: str, data: bytes) -> bool:
+        """Whether something is in the way of a file, as far as can be seen now; writes nothing.
+        Raises OSError."""
+        *folders, last = name.split("/")
+        try:
+            folder = self._open(folders)
+        except FileNotFoundError:
+            return False
+        if folder is None:
+            return True
+        try:
+            found = _read(folder, last, len(data))
+            if found is None or found == data:
+                return False
+            return not self.overwrite or _is_folder(folder, last)
+        finally:
+            os.close(folder)
+
+    def _open(self, folders: list[str], create: bool = False) -> int | None:
+        """The descriptor of a folder; None where something else is in the way. Raises
+        FileNotFoundError where it is missing, unless it is to be made."""
         folder = os.open(self.root, FOLDER)
         try:
             for name in folders:
-                with suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=folder)
+                if create:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=folder)
                 inner = os.open(name, INSIDE, dir_fd=folder)
                 os.close(folder)
                 folder = inner
@@ -77,6 +96,12 @@ class TargetFolder:
                 return None
             raise
         return folder
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    with suppress(FileNotFoundError):
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    return False
 
 
 def _is_same(found: bytes | Other, data: bytes, ignore_last_breaks: bool) -> bool:

@@ -108,9 +108,10 @@ def _commit(dataset: HubDataset, operations: list[Any], what: str) -> None:
 
 
 def _files(target: ExportTarget) -> set[str]:
-    """The files that the export lists and that are there; README.md also where somebody filled it
-    in. Links are left out."""
-    listed = {name for list_ in target.lists() for name in target.written(list_)}
+    """The files that the export lists and that are there, also those that were there before it;
+    README.md also where somebody filled it in. Links are left out."""
+    lists = [*target.lists(), *target.lists_of_found()]
+    listed = {name for list_ in lists for name in target.written(list_)}
     found = {name for name in listed if not name.startswith(f"{EXPORT_MARKERS}/")} | {EXPORT_CARD}
     return {name for name in found if _is_regular(target.path(name))}
 
