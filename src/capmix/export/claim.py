@@ -67,6 +67,18 @@ def shard_of(found: re.Match[str] | None) -> str | None:
     return groups.get("shard") or groups.get("folder")
 
 
+def refuse_foreign(target: ExportTarget, is_shared: bool = False) -> None:
+    """Raise UserError where the directory holds something else than an export, unless it
+    `is_shared`."""
+    if is_shared or isinstance(target.read_json(EXPORT_ABOUT), dict):
+        return
+    held: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        held = again(lambda: target.fs.ls(target.root, detail=False))
+    if held:
+        raise UserError(f"{target.location} holds something else: export to an empty directory")
+
+
 def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) -> None:
     """Make sure that the directory is new or is an export of ours; of an older one, clear it.
 
@@ -80,11 +92,7 @@ def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) 
         lists = [*target.lists(), *target.lists_of_found()]
         _remove(target, [name for name in lists if not _is_of(name, about["shards"])])
         return
-    held: list[str] = []
-    with contextlib.suppress(FileNotFoundError):
-        held = again(lambda: target.fs.ls(target.root, detail=False))
-    if held and not is_ours and not is_shared:
-        raise UserError(f"{target.location} holds something else: export to an empty directory")
+    refuse_foreign(target, is_shared)
     if is_ours:
         _clear(target, Claim.of(known), Claim.of(about))
     target.write_json(EXPORT_ABOUT, about)

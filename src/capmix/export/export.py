@@ -24,7 +24,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
-from capmix.export.claim import claim
+from capmix.export.claim import claim, refuse_foreign
 from capmix.export.files import FORMS, FilesExport, check_settings, write_files
 from capmix.export.lance import commit_dataset, data_file, withdraw_dataset, write_lance
 from capmix.export.llava import Conversation, write_llava
@@ -105,8 +105,10 @@ def export(
     if form == "lance":
         need_lance("--format lance")
     rows = _usable(store, pool, subset, needs_pool=form != "csv")
-    target = _claimed(store, pool, rows, directory, settings, sources)
+    target = _target(store, pool, rows, directory, settings)
+    # An earlier export goes only once the Hub has said that the new one may come.
     dataset = open_dataset(settings.push, settings.private) if settings.push else None
+    claim(target, _about(rows, settings, sources), is_shared=form in FORMS)
     counts, notes = _write(store, pool, target, rows, settings, sources, engine, max_failures)
     _write_card(store, pool, target, rows, sources, form, notes)
     if dataset is not None:
@@ -136,15 +138,8 @@ def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRo
     return rows
 
 
-def _claimed(
-    store: Store,
-    pool: Pool,
-    rows: SubsetRows,
-    directory: str,
-    settings: ExportSettings,
-    sources: Sequence[str],
-) -> ExportTarget:
-    """The directory, without what an older export has left there."""
+def _about(rows: SubsetRows, settings: ExportSettings, sources: Sequence[str]) -> dict[str, Any]:
+    """What the export is made from."""
     form, size = settings.format, settings.samples_per_shard
     about: dict[str, Any] = {
         **LAYOUT.get(form, {}),
@@ -153,10 +148,17 @@ def _claimed(
         "sources": list(sources),
     }
     if form in FORMS:
-        about |= {"text_suffix": settings.text_suffix, "shards": len(rows.shard_names())}
-    else:
-        shards = 0 if form == "csv" else -(-rows.copies // size)
-        about |= {"samples_per_shard": size, "shards": shards}
+        return about | {"text_suffix": settings.text_suffix, "shards": len(rows.shard_names())}
+    shards = 0 if form == "csv" else -(-rows.copies // size)
+    return about | {"samples_per_shard": size, "shards": shards}
+
+
+def _target(
+    store: Store, pool: Pool, rows: SubsetRows, directory: str, settings: ExportSettings
+) -> ExportTarget:
+    """The directory, from which only what killed processes left half-written is removed. Raises
+    UserError where it cannot be one of an export."""
+    form = settings.format
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
     if _is_of_parts(directory, store):
@@ -169,8 +171,8 @@ def _claimed(
         check_settings(pool, target, settings)
     if settings.push and not target.is_local:
         raise UserError("--push uploads from a local directory: name one with --out")
+    refuse_foreign(target, is_shared=form in FORMS)
     target.sweep()
-    claim(target, about, is_shared=form in FORMS)
     return target
 
 

@@ -46,7 +46,8 @@ class HubDataset:
 
 def open_dataset(name: str, private: bool) -> HubDataset:
     """The data set USER/NAME, created where it is new. Raises UserError where the Hub cannot be
-    reached or does not allow it, or where its client is not installed."""
+    reached or does not allow it, where the data set is there already and not `private` as asked
+    for, or where the Hub's client is not installed."""
     try:
         from huggingface_hub import HfApi, constants
     except ImportError as error:
@@ -56,6 +57,11 @@ def open_dataset(name: str, private: bool) -> HubDataset:
     _asked(name, lambda: found.api.create_repo(
         name, repo_type="dataset", private=private or None, exist_ok=True
     ))  # fmt: skip
+    if private and not _asked(name, lambda: found.api.dataset_info(name)).private:
+        raise UserError(
+            f"--push {name}: the data set is public, and creating it with --private changes "
+            "nothing; make it private on the Hub, name another one, or leave out --private"
+        )
     return found
 
 
