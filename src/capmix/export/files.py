@@ -250,11 +250,12 @@ class _ShardFiles:
         record = FileRecord(len(data), digest_of(data))
         with self.work.target.reporting_errors(name):
             put = self._folder.put(name, data, make, lambda: self.note(name, record))
-        if put == "kept":  # it appeared since
+        if put in ("kept", "linked"):  # it appeared since
             self._count_kept(name)
+            return False
         if put == "same":
             self.found[name] = record
-        return put != "kept"
+        return True
 
     def _count_kept(self, name: str) -> None:
         self.kept = [self.kept[0] + 1, self.kept[1] or name]
@@ -298,7 +299,7 @@ def _report(work: FilesExport, shards: Sequence[Shard], counts: Counts) -> None:
     if kept:
         log.warning(
             "export %s: kept %s files that were there before, such as %s; --overwrite replaces "
-            "them. %s samples were left out for that",
+            "them, but nothing behind a link. %s samples were left out for that",
             work.rows.name,
             f"{kept:,}",
             example[0],

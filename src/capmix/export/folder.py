@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from capmix.storage.temporary import temporary_name
+from capmix.storage.temporary import NAME, clock_of, is_abandoned, temporary_name
 
-Put = Literal["written", "same", "kept"]
+Put = Literal["written", "same", "kept", "linked"]
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
 INSIDE = FOLDER | os.O_NOFOLLOW
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -40,15 +40,16 @@ class TargetFolder:
     ) -> Put:
         """Put a file in place, by a new name first.
 
-        `written`, or `same` where it is there already, or `kept` where another one is. `make`
-        writes the data in another way; `about_to_write` is called where nothing is in the way.
+        `written`, or `same` where it is there already, or `kept` where another one is, or `linked`
+        where a link or a file has the name of a folder on the way. `make` writes the data in
+        another way; `about_to_write` is called where nothing is in the way.
         With `ignore_last_breaks`, a file that differs in line breaks at its end is the same.
         Raises OSError.
         """
         *folders, last = name.split("/")
         folder = self._open(folders, create=True)
         if folder is None:
-            return "kept"
+            return "linked"
         try:
             found = _read(folder, last, len(data))
             if found is not None and _is_same(found, data, ignore_last_breaks):
@@ -59,6 +60,24 @@ class TargetFolder:
             return _place(folder, last, data, make or _writer(data), found is not None)
         finally:
             os.close(folder)
+
+    def sweep(self, folder: str) -> None:
+        """Remove what killed processes left half-written directly in a folder. Raises OSError."""
+        try:
+            opened = self._open([one for one in folder.split("/") if one])
+        except FileNotFoundError:
+            return
+        if opened is None:
+            return
+        try:
+            left = [name for name in os.listdir(opened) if NAME.fullmatch(name)]
+            now = clock_of(self.root) if left else 0.0
+            for name in left:
+                if is_abandoned(f"{self.root}/{folder}/{name}", now):
+                    with suppress(OSError):
+                        os.unlink(name, dir_fd=opened)
+        finally:
+            os.close(opened)
 
     def would_keep(self, name: str, data: bytes) -> bool:
         """Whether something is in the way of a file, as far as can be seen now; writes nothing.
