@@ -226,6 +226,7 @@ def test_names_of_a_tar_stay_inside_and_are_written_out(
         assert name.startswith("00000/")
         assert name.isprintable()
     assert len({name.casefold() for name in found}) == len(found)
+    assert "images have another name, such as '00000/" in caplog.text
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["er"]
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["out"]
 

@@ -25,14 +25,14 @@ from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
 from capmix.export.claim import claim, refuse_foreign
-from capmix.export.files import FORMS, FilesExport, check_settings, write_files
+from capmix.export.files import FilesExport, check_settings, write_files
 from capmix.export.lance import commit_dataset, data_file, withdraw_dataset, write_lance
 from capmix.export.llava import Conversation, write_llava
 from capmix.export.manifest import ExportTarget
 from capmix.export.names import file_names
 from capmix.export.push import open_dataset, push
 from capmix.export.samples import chosen_samples, refuse_changed
-from capmix.export.settings import ExportSettings, Form
+from capmix.export.settings import FORMS, ExportSettings, Form
 from capmix.export.sidecars import write_sidecars
 from capmix.export.tables import parquet_schema, write_images, write_parquet
 from capmix.export.webdataset import write_tar
@@ -117,15 +117,13 @@ def export(
 
 
 def _check_options(settings: ExportSettings, directory: str | None) -> None:
-    """Raise UserError for options that exclude one another."""
+    """Raise UserError for options that the directory excludes; see also ExportSettings."""
     if settings.sidecars and (directory is not None or settings.push):
         raise UserError("--sidecars writes beside the pool's images: leave out --out and --push")
     if not settings.sidecars and not settings.push and directory is None:
         raise UserError("export: name a directory with --out, or give --sidecars")
     if settings.push and directory is not None and "://" in directory:
         raise UserError(f"--push uploads from a local directory, not from {directory}")
-    if settings.private and not settings.push:
-        raise UserError("--private is of --push USER/NAME")
 
 
 def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRows:

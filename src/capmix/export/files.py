@@ -42,7 +42,6 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMS = ("files", "kohya", "llava", "imagefolder")
 KEPT = "kept_existing"
 TextOf = Callable[[Sequence[Mapping[str, Any]]], str]
 
@@ -225,8 +224,9 @@ class _ShardFiles:
             return None
         if not all(self._put(*one) for one in files):
             return None
-        if self._key_is_name and name != sample.key:
-            example = self.renamed[1:] if self.renamed[0] else (sample.key, name)
+        in_pool = sample.key if self._key_is_name else f"{self.shard}/{sample.key}.{sample.suffix}"
+        if name != in_pool:
+            example = self.renamed[1:] if self.renamed[0] else (in_pool, name)
             self.renamed = [self.renamed[0] + 1, *example]
         return {
             "file_name": name,
