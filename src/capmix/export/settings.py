@@ -91,7 +91,9 @@ class ExportSettings(Settings):
         group=HUB,
         metavar="USER/NAME",
     )
-    private: bool = option(False, "Create a private data set.", group=HUB)
+    private: bool = option(
+        False, "Create a private data set; one that exists and is public is refused.", group=HUB
+    )
 
     @model_validator(mode="after")
     def _have_effect(self) -> Self:
