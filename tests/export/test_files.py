@@ -11,7 +11,7 @@ from photos import PHOTOS, add_captions, mixed, photo, write_photos
 from samples import image_bytes, sample_members, tar_bytes
 
 from capmix.errors import UserError
-from capmix.workspace import Workspace
+from capmix.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
@@ -226,6 +226,7 @@ def test_names_of_a_tar_stay_inside_and_are_written_out(
         assert name.startswith("00000/")
         assert name.isprintable()
     assert len({name.casefold() for name in found}) == len(found)
+    assert "images have another name, such as '00000/" in caplog.text
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["er"]
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["out"]
 
@@ -286,3 +287,51 @@ def test_a_link_to_a_file_that_changed_meanwhile_becomes_a_copy(tmp_path: Path) 
     assert TargetFolder(str(tmp_path / "out")).put("a.jpg", b"old", make) == "written"
     assert (tmp_path / "out/a.jpg").read_bytes() == b"old"
     assert (tmp_path / "a.jpg").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("options", [{"format": "kohya"}, {"sidecars": True}])
+def test_a_composed_text_is_not_written_for_another_picture_of_the_same_name(
+    photos: Workspace, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    recipe = tmp_path / "sks.yaml"
+    recipe.write_text('{name: sks, about: x, clauses: [{source: raw, text: "sks, {raw}"}]}')
+    photos.mix(str(recipe))
+    (tmp_path / "photos/IMG_1.JPG").write_bytes(image_bytes(7))
+    again = open_workspace(work=str(tmp_path / "work"))
+    again.index()
+    place = {} if "sidecars" in options else {"out": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="subset sks refers to .*samples, of which shard"):
+        again.export("sks", **place, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_is_put_beside_a_text_of_somebody_else(photos: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "trip").mkdir(parents=True)
+    (out / "trip/why?.txt").write_text("about another picture")
+    for _ in range(2):
+        counts = photos.export("raw", str(out), format="files")
+        assert (counts.ok, dict(counts.dropped)) == (2, {"kept_existing": 1})
+        assert not (out / "trip/why?.png").exists()
+    assert (out / "trip/why?.txt").read_text() == "about another picture"
+    (out / "trip/why?.txt").unlink()
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert own(out) == expected()
+
+
+def test_an_image_that_was_there_already_comes_back_when_its_owner_moves_it(
+    photos: Workspace, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "IMG_1.JPG").write_bytes(image_bytes(0))
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert not photos.verify(str(out)).damaged
+    (out / "IMG_1.JPG").unlink()
+    assert [one.how for one in photos.verify(str(out)).damaged] == ["it is missing"]
+    assert photos.export("raw", str(out), format="files").ok == 3
+    assert own(out) == expected()
+    photos.export("raw", str(out), format="csv")  # what capmix wrote goes, as of then all of it
+    assert list(own(out)) == ["captions.csv"]
+    lists = sorted(path.name for path in (out / ".manifest").iterdir())
+    assert lists == ["export.txt"]

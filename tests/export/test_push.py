@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from photos import mixed, write_photos
+from photos import mixed, photo, write_photos
 
 from capmix.cli.main import main
 from capmix.errors import UserError
@@ -33,6 +33,7 @@ class Hub(BaseHTTPRequestHandler):
     tokens: set[str | None]
     refuse: dict[str, int]
     drops_after: int
+    private: bool | None  # None while there is no data set
 
     def log_message(self, *given: Any) -> None:
         pass
@@ -55,9 +56,16 @@ class Hub(BaseHTTPRequestHandler):
         own = f"/api/datasets/{REPO}"
         if self.path == "/api/repos/create":
             self.created.append(json.loads(body))
-            return self.reply(409 if len(self.created) > 1 else 200, {"url": f"/datasets/{REPO}"})
-        if self.path.split("?")[0] == own:  # asked for where it cannot be created
-            return self.reply(404, {"error": "Repository not found"})
+            is_new = self.private is None
+            if is_new:
+                type(self).private = self.created[-1].get("visibility") == "private" or bool(
+                    self.created[-1].get("private")
+                )
+            return self.reply(200 if is_new else 409, {"url": f"/datasets/{REPO}"})
+        if self.path.split("?")[0] == own:
+            if self.private is None:
+                return self.reply(404, {"error": "Repository not found"})
+            return self.reply(200, {"id": REPO, "private": self.private})
         if self.path.startswith(f"{own}/tree/main"):
             return self.reply(200, [self.about(*one) for one in self.files.items()])
         if self.path.startswith(f"{own}/preupload/main"):
@@ -118,6 +126,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     handler = type("Handler", (Hub,), {
         "files": {".gitattributes": b"x"}, "objects": {}, "puts": [], "commits": [], "created": [],
         "tokens": set(), "refuse": {}, "drops_after": 10**9,
+        "private": None,
     })  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -164,6 +173,18 @@ def test_the_files_and_the_card_are_pushed_and_the_card_last(
     assert hub.commits[-1][-1] == "README.md"
     assert hub.tokens - {None} == {f"Bearer {TOKEN}"}
     assert TOKEN not in caplog.text
+
+
+def test_images_that_were_there_already_are_pushed_too(
+    work: Workspace, tmp_path: Path, hub: type[Hub]
+) -> None:
+    image = tmp_path / "out/train/IMG_1.JPG"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(photo(0, "IMG_1.JPG"))
+    for _ in range(2):
+        work.export("raw", str(tmp_path / "out"), format="imagefolder", push=REPO)
+        assert hub.files == {".gitattributes": b"x"} | local(tmp_path / "out")
+    assert "train/IMG_1.JPG" in hub.files
 
 
 def test_nothing_is_sent_twice(work: Workspace, tmp_path: Path, hub: type[Hub]) -> None:
@@ -214,6 +235,39 @@ def test_a_refusal_is_one_line_with_what_to_do(
     assert "\n" not in str(caught.value)
     is_early = path == "/api/repos"
     assert (tmp_path / "out/captions.csv").exists() is not is_early
+
+
+def test_an_earlier_export_stays_where_the_hub_refuses(
+    work: Workspace, tmp_path: Path, hub: type[Hub]
+) -> None:
+    out = tmp_path / "out"
+    work.export("raw", str(out), format="files")
+    before = local(out)
+    hub.refuse["/api/repos"] = 401
+    with pytest.raises(UserError, match="run `hf auth login`"):
+        work.export("raw", str(out), format="csv", push=REPO)
+    assert local(out) == before
+    hub.refuse.clear()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        work.export("raw", str(tmp_path / "mine"), format="csv", push=REPO)
+    assert not hub.created  # no empty data set is left behind
+
+
+def test_private_samples_are_not_sent_to_a_data_set_that_is_public(
+    work: Workspace, tmp_path: Path, hub: type[Hub]
+) -> None:
+    out = tmp_path / "out"
+    hub.private = False
+    with pytest.raises(UserError, match=f"--push {REPO}: the data set is public") as caught:
+        work.export("raw", str(out), format="csv", push=REPO, private=True)
+    assert "--private" in str(caught.value)
+    assert not hub.commits
+    assert not out.exists()
+    hub.private = True
+    work.export("raw", str(out), format="csv", push=REPO, private=True)
+    assert "captions.csv" in hub.files
 
 
 def test_files_of_another_export_are_named_and_removed_when_asked_for(

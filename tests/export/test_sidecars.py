@@ -10,6 +10,7 @@ from samples import write_pool
 
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.storage.temporary import process_namespace
 from capmix.workspace import Workspace, open_workspace
 
 TEXTS = ["a dog", "a hill", "a why"]
@@ -89,9 +90,35 @@ def test_raw_texts_with_a_line_break_at_their_end_are_the_same(
 def test_an_image_that_is_gone_or_changed_gets_no_text(work: Workspace, tmp_path: Path) -> None:
     (tmp_path / "photos/IMG_1.JPG").unlink()
     (tmp_path / "photos/trip/why?.png").write_bytes(b"another")
-    with pytest.raises(UserError, match=r"2 of 3 rows failed \(changed_sample 1, image_gone 1\)"):
+    with pytest.raises(
+        UserError, match=r"2 of 3 images got no text \(changed_sample 1, image_gone 1\)"
+    ):
         work.export("s", sidecars=True, text_suffix=".caption")
     assert not (tmp_path / "photos/IMG_1.caption").exists()
+
+
+def test_one_line_counts_the_images_that_are_gone_and_names_one(
+    work: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "photos/trip/why?.png").unlink()
+    counts = work.export("s", sidecars=True, text_suffix=".caption", max_failures=0.9)
+    assert (counts.ok, dict(counts.failed)) == (2, {"image_gone": 1})
+    told = "1 of 3 images got no text (image_gone 1), such as trip/why?.png"
+    assert told in caplog.text
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(
+    work: Workspace, tmp_path: Path
+) -> None:
+    folder, here = tmp_path / "photos/trip", process_namespace()
+    dead, alive = f".{here}.{2**30}.deadbeef.tmp", f".{here}.{os.getpid()}.deadbeef.tmp"
+    theirs = ".notes.1.deadbeef.tmp"
+    for name in (dead, alive, theirs):
+        (folder / name).write_text("half")
+    os.utime(folder / theirs, (0, 0))
+    work.export("s", sidecars=True, text_suffix=".caption")
+    found = {path.name for path in folder.iterdir() if path.name.startswith(".")}
+    assert found == {alive, theirs}
 
 
 def test_of_two_images_with_one_text_file_the_first_ones_is_written(
@@ -116,7 +143,7 @@ def test_kohyas_lines_can_be_beside_the_originals(work: Workspace, tmp_path: Pat
     assert (tmp_path / "photos/IMG_1.caption").read_text() == "first\nfirst\na dog\n"
 
 
-def test_a_linked_folder_gets_no_texts(tmp_path: Path) -> None:
+def test_a_linked_folder_gets_no_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(photo(0, "a.jpg"))
     (tmp_path / "photos/a.txt").write_text("x")
@@ -126,8 +153,11 @@ def test_a_linked_folder_gets_no_texts(tmp_path: Path) -> None:
     work.mix("raw")
     before = contents(tmp_path / "elsewhere")
     counts = work.export("raw", sidecars=True, text_suffix=".caption")
-    assert (counts.ok, dict(counts.dropped)) == (1, {"kept_existing": 3})
+    assert (counts.ok, dict(counts.dropped)) == (1, {"linked_folder": 3})
     assert contents(tmp_path / "elsewhere") == before
+    told = "3 images are in folders that a link leads to, such as linked/IMG_1.JPG"
+    assert told in caplog.text
+    assert "--overwrite" not in caplog.text  # it writes nothing behind a link
 
 
 def test_the_command_line(

@@ -234,6 +234,22 @@ def test_a_subset_of_texts_that_were_written_again_is_refused() -> None:
         SubsetRows.pinned(again.store, "out").refuse_stale()
 
 
+def test_a_subset_that_has_its_texts_is_refused_once_its_samples_are_others() -> None:
+    here = pool_of(ONE, TWO)
+    here.mix(top("mini_best"), texts=True)
+    newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
+    again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})  # captions alone are new
+    SubsetRows.pinned(again.store, "out").refuse_stale()
+    assert [row["text"] for row in again.rows()] == ["b", "c"]
+    other = Made("2" * 32, "another picture", 0.2, {"mini": ["c", "d"]}, {"mini": [0.2, 0.2]})
+    replaced = HandMade(Path(here.store.root), {"00000": [ONE, other]})
+    told = "out refers to .*samples, of which shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=told):
+        replaced.rows()
+    with pytest.raises(UserError, match=told):
+        SubsetRows.pinned(replaced.store, "out").refuse_stale()
+
+
 def test_samples_of_one_uid_have_texts_of_their_own() -> None:
     """Files of metadata may repeat a uid."""
     uids, texts = "11223", ["one", None, None, "two b", "three"]

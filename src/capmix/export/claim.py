@@ -67,6 +67,18 @@ def shard_of(found: re.Match[str] | None) -> str | None:
     return groups.get("shard") or groups.get("folder")
 
 
+def refuse_foreign(target: ExportTarget, is_shared: bool = False) -> None:
+    """Raise UserError where the directory holds something else than an export, unless it
+    `is_shared`."""
+    if is_shared or isinstance(target.read_json(EXPORT_ABOUT), dict):
+        return
+    held: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        held = again(lambda: target.fs.ls(target.root, detail=False))
+    if held:
+        raise UserError(f"{target.location} holds something else: export to an empty directory")
+
+
 def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) -> None:
     """Make sure that the directory is new or is an export of ours; of an older one, clear it.
 
@@ -77,17 +89,14 @@ def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) 
     known = target.read_json(EXPORT_ABOUT)
     is_ours = isinstance(known, dict)
     if is_ours and {**known, "shards": about["shards"]} == about:
-        _remove(target, [name for name in target.lists() if not _is_of(name, about["shards"])])
+        lists = [*target.lists(), *target.lists_of_found()]
+        _remove(target, [name for name in lists if not _is_of(name, about["shards"])])
         return
-    held: list[str] = []
-    with contextlib.suppress(FileNotFoundError):
-        held = again(lambda: target.fs.ls(target.root, detail=False))
-    if held and not is_ours and not is_shared:
-        raise UserError(f"{target.location} holds something else: export to an empty directory")
+    refuse_foreign(target, is_shared)
     if is_ours:
         _clear(target, Claim.of(known), Claim.of(about))
     target.write_json(EXPORT_ABOUT, about)
-    _remove(target, target.lists())
+    _remove(target, [*target.lists(), *target.lists_of_found()])
 
 
 def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
@@ -131,7 +140,7 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
 
 def _is_of(manifest: str, shards: int) -> bool:
     """Whether a list can be one of an export of so many shards: not left by a killed clearing."""
-    number = manifest.rpartition("/")[2].removesuffix(".txt")
+    number = manifest.rpartition("/")[2].partition(".")[0]
     return number == "export" or int(number) < shards
 
 

@@ -24,15 +24,15 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.export.card import dataset_card
-from capmix.export.claim import claim
-from capmix.export.files import FORMS, FilesExport, check_settings, write_files
+from capmix.export.claim import claim, refuse_foreign
+from capmix.export.files import FilesExport, check_settings, write_files
 from capmix.export.lance import commit_dataset, data_file, withdraw_dataset, write_lance
 from capmix.export.llava import Conversation, write_llava
 from capmix.export.manifest import ExportTarget
 from capmix.export.names import file_names
 from capmix.export.push import open_dataset, push
 from capmix.export.samples import chosen_samples, refuse_changed
-from capmix.export.settings import ExportSettings, Form
+from capmix.export.settings import FORMS, ExportSettings, Form
 from capmix.export.sidecars import write_sidecars
 from capmix.export.tables import parquet_schema, write_images, write_parquet
 from capmix.export.webdataset import write_tar
@@ -105,8 +105,10 @@ def export(
     if form == "lance":
         need_lance("--format lance")
     rows = _usable(store, pool, subset, needs_pool=form != "csv")
-    target = _claimed(store, pool, rows, directory, settings, sources)
+    target = _target(store, pool, rows, directory, settings)
+    # An earlier export goes only once the Hub has said that the new one may come.
     dataset = open_dataset(settings.push, settings.private) if settings.push else None
+    claim(target, _about(rows, settings, sources), is_shared=form in FORMS)
     counts, notes = _write(store, pool, target, rows, settings, sources, engine, max_failures)
     _write_card(store, pool, target, rows, sources, form, notes)
     if dataset is not None:
@@ -115,15 +117,13 @@ def export(
 
 
 def _check_options(settings: ExportSettings, directory: str | None) -> None:
-    """Raise UserError for options that exclude one another."""
+    """Raise UserError for options that the directory excludes; see also ExportSettings."""
     if settings.sidecars and (directory is not None or settings.push):
         raise UserError("--sidecars writes beside the pool's images: leave out --out and --push")
     if not settings.sidecars and not settings.push and directory is None:
         raise UserError("export: name a directory with --out, or give --sidecars")
     if settings.push and directory is not None and "://" in directory:
         raise UserError(f"--push uploads from a local directory, not from {directory}")
-    if settings.private and not settings.push:
-        raise UserError("--private is of --push USER/NAME")
 
 
 def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRows:
@@ -136,15 +136,8 @@ def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRo
     return rows
 
 
-def _claimed(
-    store: Store,
-    pool: Pool,
-    rows: SubsetRows,
-    directory: str,
-    settings: ExportSettings,
-    sources: Sequence[str],
-) -> ExportTarget:
-    """The directory, without what an older export has left there."""
+def _about(rows: SubsetRows, settings: ExportSettings, sources: Sequence[str]) -> dict[str, Any]:
+    """What the export is made from."""
     form, size = settings.format, settings.samples_per_shard
     about: dict[str, Any] = {
         **LAYOUT.get(form, {}),
@@ -153,10 +146,17 @@ def _claimed(
         "sources": list(sources),
     }
     if form in FORMS:
-        about |= {"text_suffix": settings.text_suffix, "shards": len(rows.shard_names())}
-    else:
-        shards = 0 if form == "csv" else -(-rows.copies // size)
-        about |= {"samples_per_shard": size, "shards": shards}
+        return about | {"text_suffix": settings.text_suffix, "shards": len(rows.shard_names())}
+    shards = 0 if form == "csv" else -(-rows.copies // size)
+    return about | {"samples_per_shard": size, "shards": shards}
+
+
+def _target(
+    store: Store, pool: Pool, rows: SubsetRows, directory: str, settings: ExportSettings
+) -> ExportTarget:
+    """The directory, from which only what killed processes left half-written is removed. Raises
+    UserError where it cannot be one of an export."""
+    form = settings.format
     if is_within(directory, pool.location):
         raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
     if _is_of_parts(directory, store):
@@ -169,8 +169,8 @@ def _claimed(
         check_settings(pool, target, settings)
     if settings.push and not target.is_local:
         raise UserError("--push uploads from a local directory: name one with --out")
+    refuse_foreign(target, is_shared=form in FORMS)
     target.sweep()
-    claim(target, about, is_shared=form in FORMS)
     return target
 
 

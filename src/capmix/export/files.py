@@ -42,7 +42,6 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMS = ("files", "kohya", "llava", "imagefolder")
 KEPT = "kept_existing"
 TextOf = Callable[[Sequence[Mapping[str, Any]]], str]
 
@@ -160,6 +159,7 @@ def files_stages(work: FilesExport) -> list[Stage]:
                 stream.write(orjson.dumps(line) + b"\n")
                 out.count_ok(count)
         rows.refuse_changed()
+        work.target.list_found(shard.name, found.found)
         out.extra |= {"renamed": found.renamed, "kept": found.kept}
         failed["image_gone"] = copies - out.counts.total - failed.total()
         for reason in failed.elements():
@@ -188,7 +188,8 @@ Note = Callable[[str, FileRecord], None]
 
 @dataclass
 class _ShardFiles:
-    """The files of one shard under way. `renamed` and `kept` are pairs of names, and names."""
+    """The files of one shard under way. `renamed` and `kept` are pairs of names, and names;
+    `found` are files that were there as they have to be."""
 
     work: FilesExport
     shard: str  # of the pool
@@ -196,6 +197,7 @@ class _ShardFiles:
     note: Note = field(default=lambda name, record: None)
     renamed: list[Any] = field(default_factory=lambda: [0, "", ""])
     kept: list[Any] = field(default_factory=lambda: [0, ""])
+    found: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._key_is_name = keys_are_names(self.work.pool, self.shard)
@@ -212,14 +214,19 @@ class _ShardFiles:
             for row in chosen
         ]
         path = f"{self.work.folder}{name}"
-        if not self._put(path, sample.image, self._maker(sample.key, sample.image)):
-            return None
+        make = self._maker(sample.key, sample.image)
+        files: list[tuple[str, bytes, Make | None]] = [(path, sample.image, make)]
         if self.work.text_of is not None:
             text = self.work.text_of(texts).encode("utf-8", "replace")
-            if not self._put(f"{path.rpartition('.')[0]}{self.work.settings.text_suffix}", text):
-                return None
-        if self._key_is_name and name != sample.key:
-            example = self.renamed[1:] if self.renamed[0] else (sample.key, name)
+            files.append((self._beside(path), text, None))
+        # All names come first: an image beside a text of somebody else would have that text.
+        if any(self._is_in_the_way(one, data) for one, data, _ in files):
+            return None
+        if not all(self._put(*one) for one in files):
+            return None
+        in_pool = sample.key if self._key_is_name else f"{self.shard}/{sample.key}.{sample.suffix}"
+        if name != in_pool:
+            example = self.renamed[1:] if self.renamed[0] else (in_pool, name)
             self.renamed = [self.renamed[0] + 1, *example]
         return {
             "file_name": name,
@@ -229,13 +236,29 @@ class _ShardFiles:
             "captions": chosen[0].captions,
         }
 
+    def _beside(self, path: str) -> str:
+        return f"{path.rpartition('.')[0]}{self.work.settings.text_suffix}"
+
+    def _is_in_the_way(self, name: str, data: bytes) -> bool:
+        with self.work.target.reporting_errors(name):
+            is_kept = self._folder.would_keep(name, data)
+        if is_kept:
+            self._count_kept(name)
+        return is_kept
+
     def _put(self, name: str, data: bytes, make: Make | None = None) -> bool:
         record = FileRecord(len(data), digest_of(data))
         with self.work.target.reporting_errors(name):
             put = self._folder.put(name, data, make, lambda: self.note(name, record))
-        if put == "kept":
-            self.kept = [self.kept[0] + 1, self.kept[1] or name]
-        return put != "kept"
+        if put in ("kept", "linked"):  # it appeared since
+            self._count_kept(name)
+            return False
+        if put == "same":
+            self.found[name] = record
+        return True
+
+    def _count_kept(self, name: str) -> None:
+        self.kept = [self.kept[0] + 1, self.kept[1] or name]
 
     def _maker(self, key: str, data: bytes) -> Make | None:
         if not self.work.settings.link:
@@ -276,7 +299,7 @@ def _report(work: FilesExport, shards: Sequence[Shard], counts: Counts) -> None:
     if kept:
         log.warning(
             "export %s: kept %s files that were there before, such as %s; --overwrite replaces "
-            "them. %s samples were left out for that",
+            "them, but nothing behind a link. %s samples were left out for that",
             work.rows.name,
             f"{kept:,}",
             example[0],

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from capmix.storage.temporary import temporary_name
+from capmix.errors import UserError
+from capmix.pool.local import HAS_DIR_FD
+from capmix.storage.temporary import NAME, clock_of, is_abandoned, temporary_name
 
-Put = Literal["written", "same", "kept"]
+Put = Literal["written", "same", "kept", "linked"]
 # Windows has none of these three, and no open folders: what needs them is refused there.
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
@@ -27,9 +29,15 @@ Make = Callable[[int, str], None]  # of a new file, by the descriptor of its fol
 
 class TargetFolder:
     """A local folder. With `overwrite`, files of others are replaced; the files that links of
-    whatever kind lead to never are."""
+    whatever kind lead to never are. Raises UserError on systems that open no file from an open
+    folder."""
 
     def __init__(self, root: str, overwrite: bool = False):
+        if not HAS_DIR_FD:
+            raise UserError(
+                "export: image files and --sidecars need Linux or macOS; name --format jsonl, "
+                "webdataset or parquet"
+            )
         self.root, self.overwrite = root, overwrite
 
     def put(
@@ -42,15 +50,16 @@ class TargetFolder:
     ) -> Put:
         """Put a file in place, by a new name first.
 
-        `written`, or `same` where it is there already, or `kept` where another one is. `make`
-        writes the data in another way; `about_to_write` is called where nothing is in the way.
+        `written`, or `same` where it is there already, or `kept` where another one is, or `linked`
+        where a link or a file has the name of a folder on the way. `make` writes the data in
+        another way; `about_to_write` is called where nothing is in the way.
         With `ignore_last_breaks`, a file that differs in line breaks at its end is the same.
         Raises OSError.
         """
         *folders, last = name.split("/")
-        folder = self._open(folders)
+        folder = self._open(folders, create=True)
         if folder is None:
-            return "kept"
+            return "linked"
         try:
             found = _read(folder, last, len(data))
             if found is not None and _is_same(found, data, ignore_last_breaks):
@@ -62,14 +71,51 @@ class TargetFolder:
         finally:
             os.close(folder)
 
-    def _open(self, folders: list[str]) -> int | None:
-        """The descriptor of a folder, made where it is missing; None where something else is in
-        the way."""
+    def sweep(self, folder: str) -> None:
+        """Remove what killed processes left half-written directly in a folder. Raises OSError."""
+        try:
+            opened = self._open([one for one in folder.split("/") if one])
+        except FileNotFoundError:
+            return
+        if opened is None:
+            return
+        try:
+            left = [name for name in os.listdir(opened) if NAME.fullmatch(name)]
+            now = clock_of(self.root) if left else 0.0
+            for name in left:
+                if is_abandoned(f"{self.root}/{folder}/{name}", now):
+                    with suppress(OSError):
+                        os.unlink(name, dir_fd=opened)
+        finally:
+            os.close(opened)
+
+    def would_keep(self, name: str, data: bytes) -> bool:
+        """Whether something is in the way of a file, as far as can be seen now; writes nothing.
+        Raises OSError."""
+        *folders, last = name.split("/")
+        try:
+            folder = self._open(folders)
+        except FileNotFoundError:
+            return False
+        if folder is None:
+            return True
+        try:
+            found = _read(folder, last, len(data))
+            if found is None or found == data:
+                return False
+            return not self.overwrite or _is_folder(folder, last)
+        finally:
+            os.close(folder)
+
+    def _open(self, folders: list[str], create: bool = False) -> int | None:
+        """The descriptor of a folder; None where something else is in the way. Raises
+        FileNotFoundError where it is missing, unless it is to be made."""
         folder = os.open(self.root, FOLDER)
         try:
             for name in folders:
-                with suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=folder)
+                if create:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=folder)
                 inner = os.open(name, INSIDE, dir_fd=folder)
                 os.close(folder)
                 folder = inner
@@ -79,6 +125,12 @@ class TargetFolder:
                 return None
             raise
         return folder
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    with suppress(FileNotFoundError):
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    return False
 
 
 def _is_same(found: bytes | Other, data: bytes, ignore_last_breaks: bool) -> bool:

@@ -3,6 +3,8 @@
 `.manifest/<shard>.txt` lists the files of one output shard, `.manifest/export.txt` those of the
 whole: `<digest> <bytes> <name>` a line, as markers have them, names as in URLs. A shard's list is
 written before its marker. A file that differs from its line was changed by somebody and is theirs.
+`.manifest/<shard>.found.txt` lists in the same way files that the export needs and others own, who
+had put them there with the same bytes: they are pushed and verified, but never removed.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote, unquote
 
 from capmix.export.lance import MANIFEST
@@ -32,6 +34,7 @@ WHOLE = (
     EXPORT_CARD,
 )
 LIST = re.compile(rf"{re.escape(EXPORT_FILES)}/(\d{{8}}|export)\.txt")
+LIST_OF_FOUND = re.compile(rf"{re.escape(EXPORT_FILES)}/\d{{8}}\.found\.txt")
 WHOLE_LIST = f"{EXPORT_FILES}/export.txt"
 DATASET = re.compile(rf"{re.escape(MANIFEST)}|_transactions/0-[0-9a-f-]{{36}}\.txn")  # Lance's
 OF_SHARD = re.compile(rf"(?:data/train-|images/|{EXPORT_MARKERS}/)?(\d{{8}})[./_]")
@@ -75,14 +78,14 @@ class ExportTarget(Store):
             self._list(name, record)
         lines = self._lines.pop(part, bytearray()).splitlines(keepends=True)
         once = dict.fromkeys(map(bytes, lines))  # a second attempt writes what the first has
-        self.write_bytes(f"{EXPORT_FILES}/{part}.txt", b"".join(once))
+        self.write_bytes(_list_of(part), b"".join(once))
         return super().prepare_marker(part, marker)
 
     @contextlib.contextmanager
     def journal(self, part: str) -> Iterator[Callable[[str, FileRecord], None]]:
         """Within the block, files of an output shard on a local disk are listed, by what is given,
         before they are written: those of a killed run stay known."""
-        manifest = f"{EXPORT_FILES}/{part}.txt"
+        manifest = _list_of(part)
         self._lines[part] = bytearray().join(_line(*one) for one in self.written(manifest).items())
         self.make_folder(EXPORT_FILES)
         with self.reporting_errors(manifest), open(self.path(manifest), "ab", buffering=0) as list_:
@@ -94,15 +97,33 @@ class ExportTarget(Store):
 
             yield note
 
+    def list_found(self, part: str, found: Mapping[str, FileRecord]) -> None:
+        """List files that an output shard needs and that were there; not those that a killed run
+        has written."""
+        own = self.written(_list_of(part))
+        lines = [_line(name, record) for name, record in found.items() if name not in own]
+        if lines:
+            self.write_bytes(_list_of_found(part), b"".join(lines))
+        else:
+            self.remove(_list_of_found(part))
+
     def lists(self) -> list[str]:
-        """The lists that there are."""
+        """The lists of files that the export has written."""
+        return self._lists(LIST)
+
+    def lists_of_found(self) -> list[str]:
+        """The lists of files that others had put there."""
+        return self._lists(LIST_OF_FOUND)
+
+    def _lists(self, pattern: re.Pattern[str]) -> list[str]:
         found = files_below(self.fs, self.path(EXPORT_FILES))
         names = (path[len(self.root) + 1 :] for path in found)
-        return sorted(filter(LIST.fullmatch, names))
+        return sorted(filter(pattern.fullmatch, names))
 
     def lacks_files(self, part: str) -> bool:
-        """Whether a file that an output shard's list names is gone."""
-        return any(self.size(name) < 0 for name in self.written(f"{EXPORT_FILES}/{part}.txt"))
+        """Whether a file that an output shard needs is gone."""
+        lists = (_list_of(part), _list_of_found(part))
+        return any(self.size(name) < 0 for one in lists for name in self.written(one))
 
     def make_folder(self, name: str) -> None:
         """Make a folder on a local disk."""
@@ -156,6 +177,14 @@ class ExportTarget(Store):
         elif NEW.sub("", name) in WHOLE or DATASET.fullmatch(name):
             known = self.written(WHOLE_LIST) | {name: written}
             self.write_bytes(WHOLE_LIST, b"".join(_line(*one) for one in sorted(known.items())))
+
+
+def _list_of(part: str) -> str:
+    return f"{EXPORT_FILES}/{part}.txt"
+
+
+def _list_of_found(part: str) -> str:
+    return f"{EXPORT_FILES}/{part}.found.txt"
 
 
 def _line(name: str, written: FileRecord) -> bytes:

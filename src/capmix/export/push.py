@@ -46,7 +46,8 @@ class HubDataset:
 
 def open_dataset(name: str, private: bool) -> HubDataset:
     """The data set USER/NAME, created where it is new. Raises UserError where the Hub cannot be
-    reached or does not allow it, or where its client is not installed."""
+    reached or does not allow it, where the data set is there already and not `private` as asked
+    for, or where the Hub's client is not installed."""
     try:
         from huggingface_hub import HfApi, constants
     except ImportError as error:
@@ -56,6 +57,11 @@ def open_dataset(name: str, private: bool) -> HubDataset:
     _asked(name, lambda: found.api.create_repo(
         name, repo_type="dataset", private=private or None, exist_ok=True
     ))  # fmt: skip
+    if private and not _asked(name, lambda: found.api.dataset_info(name)).private:
+        raise UserError(
+            f"--push {name}: the data set is public, and creating it with --private changes "
+            "nothing; make it private on the Hub, name another one, or leave out --private"
+        )
     return found
 
 
@@ -108,9 +114,10 @@ def _commit(dataset: HubDataset, operations: list[Any], what: str) -> None:
 
 
 def _files(target: ExportTarget) -> set[str]:
-    """The files that the export lists and that are there; README.md also where somebody filled it
-    in. Links are left out."""
-    listed = {name for list_ in target.lists() for name in target.written(list_)}
+    """The files that the export lists and that are there, also those that were there before it;
+    README.md also where somebody filled it in. Links are left out."""
+    lists = [*target.lists(), *target.lists_of_found()]
+    listed = {name for list_ in lists for name in target.written(list_)}
     found = {name for name in listed if not name.startswith(f"{EXPORT_MARKERS}/")} | {EXPORT_CARD}
     return {name for name in found if _is_regular(target.path(name))}
 

@@ -140,11 +140,11 @@ class SubsetRows:
             )
 
     def refuse_stale(self) -> None:
-        """Raise UserError where it refers to texts that were written again, before anything else is
-        done with it. One that has its texts refers to none."""
-        if self._rows_file.has_texts:
-            return
+        """Raise UserError where it refers to samples or texts that were written again, before
+        anything else is done with it. One that has its texts refers to samples alone."""
         folders = [name for name in self._table.column_names if name not in OF_SHARD]
+        if self._rows_file.has_texts:  # a uid can be made of a path: another picture may have it
+            folders = [name for name in folders if name == SAMPLES]
         with self.store.listed(folders):
             for folder in folders:
                 for shard, known in zip(self._names, self._table[folder].to_pylist(), strict=True):
@@ -283,6 +283,8 @@ class SubsetRows:
                 texts = self._texts(number, here, with_text)
                 for name in texts.column_names:
                     here = here.append_column(name, texts[name])
+            elif SAMPLES in self._table.column_names:
+                self._pinned(number, [SAMPLES])
             found.append(here.select([one for one in RESOLVED if one in here.column_names]))
         return found
 
