@@ -89,7 +89,7 @@ def test_one_seed_each_is_not_tested() -> None:
     assert told.text == "mini: +12.5 points over raw; not tested"
     assert told.marks == {"mini": "best", "raw": "", "raw+mini": ""}
     assert told.about == (
-        "3 recipes, 1 seed each (trained runs). No differences are tested: no two seeds in common."
+        "3 recipes, 1 seed each (trained runs). No differences are tested: no recipe has two seeds."
     )
 
 
