@@ -1,6 +1,6 @@
 """Collect what a work directory holds for the report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,13 @@ from capmix.report.outcomes import (
     RecipeOutcome,
     average_name,
     averages_by_seed,
+    comparable,
     of_runs,
     read_cells,
     read_summary,
 )
 from capmix.report.published import scale_of_runs
+from capmix.report.wording import listed
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -148,6 +150,7 @@ def gather(
     rows = read_summary(grid, pool_name)
     if results and not rows:
         raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
+    rows = comparable(rows, present.notes)
     return Found(
         catalog,
         scorer,
@@ -212,18 +215,40 @@ class _Present:
         return {name: found[name] for name in wanted or found if name in found}
 
     def probes(self, subsets: Iterable[str]) -> dict[str, list[ProbeResult]]:
-        """The results of probes that were trained on the subsets as they are now."""
-        found: dict[str, list[ProbeResult]] = {}
+        """The results of probes that were trained on the subsets as they are now, and evaluated on
+        the sets that most subsets were; of groups of the same size the one with most results, then
+        the first."""
+        groups: dict[tuple[tuple[str, str], ...], dict[str, list[ProbeResult]]] = {}
         for name in subsets:
-            now = self.store.fingerprint(f"{SUBSETS}/{name}")
-            for part in self.store.parts(f"{PROBE_RESULTS}/{name}"):
-                probe = f"{PROBES}/{part.partition('/')[2]}"
-                trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
-                if trained is None or marker is None or trained.inputs["subset"] != now:
-                    continue
-                if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
-                    found.setdefault(name, []).append(load_result(self.store, part))
-        return found
+            for part, evalsets in self._evaluated(name):
+                of_sets = groups.setdefault(tuple(sorted(evalsets.items())), {})
+                of_sets.setdefault(name, []).append(load_result(self.store, part))
+        kept = max(
+            groups,
+            key=lambda one: (len(groups[one]), sum(map(len, groups[one].values()))),
+            default=(),
+        )
+        for sets, found in groups.items():
+            if sets != kept:
+                names, others = ([name for name, _ in one] for one in (sets, kept))
+                on = listed(names) if names != others else f"other files of {listed(names)}"
+                self.notes.append(
+                    f"The probes of {listed(list(found))} are left out: they were evaluated on "
+                    f"{on}, the others on {listed(others)}. To compare them, run `capmix probe` "
+                    "with the same --evalsets."
+                )
+        return groups.get(kept, {})
+
+    def _evaluated(self, subset: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Results of the probes of a subset as it is now, with the digests of evaluation sets."""
+        now = self.store.fingerprint(f"{SUBSETS}/{subset}")
+        for part in self.store.parts(f"{PROBE_RESULTS}/{subset}"):
+            probe = f"{PROBES}/{part.partition('/')[2]}"
+            trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
+            if trained is None or marker is None or trained.inputs["subset"] != now:
+                continue
+            if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
+                yield part, marker.config["evalsets"]
 
     def _is_of_now(self, marker: Marker) -> bool:
         """Whether the folders it was made from are as they were, and the sample is the same."""
