@@ -30,7 +30,10 @@ def found_of(averages: dict[str, float], seeds: int = 3, gap: float = 0.2) -> tu
                 name, "runs", seeds, average, average - spread, average + spread, None, None
             )
         )
-    return SimpleNamespace(subsets=subsets, by_seed=by_seed, runs=runs), runs
+    found = SimpleNamespace(
+        subsets=subsets, by_seed=by_seed, runs=runs, is_of_people=lambda source: source == "edited"
+    )
+    return found, runs
 
 
 def said(
@@ -66,6 +69,31 @@ def test_mixing_that_is_clear_of_synthetic_alone_is_said_either_way() -> None:
     assert "; mixing: +10.0 points over synthetic alone [" in mixed.text
     alone = said({"raw": 10.0, "mini": 30.0, "raw+mini": 20.0})
     assert "; synthetic alone: +10.0 points over mixing [" in alone.text
+
+
+@pytest.mark.parametrize(
+    "averages",
+    [
+        {"raw": 10.0, "mini": 15.0, "mini+coca": 20.0},
+        {"raw": 10.0, "edited": 15.0, "edited+mini": 20.0},
+        {"raw": 10.0, "raw+edited": 20.0, "mini": 15.0},
+        {"raw": 10.0, "raw+mini": 20.0, "edited": 15.0},
+        {"raw": 10.0, "raw+mini+edited": 20.0, "mini": 15.0},
+    ],
+)
+def test_mixing_is_raw_text_with_synthetic_and_people_are_not_synthetic(
+    averages: dict[str, float],
+) -> None:
+    told = said(averages)
+    assert "mixing" not in told.text
+    assert "synthetic" not in told.text
+    assert not [line for line in told.more if line.startswith("Of mixes")]
+
+
+def test_several_synthetic_sources_are_synthetic_alone() -> None:
+    told = said({"raw": 10.0, "mini": 15.0, "mini+coca": 20.0, "raw+mini": 30.0})
+    assert told.text.partition("; ")[2].startswith("mixing: +10.0 points over synthetic alone [")
+    assert told.more[1].endswith("against mini+coca.")
 
 
 def test_what_chance_explains_is_no_gain() -> None:

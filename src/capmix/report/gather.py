@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from capmix.caption.fields import BY_PEOPLE
 from capmix.errors import UserError
 from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
@@ -37,6 +38,7 @@ from capmix.storage.layout import (
     SAMPLES,
     SCORES,
     SUBSETS,
+    captions_folder,
 )
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
@@ -117,6 +119,10 @@ class Found:
             self.store, self.pool, self.scorer, self.sources, self.scored, MeasureSettings()
         )
         return asked.columns()
+
+    def is_of_people(self, source: str) -> bool:
+        """Whether people wrote the texts, in the workbench (see capmix/view/parts.py)."""
+        return self.settings.get(captions_folder(source), {}).get("model") == BY_PEOPLE
 
     @property
     def store(self) -> Store:
