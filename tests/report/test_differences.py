@@ -110,8 +110,8 @@ def test_a_recipe_with_one_seed_leaves_the_seed_test_of_the_others() -> None:
         assert np.array_equal(before.low, after.low[:3, :3])
         assert not after.clear[:3, :3].any()
         assert after.about == (
-            "95 % bootstrap intervals over training seeds and test items; of a recipe with one "
-            "seed, with the error over seeds that others have"
+            "95 % bootstrap intervals over training seeds and test items (a recipe with one "
+            "seed has the seed error of the others)"
         )
         within = np.concatenate([np.subtract(v, np.mean(v)) for v in map(values_of, rows[:3])])
         error = np.sqrt((within**2).sum() / 6 * (1 + 1 / 3))
@@ -165,8 +165,8 @@ def test_a_run_of_one_seed_leaves_the_test_of_the_others() -> None:
     assert after.of("mini", "raw") == before.of("mini", "raw")
     assert after.of("blip", "raw").low is not None
     assert after.about == (
-        "95 % t intervals over 3 training seeds, paired by seed; of a recipe with one seed, with "
-        "the error over seeds that others have"
+        "95 % t intervals over 3 training seeds, paired by seed (a recipe with one seed has the "
+        "seed error of the others)"
     )
 
 

@@ -60,7 +60,19 @@ def test_the_highest_is_set_against_the_baseline_and_mixing_against_synthetic_al
     assert told.about.startswith(
         "4 recipes, 3 seeds each (trained runs). In brackets: 95 % t intervals over 3 training"
     )
-    assert "at 5 % for all 6 pairs of recipes together" in told.about
+    assert told.about.endswith(
+        "each by itself. “Over” and “lower” are significant at 5 %, corrected for all 6 pairs. "
+        "“Not distinguishable” means not significant. The highest of several means is biased "
+        "upward."
+    )
+
+
+def test_one_pair_needs_no_correction_and_two_have_no_order_to_choose_from() -> None:
+    told = said({"raw": 10.0, "mini": 22.5})
+    assert told.about.endswith(
+        "paired by seed. “Over” and “lower” are significant at 5 %. “Not distinguishable” means "
+        "not significant."
+    )
 
 
 def test_mixing_that_is_clear_of_synthetic_alone_is_said_either_way() -> None:

@@ -135,7 +135,7 @@ def _single(by_seed: Mapping[str, Mapping[Seed, float]]) -> str:
     """What is to be said where a recipe has one seed alone."""
     if all(len(one) > 1 for one in by_seed.values()):
         return ""
-    return "; of a recipe with one seed, with the error over seeds that others have"
+    return " (a recipe with one seed has the seed error of the others)"
 
 
 def _pairs(names: Sequence[str]) -> int:

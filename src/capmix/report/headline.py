@@ -202,12 +202,15 @@ def _about(results: _Results) -> str:
     if not results.differences.tested:
         return f"{text} No differences are tested: {results.differences.about}."
     pairs = len(every) * (len(every) - 1) // 2
-    chosen = len(results.candidates)
-    luck = f" The highest of {chosen} is in part so by chance." if chosen > 2 else ""
-    together = f"at 5 % for all {counted(pairs, 'pair')} of recipes together"
+    itself, corrected = ", each by itself", f", corrected for all {pairs:,} pairs"
+    if pairs == 1:
+        itself = corrected = ""
+    biased = (
+        " The highest of several means is biased upward." if len(results.candidates) > 2 else ""
+    )
     return (
-        f"{text} In brackets: {results.differences.about}, each by itself. “Over”, “lower” and "
-        f"“not distinguishable” hold {together}.{luck}"
+        f"{text} In brackets: {results.differences.about}{itself}. “Over” and “lower” are "
+        f"significant at 5 %{corrected}. “Not distinguishable” means not significant.{biased}"
     )
 
 
