@@ -59,15 +59,15 @@ def test_probes_of_other_evaluation_sets_are_left_out_and_said(work: Workspace) 
     found = found_in(work)
     assert {name: len(one) for name, one in found.probes.items()} == {"raw": 1, "raw-top30+mini": 1}
     assert found.notes == [
-        "The probes of mini are left out: they were evaluated on b, the others on a. To compare "
-        "them, run `capmix probe` with the same --evalsets."
+        "Left out: 3 probes of mini, evaluated on b; the others on a. To compare them, run "
+        "`capmix probe` with the same --evalsets."
     ]
 
 
 def test_of_recipes_named_the_first_has_the_evaluation_sets(work: Workspace) -> None:
     found = found_in(work, ["mini", "raw"])
     assert {name: len(one) for name, one in found.probes.items()} == {"mini": 3}
-    assert found.notes[0].startswith("The probes of raw are left out: they were evaluated on a,")
+    assert found.notes[0].startswith("Left out: 1 probe of raw, evaluated on a; the others on b.")
     found = found_in(work, ["raw", "mini"])
     assert list(found.probes) == ["mini"]
     found = found_in(work, ["raw"])
@@ -101,7 +101,7 @@ def test_other_files_of_the_same_evaluation_set_are_said(tmp_path: Path) -> None
     found = found_in(work)
     assert list(found.probes) == ["other"]
     assert found.notes[0].startswith(
-        "The probes of raw are left out: they were evaluated on other files of a, the others on a."
+        "Left out: 1 probe of raw, evaluated on other files of a; the others on a."
     )
 
 

@@ -28,7 +28,7 @@ from capmix.report.outcomes import (
     read_summary,
 )
 from capmix.report.published import scale_of_runs
-from capmix.report.wording import listed
+from capmix.report.wording import counted, listed
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -238,10 +238,11 @@ class _Present:
             if sets != kept:
                 names, others = ([name for name, _ in one] for one in (sets, kept))
                 on = listed(names) if names != others else f"other files of {listed(names)}"
+                probes = counted(sum(map(len, found.values())), "probe")
                 self.notes.append(
-                    f"The probes of {listed(list(found))} are left out: they were evaluated on "
-                    f"{on}, the others on {listed(others)}. To compare them, run `capmix probe` "
-                    "with the same --evalsets."
+                    f"Left out: {probes} of {listed(list(found))}, evaluated on {on}; the others "
+                    f"on {listed(others)}. To compare them, run `capmix probe` with the same "
+                    "--evalsets."
                 )
         return groups.get(kept, {})
 
@@ -254,7 +255,7 @@ class _Present:
             if trained is None or marker is None or trained.inputs["subset"] != now:
                 continue
             if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
-                yield part, marker.config["evalsets"]
+                yield part, marker.config.get("evalsets", {})
 
     def _is_of_now(self, marker: Marker) -> bool:
         """Whether the folders it was made from are as they were, and the sample is the same."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -88,6 +89,7 @@ def _residuals(recipes: Sequence[Mapping[Seed, float]]) -> tuple[float, int]:
     return float(((observed - design @ effects) ** 2).sum()) if freedom else 0.0, freedom
 
 
+@cache
 def t_quantile(share: float, freedom: int) -> float:
     """Of Student's t distribution with whole degrees of freedom; `share` above 0.5."""
     low, high = 0.0, 1.0
