@@ -121,6 +121,7 @@ def test_shards_without_captions_are_passed_over(tmp_path: Path) -> None:
 def test_html_is_escaped_and_bounded(hostile: capmix.Workspace) -> None:
     shown = hostile.show(3)
     html = shown._repr_html_()
+    assert html.startswith('<div class="mathjax_ignore tex2jax_ignore">')
     assert "<script" not in html
     assert "<b>&amp;" not in html
     assert "&lt;script&gt;" in html
@@ -163,7 +164,7 @@ def test_what_is_worked_with_shows_itself(ws: capmix.Workspace) -> None:
     assert repr(ws.caption("uids", model="field:uid")) == "Counts(30 ok)"
     assert repr(ws.status()).splitlines() == ws.status().lines()
     for one in (ws, ws.subset("half"), ws.status(), ws.caption("uids", model="field:uid")):
-        assert one._repr_html_().startswith("<div>")
+        assert one._repr_html_().startswith('<div class="mathjax_ignore tex2jax_ignore">')
     assert "raw, uids" in ws._repr_html_()
     assert "left out: no clause holds" in ws.subset("half")._repr_html_()
     gone = capmix.Subset(ws, "gone")

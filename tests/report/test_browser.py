@@ -332,6 +332,18 @@ def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> 
     assert (63, 127, 220) in colours
 
 
+def test_every_figure_of_the_page_is_written_as_pdf_png_and_csv(results: Path) -> None:
+    text = (results / "r.html").read_text("utf-8").partition('id="data">')[2]
+    data = json.loads(text.partition("</script>")[0])
+    named = {one["name"] for one in data["figures"]}
+    assert named >= {"fractions", "recipes", "imagenet", "similarity", "map"}
+    written = {path.name for path in (results / "figures").iterdir()}
+    assert written == {f"{name}.{form}" for name in named for form in ("pdf", "png", "csv")}
+    for name in named:
+        assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert matplotlib.image.imread(results / f"figures/{name}.png").shape[1] == 1280
+
+
 def test_a_folder_of_captioned_images_opens_with_them(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(3):

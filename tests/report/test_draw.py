@@ -64,3 +64,23 @@ def test_names_are_texts_in_every_form(tmp_path: Path) -> None:
     assert re.search(r'data-tip="[^"<]*"', page)
     write_figures([figure], str(tmp_path))
     assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_points_of_a_map_are_translucent_so_that_their_density_is_seen(tmp_path: Path) -> None:
+    """In the PNG, and in the page: dots on top of each other are darker than one alone."""
+    cloud = Series("a", [0.0, 0.5, 1.0] + [1.0] * 20, [0.5] * 23, "cloud", colour="#000000")
+    figure = Figure("map", "Map", "about", "", " ", [cloud])
+    write_figures([figure], str(tmp_path))
+    pixels = matplotlib.image.imread(io.BytesIO((tmp_path / "map.png").read_bytes()))
+    dots = [one for one in laid_out(figure, PIXELS).shapes if isinstance(one, Dot)]
+    legend, _, alone, *crowd = dots
+    grey = []
+    for dot in (legend, alone, crowd[-1]):
+        x, y = ((value + MARGIN) * INCH * 200 for value in dot.at)
+        grey.append(float(pixels[int(y), int(x), :3].mean()))
+    assert grey[0] == 0.0
+    assert 0.3 < grey[1] < 0.7
+    assert grey[2] < 0.01
+    page = str(svg(laid_out(figure, 548), figure.about, "wide"))
+    assert page.count(f'fill-opacity="{alone.opacity:g}"') == 23
+    assert alone.radius < 2

@@ -30,7 +30,10 @@ def found_of(averages: dict[str, float], seeds: int = 3, gap: float = 0.2) -> tu
                 name, "runs", seeds, average, average - spread, average + spread, None, None
             )
         )
-    return SimpleNamespace(subsets=subsets, by_seed=by_seed, runs=runs), runs
+    found = SimpleNamespace(
+        subsets=subsets, by_seed=by_seed, runs=runs, is_of_people=lambda source: source == "edited"
+    )
+    return found, runs
 
 
 def said(
@@ -57,7 +60,19 @@ def test_the_highest_is_set_against_the_baseline_and_mixing_against_synthetic_al
     assert told.about.startswith(
         "4 recipes, 3 seeds each (trained runs). In brackets: 95 % t intervals over 3 training"
     )
-    assert "at 5 % for all 6 pairs of recipes together" in told.about
+    assert told.about.endswith(
+        "each by itself. “Over” and “lower” are significant at 5 %, corrected for all 6 pairs. "
+        "“Not distinguishable” means not significant. The highest of several means is biased "
+        "upward."
+    )
+
+
+def test_one_pair_needs_no_correction_and_two_have_no_order_to_choose_from() -> None:
+    told = said({"raw": 10.0, "mini": 22.5})
+    assert told.about.endswith(
+        "paired by seed. “Over” and “lower” are significant at 5 %. “Not distinguishable” means "
+        "not significant."
+    )
 
 
 def test_mixing_that_is_clear_of_synthetic_alone_is_said_either_way() -> None:
@@ -66,6 +81,31 @@ def test_mixing_that_is_clear_of_synthetic_alone_is_said_either_way() -> None:
     assert "; mixing: +10.0 points over synthetic alone [" in mixed.text
     alone = said({"raw": 10.0, "mini": 30.0, "raw+mini": 20.0})
     assert "; synthetic alone: +10.0 points over mixing [" in alone.text
+
+
+@pytest.mark.parametrize(
+    "averages",
+    [
+        {"raw": 10.0, "mini": 15.0, "mini+coca": 20.0},
+        {"raw": 10.0, "edited": 15.0, "edited+mini": 20.0},
+        {"raw": 10.0, "raw+edited": 20.0, "mini": 15.0},
+        {"raw": 10.0, "raw+mini": 20.0, "edited": 15.0},
+        {"raw": 10.0, "raw+mini+edited": 20.0, "mini": 15.0},
+    ],
+)
+def test_mixing_is_raw_text_with_synthetic_and_people_are_not_synthetic(
+    averages: dict[str, float],
+) -> None:
+    told = said(averages)
+    assert "mixing" not in told.text
+    assert "synthetic" not in told.text
+    assert not [line for line in told.more if line.startswith("Of mixes")]
+
+
+def test_several_synthetic_sources_are_synthetic_alone() -> None:
+    told = said({"raw": 10.0, "mini": 15.0, "mini+coca": 20.0, "raw+mini": 30.0})
+    assert told.text.partition("; ")[2].startswith("mixing: +10.0 points over synthetic alone [")
+    assert told.more[1].endswith("against mini+coca.")
 
 
 def test_what_chance_explains_is_no_gain() -> None:
@@ -89,7 +129,7 @@ def test_one_seed_each_is_not_tested() -> None:
     assert told.text == "mini: +12.5 points over raw; not tested"
     assert told.marks == {"mini": "best", "raw": "", "raw+mini": ""}
     assert told.about == (
-        "3 recipes, 1 seed each (trained runs). No differences are tested: no two seeds in common."
+        "3 recipes, 1 seed each (trained runs). No differences are tested: no recipe has two seeds."
     )
 
 

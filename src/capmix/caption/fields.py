@@ -14,3 +14,4 @@ FIELDS = [
 ]
 NEEDED = FIELDS[:-1]  # what a part has to have; parts of capmix 0.1 know no hashes
 DEFAULTS = defaults_of(CaptionSettings)
+BY_PEOPLE = "capmix view"  # the model that markers of edited captions name

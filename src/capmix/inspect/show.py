@@ -29,7 +29,7 @@ from capmix.mix.table import table_columns
 from capmix.pool import Shard
 from capmix.report.examples import LONGEST_TEXT, data_url, thumbnails
 from capmix.settings.printable import printable
-from capmix.settings.tables import table_lines
+from capmix.settings.tables import NO_MATH, table_lines
 
 MOST = 100  # samples: about 1 MB of HTML
 AT_FIRST = 4  # shards that samples are drawn from, where these have enough
@@ -100,8 +100,8 @@ class Gallery:
 
     def _repr_html_(self) -> str:
         cards = Markup("\n").join(_card(sample) for sample in self.samples)
-        page = Markup('<div><p>{}</p>\n<div style="{}">\n{}\n</div></div>')
-        return str(page.format(self.title, STYLE["grid"], cards))
+        page = Markup('<div class="{}"><p>{}</p>\n<div style="{}">\n{}\n</div></div>')
+        return str(page.format(NO_MATH, self.title, STYLE["grid"], cards))
 
 
 def show(

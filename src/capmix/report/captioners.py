@@ -39,10 +39,11 @@ def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[Captione
         metrics = (found.references or {"sources": {}})["sources"].get(source, {})
         of_sample = (found.sampled or {"sources": {}})["sources"].get(source, {})
         outcome = by_subset.get(alone.get(source, ""))
+        model = settings.get("model", "the pool" if source == "raw" else "imported")
         rows.append(
             CaptionerRow(
                 source,
-                str(settings.get("model", "the pool" if source == "raw" else "imported")),
+                "people" if found.is_of_people(source) else str(model),
                 settings.get("temperature"),
                 metrics.get("CIDEr"),
                 metrics.get("CLIPScore"),

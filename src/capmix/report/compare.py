@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
 from capmix.probe.evaluate import ProbeResult
-from capmix.report.seeds import SeedError, error_of_differences, error_of_means
+from capmix.report.seeds import Seed, error_of_differences, error_of_means
 
+T = TypeVar("T")
 RESAMPLES = 1000
 CONTROLS = ("control", "oracle")
 
@@ -35,7 +37,7 @@ class RecipeResult:
     average: MeanEstimate
     against_baseline: MeanEstimate | None
     resamples: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
-    by_seed: Sequence[float] = ()
+    by_seed: Mapping[Seed, float] = field(default_factory=dict)
 
 
 def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[RecipeResult]:
@@ -44,29 +46,31 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
     The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
     mean of recall@5 both ways for retrieval. Intervals: percentile bootstrap (1,000 resamples)
     over seeds and evaluation items together; a difference uses the same items for both recipes. An
-    interval is never narrower than Student's t over seeds, whose error is pooled over recipes: a
-    bootstrap over few seeds finds too little chance in them.
+    interval is never narrower than Student's t over seeds, whose error is pooled over the recipes
+    with two seeds or more: a bootstrap over few seeds finds too little chance in them.
     """
     samples = {name: _bootstrap(runs) for name, runs in results.items()}
-    averages = {name: [100 * _average(run.hits) for run in runs] for name, runs in results.items()}
-    of_means = error_of_means(pooled(averages))
+    averages = {name: _by_seed(runs) for name, runs in results.items()}
+    of_means = error_of_means({name: one.values() for name, one in pooled(averages).items()})
     of_differences = error_of_differences(pooled(averages))
     rows = []
     for name, runs in results.items():
-        per_seed = np.array(averages[name])
+        per_seed = np.array(list(averages[name].values()))
         difference = None
         if baseline in results and name != baseline:
-            reference = np.array(averages[baseline])
+            reference = np.array(list(averages[baseline].values()))
+            half = (
+                of_differences.half(averages[name], averages[baseline]) if of_differences else 0.0
+            )
             mean = float(per_seed.mean() - reference.mean())
             difference = MeanEstimate(
                 mean,
                 float(np.hypot(_deviation(per_seed), _deviation(reference))),
-                *_interval(samples[name] - samples[baseline], mean, of_differences),
+                *_interval(samples[name] - samples[baseline], mean, half),
             )
         mean = float(per_seed.mean())
-        average = MeanEstimate(
-            mean, _deviation(per_seed), *_interval(samples[name], mean, of_means)
-        )
+        half = of_means.half(1 / len(runs)) if of_means else 0.0
+        average = MeanEstimate(mean, _deviation(per_seed), *_interval(samples[name], mean, half))
         rows.append(
             RecipeResult(
                 name, len(runs), _metrics(runs), average, difference, samples[name], averages[name]
@@ -112,6 +116,16 @@ def _average(hits: dict[str, np.ndarray]) -> float:
     return float(np.mean([np.mean(values) for values in sets.values()]))
 
 
+def _by_seed(runs: Sequence[ProbeResult]) -> dict[Seed, float]:
+    """Averages in percent by the last part of a result's name, or by number where that is the same
+    for several."""
+    names: list[Seed] = [run.part.rpartition("/")[2] for run in runs]
+    if len(set(names)) < len(names):
+        names = list(range(len(names)))
+    averages = [100 * _average(run.hits) for run in runs]
+    return dict(zip(names, averages, strict=True))
+
+
 def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
     """Resampled averages in percent (1000,). The same items are drawn for every recipe."""
     items = np.random.default_rng(0)
@@ -128,7 +142,7 @@ def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
     return 100 * averages
 
 
-def pooled(values: Mapping[str, Sequence[float]]) -> Mapping[str, Sequence[float]]:
+def pooled(values: Mapping[str, T]) -> Mapping[str, T]:
     """Those whose errors are pooled: controls, which may have less, only where little else is."""
     others = {name: value for name, value in values.items() if not is_control_name(name)}
     return others if len(others) > 1 else values
@@ -139,9 +153,8 @@ def is_control_name(name: str) -> bool:
     return name.startswith(CONTROLS)
 
 
-def _interval(samples: np.ndarray, mean: float, of_seeds: SeedError | None) -> tuple[float, float]:
+def _interval(samples: np.ndarray, mean: float, half: float) -> tuple[float, float]:
     low, high = np.quantile(samples, [0.025, 0.975])
-    half = of_seeds.half() if of_seeds is not None else 0.0
     return min(float(low), mean - half), max(float(high), mean + half)
 
 

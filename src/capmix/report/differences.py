@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from capmix.report.compare import RecipeResult, pooled
-from capmix.report.seeds import LEVEL, error_of_differences
+from capmix.report.seeds import LEVEL, PairError, Seed, error_of_differences
 
 
 @dataclass(frozen=True)
@@ -70,39 +70,72 @@ def of_probes(rows: Sequence[RecipeResult]) -> Differences:
     critical = float(np.quantile(greatest, 1 - LEVEL))
     clear = np.abs(difference) > critical * error
     names = [row.name for row in rows]
-    of_seeds = error_of_differences(pooled({row.name: row.by_seed for row in rows}))
+    by_seed = {row.name: row.by_seed for row in rows}
+    of_seeds = error_of_differences(pooled(by_seed))
     if of_seeds is None:
         return Differences(
             names, means, low, high, clear, "95 % bootstrap intervals over test items, not seeds"
         )
-    half = of_seeds.half()
+    half, strict = _halves(of_seeds, by_seed)
     low, high = np.minimum(low, difference - half), np.maximum(high, difference + half)
-    clear &= np.abs(difference) > of_seeds.half(_pairs(names))
-    about = "95 % bootstrap intervals over training seeds and test items"
+    clear &= np.abs(difference) > strict
+    about = "95 % bootstrap intervals over training seeds and test items" + _single(by_seed)
     return Differences(names, means, low, high, clear, about)
 
 
 def of_runs(averages: Mapping[str, Mapping[int, float]]) -> Differences:
     """From averages in percent by recipe and seed: t intervals of differences paired by seed.
 
-    The error is pooled over the recipes that are no controls, over the seeds that all have; for all
-    pairs together it is Bonferroni's. With one seed in common nothing is tested.
+    The error is pooled over the recipes with two seeds or more that are no controls; of these
+    recipes the seeds that all have are compared, if two are. For all pairs together it is
+    Bonferroni's. Where no recipe has two seeds nothing is tested.
     """
     names = list(averages)
-    seeds = sorted(set.intersection(*(set(averages[name]) for name in names)))
-    values = {name: [averages[name][seed] for seed in seeds] for name in names}
+    common = _common(averages)
+    values: dict[str, Mapping[Seed, float]] = {
+        name: {seed: value for seed, value in one.items() if len(one) < 2 or seed in common}
+        for name, one in averages.items()
+    }
     of_seeds = error_of_differences(pooled(values))
-    if of_seeds is None:
-        values = {name: list(averages[name].values()) for name in names}
-    means = np.array([float(np.mean(values[name])) for name in names])
+    means = np.array([float(np.mean(list(values[name].values()))) for name in names])
     difference = means[:, None] - means[None]
     if of_seeds is None:
         clear = np.zeros(difference.shape, bool)
-        return Differences(names, means, None, None, clear, "no two seeds in common")
-    half = of_seeds.half()
-    clear = np.abs(difference) > of_seeds.half(_pairs(names))
-    about = f"95 % t intervals over {len(seeds)} training seeds, paired by seed"
+        return Differences(names, means, None, None, clear, "no recipe has two seeds")
+    half, strict = _halves(of_seeds, values)
+    clear = np.abs(difference) > strict
+    several = {frozenset(one) for one in values.values() if len(one) > 1}
+    about = "95 % t intervals over training seeds, paired where two recipes have the same"
+    if len(several) == 1:
+        about = f"95 % t intervals over {len(several.pop())} training seeds, paired by seed"
+    about += _single(values)
     return Differences(names, means, difference - half, difference + half, clear, about)
+
+
+def _common(averages: Mapping[str, Mapping[int, float]]) -> set[int]:
+    """The seeds that all recipes with several have, or every seed where these are not two."""
+    several = [set(one) for one in averages.values() if len(one) > 1]
+    shared = set.intersection(*several) if several else set()
+    return shared if len(shared) > 1 else set[int]().union(*several)
+
+
+def _halves(
+    error: PairError, by_seed: Mapping[str, Mapping[Seed, float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Halves of the intervals of all pairs: of each by itself, and of all together."""
+    of_all = _pairs(list(by_seed))
+    half, strict = (
+        np.array([[error.half(a, b, n) for b in by_seed.values()] for a in by_seed.values()])
+        for n in (1, of_all)
+    )
+    return half, strict
+
+
+def _single(by_seed: Mapping[str, Mapping[Seed, float]]) -> str:
+    """What is to be said where a recipe has one seed alone."""
+    if all(len(one) > 1 for one in by_seed.values()):
+        return ""
+    return " (a recipe with one seed has the seed error of the others)"
 
 
 def _pairs(names: Sequence[str]) -> int:

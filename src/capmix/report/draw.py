@@ -74,6 +74,8 @@ def _draw(axes: matplotlib.axes.Axes, shape: Shape, order: int) -> None:
         case Dot():
             face = THEME["paper"] if shape.hollow else colour
             width = 2 * PER_PIXEL if shape.hollow else 0
-            patch = Polygon(outline(shape), facecolor=face, edgecolor=colour, lw=width)
+            patch = Polygon(
+                outline(shape), facecolor=face, edgecolor=colour, lw=width, alpha=shape.opacity
+            )
             patch.set_zorder(order)
             axes.add_patch(patch)

@@ -1,11 +1,12 @@
 """Collect what a work directory holds for the report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from capmix.caption.fields import BY_PEOPLE
 from capmix.errors import UserError
 from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
@@ -21,11 +22,13 @@ from capmix.report.outcomes import (
     RecipeOutcome,
     average_name,
     averages_by_seed,
+    comparable,
     of_runs,
     read_cells,
     read_summary,
 )
 from capmix.report.published import scale_of_runs
+from capmix.report.wording import counted, listed
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,
@@ -35,6 +38,7 @@ from capmix.storage.layout import (
     SAMPLES,
     SCORES,
     SUBSETS,
+    captions_folder,
 )
 from capmix.storage.marker import Marker
 from capmix.storage.store import Store
@@ -116,6 +120,10 @@ class Found:
         )
         return asked.columns()
 
+    def is_of_people(self, source: str) -> bool:
+        """Whether people wrote the texts, in the workbench (see capmix/view/parts.py)."""
+        return self.settings.get(captions_folder(source), {}).get("model") == BY_PEOPLE
+
     @property
     def store(self) -> Store:
         return self.catalog.store
@@ -148,6 +156,7 @@ def gather(
     rows = read_summary(grid, pool_name)
     if results and not rows:
         raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
+    rows = comparable(rows, present.notes)
     return Found(
         catalog,
         scorer,
@@ -212,18 +221,41 @@ class _Present:
         return {name: found[name] for name in wanted or found if name in found}
 
     def probes(self, subsets: Iterable[str]) -> dict[str, list[ProbeResult]]:
-        """The results of probes that were trained on the subsets as they are now."""
-        found: dict[str, list[ProbeResult]] = {}
+        """The results of probes that were trained on the subsets as they are now, and evaluated on
+        the sets that most subsets were; of groups of the same size the one with most results, then
+        the first."""
+        groups: dict[tuple[tuple[str, str], ...], dict[str, list[ProbeResult]]] = {}
         for name in subsets:
-            now = self.store.fingerprint(f"{SUBSETS}/{name}")
-            for part in self.store.parts(f"{PROBE_RESULTS}/{name}"):
-                probe = f"{PROBES}/{part.partition('/')[2]}"
-                trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
-                if trained is None or marker is None or trained.inputs["subset"] != now:
-                    continue
-                if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
-                    found.setdefault(name, []).append(load_result(self.store, part))
-        return found
+            for part, evalsets in self._evaluated(name):
+                of_sets = groups.setdefault(tuple(sorted(evalsets.items())), {})
+                of_sets.setdefault(name, []).append(load_result(self.store, part))
+        kept = max(
+            groups,
+            key=lambda one: (len(groups[one]), sum(map(len, groups[one].values()))),
+            default=(),
+        )
+        for sets, found in groups.items():
+            if sets != kept:
+                names, others = ([name for name, _ in one] for one in (sets, kept))
+                on = listed(names) if names != others else f"other files of {listed(names)}"
+                probes = counted(sum(map(len, found.values())), "probe")
+                self.notes.append(
+                    f"Left out: {probes} of {listed(list(found))}, evaluated on {on}; the others "
+                    f"on {listed(others)}. To compare them, run `capmix probe` with the same "
+                    "--evalsets."
+                )
+        return groups.get(kept, {})
+
+    def _evaluated(self, subset: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Results of the probes of a subset as it is now, with the digests of evaluation sets."""
+        now = self.store.fingerprint(f"{SUBSETS}/{subset}")
+        for part in self.store.parts(f"{PROBE_RESULTS}/{subset}"):
+            probe = f"{PROBES}/{part.partition('/')[2]}"
+            trained, marker = self.store.read_marker(probe), self.store.read_marker(part)
+            if trained is None or marker is None or trained.inputs["subset"] != now:
+                continue
+            if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
+                yield part, marker.config.get("evalsets", {})
 
     def _is_of_now(self, marker: Marker) -> bool:
         """Whether the folders it was made from are as they were, and the sample is the same."""

@@ -10,6 +10,7 @@ from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
 from capmix.report.outcomes import of_probes as of_outcomes
 from capmix.report.wording import change_text, counted, interval_text, listed
+from capmix.storage.layout import RAW
 
 Clause = str | None
 
@@ -122,7 +123,7 @@ def _against_baseline(results: _Results) -> str:
 
 
 def _mixing(found: Found, results: _Results) -> Clause:
-    """How the best mix of sources compares with the best synthetic source alone."""
+    """How the best mix with raw text compares with the best synthetic captions alone."""
     mixed, alone = _best_of_kinds(found, results)
     if mixed is None or alone is None or not results.differences.tested:
         return None
@@ -143,13 +144,18 @@ def _best_mixing(found: Found, results: _Results) -> Clause:
 
 
 def _best_of_kinds(found: Found, results: _Results) -> tuple[str | None, str | None]:
+    """The highest recipe of raw text with synthetic captions, and that of these alone; recipes with
+    texts that people wrote are neither."""
     mixed, alone = None, None
     for one in results.candidates:
         subset = found.subsets.get(one.subset)
-        sources = subset.sources if subset is not None else []
-        if len(sources) > 1:
+        sources = set(subset.sources if subset is not None else [])
+        synthetic = sources - {RAW}
+        if not synthetic or any(map(found.is_of_people, synthetic)):
+            continue
+        if RAW in sources:
             mixed = mixed or one.subset
-        elif sources and sources != ["raw"]:
+        else:
             alone = alone or one.subset
     return mixed, alone
 
@@ -196,12 +202,15 @@ def _about(results: _Results) -> str:
     if not results.differences.tested:
         return f"{text} No differences are tested: {results.differences.about}."
     pairs = len(every) * (len(every) - 1) // 2
-    chosen = len(results.candidates)
-    luck = f" The highest of {chosen} is in part so by chance." if chosen > 2 else ""
-    together = f"at 5 % for all {counted(pairs, 'pair')} of recipes together"
+    itself, corrected = ", each by itself", f", corrected for all {pairs:,} pairs"
+    if pairs == 1:
+        itself = corrected = ""
+    biased = (
+        " The highest of several means is biased upward." if len(results.candidates) > 2 else ""
+    )
     return (
-        f"{text} In brackets: {results.differences.about}, each by itself. “Over”, “lower” and "
-        f"“not distinguishable” hold {together}.{luck}"
+        f"{text} In brackets: {results.differences.about}{itself}. “Over” and “lower” are "
+        f"significant at 5 %{corrected}. “Not distinguishable” means not significant.{biased}"
     )
 
 

@@ -34,6 +34,7 @@ DIRECTIONS = (
     (0.4, -0.9), (0.4, 0.9), (-0.4, -0.9), (-0.4, 0.9),
 )  # fmt: skip
 RINGS = (9, 18, 30, 44, 60, 80, 104)  # how far from its point a text may be
+FAINT = 0.45  # opacity of a point among thousands: where there are many it is darker
 STAR = 5  # the shape of a marker
 MARKS = "★ highest   ● not distinguishable   ○ lower"
 
@@ -250,7 +251,7 @@ def _series(scene: Scene, one: Series, x_axis: Axis, y_axis: Axis) -> None:
         labels = one.labels or [""] * len(points)
         scene.add(
             *(
-                Dot(at, one.colour, one.shape, 2.4, False, tip)
+                Dot(at, one.colour, one.shape, 1.6, tip=tip, opacity=FAINT)
                 for at, tip in zip(points, labels, strict=True)
             )
         )

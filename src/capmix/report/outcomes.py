@@ -7,6 +7,7 @@ from typing import Any, Literal
 from capmix.evaluation.results import MAIN, MEAN
 from capmix.report.compare import RecipeResult
 from capmix.report.published import GROUPS
+from capmix.report.wording import listed
 from capmix.storage.layout import RESULTS
 from capmix.storage.store import Store
 
@@ -66,6 +67,29 @@ def _of_pool(store: Store, name: str, pool: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = store.read_table(name).to_pylist()
     pools = {row["pool"] for row in rows}
     return [row for row in rows if len(pools) == 1 or row["pool"] == pool]
+
+
+def comparable(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """The rows of recipes that were evaluated on the tasks that most recipes were; a note for each
+    other group of recipes. Of groups of the same size the first is kept."""
+    tasks: dict[str, set[str]] = {}
+    for row in rows:
+        known = tasks.setdefault(str(row["recipe"]), set())
+        if row["metric"] == MAIN:
+            known.add(str(row["evalset"]))
+    groups: dict[frozenset[str], list[str]] = {}
+    for recipe, found in tasks.items():
+        groups.setdefault(frozenset(found), []).append(recipe)
+    kept = max(groups, key=lambda one: len(groups[one]), default=frozenset[str]())
+    for sets, recipes in groups.items():
+        changes = [("without", kept - sets), ("with", sets - kept)]
+        said = [f"{word} {listed(sorted(names))}" for word, names in changes if names]
+        if said:
+            notes.append(
+                f"The runs of {listed(recipes)} are left out: unlike the others, they were "
+                f"evaluated {' and '.join(said)}. To compare them, evaluate all on the same tasks."
+            )
+    return [row for row in rows if row["recipe"] in groups.get(kept, [])]
 
 
 def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:

@@ -191,9 +191,10 @@ def _captioned(found: Found) -> str:
     """The title of a page without results."""
     images = counted(found.population["samples"], "image")
     written = [name for name in _with_texts(found) if name != "raw" and name != "none"]
-    return (
-        f"{images}, captioned by {listed(written)}" if written else f"{images}, not captioned yet"
-    )
+    models = [name for name in written if not found.is_of_people(name)]
+    said = [f"captioned by {listed(models)}"] if models else []
+    said += ["edited by people"] if len(models) < len(written) else []
+    return f"{images}, {' and '.join(said) or 'not captioned yet'}"
 
 
 def _without_results(found: Found) -> str:
@@ -376,6 +377,8 @@ def _source_words(found: Found, source: str) -> str:
     """Where a source's texts come from: the model with its revision and sampling settings."""
     if source == "raw":
         return "the pool's own texts"
+    if found.is_of_people(source):
+        return "edited by people in capmix view"
     settings = found.settings.get(captions_folder(source), {})
     words = [str(settings.get("model", "imported"))]
     words += [

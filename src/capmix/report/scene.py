@@ -42,6 +42,7 @@ class Dot:
     hollow: bool = False
     tip: str = ""
     part: str = ""
+    opacity: float = 1.0
 
 
 @dataclass(frozen=True)

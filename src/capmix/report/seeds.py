@@ -1,50 +1,95 @@
 """How much chance there is in training seeds, of which there are few: Student's t."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 LEVEL = 0.05
 
 
+Seed = int | str
+
+
 @dataclass(frozen=True)
 class SeedError:
-    """A standard error in points, and its degrees of freedom."""
+    """The variance of an average over training seeds, in points squared, and its degrees of
+    freedom."""
 
-    error: float
+    variance: float
     freedom: int
 
-    def half(self, comparisons: int = 1) -> float:
-        """Half of a 95 % interval; of several `comparisons` for all together (Bonferroni)."""
-        return t_quantile(1 - LEVEL / 2 / comparisons, self.freedom) * self.error
+    def half(self, share: float, comparisons: int = 1) -> float:
+        """Half of a 95 % interval of what has `share` of the variance (a mean of n seeds has 1/n);
+        of several `comparisons` for all together (Bonferroni)."""
+        quantile = t_quantile(1 - LEVEL / 2 / comparisons, self.freedom)
+        return quantile * math.sqrt(self.variance * share)
 
 
-def error_of_means(values: Mapping[str, Sequence[float]]) -> SeedError | None:
+@dataclass(frozen=True)
+class PairError:
+    """Of a difference of two recipes' means. `paired` is without what a seed does to all recipes,
+    which cancels out where both have the same seeds; None where too few recipes share seeds."""
+
+    paired: SeedError | None
+    apart: SeedError
+
+    def half(
+        self, first: Collection[Seed], second: Collection[Seed], comparisons: int = 1
+    ) -> float:
+        """Half of a 95 % interval for recipes with these seeds; see SeedError."""
+        is_paired = self.paired is not None and set(first) == set(second)
+        error = self.paired if self.paired is not None and is_paired else self.apart
+        return error.half(1 / len(first) + 1 / len(second), comparisons)
+
+
+def error_of_means(values: Mapping[str, Collection[float]]) -> SeedError | None:
     """Of one recipe's mean over seeds, pooled over all recipes, each with its averages by seed;
     None where none has two."""
-    known = [np.asarray(one) for one in values.values() if len(one) > 1]
+    known = [np.array(list(one)) for one in values.values() if len(one) > 1]
     if not known:
         return None
     freedom = sum(len(one) - 1 for one in known)
     squares = sum(float(((one - one.mean()) ** 2).sum()) for one in known)
-    fewest = min(len(one) for one in values.values())
-    return SeedError(math.sqrt(squares / freedom / fewest), freedom)
+    return SeedError(squares / freedom, freedom)
 
 
-def error_of_differences(values: Mapping[str, Sequence[float]]) -> SeedError | None:
-    """Of a difference of two recipes' means over the same seeds, by an additive model of recipe and
-    seed; None for one recipe or one seed."""
-    seeds = min(len(one) for one in values.values())
-    freedom = (len(values) - 1) * (seeds - 1)
-    if freedom < 1:
+def error_of_differences(values: Mapping[str, Mapping[Seed, float]]) -> PairError | None:
+    """Of differences between recipes, from those with two seeds or more; None where there are none.
+
+    An additive model of recipe and seed is fitted by least squares: its residuals are the error of
+    paired means. Means over other seeds also differ by what seeds do to all recipes; the degrees of
+    freedom of the sum of both are Satterthwaite's, rounded down.
+    """
+    known = [one for one in values.values() if len(one) > 1]
+    within = error_of_means({str(i): list(one.values()) for i, one in enumerate(known)})
+    if within is None:
         return None
-    table = np.array([one[:seeds] for one in values.values()])
-    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
-    return SeedError(math.sqrt(2 * float((rest**2).sum()) / freedom / seeds), freedom)
+    squares, freedom = _residuals(known)
+    of_seeds = max(within.variance * within.freedom - squares, 0.0)
+    parts = [(of_seeds, within.freedom - freedom), (squares, freedom)]
+    spread = sum(part**2 / count for part, count in parts if count)
+    both = int((of_seeds + squares) ** 2 / spread + 1e-9) if spread else within.freedom
+    paired = SeedError(squares / freedom, freedom) if freedom else None
+    return PairError(paired, SeedError(within.variance, max(both, 1)))
 
 
+def _residuals(recipes: Sequence[Mapping[Seed, float]]) -> tuple[float, int]:
+    """Sum of squares that an additive model of recipe and seed leaves, and degrees of freedom."""
+    seeds = list({seed: None for one in recipes for seed in one})
+    cells = [(i, seed, value) for i, one in enumerate(recipes) for seed, value in one.items()]
+    design = np.zeros((len(cells), len(recipes) + len(seeds)))
+    for row, (i, seed, _) in enumerate(cells):
+        design[row, [i, len(recipes) + seeds.index(seed)]] = 1
+    observed = np.array([value for _, _, value in cells])
+    effects, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+    freedom = len(cells) - int(rank)
+    return float(((observed - design @ effects) ** 2).sum()) if freedom else 0.0, freedom
+
+
+@cache
 def t_quantile(share: float, freedom: int) -> float:
     """Of Student's t distribution with whole degrees of freedom; `share` above 0.5."""
     low, high = 0.0, 1.0

@@ -45,7 +45,8 @@ def _element(shape: Shape) -> str:
             tip = f' data-tip="{escape(shape.tip)}"' if shape.tip else ""
             paint = _paint("stroke" if shape.hollow else "fill", shape.colour, shape.part)
             hollow = ' fill="var(--paper)" stroke-width="2"' if shape.hollow else ""
-            return f'<path d="{_path(outline(shape))}Z"{hollow}{tip}{paint}/>'
+            faint = f' fill-opacity="{shape.opacity:g}"' if shape.opacity < 1 else ""
+            return f'<path d="{_path(outline(shape))}Z"{hollow}{faint}{tip}{paint}/>'
 
 
 def outline(dot: Dot) -> list[Point]:

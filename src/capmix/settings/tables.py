@@ -7,6 +7,8 @@ from tabulate import tabulate
 
 from capmix.settings.printable import printable
 
+# Jupyter typesets what is between dollars, which in captions are prices; MathJax 2 and 3.
+NO_MATH = "mathjax_ignore tex2jax_ignore"
 SIDES = {"l": "left", "r": "right"}
 
 
@@ -51,7 +53,8 @@ def table_html(
     lines = [_html_row("td", row, sides) for row in rows]
     head = f"<thead>{_html_row('th', heads, sides)}</thead>" if heads else ""
     about = f"<p>{_html_text(title)}</p>" if title else ""
-    return f"<div>{about}<table>{head}<tbody>{''.join(lines)}</tbody></table></div>"
+    body = f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="{NO_MATH}">{about}{body}</div>'
 
 
 def _html_row(tag: str, cells: Sequence[str], sides: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.caption.fields import NEEDED
+from capmix.caption.fields import BY_PEOPLE, NEEDED
 from capmix.caption.flags import caption_flags
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
@@ -43,7 +43,7 @@ from capmix.view.samples import ShardTexts, base_source, read_shard, text_digest
 from capmix.view.settings import SOURCE
 
 log = logging.getLogger(__name__)
-MODEL = "capmix view"
+MODEL = BY_PEOPLE
 CAPTION_FIELDS = [
     *NEEDED,
     ("edited_at", pa.string()),
