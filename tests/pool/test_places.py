@@ -187,3 +187,47 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
     for name in ("[1]", "{a,b}", "x*"):
         write_pool(tmp_path / name, 1, 1)
         assert names(open_pool(str(tmp_path / name))) == ["00000"]
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Two images in d/a, and links that lead back up and sideways."""
+    (tmp_path / "d/a").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / f"d/a/{i}.jpg").write_bytes(image_bytes(i))
+    (tmp_path / "d/loop").symlink_to(".")
+    (tmp_path / "d/loop2").symlink_to(".")
+    (tmp_path / "d/b").symlink_to("a")
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["d/**/*.jpg", "d/*/*.jpg", "d/*", "*/a/*", "{d,e*}/*/*.jpg"])
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_pattern_finds_each_file_once_whatever_links_lead_to_it(
+    linked: Path, pattern: str, follow_links: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = open_pool(f"{linked}/{pattern}", follow_links)
+    assert [Path(pool.path(name)) for shard in pool.shards for name in pool.files[shard.name]] == [
+        linked / "d/a/0.jpg",
+        linked / "d/a/1.jpg",
+    ]
+    if pattern != "*/a/*":
+        kind = "links to folders that are listed before" if follow_links else "linked folders"
+        assert kind in caplog.text
+
+
+def test_a_folder_of_a_pattern_that_is_a_link_is_read_where_links_are_followed(
+    linked: Path, tmp_path: Path
+) -> None:
+    (linked / "e").mkdir()
+    (linked / "e/there").symlink_to(linked / "d/a")
+    with pytest.raises(UserError, match="1 linked folder.*Read what links lead to with --follow"):
+        open_pool(f"{linked}/e/*/*.jpg")
+    assert len(samples(open_pool(f"{linked}/e/*/*.jpg", follow_links=True))) == 2
+    assert len(samples(open_pool(f"{linked}/e/**/*.jpg", follow_links=True))) == 2
+
+
+def test_a_file_that_two_places_name_is_refused(linked: Path) -> None:
+    for pattern in ("*/*.jpg", "**/*.jpg"):
+        with pytest.raises(UserError, match=r"d/a/0.jpg is in two of the places; name it once"):
+            open_pool([f"{linked}/d/{pattern}", f"{linked}/d/a"])

@@ -5,7 +5,6 @@ their names, `*`, `?`, `[...]` and `**` for what there is. A pool may have sever
 """
 
 import contextlib
-import glob
 import itertools
 import os
 import re
@@ -22,7 +21,6 @@ from capmix.pool.formats import FORMATS
 from capmix.pool.ignored import count_suffixes, suffix_of
 from capmix.pool.local import (
     LEAVES,
-    LINKED_FOLDER,
     SIDECARS,
     FileTooLargeError,
     Listing,
@@ -32,6 +30,7 @@ from capmix.pool.local import (
     open_local,
     read_local,
 )
+from capmix.pool.matching import DEEP, WILD, match_local
 from capmix.storage.filesystem import again, files_below, open_file_system
 
 TAR_SUFFIXES = (".tar", ".tar.gz")
@@ -43,7 +42,6 @@ READ_AHEAD = 1 << 20
 ASKED_AT_ONCE = 32
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}/]*,[^{}/]*)\}")
 MAX_EXPANDED = 1_000_000
-WILD = re.compile(r"[*?\[]")
 WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
 ADDRESS = ("http://", "https://")
 
@@ -232,19 +230,20 @@ def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
     """The files and directories that match. Those that links lead to outside of the pattern's own
     directory are skipped, unless links are followed. With `**` there are files alone."""
     anchor, found = files.anchor, [files]
-    files.is_optional, is_deep = True, "**" in pattern
+    files.is_optional, is_deep = True, DEEP in pattern
     files.owned = _address(files.location, anchor) if is_deep else ""
-    for path, is_folder, about in sorted(_glob(files.fs, pattern)):
-        name = path[len(anchor) :].strip("/")
-        if is_local(files.fs) and not follow_links and not is_inside(anchor, name):
-            files.listing.skipped.add(LINKED_FOLDER if is_folder else LEAVES, name)
-        elif is_folder and not is_deep:
+    for name, is_folder, about in _glob(files, pattern, follow_links):
+        if is_folder and not is_deep:
+            path = f"{anchor}/{name}"
             owned = _address(files.location, path)
             found.append(
                 _Named(files.location, files.fs, path, anchor, owned=owned, is_optional=True)
             )
         elif not is_folder and name.lower().endswith(FILES):
             assert files.names is not None
+            if is_local(files.fs) and not follow_links and not is_inside(anchor, name):
+                files.listing.skipped.add(LEAVES, name)
+                continue
             files.names.append(name)
             files.about |= {name: about} if about.get("size") is not None else {}
         elif not is_folder and not name.lower().endswith(SIDECARS):
@@ -253,15 +252,20 @@ def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
 
 
 def _glob(
-    fs: fsspec.AbstractFileSystem, pattern: str
+    files: _Named, pattern: str, follow_links: bool
 ) -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """Path, whether it is a directory, and what is known, of all that matches."""
-    if is_local(fs):
-        for path in glob.iglob(pattern, recursive=True):
-            yield path.rstrip("/"), os.path.isdir(path), {}
+    """The name below the anchor, whether it is a directory, and what is known, of all that
+    matches."""
+    below = len(files.anchor)
+    if is_local(files.fs):
+        inner = pattern[below:].strip("/")
+        names, files.listing.skipped = match_local(files.anchor, inner, follow_links)
+        for name, is_folder in names:
+            yield name, is_folder, {}
         return
-    for path, info in again(lambda: fs.glob(pattern, detail=True)).items():
-        yield path.rstrip("/"), info["type"] == "directory", info
+    matches = again(lambda: files.fs.glob(pattern, detail=True))
+    for path, info in sorted(matches.items(), key=lambda one: one[0].rstrip("/")):
+        yield path[below:].strip("/"), info["type"] == "directory", info
 
 
 def _merged(named: list[_Named]) -> list[_Named]:
@@ -285,7 +289,11 @@ def _merged(named: list[_Named]) -> list[_Named]:
                 first.listing.skipped.example or one.listing.skipped.example
             )
             first.owned = first.owned or one.owned
-    kept = [one for one in found.values() if one.names or one.listing.others]
+    kept = [
+        one
+        for one in found.values()
+        if one.names or one.listing.others or one.listing.skipped.counts
+    ]
     return kept + others
 
 

@@ -303,6 +303,7 @@ def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links
             f"pool {shown}: {found[0].place.root} holds {found[0].kind}, and {other.place.root} "
             f"{other.kind}; a pool is of one kind"
         )
+    _refuse_twice(shown, found)
     files: dict[str, list[str]] = {}
     sidecars: set[str] = set()
     shards: dict[str, Shard] = {}
@@ -318,6 +319,19 @@ def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links
     places = sorted((one.place for one in found), key=lambda one: -len(one.prefix))
     in_order = [shards[name] for name in sorted(files, key=lambda name: files[name][0])]
     return Pool(shown, in_order, tuple(places), files, sidecars, follow_links, locations=locations)
+
+
+def _refuse_twice(shown: str, found: Sequence[_Contents]) -> None:
+    """Raise UserError for a file that two places hold: its sample would be there twice."""
+    if len(found) < 2:
+        return
+    seen: set[tuple[int, str]] = set()
+    for one in found:
+        paths = {f"{one.place.root}/{name}" for names in one.files.values() for name in names}
+        known = {(id(type(one.place.fs)), path) for path in paths}
+        if twice := min(known & seen, default=None):
+            raise UserError(f"pool {shown}: {twice[1]} is in two of the places; name it once")
+        seen |= known
 
 
 def _open_lance(
