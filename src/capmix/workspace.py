@@ -953,12 +953,12 @@ def open_workspace(
     if follow_links is None:
         follow_links = bool(known and known.follows_links)
     opened = open_pool(given_pool or locations, follow_links)
-    if (inside := opened.holds(place)) and locations != [EMBEDDED]:
+    if (inside := opened.holds(place, is_work=True)) and locations != [EMBEDDED]:
         raise UserError(
             f"work directory {place} is inside the pool {inside}; outputs would be read back as "
             "input. Name another --work"
         )
-    if scratch is not None and ("://" in scratch or opened.holds(scratch)):
+    if scratch is not None and ("://" in scratch or opened.holds(scratch, is_work=True)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
     if store.is_local:
         check_shard_names(shard.name for shard in opened.shards)

@@ -5,6 +5,7 @@ their names, `*`, `?`, `[...]` and `**` for what there is. A pool may have sever
 """
 
 import contextlib
+import fnmatch
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -44,6 +46,11 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}/]*,[^{}/]*)\}")
 MAX_EXPANDED = 1_000_000
 WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
 ADDRESS = ("http://", "https://")
+# Names in a work directory, as a pattern may match them or the folders that they are in.
+OF_WORK = (
+    *("samples/0.parquet", "captions/x/0.parquet", "scores/x/x/0.parquet", "subsets/x/0.parquet"),
+    *("shards/x/0.tar", "shards/x/0.parquet", "shards/x/0.jpg"),
+)
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,61 @@ def _named_by(location: str, follow_links: bool) -> list[_Named]:
         )
         raise UserError(f"pool {location}: no tar, image or parquet file matches{skipped}")
     return found
+
+
+def would_find(location: str, directory: str, is_work: bool = False) -> bool:
+    """Whether a location that is looked up again may find what is exported to `directory`, a path
+    or URL that need not exist, or where it `is_work` what a work directory there holds.
+
+    Only a pattern with `*`, `?` or `[...]` finds what is new.
+    """
+    fs, path = open_file_system(location, "pool")
+    path = path.rstrip("/")
+    wild = WILD_IN_ADDRESS if location.startswith(ADDRESS) else WILD
+    if not wild.search(path) or (is_local(fs) and os.path.lexists(path)):
+        return False
+    inner = _real_parts(directory)
+    for one in _expanded(path):
+        start = wild.search(one)
+        anchor = one[: start.start()].rpartition("/")[0] if start else one
+        outer = _real_parts(_address(location, anchor))
+        if start and inner[: len(outer)] == outer:
+            pattern = one[len(anchor) :].strip("/").split("/")
+            if _may_find(_rest(pattern, inner[len(outer) :]), is_work):
+                return True
+    return False
+
+
+def _may_find(rest: list[str] | None, is_work: bool) -> bool:
+    """By what is left of a pattern below a directory, see _rest."""
+    if not rest:
+        return rest is not None
+    if is_work:
+        return any(_rest(rest, name.split("/")) == [] for name in OF_WORK)
+    # Tars and tables are written into the directory itself, images also into folders of it.
+    return len(rest) == 1 or not rest[-1].endswith((*TAR_SUFFIXES, PARQUET_SUFFIX))
+
+
+def _rest(pattern: list[str], names: Sequence[str]) -> list[str] | None:
+    """The parts of a pattern that follow those that match the names; none where it matches a folder
+    that the names are in. None where it does not match."""
+    for number, part in enumerate(pattern):
+        if part == DEEP:
+            return []
+        if number == len(names):
+            return pattern[number:]
+        is_left = names[number].startswith(".") and not part.startswith(".")
+        if is_left or not fnmatch.fnmatch(names[number], part):
+            return None
+    return []
+
+
+def _real_parts(place: str) -> tuple[str, ...]:
+    """A protocol and the names in a path or URL; of a path without links and `..`."""
+    path = place.removeprefix("file://")
+    if "://" in path:
+        return _parts(path, path)
+    return _parts("", Path(path or "/").resolve().as_posix())
 
 
 def _literal(location: str, fs: fsspec.AbstractFileSystem, path: str, anchor: str) -> _Named:

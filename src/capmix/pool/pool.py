@@ -31,6 +31,7 @@ from capmix.pool.places import (
     find_places,
     is_hidden,
     is_local,
+    would_find,
 )
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
@@ -159,11 +160,15 @@ class Pool:
         place, inner = self.place_of(name)
         return f"{place.root}/{inner}"
 
-    def holds(self, directory: str) -> str:
-        """The directory of the pool that `directory` is in, so that what is written there would be
-        read as a part of it; "" where it is in none."""
+    def holds(self, directory: str, is_work: bool = False) -> str:
+        """The directory or pattern of the pool that finds what is exported to `directory`, or where
+        it `is_work` what a work directory there holds; "" where none does."""
         owned = (one.owned for one in self.places)
-        return next((one for one in owned if one and is_within(directory, one)), "")
+        if inside := next((one for one in owned if one and is_within(directory, one)), ""):
+            return inside
+        if self.locations == (EMBEDDED,):
+            return ""
+        return next((one for one in self.locations if would_find(one, directory, is_work)), "")
 
     def reopened(self) -> "Pool":
         """The same pool for another process: connections to a remote one do not survive a fork."""
