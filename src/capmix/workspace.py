@@ -209,17 +209,26 @@ class Workspace:
         from capmix.mix.choose import Chooser, growing
 
         chooser = Chooser(self.store, samples)
-        shards = self.pool.shards
+        shards, seen, looked_at = self.pool.shards, 0, 0
         for some in growing(shards) if samples.limit else [shards]:
-            part = replace(self, pool=replace(self.pool, shards=some), _index=_Index())
-            part.index()
+            self._of_shards(some).index()
+            seen += len(some)
+            part = self._of_shards(shards[:seen])
             columns = part.recipe_columns(chooser.names) if chooser.names else {}
-            chooser.look_at(part.pool, columns)
+            if (lacking := chooser.lacks(columns)) and seen < len(shards):
+                where = f"no sample of the first {seen:,} of {len(shards):,} shards has it"
+                log.info("--where: looking for the field %s: %s", min(lacking), where)
+                continue
+            chooser.look_at(part.pool, columns, part.pool.shards[looked_at:])
+            looked_at = seen
             if chooser.is_full:
                 break
         selection = chooser.selection()
         pool = replace(self.pool, shards=chooser.shards(self.pool))
         return replace(self, pool=pool, _index=_Index()), selection
+
+    def _of_shards(self, shards: "list[Shard]") -> "Workspace":
+        return replace(self, pool=replace(self.pool, shards=shards), _index=_Index())
 
     @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
     def caption(

@@ -9,6 +9,7 @@ import pytest
 from samples import image_bytes, tar_bytes
 
 from capmix.errors import UserError
+from capmix.pool.settings import SelectSettings
 from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
@@ -159,7 +160,7 @@ def test_a_recipe_without_fields_reads_one_of_their_markers(
         return real(store, part)
 
     monkeypatch.setattr(Store, "read_marker", noting)
-    columns = work.columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
+    columns = work.recipe_columns({"raw_text", "raw", "draw", "uid", "width", "list_x"})
     assert "raw_text" in columns
     assert [part for part in read if part.startswith("fields/")] == ["fields/00000"]
 
@@ -193,3 +194,34 @@ def test_hostile_json_is_bounded_and_counted(tmp_path: Path) -> None:
 
 def test_a_clause_may_name_fields_of_some_shards_alone(work: Workspace) -> None:
     assert kept(work, "late is not null or boxes is not null") == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("where", "limit", "chosen"),
+    [
+        ("late = 5", 1, [2]),
+        ("late + 1 > 5", 9, [2, 4]),
+        ("late is null", 2, [0, 1]),
+        ("late is null", 9, [0, 1, 3]),
+        ("late = 5 or first = 1", 9, [0, 2]),
+    ],
+)
+def test_a_condition_may_name_a_field_that_only_later_shards_have(
+    tmp_path: Path, where: str, limit: int, chosen: list[int]
+) -> None:
+    shards = [[{"first": 1}], [{"a": 1}], [{"late": 5}], [{"a": 2}], [{"late": 7.5}]]
+    work = open_workspace(str(write_pool(tmp_path / "p", shards)), str(tmp_path / "w"))
+    part, selection = work.select(SelectSettings(where=where, limit=limit))
+    assert selection is not None
+    names = [shard.name for shard in part.pool.shards]
+    assert [int(name) for name in names if selection.rows(name, 1).any()] == chosen
+    with pytest.raises(UserError, match="--where 'lat = 5': no column 'lat'.*mean 'late'"):
+        work.select(SelectSettings(where="lat = 5", limit=1))
+
+
+def test_a_name_that_no_field_has_is_refused_at_the_first_shard(tmp_path: Path) -> None:
+    shards = [[{"a": 1}], [{"a": 2}]]
+    work = open_workspace(str(write_pool(tmp_path / "p", shards)), str(tmp_path / "w"))
+    with pytest.raises(UserError, match="no column 'raw_late'"):
+        work.select(SelectSettings(where="raw_late = 5", limit=1))
+    assert work.store.parts("samples") == ["samples/00000"]

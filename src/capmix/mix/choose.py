@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column
+from capmix.mix.columns import Column, can_be_field
 from capmix.mix.expression import parse
 from capmix.mix.select import matching
 from capmix.mix.uids import UidList
@@ -45,10 +45,15 @@ class Chooser:
         """Whether there are as many as were asked for."""
         return self._left == 0
 
-    def look_at(self, pool: Pool, columns: Mapping[str, Column]) -> None:
-        """Choose among the samples of these shards, which are indexed; `columns` has those that the
-        condition `names`."""
-        for shard, where in self._matching(pool, columns):
+    def lacks(self, columns: Mapping[str, Column]) -> set[str]:
+        """The names in the condition that are not among the columns of some shards, but may be
+        fields of the JSON in others."""
+        return {name for name in self.names if name not in columns and can_be_field(name)}
+
+    def look_at(self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]) -> None:
+        """Choose among the samples of these shards. All shards of `pool`, which are indexed, tell
+        the types of the `columns` that the condition `names`."""
+        for shard, where in self._matching(pool, columns, shards):
             if self.is_full:
                 break
             self._add(shard, where)
@@ -70,12 +75,12 @@ class Chooser:
         return [shard for shard in pool.shards if self._chosen.get(shard.name, np.empty(0)).any()]
 
     def _matching(
-        self, pool: Pool, columns: Mapping[str, Column]
+        self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, pa.Table | None]]:
         if self._settings.where is None:
-            yield from ((shard, None) for shard in pool.shards)
+            yield from ((shard, None) for shard in shards)
             return
-        yield from matching(self._store, pool, columns, self._settings.where)
+        yield from matching(self._store, pool, columns, self._settings.where, shards)
 
     def _add(self, shard: Shard, where: pa.Table | None) -> None:
         part = f"{SAMPLES}/{shard.name}.parquet"

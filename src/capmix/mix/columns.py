@@ -137,10 +137,16 @@ def with_fields(columns: Mapping[str, Column], fields: Iterable[str]) -> dict[st
     for name in fields:
         column = Column(FIELDS, name)
         found[f"{FIELD}{name}"] = column
-        lower = name.lower()
-        if lower not in taken and not lower.startswith(PREFIXES_NOT_OF_FIELDS):
+        if name.lower() not in taken and can_be_field(name):
             found[name] = column
     return found
+
+
+def can_be_field(name: str) -> bool:
+    """Whether a name may mean a field of the samples' JSON, if there is no other such column."""
+    lower = name.lower()
+    is_other = lower in NOT_OF_FIELDS or lower.startswith(PREFIXES_NOT_OF_FIELDS)
+    return name.startswith(FIELD) or not is_other
 
 
 def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
