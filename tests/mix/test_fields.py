@@ -9,6 +9,7 @@ import pytest
 from samples import image_bytes, tar_bytes
 
 from capmix.errors import UserError
+from capmix.mix.columns import is_text
 from capmix.pool.settings import SelectSettings
 from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
@@ -225,3 +226,15 @@ def test_a_name_that_no_field_has_is_refused_at_the_first_shard(tmp_path: Path) 
     with pytest.raises(UserError, match="no column 'raw_late'"):
         work.select(SelectSettings(where="raw_late = 5", limit=1))
     assert work.store.parts("samples") == ["samples/00000"]
+
+
+def test_a_field_that_is_called_text_is_no_source(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "p", [[{"text": "of the json"}]])
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    work.index()
+    columns = work.recipe_columns({"field.text"})
+    assert [name for name, one in columns.items() if is_text(one)] == ["raw_text"]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("{name: r, about: r, clauses: [{source: raw, text: 'x {field.text}'}]}")
+    work.mix(str(recipe), out="s")
+    assert work.subset("s").table()["text"].to_pylist() == ["x of the json"]

@@ -86,6 +86,7 @@ def is_text(column: Column | None) -> bool:
     return (
         column is not None
         and column.field == "text"
+        and column.folder != FIELDS
         and not column.folder.startswith(f"{ANNOTATIONS}/")
     )
 
