@@ -207,6 +207,7 @@ class Workspace:
             self.index()
             return self, None
         from capmix.mix.choose import Chooser, growing
+        from capmix.mix.columns import lacking_fields
 
         chooser = Chooser(self.store, samples)
         shards, seen, looked_at = self.pool.shards, 0, 0
@@ -215,7 +216,7 @@ class Workspace:
             seen += len(some)
             part = self._of_shards(shards[:seen])
             columns = part.recipe_columns(chooser.names) if chooser.names else {}
-            if (lacking := chooser.lacks(columns)) and seen < len(shards):
+            if (lacking := lacking_fields(chooser.names, columns)) and seen < len(shards):
                 where = f"no sample of the first {seen:,} of {len(shards):,} shards has it"
                 log.info("--where: looking for the field %s: %s", min(lacking), where)
                 continue

@@ -216,6 +216,8 @@ def test_a_condition_may_name_a_field_that_only_later_shards_have(
     assert selection is not None
     names = [shard.name for shard in part.pool.shards]
     assert [int(name) for name in names if selection.rows(name, 1).any()] == chosen
+    table = work.table(where=where, limit=limit, columns=["key"])
+    assert [int(key) for key in table["key"].to_pylist()] == chosen
     with pytest.raises(UserError, match="--where 'lat = 5': no column 'lat'.*mean 'late'"):
         work.select(SelectSettings(where="lat = 5", limit=1))
 

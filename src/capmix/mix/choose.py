@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.mix.columns import Column, can_be_field
+from capmix.mix.columns import Column
 from capmix.mix.expression import parse
 from capmix.mix.select import matching
 from capmix.mix.uids import UidList
@@ -44,11 +44,6 @@ class Chooser:
     def is_full(self) -> bool:
         """Whether there are as many as were asked for."""
         return self._left == 0
-
-    def lacks(self, columns: Mapping[str, Column]) -> set[str]:
-        """The names in the condition that are not among the columns of some shards, but may be
-        fields of the JSON in others."""
-        return {name for name in self.names if name not in columns and can_be_field(name)}
 
     def look_at(self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]) -> None:
         """Choose among the samples of these shards. All shards of `pool`, which are indexed, tell

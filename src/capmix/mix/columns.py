@@ -150,6 +150,11 @@ def can_be_field(name: str) -> bool:
     return name.startswith(FIELD) or not is_other
 
 
+def lacking_fields(names: Iterable[str], columns: Mapping[str, Column]) -> set[str]:
+    """The names that are not among the columns of some shards, but may be fields in others."""
+    return {name for name in names if name not in columns and can_be_field(name)}
+
+
 def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
     """What to write instead of a `name` that could mean a column of a source or an annotation as
     well as a field; None where it means one thing. Names that are always capmix's own do."""
