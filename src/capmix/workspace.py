@@ -207,19 +207,26 @@ class Workspace:
             self.index()
             return self, None
         from capmix.mix.choose import Chooser, growing
+        from capmix.mix.columns import lacking_fields
 
         chooser = Chooser(self.store, samples)
-        shards = self.pool.shards
-        listed: list[Shard] = []
+        shards, seen, looked_at = self.pool.shards, 0, 0
         for some in growing(shards) if samples.limit else [shards]:
-            part = self.of_shards(some)
             self._list(some)
-            listed += some
+            seen += len(some)
+            part = self.of_shards(shards[:seen])
             columns = part.recipe_columns(chooser.names) if chooser.names else {}
-            chooser.look_at(part.pool, columns)
+            if (lacking := lacking_fields(chooser.names, columns)) and seen < len(shards):
+                where = f"no sample of the first {seen:,} of {len(shards):,} shards has it"
+                log.info("--where: looking for the field %s: %s", min(lacking), where)
+                continue
+            chooser.look_at(part.pool, columns, part.pool.shards[looked_at:])
+            looked_at = seen
             if chooser.is_full:
                 break
-        self.of_shards(listed).index()  # the budget of failures is that of all that are listed
+        self.of_shards(
+            shards[:seen]
+        ).index()  # the budget of failures is that of all that are listed
         selection = chooser.selection()
         return self.of_shards(chooser.shards(self.pool)), selection
 
@@ -970,12 +977,12 @@ def open_workspace(
     if follow_links is None:
         follow_links = bool(known and known.follows_links)
     opened = open_pool(given_pool or locations, follow_links)
-    if (inside := opened.holds(place)) and locations != [EMBEDDED]:
+    if (inside := opened.holds(place, is_work=True)) and locations != [EMBEDDED]:
         raise UserError(
             f"work directory {place} is inside the pool {inside}; outputs would be read back as "
             "input. Name another --work"
         )
-    if scratch is not None and ("://" in scratch or opened.holds(scratch)):
+    if scratch is not None and ("://" in scratch or opened.holds(scratch, is_work=True)):
         raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
     if store.is_local:
         check_shard_names(shard.name for shard in opened.shards)

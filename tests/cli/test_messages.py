@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from samples import write_pool
 
-from capmix.cli.tokens import behind_command
+from capmix.cli.main import main
+from capmix.cli.tokens import asks_for_json, behind_command
 
 CAPTION = "caption pool --work W --source given --model field:caption"
 
@@ -52,6 +53,40 @@ def test_an_error_is_a_line_of_json_too(place: Path) -> None:
     assert code == 2
     assert json.loads(err)["event"] == "error"
     assert json.loads(err)["text"].startswith("capmix: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "recipes --progress json --bogus 3",
+        "recipes --bogus 3 --progress=json",
+        "--progress json --bogus recipes",
+        "--progress json no-command",
+        "--progress json recipes --quiet=maybe",
+    ],
+)
+def test_an_error_before_the_command_starts_is_a_line_of_json(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err)["event"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("command", "is_json"),
+    [
+        ("a --progress json", True),
+        ("--progress=json a", True),
+        ("a --progress json --progress plain", False),
+        ("a --progress", False),
+        ("a -- --progress json", False),
+        ("a json", False),
+    ],
+)
+def test_json_is_asked_for_by_its_option(command: str, is_json: bool) -> None:
+    assert asks_for_json(command.split()) is is_json
 
 
 def test_quiet_before_the_command_or_behind_it(place: Path) -> None:

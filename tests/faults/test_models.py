@@ -19,6 +19,7 @@ from null_models import (
     hung_captions,
     null_captions,
 )
+from PIL import Image
 from samples import BAD, sample_members, tar_bytes, write_pool
 
 from capmix.caption.captioner import Caption
@@ -134,6 +135,28 @@ def test_vectors_that_are_no_numbers_are_failed_rows(tmp_path: Path) -> None:
     (embedded,) = work.run(lambda: [embed_stage(work.pool, model)])
     assert embedded.failed == {"not_finite": counts.failed["not_finite"]}
     assert np.isfinite(work.store.read_array("embeddings/null/image/00000.npy")).all()
+
+
+class Refusing(NullScorer):
+    """Cannot prepare an image of one size."""
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        if image.width == 7:
+            raise TypeError("a size that it does not like")
+        return super().prepare(image)
+
+
+def test_an_image_that_cannot_be_prepared_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    for side in (6, 7, 8):
+        Image.new("RGB", (side, side)).save(tmp_path / f"p/{side}.png")
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    (counts,) = work.run(lambda: [embed_stage(work.pool, Refusing())])
+    assert (counts.ok, dict(counts.failed)) == (2, {"model_error": 1})
+    rows = work.store.read_table("embeddings/null/image/00000.parquet").to_pylist()
+    assert [row["detail"] for row in rows] == [
+        None, "TypeError: a size that it does not like", None,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.75])

@@ -9,6 +9,8 @@ import pytest
 from samples import image_bytes, tar_bytes
 
 from capmix.errors import UserError
+from capmix.mix.columns import is_text
+from capmix.pool.settings import SelectSettings
 from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
@@ -193,3 +195,48 @@ def test_hostile_json_is_bounded_and_counted(tmp_path: Path) -> None:
 
 def test_a_clause_may_name_fields_of_some_shards_alone(work: Workspace) -> None:
     assert kept(work, "late is not null or boxes is not null") == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("where", "limit", "chosen"),
+    [
+        ("late = 5", 1, [2]),
+        ("late + 1 > 5", 9, [2, 4]),
+        ("late is null", 2, [0, 1]),
+        ("late is null", 9, [0, 1, 3]),
+        ("late = 5 or first = 1", 9, [0, 2]),
+    ],
+)
+def test_a_condition_may_name_a_field_that_only_later_shards_have(
+    tmp_path: Path, where: str, limit: int, chosen: list[int]
+) -> None:
+    shards = [[{"first": 1}], [{"a": 1}], [{"late": 5}], [{"a": 2}], [{"late": 7.5}]]
+    work = open_workspace(str(write_pool(tmp_path / "p", shards)), str(tmp_path / "w"))
+    part, selection = work.select(SelectSettings(where=where, limit=limit))
+    assert selection is not None
+    names = [shard.name for shard in part.pool.shards]
+    assert [int(name) for name in names if selection.rows(name, 1).any()] == chosen
+    table = work.table(where=where, limit=limit, columns=["key"])
+    assert [int(key) for key in table["key"].to_pylist()] == chosen
+    with pytest.raises(UserError, match="--where 'lat = 5': no column 'lat'.*mean 'late'"):
+        work.select(SelectSettings(where="lat = 5", limit=1))
+
+
+def test_a_name_that_no_field_has_is_refused_at_the_first_shard(tmp_path: Path) -> None:
+    shards = [[{"a": 1}], [{"a": 2}]]
+    work = open_workspace(str(write_pool(tmp_path / "p", shards)), str(tmp_path / "w"))
+    with pytest.raises(UserError, match="no column 'raw_late'"):
+        work.select(SelectSettings(where="raw_late = 5", limit=1))
+    assert work.store.parts("samples") == ["samples/00000"]
+
+
+def test_a_field_that_is_called_text_is_no_source(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "p", [[{"text": "of the json"}]])
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    work.index()
+    columns = work.recipe_columns({"field.text"})
+    assert [name for name, one in columns.items() if is_text(one)] == ["raw_text"]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("{name: r, about: r, clauses: [{source: raw, text: 'x {field.text}'}]}")
+    work.mix(str(recipe), out="s")
+    assert work.subset("s").table()["text"].to_pylist() == ["x of the json"]

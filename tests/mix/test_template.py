@@ -134,6 +134,24 @@ clauses:
     assert clause.text == "{blip2}: {lower(blip2_best)} {{synthetic}} {0.3} {raw}"
 
 
+def test_braces_between_quotes_are_no_parameters() -> None:
+    def fill(text: str) -> str:
+        return text.replace("{word}", "blip2")
+
+    given = """{replace({word}, '{word}', 'it''s {word}')} {"{word}" || '"' || {word}}"""
+    assert filled(given, fill, {"word"}) == (
+        """{replace(blip2, '{word}', 'it''s {word}')} {"{word}" || '"' || blip2}"""
+    )
+
+
+def test_a_recipe_may_have_braces_between_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    text = "{regexp_replace(raw, 'a{word}', '')}"
+    file.write_text(f'{{name: my, about: x, clauses: [{{source: raw, text: "{text}"}}]}}')
+    (clause,) = load_recipe(str(file)).clauses
+    assert clause.text == text
+
+
 @given(st.text(alphabet="ab{}'\"\\ |", max_size=20))
 def test_any_plain_text_comes_out_as_it_is(text: str) -> None:
     template = text.replace("{", "{{").replace("}", "}}")

@@ -135,6 +135,36 @@ def test_no_network_is_said_and_what_is_downloaded_is_used(
     assert "the downloaded files are used" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("http_proxy", "http://user:secret@proxy:80a"),
+        ("http_proxy", "proxy:99999"),
+        ("ALL_PROXY", "http://[::1"),
+    ],
+)
+def test_a_proxy_that_is_no_address_is_named_without_its_secret(
+    online: Path, monkeypatch: pytest.MonkeyPatch, name: str, address: str
+) -> None:
+    point_to("http://hub.example", monkeypatch)
+    monkeypatch.setenv(name, address)
+    pattern = f"no network: hub.example: {name}: expected an address such as http://proxy"
+    with pytest.raises(UserError, match=pattern) as error:
+        check_hub("owner/x", "it")
+    assert "secret" not in str(error.value)
+    download(online, "owner/x")
+    assert check_hub("owner/x", "it") is True
+
+
+@pytest.mark.parametrize("endpoint", ["http://hub:80a", "http://[::1"])
+def test_an_endpoint_that_is_no_address_is_named(
+    online: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    point_to(endpoint, monkeypatch)
+    with pytest.raises(UserError, match="HF_ENDPOINT: expected an address such as https://hugging"):
+        check_hub("owner/x", "it")
+
+
 def test_a_network_that_swallows_everything_is_waited_for_in_bounds(
     online: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,18 @@
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 from samples import image_bytes
 
-from capmix.models.images import BadImageError, decode_as_stored, decode_image, read_header
+from capmix.models.images import (
+    MAX_SCANNED,
+    BadImageError,
+    decode_as_stored,
+    decode_image,
+    read_header,
+)
 from capmix.pool.formats import FORMATS, ImageFormat
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -158,3 +165,47 @@ def test_a_header_is_bounded_as_decoding_is() -> None:
         read_header(image_bytes(size=(64, 64)), max_pixels=1000)
     with pytest.raises(BadImageError, match="are of no format that is read"):
         read_header(b"<html>")
+
+
+def tiff_with(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """A TIFF of 16 x 16 pixels with one more tag, whose value is in the tag itself."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16), "red"), "TIFF"))
+    start = struct.unpack_from("<I", data, 4)[0]
+    number = struct.unpack_from("<H", data, start)[0]
+    tags = [bytes(data[start + 2 + 12 * i : start + 14 + 12 * i]) for i in range(number)]
+    tags.append(struct.pack("<HHI4s", tag, kind, count, value))
+    tags.sort(key=lambda one: struct.unpack_from("<H", one)[0])
+    struct.pack_into("<I", data, 4, len(data))
+    return bytes(data) + struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [(2, 3, b"ab\0"), (3, 1, bytes(4)), (11, 1, struct.pack("<f", float("nan"))), (7, 4, b"abcd")],
+    ids=["text", "0", "not a number", "bytes"],
+)
+@pytest.mark.parametrize("tag", [322, 323])
+def test_a_tiff_with_an_odd_tile_is_broken(tag: int, value: tuple[int, int, bytes]) -> None:
+    data = tiff_with(tag, *value)
+    with pytest.raises(BadImageError, match=r"TIFF 16 x 16: a tile's side is .*; expected"):
+        read_header(data)
+    with pytest.raises(BadImageError) as caught:
+        decode_image(data)
+    assert caught.value.reason == "broken_image"
+
+
+def test_pixels_of_a_tiff_are_not_taken_for_scans() -> None:
+    side = 1600
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    pixels[:, :800] = np.resize(np.frombuffer(b"\xff\xda\0", np.uint8), (side, 800, 3))
+    data = encoded(Image.fromarray(pixels), "TIFF")
+    assert data.count(b"\xff\xda") * side * side > MAX_SCANNED
+    assert decode_image(data).size == (side, side)
+
+
+def test_scans_of_a_jpeg_in_a_tiff_are_bounded() -> None:
+    side = 1600
+    scan = b"\xff\xda\0\x08\x01\1\0\0\x3f\0"
+    data = encoded(Image.new("RGB", (side, side)), "TIFF", compression="jpeg") + scan * 2000
+    with pytest.raises(BadImageError, match="1600 x 1600 pixels in 2[0-9]00 scans"):
+        decode_image(data)

@@ -187,3 +187,111 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
     for name in ("[1]", "{a,b}", "x*"):
         write_pool(tmp_path / name, 1, 1)
         assert names(open_pool(str(tmp_path / name))) == ["00000"]
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Two images in d/a, and links that lead back up and sideways."""
+    (tmp_path / "d/a").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / f"d/a/{i}.jpg").write_bytes(image_bytes(i))
+    (tmp_path / "d/loop").symlink_to(".")
+    (tmp_path / "d/loop2").symlink_to(".")
+    (tmp_path / "d/b").symlink_to("a")
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["d/**/*.jpg", "d/*/*.jpg", "d/*", "*/a/*", "{d,e*}/*/*.jpg"])
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_a_pattern_finds_each_file_once_whatever_links_lead_to_it(
+    linked: Path, pattern: str, follow_links: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = open_pool(f"{linked}/{pattern}", follow_links)
+    assert [Path(pool.path(name)) for shard in pool.shards for name in pool.files[shard.name]] == [
+        linked / "d/a/0.jpg",
+        linked / "d/a/1.jpg",
+    ]
+    if pattern != "*/a/*":
+        kind = "links to folders that are listed before" if follow_links else "linked folders"
+        assert kind in caplog.text
+
+
+def test_a_folder_of_a_pattern_that_is_a_link_is_read_where_links_are_followed(
+    linked: Path, tmp_path: Path
+) -> None:
+    (linked / "e").mkdir()
+    (linked / "e/there").symlink_to(linked / "d/a")
+    with pytest.raises(UserError, match="1 linked folder.*Read what links lead to with --follow"):
+        open_pool(f"{linked}/e/*/*.jpg")
+    assert len(samples(open_pool(f"{linked}/e/*/*.jpg", follow_links=True))) == 2
+    assert len(samples(open_pool(f"{linked}/e/**/*.jpg", follow_links=True))) == 2
+
+
+def test_a_file_that_two_places_name_is_refused(linked: Path) -> None:
+    for pattern in ("*/*.jpg", "**/*.jpg"):
+        with pytest.raises(UserError, match=r"d/a/0.jpg is in two of the places; name it once"):
+            open_pool([f"{linked}/d/{pattern}", f"{linked}/d/a"])
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar in each of three folders, and a link to one that is around two of them."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("s/a", "s/a/b", "t/a"):
+        write_pool(folder / name, 1, 1)
+    (folder / "link").symlink_to("s")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        ("s/*/*.tar", ["s/mixed", "s/a", "s/mixed.tar/x.tar"], ["s", "t", "s/.hidden", "s/a/b/c"]),
+        ("s/*", ["s/out", "s/out/deep", "s"], ["t", ".", "s/.out"]),
+        ("s/a/*.tar", ["s/a", "s/a/x.tar"], ["s", "s/a/out", "s/b"]),
+        ("{s,t}/*/*.tar", ["s/mixed", "t/mixed"], ["u/mixed"]),
+        ("s/**/*.tar", ["s", "s/mixed/deep"], ["t"]),
+        ("*/a/*.tar", ["b/a"], ["b", "b/b", "."]),
+        ("s/*/*/*.tar", ["s/shards/x"], ["s", "s/shards", "s/shards/x/y"]),
+        ("s/a/*", ["s/a/x"], ["s/b"]),
+    ],
+)
+def test_a_pattern_holds_the_directories_whose_exports_it_would_find(
+    tree: Path, pattern: str, inside: list[str], outside: list[str]
+) -> None:
+    pool = open_pool(f"{tree}/{pattern}")
+    assert [one for one in inside if not pool.holds(f"{tree}/{one}")] == []
+    assert [one for one in outside if pool.holds(f"{tree}/{one}")] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        ("s/*", ["s/work", "s", "link/work"], ["t", ".", "s/.work"]),
+        ("s/*/*.tar", ["s/work.tar/x.tar"], ["s/work", "s", "."]),
+        ("s/*/*/*.tar", ["s"], ["s/work", "."]),
+        ("s/a/*.tar", [], ["s/a", "s/work"]),
+        ("*/a/*.tar", [], ["work", "."]),
+        ("s/**/*.tar", ["s/work"], ["."]),
+    ],
+)
+def test_a_pattern_holds_the_work_directories_whose_files_it_would_find(
+    tree: Path, pattern: str, inside: list[str], outside: list[str]
+) -> None:
+    pool = open_pool(f"{tree}/{pattern}")
+    assert [one for one in inside if not pool.holds(f"{tree}/{one}", is_work=True)] == []
+    assert [one for one in outside if pool.holds(f"{tree}/{one}", is_work=True)] == []
+
+
+def test_an_export_that_its_own_pattern_would_find_is_refused(tmp_path: Path) -> None:
+    write_pool(tmp_path / "s/a", 1, 1)
+    pattern = f"{tmp_path}/s/*/*.tar"
+    work = open_workspace(pattern, str(tmp_path / "w"))
+    work.mix("raw")
+    for out in ("s/mixed", "s/a"):
+        with pytest.raises(UserError, match=r"--out .* is inside the pool .*/s/\*/\*.tar: name an"):
+            work.export("raw", tmp_path / out)
+    work.export("raw", tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"work directory .* is inside the pool .*/s/\*; outputs"):
+        open_workspace(f"{tmp_path}/s/*", str(tmp_path / "s/work"))
+    assert not (tmp_path / "s/work").exists()

@@ -22,8 +22,9 @@ from capmix.cli.streams import (
     say,
     show_any_character,
 )
-from capmix.cli.tokens import behind_command
+from capmix.cli.tokens import asks_for_json, behind_command
 from capmix.engine import messages
+from capmix.engine.messages import MessageForm
 from capmix.errors import INTERNAL_ERROR, UserError
 from capmix.settings.printable import printable
 
@@ -228,9 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0; 2 for an error that the user can fix; 70 for one
     of capmix itself; 130 if interrupted; 141 where nobody reads what it prints, as a shell would
     say."""
-    tokens = behind_command(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     with messages.shown():
-        return _main(tokens)
+        if asks_for_json(given):  # options that cannot be read are an error of this form too
+            messages.change(MessageForm(progress="json"))
+        return _main(behind_command(given))
 
 
 def _main(tokens: list[str]) -> int:

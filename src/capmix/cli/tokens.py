@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-VALUED = ("--log-file", "--progress")
+PROGRESS = "--progress"
+VALUED = ("--log-file", PROGRESS)
 FLAGS = ("--quiet", "--verbose")
 
 
@@ -15,3 +16,17 @@ def behind_command(tokens: Sequence[str]) -> list[str]:
     if not rest or rest[0].startswith("-"):
         return list(rest)
     return [rest[0], *given, *rest[1:]]
+
+
+def asks_for_json(tokens: Sequence[str]) -> bool:
+    """Whether `--progress json` is among the options, of which the last one counts; they need not
+    be valid."""
+    options = list(tokens)
+    if "--" in options:
+        options = options[: options.index("--")]
+    values = [
+        token.removeprefix(f"{PROGRESS}=") if token != PROGRESS else behind
+        for token, behind in zip(options, [*options[1:], ""], strict=True)
+        if token.partition("=")[0] == PROGRESS
+    ]
+    return values[-1:] == ["json"]

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
 from capmix.mix.choose import growing
-from capmix.mix.columns import Column, one_array
+from capmix.mix.columns import Column, lacking_fields, one_array
 from capmix.mix.expression import parse
 from capmix.mix.select import matching
 from capmix.mix.table import table_batches, table_columns
@@ -189,12 +189,17 @@ def _matching(
     if is_of_pool:
         index(catalog.pool.shards)
     found: dict[str, pa.Array] = {}
-    left = asked.limit
+    left, seen, looked_at = asked.limit, 0, 0
     for group in growing(shards) if left is not None and not is_of_pool else [list(shards)]:
         index(group)
-        part = catalog if is_of_pool else of_shards(catalog, group)
-        columns = part.columns(asked.scorer, _of_condition(where))
-        for shard, samples in matching(part.store, part.pool, columns, where, group, WHERE):
+        seen += len(group)
+        part = catalog if is_of_pool else of_shards(catalog, shards[:seen])
+        names = _of_condition(where)
+        columns = part.columns(asked.scorer, names)
+        if lacking_fields(names, columns) and seen < len(shards):
+            continue
+        some, looked_at = shards[looked_at:seen], seen
+        for shard, samples in matching(part.store, part.pool, columns, where, some, WHERE):
             if len(samples):
                 found[shard.name] = one_array(samples["key"])
             if left is not None:

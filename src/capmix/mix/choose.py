@@ -46,10 +46,10 @@ class Chooser:
         """Whether there are as many as were asked for."""
         return self._left == 0
 
-    def look_at(self, pool: Pool, columns: Mapping[str, Column]) -> None:
-        """Choose among the samples of these shards, which are indexed; `columns` has those that the
-        condition `names`."""
-        for shard, where in self._matching(pool, columns):
+    def look_at(self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]) -> None:
+        """Choose among the samples of these shards. All shards of `pool`, which are indexed, tell
+        the types of the `columns` that the condition `names`."""
+        for shard, where in self._matching(pool, columns, shards):
             if self.is_full:
                 break
             self._add(shard, where)
@@ -70,12 +70,12 @@ class Chooser:
         return [shard for shard in pool.shards if any(self._bits.get(shard.name, b""))]
 
     def _matching(
-        self, pool: Pool, columns: Mapping[str, Column]
+        self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, pa.Table | None]]:
         if self._settings.where is None:
-            yield from ((shard, None) for shard in pool.shards)
+            yield from ((shard, None) for shard in shards)
             return
-        yield from matching(self._store, pool, columns, self._settings.where)
+        yield from matching(self._store, pool, columns, self._settings.where, shards)
 
     def _add(self, shard: Shard, where: pa.Table | None) -> None:
         part = f"{SAMPLES}/{shard.name}.parquet"

@@ -86,6 +86,7 @@ def is_text(column: Column | None) -> bool:
     return (
         column is not None
         and column.field == "text"
+        and column.folder != FIELDS
         and not column.folder.startswith(f"{ANNOTATIONS}/")
     )
 
@@ -137,10 +138,21 @@ def with_fields(columns: Mapping[str, Column], fields: Iterable[str]) -> dict[st
     for name in fields:
         column = Column(FIELDS, name)
         found[f"{FIELD}{name}"] = column
-        lower = name.lower()
-        if lower not in taken and not lower.startswith(PREFIXES_NOT_OF_FIELDS):
+        if name.lower() not in taken and can_be_field(name):
             found[name] = column
     return found
+
+
+def can_be_field(name: str) -> bool:
+    """Whether a name may mean a field of the samples' JSON, if there is no other such column."""
+    lower = name.lower()
+    is_other = lower in NOT_OF_FIELDS or lower.startswith(PREFIXES_NOT_OF_FIELDS)
+    return name.startswith(FIELD) or not is_other
+
+
+def lacking_fields(names: Iterable[str], columns: Mapping[str, Column]) -> set[str]:
+    """The names that are not among the columns of some shards, but may be fields in others."""
+    return {name for name in names if name not in columns and can_be_field(name)}
 
 
 def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:

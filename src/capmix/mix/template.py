@@ -6,10 +6,11 @@ conditions: one null makes the whole text null.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 NAME = re.compile(r"[A-Za-z_]\w*")
 QUOTES = "'\""
+QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
 
 
 def pieces(template: str) -> Iterator[tuple[str, bool]]:
@@ -56,8 +57,8 @@ def _end(template: str, start: int) -> int:
 
 
 def filled(template: str, fill: Callable[[str], str], parameters: set[str]) -> str:
-    """The template with `fill` applied to its expressions, in which {P} stands for the parameter P;
-    an expression that is a parameter's name is one too."""
+    """The template with `fill` applied to its expressions, in which {P} stands for the parameter P
+    but for what is between quotes; an expression that is a parameter's name is one too."""
     found = ""
     for text, is_expression in pieces(template):
         if not is_expression:
@@ -65,8 +66,14 @@ def filled(template: str, fill: Callable[[str], str], parameters: set[str]) -> s
         elif text.strip() in parameters:
             found += "{" + fill("{" + text.strip() + "}") + "}"
         else:
-            found += "{" + fill(text) + "}"
+            found += "{" + "".join(_filled(QUOTED.split(text), fill)) + "}"
     return found
+
+
+def _filled(parts: Sequence[str], fill: Callable[[str], str]) -> Iterator[str]:
+    """Every second one of the parts is between quotes."""
+    for number, part in enumerate(parts):
+        yield part if number % 2 else fill(part)
 
 
 def expressions(template: str) -> list[str]:

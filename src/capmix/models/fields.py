@@ -1,7 +1,8 @@
 """The JSON fields of a pool's samples as typed columns: `fields/<shard>.parquet`.
 
 A row for each sample of the index, with its uid and a column for each field that a recipe can name.
-The columns of parquet and Lance pools with images count as such fields. The index stage writes the
+The columns of texts, numbers and truth values of parquet and Lance pools with images count as such
+fields. The index stage writes the
 part beside its own while it reads the shard; `field_stages` makes it for shards that an older
 capmix has indexed.
 

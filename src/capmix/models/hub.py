@@ -6,6 +6,7 @@ itself is the library's, with its own time-outs.
 """
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -34,16 +35,15 @@ class Connection:
     """A connection to the host of `url`, or to the proxy for it, tried in a thread of its own."""
 
     def __init__(self, url: str):
-        parts = urlsplit(url)
-        proxies = getproxies()
-        proxy = proxies.get(parts.scheme) or proxies.get("all")
-        if proxy and not proxy_bypass(parts.hostname or ""):
-            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        port = parts.port or (80 if parts.scheme == "http" else 443)
         self._until = time.monotonic() + CONNECT_SECONDS
         self._problem: Future[str | None] = Future()
+        try:
+            place = _place(url)
+        except ValueError as error:
+            self._problem.set_result(str(error))
+            return
         # Name servers that do not answer hold a thread for longer than any time-out of a socket.
-        Thread(target=self._connect, args=(parts.hostname or "", port), daemon=True).start()
+        Thread(target=self._connect, args=place, daemon=True).start()
 
     def problem(self) -> str | None:
         """Why there is none, at most CONNECT_SECONDS after it was begun; None: there is one."""
@@ -60,6 +60,32 @@ class Connection:
             self._problem.set_result(getattr(error, "strerror", None) or str(error))
         else:
             self._problem.set_result(None)
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Host and port of a URL, or of the proxy for it. Raises ValueError that names the environment
+    variable of an address that is none, and not the address, which may hold a password."""
+    scheme = url.partition("://")[0]
+    host, port = _host_and_port(url, "HF_ENDPOINT", "https://huggingface.co")
+    proxies = getproxies()
+    kind = scheme if proxies.get(scheme) else "all"
+    proxy = proxies.get(kind)
+    if not proxy or proxy_bypass(host):
+        return host, port
+    names = (f"{kind}_proxy", f"{kind}_proxy".upper())
+    variable = next((name for name in names if os.environ.get(name)), names[0])
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    return _host_and_port(address, variable, "http://proxy.example:3128")
+
+
+def _host_and_port(address: str, variable: str, example: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(address)
+        return parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        raise ValueError(
+            f"{variable}: expected an address such as {example}; correct or unset it"
+        ) from None
 
 
 def connect_to_hub() -> Connection | None:
@@ -105,7 +131,7 @@ def check_hub(
         problem = _ask(model, what, revision, file)
     if problem is None:
         return False
-    host = urlsplit(constants.ENDPOINT).netloc
+    host = constants.ENDPOINT.partition("://")[2].partition("/")[0]
     if not is_here:
         raise UserError(f"{what}: cannot be loaded (no network: {host}: {problem}); {LOCAL}")
     log.warning("%s: no network (%s: %s); the downloaded files are used", what, host, problem)

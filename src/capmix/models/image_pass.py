@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
+from capmix.engine.batches import BATCH_TIMEOUT, LONGEST_DETAIL, Batches, SampleError, batched
 from capmix.engine.busy import Busy
 from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
 from capmix.engine.stage import PartWriter, Stage
@@ -147,7 +147,10 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
     try:
         return Row(sample.uid, sample.key), encoder.prepare(_decoded(sample.image, encoder))
     except BadImageError as error:
-        return Row(sample.uid, sample.key, FAILED, error.reason, str(error)), None
+        reason, detail = error.reason, str(error)
+    except Exception as error:  # processors raise many types on images of odd shapes
+        reason, detail = "model_error", f"{type(error).__name__}: {error}"[:LONGEST_DETAIL]
+    return Row(sample.uid, sample.key, FAILED, reason, detail), None
 
 
 def _decoded(data: bytes, encoder: ImageEncoder) -> Image.Image:

@@ -1,9 +1,11 @@
 """Decode untrusted image bytes into RGB, within stated bounds."""
 
+import contextlib
 import io
+import re
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -15,6 +17,8 @@ from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 Preprocess = Literal["capmix", "open_clip"]
 MAX_PIXELS = 100_000_000
 SCAN, EXIF = b"\xff\xda", b"Exif\0\0"
+# With its length and number of components, which libjpeg compares: two bytes are in any large TIFF.
+WHOLE_SCAN = re.compile(rb"\xff\xda\0(?:\x06\0|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
@@ -145,8 +149,10 @@ def _open_bounded(data: bytes, max_pixels: int) -> Image.Image:
     _check_size(image.size, max_pixels)
     width, height = image.size
     is_tiff = image.format == TIFF.kind
-    scans = data.count(SCAN) if "progressive" in image.info or is_tiff else 1
-    if scans * width * height > MAX_SCANNED:
+    has_scans = "progressive" in image.info or is_tiff
+    most = MAX_SCANNED // max(1, width * height)
+    scans = _count_scans(data, most) if has_scans else 1
+    if scans > most:
         detail = f"{width} x {height} pixels in {scans} scans"
         raise BadImageError("too_many_pixels", detail)
     if image.format == JPEG_2000.kind:
@@ -155,9 +161,25 @@ def _open_bounded(data: bytes, max_pixels: int) -> Image.Image:
         except ValueError as error:
             raise BadImageError("too_many_pixels", str(error)) from error
     if is_tiff:
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        _check_size((tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)), max_pixels, "a tile of ")
+        with _only_bad_images(image):
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            tile = _side(tags.get(TILE_WIDTH, 1)), _side(tags.get(TILE_LENGTH, 1))
+        _check_size(tile, max_pixels, "a tile of ")
     return image
+
+
+def _count_scans(data: bytes, enough: int) -> int:
+    """How many scans of a JPEG may be in the bytes. Up to `enough`, each two bytes that could begin
+    one count."""
+    found = data.count(SCAN)
+    return found if found <= enough else sum(1 for _ in WHOLE_SCAN.finditer(data))
+
+
+def _side(value: Any) -> int:
+    """A side as a tag of a TIFF has it, which may be of any type. Raises ValueError."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"a tile's side is {value!r:.80}; expected a whole number of pixels")
+    return value
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, what: str = "") -> None:
@@ -172,15 +194,22 @@ def _decode(
     data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     image = _open_bounded(data, max_pixels)
-    width, height = image.size
+    with _only_bad_images(image):
+        return convert(image)
+
+
+@contextlib.contextmanager
+def _only_bad_images(image: Image.Image) -> Iterator[None]:
+    """BadImageError for whatever a decoder raises, and none of its warnings."""
+    what = f"{image.format} {image.width} x {image.height}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return convert(image)
+            yield
+        except BadImageError:
+            raise
         except Exception as error:
-            raise BadImageError(
-                "broken_image", f"{image.format} {width} x {height}: {error}"
-            ) from error
+            raise BadImageError("broken_image", f"{what}: {error}") from error
 
 
 def _open(data: bytes) -> Image.Image:

@@ -129,7 +129,7 @@ class _Walk:
             path = f"{self.root}/{folder}"
             try:
                 about = again(partial(os.stat, path))
-                entries = again(partial(_entries, path))
+                entries = again(partial(list_entries, path))
             except (FileNotFoundError, NotADirectoryError):  # removed since its parent was listed
                 continue
             if (about.st_dev, about.st_ino) in self._listed:
@@ -140,7 +140,7 @@ class _Walk:
                 name = f"{folder}/{base}" if folder else base
                 if not stat.S_ISDIR(info.st_mode):
                     self.add(name, info)
-                elif not _is_utf8(name):
+                elif not is_utf8(name):
                     self.found.skipped.add(NOT_UTF8, name)
                 elif not is_left_out(name):
                     folders.append(name)
@@ -155,7 +155,7 @@ class _Walk:
             if not why:
                 self.found.others[suffix_of(name)] += 1
             return
-        if not _is_utf8(name):
+        if not is_utf8(name):
             self.found.skipped.add(NOT_UTF8, name)
             return
         if why == LINKED_FOLDER and self.follow_links:
@@ -179,7 +179,7 @@ class _Walk:
         return LEAVES if leaves else why, target
 
 
-def _entries(path: str) -> list[tuple[str, os.stat_result]]:
+def list_entries(path: str) -> list[tuple[str, os.stat_result]]:
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
@@ -194,7 +194,7 @@ def _kind(about: os.stat_result) -> str:
     return "" if kind == stat.S_IFREG else KINDS.get(kind, "device")
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:  # Python keeps each byte that is not as half of a surrogate pair

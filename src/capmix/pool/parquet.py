@@ -1,7 +1,8 @@
 """Read pools of parquet files: with images as Hugging Face datasets keeps them, or metadata alone.
 
 A file is a shard and a row a sample, keyed by its number. The image column is the first struct
-with a field `bytes`, or a binary column named as images are; the text is `text` or `caption`. A
+with a field `bytes`, or a binary column named as images are; the text is `text` or `caption`. Of
+the other columns, those of texts, numbers and truth values are the sample's metadata. A
 file without images (DataComp's metadata) can be mixed, to select before anything is downloaded.
 """
 

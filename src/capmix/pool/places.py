@@ -5,7 +5,7 @@ their names, `*`, `?`, `[...]` and `**` for what there is. A pool may have sever
 """
 
 import contextlib
-import glob
+import fnmatch
 import itertools
 import os
 import re
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -22,7 +23,6 @@ from capmix.pool.formats import FORMATS
 from capmix.pool.ignored import count_suffixes, suffix_of
 from capmix.pool.local import (
     LEAVES,
-    LINKED_FOLDER,
     SIDECARS,
     FileTooLargeError,
     Listing,
@@ -32,6 +32,7 @@ from capmix.pool.local import (
     open_local,
     read_local,
 )
+from capmix.pool.matching import DEEP, WILD, match_local
 from capmix.storage.filesystem import again, files_below, open_file_system
 
 TAR_SUFFIXES = (".tar", ".tar.gz")
@@ -43,9 +44,13 @@ READ_AHEAD = 1 << 20
 ASKED_AT_ONCE = 32
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}/]*,[^{}/]*)\}")
 MAX_EXPANDED = 1_000_000
-WILD = re.compile(r"[*?\[]")
 WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
 ADDRESS = ("http://", "https://")
+# Names in a work directory, as a pattern may match them or the folders that they are in.
+OF_WORK = (
+    *("samples/0.parquet", "captions/x/0.parquet", "scores/x/x/0.parquet", "subsets/x/0.parquet"),
+    *("shards/x/0.tar", "shards/x/0.parquet", "shards/x/0.jpg"),
+)
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,61 @@ def _named_by(location: str, follow_links: bool) -> list[_Named]:
     return found
 
 
+def would_find(location: str, directory: str, is_work: bool = False) -> bool:
+    """Whether a location that is looked up again may find what is exported to `directory`, a path
+    or URL that need not exist, or where it `is_work` what a work directory there holds.
+
+    Only a pattern with `*`, `?` or `[...]` finds what is new.
+    """
+    fs, path = open_file_system(location, "pool")
+    path = path.rstrip("/")
+    wild = WILD_IN_ADDRESS if location.startswith(ADDRESS) else WILD
+    if not wild.search(path) or (is_local(fs) and os.path.lexists(path)):
+        return False
+    inner = _real_parts(directory)
+    for one in _expanded(path):
+        start = wild.search(one)
+        anchor = one[: start.start()].rpartition("/")[0] if start else one
+        outer = _real_parts(_address(location, anchor))
+        if start and inner[: len(outer)] == outer:
+            pattern = one[len(anchor) :].strip("/").split("/")
+            if _may_find(_rest(pattern, inner[len(outer) :]), is_work):
+                return True
+    return False
+
+
+def _may_find(rest: list[str] | None, is_work: bool) -> bool:
+    """By what is left of a pattern below a directory, see _rest."""
+    if not rest:
+        return rest is not None
+    if is_work:
+        return any(_rest(rest, name.split("/")) == [] for name in OF_WORK)
+    # Tars and tables are written into the directory itself, images also into folders of it.
+    return len(rest) == 1 or not rest[-1].endswith((*TAR_SUFFIXES, PARQUET_SUFFIX))
+
+
+def _rest(pattern: list[str], names: Sequence[str]) -> list[str] | None:
+    """The parts of a pattern that follow those that match the names; none where it matches a folder
+    that the names are in. None where it does not match."""
+    for number, part in enumerate(pattern):
+        if part == DEEP:
+            return []
+        if number == len(names):
+            return pattern[number:]
+        is_left = names[number].startswith(".") and not part.startswith(".")
+        if is_left or not fnmatch.fnmatch(names[number], part):
+            return None
+    return []
+
+
+def _real_parts(place: str) -> tuple[str, ...]:
+    """A protocol and the names in a path or URL; of a path without links and `..`."""
+    path = place.removeprefix("file://")
+    if "://" in path:
+        return _parts(path, path)
+    return _parts("", Path(path or "/").resolve().as_posix())
+
+
 def _literal(location: str, fs: fsspec.AbstractFileSystem, path: str, anchor: str) -> _Named:
     """A file or a directory by its path."""
     is_file = path.lower().endswith(FILES) and not (is_local(fs) and os.path.isdir(path))
@@ -232,19 +292,20 @@ def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
     """The files and directories that match. Those that links lead to outside of the pattern's own
     directory are skipped, unless links are followed. With `**` there are files alone."""
     anchor, found = files.anchor, [files]
-    files.is_optional, is_deep = True, "**" in pattern
+    files.is_optional, is_deep = True, DEEP in pattern
     files.owned = _address(files.location, anchor) if is_deep else ""
-    for path, is_folder, about in sorted(_glob(files.fs, pattern)):
-        name = path[len(anchor) :].strip("/")
-        if is_local(files.fs) and not follow_links and not is_inside(anchor, name):
-            files.listing.skipped.add(LINKED_FOLDER if is_folder else LEAVES, name)
-        elif is_folder and not is_deep:
+    for name, is_folder, about in _glob(files, pattern, follow_links):
+        if is_folder and not is_deep:
+            path = f"{anchor}/{name}"
             owned = _address(files.location, path)
             found.append(
                 _Named(files.location, files.fs, path, anchor, owned=owned, is_optional=True)
             )
         elif not is_folder and name.lower().endswith(FILES):
             assert files.names is not None
+            if is_local(files.fs) and not follow_links and not is_inside(anchor, name):
+                files.listing.skipped.add(LEAVES, name)
+                continue
             files.names.append(name)
             files.about |= {name: about} if about.get("size") is not None else {}
         elif not is_folder and not name.lower().endswith(SIDECARS):
@@ -253,15 +314,20 @@ def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
 
 
 def _glob(
-    fs: fsspec.AbstractFileSystem, pattern: str
+    files: _Named, pattern: str, follow_links: bool
 ) -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """Path, whether it is a directory, and what is known, of all that matches."""
-    if is_local(fs):
-        for path in glob.iglob(pattern, recursive=True):
-            yield path.rstrip("/"), os.path.isdir(path), {}
+    """The name below the anchor, whether it is a directory, and what is known, of all that
+    matches."""
+    below = len(files.anchor)
+    if is_local(files.fs):
+        inner = pattern[below:].strip("/")
+        names, files.listing.skipped = match_local(files.anchor, inner, follow_links)
+        for name, is_folder in names:
+            yield name, is_folder, {}
         return
-    for path, info in again(lambda: fs.glob(pattern, detail=True)).items():
-        yield path.rstrip("/"), info["type"] == "directory", info
+    matches = again(lambda: files.fs.glob(pattern, detail=True))
+    for path, info in sorted(matches.items(), key=lambda one: one[0].rstrip("/")):
+        yield path[below:].strip("/"), info["type"] == "directory", info
 
 
 def _merged(named: list[_Named]) -> list[_Named]:
@@ -285,7 +351,11 @@ def _merged(named: list[_Named]) -> list[_Named]:
                 first.listing.skipped.example or one.listing.skipped.example
             )
             first.owned = first.owned or one.owned
-    kept = [one for one in found.values() if one.names or one.listing.others]
+    kept = [
+        one
+        for one in found.values()
+        if one.names or one.listing.others or one.listing.skipped.counts
+    ]
     return kept + others
 
 

@@ -31,6 +31,7 @@ from capmix.pool.places import (
     find_places,
     is_hidden,
     is_local,
+    would_find,
 )
 from capmix.pool.sample import BadSample, Sample, Shard
 from capmix.pool.tar import read_tar
@@ -159,11 +160,15 @@ class Pool:
         place, inner = self.place_of(name)
         return f"{place.root}/{inner}"
 
-    def holds(self, directory: str) -> str:
-        """The directory of the pool that `directory` is in, so that what is written there would be
-        read as a part of it; "" where it is in none."""
+    def holds(self, directory: str, is_work: bool = False) -> str:
+        """The directory or pattern of the pool that finds what is exported to `directory`, or where
+        it `is_work` what a work directory there holds; "" where none does."""
         owned = (one.owned for one in self.places)
-        return next((one for one in owned if one and is_within(directory, one)), "")
+        if inside := next((one for one in owned if one and is_within(directory, one)), ""):
+            return inside
+        if self.locations == (EMBEDDED,):
+            return ""
+        return next((one for one in self.locations if would_find(one, directory, is_work)), "")
 
     def reopened(self) -> "Pool":
         """The same pool for another process: connections to a remote one do not survive a fork."""
@@ -303,6 +308,7 @@ def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links
             f"pool {shown}: {found[0].place.root} holds {found[0].kind}, and {other.place.root} "
             f"{other.kind}; a pool is of one kind"
         )
+    _refuse_twice(shown, found)
     files: dict[str, list[str]] = {}
     sidecars: set[str] = set()
     shards: dict[str, Shard] = {}
@@ -318,6 +324,19 @@ def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links
     places = sorted((one.place for one in found), key=lambda one: -len(one.prefix))
     in_order = [shards[name] for name in sorted(files, key=lambda name: files[name][0])]
     return Pool(shown, in_order, tuple(places), files, sidecars, follow_links, locations=locations)
+
+
+def _refuse_twice(shown: str, found: Sequence[_Contents]) -> None:
+    """Raise UserError for a file that two places hold: its sample would be there twice."""
+    if len(found) < 2:
+        return
+    seen: set[tuple[int, str]] = set()
+    for one in found:
+        paths = {f"{one.place.root}/{name}" for names in one.files.values() for name in names}
+        known = {(id(type(one.place.fs)), path) for path in paths}
+        if twice := min(known & seen, default=None):
+            raise UserError(f"pool {shown}: {twice[1]} is in two of the places; name it once")
+        seen |= known
 
 
 def _open_lance(
