@@ -63,3 +63,13 @@ def test_beside_tars_only_images_are_of_interest(
     (tmp_path / "a.jpg").write_bytes(b"x")
     open_pool(str(tmp_path))
     assert caplog.messages == [f"pool {tmp_path}: 1 file ignored (.jpg 1)"]
+
+
+def test_texts_beside_images_are_not_of_interest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(image_bytes(0))
+    for suffix in ("txt", "json", "caption", "tags"):
+        (tmp_path / f"a.{suffix}").write_text("{}")
+    open_pool(str(tmp_path))
+    assert "ignored" not in caplog.text

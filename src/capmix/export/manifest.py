@@ -50,6 +50,8 @@ class ExportTarget(Store):
     start.
     """
 
+    kind = "export --out"
+
     def __init__(self, location: str, scratch: str | None = None, is_shared: bool = False):
         super().__init__(location, EXPORT_MARKERS, scratch)
         self._is_shared = is_shared

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
+# Files of texts beside images: those that are read, and what trainers and `export --sidecars` name.
+TEXTS = (*SIDECARS, ".caption", ".tags")
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 Read = Callable[[], Iterator[Sample | BadSample]]
 
@@ -377,7 +379,7 @@ def _ignored(
     used = {name for names in files.values() for name in names}
     is_folder = not files or is_image(next(iter(used)))
     considered = visible if is_folder else images
-    unused = [one for one in considered if one not in used and not one.lower().endswith(SIDECARS)]
+    unused = [one for one in considered if one not in used and not one.lower().endswith(TEXTS)]
     found = count_suffixes(unused)
     return found + listing.others if is_folder else found
 

@@ -86,6 +86,8 @@ class Store:
     What cannot be asked or read for another reason than that it is not there raises OSError.
     """
 
+    kind = "work directory"  # in errors
+
     def __init__(self, location: str, markers: str = MARKERS, scratch: str | None = None):
         self.location = location
         self._markers = markers
@@ -93,7 +95,7 @@ class Store:
         self._known_whole: dict[str, tuple[str, int, int, int]] = {}
         self._last_remote: tuple[str, str, pa.Buffer] | None = None
         self._renewal = Renewal()
-        self.fs, root = open_file_system(location, "work directory")
+        self.fs, root = open_file_system(location, self.kind)
         self.is_local = "file" in self.fs.protocol
         self.root = Path(os.path.realpath(root)).as_posix() if self.is_local else root.rstrip("/")
         self._listing: _Listing | None = None
