@@ -83,6 +83,7 @@ def test_an_error_before_the_command_starts_is_a_line_of_json(
         ("a --progress", False),
         ("a -- --progress json", False),
         ("a json", False),
+        ("", False),
     ],
 )
 def test_json_is_asked_for_by_its_option(command: str, is_json: bool) -> None:

@@ -26,7 +26,7 @@ def asks_for_json(tokens: Sequence[str]) -> bool:
         options = options[: options.index("--")]
     values = [
         token.removeprefix(f"{PROGRESS}=") if token != PROGRESS else behind
-        for token, behind in zip(options, [*options[1:], ""], strict=True)
+        for token, behind in zip(options, [*options[1:], ""], strict=False)
         if token.partition("=")[0] == PROGRESS
     ]
     return values[-1:] == ["json"]

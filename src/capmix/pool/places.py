@@ -34,6 +34,7 @@ from capmix.pool.local import (
 )
 from capmix.pool.matching import DEEP, WILD, match_local
 from capmix.storage.filesystem import again, files_below, open_file_system
+from capmix.storage.layout import CAPTIONS, FIELDS, SAMPLES, SCORES, SHARDS, SUBSETS
 
 TAR_SUFFIXES = (".tar", ".tar.gz")
 PARQUET_SUFFIX = ".parquet"
@@ -48,8 +49,9 @@ WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
 ADDRESS = ("http://", "https://")
 # Names in a work directory, as a pattern may match them or the folders that they are in.
 OF_WORK = (
-    *("samples/0.parquet", "captions/x/0.parquet", "scores/x/x/0.parquet", "subsets/x/0.parquet"),
-    *("shards/x/0.tar", "shards/x/0.parquet", "shards/x/0.jpg"),
+    *(f"{folder}/0.parquet" for folder in (SAMPLES, FIELDS)),
+    *(f"{folder}/x/0.parquet" for folder in (CAPTIONS, SUBSETS, SHARDS)),
+    *(f"{SCORES}/x/x/0.parquet", f"{SHARDS}/x/0.tar", f"{SHARDS}/x/0.jpg"),
 )
 
 
