@@ -66,8 +66,8 @@ def extended(record: bytes, name: bytes) -> bytes:
         (header(b"a.jpg")[:511] + b"x" + END, ["not_a_tar"]),
         (header(b"a", b"%011o\0" % (1 << 17), b"L") + END, ["not_a_tar"]),
         (b"\x1f\x8b" + END, ["not_a_tar"]),
-        (gzip.compress(END), []),
-        (gzip.compress(header(b"a.jpg") + END)[:-9], ["ok"]),
+        (gzip.compress(END, mtime=0), []),
+        (gzip.compress(header(b"a.jpg") + END, mtime=0)[:-9], ["ok"]),
     ],
 )
 def test_no_header_makes_the_shard_reader_raise(data: bytes, expected: list[str]) -> None:

@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
-# Files of texts beside images: those that are read, and what trainers and `export --sidecars` name.
-TEXTS = (*SIDECARS, ".caption", ".tags")
+TEXTS = ("txt", "json", "caption", "tags")  # beside images: what is read, or trainers read
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 Read = Callable[[], Iterator[Sample | BadSample]]
 
@@ -379,9 +378,9 @@ def _ignored(
     used = {name for names in files.values() for name in names}
     is_folder = not files or is_image(next(iter(used)))
     considered = visible if is_folder else images
-    unused = [one for one in considered if one not in used and not one.lower().endswith(TEXTS)]
-    found = count_suffixes(unused)
-    return found + listing.others if is_folder else found
+    found = count_suffixes(one for one in considered if one not in used)
+    found += listing.others if is_folder else Counter()
+    return Counter({suffix: count for suffix, count in found.items() if suffix not in TEXTS})
 
 
 def _folder_shards(images: list[str]) -> dict[str, list[str]]:
