@@ -77,3 +77,18 @@ def test_every_kind_of_bad_image_is_a_counted_row(model: CaptionSettings, tmp_pa
     work = open_workspace(str(folder), str(tmp_path / "w"), max_failures=1.0)
     counts = work.caption("blip", model)
     assert (counts.ok, dict(counts.failed)) == (2, {"broken_image": 1, "not_an_image": 2})
+
+
+def test_an_image_that_cannot_be_prepared_fails_alone(tmp_path: Path) -> None:
+    class Refusing(Fragile):
+        def prepare(self, sample: Sample) -> str:
+            if sample.key.endswith("2"):
+                raise TypeError("a shape that it does not like")
+            return super().prepare(sample)
+
+    work = open_workspace(str(write_pool(tmp_path / "p", 1, 4)), str(tmp_path / "w"))
+    captioner = Refusing()
+    (counts,) = work.run(lambda: [image_caption_stage(work.pool, captioner, "s")])
+    assert counts.failed["model_error"] >= 1
+    details = work.store.read_table("captions/s/00000.parquet")["detail"].to_pylist()
+    assert "TypeError: a shape that it does not like" in details

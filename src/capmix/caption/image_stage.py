@@ -21,6 +21,9 @@ from capmix.storage.layout import captions_folder
 from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
+# What processors raise on images of odd shapes; a server that is gone raises others.
+OF_ONE_IMAGE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+
 
 @dataclass(frozen=True)
 class _Ready:
@@ -149,6 +152,8 @@ def _prepare(
         prepared = captioner.prepare(sample, **asked)
     except (BadImageError, SampleError) as error:
         failed = error
+    except OF_ONE_IMAGE as error:
+        failed = SampleError("model_error", f"{type(error).__name__}: {error}")
     return _Ready(prepared, captions, sample.draw_name, image, failed)
 
 
