@@ -52,7 +52,7 @@ class Engine(Protocol):
         ...
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
-        """A reply for each task, as they come. `on_seen` is told how far each part has come."""
+        """A reply for each task, as they come. `on_seen` gets the progress of each part."""
         ...
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ class Worker:
 
     def run(self, task: ShardTask, on_seen: OnSeen) -> Reply:
         """Make the parts of one shard, but for those that another run has made meanwhile; `on_seen`
-        is told how far each has come.
+        gets the progress of each.
 
         Raises BrokenDeviceError where this process can make no other.
         """

@@ -467,7 +467,7 @@ async function act(set) {
   drawKnownTags(current());
 }
 
-// A change of one's own is none of somebody else's: the draft goes on from it.
+// The user's own change is no conflict: the draft continues from it.
 function rebase(before, now) {
   const draft = draftOf(before);
   if (draft && draft.version === before.version) setDraft(before, { ...draft, version: now.version });

@@ -41,7 +41,7 @@ HOST = "127.0.0.1"
 MOST_BYTES = 2 << 30  # of a pool that is indexed before it is shown
 MOST_BODY = 256 * 1024  # bytes of a request: the longest text and its tags, escaped
 TOKEN_HEADER = "x-capmix-token"  # noqa: S105
-# The address has the token: no other page is told it or may frame this one, and nothing is kept.
+# The address has the token: no other page gets it or may frame this one, and nothing is cached.
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -83,7 +83,7 @@ def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
 def serve(catalog: Catalog, settings: ViewSettings, on_address: Callable[[str], None]) -> None:
     """Serve until stopped; edits that are only in the journal become parts before and after.
 
-    `on_address` is told the address, which has the token without which nothing is given. Raises
+    `on_address` gets the address, with the token that every request needs. Raises
     UserError where the server's packages are missing, the port is taken, or edits cannot be kept.
     """
     if settings.fold and settings.read_only:
