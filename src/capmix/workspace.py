@@ -224,9 +224,10 @@ class Workspace:
             looked_at = seen
             if chooser.is_full:
                 break
-        self.of_shards(
-            shards[:seen]
-        ).index()  # the budget of failures is that of all that are listed
+        if seen < len(shards):
+            self.of_shards(shards[:seen]).index()  # the budget is of all that are listed
+        else:
+            self.index()
         selection = chooser.selection()
         return self.of_shards(chooser.shards(self.pool)), selection
 
@@ -302,14 +303,10 @@ class Workspace:
     ) -> dict[str, Counts]:
         """Score the texts of sources, of all samples or some, against their images (float32 cosine
         similarity); returns the counts of texts by source."""
-        from capmix.score.scorers import check_preprocess, needs_gpu, score_stages
+        from capmix.score.scorers import needs_gpu, score_stages
 
         options, samples = _samples(options, samples)
-        chosen, work = self._with("score", ScoreSettings, settings, options)
-        sources = work._to_score(chosen)
-        if chosen.model:
-            check_preprocess(chosen)
-        chosen = work._with_model(chosen, SCORERS, "score")
+        chosen, sources, work = self._scoring(settings, options)
         on_gpu = needs_gpu(chosen)
         work, selection = work.select(samples)
         stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
@@ -330,10 +327,20 @@ class Workspace:
         from capmix.inspect.forecast import forecast_scores
 
         options, samples = _samples(options, samples)
+        chosen, sources, work = self._scoring(settings, options, planned)
+        return forecast_scores(work._site(samples, SCORES), sources, chosen)
+
+    def _scoring(
+        self, settings: ScoreSettings | None, options: Mapping[str, Any], planned: bool = False
+    ) -> "tuple[ScoreSettings, list[str], Workspace]":
+        """The settings with their model, the sources that are scored, and the workspace."""
+        from capmix.score.scorers import check_preprocess
+
         chosen, work = self._with("score", ScoreSettings, settings, options)
         sources = list(chosen.sources or ()) if planned else work._to_score(chosen)
-        chosen = work._with_model(chosen, SCORERS, "score")
-        return forecast_scores(work._site(samples, SCORES), sources, chosen)
+        if chosen.model:
+            check_preprocess(chosen)
+        return work._with_model(chosen, SCORERS, "score"), sources, work
 
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
         """The sources whose texts are to be scored. Raises UserError for one that is not there."""
@@ -781,9 +788,8 @@ class Workspace:
         if self._index.rows or len(shards) == len(self.pool.shards):
             self.index()
             return
-        part = replace(self.pool, shards=list(shards))
-        runs = changed(self.runs, {"max_failures": 1.0}, "index")
-        replace(self, pool=part, runs=runs, _index=_Index()).run(partial(index_stages, part))
+        part = self.of_shards(shards).using(max_failures=1.0)
+        part.run(partial(index_stages, part.pool))
 
     def __repr__(self) -> str:
         shards = len(self.pool.shards)

@@ -142,8 +142,8 @@ def test_a_read_only_server_shows_all_and_changes_nothing(tmp_path: Path) -> Non
 
 def test_a_work_directory_keeps_its_port() -> None:
     """A browser keeps unsaved texts by host and port."""
-    ports = [usual_port(f"/work/{n}") for n in range(50)]
-    assert ports == [usual_port(f"/work/{n}") for n in range(50)]
+    ports = [usual_port(f"/w/{n}") for n in range(50)]
+    assert ports == [usual_port(f"/w/{n}") for n in range(50)]
     assert all(49152 <= port < 65536 for port in ports)
     assert len(set(ports)) > 40
 

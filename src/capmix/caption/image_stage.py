@@ -54,7 +54,7 @@ def image_caption_stage(
     """
     prompt = captioner.settings.get("prompt")
     batches = Batches(batch_timeout)
-    model = _by_first(captioner, source)
+    model, prepare = _by_first(captioner, source), _preparing(captioner)
 
     def inputs(shard: Shard) -> dict[str, str]:
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
@@ -63,7 +63,7 @@ def image_caption_stage(
         rows: list[Row] = []
         samples = prefetched(
             _to_do(pool, shard, out),
-            lambda sample: _prepare(captioner, sample, out.kept),
+            lambda sample: prepare(sample, out.kept),
             captioner.workers,
             captioner.batch_size * BATCHES_AHEAD,
         )
@@ -136,25 +136,30 @@ def _takes_first(method: Callable[..., Any]) -> bool:
     return "first" in inspect.signature(method).parameters
 
 
-def _prepare(
-    captioner: ImageCaptioner, sample: Sample | BadSample, kept: Mapping[str, list[Caption]]
-) -> _Ready | None:
-    if isinstance(sample, BadSample):
-        return None
-    captions = kept.get(sample.key, [])
-    image = image_hash(hashlib.sha256(sample.image).hexdigest())
-    asked: dict[str, Any] = {}
-    if captions and _takes_first(captioner.prepare):
-        asked["first"] = len(captions)
-    failed: BadImageError | SampleError | None = None
-    prepared = None
-    try:
-        prepared = captioner.prepare(sample, **asked)
-    except (BadImageError, SampleError) as error:
-        failed = error
-    except OF_ONE_IMAGE as error:
-        failed = SampleError("model_error", f"{type(error).__name__}: {error}")
-    return _Ready(prepared, captions, sample.draw_name, image, failed)
+def _preparing(
+    captioner: ImageCaptioner,
+) -> Callable[[Sample | BadSample, Mapping[str, list[Caption]]], _Ready | None]:
+    """The captioner's part for one image, as a function of a sample and of the captions that
+    samples have already, by key."""
+    takes_first = _takes_first(captioner.prepare)
+
+    def prepare(sample: Sample | BadSample, kept: Mapping[str, list[Caption]]) -> _Ready | None:
+        if isinstance(sample, BadSample):
+            return None
+        captions = kept.get(sample.key, [])
+        asked = {"first": len(captions)} if captions and takes_first else {}
+        failed: BadImageError | SampleError | None = None
+        prepared = None
+        try:
+            prepared = captioner.prepare(sample, **asked)
+        except (BadImageError, SampleError) as error:
+            failed = error
+        except OF_ONE_IMAGE as error:
+            failed = SampleError("model_error", f"{type(error).__name__}: {error}")
+        sha256 = hashlib.sha256(sample.image).hexdigest()
+        return _Ready(prepared, captions, sample.drawn_by(sha256), image_hash(sha256), failed)
+
+    return prepare
 
 
 def _ready(

@@ -16,10 +16,9 @@ import pyarrow as pa
 from capmix.caption.captioner import Caption
 from capmix.caption.carried import CarriedCaptions
 from capmix.caption.fields import DEFAULTS, FIELDS
-from capmix.caption.stage import not_selected
 from capmix.engine.redo import Redo
 from capmix.models.index import pool_inputs
-from capmix.models.selected import LargerParts, SelectedSamples
+from capmix.models.selected import LargerParts, SelectedSamples, not_selected
 from capmix.pool import Pool, Shard
 from capmix.pool.sample import uid_from_path
 from capmix.pool.selection import NOT_SELECTED, Selection
@@ -70,6 +69,10 @@ class CaptionReuse:
         self._source, self._folder = source, captions_folder(source)
         self._selection, self._of_image_alone = selection, of_image_alone
         self._number = int(config.get(NUMBER, 1))
+        self._larger: LargerParts | None = None
+        if selection is not None:
+            samples = SelectedSamples(store, selection)
+            self._larger = LargerParts(samples, self._folder, self._config, DEFAULTS, pool_inputs)
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
         """Whether only the number of captions per image differs, and has grown."""
@@ -80,11 +83,7 @@ class CaptionReuse:
 
     def suffices(self, shard: Shard) -> bool:
         """Whether a part of other samples has all those that are selected now."""
-        if self._selection is None:
-            return False
-        samples = SelectedSamples(self._store, self._selection)
-        larger = LargerParts(samples, self._folder, self._config, DEFAULTS, pool_inputs)
-        return larger.suffices(shard)
+        return self._larger is not None and self._larger.suffices(shard)
 
     def redo(self, shard: Shard) -> Redo | None:
         """What stays of a shard's captions, and the samples that are to be captioned."""

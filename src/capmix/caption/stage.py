@@ -15,9 +15,9 @@ from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.flags import caption_flags
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import read_embeddings
-from capmix.models.selected import LargerParts, SelectedSamples
+from capmix.models.selected import LargerParts, SelectedSamples, not_selected
 from capmix.pool import Shard
-from capmix.pool.selection import NOT_SELECTED, WHY_NOT, Selection
+from capmix.pool.selection import Selection
 from capmix.storage.layout import captions_folder, embeddings_folder
 from capmix.storage.rows import DROPPED, OK, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
@@ -97,11 +97,6 @@ def _selected(
         for row, one in zip(samples, chosen, strict=True)
     ]
     return found, embeddings[np.array(kept, bool)]
-
-
-def not_selected(uid: str | None, key: str) -> Row:
-    """The row of a sample that was not asked for."""
-    return Row(uid, key, DROPPED, NOT_SELECTED, WHY_NOT)
 
 
 def caption_rows(

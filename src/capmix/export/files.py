@@ -29,7 +29,7 @@ from capmix.export.imagefolder import write_imagefolder
 from capmix.export.kohya import caption_lines, write_kohya
 from capmix.export.llava import conversations, write_llava
 from capmix.export.manifest import ExportTarget
-from capmix.export.names import FileNames, keys_are_names
+from capmix.export.names import FileNames
 from capmix.export.samples import Chosen, chosen_samples, refuse_changed
 from capmix.export.settings import ExportSettings
 from capmix.mix.subset import SubsetRows
@@ -85,8 +85,7 @@ def check_settings(pool: Pool, target: ExportTarget, settings: ExportSettings) -
             f"--format {settings.format} writes to a local directory, not to {target.location}; "
             "export there and copy it, or name another format"
         )
-    is_of_files = all(keys_are_names(pool, shard.name) for shard in pool.shards)
-    if settings.link and not (is_of_files and pool.is_local):
+    if settings.link and not (pool.is_folder and pool.is_local):
         raise UserError(
             f"--link hard: pool {pool.location} is no local folder of image files; leave it out"
         )
@@ -200,7 +199,7 @@ class _ShardFiles:
     found: dict[str, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._key_is_name = keys_are_names(self.work.pool, self.shard)
+        self._key_is_name = self.work.pool.is_folder
         self._folder = TargetFolder(self.work.target.root, self.work.settings.overwrite)
 
     def write(self, chosen: Sequence[Chosen]) -> dict[str, Any] | None:

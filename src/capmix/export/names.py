@@ -17,22 +17,13 @@ import xxhash
 
 from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool, Sample
-from capmix.pool.lance import SUFFIX as LANCE
-from capmix.pool.places import PARQUET_SUFFIX, TAR_SUFFIXES
 from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 
-CONTAINERS = (*TAR_SUFFIXES, PARQUET_SUFFIX, LANCE)
 OWN = {name.casefold() for name in (EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS)}
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
 LONGEST_PATH = 1000  # bytes: links and temporary names have room below 4096
 LONGEST_PART = 200  # bytes, of at most 255 with what is appended
 DEEPEST = 32  # folders
-
-
-def keys_are_names(pool: Pool, shard: str) -> bool:
-    """Whether a shard's keys are paths of image files below the pool's folder. In tars, parquet
-    files and Lance datasets a key has no suffix."""
-    return not pool.files[shard][0].endswith(CONTAINERS)
 
 
 def pool_name(sample: Sample, key_is_name: bool) -> str:
@@ -126,7 +117,7 @@ def _stems(rows: SubsetRows, pool: Pool) -> Iterator[tuple[str, str, str]]:
     """Shard, key and stem of each sample, once."""
     for table in rows.batches():
         for shard, key in _samples(table):
-            yield shard, key, file_stem(shard, key, keys_are_names(pool, shard))
+            yield shard, key, file_stem(shard, key, pool.is_folder)
 
 
 def _samples(table: pa.Table) -> dict[tuple[str, str], None]:

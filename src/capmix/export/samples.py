@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.errors import UserError
-from capmix.export.names import keys_are_names, pool_name
+from capmix.export.names import pool_name
 from capmix.models.index import IndexedBytes, indexed_bytes
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import SAMPLES, texts_folder
@@ -62,7 +62,6 @@ def chosen_samples(
         wanted = _rows_by_key(rows.filter(pc.equal(rows["shard"], shard.name)))
         captions = _captions(store, shard.name, sources)
         indexed = indexed_bytes(store, shard.name)
-        has_names = keys_are_names(pool, shard.name)
         for sample in pool.read(shard, frozenset(wanted)):
             if isinstance(sample, BadSample) and sample.reason == "unreadable_shard":
                 raise OSError(sample.detail)
@@ -76,7 +75,7 @@ def chosen_samples(
                         continue
                     copies = range(row["first"], row["first"] + row["times"])
                     texts = captions.get(sample.uid, {})
-                    yield Chosen(sample, row, texts, copies, pool_name(sample, has_names))
+                    yield Chosen(sample, row, texts, copies, pool_name(sample, pool.is_folder))
             if not wanted:
                 break
 

@@ -18,7 +18,6 @@ from capmix.errors import UserError
 from capmix.export.files import KEPT, check_text_suffix, plain_text
 from capmix.export.folder import Put, TargetFolder
 from capmix.export.kohya import caption_lines
-from capmix.export.names import keys_are_names
 from capmix.export.settings import ExportSettings
 from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool
@@ -52,8 +51,7 @@ def write_sidecars(
     UserError for a pool that is no local folder of images, and where too many images are gone.
     """
     check_text_suffix(settings.text_suffix)
-    is_of_files = all(keys_are_names(pool, shard.name) for shard in pool.shards)
-    if not is_of_files or not pool.is_local:
+    if not pool.is_folder or not pool.is_local:
         raise UserError(
             f"--sidecars: pool {pool.location} is no local folder of image files; use "
             "--format files --out DIR"

@@ -13,7 +13,7 @@ from capmix.mix.catalog import Catalog
 from capmix.mix.choose import growing
 from capmix.mix.columns import Column, lacking_fields, one_array
 from capmix.mix.expression import parse
-from capmix.mix.select import matching
+from capmix.mix.select import matching, names_in
 from capmix.mix.table import table_batches, table_columns
 from capmix.pool import Pool, Shard
 from capmix.settings.base import did_you_mean
@@ -45,11 +45,7 @@ class TableRequest:
         """Columns that are named, in a condition too. Raises UserError for what recipes refuse."""
         columns = [self.columns] if isinstance(self.columns, str) else self.columns or ()
         found = {name for name in columns if not PATTERN.search(name)}
-        return found | (_of_condition(self.where) if self.where is not None else set())
-
-
-def _of_condition(where: str) -> set[str]:
-    return set(parse(where, f"{WHERE} {where!r}").columns)
+        return found | (names_in(self.where, WHERE) if self.where is not None else set())
 
 
 def column_names(catalog: Catalog, scorer: str | None = None) -> list[str]:
@@ -194,7 +190,7 @@ def _matching(
         index(group)
         seen += len(group)
         part = catalog if is_of_pool else of_shards(catalog, shards[:seen])
-        names = _of_condition(where)
+        names = names_in(where, WHERE)
         columns = part.columns(asked.scorer, names)
         if lacking_fields(names, columns) and seen < len(shards):
             continue

@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 
 from capmix.errors import UserError
 from capmix.mix.columns import Column
-from capmix.mix.expression import parse
-from capmix.mix.select import matching
+from capmix.mix.select import matching, names_in
 from capmix.mix.uids import UidList
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
@@ -34,7 +33,7 @@ class Chooser:
     def __init__(self, store: Store, settings: SelectSettings):
         self._store, self._settings = store, settings
         where = settings.where
-        self.names = parse(where, f"{WHERE} {where}").columns if where is not None else frozenset()
+        self.names = names_in(where) if where is not None else frozenset[str]()
         self._listed = None if settings.uids is None else NameList(settings.uids)
         self._left = settings.limit
         self._bits: dict[str, bytes] = {}

@@ -23,8 +23,8 @@ ABOUT = ("uid", "key")
 
 
 def names_in(expression: str, option: str = "--where") -> frozenset[str]:
-    """The names of columns in a condition, for Workspace.columns. Raises UserError, which begins
-    with `option` and the expression, for what recipes refuse."""
+    """The names of columns in a condition, for Workspace.recipe_columns. Raises UserError, which
+    begins with `option` and the expression, for what recipes refuse."""
     return parse(expression, f"{option} {expression!r}").columns
 
 
@@ -40,10 +40,10 @@ def matching(
     """uid and key of those samples of each of `shards` (default: all) for which `expression`, a
     condition as recipes have it, is true; in pool order, without samples that failed in the index.
 
-    `columns` are those of Workspace.columns for names_in(expression). A threshold in the condition
-    is that of the whole pool. Raises UserError, which begins with `option` and the expression, at
-    the first step: for an expression that recipes refuse, an unknown column, and parts that are
-    missing or stale; while reading, for parts that are written again meanwhile.
+    `columns` are those of Workspace.recipe_columns for names_in(expression). A threshold in the
+    condition is that of the whole pool. Raises UserError, which begins with `option` and the
+    expression, at the first step: for an expression that recipes refuse, an unknown column, and
+    parts that are missing or stale; while reading, for parts that are written again meanwhile.
     """
     plan = condition_plan(expression, columns, seed, option)
     chosen = pool.shards if shards is None else list(shards)

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.pool import Shard
-from capmix.pool.selection import NOT_SELECTED, SELECTED, Selection
+from capmix.pool.selection import NOT_SELECTED, SELECTED, WHY_NOT, Selection
 from capmix.storage.compare import same_settings
 from capmix.storage.layout import SAMPLES
+from capmix.storage.rows import DROPPED, Row
 from capmix.storage.store import Store
 
 
@@ -37,6 +38,11 @@ class SelectedSamples:
         keys, reasons = table["key"].to_pylist(), table["reason"].to_pylist()
         missing = {k for k, reason in zip(keys, reasons, strict=True) if reason == NOT_SELECTED}
         return missing.isdisjoint(chosen.values())
+
+
+def not_selected(uid: str | None, key: str) -> Row:
+    """The row of a sample that was not asked for."""
+    return Row(uid, key, DROPPED, NOT_SELECTED, WHY_NOT)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ class Pool:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the samples are files of their own."""
+        """Whether the samples are files of their own, whose keys are paths below the pool's folder.
+        In tars, parquet files and Lance datasets a key has no suffix."""
         return not self._first_file.endswith((*TAR_SUFFIXES, PARQUET_SUFFIX, lance.SUFFIX))
 
     @property

@@ -39,9 +39,12 @@ class Sample:
     def draw_name(self) -> str:
         """What random draws about the image are keyed by: its uid, or the first 32 hex digits of
         its sha256 where the uid would change with the file's name."""
-        if not self.is_named_by_path:
-            return self.uid
-        return hashlib.sha256(self.image).hexdigest()[:32]
+        needs_digest = self.is_named_by_path
+        return self.drawn_by(hashlib.sha256(self.image).hexdigest() if needs_digest else "")
+
+    def drawn_by(self, sha256: str) -> str:
+        """The `draw_name`, by the hex digits of the image's sha256."""
+        return sha256[:32] if self.is_named_by_path else self.uid
 
     @property
     def xxh3(self) -> int:

@@ -16,9 +16,8 @@ from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
-from capmix.models.selected import LargerParts, SelectedSamples
+from capmix.models.selected import LargerParts, SelectedSamples, not_selected
 from capmix.pool import Pool, Shard
-from capmix.pool.selection import NOT_SELECTED, WHY_NOT
 from capmix.score.array import write_array
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
@@ -133,7 +132,7 @@ def score_stage(
         rows = [
             _unscored(row, text, images.get(row.uid), unread)
             if chosen is None or row.uid in chosen or row.status != OK
-            else Row(row.uid, row.key, DROPPED, NOT_SELECTED, WHY_NOT)
+            else not_selected(row.uid, row.key)
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
