@@ -27,7 +27,7 @@ def environment(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
     """In order, in one empty folder; what it says of the numbers holds."""
-    text = (DOCS / "tutorial.md").read_text("utf-8")
+    text = (DOCS / "getting-started.md").read_text("utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     assert len(blocks) == 6
     folder = tmp_path / "empty"
