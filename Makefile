@@ -1,23 +1,40 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+comma := ,
+# What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
+EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,ray,s3,train,transformers,view
 
-.PHONY: demo test test-slow test-faults fuzz lint setup clean
+.PHONY: demo test test-slow test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints clean
 
 demo: setup
 	$(BIN)/capmix demo
 
-# Files of tests are shared by two processes; of one file all tests are in the same one.
+# Two processes; all tests of a file run in the same one.
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Flipped bits and failing storage: some 45 minutes.
+# Flipped bits and failing storage: about 45 minutes.
 test-faults: setup
 	CAPMIX_FLIPS=1000 $(BIN)/python -m pytest -s tests/faults/test_flips.py
 	CAPMIX_STORM_MINUTES=30 $(BIN)/python -m pytest -s tests/faults/test_storms.py
+
+# Only the tests in Chromium, which `test` also runs where Chromium is installed.
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
+
+# Every code block of README.md and docs/.
+test-docs: setup
+	$(BIN)/python -m pytest -m docs tests/docs
+
+coverage: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html
+
+bench: setup
+	$(BIN)/python -m pytest -m bench
 
 fuzz: setup
 	$(BIN)/pip install --quiet atheris
@@ -29,13 +46,25 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into build/site.
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/site
+
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt packages/capmix-tuxpaint/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[mini,dev]'
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --constraint constraints.txt --group dev \
+	  --editable packages/capmix-tuxpaint --editable '.[$(EXTRAS)]'
 	touch $@
 
+# Resolve all dependencies anew, for Python 3.11 to 3.13 on Linux, macOS and Windows.
+constraints: setup
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade \
+	  $(addprefix --extra ,$(subst $(comma), ,$(EXTRAS))) --group dev \
+	  --no-header --no-annotate --no-emit-package capmix --no-emit-package capmix-tuxpaint \
+	  --output-file constraints.txt
+
 clean:
-	rm -rf $(VENV) capmix-demo
+	rm -rf $(VENV) build capmix-demo

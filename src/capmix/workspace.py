@@ -30,7 +30,7 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
-from capmix.models.registry import CAPTIONERS, SCORERS, check_backend
+from capmix.models.registry import CAPTIONERS, SCORERS, check_backend, is_ready, require
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
@@ -436,7 +436,6 @@ class Workspace:
         Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
         """
         from capmix.measure.measure import measure
-        from capmix.models.registry import is_ready
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("measure", MeasureSettings, settings, options)
@@ -535,7 +534,6 @@ class Workspace:
         """Train small probes of frozen embeddings on each subset and evaluate them; returns the
         results by subset, one per seed."""
         from capmix.mini.weights import MINI_PACKAGES
-        from capmix.models.registry import require
 
         chosen, work = self._with("probe", ProbeSettings, settings, options, (RunSettings,))
         work.pool.need_images("probe")
@@ -543,7 +541,7 @@ class Workspace:
         if not subsets:
             raise UserError(f"no subset in {work.store.location}: run `capmix mix` first")
         require(MINI_PACKAGES, "probe", "mini")
-        from capmix.evaluation.evalset import embedded_evalsets
+        from capmix.evaluation.embedded import embedded_evalsets
         from capmix.evaluation.other_sets import open_evalset
         from capmix.mini.image_tower import LiteTower
         from capmix.probe.evalset import load_features
@@ -575,13 +573,14 @@ class Workspace:
     ) -> tuple[str, list[str]]:
         """Write the HTML page about the work directory; returns its path and the table of results
         as lines."""
+        chosen, work = self._with("report", ReportSettings, settings, options, (RunSettings,))
+        require(chosen.packages(), "report", "report")
         from capmix.report.compare import compare, verdict
         from capmix.report.gather import gather
         from capmix.report.headline import headline_lines
         from capmix.report.page import PAGE, write_page
         from capmix.report.table import results_table
 
-        chosen, work = self._with("report", ReportSettings, settings, options, (RunSettings,))
         work.index()
         scorer = work.catalog.scorer(chosen.scorer)
         found = gather(work.catalog, scorer, chosen.recipes, chosen.results)
@@ -854,7 +853,6 @@ class Subset:
         They are in memory: 0.1 to 0.5 kB a row. Raises UserError where pandas is not installed.
         """
         from capmix.inspect.table import first_rows
-        from capmix.models.registry import require
 
         require(["pandas"], "to_pandas")
         return first_rows(self.batches(), limit).to_pandas()

@@ -85,7 +85,7 @@ def test_pairs_in_parquet(tmp_path: Path) -> None:
 
 
 def test_embedded_sets_open_and_dev_shares_no_image_with_test() -> None:
-    from capmix.evaluation.evalset import embedded_evalsets
+    from capmix.evaluation.embedded import embedded_evalsets
     from capmix.pool import Sample, open_pool
 
     images: dict[str, set[bytes]] = {"dev": set(), "test": set()}

@@ -32,7 +32,9 @@ SEED = 0
 SCORER_SEEDS = (0, 1, 2)
 CAPTIONER_SEEDS = (3, 4, 5)
 VIEWS = 4
-EMBEDDED = Path(__file__).parents[2] / "src/capmix/embedded"
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "src/capmix/embedded"
+STAMPS = ROOT / "packages/capmix-tuxpaint/src/capmix_tuxpaint"
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def main() -> None:
 
     write.pool(EMBEDDED / "pool", [(drawings[i], webp[i]) for i in parts.pool])
     for name, rows in (("dev", parts.dev), ("test", parts.test)):
-        write.evalsets(EMBEDDED / "tuxpaint", name, [(drawings[i], webp[i]) for i in rows])
+        write.evalsets(STAMPS, name, [(drawings[i], webp[i]) for i in rows])
     report = {
         "split": parts.report,
         "text_tower": fit,
@@ -96,7 +98,7 @@ def main() -> None:
         "test": figures.measure([drawings[i] for i in parts.test], features[parts.test]),
     }
     _say(json.dumps(report, indent=2))
-    write.manifest(EMBEDDED, sources.downloads(options.cache), report)
+    write.manifest(EMBEDDED, STAMPS, sources.downloads(options.cache), report)
 
 
 def _views(tower: LiteTower, webp: list[bytes], plain: np.ndarray) -> np.ndarray:

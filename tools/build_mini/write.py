@@ -51,14 +51,15 @@ def evalsets(folder: Path, part: str, pictures: list[Picture]) -> None:
     (retrieval / "dataset_type.txt").write_text("retrieval\n", "utf-8")
 
 
-def manifest(embedded: Path, packages: list[Path], report: dict[str, object]) -> None:
-    """Digests of the packages read and of every file written, with the build's report."""
-    files = sorted(path for path in embedded.rglob("*") if path.is_file())
+def manifest(embedded: Path, stamps: Path, packages: list[Path], report: dict[str, object]) -> None:
+    """Write digests of the packages read and of every file written, with the build's report."""
+    names = {path: str(path.relative_to(embedded)) for path in embedded.rglob("*")}
+    names |= {path: f"tuxpaint/{path.relative_to(stamps)}" for path in stamps.rglob("*")}
     value = {
         "packages": {path.name: _digest(path) for path in packages},
         "files": {
-            str(path.relative_to(embedded)): _digest(path)
-            for path in files
+            name: _digest(path)
+            for path, name in sorted(names.items(), key=lambda item: item[1])
             if path.suffix in (".gz", ".tar", ".safetensors", ".txt")
             or path.name == "tokenizer.json"
         },

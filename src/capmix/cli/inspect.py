@@ -11,9 +11,10 @@ from capmix.cli.output import show
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.inspect.plan import PlanSettings
+from capmix.models.registry import require
 from capmix.pool.settings import OpenSettings
 from capmix.report.settings import ReportSettings
-from capmix.view.settings import ViewSettings
+from capmix.view.settings import VIEW_PACKAGES, ViewSettings
 
 log = logging.getLogger(__name__)
 ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
@@ -146,6 +147,7 @@ def view(
     pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: ViewSettings
 ) -> None:
     """Look through a pool in the browser, edit and review captions; on localhost alone."""
+    require(VIEW_PACKAGES, "view", "view")
     from capmix.cli.stages import open_place
     from capmix.view.server import serve
 

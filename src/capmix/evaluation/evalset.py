@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 
 from capmix.errors import UserError
-from capmix.pool import embedded_folder
 from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 
@@ -60,11 +59,6 @@ class EvalSet:
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     associations: list[Association] = field(default_factory=list)
-
-
-def embedded_evalsets() -> list[str]:
-    """Folders of the embedded test sets: Tux Paint stamps, for classification and retrieval."""
-    return [str(path) for path in sorted((embedded_folder() / "tuxpaint").glob("wds_*_test"))]
 
 
 def is_webdataset(path: Path) -> bool:

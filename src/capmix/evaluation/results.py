@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.errors import UserError
-from capmix.evaluation.evalset import EvalSet, embedded_evalsets
+from capmix.evaluation.embedded import embedded_evalsets, embedded_sets_folder
+from capmix.evaluation.evalset import EvalSet
 from capmix.evaluation.evaluate import evaluate_set, usual_metric
 from capmix.evaluation.other_sets import open_evalset
 from capmix.evaluation.results_file import ResultsFile
@@ -21,7 +22,7 @@ from capmix.evaluation.tables import lines_table
 from capmix.evaluation.tasks import DATACOMP, TASKS, EvalTask, aggregates, chosen_tasks
 from capmix.evaluation.vectors import VectorCache
 from capmix.models.registry import require
-from capmix.pool import EMBEDDED, embedded_folder
+from capmix.pool import EMBEDDED
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import make
 from capmix.settings.printable import printable
@@ -140,9 +141,11 @@ def open_sets(
 ) -> tuple[list[tuple[EvalTask | str, EvalSet]], list[str], list[str]]:
     """Tasks with their sets (see evaluate), the keys of those that are missing, and what is
     broken."""
-    root = embedded_folder() / "tuxpaint" if evalsets == EMBEDDED else Path(evalsets)
-    names = ",".join(Path(path).name for path in embedded_evalsets())
-    chosen = chosen_tasks(tasks or (names if evalsets == EMBEDDED else DATACOMP))
+    if evalsets == EMBEDDED:
+        root, names = embedded_sets_folder(), [Path(path).name for path in embedded_evalsets()]
+    else:
+        root, names = Path(evalsets), [DATACOMP]
+    chosen = chosen_tasks(tasks or ",".join(names))
     found: list[tuple[EvalTask | str, EvalSet]] = []
     missing, broken = [], []
     for task in chosen:

@@ -50,6 +50,8 @@ EXTRAS = {
     "pycocoevalcap": ("pycocoevalcap", "measure"),
     "sklearn": ("scikit-learn", "measure"),
     "ray": ("ray", "ray"),
+    "jinja2": ("jinja2", "report"),
+    "matplotlib": ("matplotlib", "report"),
     "starlette": ("starlette", "view"),
     "uvicorn": ("uvicorn", "view"),
     "ipywidgets": ("ipywidgets", "notebook"),

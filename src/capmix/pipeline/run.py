@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
+from capmix.evaluation.embedded import embedded_sets_folder
+from capmix.mini.weights import MINI_PACKAGES
 from capmix.mix.recipe import load_recipe
+from capmix.models.registry import require
 from capmix.pipeline.config import Pipeline
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
-from capmix.pool import embedded_folder
+from capmix.pool import EMBEDDED, embedded_folder
 from capmix.pool.settings import SelectSettings
 from capmix.storage.layout import SHARDS
 from capmix.workspace import Subset, Workspace, open_workspace
@@ -44,6 +47,7 @@ def run_pipeline(
     failures. `samples` are captioned and scored; with a limit, the other stages too see nothing but
     the shards that hold them.
     """
+    _check_packages(pipeline)
     _check_evalsets(pipeline)
     found = Outcome()
     cells: list[Cell] = []
@@ -76,6 +80,16 @@ def _subset_names(pipeline: Pipeline) -> list[str]:
         settings.out or load_recipe(recipe, parameters, settings.changes).name
         for recipe, parameters, settings in pipeline.mix.entries()
     ]
+
+
+def _check_packages(pipeline: Pipeline) -> None:
+    """Raise UserError, before the first stage, if a package that the last ones need is missing."""
+    if pipeline.report is not None:
+        require(pipeline.report.packages(), "report", "report")
+    if pipeline.probe is not None:
+        require(MINI_PACKAGES, "probe", "mini")
+        if EMBEDDED in pipeline.probe.evalsets:
+            embedded_sets_folder()
 
 
 def _check_evalsets(pipeline: Pipeline) -> None:

@@ -38,3 +38,7 @@ class ReportSettings(Settings):
         True, "Show DataComp's published baselines beside runs of the same scale and tasks."
     )
     note: str = option("", "A sentence for the top of the page.")
+
+    def packages(self) -> list[str]:
+        """Modules that this report needs and the base install does not have."""
+        return ["jinja2"] if self.figures is None else ["jinja2", "matplotlib"]

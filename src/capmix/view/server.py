@@ -18,7 +18,6 @@ import jinja2
 from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
-from capmix.models.registry import require
 from capmix.report.gather import gather
 from capmix.storage.json_text import parse_object
 from capmix.view.journal import ConflictError, Journal
@@ -84,12 +83,10 @@ def serve(catalog: Catalog, settings: ViewSettings, on_address: Callable[[str], 
     """Serve until stopped; edits that are only in the journal become parts before and after.
 
     `on_address` gets the address, with the token that every request needs. Raises
-    UserError where the server's packages are missing, the port is taken, or edits cannot be kept.
+    UserError where the port is taken or edits cannot be kept.
     """
     if settings.fold and settings.read_only:
         raise UserError("view: --fold writes parts, and --read-only writes none")
-    if not settings.fold:
-        require(["uvicorn", "starlette"], "view", "view")
     listener = None
     if not settings.fold:
         place = catalog.store.root

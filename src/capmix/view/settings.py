@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 from capmix.settings.base import Settings, option
 
 SOURCE = "edited"
+VIEW_PACKAGES = ("jinja2", "starlette", "uvicorn")
 LONGEST_AUTHOR = 64  # characters
 
 
