@@ -5,14 +5,14 @@ comma := ,
 # What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
 EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,ray,s3,train,transformers,view
 
-.PHONY: demo test test-slow test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints clean
+.PHONY: demo test test-slow test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints dist clean
 
 demo: setup
 	$(BIN)/capmix demo
 
 # Two processes; all tests of a file run in the same one.
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 $(PYTEST_OPTIONS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -66,5 +66,15 @@ constraints: setup
 	  --no-header --no-annotate --no-emit-package capmix --no-emit-package capmix-tuxpaint \
 	  --output-file constraints.txt
 
+# Wheels and source distributions of capmix and of capmix-tuxpaint, checked, into dist/.
+dist:
+	rm -rf dist
+	$(PYTHON) -m venv build/dist-tools
+	build/dist-tools/bin/pip install --quiet build check-wheel-contents twine
+	build/dist-tools/bin/python -m build --outdir dist .
+	build/dist-tools/bin/python -m build --outdir dist packages/capmix-tuxpaint
+	build/dist-tools/bin/twine check --strict dist/*
+	build/dist-tools/bin/check-wheel-contents --ignore W002 dist/*.whl
+
 clean:
-	rm -rf $(VENV) build capmix-demo
+	rm -rf $(VENV) build dist capmix-demo
