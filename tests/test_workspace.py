@@ -147,7 +147,7 @@ def test_status_counts_parts(tmp_path: Path) -> None:
 def test_options_of_a_call_and_of_the_workspace(ws: capmix.Workspace) -> None:
     with pytest.raises(UserError, match="was made with other settings"):
         ws.caption("mini", model="mini", captions_per_image=2, seed=5)
-    with pytest.raises(UserError, match=r"caption: no option 'sead'; did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"caption: unknown option 'sead'; did you mean 'seed'"):
         ws.caption("mini", model="mini", sead=5)
     with pytest.raises(UserError, match=r"--top-k: expected a number of at least 1, found 0"):
         ws.caption("mini", model="mini", top_k=0)
@@ -277,7 +277,7 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
 
 def test_options_that_a_method_does_not_have_are_refused(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with pytest.raises(UserError, match="no option 'engine'"):
+    with pytest.raises(UserError, match="unknown option 'engine'"):
         work.annotate(method="clusters", engine="ray")
     with pytest.raises(UserError, match="expected field:NAME"):
         work.caption("x", model="field:")

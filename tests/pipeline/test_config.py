@@ -27,7 +27,7 @@ HEAD = "pool: p\nwork: w\n"
         ("mix: {recipes: [raw]}\ntrain: {seed: 3}\n", "a grid has `seeds`"),
         ("mix: {recipes: [raw]}\ntrain: {devices: 3}\n", "does not divide by 3 devices"),
         ("evaluate: {tasks: imagenet1k}\n", "evaluate needs the stage 'train'"),
-        ("score: [\n", "not YAML"),
+        ("score: [\n", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_told_before_anything_runs(

@@ -151,7 +151,7 @@ def test_a_damaged_shard_costs_only_what_is_damaged(
         ("pool: a\nwork: b\ncaption: {mini: {top_k: 0}}", "caption.mini.top_k"),
         ("work: b", "pool"),
         ("- a", "expected a mapping"),
-        ("a: [", "not YAML"),
+        ("a: [", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_one_line(

@@ -88,6 +88,6 @@ def test_yaml_tags_make_no_objects(value: str, tmp_path: Path) -> None:
     proof, file = tmp_path / "proof", tmp_path / "x.yaml"
     file.write_text(f"pool: {value.format(proof=proof)}\nwork: w\n")
     for load in (load_recipe, load_pipeline):
-        with pytest.raises(UserError, match="not YAML"):
+        with pytest.raises(UserError, match="invalid YAML"):
             load(str(file))
     assert not proof.exists()
