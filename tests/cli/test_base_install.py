@@ -59,7 +59,7 @@ def run(place: Path, command: str) -> tuple[int, str, str]:
         ("recipes", "raw-top+synthetic-above"),
         ("models", "pip install 'capmix[transformers]'"),
         ("status --work W", "captions/given"),
-        ("failures --work W", "no sample failed"),
+        ("failures --work W", "no failed or dropped samples"),
         ("measure --work W", "given"),
         ("export --work W --subset raw --out mixed", ""),
         ("report --work W --out report.html --figures figures", "report.html"),

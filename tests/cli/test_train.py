@@ -85,9 +85,9 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
         (["train", "--out", "o", "--data", "d", "--scale", "huge"], "expected one of"),
         (
             ["probe", "embedded", "--work", "w", "--seeds", "x"],
-            "expected a whole number",
+            "expected an integer",
         ),
-        (["eval", "none/tag", "--tasks", "cifar10"], "none of the evaluation sets is below"),
+        (["eval", "none/tag", "--tasks", "cifar10"], "no evaluation sets found in"),
     ],
 )
 def test_what_is_wrong_is_one_line(
