@@ -219,7 +219,7 @@ class Workspace:
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
             raise UserError(
-                f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
+                f"pool {self.pool.location}: no samples in {len(self.pool.shards)} shards"
             )
         listed.rows, listed.max_failures = counts.total, runs.max_failures
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
@@ -474,10 +474,8 @@ class Workspace:
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
-            hint = did_you_mean(chosen.source, work.sources())
-            raise UserError(
-                f"no captions of source {chosen.source!r}{hint or ': import or write them first'}"
-            )
+            hint = did_you_mean(chosen.source, work.sources()) or ": import or generate them first"
+            raise UserError(f"no captions of source {chosen.source!r}{hint}")
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
@@ -508,10 +506,10 @@ class Workspace:
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
-            wanted = f"--embeddings {embeddings}" if embeddings else "embeddings"
+            wanted = f"--embeddings {embeddings}" if embeddings else "--embeddings"
             raise UserError(
                 f"annotate: {wanted}: {found} in {work.store.root}/{EMBEDDINGS}; "
-                "`capmix score --save-embeddings` writes them"
+                "run `capmix score --save-embeddings` first"
             )
         scorer = None
         if chosen.method == "cliploss":
@@ -679,7 +677,7 @@ class Workspace:
         work.pool.need_images("probe")
         subsets = work.subsets() if chosen.subsets is None else chosen.subsets
         if not subsets:
-            raise UserError(f"no subset in {work.store.location}: run `capmix mix` first")
+            raise UserError(f"no subsets in {work.store.location}: run `capmix mix` first")
         require(MINI_PACKAGES, "probe", "mini")
         from capmix.evaluation.evalset import embedded_evalsets
         from capmix.evaluation.other_sets import open_evalset
@@ -932,8 +930,8 @@ class Workspace:
 
         Args:
             n: Number of samples, 1 to 100.
-            sources: Sources to show (default: all).
-            subset: Show samples of this subset, with the selected text marked.
+            sources: Sources to show (default: all; with `subset`, only its own texts).
+            subset: Show samples of this subset, with its texts marked.
             where: Condition in the recipe language, for example "raw_score < 0.2".
             shards: Names or patterns of shards.
             seed: Random seed of the draw.

@@ -91,7 +91,7 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
         weights, links = given.data_weights or None, bool(given.follow_links)
         return TrainingData(given.data, weights, follow_links=links)
     if given.data or given.data_weights or given.subset is None:
-        raise UserError("train: give --data SHARDS, or --pool POOL --work WORK --subset NAME")
+        raise UserError("train: pass --data SHARDS, or --pool POOL --work WORK --subset NAME")
     reading = OpenSettings(follow_links=given.follow_links)
     work = open_place(given.pool, given.work, reading, runs)
     return TrainingData.of_subset(work.pool, work.store, given.subset)

@@ -106,7 +106,7 @@ class TrainSection(TrainSettings):
     @classmethod
     def _only_seeds(cls, value: Any) -> Any:
         if isinstance(value, dict) and "seed" in value:
-            raise ValueError("unknown setting 'seed'; a grid has `seeds`, a list")
+            raise ValueError("unknown setting 'seed'; use `seeds`, a list")
         return value
 
     def of_seed(self, seed: int) -> TrainSettings:

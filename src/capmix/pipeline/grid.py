@@ -54,7 +54,7 @@ def check_training(
     from capmix.training.train import check_machine, place
 
     if place()[1] > 1:
-        raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
+        raise UserError("run: start a single process; `train: {devices: N}` trains on N GPUs")
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     work.pool.need_images("train")

@@ -128,12 +128,12 @@ def _difference(compared: Compared, subset: str) -> tuple[float, float | None, f
 
 def _published(rows: Sequence[PublishedRow], group: str) -> list[FigureRow]:
     head = f"Published, DataComp {rows[0].scale}" if rows else ""
-    made = [
+    found = [
         FigureRow(row.name, row.groups[group], colour=OTHER, group=head)
         for row in rows
         if group in row.groups
     ]
-    return sorted(made, key=lambda row: -row.value)
+    return sorted(found, key=lambda row: -row.value)
 
 
 def _colour(found: Found, name: str, palette: Palette) -> str:
@@ -214,7 +214,7 @@ def _published_levels(compared: Compared) -> list[tuple[str, float]]:
 
 def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure]:
     """Show ImageNet (or classification) against the average and against retrieval."""
-    made = []
+    figures = []
     outcomes = [one for one in compared.outcomes if not is_control(found, one.subset)]
     for name, title in (("average", "the average"), ("retrieval", "retrieval")):
         points = [
@@ -245,7 +245,7 @@ def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure
                 for row in compared.published
                 if {IMAGENET, group} <= row.groups.keys()
             ]  # fmt: skip
-        made.append(
+        figures.append(
             Figure(
                 f"classes-{name}",
                 f"Classification against {title}",
@@ -255,7 +255,7 @@ def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure
                 series,
             )
         )
-    return made
+    return figures
 
 
 def _named(found: Found, compared: Compared, outcomes: Sequence[RecipeOutcome]) -> list[str]:
@@ -337,12 +337,12 @@ def diversity(found: Found, palette: Palette) -> list[Figure]:
         if one["nouns"]:
             x, y = zip(*one["nouns_curve"], strict=True)
             nouns.append(_curve(source, x, y, palette))
-    made = []
+    figures = []
     for what, curves, sampled in (("trigrams", trigrams, False), ("nouns", nouns, True)):
         series = [one for one in curves if len(one.x) >= FEWEST_POINTS]
         if series:
             ends = ", ".join(f"{one.name} {one.y[-1]:,}" for one in series)
-            made.append(
+            figures.append(
                 Figure(
                     f"diversity-{what}",
                     f"Distinct {what} against the number of texts",
@@ -355,7 +355,7 @@ def diversity(found: Found, palette: Palette) -> list[Figure]:
                     y_log=True,
                 )
             )
-    return made
+    return figures
 
 
 def _curve(source: str, x: Sequence[float], y: Sequence[float], palette: Palette) -> Series:
@@ -374,7 +374,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
         if len({row.temperature for row in of_model}) > 1
     }
     palette = Palette(list(swept))
-    made = []
+    figures = []
     for what, title in (
         ("similarity", "mean similarity"),
         ("trigrams", "distinct trigrams"),
@@ -389,7 +389,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
                 colour = palette.of([model])
                 series.append(Series(model, x, y, labels=labels, colour=colour))
         if series:
-            made.append(
+            figures.append(
                 Figure(
                     f"temperature-{what}",
                     f"Sampling temperature and {title.removesuffix(', %')}",
@@ -399,7 +399,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
                     series,
                 )
             )
-    return made
+    return figures
 
 
 def texts_map(found: Found, palette: Palette) -> Figure | None:

@@ -5,13 +5,13 @@
   const PAGE = 12;
 
   function element(name, attributes = {}, ...children) {
-    const made = document.createElement(name);
+    const node = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) {
-      if (value === true) made.setAttribute(key, "");
-      else if (value !== false && value !== null) made.setAttribute(key, String(value));
+      if (value === true) node.setAttribute(key, "");
+      else if (value !== false && value !== null) node.setAttribute(key, String(value));
     }
-    made.append(...children);
-    return made;
+    node.append(...children);
+    return node;
   }
 
   // Figures -----------------------------------------------------------------------------------
