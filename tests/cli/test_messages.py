@@ -1,4 +1,4 @@
-"""--quiet, --verbose, --log-file and --progress, as a process prints them."""
+"""Output of --quiet, --verbose, --log-file and --progress in a process."""
 
 import json
 import subprocess

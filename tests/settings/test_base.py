@@ -1,4 +1,4 @@
-"""An option is a field: errors name it, and keywords and the command line share its default."""
+"""Settings fields define options: their errors, and the defaults of keywords and command line."""
 
 from typing import Literal
 
@@ -70,9 +70,9 @@ def test_what_is_not_given_keeps_its_default() -> None:
     ],
 )
 def test_a_fault_is_one_line_that_names_the_option(given: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         make(Example, given, "there")
-    assert str(told.value) == message
+    assert str(error.value) == message
 
 
 def test_keywords_find_their_settings() -> None:
