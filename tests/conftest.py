@@ -5,9 +5,9 @@ import pytest
 
 from capmix.mini.image_tower import LiteTower
 
-# Tests load local models alone; a hub that is not there would be asked for minutes.
+# Tests load only local models; without this, an unreachable hub would be retried for minutes.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A busy machine is no failure: speed is measured in benchmarks/.
+# Tests must not fail on a busy machine: speed is measured in benchmarks/.
 hypothesis.settings.register_profile("capmix", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("capmix")
 

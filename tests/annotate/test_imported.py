@@ -95,7 +95,7 @@ def test_a_score_that_is_no_number_is_none(place: Path) -> None:
         ("import captions no.csv --source b --work w --pool pool", "no file no.csv"),
         ("import captions pool --source b --work w --pool pool", "expected a file ending in .csv"),
         ("import captions c.csv --source raw --work w --pool pool", "source raw"),
-        ("import captions c.csv --source b --work new", "no pool.json in it; name its pool"),
+        ("import captions c.csv --source b --work new", "has no pool.json; pass its pool"),
         ("import scores c.csv --source b --work w --pool pool", "no captions of source 'b'"),
     ],
 )

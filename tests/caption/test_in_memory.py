@@ -51,7 +51,7 @@ def test_options_change_the_settings_that_are_given(model: str) -> None:
 
 def test_an_option_that_is_unknown_or_out_of_range_is_one_line(model: str) -> None:
     for settings in (None, CaptionSettings(model=model)):
-        with pytest.raises(UserError, match="caption_images: no option 'typo'"):
+        with pytest.raises(UserError, match="caption_images: unknown option 'typo'"):
             caption_images([], settings, captions_per_image=4, typo=3)
         with pytest.raises(UserError, match="caption_images: --top-k: expected a number of at"):
             caption_images([], settings, top_k=0)

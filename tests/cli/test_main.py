@@ -37,8 +37,8 @@ def test_every_stage_is_a_command(
         "doctor",
     ):
         assert main(command.split()) == 0, command
-    out, told = capsys.readouterr()
-    assert told.count("the demo's toy model") == 2  # of caption and of score, not of each shard
+    out, err = capsys.readouterr()
+    assert err.count("the demo's toy model") == 2  # once for caption, once for score
     assert "distinct-3" in out
     assert "select coalesce" in out
     assert (tmp_path / "w/report/report.html").exists()
@@ -134,7 +134,7 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     assert main([*caption, "--max-failures", "0.6"]) == 0
     message = capsys.readouterr().err
     assert "index: 3 images done before, 4 failed (not_an_image 4), 0 dropped" in message
-    # Of the captions; those of the index were named when it was made.
+    # Only failures of captioning; failures of the index were reported when it was written.
     assert message.count("1 more; `capmix failures` lists them all") == 1
 
 

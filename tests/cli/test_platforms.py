@@ -1,6 +1,6 @@
-"""Base commands and captioning in one process need nothing that Windows or macOS lacks.
+"""Base commands and captioning in one process run without what Windows or macOS lacks.
 
-Simulated: modules and functions are taken away in a process of Linux (without_posix.py).
+This is simulated on Linux by removing modules and functions (without_posix.py).
 """
 
 import subprocess
@@ -64,7 +64,9 @@ def test_links_are_refused_without_the_flags_that_refuse_them(tmp_path: Path) ->
     (tmp_path / "secret.jpg").write_bytes(image_bytes(9))
     (tmp_path / "photos/0.jpg").unlink()
     (tmp_path / "photos/0.jpg").symlink_to("../secret.jpg")
-    (tmp_path / "photos/3.jpg").symlink_to("1.jpg")  # inside: read by its own name
+    (tmp_path / "photos/3.jpg").symlink_to(
+        "1.jpg"
+    )  # a link inside the pool is read as a file of its own
     done = run("windows", tmp_path, "status photos --work W", COMMANDS[2].replace("photos", ""))
     assert done.returncode == 0, done.stderr
     assert "1 entry skipped (1 link that leaves the pool), such as '0.jpg'" in done.stderr

@@ -47,7 +47,7 @@ def test_scratch_is_local_and_outside_of_the_pool(tmp_path: Path, scratch: str) 
     from capmix.workspace import open_workspace
 
     world.write_world(tmp_path)
-    with pytest.raises(UserError, match="expected a local directory outside of the pool"):
+    with pytest.raises(UserError, match="expected a local directory outside the pool"):
         open_workspace(
             str(tmp_path / "pool"), str(tmp_path / "w"), scratch=scratch.format(tmp_path)
         )

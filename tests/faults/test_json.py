@@ -84,7 +84,7 @@ def test_a_damaged_pool_json_is_refused_and_kept(
         name, *options = command.split()
         for pool in ("", "pool", "other"):
             line = told(" ".join([name, pool, "--work w", *options]), 2, capsys)
-            assert "work directory w: its pool.json, which names its pool, is damaged (" in line
+            assert "work directory w: pool.json, which records its pool, is damaged (" in line
             assert "`capmix status POOL --work w`" in line
     assert before == (None if how == "directory" else file.read_bytes())
     assert main(["failures", "--work", "w"]) == 0  # needs no pool

@@ -28,14 +28,14 @@ def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("clauses: [", "not YAML"),
+        ("clauses: [", "invalid YAML"),
         ("- raw", "expected name, about and clauses"),
         ("{name: a, about: b, clauses: []}", "clauses"),
         ("{name: a, about: b, clauses: [{source: raw}], extra: 1}", "extra"),
         ("{name: '{missing}', about: b, clauses: [{source: raw}]}", "no parameter"),
         ("{name: a, about: b, clauses: [{source: raw}], max_repeats: 10001}", "at most 10000"),
         ("{name: ../a, about: b, clauses: [{source: raw}]}", "recipe name"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

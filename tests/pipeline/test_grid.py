@@ -79,7 +79,7 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
     assert checkpoint.stat().st_mtime_ns == before
     assert pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist() == cells
     content = yaml.safe_load(experiment.read_text())
-    content["train"]["devices"] = 2  # what is finished needs no such machine
+    content["train"]["devices"] = 2  # finished runs do not need two GPUs
     experiment.write_text(yaml.safe_dump(content))
     run_pipeline(load_pipeline(str(experiment)))
 
@@ -104,7 +104,7 @@ def test_force_trains_runs_of_other_settings_anew(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model": "ViT-B32"}, "unknown open_clip model"),
         ({"open_clip": ["--no-such"]}, "does not take these arguments"),
@@ -114,12 +114,12 @@ def test_force_trains_runs_of_other_settings_anew(
     ],
 )
 def test_what_would_stop_the_first_run_is_told_before_anything_is_made(
-    experiment: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    experiment: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     content = yaml.safe_load(experiment.read_text())
     content["train"] |= changes
     experiment.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_pipeline(load_pipeline(str(experiment)))
     assert not (tmp_path / "work/first/samples").exists()
 
