@@ -109,7 +109,7 @@ def test_data_workers_of_a_training_run_do_not_read_it(tmp_path: Path) -> None:
     ]
 
 
-def test_a_deleted_row_changes_its_fragment_alone_and_no_other_key(tmp_path: Path) -> None:
+def test_a_deleted_row_changes_only_its_fragment_and_no_other_key(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "pool.lance")
     before = open_pool(str(tmp_path / "pool.lance"))
     dataset.delete(f"uid = '{100:032x}'")
@@ -181,7 +181,7 @@ def test_what_leads_out_of_the_dataset_is_refused(tmp_path: Path) -> None:
         open_pool(str(tmp_path / "pool.lance"))
 
 
-def test_what_is_no_pool_of_images_is_one_line(tmp_path: Path) -> None:
+def test_a_dataset_that_is_not_a_pool_of_images_is_a_one_line_error(tmp_path: Path) -> None:
     lance = pytest.importorskip("lance")
     lance.write_dataset(pa.table({"text": ["a"]}), str(tmp_path / "t.lance"))
     with pytest.raises(UserError, match="the Lance dataset has no column of image bytes"):

@@ -214,7 +214,7 @@ def test_the_error_for_a_pool_of_links_names_follow_links(tmp_path: Path) -> Non
     assert list(reasons(named).values()) == ["ok"]
 
 
-def test_the_fingerprint_of_a_link_follows_what_it_leads_to(folder: Path) -> None:
+def test_the_fingerprint_of_a_link_depends_on_its_target(folder: Path) -> None:
     target = folder.parent / "outside/secret.jpg"
     (folder / "a.jpg").symlink_to(target)
     before = open_pool(str(folder), follow_links=True).shards

@@ -131,7 +131,7 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     assert work.mix("distinct-images").summary.kept == 7
 
 
-def test_metadata_alone_cannot_be_captioned(tmp_path: Path) -> None:
+def test_a_pool_of_only_metadata_cannot_be_captioned(tmp_path: Path) -> None:
     write_metadata(tmp_path / "metadata")
     work = open_workspace(str(tmp_path / "metadata"), str(tmp_path / "w"))
     with pytest.raises(UserError, match="has metadata but no images"):

@@ -43,13 +43,13 @@ def samples(pool: Pool) -> list[Sample]:
 @pytest.mark.parametrize(
     "pattern", ["a/*.tar", "a/{00000..00002}.tar", "a/[0-2]*.tar", "a/0000{0,1,2}.tar", "a/*"]
 )
-def test_a_pattern_of_one_folder_gives_the_shards_of_the_folder(root: Path, pattern: str) -> None:
+def test_a_pattern_in_one_folder_yields_the_shards_of_the_folder(root: Path, pattern: str) -> None:
     expected = open_pool(str(root / "a")).shards
     assert open_pool(f"{root}/{pattern}").shards == expected
     assert open_pool(f"file://{root}/{pattern}").shards == expected
 
 
-def test_what_a_shell_expands_gives_the_shards_of_the_folder(root: Path) -> None:
+def test_files_expanded_by_a_shell_yield_the_shards_of_the_folder(root: Path) -> None:
     files = sorted(str(path) for path in (root / "a").glob("*.tar"))
     assert open_pool(files).shards == open_pool(str(root / "a")).shards
     assert open_pool([*files[::-1], files[0]]).shards == open_pool(str(root / "a")).shards
@@ -114,7 +114,9 @@ def test_images_that_are_named_bring_their_texts(root: Path, places: list[str]) 
         (["a", "none"], "none: no such file or directory"),
     ],
 )
-def test_what_is_no_pool_is_one_clear_line(root: Path, places: list[str], message: str) -> None:
+def test_locations_that_are_not_a_pool_are_a_one_line_error(
+    root: Path, places: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as raised:
         open_pool([f"{root}/{place}" for place in places])
     assert "\n" not in str(raised.value)
@@ -122,7 +124,7 @@ def test_what_is_no_pool_is_one_clear_line(root: Path, places: list[str], messag
         open_pool(["embedded", f"{root}/a"])
 
 
-def test_patterns_of_a_bucket_are_looked_up_there(root: Path) -> None:
+def test_patterns_in_a_bucket_are_matched_in_the_bucket(root: Path) -> None:
     memory = fsspec.filesystem("memory")
     for place in ("a", "b"):
         memory.put(str(root / "b/train"), f"/bucket/{place}", recursive=True)
@@ -216,7 +218,7 @@ def test_a_pattern_finds_each_file_once_whatever_links_lead_to_it(
         assert kind in caplog.text
 
 
-def test_a_folder_of_a_pattern_that_is_a_link_is_read_where_links_are_followed(
+def test_a_linked_folder_that_matches_a_pattern_is_read_if_links_are_followed(
     linked: Path, tmp_path: Path
 ) -> None:
     (linked / "e").mkdir()

@@ -66,7 +66,7 @@ def test_uid_without_json_depends_only_on_shard_and_key() -> None:
     assert len(sample.uid) == 32
 
 
-def test_caption_of_json_stands_in_for_a_missing_txt() -> None:
+def test_the_caption_in_the_json_replaces_a_missing_txt() -> None:
     members = sample_members("a", 1, None, caption="from json") + sample_members("b", 2, None)
     first, second = read(tar_bytes(members))
     assert isinstance(first, Sample)
@@ -109,7 +109,7 @@ def test_pickles_links_and_paths_never_come_out() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<!doctype html><title>404</title>" * 40])
-def test_what_is_no_tar_is_one_failed_row(data: bytes) -> None:
+def test_bytes_that_are_not_a_tar_are_one_failed_row(data: bytes) -> None:
     assert reasons(read(data)) == ["not_a_tar"]
 
 
@@ -226,7 +226,7 @@ def test_gzip_is_read_too() -> None:
 
 
 @given(st.lists(st.sampled_from(["good", *BAD]), max_size=8), st.integers(0, 100))
-def test_every_group_of_members_gives_one_row(kinds: list[str], seed: int) -> None:
+def test_every_group_of_members_yields_one_row(kinds: list[str], seed: int) -> None:
     members, groups = sample_members("first", 10**6), 1
     for number, kind in enumerate(kinds):
         if kind in ("duplicate_uid", "duplicate_key"):

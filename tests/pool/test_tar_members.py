@@ -141,7 +141,7 @@ def walked(stream: BinaryIO, take: set[int]) -> list[tuple[str, int, bytes] | st
     st.integers(0, 3000),
     st.booleans(),
 )
-def test_where_a_window_ends_changes_nothing(
+def test_the_position_of_windows_does_not_change_the_result(
     members: list[tuple[str, bytes]], take: set[int], window: int, cut: int, packed: bool
 ) -> None:
     """Also for short reads and truncated tars."""
