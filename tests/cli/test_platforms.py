@@ -69,7 +69,7 @@ def test_links_are_refused_without_the_flags_that_refuse_them(tmp_path: Path) ->
     )  # a link inside the pool is read as a file of its own
     done = run("windows", tmp_path, "status photos --work W", COMMANDS[2].replace("photos", ""))
     assert done.returncode == 0, done.stderr
-    assert "1 entry skipped (1 link that leaves the pool), such as '0.jpg'" in done.stderr
+    assert "1 entry skipped (1 link that leaves the pool), for example '0.jpg'" in done.stderr
     assert "index: 3 images" in done.stderr
 
 

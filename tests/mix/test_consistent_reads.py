@@ -142,7 +142,7 @@ def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
 def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions in the index as it was would be those of other samples."""
+    """Positions in the old index could belong to other samples in the new one."""
     import os
 
     from capmix.annotate import imported
@@ -157,7 +157,7 @@ def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
         return real(*arguments)
 
     monkeypatch.setattr(imported, "check_usable", interrupted)
-    with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
+    with pytest.raises(UserError, match="the index of shard 00000 was overwritten during"):
         work.import_captions(tmp_path / "given.csv", source="given")
 
 
