@@ -20,7 +20,7 @@ RUN = [sys.executable, "-m", "capmix"]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address that `capmix view` prints, of a pool of two shards with four samples each."""
+    """Yield the URL that `capmix view` prints for a pool of two shards with four samples each."""
     folder = tmp_path_factory.mktemp("view")
     work = open_workspace(str(write_pool(folder / "pool")), str(folder / "work"))
     work.caption("mini", model="mini")
