@@ -58,7 +58,7 @@ def test_the_same_subset_gives_the_same_bytes(work: Workspace, tmp_path: Path) -
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_an_interrupted_export_goes_on(work: Workspace, tmp_path: Path) -> None:
+def test_an_interrupted_export_resumes(work: Workspace, tmp_path: Path) -> None:
     work.export("raw", str(tmp_path / "one"), samples_per_shard=5)
     work.export("raw", str(tmp_path / "two"), samples_per_shard=5)
     (tmp_path / "two/00000001.tar").unlink()
@@ -197,7 +197,7 @@ def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
     assert [(r["uid"], r["text"]) for r in rows] == [(r["uid"], r["text"]) for r in subset]
 
 
-def test_a_pool_that_changed_is_told(tmp_path: Path) -> None:
+def test_a_changed_pool_is_an_error(tmp_path: Path) -> None:
     """Its keys may refer to other samples now."""
     several_captions(tmp_path)
     (tmp_path / "pool/00002.tar").write_bytes(tar_bytes(sample_members("000000000", 1)))

@@ -138,12 +138,12 @@ def test_versions_that_others_added_are_not_replaced(work: Workspace, tmp_path: 
     lance.dataset(str(out)).delete("k = 0")
     work.export("raw", str(out), samples_per_shard=5, format="lance")  # nothing to do
     (out / "data/train-00000001.lance").rename(tmp_path / "lost")
-    told = "a version that capmix did not write .*name another --out"
-    with pytest.raises(UserError, match=told):
+    message = "a version that capmix did not write .*name another --out"
+    with pytest.raises(UserError, match=message):
         work.export("raw", str(out), samples_per_shard=5, format="lance")
     (tmp_path / "lost").rename(out / "data/train-00000001.lance")
     for form in ("lance", "webdataset"):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             work.export("raw", str(out), samples_per_shard=4, format=form)
     for version in (1, 2):
         lance.dataset(str(out), version=version).validate()

@@ -145,7 +145,7 @@ SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 7, 10,
 
 
 @pytest.mark.parametrize("killed_at", [13, *SLOW])
-def test_a_clearing_that_was_killed_goes_on(
+def test_a_killed_removal_resumes(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     out = tmp_path / "out"

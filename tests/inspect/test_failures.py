@@ -31,8 +31,8 @@ def test_every_row_that_is_not_ok_is_listed(
 ) -> None:
     capsys.readouterr()
     assert main(["failures", "--work", work.store.location]) == 0
-    told = capsys.readouterr()
-    rows = [line.split("\t") for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    rows = [line.split("\t") for line in printed.out.splitlines()]
     assert [(row[0], row[3], row[4], row[5]) for row in rows] == [
         ("captions/null", "bad", "failed", "bad_uid"),
         ("captions/null", "good", "failed", "duplicate_key"),
@@ -44,8 +44,8 @@ def test_every_row_that_is_not_ok_is_listed(
         ("scores/null/raw", "c", "dropped", "no_text"),
     ]
     assert all(len(row) == 7 for row in rows)
-    assert "captions/null: 1 failed: model_error" in told.err
-    assert "scores/null/raw: 1 dropped: no_text" in told.err
+    assert "captions/null: 1 failed: model_error" in printed.err
+    assert "scores/null/raw: 1 dropped: no_text" in printed.err
 
 
 def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -
     }
 
 
-def test_what_is_not_there_is_told(
+def test_a_missing_stage_is_an_error(
     work: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["failures", "--work", work.store.location, "--stage", "captions/blip"]) == 2

@@ -76,8 +76,8 @@ def test_the_commands_print_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     pool, work = write_pool(tmp_path / "pool", 1, 12), str(tmp_path / "w")
     shown = ["--work", work, "--dry-run", "--limit", "5"]
     assert main(["caption", str(pool), "--source", "c", "--model", MODEL, *shown]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"caption c +1 of 1 +5 +0 +\S+ kB +\S+ \w+ +[\d.]+ s", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"caption c +1 of 1 +5 +0 +\S+ kB +\S+ \w+ +[\d.]+ s", printed)
     file = tmp_path / "pipeline.yaml"
     file.write_text(
         f"pool: {pool}\nwork: {work}\n"
@@ -85,10 +85,10 @@ def test_the_commands_print_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "score: {model: mini}\nmix: {recipes: [raw]}\n"
     )
     assert main(["run", str(file), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"caption c +1 of 1 +2 ", told)  # uids 1 and 11 match
-    assert re.search(r"score c by mini +1 of 1 +12 ", told)
-    assert told.endswith("then: mix (not timed)\n")
+    printed = capsys.readouterr().out
+    assert re.search(r"caption c +1 of 1 +2 ", printed)  # uids 1 and 11 match
+    assert re.search(r"score c by mini +1 of 1 +12 ", printed)
+    assert printed.endswith("then: mix (not timed)\n")
     assert not (tmp_path / "w/captions").exists()
     assert main(["run", str(file), "--limit", "4"]) == 0
     assert len(open_workspace(work=work).subset("raw")) == 12  # the shard that contains them

@@ -57,32 +57,30 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "2.5",
     ]
     assert main(["plan", str(pool), *arguments]) == 0
-    told = capsys.readouterr().out
-    assert "1,280,000,000 images in 1 shard; timed on 12" in told
-    assert "on 64 workers: " in told
-    assert "worker-hours x 2.5 = " in told
+    printed = capsys.readouterr().out
+    assert "1,280,000,000 images in 1 shard; timed on 12" in printed
+    assert "on 64 workers: " in printed
+    assert "worker-hours x 2.5 = " in printed
 
 
 def test_stages_of_several_texts_an_image_are_timed_by_images(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
     found = plan(str(pool), PlanSettings(**MINI, samples=20, captions_per_image=3))
     raw, planned = found.steps[-2:]
-    assert planned.read == pytest.approx(
-        raw.read, rel=0.2
-    )  # stages that read images, not only texts
+    assert planned.read == pytest.approx(raw.read, rel=0.2)  # bytes per image, not per text
 
 
 @pytest.mark.parametrize(
     "options", [["--samples", "0"], ["--captions-per-image", "0"], ["--price", "-1"]]
 )
-def test_numbers_out_of_range_are_told(
+def test_numbers_out_of_range_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     assert main(["plan", str(write_pool(tmp_path / "p", 1, 2)), *options]) == 2
     assert "capmix: plan: " in capsys.readouterr().err
 
 
-def test_a_pool_that_cannot_be_timed_is_told(tmp_path: Path) -> None:
+def test_a_pool_that_cannot_be_timed_is_an_error(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)
     (pool / "00000.tar").write_bytes(tar_bytes([]))
     with pytest.raises(UserError, match="no sample in shard 00000"):

@@ -32,7 +32,7 @@ def flip(path: Path, byte: int) -> None:
 def test_a_whole_work_directory_has_no_damage(work: Workspace, tmp_path: Path) -> None:
     found = work.verify(exports=[tmp_path / "out"], images=True)
     assert found.damaged == []
-    # index, fields, embeddings, captions, two scores of two shards each; a subset, an export shard
+    # index, fields, embeddings, captions, two scores (two shards each); subset; export shard
     assert found.parts == 6 * 2 + 1 + 1
     assert found.samples == 8
     assert found.unknown == 0

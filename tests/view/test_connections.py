@@ -87,7 +87,7 @@ def test_a_request_that_does_not_come_in_ends_its_connection(tmp_path: Path, sai
         started = time.monotonic()
         (silent,) = connected(address, 1, said)
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            for _ in range(100):  # neither is a byte now and then
+            for _ in range(100):  # sending a byte now and then is not enough
                 silent.sendall(said[-1:])
                 silent.settimeout(0.2)
                 with contextlib.suppress(TimeoutError):

@@ -109,11 +109,11 @@ def test_a_port_that_is_taken_and_a_missing_directory_are_one_line(
     port = served.split(":")[2].partition("/")[0]
     pool, work = str(write_pool(tmp_path / "pool")), str(tmp_path / "work")
     open_workspace(pool, work).index()
-    for arguments, told in (
+    for arguments, message in (
         (["--work", work, "--port", port], f"--port {port}: "),
         (["--work", str(tmp_path / "none")], "no pool.json"),
     ):
         found = subprocess.run([*RUN, "view", *arguments], capture_output=True, text=True)
         assert found.returncode == 2
-        assert told in found.stderr
+        assert message in found.stderr
         assert "Traceback" not in found.stderr

@@ -72,7 +72,7 @@ def test_a_kill_loses_no_edit_and_parts_are_those_of_a_run_without(tmp_path: Pat
         stream.write(b'{"at": "2026-')  # a line that was never acknowledged
     with serving(killed.store.root) as (address, _):
         assert asked(address, "api/sample?shard=00000&key=1")[1]["review"]["text"] == "one"
-        assert killed.status()["captions/edited"].done == 2  # at the start
+        assert killed.status()["captions/edited"].done == 2  # parts are written at startup
         edit(address, "00000", 1, "three")
     with serving(whole.store.root) as (address, _):
         for shard, row, text in (("00000", 0, "one"), ("00001", 2, "two"), ("00000", 1, "three")):
@@ -149,7 +149,7 @@ def test_a_work_directory_keeps_its_port() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--author", ""], "author"),
         (["--author", "a\nb"], "author"),
@@ -157,10 +157,10 @@ def test_a_work_directory_keeps_its_port() -> None:
         (["--read-only", "--fold"], "--fold cannot be combined with"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path: Path, options: list[str], told: str) -> None:
+def test_wrong_options_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
     work = made(tmp_path)
     command = [*VIEW, work.store.root, *options]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
-    assert told in found.stderr
+    assert message in found.stderr
     assert found.stderr.count("\n") == 1

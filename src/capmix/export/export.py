@@ -235,7 +235,7 @@ def _is_of_parts(directory: str, store: Store) -> bool:
 def _write_shards(
     work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
 ) -> tuple[Counts, list[str]]:
-    """Write all shards and the files of the whole; return the counts and notes for the card."""
+    """Write all shards and the export's tables; return the counts and notes for the card."""
     shards, target = _output_shards(rows, work), work.target
     job = Job(partial(_export_stages, work), shards, target, retry=True)
     if engine.name == "local" and len(shards) < 2:
@@ -255,7 +255,7 @@ def _write_shards(
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
-            replaced = write_llava(llava, map(_conversation, _noted(stream, lines)))
+            replaced = write_llava(llava, map(_conversation, _tee(stream, lines)))
         if replaced:
             notes.append(f"`<image>` was replaced by `[image]` in {replaced:,} captions.")
             log.warning("export %s: %s", work.rows.name, notes[-1])
@@ -267,7 +267,7 @@ def _conversation(line: bytes) -> Conversation:
     return Conversation(about["id"], about["file_name"], about["text"])
 
 
-def _noted(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
+def _tee(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
     """Yield each line of each shard after writing it to `stream`."""
     for data in shards:
         stream.write(data)

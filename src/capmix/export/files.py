@@ -106,7 +106,7 @@ def write_files(
     target = work.target
     stamp = work.settings.format
     shards = [Shard(f"{number:08d}", stamp) for number in range(len(work.shards))]
-    _forget_incomplete(target, shards)
+    _remove_incomplete_markers(target, shards)
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     job = Job(partial(files_stages, work), shards, target, retry=True)
@@ -269,10 +269,10 @@ class _ShardFiles:
     def _maker(self, key: str, data: bytes) -> Make | None:
         if not self.work.settings.link:
             return None
-        return _reported(hard_link(self.work.pool.path(key), data), key)
+        return _with_link_errors(hard_link(self.work.pool.path(key), data), key)
 
 
-def _reported(make: Make, key: str) -> Make:
+def _with_link_errors(make: Make, key: str) -> Make:
     def made(folder: int, name: str) -> None:
         try:
             make(folder, name)
@@ -287,7 +287,7 @@ def _reported(make: Make, key: str) -> Make:
     return made
 
 
-def _forget_incomplete(target: ExportTarget, shards: Sequence[Shard]) -> None:
+def _remove_incomplete_markers(target: ExportTarget, shards: Sequence[Shard]) -> None:
     """Remove the markers of shards that must be rewritten: those with missing files, and those
     where the user's files were kept, since these may have been moved since."""
     for shard in shards:

@@ -2,8 +2,8 @@
 
 With `enable_wildcard = true`, sd-scripts selects one line of a caption at random in each step: from
 the .txt file beside an image (DreamBooth method, one dataset entry per folder), or from `caption`
-in a metadata file (fine-tuning method, all folders at once). Without it, only the first line is
-read. Braces are doubled because `{a|b}` in a caption denotes a choice.
+in a metadata file (fine-tuning method, all folders at once). `{a|b}` in a caption is then also a
+choice, so braces are doubled. Without this option, only the first line is read.
 """
 
 import json

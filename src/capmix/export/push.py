@@ -56,10 +56,10 @@ def open_dataset(name: str, private: bool) -> HubDataset:
         raise UserError("--push requires huggingface_hub: pip install 'capmix[hub]'") from error
     need_hub(f"--push {name}")
     found = HubDataset(name, HfApi(endpoint=constants.ENDPOINT))
-    _asked(name, lambda: found.api.create_repo(
+    _call_hub(name, lambda: found.api.create_repo(
         name, repo_type="dataset", private=private or None, exist_ok=True
     ))  # fmt: skip
-    if private and not _asked(name, lambda: found.api.dataset_info(name)).private:
+    if private and not _call_hub(name, lambda: found.api.dataset_info(name)).private:
         raise UserError(
             f"--push {name}: --private has no effect, because the dataset exists and is public; "
             "make it private on the Hub, name another dataset, or remove --private"
@@ -77,7 +77,9 @@ def push(target: ExportTarget, dataset: HubDataset, overwrite: bool = False) -> 
     api, name = dataset.api, dataset.name
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoFile
 
-    tree = _asked(name, lambda: list(api.list_repo_tree(name, repo_type="dataset", recursive=True)))
+    tree = _call_hub(
+        name, lambda: list(api.list_repo_tree(name, repo_type="dataset", recursive=True))
+    )
     there = {one.path: one for one in tree if isinstance(one, RepoFile)}
     ours = _files(target)
     others = sorted(there.keys() - ours - set(OF_THE_HUB))
@@ -108,7 +110,7 @@ def push(target: ExportTarget, dataset: HubDataset, overwrite: bool = False) -> 
 
 
 def _commit(dataset: HubDataset, operations: list[Any], what: str) -> None:
-    _asked(dataset.name, lambda: dataset.api.create_commit(
+    _call_hub(dataset.name, lambda: dataset.api.create_commit(
         dataset.name,
         operations,
         commit_message=f"Upload a capmix export ({what})",
@@ -165,7 +167,7 @@ def _batches(target: ExportTarget, names: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _asked(name: str, ask: Callable[[], Result]) -> Result:
+def _call_hub(name: str, ask: Callable[[], Result]) -> Result:
     """Call the Hub; turn any failure into a one-line UserError with advice."""
     try:
         return ask()

@@ -35,7 +35,7 @@ WHY = {  # warnings about dropped images; arguments: count and first example
     KEPT: "kept %s existing files with other texts (first: %s); use --overwrite to replace them "
     "(their texts are then lost)",
     LINKED: "no text was written for %s images in linked folders (first: %s); export these folders "
-    "as a pool of their own",
+    "as a separate pool",
     SHARED: "no text was written for %s images that share a text file with another image and have "
     "a different text (first: %s)",
 }

@@ -98,7 +98,7 @@ def clean(
     exist; and copies of scores that no longer exist. Raises UserError for an unknown name, and if
     another run is using the work directory.
     """
-    here = _Here(pool, store)
+    here = _WorkDirectory(pool, store)
     _refuse_others(here)
     found = _named(here, subsets, sources) if subsets or sources else _leftovers(here)
     removals = [one for one in found if one.parts or one.files]
@@ -130,7 +130,7 @@ def _edits_of(store: Store, sources: Sequence[str]) -> list[str]:
     return found
 
 
-class _Here:
+class _WorkDirectory:
     """The files of a work directory, with their sizes, and its finished parts."""
 
     def __init__(self, pool: Pool, store: Store):
@@ -168,13 +168,14 @@ class _Here:
 
 
 def _is_of(file: str, part: str) -> bool:
-    """Return whether a file can belong to a part: same top folder, same name."""
+    """Return whether a file can belong to a part: it must be in the same top folder and have
+    the same name."""
     top, name = part.partition("/")[0], part.rpartition("/")[2]
     places = file.split("/")
     return places[0] == top and ".." not in places and places[-1].startswith(f"{name}.")
 
 
-def _leftovers(here: _Here) -> list[Removal]:
+def _leftovers(here: _WorkDirectory) -> list[Removal]:
     found = [here.removal("temporary files of dead processes", [], _abandoned(here))]
     shards = {shard.name: shard for shard in here.pool.shards}
     stale: dict[str, list[str]] = {}
@@ -216,7 +217,7 @@ def _leftovers(here: _Here) -> list[Removal]:
     return found
 
 
-def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
+def _named(here: _WorkDirectory, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
     have = [part.partition("/")[2] for part in here.below(SUBSETS)]
     for name in subsets:
         if name not in have:
@@ -239,7 +240,7 @@ def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[
     return [*found, here.removal("captions carried over by an unfinished run", [], moved)]
 
 
-def _folders_of(here: _Here, source: str) -> list[str]:
+def _folders_of(here: _WorkDirectory, source: str) -> list[str]:
     """Return the folders of a source's scores and captions. Raises UserError if there are none."""
     if source == RAW:
         raise UserError("clean: raw is the pool's own text and cannot be removed")
@@ -253,7 +254,7 @@ def _folders_of(here: _Here, source: str) -> list[str]:
     return [one for one in folders if one in found]
 
 
-def _dependents(here: _Here, folders: Sequence[str]) -> list[str]:
+def _dependents(here: _WorkDirectory, folders: Sequence[str]) -> list[str]:
     """Return the parts derived from the texts or scores in these folders."""
     found = []
     for top in MADE_FROM_TEXTS:
@@ -268,34 +269,34 @@ def _uses(inputs: Mapping[str, str], folders: Sequence[str]) -> bool:
     return any(stage_folder(name) in folders for name in inputs)
 
 
-def _whole_folder(here: _Here, about: str, folder: str) -> Removal:
+def _whole_folder(here: _WorkDirectory, about: str, folder: str) -> Removal:
     """Return all parts of a stage, including files of shards without markers."""
     parts = dict.fromkeys([*here.below(folder), *(f"{folder}/{s.name}" for s in here.pool.shards)])
     return here.removal(about, parts)
 
 
-def _abandoned(here: _Here) -> list[str]:
+def _abandoned(here: _WorkDirectory) -> list[str]:
     return [name for name, is_dead in _temporary(here).items() if is_dead]
 
 
-def _temporary(here: _Here) -> dict[str, bool]:
+def _temporary(here: _WorkDirectory) -> dict[str, bool]:
     """Return the temporary files, and whether the process that created each has ended."""
     store = here.store
     if not store.is_local:
         return {}
-    found = {name: _maker(name) for name in here.sizes if _maker(name)}
+    found = {name: _temporary_of(name) for name in here.sizes if _temporary_of(name)}
     now = clock_of(store.root) if found else 0.0
-    return {name: is_abandoned(store.path(maker), now) for name, maker in found.items()}
+    return {name: is_abandoned(store.path(temporary), now) for name, temporary in found.items()}
 
 
-def _maker(name: str) -> str:
+def _temporary_of(name: str) -> str:
     """Return the temporary file or folder that a file is or is in; "" for other files."""
     places = name.split("/")
     at = next((i for i, one in enumerate(places) if is_temporary(one)), None)
     return "" if at is None else "/".join(places[: at + 1])
 
 
-def _refuse_others(here: _Here) -> None:
+def _refuse_others(here: _WorkDirectory) -> None:
     others = runs_at_work(here.store)
     writing = [name for name, is_dead in _temporary(here).items() if not is_dead]
     if others or writing:
@@ -316,9 +317,9 @@ def _remove(store: Store, removals: Sequence[Removal]) -> None:
                 store.remove_marker(part)
     for one in removals:
         for name in one.files:
-            maker = _maker(name)
-            if maker:
-                remove_temporary(store.path(maker))
+            temporary = _temporary_of(name)
+            if temporary:
+                remove_temporary(store.path(temporary))
             else:
                 store.remove(name)
     if store.is_local:

@@ -171,7 +171,7 @@ def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) 
     """
     work = f" --work {shlex.quote(store.location)}"
     for one in stages:
-        if (one.missing or one.stale) and (line := _again(one, work)):
+        if (one.missing or one.stale) and (line := _rerun_command(one, work)):
             return line
     tops = [one.stage.split("/")[0] for one in stages]
     if not has_images:
@@ -187,11 +187,11 @@ def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) 
     return f"capmix export{work} --subset {name} --out DIR"
 
 
-def _again(stage: StageStatus, work: str) -> str:
+def _rerun_command(stage: StageStatus, work: str) -> str:
     """Return the command that computes a stage's missing and stale parts.
 
     Settings that the markers lack are placeholders such as MODEL. Returns "" for stages without a
-    command of their own.
+    dedicated command.
     """
     top, _, rest = stage.stage.partition("/")
     settings = stage.settings

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 64  # a browser opens 6 to one server
+CONNECTIONS = 64  # a browser opens up to 6 per server
 WAITING = 16  # listen backlog; asyncio accepts this many connections before handling any
 REQUEST_SECONDS = 10.0  # time to receive a complete request
 STOP_SECONDS = 3

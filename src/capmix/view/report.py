@@ -23,7 +23,7 @@ READERS = 4  # shards read for images at a time
 
 
 class Reader:
-    """Reads the page's data: rows of the random sample or of one shard, and images."""
+    """Reads the page's data: images, and rows of one shard or of measures/sample.parquet."""
 
     def __init__(self, found: Found):
         self.found = found
@@ -35,7 +35,7 @@ class Reader:
         self.image = lru_cache(maxsize=THUMBNAILS)(self._image)
 
     def _rows(self, shard: str) -> tuple[list[dict[str, Any]], int]:
-        """Return rows of `shard` (of the random sample if ""), and the number of samples.
+        """Return rows of `shard` (of measures/sample.parquet if ""), and the number of samples.
 
         If the shard has more than ROWS samples, ROWS evenly spaced ones are returned. Raises
         KeyError for an unknown shard.

@@ -198,10 +198,10 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
     report = _Lazy(lambda: ReportPages(gathered(), token))
     page = _page(bench, token)
 
-    def is_given(found: str) -> bool:
+    def has_token(found: str) -> bool:
         return secrets.compare_digest(found.encode(), token.encode())
 
-    async def answered(work: Callable[[], Any], answer: Callable[[Any], Response]) -> Response:
+    async def respond(work: Callable[[], Any], answer: Callable[[Any], Response]) -> Response:
         """Run `work` in a thread and build the response; errors are plain text for HTML pages."""
         try:
             response = answer(await run_in_threadpool(work))
@@ -222,13 +222,13 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
     def refused(words: str, status: int) -> Response:
         return JSONResponse({"error": words}, status, HEADERS)
 
-    def looking(
+    def get_route(
         path: str, work: Callable[..., Any], answer: Callable[[Any], Response], *names: str
     ) -> Route:
         """Return a read-only route; `work` receives the query's `names`, or the query if none."""
 
         async def handler(request: Request) -> Response:
-            if not is_given(
+            if not has_token(
                 request.headers.get(TOKEN_HEADER) or request.query_params.get("token", "")
             ):
                 return PlainTextResponse(
@@ -236,15 +236,15 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
                 )
             asked = request.query_params
             values = [asked.get(name, "") for name in names] if names else [asked]
-            return await answered(partial(work, *values), answer)
+            return await respond(partial(work, *values), answer)
 
         return Route(path, handler, methods=["GET"])
 
-    def changing(path: str, work: Callable[[Mapping[str, Any]], Any]) -> Route:
+    def post_route(path: str, work: Callable[[Mapping[str, Any]], Any]) -> Route:
         """Return a POST route for changes; other web pages cannot make a browser call it."""
 
         async def handler(request: Request) -> Response:
-            if not is_given(request.headers.get(TOKEN_HEADER, "")):
+            if not has_token(request.headers.get(TOKEN_HEADER, "")):
                 return refused("the token is missing; open the URL that capmix view printed", 403)
             origin = request.headers.get("origin")
             if origin is not None and origin != f"http://{request.headers.get('host')}":
@@ -260,7 +260,7 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
                 value = parse_object(body)
             except ValueError as error:
                 return refused(f"expected JSON: {error}", 400)
-            return await answered(partial(work, value), JSONResponse)
+            return await respond(partial(work, value), JSONResponse)
 
         return Route(path, handler, methods=["POST"])
 
@@ -289,38 +289,38 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
 
     edits = _Edits(bench)
     routes = [
-        looking("/", lambda _: page, HTMLResponse),
-        looking("/page.js", lambda _: _resource("page.js"), script),
-        looking("/page.css", lambda _: _resource("page.css"), style),
-        looking("/api/pool", lambda _: bench.pool() | bench.about(), JSONResponse),
-        looking("/api/about", lambda _: bench.about(), JSONResponse),
-        looking("/api/samples", partial(_listed, bench), JSONResponse),
-        looking("/api/sample", bench.sample, JSONResponse, "shard", "key"),
-        looking("/api/shard", bench.place, JSONResponse, "name", "number"),
-        looking(
+        get_route("/", lambda _: page, HTMLResponse),
+        get_route("/page.js", lambda _: _resource("page.js"), script),
+        get_route("/page.css", lambda _: _resource("page.css"), style),
+        get_route("/api/pool", lambda _: bench.pool() | bench.about(), JSONResponse),
+        get_route("/api/about", lambda _: bench.about(), JSONResponse),
+        get_route("/api/samples", partial(_listed, bench), JSONResponse),
+        get_route("/api/sample", bench.sample, JSONResponse, "shard", "key"),
+        get_route("/api/shard", bench.place, JSONResponse, "name", "number"),
+        get_route(
             "/api/find",
             lambda shard, key, scope: bench.find(shard, key, scope == "pool"),
             JSONResponse, "shard", "key", "scope",
         ),
-        looking("/thumbnail", thumbnail, webp, "shard", "row"),
-        looking(
+        get_route("/thumbnail", thumbnail, webp, "shard", "row"),
+        get_route(
             "/picture",
             lambda shard, key: pictures.large(bench.shard(shard), key),
             webp, "shard", "key",
         ),
-        changing("/api/act", edits.act),
-        changing("/api/undo", edits.undo),
-        changing("/api/preview", edits.preview),
-        changing("/api/replace", edits.replace),
-        changing("/api/save", saved),
-        looking("/report", lambda _: report().page, HTMLResponse),
-        looking("/rows", lambda shard: report().rows(shard), samples, "shard"),
-        looking(
+        post_route("/api/act", edits.act),
+        post_route("/api/undo", edits.undo),
+        post_route("/api/preview", edits.preview),
+        post_route("/api/replace", edits.replace),
+        post_route("/api/save", saved),
+        get_route("/report", lambda _: report().page, HTMLResponse),
+        get_route("/rows", lambda shard: report().rows(shard), samples, "shard"),
+        get_route(
             "/decisions",
             lambda subset, shard: report().decisions(subset, shard),
             JSONResponse, "subset", "shard",
         ),
-        looking(
+        get_route(
             "/image",
             lambda shard, key, uid: report().image(shard, key, uid),
             webp, "shard", "key", "uid",

@@ -416,7 +416,7 @@ class Workbench:
         displayed base text), and `confirm` (a stale review is still valid). Raises BadRequestError,
         UnknownError and ConflictError.
         """
-        asked = _Asked.of(wanted)
+        asked = _Edit.of(wanted)
         texts = self.cache.read(self.shard(shard))
         if uid not in texts.rows:
             raise UnknownError(f"no sample {uid!r} in shard {shard}")
@@ -483,7 +483,7 @@ class Workbench:
                 one.texts.shard,
                 one.uid,
                 one.version,
-                partial(_Asked(text=one.after, base=one.base).applied, one.texts, one.row),
+                partial(_Edit(text=one.after, base=one.base).applied, one.texts, one.row),
             )
             for one in found
         ]
@@ -591,7 +591,7 @@ def _digest(found: Sequence[_Replaced]) -> str:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Edit:
     """A change of one sample. Fields that are None are unchanged; `drops_text` removes the text."""
 
     text: str | None = None
@@ -603,7 +603,7 @@ class _Asked:
     confirm: bool = False
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "_Asked":
+    def of(cls, value: Mapping[str, Any]) -> "_Edit":
         """Parse a request. Raises BadRequestError."""
         text = value.get("text")
         if text is not None and not isinstance(text, str):
