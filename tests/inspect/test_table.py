@@ -42,7 +42,7 @@ def test_shards_are_named_or_matched_by_patterns(fresh: capmix.Workspace) -> Non
     table = fresh.table(shards=["00004", "0000[12]"])
     assert table["shard"].unique().to_pylist() == ["00001", "00002", "00004"]
     assert len(fresh.store.parts("samples")) == 3
-    with pytest.raises(UserError, match="no shard '00009' in the pool .*; did you mean '0000"):
+    with pytest.raises(UserError, match="no shard '00009' in pool .*; did you mean '0000"):
         fresh.table(shards="00009")
 
 

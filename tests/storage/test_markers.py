@@ -78,7 +78,7 @@ def test_files_of_others_are_never_moved(tmp_path: Path) -> None:
     open_workspace(work=str(tmp_path / "work"))
     assert notes.exists()
     work.mix("raw")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="not a capmix export"):
         work.subset("raw").export(str(tmp_path / "foreign"))
     open_workspace(str(pool), str(tmp_path / "foreign"))
     assert foreign.exists()
