@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capmix.caption.flag_column import ALIKE, BYTES_AT_ONCE, NO_WORD, flag_column
+from capmix.caption.flag_column import BYTES_AT_ONCE, CASE_VARIANTS, NO_WORD, flag_column
 from capmix.caption.flags import FLAGS, WORD, caption_flags
 
 PHRASES = """
@@ -140,7 +140,7 @@ def test_what_the_search_relies_on_holds_for_every_character() -> None:
     """Which letters match ASCII ones in any case, and what a word is of."""
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     alike = {char for char in re.findall("[a-z]", every, re.IGNORECASE) if not char.isascii()}
-    assert {char for char in alike if not char.lower()[0].isascii()} == set(ALIKE)
+    assert {char for char in alike if not char.lower()[0].isascii()} == set(CASE_VARIANTS)
     words = "".join(WORD.findall(every))
     assert not any(char.isspace() for char in words)
     others = "".join(char for char in every if not char.isascii())

@@ -152,7 +152,7 @@ def test_a_server_that_hangs_is_told(misbehaving: Callable[[Answer], str]) -> No
         time.sleep(3)
         return said("late")
 
-    with pytest.raises(UserError, match="first request failed"):
+    with pytest.raises(UserError, match="test request failed"):
         captioner(misbehaving(answer), timeout=0.5, retries=0)
 
 

@@ -125,7 +125,7 @@ def test_one_deadline_holds_from_the_connection_to_the_last_byte(name: str, mode
     assert time.monotonic() - began < 5
     assert "\n" not in str(caught.value)
     if "without end" not in name:
-        assert "no complete answer within 0.7 s (--timeout)" in str(caught.value)
+        assert "no complete response within 0.7 s (--timeout)" in str(caught.value)
 
 
 def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
@@ -148,7 +148,7 @@ def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
         threading.Thread(target=serve, daemon=True).start()
         one = captioner(address, timeout=0.7)
         began = time.monotonic()
-        with pytest.raises(SampleError, match="no complete answer within 0.7 s"):
+        with pytest.raises(SampleError, match="no complete response within 0.7 s"):
             one.prepare(large)
         assert time.monotonic() - began < 5
 
@@ -172,7 +172,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     began = time.monotonic()
-    with pytest.raises(UserError, match="no complete answer within 0.5 s"):
+    with pytest.raises(UserError, match="no complete response within 0.5 s"):
         captioner("http://many.test:80", timeout=0.5)
     assert time.monotonic() - began < 2
     for pair in full:
@@ -216,7 +216,7 @@ def test_the_deadline_holds_over_tls(tls: ssl.SSLContext, name: str) -> None:
     began = time.monotonic()
     with (
         raw_server(lambda client, _: SLOW[name](client), tls) as address,
-        pytest.raises(UserError, match="first request failed"),
+        pytest.raises(UserError, match="test request failed"),
     ):
         captioner(address, timeout=0.7)
     assert time.monotonic() - began < 5
@@ -226,7 +226,7 @@ def test_a_tls_handshake_that_does_not_come_ends_at_the_deadline() -> None:
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UserError, match="no complete answer within 0.7 s"):
+        with pytest.raises(UserError, match="no complete response within 0.7 s"):
             captioner(address, timeout=0.7)
     assert time.monotonic() - began < 5
 
@@ -266,7 +266,10 @@ def packed_models(client: socket.socket, _: Asked) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(
     ("reply", "expected"),
-    [(endless_models, "over 4194304 bytes"), (packed_models, "a compressed answer ('gzip')")],
+    [
+        (endless_models, "larger than 4194304 bytes"),
+        (packed_models, "the response is compressed ('gzip')"),
+    ],
 )
 @pytest.mark.parametrize("model", ["", "#m"], ids=["models", "captions"])
 def test_an_endless_or_packed_answer_takes_no_memory(
@@ -287,10 +290,10 @@ def test_an_endless_or_packed_answer_takes_no_memory(
         (b"[]", "expected a list of models, got '\\[\\]'"),
         (b'{"data": [{"id": {"a": 1}}]}', "expected a list of models"),
         (b'{"data": [{"id": "a\\u001b[31m"}]}', "expected a list of models"),
-        (b'{"data": []}', "offers none: name one"),
+        (b'{"data": []}', "serves none; append"),
         (
             json.dumps({"data": [{"id": f"m{i}"} for i in range(1000)]}).encode(),
-            "m18, m19 and 980 more: name one",
+            "m18, m19 and 980 more; append",
         ),
     ],
 )
@@ -363,7 +366,7 @@ def test_a_failed_answer_is_a_recorded_row(tmp_path: Path) -> None:
     assert (counts.ok, dict(counts.failed)) == (0, {"empty_answer": 3})
     rows = work.store.read_table("captions/served/00000.parquet").to_pylist()
     assert [row["text"] for row in rows] == [None] * 3
-    assert "raise --max-tokens" in rows[0]["detail"]
+    assert "increase --max-tokens" in rows[0]["detail"]
 
 
 IMAGES_AT_ONCE = """
