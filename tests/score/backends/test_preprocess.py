@@ -199,7 +199,9 @@ def test_scorers_of_another_kind_refuse_it_before_they_are_loaded(
     model_name: str, tmp_path: Path
 ) -> None:
     work = open_workspace(str(write_pool(tmp_path / "p", 1, 2)), str(tmp_path / "w"))
-    with pytest.raises(UserError, match="--preprocess open_clip: the scorer .* takes capmix only"):
+    with pytest.raises(
+        UserError, match="--preprocess open_clip: the scorer .* supports only capmix"
+    ):
         work.score(model=model_name, preprocess="open_clip")
 
 
