@@ -103,10 +103,10 @@ def test_a_set_is_fetched_and_what_is_there_is_kept(hub: type[Hub], tmp_path: Pa
 
 def test_a_file_of_another_size_is_told(hub: type[Hub], tmp_path: Path) -> None:
     hub.lies = 1
-    with pytest.raises(UserError, match="Remove it and fetch again"):
+    with pytest.raises(UserError, match="Remove it and retry"):
         fetch([TASK], str(tmp_path / "sets"), hub.address)
 
 
 def test_a_hub_that_is_not_there_is_told(hub: type[Hub], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot download"):
         fetch([TASK], str(tmp_path / "sets"), "http://127.0.0.1:9")

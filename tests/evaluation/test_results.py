@@ -202,7 +202,7 @@ def test_results_of_other_weights_are_never_taken_for_done(
     assert len((tmp_path / "out/eval_results.jsonl").read_text().splitlines()) == 2
     other = open_clip_folder(tmp_path / "other", CLIP | {"embed_dim": 20})
     found = evaluate(other, "mnist", *where)
-    assert "2 results are of another model" in caplog.text
+    assert "ignoring 2 results of another model" in caplog.text
     lines = (tmp_path / "out/eval_results.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["mnist"]
     assert found.lines[0]["fingerprint"] == json.loads(lines[0])["fingerprint"]
@@ -239,7 +239,7 @@ def test_missing_and_broken_sets_do_not_stop_the_others(model: str, tmp_path: Pa
     )
     assert [line["key"] for line in found.lines] == ["cifar10"]
     assert found.missing == ["gtsrb"]
-    assert "my-set: no task of DataComp" in found.broken[0]
+    assert "my-set: not a DataComp task" in found.broken[0]
     assert "label '7'" in found.broken[1]
     assert list(found.aggregates)[-1] == "Average of 1 of 38"
 
