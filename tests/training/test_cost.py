@@ -33,9 +33,9 @@ def test_small_on_a_cpu_is_asked_about_with_hours_and_memory(machine: None, tmp_
     with pytest.raises(UserError, match="pass --yes to start it anyway") as error:
         check_cost(settings, str(tmp_path / "run"))
     told = str(error.value)
-    assert "12,800,000 samples of ViT-B-32 take about 2,0" in told
+    assert "ViT-B-32 on 12,800,000 samples on this CPU takes about 2,0" in told
     assert "hours and 56 GB of memory" in told
-    assert "this machine has 24 GB" in told
+    assert "available: 24 GB" in told
     found = run_cost(settings)
     assert found is not None
     assert found.loading == 4 * 2 * 4096 * 3 * 4 * 224**2  # workers x prefetched batches

@@ -251,7 +251,7 @@ def test_images_that_never_decode_end_the_run_however_short_a_pass_is() -> None:
 
 def test_shards_that_give_nothing_end_the_run() -> None:
     source = Numbered(64, 10, textless=frozenset(range(64)))
-    with pytest.raises(UserError, match="gave no image with a text"):
+    with pytest.raises(UserError, match="had no usable pair"):
         epoch_of(stream_of(source, EpochPlan([8], 1), SampleTally()))
 
 

@@ -59,7 +59,7 @@ def test_open_clip_understands_every_argument() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="does not divide by 3 devices"):
+    with pytest.raises(UserError, match="is not divisible by 3 devices"):
         TrainSettings(scale="small").device_batch(3)
 
 
