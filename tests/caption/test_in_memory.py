@@ -1,4 +1,4 @@
-"""Images in memory: which settings a call takes. (tests/test_workspace.py captions real ones.)"""
+"""Settings of caption_images. (tests/test_workspace.py captions real images.)"""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Fetching through the Hub's own client, from a server that answers as the Hub does."""
+"""Download with the Hub's client from a server that behaves like the Hub."""
 
 import hashlib
 import http.server
@@ -20,7 +20,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """One dataset repository out of a folder."""
+    """A server of one dataset repository from a folder."""
 
     root: Path
     lies = 0
@@ -28,7 +28,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     address: str
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
+        """Do not print to the terminal."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]

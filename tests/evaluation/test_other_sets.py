@@ -198,8 +198,7 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
 
 
 def test_a_blank_line_of_a_list_is_a_class_or_a_template(tmp_path: Path) -> None:
-    """As CLIP_benchmark 1.6.2 reads them: a line that is left out would shift the labels after
-    it."""
+    """As in CLIP_benchmark 1.6.2: skipping a line would shift the labels after it."""
     classes, templates = ["cat", "", " dog ", ""], ["a photo of {c}.", ""]
     found = open_evalset(str(write_classification(tmp_path / "set", [3, 2], classes, templates)))
     assert (found.classes, found.templates) == (["cat", "", "dog", ""], ["a photo of {c}.", ""])

@@ -145,7 +145,7 @@ def test_a_damaged_run_is_not_resumed(
         assert code == (2 if name == "run.json" else 0)
         return
     line = told(f"train --out run {TRAIN}", 2, capsys)
-    assert f"its {name} is damaged (" in line
+    assert f"{name} is damaged (" in line
     assert str(here / "run") in line
     if name == "run.json":
         assert "run.json is damaged" in told("eval run --evalsets embedded", 2, capsys)

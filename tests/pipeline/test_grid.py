@@ -109,7 +109,7 @@ def test_force_trains_runs_of_other_settings_anew(
         ({"model": "ViT-B32"}, "unknown open_clip model"),
         ({"open_clip": ["--no-such"]}, "rejected these arguments"),
         ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
-        ({"exact": True, "samples": 15, "accumulate": 2}, "do not divide"),
+        ({"exact": True, "samples": 15, "accumulate": 2}, "divisible by"),
         ({"devices": 2}, "multiple devices must be GPUs"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run that would take days or all of the memory is asked about before it begins."""
+"""A run that would take days or too much memory needs --yes to start."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GB = 10**9
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 billion operations/s and 24 GB; no GPU is asked for."""
+    """A computer with 100 billion operations/s and 24 GB; does not look for GPUs."""
     monkeypatch.setattr(cost, "operations_per_second", lambda: 1e11)
     monkeypatch.setattr(cost, "machine_memory", lambda: 24 * GB)
 

@@ -1,4 +1,4 @@
-"""Training in a process of its own: settings arrive as they were, errors return as one line."""
+"""Training in a separate process: settings arrive unchanged, errors return as one line."""
 
 import json
 from pathlib import Path

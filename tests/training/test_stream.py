@@ -29,7 +29,7 @@ from capmix.training.stream import (
 
 
 class Listed:
-    """Pairs of a few shards in memory; a text that is None stands for a broken sample."""
+    """Pairs of a few shards in memory; None as a text is a broken sample."""
 
     weights: Sequence[float] | None = None
     identity: dict[str, Any] = {}  # noqa: RUF012
@@ -63,7 +63,7 @@ SIX = {f"s{i}": [f"{i}/{j}" for j in range(5)] for i in range(6)}
 def test_steps_round_up_for_each_worker_as_open_clips_do(
     scale: str, workers: int, steps: int
 ) -> None:
-    """Steps that open_clip's get_wds_dataset makes of DataComp's five epochs on 8 devices."""
+    """Steps of open_clip's get_wds_dataset for DataComp's five epochs on 8 devices."""
     known = SCALES[scale]
     plan = plan_epoch(known.samples // 5, known.batch_size // 8, 8, workers, 1, exact=False)
     assert 5 * len(plan.sizes) == steps
@@ -134,7 +134,7 @@ def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
 
 
 def test_no_two_visits_draw_by_the_same_name() -> None:
-    """Whether another visit, another epoch or another worker makes them."""
+    """Draws differ between visits and between workers."""
     texts = {"raw": 1.0, "b": 1.0}
     one = {f"s{i}": ["x"] for i in range(400)}
     first, other = (visits(Listed(one), 800, texts, f"0/0/{worker}") for worker in (0, 1))

@@ -62,7 +62,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     def save_and_die(value: Any, path: str) -> None:
         save(value, path)
         saved.append(path)
-        if len(saved) == 3:  # in the third epoch, before its checkpoint has its name
+        if len(saved) == 3:  # in the third epoch, before its checkpoint is renamed
             raise KeyboardInterrupt
 
     monkeypatch.setattr(main.torch, "save", save_and_die)
@@ -198,7 +198,7 @@ def test_failures_over_the_bound_are_told_whenever_the_run_is_asked_for(
 def test_what_a_kill_left_is_taken_up(
     shards: ExportedShards, settings: TrainSettings, tmp_path: Path
 ) -> None:
-    """Half of a start, a line that was cut off, and the end before the run is called finished."""
+    """An incomplete start, a truncated line, and the end before the run is marked finished."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.tmp").write_text("{")
@@ -296,7 +296,7 @@ class Hostile:
 
 
 def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Path) -> None:
-    """webdataset's decode, which open_clip's own loader calls, unpickles such members."""
+    """webdataset's decode, which open_clip's loader calls, unpickles such members."""
     data = pickle.dumps(Hostile(str(tmp_path / "proof")))
     members = sample_members("a", 1) + [(f"a.{end}", data) for end in ("pickle", "pyd", "pkl")]
     (tmp_path / "shards").mkdir()
@@ -315,7 +315,7 @@ def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Pat
         ({"workers": 9, "resample": False, "scale": "debug"}, "3 shards are too few"),
         ({"texts": {"raw": 0.0}}, "not all 0"),
         ({"texts": {"nobody": 1.0}}, "no text of source 'nobody'"),
-        ({"exact": True, "samples": 65}, "do not divide by 4 checkpoints"),
+        ({"exact": True, "samples": 65}, "are not divisible by 4 checkpoints"),
         ({"samples": 3}, "3 samples are fewer than 4 checkpoints"),
         ({"samples": 16, "accumulate": 4}, "one step accumulates 4"),
         ({"open_clip": ["--force-image-size", "32"]}, "would build a different model"),

@@ -45,7 +45,9 @@ class Captioner(Protocol):
 
 
 class ImageCaptioner(Protocol):
-    """A model that writes captions from images. Caption k is reproducible as for a Captioner.
+    """A model that writes captions from images.
+
+    Caption k depends on the same inputs as for a `Captioner`.
 
     `batch_size` images are captioned at once. `workers` threads run `prepare` ahead of the model.
     A captioner that calls a server in `prepare` may accept `prepare(sample, first=0)`. A captioner

@@ -84,8 +84,8 @@ def image_caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
-    folder, alone = captions_folder(source), getattr(captioner, "of_image_alone", False)
-    reuse = CaptionReuse(store, pool, source, config, selection, alone) if store else None
+    folder, image_only = captions_folder(source), getattr(captioner, "of_image_alone", False)
+    reuse = CaptionReuse(store, pool, source, config, selection, image_only) if store else None
     return Stage(
         f"caption {source}",
         folder,
@@ -150,11 +150,11 @@ def _preparing(
         if isinstance(sample, BadSample):
             return None
         captions = kept.get(sample.key, [])
-        asked = {"first": len(captions)} if captions and takes_first else {}
+        options = {"first": len(captions)} if captions and takes_first else {}
         failed: BadImageError | SampleError | None = None
         prepared = None
         try:
-            prepared = captioner.prepare(sample, **asked)
+            prepared = captioner.prepare(sample, **options)
         except (BadImageError, SampleError) as error:
             failed = error
         except IMAGE_ERRORS as error:

@@ -59,7 +59,7 @@ def camelyon17(result: Classification, metadata: np.ndarray) -> Metrics:
 def fmow(result: Classification, metadata: np.ndarray) -> Metrics:
     """Compute the accuracy by year and by region.
 
-    `acc_worst_region` includes the region Other, as in DataComp, where this is unintended.
+    `acc_worst_region` includes the region Other, as in DataComp, where this is a mistake.
     `acc_worst_region_without_other` excludes it.
     """
     region, year = metadata[:, 0], metadata[:, 1]

@@ -119,11 +119,11 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
 def association_metrics(
     scores: Sequence[np.ndarray], chosen: Sequence[np.ndarray]
 ) -> dict[str, float | None]:
-    """Compute WinoGAViL's Jaccard index of the predicted images of a cue and those that belong.
+    """Compute WinoGAViL's Jaccard index of predicted and correct images.
 
     Each instance has `scores`, float (candidates,), and `chosen`, bool (candidates,). The predicted
-    images are the n highest-scoring ones, where n images are chosen. The value is None for a number
-    of candidates that no instance has.
+    images are the n highest-scoring ones, where n is the number of chosen images. The value is None
+    for a number of candidates that no instance has.
     """
     found = []
     for score, truth in zip(scores, chosen, strict=True):

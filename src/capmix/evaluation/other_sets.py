@@ -1,4 +1,4 @@
-"""Evaluation sets in other formats than WebDataset.
+"""Evaluation sets in formats other than WebDataset.
 
 Supports a folder of class folders, a Parquet file of image-caption pairs, and a zip file with a CSV
 file, which is the format of DataComp's Flickr, MSCOCO and WinoGAViL on the Hub.

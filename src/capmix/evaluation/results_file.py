@@ -2,8 +2,8 @@
 
 `eval_results.jsonl` has the DataComp tasks in the format of its evaluate.py (key, dataset, metrics
 with main_metric), which its aggregate_scores.py can read. `eval_other_sets.jsonl` has other sets.
-Other precisions than float32 are appended to the file name. Each line has a fingerprint of the
-model, so results of another model are never reused.
+File names include the precision unless it is float32. Each line has a fingerprint of the model, so
+results of another model are never reused.
 """
 
 import json

@@ -75,7 +75,7 @@ class VectorCache:
         return np.stack([self._texts[text] for text in texts])
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Return unit vectors (classes, D): normalised means over templates, as CLIP_benchmark."""
+        """Return unit vectors (classes, D): normalised means over templates."""
         rows = []
         for some in batched(classes, 64):
             texts = [template.replace("{c}", name) for name in some for template in templates]

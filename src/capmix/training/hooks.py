@@ -72,7 +72,7 @@ def trainer_of(train_one_epoch: Callable[..., Any]) -> Trainer:
 
 
 def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFolder) -> None:
-    """Replace the data loading, logging and epochs of the module open_clip_train.main."""
+    """Patch get_data, train_one_epoch and setup_logging of `main`, open_clip_train.main."""
     from open_clip_train.data import get_data
     from open_clip_train.train import train_one_epoch
 

@@ -249,7 +249,7 @@ def _captions(data: bytes) -> dict[str, str]:
 
 
 def _fingerprints(pool: Pool) -> list[list[str]]:
-    """Return names and fingerprints of the shards; in a capmix export those of the markers."""
+    """Return the shards' names and fingerprints, of their markers in an export of capmix."""
     store = Store(pool.location, EXPORT_MARKERS)
     markers = [store.fingerprint(shard.name) for shard in pool.shards]
     both = zip(pool.shards, markers, strict=True)

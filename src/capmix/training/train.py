@@ -97,7 +97,7 @@ def read_run(directory: str) -> dict[str, Any]:
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise UserError for settings that are invalid for any data."""
+    """Raise UserError for settings that are invalid regardless of the data."""
     scale = settings.in_full
     check_texts(settings.texts)
     if scale.samples < scale.checkpoints:

@@ -1,4 +1,4 @@
-"""CoCa with random weights, against a plain re-computation of the whole prefix, one at a time."""
+"""CoCa with random weights, compared with recomputing the whole prefix, one image at a time."""
 
 from pathlib import Path
 from typing import Any

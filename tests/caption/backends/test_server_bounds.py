@@ -1,4 +1,4 @@
-"""Caption servers that are slow, endless or wrong on purpose, byte by byte."""
+"""Caption servers that deliberately send slow, endless or invalid responses."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ def captioner(address: str, model: str = "#m", **settings: Any) -> ServerCaption
 
 
 def after_the_first(answer: bytes) -> Reply:
-    """The question about a blank image is answered well."""
+    """Answer the test request with the blank image correctly."""
     return lambda client, asked: client.sendall(answer if asked.number else OK)
 
 
@@ -129,7 +129,7 @@ def test_one_deadline_holds_from_the_connection_to_the_last_byte(name: str, mode
 
 
 def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
-    """The request itself is large: its sending counts."""
+    """The time to send a large request counts."""
     noise = image_bytes(1, kind="PNG")
     large = Sample("k", "u", noise + bytes(12 * 2**20), "png", None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -154,7 +154,7 @@ def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
 
 
 def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listeners whose queue is full answer no connection."""
+    """Listeners with a full queue do not accept connections."""
     full = []
     for _ in range(8):
         listener = socket.socket()
@@ -182,7 +182,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
-    """Of a server that is trusted within the test."""
+    """A certificate that the client trusts during the test."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
@@ -394,7 +394,7 @@ print(peak() - before)
 
 
 def megabytes_at_once(image: bytes, threads: int, max_side: int = 0) -> float:
-    """Growth of the peak memory while as many threads send the image once each."""
+    """Growth of the peak memory in MB while each thread sends the image once."""
 
     def reply(client: socket.socket, asked: Asked) -> None:
         time.sleep(0.1)
@@ -418,7 +418,7 @@ def test_the_format_is_that_of_the_bytes_and_not_of_the_name() -> None:
         captioner(address).prepare(Sample("k", "u", image_bytes(1, kind="PNG"), "jpg", None))
         captioner(address).prepare(Sample("k", "u", image_bytes(1, kind="TIFF"), "tif", None))
     assert b"data:image/png;base64," in asked[-2]
-    assert b"data:image/jpeg;base64," in asked[-1]  # not every server reads TIFF
+    assert b"data:image/jpeg;base64," in asked[-1]  # some servers cannot read TIFF
 
 
 def grey(side: int) -> bytes:
@@ -429,13 +429,13 @@ def grey(side: int) -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_images_that_are_passed_on_are_not_decoded() -> None:
-    """16 of 100 million pixels, of 500 MB each decoded."""
+    """16 images of 100 million pixels, each 500 MB decoded."""
     assert megabytes_at_once(grey(10_000), 16) < 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_memory_of_downscaling_does_not_grow_with_the_threads() -> None:
-    """50 million pixels take 250 MB; two are over the bound."""
+    """50 million pixels take 250 MB; two exceed the limit."""
     image = grey(7_100)
     assert megabytes_at_once(image, 1, 512) < 350
     assert megabytes_at_once(image, 4, 512) < 350

@@ -1,4 +1,4 @@
-"""Real architectures with random weights; parity is with transformers' own `generate`."""
+"""Real architectures with random weights; compared with transformers' `generate`."""
 
 import json
 from pathlib import Path

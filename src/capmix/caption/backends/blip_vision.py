@@ -13,7 +13,7 @@ IMAGES_AT_ONCE = 4
 
 
 def speed_up_blip(model: Any) -> None:
-    """Patch the vision tower of this model instance. Other models than BLIP are not changed."""
+    """Patch the vision tower of this model instance. Models other than BLIP are not changed."""
     for module in model.modules():
         if type(module).__name__ == "BlipAttention" and hasattr(module, "qkv"):
             module.forward = MethodType(_attend, module)
@@ -22,7 +22,7 @@ def speed_up_blip(model: Any) -> None:
 
 
 def _attend(module: Any, hidden_states: Any, **_: Any) -> tuple[Any, None]:
-    """Self-attention of states (N, T, D). Returns None for BLIP's attention weights: never used."""
+    """Compute self-attention of states (N, T, D); None replaces the unused attention weights."""
     from torch.nn.functional import scaled_dot_product_attention
 
     images, tokens, width = hidden_states.shape

@@ -191,7 +191,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _left(until: float) -> float:
-    """Return the seconds until a time of the monotonic clock. Raises TimeoutError if it passed."""
+    """Return the seconds until `until` (monotonic clock). Raises TimeoutError if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("the deadline has passed")

@@ -23,7 +23,7 @@ PHRASES = "phrases.txt"
 
 
 class MiniCaptioner:
-    """Samples phrases whose embeddings are nearest. `temperature` 0 selects the nearest phrase."""
+    """Samples from the phrases with the nearest embeddings. `temperature` 0 selects the nearest."""
 
     extra: ClassVar[str | None] = "mini"
     packages: ClassVar[tuple[str, ...]] = MINI_PACKAGES

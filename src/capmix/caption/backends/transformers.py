@@ -82,7 +82,7 @@ class TransformersCaptioner:
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
-        """Return whether only downloaded files are available. Raises UserError if none are."""
+        """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
         if model.startswith((".", "/", "~")) and not Path(model).is_dir():
             raise UserError(f"captioner {model}: no such folder")

@@ -88,7 +88,7 @@ class TransformersScorer:
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
-        """Return whether only downloaded files are available. Raises UserError if none are."""
+        """Return whether to load only local files. Raises UserError if the model is unavailable."""
         return check_hub(settings.model.removeprefix(PREFIX), f"scorer {settings.model}")
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
