@@ -215,7 +215,7 @@ def test_a_subset_is_trained_on_and_the_run_evaluated(ws: capmix.Workspace, tmp_
     assert [line["samples"] for line in run.metrics()] == [8, 16]
     found = run.evaluate("embedded")
     assert [line["metric"] for line in found.lines] == ["acc1", "mean_recall@1"]
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match="contains a run with different settings"):
         capmix.train(subset, out=str(tmp_path / "run"), **(options | {"seed": 3}))
     with pytest.raises(UserError, match="unknown open_clip model"):
         capmix.train(subset, out=str(tmp_path / "r"), model="none", device="cpu")

@@ -1,4 +1,4 @@
-"""Images in memory: which settings a call takes. (tests/test_workspace.py captions real ones.)"""
+"""Settings of caption_images. (tests/test_workspace.py captions real images.)"""
 
 import sys
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def test_an_option_that_is_unknown_or_out_of_range_is_one_line(model: str) -> No
 
 
 def test_a_language_is_refused(model: str) -> None:
-    expected = "caption_images: language: captions are returned without flags"
+    expected = "caption_images: language: only sets flags"
     with pytest.raises(UserError, match=expected):
         caption_images([], model=model, language="en")
     with pytest.raises(UserError, match=expected):

@@ -39,7 +39,7 @@ def test_train_from_a_pool_with_a_text_a_visit_then_eval(
     shown = capsys.readouterr().out
     assert "wds_tuxpaint-classes_test" in shown
     assert "Average" not in shown
-    assert "holds a run with other settings" in error_of(train, capsys)
+    assert "contains a run with different settings" in error_of(train, capsys)
 
 
 def test_missing_sets_are_named_with_the_command_that_fetches_them(
@@ -53,7 +53,7 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
     shown = capsys.readouterr().out
     assert f"capmix evalsets fetch --out {sets} --tasks mnist,gtsrb" in shown
     assert "Average of 1 of 38" in shown
-    assert "no task of DataComp" in error_of(["eval", model, "--tasks", "x", *where], capsys)
+    assert "not a DataComp task" in error_of(["eval", model, "--tasks", "x", *where], capsys)
     assert main(["evalsets", "list", "--out", sets]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 40

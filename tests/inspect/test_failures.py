@@ -61,7 +61,7 @@ def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -
         "key": "c",
         "status": "dropped",
         "reason": "no_text",
-        "detail": "there is no text to score",
+        "detail": "no text to score",
     }
 
 

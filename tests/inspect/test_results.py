@@ -74,7 +74,7 @@ def test_an_evaluation_shows_itself() -> None:
         "A  acc1  0.5000",
         "Average: 0.5000",
         "<d>: broken",
-        "2 tasks without data, such as b",
+        "2 tasks without data, for example b",
     ]
     assert "&lt;d&gt;: broken" in found._repr_html_()
     assert found.to_table()["acc1"].to_pylist() == [0.5]

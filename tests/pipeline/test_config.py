@@ -25,7 +25,7 @@ HEAD = "pool: p\nwork: w\n"
         ("train: {scale: tiny}\n", "train needs the stage 'mix'"),
         ("mix: {recipes: [raw]}\ntrain: {scale: huge}\n", "--scale huge: expected one of"),
         ("mix: {recipes: [raw]}\ntrain: {seed: 3}\n", "use `seeds`, a list"),
-        ("mix: {recipes: [raw]}\ntrain: {devices: 3}\n", "does not divide by 3 devices"),
+        ("mix: {recipes: [raw]}\ntrain: {devices: 3}\n", "is not divisible by 3 devices"),
         ("evaluate: {tasks: imagenet1k}\n", "evaluate needs the stage 'train'"),
         ("score: [\n", "invalid YAML"),
     ],

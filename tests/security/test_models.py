@@ -138,7 +138,7 @@ def test_remote_code_is_off_and_its_option_is_called_a_danger(
 ) -> None:
     assert CaptionSettings().trust_remote_code is False
     assert main(["caption", "--help"]) == 0
-    assert re.search(r"--trust-remote-code\s+DANGER: runs Python code", capsys.readouterr().out)
+    assert re.search(r"--trust-remote-code\s+DANGER: run Python code", capsys.readouterr().out)
 
 
 def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:
