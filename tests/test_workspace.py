@@ -145,7 +145,7 @@ def test_status_counts_parts(tmp_path: Path) -> None:
 
 
 def test_options_of_a_call_and_of_the_workspace(ws: capmix.Workspace) -> None:
-    with pytest.raises(UserError, match="was made with other settings"):
+    with pytest.raises(UserError, match="was created with different settings"):
         ws.caption("mini", model="mini", captions_per_image=2, seed=5)
     with pytest.raises(UserError, match=r"caption: unknown option 'sead'; did you mean 'seed'"):
         ws.caption("mini", model="mini", sead=5)

@@ -133,7 +133,7 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     assert "Shard 00000, sample 'page0.jpg': 22 bytes" in message
     assert main([*caption, "--max-failures", "0.6"]) == 0
     message = capsys.readouterr().err
-    assert "index: 3 images done before, 4 failed (not_an_image 4), 0 dropped" in message
+    assert "index: 3 images already done, 4 failed (not_an_image 4), 0 dropped" in message
     # Only failures of captioning; failures of the index were reported when it was written.
     assert message.count("1 more; `capmix failures` lists them all") == 1
 

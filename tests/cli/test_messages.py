@@ -120,7 +120,7 @@ def test_a_log_file_is_appended_to_and_has_the_error(place: Path) -> None:
     [
         ("recipes --quiet --verbose", "--quiet and --verbose cannot be combined"),
         ("recipes --progress fast", 'Invalid value "fast" for --progress'),
-        ("recipes --log-file none/log", "--log-file none/log: cannot write it: No such file"),
+        ("recipes --log-file none/log", "--log-file none/log: cannot be written: No such file"),
     ],
 )
 def test_what_is_wrong_is_one_line(place: Path, command: str, message: str) -> None:

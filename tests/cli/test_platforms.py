@@ -86,7 +86,7 @@ def test_names_that_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch, name: s
     check_shard_names([name])
     monkeypatch.setattr(sys, "platform", "win32")
     check_shard_names(["00000", "b/console", "null.x", "a.b"])
-    with pytest.raises(UserError, match="Windows has no file of that name"):
+    with pytest.raises(UserError, match="not a valid file name on Windows"):
         check_shard_names([name])
 
 

@@ -106,7 +106,7 @@ def test_what_is_no_regular_file_is_damage_and_nothing_waits_for_it(
     marker.symlink_to("/dev/zero")
     found = {one.file: one.how for one in work.verify().damaged}
     assert found == {
-        "captions/tags/00000.parquet": "it is no regular file",
-        "captions/tags/00001.parquet": "it is no regular file",
+        "captions/tags/00000.parquet": "not a regular file",
+        "captions/tags/00001.parquet": "not a regular file",
         "samples/00000": "the marker is damaged",
     }

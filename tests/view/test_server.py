@@ -153,7 +153,7 @@ def test_a_work_directory_keeps_its_port() -> None:
     [
         (["--author", ""], "author"),
         (["--author", "a\nb"], "author"),
-        (["--source", "raw"], "source raw is the pool's own text"),
+        (["--source", "raw"], "source raw is reserved for the pool's own text"),
         (["--read-only", "--fold"], "--fold cannot be combined with"),
     ],
 )
