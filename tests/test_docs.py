@@ -1,4 +1,4 @@
-"""The docs are true: the tutorial runs, the example model works, every option has its line."""
+"""The docs are true: getting started runs, the example model works, every option has its line."""
 
 import os
 import re
@@ -25,9 +25,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_tutorial_runs(tmp_path: Path) -> None:
+def test_every_command_of_getting_started_runs(tmp_path: Path) -> None:
     """In order, in one empty folder; what it says of the numbers holds."""
-    text = (DOCS / "tutorial.md").read_text("utf-8")
+    text = (DOCS / "getting-started.md").read_text("utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     assert len(blocks) == 6
     folder = tmp_path / "empty"
