@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-faults fuzz lint setup clean
+.PHONY: demo test test-slow test-docs test-faults fuzz lint setup clean
 
 demo: setup
 	$(BIN)/capmix demo
@@ -13,6 +13,10 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The code blocks of README.md and docs/; one page: `pytest -m docs -k getting-started tests/docs`.
+test-docs: setup
+	$(BIN)/python -m pytest -m docs tests/docs
 
 # Flipped bits and failing storage: some 45 minutes.
 test-faults: setup
