@@ -57,7 +57,7 @@ def annotate(
     config["made_of"] = _made_of(store, pool, folder, settings, scorer)
     done = columns_done(store, pool.shards, name, folder, config)
     if done is not None:
-        log.info("annotate %s: %s samples done before", name, f"{done.ok:,}")
+        log.info("annotate %s: %s samples already done", name, f"{done.ok:,}")
         return done
     with store.scratch() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
