@@ -65,9 +65,7 @@ def test_scores_that_are_not_there_are_answered_with_the_command(
 def test_the_best_of_captions_without_scores_is_answered_the_same(indexed: Workspace) -> None:
     with pytest.raises(UserError, match="^no scores for blip2: run `capmix score --sources blip2`"):
         indexed.table(columns=["blip2_best_text"])
-    with pytest.raises(
-        UserError, match="^--scorer clip: nothing is scored in .*: run `capmix score`"
-    ):
+    with pytest.raises(UserError, match="^--scorer clip: no scores in .*: run `capmix score`"):
         indexed.catalog.scorer("clip")
 
 
@@ -110,7 +108,7 @@ def test_scores_of_a_recipe_are_all_of_one_scorer(
         rows = work.mix(**recipe, scorer=taken).table()
     else:
         rows = work.mix(**recipe).table()
-        assert f"scores are of {taken}; choose" in caplog.text
+        assert f"using the scores of {taken}; to use" in caplog.text
     value = 0.1 * (list(scores).index(taken) + 1)
     assert rows["score"].to_pylist() == pytest.approx([value] * 8)
 
@@ -119,7 +117,7 @@ def test_a_threshold_of_too_few_scores_is_a_warning_with_numbers(
     work: Workspace, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     score(work, "clip", "raw", [0.5, 0.6])
-    words = "threshold(raw_score, 0.5) is undefined: the fraction asks for 4 of 8 samples, and 2 "
+    words = "threshold(raw_score, 0.5) is undefined: the fraction requests 4 of 8 samples, but 2 "
     assert work.mix("raw-top", fraction=0.5, out="s").summary.short == {
         "threshold(raw_score, 0.5)": [4, 2]
     }

@@ -75,20 +75,20 @@ def test_every_allowed_function_is_in_the_docs_and_of_one_kind() -> None:
         ("system.main.pg_sleep(1) is null", "no function 'pg_sleep'"),
         ("version() = 'x'", "no function 'version'"),
         ("pg_postmaster_start_time() is null", "no function 'pg_postmaster_start_time'"),
-        ("#1 is null", "cannot use columns by number"),
+        ("#1 is null", "do not support columns by number"),
         ("levenstein(raw_text, 'x') < 3", "no function 'levenstein'"),
         ("damerau_levenshtein(raw_text, repeat('a', 100000)) > 0", "no function"),
         ("lenght(raw_text) > 3", "no function 'lenght' in recipes; did you mean 'length'?"),
         ("raw_text.upper() = 'X'", "no function 'upper'"),
         ("hash(uid) % 2 = 0", "no function 'hash'"),
-        ("'2020-01-01'::TIMESTAMPTZ > '2019-01-01'", "cannot cast to timestamptz"),
-        ("raw_text::BLOB is null", "cannot cast to blob"),
-        ("raw_text collate nocase = 'x'", "cannot use collations"),
-        ("try(raw_text::INT) = 3", "cannot use operator_try"),
-        ("replace(raw_text, 'a', raw_text) = ''", "replace: expected argument 3 written out"),
-        ("regexp_replace(raw_text, '.', uid, 'g') = ''", "expected argument 3 written out"),
-        ("json_extract(raw_text, '$..*') is null", r"json_extract: a path with \* can stand"),
-        ("array_to_string([uid, key], raw_text) = ''", "expected argument 2 written out"),
+        ("'2020-01-01'::TIMESTAMPTZ > '2019-01-01'", "do not support casts to timestamptz"),
+        ("raw_text::BLOB is null", "do not support casts to blob"),
+        ("raw_text collate nocase = 'x'", "do not support collations"),
+        ("try(raw_text::INT) = 3", "do not support operator_try"),
+        ("replace(raw_text, 'a', raw_text) = ''", "replace: argument 3 must be a literal"),
+        ("regexp_replace(raw_text, '.', uid, 'g') = ''", "argument 3 must be a literal"),
+        ("json_extract(raw_text, '$..*') is null", r"json_extract: \* is not supported in paths"),
+        ("array_to_string([uid, key], raw_text) = ''", "argument 2 must be a literal"),
     ],
 )
 def test_what_changes_or_has_no_bound_is_refused(condition: str, message: str) -> None:
@@ -180,7 +180,7 @@ def test_allowed_functions_stay_within_memory_whatever_is_made_of_them(tmp_path:
     ],
 )
 def test_an_expression_whose_texts_could_grow_without_end_is_refused(condition: str) -> None:
-    with pytest.raises(UserError, match="clause 1: its texts could grow to .* times those of a"):
+    with pytest.raises(UserError, match="clause 1: its texts could grow to .* times the size of a"):
         parse(condition, "clause 1")
 
 

@@ -227,10 +227,10 @@ def test_a_subset_of_texts_that_were_written_again_is_refused() -> None:
     here.mix(top("mini"))
     newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
     again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})
-    told = "out refers to .*captions/mini, of which shard 00000 was .*`capmix mix --out out`"
-    with pytest.raises(UserError, match=told):
+    expected = "out refers to .*captions/mini, whose shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=expected):
         again.rows()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         SubsetRows.pinned(again.store, "out").refuse_stale()
 
 
@@ -243,10 +243,10 @@ def test_a_subset_that_has_its_texts_is_refused_once_its_samples_are_others() ->
     assert [row["text"] for row in again.rows()] == ["b", "c"]
     other = Made("2" * 32, "another picture", 0.2, {"mini": ["c", "d"]}, {"mini": [0.2, 0.2]})
     replaced = HandMade(Path(here.store.root), {"00000": [ONE, other]})
-    told = "out refers to .*samples, of which shard 00000 was .*`capmix mix --out out`"
-    with pytest.raises(UserError, match=told):
+    expected = "out refers to .*samples, whose shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=expected):
         replaced.rows()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         SubsetRows.pinned(replaced.store, "out").refuse_stale()
 
 

@@ -106,13 +106,13 @@ def test_a_list_selects_by_uid_or_by_key(
     (tmp_path / "names.txt").write_text(f"{3:032x}\n0006\n\nnobody\n")
     with caplog.at_level(logging.WARNING, "capmix"):
         assert caption(work, uids=str(tmp_path / "names.txt")) == 2
-    assert "1 of 3 are not in the pool, such as 'nobody'" in caplog.text
+    assert "1 of 3 are not in the pool, for example 'nobody'" in caplog.text
     np.save(tmp_path / "uids.npy", np.array([(0, 3), (0, 9)], PAIR))
     assert caption(work, uids=str(tmp_path / "uids.npy")) == 1
 
 
 def test_a_selection_of_nothing_and_a_bad_one_are_one_line(work: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--where raw_text = 'x': no sample of the pool"):
+    with pytest.raises(UserError, match="--where raw_text = 'x': selects no sample"):
         caption(work, where="raw_text = 'x'")
     with pytest.raises(UserError, match="--where"):
         caption(work, where="nothing > 3")

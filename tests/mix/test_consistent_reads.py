@@ -38,7 +38,7 @@ def test_a_mix_during_caption_force_is_refused(
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
     with pytest.raises(
-        UserError, match="captions/tags/0000[01] was written again while it was read"
+        UserError, match="captions/tags/0000[01] was rewritten while it was being read"
     ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
@@ -63,7 +63,7 @@ def test_parts_without_digests_are_looked_at_again_at_the_end(
         again(tmp_path, "second")
 
     monkeypatch.setattr(mixing, "kept_rows", interrupted)
-    with pytest.raises(UserError, match="was written again while it was read"):
+    with pytest.raises(UserError, match="was rewritten while it was being read"):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
 
@@ -77,7 +77,7 @@ def test_stale_scores_are_refused_where_the_texts_are_not_even_read(
         "name: t\nabout: raw where the caption scores\n"
         "clauses:\n  - {source: raw, where: tags_score > 0}\n"
     )
-    with pytest.raises(UserError, match="scored before its texts in captions/tags were written"):
+    with pytest.raises(UserError, match="in captions/tags were rewritten after it was scored"):
         work.mix(str(recipe))
 
 
@@ -115,7 +115,9 @@ def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path)
         here.write_bytes(kept.read_bytes())
     recipe = tmp_path / "texts.yaml"
     recipe.write_text("name: t\nabout: captions\nclauses:\n  - {source: tags}\n")
-    with pytest.raises(UserError, match="captions/tags contains parts of two settings: shard 0000"):
+    with pytest.raises(
+        UserError, match="captions/tags contains parts with different settings: shard 0000"
+    ):
         work.mix(str(recipe))
 
 
@@ -132,7 +134,7 @@ def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
         world.mix(work, tmp_path, 1)
 
     monkeypatch.setattr(exporting, "chosen_samples", interrupted)
-    with pytest.raises(UserError, match="subset s was written again while it was read"):
+    with pytest.raises(UserError, match="subset s was rewritten while it was being read"):
         world.export(work, str(tmp_path / "out"))
     monkeypatch.setattr(exporting, "chosen_samples", real)
     world.export(work, str(tmp_path / "out"))
@@ -170,7 +172,7 @@ def test_an_export_of_stale_texts_is_refused_before_anything_is_removed(
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     again(tmp_path, "second")
     for form in ("webdataset", "csv"):
-        with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+        with pytest.raises(UserError, match="subset s refers to .*captions/tags, whose shard"):
             work.export("s", tmp_path / "out", format=form)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
@@ -191,7 +193,7 @@ def test_training_on_stale_texts_is_refused_at_once(work: Workspace, tmp_path: P
 
     world.mix(work, tmp_path)
     again(tmp_path, "second")
-    with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+    with pytest.raises(UserError, match="subset s refers to .*captions/tags, whose shard"):
         _ = PoolSubset(work.pool, work.store, "s").shards
 
 
@@ -199,5 +201,5 @@ def test_a_pool_that_lacks_a_shard_of_a_subset_is_one_line(work: Workspace, tmp_
     world.mix(work, tmp_path)
     (tmp_path / "pool/00001.tar").unlink()
     fresh = world.opened(tmp_path, str(tmp_path / "work"))
-    with pytest.raises(UserError, match="has no shard 00001 that the subset s takes samples from"):
+    with pytest.raises(UserError, match="subset s uses shard 00001, which is not in pool"):
         fresh.export("s", tmp_path / "out")

@@ -176,7 +176,9 @@ def test_clip_score_keeps_none_where_too_few_have_a_score(tmp_path: Path, scored
     work = metadata_pool(tmp_path, rows)
     from_top = sorted((r["score"] for r in rows if r["score"] is not None), reverse=True)
     if len(from_top) <= 60:
-        with pytest.raises(UserError, match="so few samples have a value that DataComp keeps none"):
+        with pytest.raises(
+            UserError, match="too few samples have a value, so DataComp's rule keeps none"
+        ):
             kept(work, "datacomp-clip-score", score="score", fraction=0.3)
         return
     least = np.float32(from_top[60])

@@ -101,16 +101,16 @@ def test_a_composed_text_has_no_score(here: HandMade) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{m", "a { that is not closed"),
-        ("m}", "a single }"),
-        ("{}", "nothing between { and }"),
+        ("{m", "unclosed {"),
+        ("m}", "unmatched }"),
+        ("{}", "empty expression between { and }"),
         ("{m +}", "syntax error"),
         ("{random()}", "no function 'random'"),
         ("{blip}", "no column 'blip'"),
-        ("{threshold(m_score, 0.3)}", "a threshold is of conditions"),
+        ("{threshold(m_score, 0.3)}", "thresholds are not supported in texts"),
         ("{repeat(m, 1000)}", "no function 'repeat'"),
         ("{length(width)}", "clause 'm as .*Binder Error"),
-        ("x" * 10_001, "over 10,000 letters"),
+        ("x" * 10_001, "more than 10,000 characters"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named(here: HandMade, text: str, message: str) -> None:
