@@ -172,7 +172,7 @@ def test_a_source_can_be_the_reference_and_nobody_elses_is_refused(tmp_path: Pat
     here = HandMade(fresh_folder(), {"00000": made})
     found = measure_references(population(here), "source:human", java=False)
     assert set(found["sources"]) == {"raw", "mini"}
-    with pytest.raises(UserError, match="no texts of that source"):
+    with pytest.raises(UserError, match="no such source"):
         measure_references(population(here), "source:nobody")
-    with pytest.raises(UserError, match="no sample of the pool has any"):
+    with pytest.raises(UserError, match="no sample of the pool has a reference"):
         measure_references(population(here), coco(tmp_path / "c.json"))
