@@ -4,10 +4,11 @@
 
 Each photo is decoded at full and at half scale. Photos are by default matplotlib's sample image
 and, if installed, the two of scikit-learn; they are cropped to multiples of 16 pixels, because
-capmix reduces only images with even sides. Both versions are resized as for CLIP (bicubic, shorter
-side, center crop) to input sides for which the half scale is 1 to 3 times as large as needed.
-Prints the difference of the two inputs in levels of 255 (the mean, and the share of values that
-differ by more than 4), then the time to decode 12 megapixels for an input side of 224 pixels.
+capmix reduces an image only if the scale divides its sides. Both versions are resized as for CLIP
+(bicubic, shorter side, center crop) to input sides for which the half scale is 1 to 3 times as
+large as needed. Prints the difference of the two inputs in levels of 255 (the mean, and the share
+of values that differ by more than 4), then the time to decode 12 megapixels for an input side of
+224 pixels.
 """
 
 import io

@@ -11,7 +11,7 @@ SETTINGS = MeasureSettings(topics=2, map_points=20)
 
 
 class ByFirstWord:
-    """A text tower that knows dogs and cars, and a little more."""
+    """A text tower whose vectors depend on the words of a text, mostly on dog and car."""
 
     name = "words"
     settings = {"model": "words"}  # noqa: RUF012

@@ -28,7 +28,7 @@ REFERENCES = [
 
 
 def plain_cider(candidates: list[str], references: list[list[str]]) -> float:
-    """Vedantam et al. 2015, with the Gaussian penalty on lengths (sigma 6) that COCO's code has."""
+    """CIDEr of Vedantam et al. 2015, with the Gaussian length penalty (sigma 6) of COCO's code."""
 
     def grams(text: str) -> Counter:
         words = text.split()
@@ -53,7 +53,7 @@ def plain_cider(candidates: list[str], references: list[list[str]]) -> float:
     for candidate, of_image in zip(candidates, references, strict=True):
         value = 0.0
         for reference in of_image:
-            # COCO's code takes the number of bigrams for a text's length.
+            # COCO's code uses the number of bigrams as the length of a text.
             difference = len(candidate.split()) - len(reference.split())
             penalty = math.exp(-(difference**2) / (2 * 6.0**2))
             for a, b in zip(vectors(candidate), vectors(reference), strict=True):
@@ -73,7 +73,7 @@ def test_cider_equals_a_plain_computation() -> None:
 @pytest.mark.skipif(not has_java(), reason="pycocoevalcap's tokeniser needs Java")
 @pytest.mark.slow
 def test_metrics_are_pycocoevalcaps() -> None:
-    """On texts with punctuation and capitals, through its own tokeniser."""
+    """Texts have punctuation and capitals and pass through pycocoevalcap's own tokenizer."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor

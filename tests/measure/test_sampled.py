@@ -78,7 +78,7 @@ def test_texts_without_any_score_are_measured(tmp_path: Path) -> None:
 
 
 def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
-    """Four captions, of which one loops; the recipe leaves it out."""
+    """One of four captions repeats itself; the recipe excludes it."""
     pool = write_pool(tmp_path / "pool", shards=1, samples=4)
     texts = ["a dog", "ray ban ray ban ray ban", "a cat", "the sea"]
     (tmp_path / "c.csv").write_text(

@@ -1,4 +1,4 @@
-"""What mix says about scores: which scorer it takes, which are missing, where too few are there."""
+"""Messages of mix about scores: the chosen scorer, missing scores, and too few scores."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,14 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def work(indexed: Workspace, tmp_path: Path) -> Workspace:
-    """A copy of its own, of the same pool."""
+    """Return a separate copy of the work directory for the same pool."""
     shutil.copytree(indexed.store.root, tmp_path / "work")
     return open_workspace(indexed.pool.location, str(tmp_path / "work"))
 
 
 def score(work: Workspace, scorer: str, source: str, values: Sequence[float]) -> None:
-    """Import scores of the first samples; those of a scorer `model...` as if capmix had run it."""
+    """Import scores of the first samples; for scorers named `model...`, as if capmix had run
+    them."""
     file = Path(work.store.root) / "scores.csv"
     rows = zip(UIDS, values, strict=False)
     file.write_text("uid,score\n" + "".join(f"{uid},{value}\n" for uid, value in rows))
@@ -124,7 +125,7 @@ def test_a_threshold_of_too_few_scores_is_a_warning_with_numbers(
     assert f"recipe s: {words}have a value; each of them passes" in caplog.text
     assert any(words in line for line in work.subset("s").summary.lines())
     asked = ["mix", "--work", work.store.root, "--recipe", "raw-top", "--fraction", "0.5"]
-    for _ in range(2):  # the second finds the subset
+    for _ in range(2):  # the second time, the subset exists
         assert main([*asked, "--strict", "--out", "t"]) == 2
         assert words in capsys.readouterr().err
     assert work.subsets() == ["s"]

@@ -1,4 +1,4 @@
-"""No name of a source, scorer, annotation or pool field stands for two things in recipes."""
+"""Names of sources, scorers, annotations and pool fields are never ambiguous in recipes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,6 +110,6 @@ def test_a_name_of_two_meanings_is_refused_where_it_is_given(
     (tmp_path / "work/embeddings/x/image").mkdir(parents=True)
     name, *options = command.format(file=file).split()
     assert main([name, *options, "--work", str(tmp_path / "work")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "choose another name" in told
-    assert "\n" not in told
+    error = capsys.readouterr().err.strip()
+    assert "choose another name" in error
+    assert "\n" not in error

@@ -1,4 +1,4 @@
-"""Readers keep to the parts that they began with: nothing old is joined with something new."""
+"""Readers use the versions of parts that they started with, and never join old and new parts."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def again(tmp_path: Path, field: str) -> None:
 def test_a_mix_during_caption_force_is_refused(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The captions are written again once the mix has read the markers, and before their texts."""
+    """The captions are rewritten after mix has read the markers, but before it reads the texts."""
     real = mixing.find_thresholds
 
     def interrupted(*arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def test_a_mix_during_caption_force_is_refused(
 def test_parts_without_digests_are_looked_at_again_at_the_end(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As capmix 0.1 wrote them: captions of the same length differ in nothing that a size tells."""
+    """Parts of capmix 0.1 have no digests, and captions of the same length have the same size."""
     import json
 
     for path in (tmp_path / "work/.markers").rglob("*.json"):
@@ -55,7 +55,7 @@ def test_parts_without_digests_are_looked_at_again_at_the_end(
         del value["check"]
         files = {name: about["bytes"] for name, about in value["files"].items()}
         path.write_text(json.dumps(value | {"format": 1, "files": files}))
-    world.score(work)  # made from markers that read otherwise now
+    world.score(work)  # the rewritten markers made the scores stale
     real = mixing.kept_rows
 
     def interrupted(*arguments: Any) -> Any:
@@ -84,7 +84,7 @@ def test_stale_scores_are_refused_where_the_texts_are_not_even_read(
 def test_a_shard_whose_input_is_written_again_is_tried_again(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scoring reads the captions of a shard; then they are written again, before it has ended."""
+    """The captions of a shard are rewritten after scoring has read them and before it finishes."""
     again(tmp_path, "second")
     real, done = Store.read_table, []
 
@@ -105,7 +105,7 @@ def test_a_shard_whose_input_is_written_again_is_tried_again(
 
 
 def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path) -> None:
-    """`caption --force` that was stopped after the first shard."""
+    """`caption --force` was interrupted after the first shard."""
     before = tmp_path / "work/.markers/captions/tags/00001.json", tmp_path / "kept.json"
     part = tmp_path / "work/captions/tags/00001.parquet", tmp_path / "kept.parquet"
     for here, kept in (before, part):
@@ -144,7 +144,7 @@ def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
 def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions in the index as it was would be those of other samples."""
+    """Positions in the old index would refer to other samples in the new one."""
     import os
 
     from capmix.annotate import imported

@@ -1,4 +1,4 @@
-"""Functions whose time grows faster than their text."""
+"""Functions whose time grows faster than the length of their text."""
 
 import time
 

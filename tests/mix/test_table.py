@@ -1,4 +1,4 @@
-"""Tables of a workspace: whose scores they hold, and columns whose type differs by shard."""
+"""Tables of a workspace: the scorer of their scores, and columns whose type differs by shard."""
 
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_scorer_has_the_names_of_its_model_too(
 
 
 def metadata(folder: Path, *columns: pa.Array) -> Workspace:
-    """A pool of metadata alone: a shard of two rows for each array, which is its column x."""
+    """A metadata pool with one shard of two rows for each array, which is its column x."""
     (folder / "pool").mkdir()
     for number, column in enumerate(columns):
         uids = [f"{2 * number + row:032x}" for row in range(2)]

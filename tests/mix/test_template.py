@@ -1,4 +1,4 @@
-"""Texts that recipes compose: what Python would make of them, the same wherever they are read."""
+"""Text templates of recipes: equal to Python's results, and the same for all readers."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def here() -> HandMade:
 
 
 def texts(here: HandMade, *clauses: dict[str, str], **more: Any) -> list[tuple[str, str]]:
-    """The first digit of each row's uid, and its text."""
+    """Return the first digit of each row's uid, and its text."""
     recipe = Recipe(name="mine", about="", clauses=[Clause(**one) for one in clauses], **more)
     here.mix(recipe, "s")
     return [(row["uid"][0], row["text"]) for row in here.rows("s")]

@@ -24,7 +24,7 @@ from capmix.storage.store import Store
 PART = f"{MEASURES}/sampled"
 DEFAULTS = defaults_of(MeasureSettings)
 OPENING_WORDS, OPENINGS = 4, 20
-SHARDS_OF_CAPTIONS = 50  # shards in which several captions of the same image are compared
+SHARDS_OF_CAPTIONS = 50  # shards whose captions of the same image are compared
 TEXTS_AT_ONCE = 500
 
 

@@ -80,8 +80,8 @@ class Catalog:
             wanted = named if named in found else wanted
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
-        if wanted is None and (computed := self._the_computed(found)):
-            return self._announced(computed, found)
+        if wanted is None and (computed := self._only_computed(found)):
+            return self._log_choice(computed, found)
         if not found:
             named = f"--scorer {wanted}: " if wanted else ""
             raise UserError(f"{named}no scores in {self.store.root}: run `capmix score`")
@@ -152,10 +152,10 @@ class Catalog:
     def _scorer_of(self, scored: Mapping[str, Sequence[str]], names: Collection[str]) -> str | None:
         asked = scored_sources(names, self.sources())
         covering = [one for one, of_one in scored.items() if asked and asked <= set(of_one)]
-        found = covering[0] if len(covering) == 1 else self._the_computed(covering, asked)
-        return found and self._announced(found, scored)
+        found = covering[0] if len(covering) == 1 else self._only_computed(covering, asked)
+        return found and self._log_choice(found, scored)
 
-    def _the_computed(
+    def _only_computed(
         self, scorers: Collection[str], sources: Collection[str] | None = None
     ) -> str | None:
         """Return the only one of `scorers` whose scores were not imported for any of `sources`
@@ -171,7 +171,7 @@ class Catalog:
         markers = map(self._first_marker, folders)
         return any(marker is not None and "import" in marker.config for marker in markers)
 
-    def _announced(self, scorer: str, others: Collection[str]) -> str:
+    def _log_choice(self, scorer: str, others: Collection[str]) -> str:
         """Return the chosen scorer, and log the choice once."""
         rest = ", ".join(sorted(set(others) - {scorer}))
         line = f"using the scores of {scorer}; to use {rest}, set --scorer"

@@ -126,7 +126,7 @@ def mix(
         raise UserError(f"--out {called}: expected letters, digits and . _ + -")
     name = f"{SUBSETS}/{called}"
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
-    lists = {one: UidList(path) for one, path in settings.uids.items() if _asked(plan, one)}
+    lists = {one: UidList(path) for one, path in settings.uids.items() if _uses_list(plan, one)}
     parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
     config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
@@ -266,5 +266,5 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
     )
 
 
-def _asked(plan: RecipePlan, name: str) -> bool:
+def _uses_list(plan: RecipePlan, name: str) -> bool:
     return LIST_COLUMN.format(name) in plan.lists

@@ -473,7 +473,9 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
             k[here] = one.best[samples[here]]
     score = np.stack([one.score for one in texts])[clauses, samples]
     composes = np.array([step.text is not None for step in plan.steps])
-    score[composes[clauses]] = np.nan  # the score is that of the source's text
+    score[composes[clauses]] = (
+        np.nan
+    )  # the score belongs to the source's text, not to the composed one
     once = plan.recipe.keep == "first"
     return Kept(
         list(batch.shards),
