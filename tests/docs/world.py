@@ -253,6 +253,7 @@ def environment(folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),
         "MPLBACKEND": "Agg",
+        "OMP_WAIT_POLICY": "PASSIVE",  # small models on shared cores: no thread spins
         "COLUMNS": "100",
         "NO_COLOR": "1",
     }
