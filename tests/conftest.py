@@ -2,6 +2,7 @@ import os
 
 import hypothesis
 import pytest
+from browser import NEEDS_CHROMIUM
 
 from capmix.mini.image_tower import LiteTower
 
@@ -19,6 +20,13 @@ def tower() -> LiteTower:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reasons = [mark.kwargs.get("reason") for mark in item.iter_markers("skipif")]
+        if NEEDS_CHROMIUM in reasons:
+            item.add_marker(pytest.mark.browser)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -304,7 +304,7 @@ def test_a_composed_text_is_not_written_for_another_picture_of_the_same_name(
     again = open_workspace(work=str(tmp_path / "work"))
     again.index()
     place = {} if "sidecars" in options else {"out": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="subset sks refers to .*samples, of which shard"):
+    with pytest.raises(UserError, match="subset sks refers to .*samples, whose shard"):
         again.export("sks", **place, **options)
     assert not (tmp_path / "out").exists()
 

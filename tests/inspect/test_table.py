@@ -84,7 +84,7 @@ def test_a_condition_is_that_of_recipes(ws: capmix.Workspace) -> None:
     ("where", "message"),
     [
         ("widht > 3", r"^where 'widht > 3': no column 'widht'; .*did you mean 'width'\?"),
-        ("uid in (select 1)", "a recipe cannot use sub-queries"),
+        ("uid in (select 1)", "recipes do not support sub-queries"),
         ("raw_text + 1 > 2", "where 'raw_text"),
         ("read_text('/etc/passwd') = ''", "no function 'read_text' in recipes"),
     ],

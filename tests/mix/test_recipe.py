@@ -21,7 +21,9 @@ def test_parameters_fill_name_and_clauses() -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1.5, -0.1, "30%", True, float("nan")])
 def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
-    with pytest.raises(UserError, match="fraction .*expected a number over 0 and at most 1"):
+    with pytest.raises(
+        UserError, match="fraction .*expected a number greater than 0 and at most 1"
+    ):
         load_recipe("raw-top", {"fraction": fraction})
 
 
@@ -65,5 +67,5 @@ def test_a_base_of_a_base_and_braces_of_a_regex(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_end_is_refused() -> None:
-    with pytest.raises(UserError, match="over 10,000 subsets"):
+    with pytest.raises(UserError, match="more than 10,000 subsets"):
         combinations({f"p{number}": list(range(10)) for number in range(8)})

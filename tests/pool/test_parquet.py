@@ -115,7 +115,7 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     settings = MixSettings(npy=True)
     assert np.isnan(scores).any()
     if np.isnan(threshold):
-        with pytest.raises(UserError, match="DataComp keeps none"):
+        with pytest.raises(UserError, match="DataComp's rule keeps none"):
             work.mix("datacomp-clip-score", settings, **parameters, out="top")
     else:
         work.mix("datacomp-clip-score", settings, **parameters, out="top")

@@ -451,7 +451,7 @@ def test_other_stages_take_edits_as_any_source(work: Workspace, tmp_path: Path) 
     act(one, FIRST, text="a blue kite", base="web")
     one.save()
     assert one.sample("00000", FIRST)["review"]["score"] is None
-    with pytest.raises(UserError, match="scored before its texts"):
+    with pytest.raises(UserError, match="were rewritten after it was scored"):
         work.mix("synthetic-top", fraction=0.5, synthetic="edited")
     with pytest.raises(UserError, match="holds captions that a model wrote"):
         work.import_captions(
