@@ -33,8 +33,22 @@ test-docs: setup
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html
 
+# Every benchmark at its smallest size: shows that the scripts run, not figures to quote.
 bench: setup
-	$(BIN)/python -m pytest -m bench
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/caption.py 16 8
+	$(BIN)/python benchmarks/score.py 64
+	$(BIN)/python benchmarks/evaluate.py 20
+	$(BIN)/python benchmarks/train.py --images 100 --samples 256
+	$(BIN)/python benchmarks/train_data.py
+	$(BIN)/python benchmarks/engine.py --shards 8 --samples 200 --rounds 2
+	$(BIN)/python benchmarks/import_rows.py --millions 0.1 --rounds 1
+	$(BIN)/python benchmarks/mix.py --millions 0.2 --rounds 1
+	$(BIN)/python benchmarks/measure.py 0.1 1
+	$(BIN)/python benchmarks/export.py --samples 1000 --rounds 1
+	$(BIN)/python benchmarks/object_storage.py --rounds 1
+	$(BIN)/python benchmarks/view.py --millions 0.2 --rows-per-shard 10000
+	$(BIN)/python benchmarks/gpu.py --small
 
 fuzz: setup
 	$(BIN)/pip install --quiet atheris

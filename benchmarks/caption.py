@@ -1,18 +1,18 @@
-"""Images per second of captioning with BLIP-base (true architecture, random weights) on a CPU.
+"""Images per second of captioning with BLIP-base (original architecture, random weights) on a CPU.
 
     python benchmarks/caption.py [IMAGES [TOKENS]]
 
-On the same JPEGs of web size, model loading left out:
+All ways caption the same 640 x 480 JPEGs; the time to load the model is excluded:
 
-- the plain loop that most people write: decode, processor, `generate` with the paper's sampling;
-- the same fed by a DataLoader, as the paper authors' dataset2metadata works;
-- data-juicer's image_captioning_mapper, where it is installed, with its own batch size; its cap of
-  128 tokens is brought to the length of the others, which is to its advantage;
-- one image at a time, as many scripts do;
-- capmix's stage, tar to part.
+- a plain loop: decode, processor, `generate` with the paper's sampling;
+- the same loop with a DataLoader, as in the paper authors' dataset2metadata;
+- data-juicer's image_captioning_mapper, if installed, with its own batch size; its limit of 128
+  tokens is lowered to that of the others, which is to its advantage;
+- one image at a time, as in many scripts;
+- capmix's stage, from tar to part.
 
-Random weights never end a caption, so each has TOKENS tokens (40, the paper's longest). Ratios are
-to the best batch size of the plain loop among those printed.
+A model with random weights never ends a caption, so every caption has TOKENS tokens (default: 40,
+the paper's maximum). Ratios are relative to the plain loop with batch size 32.
 """
 
 import io
@@ -141,7 +141,7 @@ def _decode(data: bytes) -> Image.Image:
 
 
 def write_pool(folder: Path, count: int) -> list[bytes]:
-    """A tar of `count` smooth JPEGs of 640 x 480 with short texts; returns the images."""
+    """Write a tar of `count` smooth 640 x 480 JPEGs with short texts; return the images."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     images = []

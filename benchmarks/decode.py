@@ -1,12 +1,14 @@
-"""What decoding a JPEG at a smaller scale changes in a model's input, and what it saves.
+"""Effect of decoding JPEGs at reduced scale: the difference in a model's input, and the time saved.
 
     python benchmarks/decode.py [JPEG ...]
 
-Each photo (by default matplotlib's sample and, where it is installed, scikit-learn's two; cut to
-even sides, as the reader wants them) is decoded in full and at half scale; both are resized as CLIP
-does (bicubic, shorter side, centre crop) to sides that leave the half scale 1 to 3 times what is
-needed. Printed is the difference of the two inputs in levels of 255: mean, and the share of values
-that differ by more than 4. Then the time of decoding 12 megapixels for a side of 224 pixels.
+Each photo is decoded at full and at half scale. Photos are by default matplotlib's sample image
+and, if installed, the two of scikit-learn; they are cropped to multiples of 16 pixels, because
+capmix reduces an image only if the scale divides its sides. Both versions are resized as for CLIP
+(bicubic, shorter side, center crop) to input sides for which the half scale is 1 to 3 times as
+large as needed. Prints the difference of the two inputs in levels of 255 (the mean, and the share
+of values that differ by more than 4), then the time to decode 12 megapixels for an input side of
+224 pixels.
 """
 
 import io
@@ -34,7 +36,9 @@ def main() -> None:
         print(f"{ratio:<26}{differences.mean():>12.2f}{(differences > 4).mean():>15.2%}")
     large = _encoded(Image.open(photos[0]).convert("RGB").resize((4000, 3000)))
     full, scaled = _milliseconds(large, None), _milliseconds(large, 224)
-    print(f"12 megapixels: {full:.0f} ms in full, {scaled:.0f} ms scaled, {full / scaled:.1f} x")
+    print(
+        f"12 megapixels: {full:.0f} ms full scale, {scaled:.0f} ms reduced, {full / scaled:.1f} x"
+    )
 
 
 def _samples() -> list[Path]:

@@ -1,12 +1,12 @@
-"""What the engine itself costs, over a pool of real tars.
+"""Overhead of the engine on a pool of tars.
 
     python benchmarks/engine.py [--shards 40] [--samples 1000] [--rounds 5] [--ray]
 
-The floor is the bare shard reader: every sample of every shard, one after the other in this
-process. Against it a stage that keeps every sample's key, run by the local engine; its target is
-90 % of the floor. Then the same by a process a core, and by as many Ray actors; the target is 80 %
-of the former. Last a captioner that does nothing, with the threads, flags and rows of captioning.
-Ways take turns, and medians are compared.
+The baseline is the bare shard reader: it reads every sample of every shard sequentially in this
+process. It is compared with a minimal stage, which stores only keys, in the local engine (target:
+90 % of the baseline's rate), in one process per core, and in one Ray actor per core (target: 80 %
+of the rate with processes). The last way is a captioner that does nothing, with the threads, flags
+and rows of captioning. The ways alternate, and medians are compared.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from capmix.models.index import pool_inputs
 from capmix.pool import Pool, Sample, Shard, open_pool
 from capmix.workspace import open_workspace
 
-FLOOR, SEVERAL = "bare shard reader", "local, a process a core"
+FLOOR, SEVERAL = "bare shard reader", "local, process per core"
 
 
 class NullCaptioner:
-    """The same caption for every image."""
+    """Returns the same caption for every image."""
 
     settings: dict[str, Any] = {"model": "null"}  # noqa: RUF012
     batch_size, workers = 64, 2
@@ -58,7 +58,7 @@ def captions(pool: Pool) -> list[Stage]:
 
 
 def keys(pool: Pool) -> list[Stage]:
-    """A stage that does next to nothing."""
+    """Return a minimal stage, which stores only the keys of samples."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         found = []
@@ -72,7 +72,7 @@ def keys(pool: Pool) -> list[Stage]:
 
 
 def read(pool: Path, _: Path) -> None:
-    """The floor."""
+    """Read every sample: the baseline."""
     opened = open_pool(str(pool))
     for shard in opened.shards:
         for _sample in opened.read(shard):
@@ -101,7 +101,7 @@ def main() -> None:
     }
     if options.ray:
         actors = EngineSettings(name="ray", workers=cores())
-        ways["ray, an actor a core"] = partial(run, keys, actors)
+        ways["ray, actor per core"] = partial(run, keys, actors)
         _start_ray()
     ways["local, null captioner"] = partial(run, captions, here)
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def write_pool(folder: Path, shards: int, samples: int) -> Path:
-    """Photographs of some 25 kB, as pools of the web have them on average."""
+    """Write a pool of JPEGs of about 25 kB, the average of web-crawled pools."""
     folder.mkdir(parents=True)
     photo = image_bytes(1, (1200, 900))
     photo += bytes(25_000 - len(photo)) if len(photo) < 25_000 else b""
@@ -139,7 +139,7 @@ def write_pool(folder: Path, shards: int, samples: int) -> Path:
 
 
 def _start_ray() -> None:
-    """Before the clock starts; its workers find the modules of this file."""
+    """Start Ray before the timing, with workers that can import the modules that this file uses."""
     import ray
 
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]

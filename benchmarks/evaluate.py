@@ -1,11 +1,12 @@
-"""Seconds for ten zero-shot tasks with ViT-B-32 (random weights): capmix and CLIP_benchmark.
+"""Time of ten zero-shot tasks with ViT-B-32 (random weights): capmix and CLIP_benchmark.
 
     python benchmarks/evaluate.py [IMAGES PER TASK]
 
-End to end from the shell, as people run it: `clip_benchmark eval` once a task (float32, its own
-loader), `capmix eval` once for all. Eight classification tasks of 12 classes and 4 templates, of
-which three share their classes, as ImageNet's shifts do, and two their images, as CLEVR's do; two
-retrieval tasks with five captions an image. The metrics must be equal.
+Both run end to end from the shell: `clip_benchmark eval` once per task (float32, its own loader),
+`capmix eval` once for all tasks. There are eight classification tasks with 12 classes and 4
+templates, of which three share their classes (as ImageNet's shifts do) and two their images (as
+CLEVR's tasks do), and two retrieval tasks with five captions per image. Exits with an error if the
+metrics differ.
 """
 
 import json
@@ -44,7 +45,9 @@ def main() -> None:
         for name, metrics in theirs.items():
             for metric, value in metrics.items():
                 if abs(ours[name][metric] - value) > 1e-6:
-                    raise SystemExit(f"{name}, {metric}: {ours[name][metric]}, theirs {value}")
+                    raise SystemExit(
+                        f"{name}, {metric}: capmix {ours[name][metric]}, CLIP_benchmark {value}"
+                    )
         print(f"clip_benchmark, task by task  {their_seconds:6.1f} s")
         print(f"capmix eval                   {our_seconds:6.1f} s")
         print(f"ratio                         {their_seconds / our_seconds:6.2f} x")
@@ -64,7 +67,7 @@ def _write_model(folder: Path) -> str:
 
 
 def _write_sets(root: Path, images: int) -> dict[str, str]:
-    """Names of the sets with their kinds."""
+    """Write the evaluation sets; return their names with the kind of each task."""
     tasks = {}
     for number in range(8):
         start = 0 if number < 3 else number
@@ -77,7 +80,7 @@ def _write_sets(root: Path, images: int) -> dict[str, str]:
             root / f"wds_task{number}_test", labels, classes, TEMPLATES, first_image=first
         )
         tasks[f"wds_task{number}_test"] = "zeroshot_classification"
-    # It knows sets of captions by their names alone.
+    # CLIP_benchmark recognizes retrieval sets only by their names.
     for number, name in ((8, "wds_flickr30k_test"), (9, "wds_mscoco_captions_test")):
         captions = [
             [f"{WORDS[(i + j) % 16]} and {WORDS[(3 * i + j) % 16]} {i} {j}" for j in range(5)]

@@ -1,19 +1,21 @@
-"""Reading, indexing and exporting a pool of tars, beside plain ways to copy it.
+"""Time of reading, indexing and exporting a pool of tars, compared with copying it.
 
     python benchmarks/export.py [--samples N] [--rounds N] [--against SRC]
 
-Pools in DataComp's form (images of 12 kB and 50 kB that do not compress, json of 1 kB, PAX headers)
-and a subset of all of each. For every way: microseconds of CPU (user and system, of child processes
-too) and of wall time a sample, medians over rounds in which the ways alternate. Each run is a
-process of its own that measures after a warm-up, so that imports do not count:
+The pools are in DataComp's format (incompressible images of 12 kB and 50 kB, 1 kB of JSON, PAX
+headers); the subset contains all samples. Prints, for every way, microseconds per sample of CPU
+time (user and system, including child processes) and of wall time: medians over rounds in which the
+ways alternate. Each run of capmix is a separate process that measures after a warm-up, so imports
+are excluded:
 
-read     every sample of every shard, parsed
-index    the stage of `capmix index`, with its parts
-export   the whole command in this process
-command  the same as `capmix export --workers` does it, one process a core, with their start
-copy     a plain copy of what export wrote; rewrite reads and writes it with tarfile
+read     read and parse every sample of every shard
+index    the stage of `capmix index`, including writing its parts
+export   the export in one process
+command  `capmix export --workers` with one process per core, including starting them
+copy     copy the exported files
+rewrite  read and write the pool with tarfile
 
-`--against` names the `src` folder of another checkout, whose ways run in turn with these.
+`--against` is the `src` folder of another checkout, whose ways alternate with these.
 """
 
 import argparse
@@ -85,7 +87,7 @@ def _compare(folder: Path, samples: int, rounds: int, sources: dict[str, str]) -
             os.sync()
             found[name].append(way())
     middle = {name: _medians(costs, samples) for name, costs in found.items()}
-    print(f"{'':<16} {'CPU us':>8} {'wall us':>8}  of the other's CPU and wall")
+    print(f"{'':<16} {'CPU us':>8} {'wall us':>8}  share of the other checkout's CPU and wall")
     for name, (cpu, wall) in middle.items():
         other = middle.get(f"{name} against")
         ratio = f"  {cpu / other[0]:6.0%} {wall / other[1]:6.0%}" if other else ""
@@ -93,7 +95,7 @@ def _compare(folder: Path, samples: int, rounds: int, sources: dict[str, str]) -
 
 
 def _medians(costs: list[Cost], samples: int) -> tuple[float, float]:
-    """Microseconds a sample."""
+    """Return the median microseconds per sample of CPU and of wall time."""
     cpu, wall = (statistics.median(one) / samples * 1e6 for one in zip(*costs, strict=True))
     return cpu, wall
 
@@ -156,7 +158,7 @@ def _measured(way: Callable[[], object]) -> Cost:
 
 
 def _cpu() -> float:
-    """User and system seconds of this process and of those that it has waited for."""
+    """Return the user and system seconds of this process and of its finished child processes."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
 
@@ -202,7 +204,7 @@ def _write_pool(folder: Path, count: int, image_bytes: int) -> None:
             for number in numbers:
                 key, uid = f"{number:012d}", draw.bytes(16).hex()
                 about = {"uid": uid, "caption": "a text", "exif": "x" * 900, "width": 512}
-                # Only the size in its head is read; what follows stands for the pixels.
+                # Only the header, which has the size, is parsed. Random bytes replace the pixels.
                 image = head.getvalue() + draw.bytes(image_bytes - len(head.getvalue()))
                 for suffix, data in (
                     ("jpg", image),

@@ -1,18 +1,18 @@
-"""One script for a GPU: captioning with BLIP-2 OPT-2.7B and image scoring with CLIP ViT-L/14.
+"""GPU benchmark: captioning with BLIP-2 OPT-2.7B and image scoring with CLIP ViT-L/14.
 
-    python benchmarks/gpu.py             # about 9 minutes on one GPU, 30 GB of its memory
-    python benchmarks/gpu.py --small     # seconds, anywhere: that the script itself works
+    python benchmarks/gpu.py             # about 9 minutes on one GPU, 30 GB of GPU memory
+    python benchmarks/gpu.py --small     # a few seconds on any device, to test this script
 
-True architectures with random weights in bfloat16, captions of 30 tokens, images prepared
-beforehand, so that what is timed is the model. Printed:
+The models have their original architectures with random weights in bfloat16. Captions have 30
+tokens. Images are preprocessed beforehand, so that only the models are timed. Prints:
 
-- BLIP-2: transformers' `generate` at several batch sizes; capmix, with and without a compiled
-  decoder; the floor; in float32 at the end, whether capmix's greedy captions equal the plain ones.
-- ViT-L/14: images/s, and the share of the rate that a large matrix product reaches.
+- BLIP-2: transformers' `generate` at several batch sizes; the bound; capmix with and without a
+  compiled decoder; and in float32, how many of capmix's greedy captions equal those of `generate`.
+- ViT-L/14: images/s, and the share of the operation rate of a large matrix product.
 
-The floor of a batch of B is the sum of the time that the card's measured rates allow for: the
-multiplications of ViT-g, Q-Former and prefill; for each token, whichever is longer of the
-decoder's multiplications and reading its weights and its cache once.
+The bound is the rate of a batch that takes the least time possible at the measured rates of the
+GPU: the multiplications of ViT-g, Q-Former and prefill, and for each token the longer of the
+decoder's multiplications and of reading its weights and cache once.
 """
 
 import sys
@@ -49,7 +49,7 @@ SIDE = 28 if SMALL else 224
 
 @dataclass(frozen=True)
 class Card:
-    """What the card reaches here: operations and bytes per second."""
+    """Measured rates of the GPU: operations and bytes per second."""
 
     operations: float
     bytes: float
@@ -87,8 +87,8 @@ def _caption(folder: Path, card: Card) -> None:
             seconds = _seconds(partial(generate, pixel_values=pixels))
         best = max(best, batch / seconds)
         print(f"plain generate, batch {batch:<4} {batch / seconds:8.1f} images/s")
-    floor = BATCHES[-1] / _floor(plain, BATCHES[-1], card)
-    print(f"floor, batch {BATCHES[-1]:<14} {floor:8.1f} images/s")
+    bound = BATCHES[-1] / _bound_seconds(plain, BATCHES[-1], card)
+    print(f"bound, batch {BATCHES[-1]:<14} {bound:8.1f} images/s")
     del plain, generate
     for compiled in (False, True):
         one = _captioner(folder, compile_decoder=compiled)
@@ -96,12 +96,15 @@ def _caption(folder: Path, card: Card) -> None:
         uids = [str(i) for i in range(len(prepared))]
         rate = len(uids) / _seconds(partial(one.caption, prepared, uids, "s"))
         kind = "capmix, compiled" if compiled else "capmix"
-        print(f"{kind:<27} {rate:8.1f} images/s  {rate / best:.2f} x plain  {rate / floor:.0%}")
+        print(
+            f"{kind:<27} {rate:8.1f} images/s  {rate / best:.2f} x plain, "
+            f"{rate / bound:.0%} of bound"
+        )
         del one
 
 
 def _equal_in_float32(folder: Path) -> None:
-    """Greedy captions of four images, ours in one batch against `generate` one by one."""
+    """Compare greedy captions of four images: capmix in one batch, `generate` one at a time."""
     plain = Blip2ForConditionalGeneration.from_pretrained(folder).to(DEVICE).eval()
     one = _captioner(folder, dtype="float32", temperature=0, compile_decoder=True)
     prepared = _prepared(one, 4)
@@ -115,7 +118,7 @@ def _equal_in_float32(folder: Path) -> None:
         new = tokens[0, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else tokens[0]
         expected.append(one.tokenizer.decode(new, skip_special_tokens=True).strip())
     same = sum(a == b for a, b in zip(ours, expected, strict=True))
-    print(f"float32: {same} of {len(ours)} greedy captions equal the plain path's")
+    print(f"float32: {same} of {len(ours)} greedy captions equal those of plain generate")
 
 
 def _captioner(folder: Path, **settings: object) -> TransformersCaptioner:
@@ -124,7 +127,8 @@ def _captioner(folder: Path, **settings: object) -> TransformersCaptioner:
 
 
 def _prepared(captioner: TransformersCaptioner, count: int) -> list[dict[str, torch.Tensor]]:
-    """Inputs of the processor with other pixels: preparing is not what is timed."""
+    """Return inputs with the processor's format and random pixels, as preprocessing is not
+    timed."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -133,8 +137,8 @@ def _prepared(captioner: TransformersCaptioner, count: int) -> list[dict[str, to
     return [inputs | {"pixel_values": torch.randn(1, 3, SIDE, SIDE)} for _ in range(count)]
 
 
-def _floor(model: Blip2ForConditionalGeneration, batch: int, card: Card) -> float:
-    """Seconds for one batch; the formula is in the docstring of this file."""
+def _bound_seconds(model: Blip2ForConditionalGeneration, batch: int, card: Card) -> float:
+    """Return the least seconds possible for one batch (see the module docstring)."""
     vision, text = model.config.vision_config, model.config.text_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     queries = model.config.num_query_tokens
@@ -178,7 +182,7 @@ def _score(card: Card) -> None:
 
 
 def _seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """Median of `rounds` after two that warm up and compile."""
+    """Return the median of `rounds` runs, after two runs to warm up and compile."""
     times = []
     for _ in range(rounds + 2):
         _wait()
@@ -195,7 +199,8 @@ def _wait() -> None:
 
 
 def _write_blip2(folder: Path) -> None:
-    """BLIP-2 with OPT-2.7B as Salesforce published it, random weights, a tokenizer of numbers."""
+    """Write BLIP-2 with OPT-2.7B in Salesforce's configuration, with random weights and a tokenizer
+    whose words are numbers."""
     config = Blip2Config(
         vision_config={"image_size": SIDE},
         text_config={

@@ -1,14 +1,13 @@
-"""Rows per second, CPU and peak memory of `capmix import captions`, by uid, from parquet files.
+"""Rows per second, CPU time and peak memory of `capmix import captions` from Parquet files by uid.
 
     python benchmarks/import_rows.py [--millions N] [--rounds N] [--against SRC]
 
-The index of a pool of shards of 10,000 samples is written to disk, and as many captions in another
-order, a tenth of them for uids that the pool does not have. A caption is two random halves out of
-100,000 each, of 3 to 7 words; in every fiftieth half there is a stock-photo phrase, a refusal or a
-loop, and in every twentieth a letter or a mark beyond ASCII. Each import runs in a process of its
-own and into a folder that is removed afterwards. `--against` names the `src` folder of another
-checkout: the two take turns, and medians are compared. The CPU counts that of all threads and
-child processes, user and system.
+Writes the index of a pool with shards of 10,000 samples, and as many captions in another order; a
+tenth of them have uids that are not in the pool. A caption joins two random phrases of 3 to 7
+words, each from a list of 100,000. 2 % of the phrases contain a stock-photo phrase, a refusal or a
+repetition, and 5 % a non-ASCII character. Each import runs in a separate process and into a folder
+that is removed afterwards. `--against` is the `src` folder of another checkout; the two alternate,
+and medians are compared. CPU time is user and system time of all threads and child processes.
 """
 
 import argparse
@@ -37,21 +36,21 @@ from capmix.storage.store import Store
 SHARD = 10_000
 FILE = 1_000_000
 BANK = 100_000
-SPARE = 1.1  # uids of the files for each of the pool
+SPARE = 1.1  # uids in the files per uid in the pool
 ODD = ("royalty free stock photo", "I can't see the image", "a hat on a hat on a hat on a hat on")
 BEYOND = ("caf\u00e9", "\u2014", "it\u2019s", "na\u00efve", "\u72ac", "\U0001f436")
 
 
 @dataclass
 class Index:
-    """What an import needs of a pool: its shards, whose samples are indexed already."""
+    """The attributes of a pool that an import needs: its shards, which are already indexed."""
 
     shards: list[Shard]
 
 
 @dataclass(frozen=True)
 class Took:
-    """One import, in seconds, and GiB of its process at most."""
+    """The cost of one import: seconds of wall time and of CPU time, and peak memory in GiB."""
 
     wall: float
     cpu: float
@@ -71,7 +70,7 @@ def main() -> None:
     count = int(given.millions * 1e6) // SHARD * SHARD
     ways = {"this": os.environ.get("PYTHONPATH", "")}
     if given.against:
-        ways["the other"] = given.against
+        ways["--against"] = given.against
     with tempfile.TemporaryDirectory() as scratch:
         _write_index(Path(scratch), count)
         _write_captions(Path(scratch), count)
@@ -99,7 +98,7 @@ def _in_process(folder: str, source: str) -> Took:
 
 
 def _import(folder: Path) -> Took:
-    """Import what lies in a folder; prints what was found."""
+    """Import the files in a folder, and print the import's first line."""
     names = sorted(path.stem for path in folder.glob("work/samples/*.parquet"))
     index = Index([Shard(name, f"{name}.tar") for name in names])
     store = Store(str(folder / "work"))
@@ -151,7 +150,7 @@ def _write_captions(folder: Path, count: int) -> None:
 
 
 def _halves(draw: np.random.Generator) -> pa.Array:
-    """Texts of 3 to 7 words, of which some are much more frequent than others."""
+    """Return phrases of 3 to 7 words; some words are much more frequent than others."""
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     words = np.array(
         ["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(5_000)], object
@@ -168,7 +167,7 @@ def _halves(draw: np.random.Generator) -> pa.Array:
 
 
 def _uids(numbers: np.ndarray) -> pa.Array:
-    """32 hex digits each, in no order."""
+    """Return a unique uid of 32 hex digits for each number, in no particular order."""
     factors = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], np.uint64)
     both = (numbers.astype(np.uint64)[:, None] + np.uint64(1)) * factors
     both ^= both >> np.uint64(29)

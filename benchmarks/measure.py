@@ -1,12 +1,12 @@
-"""Time and peak memory of counting different trigrams, against a plain Python set.
+"""Time and peak memory of counting distinct trigrams, compared with a plain Python set.
 
     python benchmarks/measure.py [MILLIONS [ROUNDS]]
 
-Captions of 3 to 15 words are generated, whose words are drawn from 3 million by a power law. Three
-ways take their turns, each in a process of its own: trigrams alone; all that `capmix measure`
-counts of texts (texts, words, bigrams, trigrams, at nested sizes); the same by HyperLogLog. The
-opponent is a set of tuples of the same words, over at most the first PLAIN_AT_MOST rows: what it
-keeps does not fit memory else. Ratios are of rows a second.
+Generates captions of 3 to 15 words, drawn from 3 million words by a power law. Three ways
+alternate, each in a separate process: only trigrams; everything that `capmix measure` counts in
+texts (texts, words, bigrams, trigrams, at nested sample sizes); and the same with HyperLogLog. The
+baseline is a set of tuples of words, on at most the first PLAIN_AT_MOST rows, as more would not fit
+in memory. Ratios compare rows per second.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ from capmix.engine.prefetch import prefetched
 from capmix.measure.diversity import Diversity, Ngrams, SketchedDiversity, Split, split_batch
 from capmix.measure.words import WORD
 
-ROWS = 200_000  # of a file
+ROWS = 200_000  # per file
 PLAIN_AT_MOST = 12_800_000
 LEVELS = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.3])  # as shares of the texts
 
@@ -57,7 +57,7 @@ def main() -> None:
                 print(
                     f"{name:<22} {count:>12,} rows {seconds:7.1f} s "
                     f"{count / seconds:10,.0f} rows/s peak {peak:.2f} GiB, "
-                    f"{found:,} different trigrams",
+                    f"{found:,} distinct trigrams",
                     flush=True,
                 )
         medians = {name: statistics.median(of_way) for name, of_way in rates.items()}

@@ -1,13 +1,14 @@
-"""Time and peak memory of mixing, beside other ways to do it (see mix_rivals.py).
+"""Time and peak memory of mixing, compared with other tools (see mix_rivals.py).
 
     python benchmarks/mix.py [--millions 12.8] [--rows-per-shard 10000] [--distinct N]
                              [--rounds 3] [--ways capmix,polars,...] [--against SRC] [--keep DIR]
 
-A work directory as `capmix index`, `import captions` and `score` leave it is generated: samples,
-captions of one source, scores of both. With --distinct, the other shards are hard links to the
-first N, so that a billion rows need little disk; each is read and decoded all the same. The ways
-take turns, each as a process of its own; medians are shown, and memory is that of the largest
-process. --against is the src folder of another checkout, whose capmix is timed too.
+Generates a work directory with the output of `capmix index`, `import captions` and `score`:
+samples, captions of one source, and scores of raw texts and captions. With --distinct, only the
+first N shards are written and the others are hard links to them, so that a billion rows need little
+disk space; every shard is still read and decoded. The ways alternate, each in a separate process.
+Prints medians, and the peak memory of the largest process. --against is the src folder of another
+checkout, whose capmix is also timed.
 """
 
 import argparse
@@ -34,12 +35,12 @@ from capmix.storage.store import Store
 
 WAYS = "capmix,capmix-texts,polars,polars-texts,duckdb,duckdb-texts,datacomp"
 PARTS = ("samples", "captions/blip2", "scores/clip/raw", "scores/clip/blip2")
-WORDS = 20_000  # of captions; how often each comes follows Zipf's law, as in English
+WORDS = 20_000  # distinct words in captions; frequencies follow Zipf's law, as in English
 
 
 @dataclass
 class Times:
-    """Of one way, by round."""
+    """Measurements of one way, by round."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -56,7 +57,7 @@ def main() -> None:
         if not Path(folder, "samples").exists():
             generate(folder, names, asked.rows_per_shard, asked.distinct or len(names))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) / 2**30
-        print(f"{rows:,} rows in {len(names):,} shards, {size:.1f} GiB as files", flush=True)
+        print(f"{rows:,} rows in {len(names):,} shards, {size:.1f} GiB on disk", flush=True)
         ways = asked.ways.split(",") + (["capmix --against"] if asked.against else [])
         found = {way: Times() for way in ways}
         for _ in range(asked.rounds):
@@ -150,7 +151,7 @@ def _link_shard(job: tuple[str, str, str]) -> None:
 
 
 def _copy_array(store: Store, scores: str, name: str, other: str) -> None:
-    """With the fingerprints of its own parts in the head."""
+    """Copy a score array, with the fingerprints of the shard's own parts in its header."""
     data = Path(store.path(f"{ARRAYS}/{scores}/{other}")).read_bytes()
     magic, samples, planes, flags, _, _, _, digest = HEADER.unpack_from(data)
     parts = ("samples", texts_folder(scores.rpartition("/")[2]), scores)
@@ -162,7 +163,7 @@ def _copy_array(store: Store, scores: str, name: str, other: str) -> None:
 
 
 def _write_marker(folder: str, part: str, marker: Marker) -> None:
-    """Without what makes it last, which takes hours for a million markers."""
+    """Write a marker without fsync, which would take hours for a million markers."""
     from capmix.storage.marker import marker_bytes
 
     path = Path(folder) / f".markers/{part}.json"
@@ -213,7 +214,7 @@ def _generate_shard(job: tuple[str, str, int, int]) -> None:
 
 
 def _texts(draw: np.random.Generator, rows: int) -> pa.Array:
-    """Captions of 5 to 13 words, no two alike."""
+    """Return distinct captions of 5 to 13 words."""
     letters = np.random.default_rng(0).integers(97, 123, (WORDS, 9), np.uint8)
     words = [bytes(one[: 2 + i % 8]).decode() for i, one in enumerate(letters)]
     lengths = draw.integers(5, 14, rows)

@@ -1,15 +1,15 @@
-"""CPU and MB/s of S3 as capmix reads and writes it (obstore), and through s3fs, in turns, against a
-server on loopback.
+"""CPU time and MB/s of S3 access by capmix (obstore) and by s3fs, with a server on loopback.
 
     python benchmarks/object_storage.py [--server small|moto] [--rounds 3]
 
-Each way runs in a process of its own and starts with connections of its own. Its CPU seconds
-(user + system, all threads) are those of that process alone; the server is another one. `small` is
-a server that knows just enough of S3 and checks no signature, so that it is not what is waited for;
-`moto` checks that its answers are those of S3 (fewer and smaller objects: it is slow).
+Clients alternate, each in a separate process with new connections. CPU seconds (user + system, all
+threads) are those of the client's process, without the server's. The server `small` implements only
+the needed part of S3 and does not check signatures, so that it is not the bottleneck; use `moto` to
+check against an independent implementation of S3 (with fewer and smaller objects, as it is slow).
 
-`obstore, own API` uses no fsspec: what can be had at most. `read in a forked child` is what data
-loaders of `capmix train` do, whose parent has not read; a child that hangs is an ERROR.
+`obstore, own API` does not use fsspec: the best that can be achieved. `read in a forked child` is
+what data loaders of `capmix train` do if their parent process has not read before; a child that
+hangs is an ERROR.
 """
 
 import argparse
@@ -39,10 +39,10 @@ SETTINGS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ALLOW_HTTP": "true",  # object_store asks for it
+    "AWS_ALLOW_HTTP": "true",  # object_store requires this for http:// URLs
 }
 PIECE = 1 << 20
-LISTED = 1000  # keys in a page
+LISTED = 1000  # keys per page
 FAILS_EVERY = 20
 FAULTS = (500, 503)
 HANGS_AFTER = 5  # seconds
@@ -50,7 +50,7 @@ HANGS_AFTER = 5  # seconds
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much there is of everything."""
+    """Number and size of the objects."""
 
     tar_images: int = 4_000
     image_bytes: int = 50_000
@@ -62,7 +62,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way took. `amount` is in MB, or in thousands of keys; `digest` is of the result."""
+    """The cost of one run. `amount` is in MB or in thousands of keys; `digest` identifies the
+    result."""
 
     seconds: float
     cpu: float
@@ -88,17 +89,20 @@ def main() -> None:
 
 
 def _compare(name: str, work: str, sizes: Sizes, rounds: int, faults_of: str) -> None:
-    """Print medians of each client; with `faults_of` the server there fails every 20th request."""
+    """Print the medians of each client.
+
+    With `faults_of`, the server at this address fails every FAILS_EVERY-th request.
+    """
     print(f"{name}{f', every {FAILS_EVERY}th request fails' if faults_of else ''}", flush=True)
     found: dict[str, list[Measured]] = {client: [] for client in CLIENTS}
     failed: dict[str, int] = {}
     for _ in range(rounds):
         for client in CLIENTS:
             if faults_of:
-                _told(faults_of, f"/-/faults/{FAILS_EVERY}")
+                _requested(faults_of, f"/-/faults/{FAILS_EVERY}")
             found[client].append(_alone(client, work, sizes))
             if faults_of:
-                failed[client] = int(_told(faults_of, "/-/faults/0"))
+                failed[client] = int(_requested(faults_of, "/-/faults/0"))
     unit = "k keys/s" if "list" in name or "markers" in name else "MB/s"
     base = statistics.median(one.cpu for one in found["s3fs"]) or 1.0
     for client, all_of in found.items():
@@ -108,22 +112,22 @@ def _compare(name: str, work: str, sizes: Sizes, rounds: int, faults_of: str) ->
         )
         error = next((one.error for one in all_of if one.error), "")
         wrong = {one.digest for one in all_of} != {found["s3fs"][0].digest}
-        said = [f"{failed[client]} requests were failed"] if faults_of else []
-        said += [f"ERROR {error}"] if error else ["OTHER RESULT"] if wrong else []
+        notes = [f"{failed[client]} failed requests"] if faults_of else []
+        notes += [f"ERROR {error}"] if error else ["DIFFERENT RESULT"] if wrong else []
         print(
             f"  {client:<18} {cpu:7.2f} s CPU  {cpu / base:5.2f} x s3fs  {seconds:7.2f} s wall  "
-            f"{amount / seconds:8.1f} {unit}  {'; '.join(said)}",
+            f"{amount / seconds:8.1f} {unit}  {'; '.join(notes)}",
             flush=True,
         )
 
 
-def _told(url: str, path: str) -> str:
+def _requested(url: str, path: str) -> str:
     with urllib.request.urlopen(url + path) as answer:  # noqa: S310
         return str(answer.read().decode())
 
 
 def _alone(client: str, work: str, sizes: Sizes) -> Measured:
-    """Run in a new process."""
+    """Run the work in a new process."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_measure, args=(there, client, work, sizes))
@@ -155,7 +159,7 @@ Run = Callable[[Sizes], tuple[float, str]]
 
 
 def _prepared(client: str, work: str) -> Run:
-    """The work with its libraries imported and s3:// registered."""
+    """Import the client's libraries and register s3://; return the work to time."""
     if client == "obstore, own API":
         import obstore  # noqa: F401
 
@@ -175,7 +179,7 @@ def _use_s3fs() -> None:
     import capmix.storage.s3
 
     class ByS3fs(s3fs.S3FileSystem):  # type: ignore[misc]
-        """Without cached listings, as capmix asks for it."""
+        """s3fs without cached listings, as capmix uses it."""
 
         def __init__(self) -> None:
             super().__init__(use_listings_cache=False)
@@ -189,7 +193,7 @@ def _file_system() -> Any:
     return open_file_system(f"s3://{BUCKET}", "pool")[0]
 
 
-# The work, as capmix does it with whatever file system s3:// is.
+# The work through fsspec, as in capmix, with the registered s3:// file system.
 
 
 def _tar_by_pool(sizes: Sizes) -> tuple[float, str]:
@@ -262,13 +266,13 @@ def _parts_written(sizes: Sizes) -> tuple[float, str]:
 def _forked(sizes: Sizes) -> tuple[float, str]:
     fs = _file_system()
     path = f"{BUCKET}/work/.markers/captions/a/00000.json"
-    # As Pool.reopened does.
+    # Same as Pool.reopened.
     _in_a_fork(lambda: type(fs)(*fs.storage_args, **fs.storage_options).cat_file(path))
     return 0.001, ""
 
 
 def _in_a_fork(read: Callable[[], object]) -> None:
-    """Raises RuntimeError where it does not end there."""
+    """Call `read` in a forked child. Raises RuntimeError after HANGS_AFTER s without a result."""
     child = os.fork()
     if not child:
         signal.alarm(HANGS_AFTER)
@@ -276,10 +280,10 @@ def _in_a_fork(read: Callable[[], object]) -> None:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if status:
-        raise RuntimeError(f"a forked child hangs: no answer in {HANGS_AFTER} s")
+        raise RuntimeError(f"the forked child hangs: no result within {HANGS_AFTER} s")
 
 
-# The same by obstore itself.
+# The same work with obstore's own API.
 
 
 def _store_of_bucket() -> Any:
@@ -305,7 +309,7 @@ def _own_tar_whole(sizes: Sizes) -> tuple[float, str]:
 
 
 def _own_pool(sizes: Sizes) -> tuple[float, str]:
-    """By the tar reader of pools, over a stream of pieces."""
+    """Read with the tar reader of pools, over a stream of pieces."""
     import obstore
 
     from capmix.pool.sample import Sample
@@ -415,12 +419,12 @@ OWN: dict[str, Run] = {
 }
 
 
-# The servers, each in a process of its own.
+# The servers, each in a separate process.
 
 
 @contextmanager
 def served(kind: str, sizes: Sizes) -> Iterator[str]:
-    """The address of a server that holds what is read."""
+    """Start a server, fill it with the objects to read, and yield its address."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
     target = _serve_small if kind == "small" else _serve_moto
@@ -478,8 +482,8 @@ def _serve_moto(pipe: Connection, sizes: Sizes) -> None:
 
 @dataclass
 class Small:
-    """Objects of one bucket; of the requests for them every `fails_every`th is answered with 500
-    or 503, in turns."""
+    """Serves the objects of one bucket. Every `fails_every`-th request fails with 500 or 503,
+    alternating."""
 
     objects: dict[str, bytes]
     pages: dict[str, bytes] = field(default_factory=dict)
@@ -523,7 +527,7 @@ class Small:
         return 200, about, data
 
     def _page(self, query: dict[str, str]) -> bytes:
-        """A page of keys, kept: making it is not what is measured."""
+        """Return a page of keys, from a cache, as creating it should not be measured."""
         asked = str(sorted(query.items()))
         if query.get("prefix", "").startswith("written") or asked not in self.pages:
             self.pages[asked] = self._new_page(query)
@@ -559,7 +563,7 @@ class Small:
 
 
 def _without_chunks(body: bytes, headers: dict[str, str]) -> bytes:
-    """What is sent as `aws-chunked` has the length in hexadecimal before each piece."""
+    """Decode an `aws-chunked` body, which has the length in hexadecimal before each piece."""
     if "aws-chunked" not in headers.get("content-encoding", ""):
         return body
     found, stream = b"", io.BytesIO(body)

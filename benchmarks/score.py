@@ -2,14 +2,15 @@
 
     python benchmarks/score.py [IMAGES]
 
-On the same JPEGs of web size and captions of 6 to 14 words, float32, model loading left out:
+All ways score the same 640 x 480 JPEGs and captions of 6 to 14 words in float32; the time to load
+the model is excluded:
 
-- clip-retrieval's inference, where it is installed: its reader, mapper and writer run once over
-  images and raw texts, and once more over each further source's texts (its logger, which waits
-  ten seconds at the end of each run, is left out);
-- a plain open_clip loop of the same shape, every text padded to 77 tokens;
-- data-juicer's image_text_similarity_filter, where it is installed: once for each source;
-- capmix's stage, tar to part, all sources in one pass.
+- clip-retrieval's inference, if installed: its reader, mapper and writer run once over images and
+  raw texts, then once over the texts of each other source (without its logger, which waits ten
+  seconds at the end of each run);
+- a plain open_clip loop with the same passes, every text padded to 77 tokens;
+- data-juicer's image_text_similarity_filter, if installed, once per source;
+- capmix's stage, from tar to part, all sources in one pass.
 """
 
 import io
@@ -161,7 +162,7 @@ def _capmix(folder: Path, name: str) -> Run:
 
 
 def _write_captions(folder: Path) -> list[list[str]]:
-    """Five texts for each image, the first of which stands for the raw one."""
+    """Write five texts per image; the first one serves as the raw text."""
     from capmix.workspace import open_workspace
 
     work = open_workspace(str(folder / "pool"), str(folder / "work"))
@@ -200,7 +201,7 @@ def _write_model(folder: Path) -> str:
 
 
 def _write_transformers_model(folder: Path) -> None:
-    """ViT-B-32 in transformers' layout, with CLIP's vocabulary from open_clip's copy."""
+    """Write ViT-B-32 in transformers' format, with CLIP's vocabulary from open_clip."""
     folder.mkdir()
     known = open_clip.tokenizer.SimpleTokenizer()
     named = {known.sot_token_id: "<|startoftext|>", known.eot_token_id: "<|endoftext|>"}

@@ -1,11 +1,11 @@
-"""A long run that is killed again and again, and one that is not: the same files in the end.
+"""Soak test: a run that is killed repeatedly must write the same files as an undisturbed one.
 
     python benchmarks/soak.py [--shards 200] [--samples 1000] [--every 30] [--model null|mini]
 
-A pool is generated, captioned and scored, with SIGKILL about every 30 seconds until both commands
-have ended by themselves; then once more undisturbed. Told are the kills, the rows (in = ok +
-dropped + failed, no uid twice), whether every file is the same, and the resident memory of the
-undisturbed captioning as a slope.
+Generates a pool, then captions and scores it, with a SIGKILL about every 30 seconds until both
+commands have finished; then runs the same commands undisturbed. Reports the number of kills, checks
+rows (in = ok + dropped + failed, no duplicate uids), compares all files, and reports the growth of
+resident memory during the undisturbed captioning.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from samples import image_bytes, sample_members, tar_bytes
 from capmix.storage.store import Store
 
 TESTS = Path(__file__).parent.parent / "tests"
-WARM = 0.2  # of the run's time, in which models load and caches fill
+WARM = 0.2  # fraction of the run to ignore, while models load and caches fill
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         print(f"undisturbed: {time.monotonic() - started:.0f} s")
         compare(folder / "whole", folder / "killed")
         check_rows(folder / "killed", options.shards * options.samples)
-        tell_slope(memory)
+        print_slope(memory)
 
 
 def commands(model: str, pool: Path, work: Path) -> list[list[str]]:
@@ -70,7 +70,7 @@ def commands(model: str, pool: Path, work: Path) -> list[list[str]]:
 
 
 def disturbed(command: list[str], every: float) -> int:
-    """Run a command until it ends by itself; how often it was killed before."""
+    """Run a command, killing it repeatedly, until it finishes; return the number of kills."""
     kills = 0
     while True:
         process = start(command)
@@ -82,7 +82,7 @@ def disturbed(command: list[str], every: float) -> int:
             kills += 1
             continue
         if code:
-            sys.exit(f"{' '.join(command)} ended with {code}")
+            sys.exit(f"{' '.join(command)} exited with {code}")
         return kills
 
 
@@ -99,7 +99,7 @@ def undisturbed(command: list[str], memory: list[tuple[float, float]]) -> None:
     is_over.set()
     watch.join()
     if code:
-        sys.exit(f"{' '.join(command)} ended with {code}")
+        sys.exit(f"{' '.join(command)} exited with {code}")
 
 
 def start(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -132,7 +132,7 @@ def compare(whole: Path, killed: Path) -> None:
         for f in (whole, killed)
     ]
     same = digests[0] == digests[1]
-    print(f"{len(digests[0]):,} files, {'the same' if same else 'NOT THE SAME'} in both")
+    print(f"{len(digests[0]):,} files, {'identical' if same else 'NOT IDENTICAL'}")
     if not same:
         sys.exit(1)
 
@@ -160,7 +160,7 @@ def check_rows(work: Path, expected: int) -> None:
     assert set(totals.values()) == {expected}, totals
 
 
-def tell_slope(memory: list[tuple[float, float]]) -> None:
+def print_slope(memory: list[tuple[float, float]]) -> None:
     seconds, size = np.array(memory).T
     warm = seconds > WARM * seconds[-1]
     slope = np.polyfit(seconds[warm], size[warm], 1)[0] * 60

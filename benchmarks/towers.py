@@ -1,11 +1,11 @@
-"""Images per second of the embedded towers: the image tower by runtime, then the whole embed path.
+"""Images per second of the embedded models: the image tower by runtime, then the whole embed path.
 
     python benchmarks/towers.py
 
-Each runtime runs in a process of its own, since the threads of one slow another down; they take
-turns, round after round, and medians over rounds and ratios are printed. ONNX Runtime is timed
-where `onnx` and `onnxruntime` are installed. The target is 100 images/s at 160 pixels on 2 cores,
-decode and text included.
+Each runtime runs in a separate process, because the threads of one would slow down another. The
+runtimes alternate; medians over rounds and ratios are printed. ONNX Runtime is included if `onnx`
+and `onnxruntime` are installed. The target is 100 images/s at 160 pixels on 2 cores, including
+decoding and texts.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ def _in_own_process(name: str) -> float:
 
 
 def _measure(name: str) -> float:
-    """Images per second in this process."""
+    """Measure images per second in this process."""
     if name == WHOLE:
         return _whole_path()
     from capmix.mini.image_tower import BATCH, SIZE
@@ -90,7 +90,7 @@ def _runtime(name: str) -> Run:
 
 
 def _whole_path() -> float:
-    """Read, decode and encode the embedded pool's images and texts; no writing."""
+    """Read, decode and encode the images and texts of the embedded pool, without writing."""
     from capmix.engine.batches import batched
     from capmix.mini.image_tower import BATCH, LiteTower
     from capmix.mini.text_tower import text_tower

@@ -1,13 +1,13 @@
-"""Samples per second of training: open_clip's trainer alone, capmix on shards, capmix on a pool.
+"""Samples per second of training: open_clip's trainer, capmix on shards, capmix on a pool.
 
     python benchmarks/train.py [--samples N] [--model M] [--batch-size B] [--accumulate A] ...
 
-All train the same model on the same images of web size (640 x 480): open_clip's own trainer and
-capmix on exported shards, capmix also on the pool that they were exported from, with a subset of
-every row and with one of every third, of which most of the pool is skipped over. Without a GPU
-the model is a small one, so that the time goes into reading, decoding and cropping, which is what
-the ways differ in. On a GPU: --model ViT-B-32 --batch-size 4096 --accumulate 4 --workers 12. The
-share of the time that was waited for data is of the whole epoch, its start included.
+All ways train the same model on the same 640 x 480 images: open_clip's own trainer and capmix on
+exported shards, and capmix directly on the pool, with a subset of all rows and with a subset of
+every third row, which skips most of the pool. By default the model is small, so that most of the
+time is spent on reading, decoding and cropping, where the ways differ. On a GPU, use --model
+ViT-B-32 --batch-size 4096 --accumulate 4 --workers 12. "waits" is the share of the whole epoch,
+including its start, that is spent waiting for data.
 """
 
 import argparse
@@ -85,13 +85,13 @@ def main() -> None:
 
 
 def _print_reading(source: PairSource, name: str) -> None:
-    """Microseconds a sample of reading alone, nothing decoded: the median of 15 passes."""
+    """Print the microseconds per sample of reading without decoding, the median of 15 passes."""
     found = []
     for _ in range(15):
         started = time.perf_counter()
         count = sum(1 for shard in source.shards for _ in source.read(shard))
         found.append((time.perf_counter() - started) / count)
-    print(f"{name:<26} {1e6 * statistics.median(found):8.1f} us a sample to read", flush=True)
+    print(f"{name:<26} {1e6 * statistics.median(found):8.1f} us per sample to read", flush=True)
 
 
 def _in_its_own_process(
@@ -101,7 +101,7 @@ def _in_its_own_process(
     here, there = context.Pipe()
     process = context.Process(target=_run, args=(there, name, folder, settings, number))
     process.start()
-    there.close()  # so that one that dies is noticed
+    there.close()  # otherwise the death of the process would go unnoticed
     found: tuple[float, float] = here.recv()
     process.join()
     return found
@@ -143,7 +143,7 @@ def _run(pipe: Any, name: str, folder: Path, settings: TrainSettings, number: in
 
 
 def _counting(loader: Any) -> Waited:
-    """open_clip's loader with the same clock."""
+    """Wrap open_clip's loader with the same timer."""
     plan = EpochPlan([loader.num_samples // loader.num_batches] * loader.num_batches, 1)
     return Waited(loader, plan, 1)
 

@@ -1,9 +1,10 @@
-"""CPU time a sample of training's data path: open_clip's loader, capmix on shards and on a pool.
+"""CPU time per sample of the training data path: open_clip's loader, capmix on shards and on a
+pool.
 
     python benchmarks/train_data.py
 
-One thread reads, decodes, crops, tokenises and batches JPEGs of 640 x 480; nothing is trained. CPU
-time does not depend on what else the machine does; benchmarks/train.py takes wall-clock time.
+One thread reads, decodes, crops, tokenizes and batches 640 x 480 JPEGs, without training. CPU time
+does not depend on the load of the host; benchmarks/train.py measures wall time.
 """
 
 import statistics
@@ -57,7 +58,7 @@ def main() -> None:
         }
         spent: dict[str, list[float]] = {name: [] for name in ways}
         for stream in ways.values():
-            next(stream)  # fills the buffer
+            next(stream)  # fill the shuffle buffer before timing
         for _ in range(TURNS):
             for name, stream in ways.items():
                 started = time.process_time()
@@ -67,7 +68,7 @@ def main() -> None:
     base = statistics.median(spent["open_clip"])
     for name, found in spent.items():
         seconds = statistics.median(found)
-        print(f"{name:<16} {1000 * seconds:6.2f} ms of CPU a sample  {base / seconds:5.3f} x")
+        print(f"{name:<16} {1000 * seconds:6.2f} ms of CPU per sample  {base / seconds:5.3f} x")
 
 
 if __name__ == "__main__":

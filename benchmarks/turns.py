@@ -1,7 +1,7 @@
-"""Ways of doing the same work, timed in turns: each in a process of its own, one at a time.
+"""Time several ways of doing the same work, alternating, each in a separate process.
 
-The threads and the memory of one runtime slow another in the same process down, and a machine's
-speed drifts; so the ways live beside each other, work round after round, and medians are compared.
+In one process, the threads and memory of one runtime would slow down another. As the speed of a
+host drifts, the processes stay alive and take turns for several rounds, and medians are compared.
 """
 
 import multiprocessing
@@ -17,7 +17,8 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Way:
-    """`prepare(*arguments)` returns what is timed, which handles `images` images."""
+    """A way: `prepare(*arguments)` returns the function to time, which processes `images`
+    images."""
 
     prepare: Callable[..., Callable[[], object]]
     arguments: tuple[Any, ...]
@@ -25,16 +26,16 @@ class Way:
 
 
 def compare(ways: dict[str, Way], base: str, rounds: int = ROUNDS) -> None:
-    """Time the ways and print images/s of each (median over rounds) and its ratio to `base`.
+    """Time the ways; print the images/s of each (median over rounds) and the ratio to `base`.
 
-    A way that lacks a library is named and left out.
+    A way whose libraries are not installed is reported and skipped.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for name, way in ways.items():
         here, there = spawn.Pipe()
         spawn.Process(target=_work, args=(there, way)).start()
-        there.close()  # so that a way that dies is noticed
+        there.close()  # otherwise the death of the process would go unnoticed
         problem = here.recv()
         if problem:
             print(f"{name:<34} not run: {problem}", flush=True)
@@ -53,7 +54,7 @@ def compare(ways: dict[str, Way], base: str, rounds: int = ROUNDS) -> None:
 
 
 def _work(pipe: Connection, way: Way) -> None:
-    # What data loaders of the timed tools start their workers by, unless told otherwise.
+    # The default start method of the data loaders' workers in the timed tools.
     multiprocessing.set_start_method("fork", force=True)
     try:
         run = way.prepare(*way.arguments)

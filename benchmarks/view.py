@@ -1,10 +1,12 @@
-"""Seconds that `capmix view` takes: the report's samples of a shard and a subset's decisions about
-it; in the workbench a shard's first samples, a search in it, an edit, find and replace, the parts.
+"""Time of requests to `capmix view`.
+
+Report: the samples of a shard, and the decisions of a subset about it. Workbench: the first samples
+of a shard, a search in it, an edit, find and replace, and writing the parts.
 
     python benchmarks/view.py [--millions 100] [--rows-per-shard 100000] [--distinct 10]
 
-The work directory is that of benchmarks/mix.py, and the subset its recipe's; answers are timed as
-the server makes them, JSON included.
+Work directory and subset are generated as in benchmarks/mix.py. Times include the creation of the
+JSON response.
 """
 
 import argparse
@@ -34,7 +36,7 @@ ROUNDS = 5
 
 @dataclass
 class Shards:
-    """What the reader and the workbench need of a pool."""
+    """The attributes of a pool that the reader and the workbench need."""
 
     shards: list[Shard]
     location: str = "generated"
@@ -43,7 +45,7 @@ class Shards:
 
 @dataclass
 class Found:
-    """What it needs of a work directory."""
+    """The attributes of a workspace that the reader needs."""
 
     store: Store
     pool: Shards
@@ -60,7 +62,7 @@ class Found:
 
 
 def time_workbench(folder: str, names: list[str]) -> None:
-    """The median and the most of ROUNDS shards, read for the first time."""
+    """Print the median and maximum of the first requests for ROUNDS shards."""
     pool = Shards([Shard(name, "") for name in names])
     catalog = Catalog(pool, Store(folder))  # type: ignore[arg-type]
     settings = ViewSettings(author="benchmark", scorer="clip", source="fixed")
@@ -90,7 +92,7 @@ def time_workbench(folder: str, names: list[str]) -> None:
         timed("parts", bench.save)
         timed("undo", bench.undo)
     for what, found in seconds.items():
-        print(f"{what}: {statistics.median(found):.3f} s, most {max(found):.3f} s")
+        print(f"{what}: median {statistics.median(found):.3f} s, maximum {max(found):.3f} s")
 
 
 def main() -> None:
@@ -116,7 +118,7 @@ def main() -> None:
             decisions.append(time.perf_counter() - started)
         print(f"{count:,} shards of {asked.rows_per_shard:,} samples")
         size = f"{len(shown) / 1e6:.1f} MB"
-        print(f"a shard: {statistics.median(rows):.2f} s, most {max(rows):.2f} s, {size}")
+        print(f"a shard: median {statistics.median(rows):.2f} s, maximum {max(rows):.2f} s, {size}")
         print(f"decisions: {statistics.median(decisions):.2f} s, most {max(decisions):.2f} s")
         time_workbench(folder, names)
     finally:

@@ -1,4 +1,4 @@
-"""What the fuzzers share: a corpus of seeds in a temporary directory, and libFuzzer's options."""
+"""The common part of the fuzzers: a seed corpus in a temporary directory, libFuzzer's options."""
 
 import argparse
 import os
@@ -22,22 +22,22 @@ def fuzz(
     max_bytes: int = 4096,
     **setup: Any,
 ) -> None:
-    """Run `check` on mutants of `seeds` until it raises or the time is over.
+    """Run `check` on mutations of `seeds` until it raises an error or the time is up.
 
-    `words` are put into mutants as they stand; `setup` goes to atheris.Setup.
+    `words` is libFuzzer's dictionary; `setup` is passed to atheris.Setup.
     """
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("files", nargs="*", help="inputs to run once instead, such as found ones")
+    parser.add_argument("--seconds", type=int, default=600, help="time limit (default: 600)")
+    parser.add_argument("files", nargs="*", help="run these inputs once instead of fuzzing")
     arguments = parser.parse_args()
     FOUND.mkdir(exist_ok=True)
     with TemporaryDirectory() as scratch:
         options = [*LIMITS, f"-artifact_prefix={FOUND}/{Path(sys.argv[0]).stem}-"]
         options += arguments.files or _corpus(Path(scratch), seeds, words)
         options += [f"-max_total_time={arguments.seconds}", f"-max_len={max_bytes}"]
-        child = os.fork()  # libFuzzer ends its process, and would leave the corpus behind
+        child = os.fork()  # libFuzzer exits its process without removing the corpus
         if child == 0:
             atheris.Setup([sys.argv[0], *options], check, **setup)
             atheris.Fuzz()

@@ -1,7 +1,7 @@
-"""Fuzz the decoding of images: decode_image, in full and at a smaller scale, and decode_as_stored.
+"""Fuzz the image decoders: decode_image, at full and reduced scale, and decode_as_stored.
 
-Promised: an RGB image of at most MAX_PIXELS, or BadImageError with a known reason; within 2 GiB of
-memory and 20 seconds whatever the bytes.
+Invariants: for any bytes, the result is an RGB image of at most MAX_PIXELS, or BadImageError with a
+known reason, within 2 GiB of memory and 20 seconds.
 
     python fuzz/image_decoder.py --seconds 600
     python fuzz/image_decoder.py fuzz/found/image_decoder-crash-...
@@ -50,7 +50,7 @@ def check_one(decode: Callable[[bytes], Image.Image], data: bytes) -> None:
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """A PNG gets the right check sum for each chunk, mostly: nothing is read behind a wrong one."""
+    """Mutate data; usually correct the checksums of PNG chunks, as decoders stop at a wrong one."""
     data = atheris.Mutate(data, max_size)
     if not data.startswith(PNG) or random.Random(seed).random() < 0.1:  # noqa: S311
         return data
@@ -98,7 +98,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def interlaced(colour: int, bits: int) -> bytes:
-    """A PNG of 1 x 1 pixel in the seven passes of Adam7, which Pillow does not write."""
+    """Return an interlaced (Adam7) PNG of 1 x 1 pixel; Pillow cannot write interlaced PNGs."""
     header = struct.pack(">IIBBBBB", 1, 1, bits, colour, 0, 0, 1)
     pixel = bytes(1 + (4 if colour == 6 else 1) * bits // 8)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixel)), (b"IEND", b""))

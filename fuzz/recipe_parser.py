@@ -1,8 +1,8 @@
-"""Fuzz what users write: recipe files, pipeline files and the SQL of conditions.
+"""Fuzz the input of users: recipe files, pipeline files and the SQL of conditions.
 
-Promised: load_recipe, load_pipeline and parse raise UserError and nothing else, and what parse
-accepts it accepts again when it is written out. The first byte of an input says which of the three
-reads the rest; of a recipe that is loaded, the conditions are parsed as `capmix mix` does.
+Invariants: load_recipe, load_pipeline and parse raise only UserError, and parse accepts the SQL
+that it produces from an accepted condition. The first byte of an input selects one of the three
+functions for the rest; the conditions of a valid recipe are also parsed, as in `capmix mix`.
 
     python fuzz/recipe_parser.py --seconds 600
     python fuzz/recipe_parser.py fuzz/found/recipe_parser-crash-...
@@ -74,7 +74,7 @@ def check_condition(text: str) -> None:
     try:
         parse(expression.sql, "clause")
     except UserError as error:
-        raise AssertionError(f"{text!r} was written out as {expression.sql!r}") from error
+        raise AssertionError(f"{text!r} became {expression.sql!r}, which is rejected") from error
 
 
 def file_with(content: bytes) -> str:

@@ -1,9 +1,9 @@
-"""Fuzz the reading of tar shards: read_tar, with and without keys, and tar_groups.
+"""Fuzz the readers of tar shards: read_tar, with and without keys, and tar_groups.
 
-Promised: read_tar gives Samples and BadSamples whatever the bytes, plain or gzipped, and raises
-nothing; no member is larger than its bound, keys and uids are safe and stand once, and a stream
-that gives less than it is asked for is read like any other. tar_groups raises BrokenTarError
-at most. Memory does not grow with what a header says or a gzipped shard unpacks to.
+Invariants: read_tar yields Samples and BadSamples for any bytes, plain or gzipped, and raises no
+error; no member exceeds its bound; keys and uids are safe and unique; streams with short reads give
+the same result. tar_groups raises only BrokenTarError. Memory use depends neither on the sizes in
+headers nor on the uncompressed size of a gzipped shard.
 
     python fuzz/shard_reader.py --seconds 600
     python fuzz/shard_reader.py fuzz/found/shard_reader-crash-...
@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["capmix"]):
     from capmix.pool.sample import IMAGE_SUFFIXES, SAFE_UID, BadSample, Sample
     from capmix.pool.tar_members import BLOCK, GZIP
 
-# Bounds that inputs of a few kilobytes reach.
+# Small bounds, which inputs of a few kilobytes can exceed.
 IMAGE_BOUND, TEXT_BOUND = 2048, 600
 tar_groups.MAX_IMAGE_BYTES = IMAGE_BOUND
 tar_groups.MAX_TEXT_BYTES = TEXT_BOUND
@@ -35,7 +35,7 @@ FORMS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 
 class Slow(io.BytesIO):
-    """Cannot seek, and gives a few bytes at once."""
+    """A stream that cannot seek and returns a few bytes per read."""
 
     def seekable(self) -> bool:
         return False
@@ -62,7 +62,7 @@ def check(data: bytes) -> None:
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """Mutants keep whole blocks, check sums and gzip more often than chance would."""
+    """Mutate data, while often preserving blocks, checksums and gzip."""
     chance = random.Random(seed)  # noqa: S311
     packed = data.startswith(GZIP) and chance.random() < 0.9
     if packed:
@@ -80,7 +80,7 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
 
 
 def summed(block: bytes) -> bytes:
-    """A header with its right check sum; other blocks as they are."""
+    """Return a header with a correct checksum; other blocks unchanged."""
     if not CHECK_SUM.fullmatch(block[148:156]):
         return block
     total = sum(block) - sum(block[148:156]) + 8 * 32
@@ -107,7 +107,7 @@ def tar_bytes(members: list[tuple[str, bytes]], form: int) -> bytes:
     with tarfile.open(fileobj=out, mode="w", format=form) as archive:
         for name, data in members:
             info = tarfile.TarInfo(name)
-            # PAX writes it as a record, with the size and path that do not fit.
+            # PAX writes a fractional mtime as a record, like a size or path that does not fit.
             info.size, info.mtime = len(data), 0.5
             archive.addfile(info, io.BytesIO(data))
     whole = out.getvalue().rstrip(b"\0")

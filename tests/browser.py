@@ -9,14 +9,15 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+NEEDS_CHROMIUM = "needs Debian's package chromium"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=NEEDS_CHROMIUM)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @dataclass
 class Seen:
-    """What a page did while it was open."""
+    """The activity of an open page."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
@@ -24,8 +25,10 @@ class Seen:
     requests: list[str] = field(default_factory=list)
 
     def until(self, expression: str) -> None:
-        """Wait until an expression of the page is true (Playwright's own way needs `eval`, which
-        the page's policy forbids)."""
+        """Wait until a JavaScript expression is true.
+
+        Playwright's own method needs `eval`, which the page's policy forbids.
+        """
         for _ in range(100):
             if self.page.evaluate(expression):
                 return
@@ -33,7 +36,7 @@ class Seen:
         raise AssertionError(f"not true after 10 s: {expression}")
 
     def axe(self) -> list[str]:
-        """Rules of axe-core that the page breaks, and where."""
+        """Return the axe-core rules that the page violates, and the elements."""
         from axe_playwright_python.sync_playwright import Axe
 
         found = Axe().run(self.page).response["violations"]
@@ -42,7 +45,7 @@ class Seen:
 
 @contextmanager
 def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
-    """A page of capmix that is drawn, in a browser of its own."""
+    """Open a page of capmix in a new browser, and wait until it is ready."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         context = browser.new_context(

@@ -2,12 +2,13 @@ import os
 
 import hypothesis
 import pytest
+from browser import NEEDS_CHROMIUM
 
 from capmix.mini.image_tower import LiteTower
 
-# Tests load local models alone; a hub that is not there would be asked for minutes.
+# Tests load only local models; without this, an unreachable hub would be retried for minutes.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A busy machine is no failure: speed is measured in benchmarks/.
+# Tests must not fail on a busy machine: speed is measured in benchmarks/.
 hypothesis.settings.register_profile("capmix", deadline=None, max_examples=60)
 hypothesis.settings.load_profile("capmix")
 
@@ -19,6 +20,13 @@ def tower() -> LiteTower:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reasons = [mark.kwargs.get("reason") for mark in item.iter_markers("skipif")]
+        if NEEDS_CHROMIUM in reasons:
+            item.add_marker(pytest.mark.browser)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,4 +1,4 @@
-"""A captioner of hashes that notes every caption that it is asked for, in this process."""
+"""A captioner that returns hashes, and records every requested caption of this process."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ OLD_MODEL = "counting_captioner:OldCaptioner"
 
 
 class CountingCaptioner:
-    """Its caption k depends on the image, the name that draws are keyed by, and k alone."""
+    """Caption k depends only on the image, the name that keys the random draws, and k."""
 
     device = "cpu"
     of_image_alone = True
     asked: ClassVar[list[tuple[str, int]]] = []
-    empty: ClassVar[set[int]] = set()  # numbers of the captions that come out empty
-    failing: ClassVar[set[int]] = set()  # and of those whose batch fails
+    empty: ClassVar[set[int]] = set()  # indices of captions that are empty
+    failing: ClassVar[set[int]] = set()  # indices of captions whose batch fails
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
@@ -46,7 +46,7 @@ class CountingCaptioner:
 
 
 class OldCaptioner(CountingCaptioner):
-    """One that knows nothing of `first`, as packages of others may have."""
+    """A captioner without the argument `first`, as third-party packages may have."""
 
     of_image_alone = False
 

@@ -1,4 +1,4 @@
-"""Ways in which a JSON file is damaged: by a full disk, a broken copy, another program."""
+"""Ways in which a JSON file is damaged: by a full disk, an interrupted copy, another program."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ VALUES: tuple[Any, ...] = (None, True, -1, 2**70, 1.5, "x", [], [1], {}, {"x": "
 
 
 def damage(path: Path, how: str) -> None:
-    """Damage a file as one of WHOLE or FORMS names it."""
+    """Damage a file in one of the ways of WHOLE or FORMS."""
     data = path.read_bytes()
     if how == "directory":
         path.unlink()
@@ -42,8 +42,10 @@ FORMS = ("directory", "truncated", *WHOLE)
 
 
 def changed_values(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The object of a file without each of its keys, and with values of other types in its place;
-    what was changed comes first."""
+    """Yield descriptions and bytes of changed variants of a file's object.
+
+    Each key is removed, or its value replaced by one of another type.
+    """
     value = json.loads(data)
     for key in value:
         without = {name: one for name, one in value.items() if name != key}

@@ -1,4 +1,4 @@
-"""Small evaluation sets that tests write, in the layouts of DataComp and CLIP_benchmark."""
+"""Write small evaluation sets in the layouts of DataComp and CLIP_benchmark."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def write_classification(
     shards: int = 2,
     first_image: int = 0,
 ) -> Path:
-    """A set of len(labels) images, spread over `shards` tars."""
+    """Write a set of len(labels) images, distributed over `shards` tars."""
     (folder / "test").mkdir(parents=True)
     (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
@@ -56,7 +56,7 @@ def write_retrieval(folder: Path, captions: Sequence[Sequence[str]], first_image
 
 
 def write_hub_retrieval(folder: Path, captions: Sequence[Sequence[str]]) -> Path:
-    """The form in which the hub has Flickr and MSCOCO for DataComp: a CSV beside a zip."""
+    """Write the Hub layout of DataComp's Flickr and MSCOCO: a CSV next to a zip."""
     folder.mkdir(parents=True)
     rows = [[f"{n}.jpg", json.dumps(list(texts))] for n, texts in enumerate(captions)]
     _write_csv(folder / "test.csv", [["filename", "raw"], *rows])
@@ -69,7 +69,7 @@ def write_hub_retrieval(folder: Path, captions: Sequence[Sequence[str]]) -> Path
 def write_winogavil(
     folder: Path, instances: Sequence[tuple[str, Sequence[str], Sequence[str]]]
 ) -> Path:
-    """Cues with candidates and associations; the image of each name depends on the name."""
+    """Write cues with candidates and associations; each image depends on its name."""
     folder.mkdir(parents=True)
     rows = [[cue, json.dumps(list(some)), json.dumps(list(own))] for cue, some, own in instances]
     _write_csv(folder / "winogavil_dataset.csv", [["cue", "candidates", "associations"], *rows])

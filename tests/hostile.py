@@ -1,4 +1,4 @@
-"""A pickle that runs, and a server that notes what it is asked."""
+"""A pickle that runs code, and a server that records its requests."""
 
 import http.server
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Hostile:
-    """A pickle that makes the directory `proof` where it is loaded."""
+    """Return a pickle that creates the directory `proof` when it is loaded."""
 
     def __init__(self, proof: Path):
         self.proof = proof
@@ -17,7 +17,7 @@ class Hostile:
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
-    """Notes what it is asked, and says nothing on the terminal."""
+    """Record requests, and print nothing."""
 
     asked: list[tuple[str, str, dict[str, str]]]
 

@@ -1,4 +1,4 @@
-"""Images of every format that capmix reads, and bombs of some."""
+"""Images of every format that capmix reads, and decompression bombs of some."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ def picture(size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 
 def encoded(image: Image.Image, suffix: str, **options: object) -> bytes:
-    """The bytes of an image; skips the test where pillow-heif is wanted and not there."""
+    """Return the bytes of an image; skip the test if it needs pillow-heif, which is missing."""
     out = io.BytesIO()
     if suffix == "heic":
         heif = pytest.importorskip("pillow_heif")
@@ -32,8 +32,10 @@ def encoded(image: Image.Image, suffix: str, **options: object) -> bytes:
 
 
 def hollow_jp2(mode: str, side: int, **blocks: int) -> bytes:
-    """A JPEG 2000 of some 250 bytes whose header tells `side` pixels; `width`: exponent of its
-    code blocks less 2, `precinct`: that of its precincts."""
+    """Return a JPEG 2000 of some 250 bytes whose header declares `side` pixels.
+
+    `width` is the exponent of its code blocks minus 2, `precinct` the exponent of its precincts.
+    """
     data = bytearray(encoded(Image.new(mode, (16, 16)), "jp2"))
     at, box = data.index(SIZ), data.index(IHDR)
     both = struct.pack(">II", side, side)
@@ -51,7 +53,7 @@ def hollow_jp2(mode: str, side: int, **blocks: int) -> bytes:
 
 
 def tiled_tiff(size: int, tile: int) -> bytes:
-    """A grey TIFF of zeros, of one tile that may be larger than the image."""
+    """Return a grey TIFF of zeros with one tile, which may be larger than the image."""
     packed = zlib.compress(bytes(1 << 16))
     tags = {
         256: size, 257: size, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 0,

@@ -1,6 +1,6 @@
-"""Models that cost nothing, so that a test sees the engine alone; and some that misbehave.
+"""Models without cost, to test the engine in isolation, and models that misbehave.
 
-Functions of a module, as an engine of several processes needs them.
+They are module-level functions, which an engine of several processes can pickle.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from capmix.storage.store import Store
 
 
 class NullCaptioner:
-    """Two captions an image, which its uid alone decides. `seconds` is what an image takes."""
+    """Two captions per image, determined by its uid; each image takes `seconds`."""
 
     def __init__(self, seconds: float = 0.0, batch_size: int = 16):
         self.settings: dict[str, Any] = {"model": "null"}
@@ -49,7 +49,7 @@ def null_captions(pool: Pool, source: str = "null", seconds: float = 0.0) -> lis
 
 
 class NullScorer:
-    """A vector of 8 numbers from the bytes of image or text."""
+    """Embed the bytes of an image or text as a vector of 8 numbers."""
 
     name = "null"
     settings: dict[str, Any] = {"model": "null"}  # noqa: RUF012
@@ -92,7 +92,7 @@ def _vector(data: bytes) -> np.ndarray:
 
 
 def deadly_captions(pool: Pool, folder: str, times: int, key: str) -> list[Stage]:
-    """Ends its process at the sample `key`, `times` times in all; `folder` holds the count."""
+    """Exit the process at the sample `key`, `times` times in total; `folder` holds the count."""
     return [image_caption_stage(pool, _Deadly(folder, times, key), "null")]
 
 
@@ -111,7 +111,7 @@ class _Deadly(NullCaptioner):
 
 
 def failing_captions(pool: Pool, uids: Sequence[str]) -> list[Stage]:
-    """The model raises on some images."""
+    """A model that raises an error for some images."""
     return [image_caption_stage(pool, Failing(uids), "null")]
 
 
@@ -129,7 +129,7 @@ class Failing(NullCaptioner):
 
 
 def hung_captions(pool: Pool, uid: str, timeout: float = BATCH_TIMEOUT) -> list[Stage]:
-    """The model never comes back from one image."""
+    """A model that hangs on one image."""
     return [image_caption_stage(pool, _Hung(uid), "null", batch_timeout=timeout)]
 
 
@@ -147,7 +147,7 @@ class _Hung(NullCaptioner):
 
 
 def stuck_captions(pool: Pool, uid: str, timeout: float) -> list[Stage]:
-    """As hung_captions, but nothing interrupts it."""
+    """Like hung_captions, but cannot be interrupted."""
     return [image_caption_stage(pool, _Stuck(uid), "null", batch_timeout=timeout)]
 
 
@@ -156,14 +156,14 @@ class _Stuck(_Hung):
         self, prepared: Sequence[str], uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         if self._uid in uids:
-            while True:  # as good as C: it swallows what interrupts it
+            while True:  # ignores interrupts, like native code
                 with contextlib.suppress(BaseException):
                     time.sleep(1000)
         return NullCaptioner.caption(self, prepared, uids, source)
 
 
 def captions_of_devices(pool: Pool) -> list[Stage]:
-    """Captions that name the GPU which their process may see."""
+    """Captions that name the GPU visible to their process."""
     return [image_caption_stage(pool, _Device(0.01), "null")]
 
 
@@ -176,7 +176,7 @@ class _Device(NullCaptioner):
 
 
 def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:
-    """Only the first process that asks comes up; all others end."""
+    """Only the first process starts; all others exit."""
     try:
         (Path(folder) / "taken").touch(exist_ok=False)
     except FileExistsError:
@@ -185,12 +185,12 @@ def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:
 
 
 def captions_of_no_process(pool: Pool) -> list[Stage]:
-    """A process that plans, and ends at the first image of whatever shard."""
+    """A process that plans, and exits at the first image of any shard."""
     return [image_caption_stage(pool, _Deadly("/", 99, ""), "null")]
 
 
 def captions_of_changing_settings(pool: Pool, folder: str) -> list[Stage]:
-    """The settings say how many processes have come up before, as a model of a hub may change."""
+    """Settings with the number of processes started before, like a Hub model that changes."""
     captioner = NullCaptioner(0.01)
     captioner.settings = {"model": "null", "revision": len(list(Path(folder).iterdir()))}
     (Path(folder) / str(os.getpid())).touch()
@@ -198,7 +198,7 @@ def captions_of_changing_settings(pool: Pool, folder: str) -> list[Stage]:
 
 
 def captions_of_few_shards(pool: Pool, deadly: int) -> list[Stage]:
-    """The first shards end their process, each time."""
+    """A model whose process exits at each of the first shards, every time."""
     return [image_caption_stage(pool, _DeadlyShards(deadly), "null")]
 
 

@@ -1,4 +1,4 @@
-"""Work directories that tests make by hand: parts as the stages write them, without any model."""
+"""Write work directories without models: parts in the format of the stages."""
 
 import tempfile
 from collections.abc import Sequence
@@ -28,14 +28,16 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="capmix-tests-")
 
 
 def fresh_folder() -> Path:
-    """A new folder; all of them go when the tests end. For property tests, which have no tmp_path
-    of their own for each example."""
+    """Return a new folder, removed after the tests.
+
+    For property tests, whose examples share one tmp_path.
+    """
     return Path(tempfile.mkdtemp(dir=_SCRATCH.name))
 
 
 @dataclass(frozen=True)
 class Made:
-    """A sample: texts by source (several for a captioner), scores beside them, its size."""
+    """A sample: texts by source (several for a captioner), their scores, and its size."""
 
     uid: str
     raw: str | None = "raw text"
@@ -49,14 +51,14 @@ class Made:
 
 @dataclass
 class Shards:
-    """What a mix needs of a pool."""
+    """The part of a pool that mixing needs."""
 
     shards: list[Shard]
     has_images: bool = True
 
 
 class HandMade:
-    """Parts of some shards in a folder, ready to be mixed."""
+    """Write parts of some shards to a folder, ready for mixing."""
 
     def __init__(self, folder: Path, shards: dict[str, list[Made]]):
         self.store = Store(str(folder))

@@ -1,4 +1,4 @@
-"""A folder of photos as people have them: names with spaces and umlauts, texts beside them."""
+"""A realistic folder of photos: names with spaces and umlauts, and text files next to them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PHOTOS = {"IMG_1.JPG": "first", "trip/day 1/Zürich.jpg": "second", "trip/why?.p
 
 
 def write_photos(folder: Path) -> Path:
-    """A folder of images with texts beside them."""
+    """A folder of images with text files next to them."""
     for number, (name, text) in enumerate(PHOTOS.items()):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def mixed(pool: Path, place: Path) -> Workspace:
 
 
 def add_captions(work: Workspace, folder: Path, texts: list[str]) -> None:
-    """One caption for each photo, and the subset `both` with the raw text too."""
+    """One caption per photo, and the subset `both` that also has the raw text."""
     uids = [row["uid"] for row in work.subset("raw").table().to_pylist()]
     quoted = [text.replace('"', '""') for text in texts]
     lines = [f'{uid},"{text}"' for uid, text in zip(uids, quoted, strict=True)]

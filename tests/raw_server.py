@@ -1,4 +1,4 @@
-"""A server that says byte for byte what a test wants, however wrong that is."""
+"""A server that sends exactly the bytes of a test, valid or not."""
 
 import json
 import re
@@ -14,7 +14,7 @@ LENGTH = re.compile(rb"content-length: (\d+)", re.I)
 
 @dataclass(frozen=True)
 class Asked:
-    """Request number `number` of a server, from 0."""
+    """A request; `number` counts a server's requests from 0."""
 
     number: int
     line: str
@@ -26,8 +26,11 @@ Reply = Callable[[socket.socket, Asked], None]
 
 @contextmanager
 def raw_server(reply: Reply, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The address, such as http://127.0.0.1:4711, of a server that calls `reply` for each request,
-    in a thread per connection, and closes the connection where `reply` raises OSError."""
+    """Yield the address, such as http://127.0.0.1:4711, of a server that calls `reply`.
+
+    `reply` is called for each request, in one thread per connection; if it raises OSError, the
+    connection is closed.
+    """
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     count = iter(range(10**9))
 
@@ -78,11 +81,11 @@ def _received(client: socket.socket) -> bytes:
 
 
 def http(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
-    """A whole answer. `headers` are lines that each end in CRLF."""
+    """Return a complete response. `headers` are lines that each end in CRLF."""
     return f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def said(text: object, finish: str = "stop") -> bytes:
-    """The answer of a caption server that says `text`."""
+    """Return a caption server's response with `text`."""
     choices = [{"message": {"content": text}, "finish_reason": finish}]
     return http(json.dumps({"choices": choices}).encode())

@@ -1,4 +1,4 @@
-"""A server that speaks S3, in a thread of the test: moto's."""
+"""moto's S3 server, in a thread of the test."""
 
 import logging
 import os
@@ -25,8 +25,11 @@ SETTINGS = {
 
 @dataclass
 class S3:
-    """`requests` are those that were made, as `METHOD path?query`, and `signed` their signatures.
-    Of those that `fails` names, the next `faults` are answered with that status."""
+    """A server that records requests and can fail.
+
+    `requests` are the requests as `METHOD path?query`, and `signed` their signatures. The next
+    `faults` requests that match `fails` are answered with that status.
+    """
 
     requests: list[str] = field(default_factory=list)
     signed: list[str] = field(default_factory=list)
@@ -40,7 +43,7 @@ class S3:
 
 @contextmanager
 def s3_server() -> Iterator[S3]:
-    """A server, and an environment in which s3:// means it."""
+    """Yield a server, in an environment that directs s3:// to it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     s3, app = S3(), DomainDispatcherApplication(create_backend_app)
 
@@ -59,7 +62,7 @@ def s3_server() -> Iterator[S3]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
-        with suppress(FileExistsError):  # servers of one process share what they hold
+        with suppress(FileExistsError):  # servers of one process share their buckets
             s3.fs.mkdir(BUCKET)
         yield s3
     finally:

@@ -1,4 +1,4 @@
-"""Small pools that tests build: real images, and tars in the forms that occur in the wild."""
+"""Small pools for tests: real images, and tars in the forms that occur in practice."""
 
 import io
 import json
@@ -13,7 +13,7 @@ Member = tuple[str, bytes]
 
 
 def image_bytes(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
-    """A smooth random picture, different for each seed."""
+    """Return a smooth random image, different for each seed."""
     grid = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC).save(out, kind)
@@ -23,14 +23,14 @@ def image_bytes(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JP
 def sample_members(
     key: str, seed: int, text: str | None = "a text", /, **fields: Any
 ) -> list[Member]:
-    """The jpg, json and txt of one sample as img2dataset writes them."""
+    """Return the jpg, json and txt of one sample in img2dataset's format."""
     record = {"uid": f"{seed:032x}", "caption": text, **fields}
     members = [(f"{key}.jpg", image_bytes(seed)), (f"{key}.json", json.dumps(record).encode())]
     return members if text is None else [*members, (f"{key}.txt", text.encode())]
 
 
 def tar_bytes(members: list[Member], form: int = tarfile.PAX_FORMAT, mtime: float = 0.5) -> bytes:
-    """A tar; a fractional mtime in PAX form gives each member an extended header."""
+    """Return a tar; a fractional mtime in PAX format adds an extended header to each member."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as archive:
         for name, data in members:
@@ -41,7 +41,7 @@ def tar_bytes(members: list[Member], form: int = tarfile.PAX_FORMAT, mtime: floa
 
 
 def write_pool(folder: Path, shards: int = 2, samples: int = 4) -> Path:
-    """A WebDataset pool with keys 000000000 and up."""
+    """Write a WebDataset pool with keys from 000000000."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         members = []

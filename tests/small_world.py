@@ -1,6 +1,7 @@
-"""A small world in which every command takes milliseconds, so that thousands of runs can be tried.
+"""A tiny setup in which every command takes milliseconds, for tests with thousands of runs.
 
-A pool of 2 x 4 samples, captions out of a field of their json, a scorer of hashes, one recipe.
+It has a pool of 2 x 4 samples, captions from a field of their JSON, a scorer that hashes its
+inputs, and one recipe.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ MODEL = "small_world:HashScorer"
 
 
 class HashScorer(NullScorer):
-    """Similarities that nothing but the bytes of image and text decide."""
+    """A scorer whose similarities depend only on the bytes of image and text."""
 
     def __init__(self, settings: ScoreSettings):
         super().__init__()
@@ -38,7 +39,7 @@ class HashScorer(NullScorer):
 
 
 def write_world(folder: Path) -> Path:
-    """The pool, and the recipe beside it."""
+    """Write the pool and the recipe."""
     (folder / "pool").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(RECIPE)
     for shard in range(SHARDS):
@@ -67,16 +68,16 @@ def mix(work: Workspace, folder: Path, seed: int = 0) -> None:
 
 
 def mix_captions(work: Workspace) -> None:
-    """Another subset of the same name, without uids beside it."""
+    """Mix another subset of the same name, without a file of uids."""
     work.mix("synthetic", synthetic="tags", out="s")
 
 
 def export(work: Workspace, out: str) -> None:
-    work.export("s", out, samples_per_shard=50)  # one: exported by this process
+    work.export("s", out, samples_per_shard=50)  # one shard, exported by this process
 
 
 def commands(folder: Path, out: str) -> Mapping[str, Callable[[Workspace], None]]:
-    """Each command by name."""
+    """Return the commands by name."""
     return {
         "caption first": lambda work: caption(work, "first"),
         "caption second": lambda work: caption(work, "second"),
@@ -98,7 +99,7 @@ def opened(folder: Path, work: str) -> Workspace:
 
 
 def similarity(image: bytes, text: str) -> float:
-    """The score of an image with a text, computed plainly."""
+    """Compute the score of an image and a text independently."""
     from io import BytesIO
 
     from PIL import Image
@@ -112,7 +113,7 @@ def similarity(image: bytes, text: str) -> float:
 
 
 def samples(folder: Path) -> dict[str, tuple[str, bytes, dict[str, Any]]]:
-    """Shard, image and json of each sample by uid, as the pool was written."""
+    """Return shard, image and JSON of each sample of the original pool, by uid."""
     found = {}
     for shard in range(SHARDS):
         with tarfile.open(folder / f"pool/{shard:05d}.tar") as archive:
@@ -126,7 +127,7 @@ def samples(folder: Path) -> dict[str, tuple[str, bytes, dict[str, Any]]]:
 def wrong_rows(
     work: Workspace, known: Mapping[str, tuple[str, bytes, dict[str, Any]]]
 ) -> list[str]:
-    """What the subset's rows say that is not so."""
+    """Return the errors in the subset's rows."""
     found = []
     for row in work.subset("s").table().to_pylist():
         shard, image, about = known[row["uid"]]
@@ -141,7 +142,7 @@ def wrong_rows(
 def wrong_pairs(
     tars: Mapping[str, bytes], known: Mapping[str, tuple[str, bytes, dict[str, Any]]]
 ) -> list[str]:
-    """Exported samples whose image or text is another one than the pool's or the captioner's."""
+    """Return exported samples whose image or text differs from the pool's or the captioner's."""
     from io import BytesIO
 
     found = []

@@ -1,8 +1,8 @@
-"""A file system that fails: at the n-th call of a kind, in a way that disks and networks know.
+"""Fault injection for file systems: the n-th call of a kind fails like a real disk or network.
 
-The calls that capmix makes are patched where Python makes them, on a local disk (os.replace and its
-like) and on an object store (a file system of fsspec). A killed process does nothing any more, not
-even clean up: every later call fails too, until the storm is over.
+File operations are patched in Python, for a local disk (os.replace and similar functions) and for
+an object store (an fsspec file system). A killed process cannot even clean up, so after a simulated
+kill every later call fails as well, until the storm is over.
 """
 
 import builtins
@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import capmix.storage.filesystem
 import capmix.storage.store
 
-# What can happen to a call of each kind.
+# The faults of each kind of call.
 WAYS = {
     "write": ("eio", "enospc", "torn", "killed", "slow"),
     "sync": ("eio", "enospc", "killed"),
@@ -34,12 +34,12 @@ WAYS = {
 
 
 class Killed(BaseException):
-    """The process has ended."""
+    """Simulates that the process was killed."""
 
 
 @dataclass
 class Fault:
-    """What happens to the `number`-th call (from 0) of a kind."""
+    """The fault of the `number`-th call (from 0) of a kind."""
 
     call: str
     way: str
@@ -47,13 +47,13 @@ class Fault:
 
 
 class Storm:
-    """Counts calls and injects one fault. `happened` says whether its turn came."""
+    """Count calls and inject one fault. `happened` is whether it was injected."""
 
     def __init__(self, fault: Fault | None):
         self.fault, self.seen, self.is_dead, self.happened = fault, 0, False, False
 
     def way(self, call: str) -> str:
-        """What is to happen to this call; raises what a failing call raises."""
+        """Return the fault of this call, or raise the error of a failing call."""
         if self.is_dead:
             raise Killed
         fault = self.fault
@@ -78,7 +78,7 @@ class Storm:
         raise Killed
 
     def around(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        """`real`, but for the fault."""
+        """Call `real`, unless the fault applies."""
 
         def patched(*arguments: Any, **named: Any) -> Any:
             way = self.way(call)
@@ -95,7 +95,7 @@ class Storm:
 
 
 class _Torn:
-    """A file of which a write keeps one half, and says nothing."""
+    """A file whose write silently stores only half of the data."""
 
     def __init__(self, stream: Any, storm: Storm):
         self._stream, self._storm = stream, storm
@@ -121,7 +121,7 @@ class _Torn:
 
 @contextlib.contextmanager
 def on_disk(storm: Storm) -> Iterator[None]:
-    """Within the block, files are written and read through the storm."""
+    """Within the block, inject faults into file operations."""
     real_open, real_read = builtins.open, Path.read_bytes
 
     def opening(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
@@ -144,7 +144,7 @@ def on_disk(storm: Storm) -> Iterator[None]:
 
 
 class StormyStore(MemoryFileSystem):
-    """An object store in memory that fails."""
+    """An in-memory object store that fails."""
 
     protocol = "memory"
     store: dict[str, Any] = {}  # noqa: RUF012
@@ -178,7 +178,7 @@ class StormyStore(MemoryFileSystem):
         return super().info(path, **named)
 
     def find(self, path: str, *arguments: Any, **named: Any) -> Any:
-        """A stale listing is the one before."""
+        """List a folder; a stale listing is the previous one."""
         way = self.storm.way("list")
         key = f"{path} {arguments} {named}"
         before = self.listed.get(key)
@@ -189,7 +189,7 @@ class StormyStore(MemoryFileSystem):
 
 @contextlib.contextmanager
 def on_object_store(storm: Storm) -> Iterator[None]:
-    """Within the block, memory:// is an object store in the storm."""
+    """Within the block, memory:// is an object store with faults."""
     StormyStore.storm = storm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capmix.storage.filesystem, "FIRST_WAIT", 0.001)
@@ -200,7 +200,7 @@ def on_object_store(storm: Storm) -> Iterator[None]:
 
 
 def use_object_store() -> None:
-    """memory:// is StormyStore from now on, and empty."""
+    """Replace memory:// by an empty StormyStore."""
     fsspec.register_implementation("memory", StormyStore, clobber=True)
     StormyStore.clear_instance_cache()
     StormyStore.store.clear()

@@ -1,5 +1,6 @@
-"""The way recipes were applied before scores were arrays and subsets references: every column of
-every part side by side in one table, SQL over it, texts copied. Slow, and what tests compare with.
+"""A reference implementation of mixing, for comparison in tests.
+
+It joins all columns of all parts in one table, runs SQL on it and copies the texts, which is slow.
 """
 
 import math
@@ -31,7 +32,7 @@ def mixed(
     columns: Mapping[str, Column],
     settings: MixSettings,
 ) -> list[dict[str, Any]]:
-    """The rows of the subset: uid, shard, key, source, k, text, score, weight, copy."""
+    """Return the rows of the subset: uid, shard, key, source, k, text, score, weight, copy."""
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
     parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
     tables = []
@@ -69,7 +70,7 @@ def mixed(
 
 
 def _threshold(threshold: Threshold, values: np.ndarray) -> float:
-    """By sorting. DataComp's: NaN sorts last."""
+    """Compute a threshold by sorting, like DataComp; NaN sorts last."""
     n = int(len(values) * threshold.fraction)
     ordered = -np.sort(-values[~np.isnan(values)])
     if n < len(ordered):
@@ -115,7 +116,7 @@ def _rows(
         before[sample] = copies[-1] + weight
     sources = [plan.source_of(step) for step in plan.steps]
     picks = [max(plan.columns[f"{step.clause.source}_text"].pick or 0, 0) for step in plan.steps]
-    asked = [picks[clause] for clause in clauses.tolist()]  # also where there is no such caption
+    asked = [picks[clause] for clause in clauses.tolist()]  # also if that caption does not exist
     numbers = [k or pick for k, pick in zip(found["k"], asked, strict=True)]
     about = {
         name: one_array(batch[name]).take(pa.array(samples)) for name in ("uid", "shard", "key")

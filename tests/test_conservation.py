@@ -1,4 +1,4 @@
-"""Whatever a pool holds, every stage accounts for every row and loses no neighbour."""
+"""For any pool, every stage accounts for every row, and bad samples do not affect others."""
 
 import tempfile
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_rows_in_are_ok_dropped_or_failed(
         cut = len(data) - 12_000 if truncated else len(data)
         (Path(folder) / "pool/00000.tar").write_bytes(data[:cut])
         work = open_workspace(f"{folder}/pool", f"{folder}/work", max_failures=1.0)
-        work.__dict__["mini_encoder"] = tower  # one load for all examples
+        work.__dict__["mini_encoder"] = tower  # loaded once for all examples
         work.caption("mini", model="mini")
         work.score(model="mini")
         totals = set()
@@ -46,7 +46,7 @@ def test_rows_in_are_ok_dropped_or_failed(
             if marker is not None:
                 assert marker.counts.total == marker.rows_in
                 totals.add(marker.rows_in)
-                if part.startswith("fields/"):  # its rows are those of the index
+                if part.startswith("fields/"):  # has the rows of the index
                     continue
                 rows = work.store.read_table(f"{part}.parquet").to_pylist()
                 statuses = [row["status"] for row in rows]

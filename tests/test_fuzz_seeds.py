@@ -1,4 +1,4 @@
-"""Inputs that the fuzzers in fuzz/ found, or that lead them far, cut down to what matters."""
+"""Minimized inputs that the fuzzers in fuzz/ found, or that reach deep code."""
 
 import contextlib
 import gzip
@@ -24,13 +24,13 @@ from capmix.pool.sample import BadSample, Sample
 from capmix.pool.tar import read_tar
 from capmix.pool.tar_groups import BrokenTarError, tar_groups
 
-HUGE = b"\x80" + b"\xff" * 11  # a size of 88 bits, as GNU tar writes large ones
+HUGE = b"\x80" + b"\xff" * 11  # a size of 88 bits, in GNU tar's format for large sizes
 NONE = b"%011o\0" % 0
 END = bytes(1024)
 
 
 class Slow(io.BytesIO):
-    """Cannot seek, and gives a few bytes at once."""
+    """A stream that cannot seek and returns a few bytes per read."""
 
     def seekable(self) -> bool:
         return False
@@ -45,7 +45,7 @@ def header(name: bytes, size: bytes = NONE, kind: bytes = b"0") -> bytes:
 
 
 def extended(record: bytes, name: bytes) -> bytes:
-    """A member of no bytes behind a PAX header of one record."""
+    """Return an empty member after a PAX header with one record."""
     size = len(record) + 3
     record = b"%d %s\n" % (size + len(str(size)) - 1, record)
     return header(b"x", b"%011o\0" % len(record), b"x") + record.ljust(512, b"\0") + header(name)
@@ -160,7 +160,7 @@ def test_a_recipe_of_a_pipeline_is_a_name(tmp_path: Path) -> None:
         "top(a)",
         "in_list('a b')",
         "not not random() > 0.5",
-        # DuckDB checks the whole name, and writes out what comes before the zero byte.
+        # DuckDB checks the whole name, but prints only the part before the zero byte.
         "random\0()",
         "\"getenv\0\"('HOME')",
         "a\0b > 1",
@@ -203,7 +203,7 @@ def jpeg(side: int, **options: object) -> bytes:
         (png(1, 1, (b"tRNS", b""), (b"IDAT", zlib.compress(bytes(3)))), "broken_image"),
         (png(0, 1, (b"IDAT", zlib.compress(bytes(5)))), "not_an_image"),
         (png(1 << 31, 1 << 31, (b"IDAT", b"")), "too_many_pixels"),
-        # Pillow spends 12 bytes on each row, and 4 GiB on 67 million of them.
+        # Pillow allocates 12 bytes per row, and 4 GiB for 67 million rows.
         (png(1, 1 << 20, (b"IDAT", b"x")), "too_many_pixels"),
         (jpeg(64)[:2], "not_an_image"),
         (jpeg(64)[:-20], "broken_image"),
@@ -219,7 +219,7 @@ def test_broken_images_are_named(data: bytes, reason: str) -> None:
 
 
 def test_scans_of_a_jpeg_are_bounded() -> None:
-    """Each costs as much as the image has pixels, though it may be written in 200 bytes."""
+    """Decoding a scan of 200 bytes can take as long as decoding all pixels."""
     data = jpeg(4000, progressive=True)
     last = data.rindex(b"\xff\xda")
     assert decode_image(data).size == (4000, 4000)
@@ -228,7 +228,7 @@ def test_scans_of_a_jpeg_are_bounded() -> None:
 
 
 def test_exif_segments_of_a_jpeg_are_bounded() -> None:
-    """Pillow joins them one by one: its time grows with the square of their number."""
+    """Pillow concatenates them one by one, which takes quadratic time."""
     data, segment = jpeg(64), b"\xff\xe1\0\x09Exif\0\0x"
     with pytest.raises(BadImageError, match="segments"):
         decode_image(data[:2] + segment * 3000 + data[2:])
@@ -244,9 +244,9 @@ def test_exif_segments_of_a_jpeg_are_bounded() -> None:
     ],
 )
 def test_pieces_of_an_image_are_bounded(start: bytes, piece: bytes) -> None:
-    """Pillow looks at each in Python: 64 MiB of them would take it 40 seconds."""
+    """Pillow parses each in Python: 64 MiB of them would take 40 seconds."""
     began = time.monotonic()
-    with pytest.raises(BadImageError, match="bytes that start as (JPEG|PNG): "):
+    with pytest.raises(BadImageError, match="bytes that start like (JPEG|PNG): "):
         decode_image(start + piece * (2**24 // len(piece)))
     assert time.monotonic() - began < 3
 
@@ -269,7 +269,7 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_memory_of_transparency_is_bounded(kind: str) -> None:
-    """20 bytes a pixel: 2 GB for the largest image that is read."""
+    """At most 20 bytes per pixel: 2 GB for the largest accepted image."""
     out = io.BytesIO()
     Image.new("RGBA", (3000, 3000)).save(out, kind, lossless=True)
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Texts that web pools hold go through the whole loop as rows that are counted, never a crash."""
+"""Unusual texts of web pools pass through all stages as counted rows, without a crash."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from capmix.storage.rows import Row, table_of
 from capmix.workspace import open_workspace
 
 LONG = "very long text " * 6_667  # 100,005 characters
-HALF_PAIR = r'"half \ud83d a pair"'  # as JSON holds it
+HALF_PAIR = r'"half \ud83d a pair"'  # as JSON
 TEXTS = [json.dumps(LONG), HALF_PAIR, r'"nul \u0000 inside"', '""', "null", "7", r'"\u202eright"']
 
 

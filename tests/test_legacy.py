@@ -1,9 +1,9 @@
-"""Work directories that released versions wrote go on: nothing is recomputed, nothing refused.
+"""Work directories of released versions remain valid: nothing is recomputed or rejected.
 
-`data/work-0.1.tar.gz` holds a pool with its times, a work directory and an export by capmix 0.1.0:
-captions by the embedded captioner (two settings), from a field and imported; scores, clusters,
-measures, a subset. `data/work-0.2.tar.gz` holds the same by the first version whose markers have a
-format number. Every later version must resume from both.
+`data/work-0.1.tar.gz` has a pool with its file times, a work directory and an export by capmix
+0.1.0: captions by the embedded captioner (two settings), from a field and imported; scores,
+clusters, measures and a subset. `data/work-0.2.tar.gz` has the same by the first version whose
+markers have a format number. Every later version must resume from both.
 """
 
 import json
@@ -23,7 +23,7 @@ from capmix.workspace import Workspace, open_workspace
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = [path.name for path in sorted(DATA.glob("work-*.tar.gz"))]
-BUDGET = ["--max-failures", "0.2"]  # one sample of nine is broken
+BUDGET = ["--max-failures", "0.2"]  # one of nine samples is broken
 COMMANDS = [
     "caption --source mini --model mini --captions-per-image 2",
     "caption --source tags --model field:tags",
@@ -36,7 +36,7 @@ COMMANDS = [
 
 def unpacked(name: str, folder: Path) -> Path:
     with tarfile.open(DATA / name) as archive:
-        archive.extractall(folder, filter="fully_trusted")  # times of files included
+        archive.extractall(folder, filter="fully_trusted")  # restores file times
     about = folder / "work/pool.json"
     about.write_text(json.dumps({"pool": str((folder / "pool").resolve())}))
     return folder
@@ -48,7 +48,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and bytes of every file but markers, by name."""
+    """Return time and contents of every file except markers, by name."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
@@ -65,9 +65,9 @@ def test_every_stage_finds_its_parts_done(old: Path, capsys: pytest.CaptureFixtu
     for command in COMMANDS:
         name, *options = command.split()
         assert main([name, "--work", str(old / "work"), *options, *BUDGET]) == 0, command
-    told = capsys.readouterr().err
-    assert told.count("done before") >= 10
-    assert "images/s" not in told
+    err = capsys.readouterr().err
+    assert err.count("already done") >= 10
+    assert "images/s" not in err
     assert contents(old / "work") == before
 
 
@@ -76,7 +76,7 @@ def test_an_export_is_finished(old: Path) -> None:
     subset = opened(old).subset("raw-top50+mini-above")
     assert subset.export(str(old / "shards"), samples_per_shard=3).ok == 8
     after = contents(old / "shards")
-    # Nothing says whether its card was filled in: the new one is written beside it.
+    # The old card may have been edited, so the new one is written next to it.
     assert after.keys() - before.keys() == {"README.new.md", ".manifest/export.txt"}
     assert {name: after[name] for name in before} == before
 
@@ -88,17 +88,17 @@ def test_nothing_is_stale_and_folders_are_tables(old: Path) -> None:
     for stage in work.status().stages:
         assert (stage.missing, stage.stale) == (0, 0), stage.stage
     table = pd.read_parquet(old / "work/captions/mini")
-    assert len(table) == 17  # two captions of eight samples, and the broken one
+    assert len(table) == 17  # two captions for each of eight samples, and the broken one
 
 
 def test_a_setting_that_differs_is_still_refused(old: Path) -> None:
     command = ["caption", "--work", str(old / "work"), "--source", "mini", "--model", "mini"]
     assert main([*command, "--captions-per-image", "3", *BUDGET]) == 2
-    assert main([*command, *BUDGET]) == 2  # its default is another than what was asked for
+    assert main([*command, *BUDGET]) == 2  # differs from the default that was used
 
 
 def test_a_column_that_is_missing_is_made_not_passed_over(old: Path) -> None:
-    """What an index with one more column does: it is made again, never silently done."""
+    """An index that lacks a new column is recomputed, not treated as complete."""
     work = opened(old)
     (index,) = index_stages(work.pool)
     more = [*FIELDS, ("aspect", FIELDS[1][1])]
@@ -138,7 +138,7 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
     known = work.store.fingerprint("captions/mini/00000")
     (counts,) = work.run(lambda: [newer])
     assert counts.ok == 8
-    assert work.store.fingerprint("captions/mini/00000") == known  # scores of them stay valid
+    assert work.store.fingerprint("captions/mini/00000") == known  # so their scores stay valid
     after = work.store.read_table("captions/mini/00000.parquet")
     assert after.column_names == [*before.column_names, "tokens"]
     assert after.select(before.column_names).equals(before)
@@ -148,7 +148,7 @@ def test_captions_get_a_new_column_without_being_written_again(old: Path) -> Non
 
 
 def test_a_new_option_at_its_default_changes_nothing(old: Path) -> None:
-    """As --top-p would be: its default stands for what captioners did before it was there."""
+    """For example --top-p: its default is the behaviour before the option existed."""
     from capmix.caption.captioners import caption_stages
     from capmix.caption.settings import CaptionSettings
 

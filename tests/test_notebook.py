@@ -1,4 +1,4 @@
-"""The notebook of examples/ runs, and docs/notebook.md shows what it prints."""
+"""The notebook in examples/ runs, and docs/notebook.md shows its output."""
 
 import importlib.util
 import re
@@ -25,7 +25,7 @@ def tool() -> ModuleType:
 
 
 def words(page: str) -> list[str]:
-    """Without the numbers, which another processor rounds otherwise, and the spaces between."""
+    """Remove numbers, which are rounded differently on other processors, and spaces."""
     return NUMBER.sub("#", page).split()
 
 

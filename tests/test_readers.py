@@ -1,4 +1,4 @@
-"""Folders of a work directory are tables for other tools, whose readers know nothing of capmix."""
+"""Other tools can read the folders of a work directory as tables."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ SAMPLES = 8
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("readers")
     pool = write_pool(place / "pool", 2, 4)
-    for path in list(pool.glob("*.tar")):  # shards in folders, as some pools have them
+    for path in list(pool.glob("*.tar")):  # shards in folders, as in some pools
         (pool / path.stem).mkdir()
         path.rename(pool / path.stem / path.name)
     work = open_workspace(str(pool), str(place / "work"))

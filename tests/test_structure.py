@@ -1,4 +1,4 @@
-"""The house: no import circles, four files in the root, one meaning per class name, one layout."""
+"""Code structure: no import cycles, four files in the root, unique class names, one layout file."""
 
 import ast
 from collections import defaultdict
@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[set[str]]:
-    """Strongly connected groups of more than one (Tarjan 1972)."""
+    """Return strongly connected components of more than one node (Tarjan 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     path: list[str] = []
@@ -52,7 +52,7 @@ def test_the_finder_of_circles_finds_them() -> None:
 
 
 def test_no_files_import_each_other(imports: dict[str, set[str]]) -> None:
-    """Imports inside functions count too."""
+    """Imports inside functions count as well."""
     assert circles(imports) == []
 
 
@@ -80,7 +80,7 @@ def test_a_public_class_name_is_used_once() -> None:
 
 
 def test_folders_of_a_work_directory_are_named_in_one_place() -> None:
-    """No string of another file begins with the name of such a folder and a slash."""
+    """No string in another file begins with such a folder's name and a slash."""
     from capmix.storage import layout
 
     folders = [

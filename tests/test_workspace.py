@@ -1,4 +1,4 @@
-"""The Python front door does what the command line does."""
+"""The Python API does the same as the command line."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def ws(place: Path) -> capmix.Workspace:
 
 
 def opened(folder: Path) -> capmix.Workspace:
-    """A pool of 2 x 4 samples and a new work directory."""
+    """A workspace with a pool of 2 x 4 samples and a new work directory."""
     return capmix.open(write_pool(folder / "pool", 2, 4), work=folder / "w")
 
 
@@ -118,7 +118,7 @@ def test_lists_give_a_list_of_subsets(ws: capmix.Workspace, tmp_path: Path) -> N
         ws.subset("raw-top5")
     with pytest.raises(UserError, match="give the result a name with --out"):
         ws.mix("raw", where="width > 3")
-    with pytest.raises(UserError, match="all would be called x"):
+    with pytest.raises(UserError, match="would have the name x"):
         ws.mix("raw-top", fraction=[0.1, 0.2], out="x")
     with pytest.raises(UserError, match=r"no parameter 'fractoin'"):
         ws.mix("raw-top", fractoin=0.5)
@@ -145,9 +145,9 @@ def test_status_counts_parts(tmp_path: Path) -> None:
 
 
 def test_options_of_a_call_and_of_the_workspace(ws: capmix.Workspace) -> None:
-    with pytest.raises(UserError, match="was made with other settings"):
+    with pytest.raises(UserError, match="was created with different settings"):
         ws.caption("mini", model="mini", captions_per_image=2, seed=5)
-    with pytest.raises(UserError, match=r"caption: no option 'sead'; did you mean 'seed'"):
+    with pytest.raises(UserError, match=r"caption: unknown option 'sead'; did you mean 'seed'"):
         ws.caption("mini", model="mini", sead=5)
     with pytest.raises(UserError, match=r"--top-k: expected a number of at least 1, found 0"):
         ws.caption("mini", model="mini", top_k=0)
@@ -215,7 +215,7 @@ def test_a_subset_is_trained_on_and_the_run_evaluated(ws: capmix.Workspace, tmp_
     assert [line["samples"] for line in run.metrics()] == [8, 16]
     found = run.evaluate("embedded")
     assert [line["metric"] for line in found.lines] == ["acc1", "mean_recall@1"]
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match="contains a run with different settings"):
         capmix.train(subset, out=str(tmp_path / "run"), **(options | {"seed": 3}))
     with pytest.raises(UserError, match="unknown open_clip model"):
         capmix.train(subset, out=str(tmp_path / "r"), model="none", device="cpu")
@@ -226,7 +226,7 @@ def test_the_pool_is_remembered_and_never_another(place: Path, tmp_path: Path) -
     other = str(write_pool(tmp_path / "other", 1, 1))
     with pytest.raises(UserError, match="belongs to the pool"):
         capmix.open(other, work=str(place / "w"))
-    with pytest.raises(UserError, match="no pool.json in it"):
+    with pytest.raises(UserError, match=r"has no pool\.json"):
         capmix.open(work=str(tmp_path / "new"))
     with pytest.raises(UserError, match="is inside the pool"):
         capmix.open(other, work=f"{other}/w")
@@ -240,7 +240,7 @@ def test_parameters_of_a_recipe_may_have_any_name(tmp_path: Path) -> None:
         "clauses: [{source: raw, where: 'width > {self}'}]}"
     )
     assert len(work.mix(str(recipe))) == 8
-    with pytest.raises(UserError, match="width > 100000"):  # selects none
+    with pytest.raises(UserError, match="width > 100000"):  # selects no sample
         work.mix(str(recipe), parameters={"self": 100_000.0})
     taken = tmp_path / "taken.yaml"
     taken.write_text("{name: t, about: x, parameters: {workers: 1}, clauses: [{source: raw}]}")
@@ -269,7 +269,7 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text(f"uid,text\n{0:032x},one\n")
     assert work.import_captions(tmp_path / "c.csv", source="given").matched == 1
     assert work.table("given").column_names == work.table(["given"]).column_names
-    with pytest.raises(UserError, match="weights are of directories"):
+    with pytest.raises(UserError, match="weights need directories"):
         capmix.train(subset, tmp_path / "run", weights=[1.0])
     with pytest.raises(UserError, match="2 weights for 1 directories"):
         capmix.train(tmp_path / "out", tmp_path / "run", weights=[1.0, 2.0])
@@ -277,7 +277,7 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
 
 def test_options_that_a_method_does_not_have_are_refused(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with pytest.raises(UserError, match="no option 'engine'"):
+    with pytest.raises(UserError, match="unknown option 'engine'"):
         work.annotate(method="clusters", engine="ray")
     with pytest.raises(UserError, match="expected field:NAME"):
         work.caption("x", model="field:")

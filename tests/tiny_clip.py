@@ -1,4 +1,4 @@
-"""Small random open_clip and transformers models for scoring, as folders on disk."""
+"""Write small random open_clip and transformers models for scoring."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ COCA = {
 
 
 def open_clip_folder(folder: Path, model_cfg: dict[str, Any]) -> str:
-    """A folder in open_clip's own layout; returns the name by which capmix loads it."""
+    """Write a folder in open_clip's layout; return the model name for capmix."""
     torch.manual_seed(0)
     kind = open_clip.CoCa if "multimodal_cfg" in model_cfg else open_clip.CLIP
     model = kind(**{k: v for k, v in model_cfg.items() if k != "custom_text"})

@@ -1,4 +1,4 @@
-"""Small random models of real architectures, written to disk as their makers publish them."""
+"""Write small random models of real architectures, in the format of the published models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +108,7 @@ def blip2_t5(folder: Path) -> Path:
     tokenizer = _tokenizer()
     text = {"model_type": "t5", "vocab_size": len(tokenizer), "d_model": 32, "d_kv": 16, "d_ff": 64}
     text |= {"num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0, "pad_token_id": 0}
-    text["bos_token_id"] = 1  # as the published config has it
+    text["bos_token_id"] = 1  # as in the published config
     former = TEXT | {"vocab_size": 30, "encoder_hidden_size": 32}
     config = Blip2Config(
         text_config=text | {"eos_token_id": 2},
@@ -293,11 +293,11 @@ def siglip(folder: Path) -> Path:
 
 
 def siglip2(folder: Path) -> Path:
-    """The form that takes images of any shape (NaFlex); the fixed one is SigLIP's."""
+    """Write the variant for images of any shape (NaFlex); the fixed-size variant is SigLIP's."""
     tokenizer = _tokenizer()
     text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "projection_size": 32}
-    # The processor insists on 256 patches of 16 pixels, as the published models have them.
+    # The processor requires 256 patches of 16 pixels, as in the published models.
     vision = {k: v for k, v in VISION.items() if k != "image_size"} | {"patch_size": 16}
     processor = Siglip2Processor(Siglip2ImageProcessor(), tokenizer)
     config = Siglip2Config(text_config=text, vision_config=vision)
@@ -318,7 +318,7 @@ BUILDERS = {
 
 
 def plain_model(folder: Path) -> Any:
-    """The saved model, loaded as its users do."""
+    """Load the saved model like a user."""
     return AutoModelForImageTextToText.from_pretrained(folder).eval()
 
 
@@ -347,7 +347,7 @@ def _tokenizer(more: Sequence[str] = (), image: str = "<image>") -> PreTrainedTo
 def _save(folder: Path, model: Any, processor: Any) -> Path:
     torch.manual_seed(0)
     for parameter in model.parameters():
-        # Wider than the usual start, so that captions differ from image to image.
+        # A wider initialization than usual, so that captions differ between images.
         parameter.data = torch.randn_like(parameter) * 0.2
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""`capmix view` as a process, for tests that ask it."""
+"""Run `capmix view` as a process, for tests that send requests."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ VIEW = [sys.executable, "-m", "capmix", "view", "--author", "ann", "--work"]
 
 @contextmanager
 def serving(work: str, *options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The address that it prints, and the process, which ends with the block."""
+    """Yield the printed address and the process, which is terminated after the block."""
     server = subprocess.Popen([*VIEW, work, *options], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:

@@ -2,8 +2,8 @@
 
 python tools/build_notebook.py      writes the page and its picture (half a minute on 2 cores)
 
-The notebook is kept without outputs; tests/test_notebook.py compares the page with a run. The
-output of the cell that names a `picture` in its metadata is drawn by Debian's Chromium.
+The notebook is stored without outputs; tests/test_notebook.py compares the page with a run. The
+output of a cell with `picture` in its metadata is rendered by Debian's Chromium.
 """
 
 import os
@@ -23,9 +23,9 @@ HEAD = "<!-- written by tools/build_notebook.py from examples/notebook.ipynb -->
 
 
 def run(notebook: Path, folder: Path) -> Any:
-    """The notebook with the outputs of its cells, run by a kernel of this Python in `folder`.
+    """Run the notebook in `folder` with this Python, and return it with its outputs.
 
-    Raises nbclient's CellExecutionError where a cell fails.
+    Raises nbclient's CellExecutionError if a cell fails.
     """
     cells = nbformat.read(notebook, as_version=4)
     place = {"metadata": {"path": str(folder)}}
@@ -36,7 +36,7 @@ def run(notebook: Path, folder: Path) -> Any:
 
 
 def as_markdown(notebook: Any) -> str:
-    """Markdown cells as they are, code cells as code with what they print or return as text."""
+    """Convert a notebook to Markdown: Markdown cells unchanged, code cells with their output."""
     return HEAD + "\n" + "\n\n".join(_cell(cell) for cell in notebook.cells) + "\n"
 
 
@@ -59,7 +59,7 @@ def _text(output: Any) -> str:
 
 
 def draw(html: str, picture: Path) -> None:
-    """Write what a browser shows of `html` as a PNG file."""
+    """Render `html` in a browser and write a PNG file."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]

@@ -1,7 +1,7 @@
-"""Keep a small work directory of this version as test data, tests/data/work-MAJOR.MINOR.tar.gz.
+"""Store a small work directory of this version as test data, tests/data/work-MAJOR.MINOR.tar.gz.
 
-Run it once per release that changes what is on disk; tests/test_legacy.py resumes from all of them.
-Never run it again for a version that is there: its point is that an older capmix wrote it.
+Run it once per release that changes the format on disk; tests/test_legacy.py resumes from all of
+them. Never rerun it for an existing version: its test data must come from that version.
 
     python tools/keep_work_directory.py
 """
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 from samples import sample_members, tar_bytes  # noqa: E402
 
-TIME = 1_700_000_000  # of every input, in seconds since 1970
+TIME = 1_700_000_000  # modification time of all input files, in seconds since 1970
 COMMANDS = (
     "caption pool --source mini --model mini --captions-per-image 2",
     "caption --source tags --model field:tags",
@@ -35,7 +35,7 @@ HAVE_BUDGET = ("caption", "import", "score", "measure", "mix", "export")
 
 
 def write_inputs(folder: Path) -> None:
-    """Two shards of four samples and, in the second, one without an image; a file of captions."""
+    """Write two shards of four samples, one sample without an image, and a file of captions."""
     pool = folder / "pool"
     pool.mkdir()
     for shard in range(2):
@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def write_all(folder: Path) -> None:
-    """Run every stage in `folder`, and pack it."""
+    """Run every stage in `folder`, and write the archive."""
     os.chdir(folder)
     write_inputs(folder)
     for command in COMMANDS:
@@ -65,7 +65,7 @@ def write_all(folder: Path) -> None:
     version = ".".join(capmix.__version__.split(".")[:2])
     target = TESTS / f"data/work-{version}.tar.gz"
     if target.exists():
-        raise SystemExit(f"{target} is there already")
+        raise SystemExit(f"{target} already exists")
     with tarfile.open(target, "w:gz") as archive:
         for name in ("captions.csv", "pool", "shards", "work"):
             archive.add(name)

@@ -1,4 +1,4 @@
-"""capmix: caption an image-text pool, mix synthetic captions with raw text, and prove it helps.
+"""capmix: caption an image-text pool, mix synthetic captions with raw text, and test the mix.
 
     import capmix
     ws = capmix.open("./shards", work="./work")
@@ -7,7 +7,7 @@
     subset = ws.mix("raw-top+synthetic-above", synthetic="blip2", fraction=0.3)
     subset.export("./mixed")
 
-Nothing heavy is imported before it is used.
+Heavy modules are imported only when they are used.
 """
 
 import importlib

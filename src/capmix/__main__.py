@@ -1,4 +1,4 @@
-"""`python -m capmix` is the command `capmix`."""
+"""`python -m capmix` runs the `capmix` command."""
 
 from capmix.cli.main import entry
 

@@ -1,12 +1,15 @@
-"""The exception that ends a command with a message, and the exit code of all others."""
+"""The exception for errors that the user can fix, and the exit code of internal errors."""
 
 INTERNAL_ERROR = 70  # exit code; EX_SOFTWARE of <sysexits.h>
 
 
 class UserError(Exception):
-    """Something the user can fix: the message says what, where and what to do next."""
+    """An error that the user can fix.
+
+    The message is one line: what happened, where, and what to do next.
+    """
 
     def _render_traceback_(self) -> list[str]:
-        """In a notebook too it is one line; IPython asks for this."""
+        """Return the message as the only line; IPython shows it in place of the traceback."""
         text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(self))
         return [f"{type(self).__name__}: {text}"]

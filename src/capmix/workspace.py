@@ -1,8 +1,8 @@
-"""A pool with its work directory, and everything that capmix does with them.
+"""The Python API: a pool, its work directory, and every operation on them.
 
-Every command of the command line is a call of this module. Keywords of the methods are the
-command's options: `--captions-per-image 4` is `captions_per_image=4`. All of them raise UserError,
-a one-line message, for what the caller can fix; what was finished before stays.
+Each command of the command line calls this module. Keyword arguments of the methods are the
+command's options: `--captions-per-image 4` is `captions_per_image=4`. All methods raise UserError,
+with a one-line message, for errors that the caller can fix; finished work is kept.
 """
 
 import logging
@@ -82,14 +82,14 @@ log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
 Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
 WORK_VARIABLE = "CAPMIX_WORK"
-LINKS = "follow_links"  # in the file about a work directory, where links are followed
-FIELD = "field:"  # captioners that take a field of the samples' JSON
+LINKS = "follow_links"  # key in the work directory's pool.json, present if links are followed
+FIELD = "field:"  # prefix of captioners that copy a field of the samples' JSON
 Place = str | os.PathLike[str]
 
 
 @dataclass
 class _Index:
-    """Whether the pool's samples were listed by this process, and how many rows that gave."""
+    """State of the index in this process: the number of rows, None before the pool is listed."""
 
     rows: int | None = None
     max_failures: float = 1.0
@@ -98,10 +98,15 @@ class _Index:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A pool and the work directory that belongs to it. `capmix.open` makes one.
+    """A pool and its work directory. Create one with `capmix.open`.
 
-    `engine` says where work is done and `runs` what becomes of failures and existing parts; each
-    method takes the same options for itself.
+    Attributes:
+        pool: The image-text samples; never modified.
+        store: The work directory.
+        engine: Default engine options: local or Ray, number of workers, devices.
+        runs: Default run options: failure budget, retries, overwriting of existing parts.
+
+    Methods accept engine and run options as keywords, which override the defaults for that call.
     """
 
     pool: Pool
@@ -112,12 +117,12 @@ class Workspace:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """What the work directory holds: sources, scorers, columns, subsets."""
+        """The contents of the work directory: sources, scorers, columns and subsets."""
         return Catalog(self.pool, self.store)
 
     @with_options(EngineSettings, RunSettings)
     def using(self, **options: Any) -> "Workspace":
-        """The same workspace with other engine and run options."""
+        """Return the same workspace with different engine and run options."""
         engine, runs = distribute(options, "using", (EngineSettings, RunSettings))
         return replace(
             self,
@@ -126,15 +131,15 @@ class Workspace:
         )
 
     def sources(self) -> list[str]:
-        """raw, and every source that has captions."""
+        """Return the names of all sources: raw, and every source with captions."""
         return self.catalog.sources()
 
     def subsets(self) -> list[str]:
-        """Names of the subsets, sorted."""
+        """Return the sorted names of all subsets."""
         return self.catalog.subsets()
 
     def subset(self, name: str) -> "Subset":
-        """A subset that `mix` wrote. Raises UserError where there is none of that name."""
+        """Return the subset of this name. Raises UserError if it does not exist."""
         if self.store.read_marker(f"{SUBSETS}/{name}") is None:
             hint = did_you_mean(name, self.subsets())
             raise UserError(
@@ -143,8 +148,11 @@ class Workspace:
         return Subset(self, name)
 
     def status(self) -> "Status":
-        """Parts done, missing and stale, rows, bytes and settings of every stage; who is at work,
-        what takes disk, and what to run next."""
+        """Return the progress of every stage.
+
+        That is parts done, missing and stale, rows, bytes and settings, as well as active
+        processes, disk usage and the next command to run.
+        """
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
@@ -155,10 +163,16 @@ class Workspace:
         sources: str | Sequence[str] = (),
         yes: bool = False,
     ) -> "Cleaned":
-        """Show what can be removed or, with `yes`, remove it: leftovers or, where any are named,
-        `subsets`, and `sources` with everything made from them.
+        """List files that can be removed; with `yes`, remove them.
 
-        Raises UserError for a name that is not there, and while another run is at work.
+        Args:
+            subsets: Subsets to remove, with their probes.
+            sources: Sources to remove, with everything computed from them. Without subsets and
+                sources, leftovers are removed.
+            yes: Remove the files instead of only listing them.
+
+        Raises:
+            UserError: For an unknown name, or while another run is active.
         """
         from capmix.inspect.clean import clean
 
@@ -173,19 +187,31 @@ class Workspace:
         images: bool = False,
         discard: bool = False,
     ) -> "Verified":
-        """Compare every file of the work directory, and of `exports`, with its marker's digest.
+        """Read every file of the work directory and compare it with its marker's digest.
 
-        All of them are read. With `images`, the pool is read too, and its samples are compared with
-        the index. With `discard`, parts that are damaged count as missing from now on. Raises
-        OSError where the storage fails.
+        Args:
+            exports: Directories of exported shards to verify as well.
+            images: Also read the whole pool and compare its samples with the index.
+            discard: Mark damaged parts as missing, so that the next run recomputes them.
+
+        Raises:
+            UserError: If one of `exports` is not an export.
+            OSError: If the storage fails.
         """
         from capmix.inspect.verify import verify
 
         return verify(self.store, self.pool if images else None, _places(exports), discard)
 
     def index(self) -> Counts | None:
-        """List the pool's samples, once per process; every method does so by itself. Returns the
-        counts, or None where they were listed before within this budget of failures."""
+        """List the pool's samples. Other methods call this when they need the index.
+
+        Returns:
+            The counts of samples, or None if this process has already listed the pool within the
+            current failure budget.
+
+        Raises:
+            UserError: If the pool has no samples, or too many failed.
+        """
         listed, runs = self._index, self.runs
         is_retried = not runs.retry_failed or listed.retried_by is runs
         if listed.rows and is_retried and listed.max_failures <= runs.max_failures:
@@ -193,16 +219,24 @@ class Workspace:
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
             raise UserError(
-                f"pool {self.pool.location}: {len(self.pool.shards)} shards and no sample in them"
+                f"pool {self.pool.location}: no samples in {len(self.pool.shards)} shards"
             )
         listed.rows, listed.max_failures = counts.total, runs.max_failures
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
 
     def select(self, samples: SelectSettings) -> "tuple[Workspace, Selection | None]":
-        """The samples that a stage is asked to process, None for all; and the workspace with the
-        shards that hold them, listed. Of a number of samples only so many shards are listed as hold
-        them. Raises UserError where there is none."""
+        """Resolve the selection of samples for a stage, and index their shards.
+
+        With a limit, only as many shards are indexed as are needed to reach it.
+
+        Returns:
+            The workspace with the shards that contain the samples, and the selection; None as the
+            selection means all samples.
+
+        Raises:
+            UserError: If no sample matches.
+        """
         if samples == SelectSettings():
             self.index()
             return self, None
@@ -225,14 +259,14 @@ class Workspace:
             if chooser.is_full:
                 break
         if seen < len(shards):
-            self.of_shards(shards[:seen]).index()  # the budget is of all that are listed
+            self.of_shards(shards[:seen]).index()  # the failure budget covers all indexed shards
         else:
             self.index()
         selection = chooser.selection()
         return self.of_shards(chooser.shards(self.pool)), selection
 
     def of_shards(self, shards: "Sequence[Shard]") -> "Workspace":
-        """The same workspace as if the pool had these shards alone."""
+        """Return the same workspace with the pool restricted to these shards."""
         return replace(self, pool=replace(self.pool, shards=list(shards)), _index=_Index())
 
     @with_options(CaptionSettings, SelectSettings, EngineSettings, RunSettings)
@@ -243,9 +277,22 @@ class Workspace:
         samples: SelectSettings | None = None,
         **options: Any,
     ) -> Counts:
-        """Write captions of every image as `source`, or of some; returns the counts of samples.
+        """Write captions for every image, or for selected samples.
 
-        Parts that exist are kept; parts of other settings are refused unless `force`.
+        Existing parts with the same settings are kept.
+
+        Args:
+            source: Name of the captions, for example "blip2".
+            settings: Captioning settings; keywords override them.
+            samples: Selection of samples (default: all); keywords override it.
+            **options: Options of `capmix caption`, listed below.
+
+        Returns:
+            The counts of samples.
+
+        Raises:
+            UserError: If parts with different settings exist and `force` is not set, if the failure
+                budget is exceeded, or if the model is not available.
         """
         from capmix.caption.captioners import caption_stages, needs_gpu
         from capmix.caption.carried import carried
@@ -273,8 +320,10 @@ class Workspace:
         samples: SelectSettings | None = None,
         **options: Any,
     ) -> "Forecast":
-        """What `caption` with the same options would do, how long it would take and how many bytes
-        it would read and write, from timing a few images; no caption is written."""
+        """Estimate work, time and bytes of `caption` by timing a few images; write no captions.
+
+        Accepts the same arguments as `caption`.
+        """
         from capmix.inspect.forecast import forecast_captions
 
         options, samples = _samples(options, samples)
@@ -301,8 +350,22 @@ class Workspace:
         samples: SelectSettings | None = None,
         **options: Any,
     ) -> dict[str, Counts]:
-        """Score the texts of sources, of all samples or some, against their images (float32 cosine
-        similarity); returns the counts of texts by source."""
+        """Compute the image-text similarity of the texts of some or all sources.
+
+        Scores are float32 cosine similarities. Existing parts with the same settings are kept.
+
+        Args:
+            settings: Scoring settings; keywords override them.
+            samples: Selection of samples (default: all); keywords override it.
+            **options: Options of `capmix score`, listed below.
+
+        Returns:
+            The counts of texts by source.
+
+        Raises:
+            UserError: For a source without captions, if the failure budget is exceeded, or if the
+                model is not available.
+        """
         from capmix.score.scorers import needs_gpu, score_stages
 
         options, samples = _samples(options, samples)
@@ -321,9 +384,10 @@ class Workspace:
         planned: bool = False,
         **options: Any,
     ) -> "Forecast":
-        """What `score` with the same options would do, how long it would take and how many bytes it
-        would read and write, from timing a few images; no score is written. With `planned`, the
-        sources need not exist yet."""
+        """Estimate work, time and bytes of `score` by timing a few images; write no scores.
+
+        Accepts the same arguments as `score`. With `planned`, the sources need not exist yet.
+        """
         from capmix.inspect.forecast import forecast_scores
 
         options, samples = _samples(options, samples)
@@ -333,7 +397,7 @@ class Workspace:
     def _scoring(
         self, settings: ScoreSettings | None, options: Mapping[str, Any], planned: bool = False
     ) -> "tuple[ScoreSettings, list[str], Workspace]":
-        """The settings with their model, the sources that are scored, and the workspace."""
+        """Return the settings with their model, the sources to score, and the workspace."""
         from capmix.score.scorers import check_preprocess
 
         chosen, work = self._with("score", ScoreSettings, settings, options)
@@ -343,7 +407,7 @@ class Workspace:
         return work._with_model(chosen, SCORERS, "score"), sources, work
 
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
-        """The sources whose texts are to be scored. Raises UserError for one that is not there."""
+        """Return the sources to score. Raises UserError for a source without captions."""
         self.pool.need_images("score")
         have = self.sources()
         for source in chosen.sources or ():
@@ -355,8 +419,10 @@ class Workspace:
         return list(chosen.sources or have)
 
     def _site(self, samples: SelectSettings, folder: str) -> "Site":
-        """Where a stage that writes to `folder` would work. Samples are listed where some are
-        selected or parts exist: a new pool may be large."""
+        """Return the site for a forecast of a stage that writes to `folder`.
+
+        A new pool may be large, so samples are indexed only if some are selected or parts exist.
+        """
         from capmix.inspect.forecast import Site
 
         work, selection = self, None
@@ -368,7 +434,17 @@ class Workspace:
     def import_captions(
         self, files: Place | Sequence[Place], settings: ImportSettings | None = None, **options: Any
     ) -> "Imported":
-        """Import precomputed captions from CSV or parquet files, joined on uid."""
+        """Import precomputed captions from CSV or parquet files, joined on uid.
+
+        Args:
+            files: Paths or patterns of files.
+            settings: Import settings; keywords override them.
+            **options: Options of `capmix import captions`, listed below; `source` is required.
+
+        Raises:
+            UserError: If the source has captions that a model wrote and `force` is not set, or if a
+                file cannot be read.
+        """
         from capmix.annotate.imported import import_captions
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
@@ -384,15 +460,22 @@ class Workspace:
     def import_scores(
         self, files: Place | Sequence[Place], settings: ImportSettings | None = None, **options: Any
     ) -> "Imported":
-        """Import precomputed scores of a source from CSV or parquet files, joined on uid."""
+        """Import precomputed scores of a source from CSV or parquet files, joined on uid.
+
+        Args:
+            files: Paths or patterns of files.
+            settings: Import settings; keywords override them.
+            **options: Options of `capmix import scores`, listed below; `source` is required.
+
+        Raises:
+            UserError: If the source has no captions, or if a file cannot be read.
+        """
         from capmix.annotate.imported import import_scores
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
-            hint = did_you_mean(chosen.source, work.sources())
-            raise UserError(
-                f"no captions of source {chosen.source!r}{hint or ': import or write them first'}"
-            )
+            hint = did_you_mean(chosen.source, work.sources()) or ": import or generate them first"
+            raise UserError(f"no captions of source {chosen.source!r}{hint}")
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
@@ -402,7 +485,19 @@ class Workspace:
 
     @with_options(AnnotateSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings; `method` is required."""
+        """Compute columns for recipes from saved embeddings.
+
+        Args:
+            settings: Annotation settings; keywords override them.
+            **options: Options of `capmix annotate`, listed below; `method` is required.
+
+        Returns:
+            The counts of samples.
+
+        Raises:
+            UserError: If the embeddings do not exist; `score` with `save_embeddings=True` writes
+                them.
+        """
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
@@ -411,10 +506,10 @@ class Workspace:
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
-            wanted = f"--embeddings {embeddings}" if embeddings else "embeddings"
+            wanted = f"--embeddings {embeddings}" if embeddings else "--embeddings"
             raise UserError(
                 f"annotate: {wanted}: {found} in {work.store.root}/{EMBEDDINGS}; "
-                "`capmix score --save-embeddings` writes them"
+                "run `capmix score --save-embeddings` first"
             )
         scorer = None
         if chosen.method == "cliploss":
@@ -422,8 +517,8 @@ class Workspace:
             scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
             if scorer.encoder.name != embeddings:
                 raise UserError(
-                    f"cliploss: --model {chosen.model} has not made the embeddings {embeddings!r}; "
-                    "name the model that has"
+                    f"cliploss: the embeddings {embeddings!r} are not of --model {chosen.model}; "
+                    "pass the model that computed them"
                 )
         name = chosen.name or chosen.method
         check_source_name(name, "annotation")
@@ -431,9 +526,15 @@ class Workspace:
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:
-        """Diversity, noise and topics of the texts of raw and of every source.
+        """Measure diversity, noise and topics of texts by source.
 
-        Returns `population`, `sampled`, `references` and `coverage`; see measure/measure.py.
+        Args:
+            settings: Measure settings; keywords override them.
+            **options: Options of `capmix measure`, listed below.
+
+        Returns:
+            The measures `population`, `sampled`, `references` and `coverage`; see
+            measure/measure.py.
         """
         from capmix.measure.measure import measure
         from capmix.score.scorers import make_scorer
@@ -459,11 +560,21 @@ class Workspace:
         parameters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Apply a recipe, shipped or a .yaml file; returns the Subset that it selects.
+        """Apply a recipe and write the selected subset.
 
-        Keywords that are no options are the recipe's parameters, such as fraction=0.3; so are the
-        entries of `parameters`, whatever their names. A parameter that is a list stands for one
-        subset per value: a list of Subsets comes back.
+        Args:
+            recipe: Name of a shipped recipe, or path of a .yaml file.
+            settings: Mix settings; keywords override them.
+            parameters: Parameters of the recipe; needed for parameters with the name of an option.
+            **options: Options of `capmix mix`, listed below. Other keywords are parameters of the
+                recipe, for example `fraction=0.3`.
+
+        Returns:
+            The Subset. If a parameter is a list, one subset is written per value (for several
+            lists, per combination), and a list of Subsets is returned.
+
+        Raises:
+            UserError: For an invalid recipe or parameter, and if the recipe needs missing columns.
         """
         from capmix.mix.mix import mix
         from capmix.mix.plan import names_of
@@ -479,8 +590,8 @@ class Workspace:
         names = [chosen.out or one.name for one in loaded]
         if len(set(names)) < len(names):
             raise UserError(
-                f"several subsets are asked for, but all would be called {names[0]}; mix them one "
-                "by one, each with its own --out"
+                f"several subsets would have the name {names[0]}; mix them one by one, each with "
+                "its own --out"
             )
         if chosen.changes and chosen.out is None:
             raise UserError(
@@ -488,12 +599,12 @@ class Workspace:
             )
         work.index()
         columns = work.recipe_columns(set().union(*map(names_of, loaded)), chosen.scorer)
-        made = [
+        subsets = [
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)
         ]
         is_sweep = any(isinstance(value, list) for value in filled.values())
-        return made if is_sweep else made[0]
+        return subsets if is_sweep else subsets[0]
 
     @with_options(ExportSettings, EngineSettings, RunSettings)
     def export(
@@ -503,16 +614,31 @@ class Workspace:
         settings: ExportSettings | None = None,
         **options: Any,
     ) -> Counts:
-        """Write a subset, or the one of that name, as shards of images and texts into the directory
-        `out`; with `sidecars=True` its texts beside the pool's images, without `out`."""
+        """Write a subset as shards, tables or image files.
+
+        Args:
+            subset: A Subset or its name.
+            out: Directory or URL; None with `sidecars=True`, which writes texts next to the pool's
+                images.
+            settings: Export settings; keywords override them.
+            **options: Options of `capmix export`, listed below.
+
+        Returns:
+            The counts of rows.
+
+        Raises:
+            UserError: If `out` is inside the pool, or the failure budget is exceeded.
+        """
         from capmix.engine.local import cores
         from capmix.export.export import export
 
         chosen, work = self._with("export", ExportSettings, settings, options)
         if chosen.format != "csv":
-            work.pool.need_images("export (csv needs none)")
+            work.pool.need_images("export in a format other than csv")
         if out is not None and (inside := work.pool.holds(os.fspath(out))):
-            raise UserError(f"--out {os.fspath(out)} is inside the pool {inside}: name another")
+            raise UserError(
+                f"--out {os.fspath(out)} is inside the pool {inside}; choose another directory"
+            )
         engine = work.engine
         if engine.name == "local" and engine.workers is None:
             engine = engine.model_copy(update={"workers": cores()})
@@ -531,15 +657,25 @@ class Workspace:
     def probe(
         self, settings: ProbeSettings | None = None, **options: Any
     ) -> "dict[str, list[ProbeResult]]":
-        """Train small probes of frozen embeddings on each subset and evaluate them; returns the
-        results by subset, one per seed."""
+        """Train small probes of frozen embeddings on each subset, and evaluate them.
+
+        Args:
+            settings: Probe settings; keywords override them.
+            **options: Options of `capmix probe`, listed below.
+
+        Returns:
+            The results by subset, one per seed.
+
+        Raises:
+            UserError: If there are no subsets, or a dependency or an evaluation set is missing.
+        """
         from capmix.mini.weights import MINI_PACKAGES
 
         chosen, work = self._with("probe", ProbeSettings, settings, options, (RunSettings,))
         work.pool.need_images("probe")
         subsets = work.subsets() if chosen.subsets is None else chosen.subsets
         if not subsets:
-            raise UserError(f"no subset in {work.store.location}: run `capmix mix` first")
+            raise UserError(f"no subsets in {work.store.location}: run `capmix mix` first")
         require(MINI_PACKAGES, "probe", "mini")
         from capmix.evaluation.embedded import embedded_evalsets
         from capmix.evaluation.other_sets import open_evalset
@@ -571,8 +707,18 @@ class Workspace:
     def report(
         self, settings: ReportSettings | None = None, **options: Any
     ) -> tuple[str, list[str]]:
-        """Write the HTML page about the work directory; returns its path and the table of results
-        as lines."""
+        """Write an HTML report about the work directory.
+
+        Args:
+            settings: Report settings; keywords override them.
+            **options: Options of `capmix report`, listed below.
+
+        Returns:
+            The path of the page, and the table of results as lines of text.
+
+        Raises:
+            UserError: For an unknown subset or scorer, or if a package is missing.
+        """
         chosen, work = self._with("report", ReportSettings, settings, options, (RunSettings,))
         require(chosen.packages(), "report", "report")
         from capmix.report.compare import compare, verdict
@@ -591,11 +737,11 @@ class Workspace:
 
             write_figures(figures, chosen.figures)
         path = chosen.out or work.store.path(PAGE)
-        said = headline_lines(found, rows, chosen.baseline)
+        summary = headline_lines(found, rows, chosen.baseline)
         if not rows:
-            return path, said
+            return path, summary
         table = results_table(found, rows, chosen.baseline)
-        return path, [*table, "", *verdict(rows, chosen.order), "", *said]
+        return path, [*table, "", *verdict(rows, chosen.order), "", *summary]
 
     def table(
         self,
@@ -606,17 +752,27 @@ class Workspace:
         where: str | None = None,
         limit: int | None = None,
     ) -> pa.Table:
-        """A row per sample: uid, key, shard, and S_text, S_score and S_flags of each source S.
+        """Return a table with one row per sample.
 
-        Of several captions the first is taken. `columns` adds names of `columns()`, patterns of
-        them such as "clusters_*", and S_k1_text, S_k2_text, ... (default: those of annotations,
-        where no `sources` are named). `shards` are names or patterns, such as "0000*", `where` is
-        a condition in the language of recipes, such as "raw_score < 0.2". Samples that failed in
-        the index are left out.
+        Columns are uid, key, shard, and for each source S: S_text, S_score and S_flags (of the
+        first caption, if there are several). Samples that failed in the index are left out.
 
-        All rows are in memory: about 100 bytes a sample and what the texts take, for the paper's
-        12.8 million samples with two sources some 3 GB. With `limit`, the first rows are read, and
-        shards behind them are not opened. `batches` and `relation` hold one shard at a time.
+        All rows are in memory: about 100 bytes per sample plus the texts, or some 3 GB for the
+        paper's 12.8 million samples with two sources. `batches` and `relation` hold one shard at a
+        time.
+
+        Args:
+            sources: Sources to include (default: all).
+            columns: Additional columns: names of `columns()`, patterns such as "clusters_*", and
+                further captions as S_k1_text, S_k2_text, ... Default: the columns of annotations
+                if `sources` is not given, otherwise none.
+            scorer: Scorer of the scores (default: the only scorer, or the only one not imported).
+            shards: Names or patterns of shards, for example "0000*" (default: all).
+            where: Condition in the recipe language, for example "raw_score < 0.2".
+            limit: Return only the first rows; shards after them are not opened.
+
+        Raises:
+            UserError: For unknown names and invalid conditions.
         """
         return self.batches(sources, columns, scorer, shards, where, limit).read_all()
 
@@ -629,8 +785,11 @@ class Workspace:
         where: str | None = None,
         limit: int | None = None,
     ) -> pa.RecordBatchReader:
-        """The rows of `table` as a stream of record batches, one per shard. With `where`, the keys
-        of the samples for which it holds are in memory too."""
+        """Return the rows of `table` as a stream of record batches, one per shard.
+
+        With `where`, the keys of all matching samples are also in memory. Accepts the same
+        arguments as `table`.
+        """
         from capmix.inspect.table import TableRequest, read_batches
 
         asked = TableRequest(sources, columns, scorer, shards, where, limit)
@@ -647,7 +806,10 @@ class Workspace:
         where: str | None = None,
         limit: int | None = None,
     ) -> "duckdb.DuckDBPyRelation":
-        """The rows of `table` as a DuckDB relation that reads the stream once."""
+        """Return the rows of `table` as a DuckDB relation that can be read once.
+
+        Accepts the same arguments as `table`.
+        """
         import duckdb
 
         return duckdb.from_arrow(self.batches(sources, columns, scorer, shards, where, limit))
@@ -655,8 +817,11 @@ class Workspace:
     def recipe_columns(
         self, names: Collection[str], scorer: str | None = None
     ) -> "dict[str, Column]":
-        """The columns of recipes of which `names` are asked for; see Catalog.columns. Fields of the
-        samples' JSON that an older capmix has not listed are listed first."""
+        """Return the recipe columns needed for `names`; see Catalog.columns.
+
+        If an older capmix wrote the index without the fields of the samples' JSON, these are listed
+        first.
+        """
         from capmix.models.fields import field_stages
 
         found = self.catalog.columns(scorer, names)
@@ -672,11 +837,20 @@ class Workspace:
         protected: "Sequence[Shard]" = (),
         needs_gpu: bool = False,
     ) -> list[Counts]:
-        """Make what is missing of some stages; the counts of each.
+        """Compute the missing parts of some stages.
 
-        Of the `protected` shards parts of other settings are refused, unless the workspace is
-        forced. For an engine of more than this process, `make_stages` is a functools.partial of a
-        function of a module.
+        Args:
+            make_stages: Function that returns the stages; with more than this process, a
+                functools.partial of a module-level function, since it is pickled.
+            protected: Shards whose existing parts with different settings are an error unless
+                `force` is set.
+            needs_gpu: Whether the stages need a GPU.
+
+        Returns:
+            The counts of each stage.
+
+        Raises:
+            UserError: If the failure budget is exceeded.
         """
         job = Job(
             make_stages,
@@ -696,7 +870,7 @@ class Workspace:
         options: Mapping[str, Any],
         others: Sequence[type[Settings]] = (EngineSettings, RunSettings),
     ) -> "tuple[Kind, Workspace]":
-        """The settings of a call, and the workspace with the engine and run options that it has."""
+        """Return the settings of a call, and the workspace with its engine and run options."""
         ours, *shares = distribute(options, place, (kind, *others))
         chosen = make(kind, ours, place) if settings is None else changed(settings, ours, place)
         work = self
@@ -709,8 +883,11 @@ class Workspace:
         return chosen, work
 
     def _with_model(self, chosen: Named, group: str, what: str) -> Named:
-        """The settings with the model that a command works with. Raises UserError without one, and
-        for one that cannot be had here; on a cluster its machines look."""
+        """Return the settings with the command's model filled in.
+
+        Raises UserError if there is no model, or if it is not available on this computer; with Ray,
+        the workers check this.
+        """
         model = chosen_model(group, chosen.model, self.pool.location, what)
         chosen = chosen.model_copy(update={"model": model})
         if self.engine.name == "local":
@@ -729,7 +906,7 @@ class Workspace:
                 )
 
     def columns(self, scorer: str | None = None) -> list[str]:
-        """Names of the columns that `table` and recipes know, without numbered captions."""
+        """Return the names of all columns of `table` and recipes, without numbered captions."""
         from capmix.inspect.table import column_names
 
         self.index()
@@ -745,28 +922,42 @@ class Workspace:
         seed: int = 0,
         scorer: str | None = None,
     ) -> "Gallery":
-        """Images with their texts, `n` (1 to 100) samples drawn by `seed`; a notebook shows them.
+        """Return a gallery of random samples with their texts, for display in a notebook.
 
-        They are drawn from four shards, more only where these have too few, so that a large pool is
-        not read in full. `sources` (default: all) are shown; of a `subset` the texts that it has,
-        marked, with those of `sources` beside them. `where` and `shards` are as for `table`.
+        Samples are drawn from four shards, or more if these have too few matching samples, so that
+        a large pool is not read in full.
+
+        Args:
+            n: Number of samples, 1 to 100.
+            sources: Sources to show (default: all; with `subset`, only its own texts).
+            subset: Show samples of this subset, with its texts marked.
+            where: Condition in the recipe language, for example "raw_score < 0.2".
+            shards: Names or patterns of shards.
+            seed: Random seed of the draw.
+            scorer: Scorer of the scores (default: the only scorer, or the only one not imported).
         """
         from capmix.inspect.show import show
         from capmix.inspect.table import TableRequest
 
         asked = TableRequest(sources, None, scorer, shards, where)
         name = None if subset is None else self.subset(subset).name
-        looking = self.using(max_failures=1.0)  # what only looks refuses nothing
-        return show(self.catalog, looking._list, n, asked, seed, name)
+        tolerant = self.using(max_failures=1.0)  # showing samples accepts any number of failures
+        return show(self.catalog, tolerant._list, n, asked, seed, name)
 
     @with_options(CaptionSettings)
     def caption_images(
         self, images: "Sequence[Image]", source: str | None = None, **options: Any
     ) -> list[Any]:
-        """Caption images that are in memory; see `capmix.caption_images`.
+        """Caption images in memory; see `capmix.caption_images`.
 
-        With `source`, the model and the sampling are those that its captions were written with;
-        `options` replace them. Raises UserError where that model is another one now.
+        Args:
+            images: The images.
+            source: Use the model and the sampling options of this source's captions; keywords
+                override them.
+            **options: Options of `capmix caption`, listed below.
+
+        Raises:
+            UserError: If the model of `source` has changed since.
         """
         from capmix.caption.in_memory import caption_images, caption_like
 
@@ -775,15 +966,20 @@ class Workspace:
         return caption_like(self.store, source, images, **options)
 
     def results(self) -> pa.Table:
-        """A row per run of a grid (`capmix run`) and per probe: of, subset, seed, samples, and a
-        column for each number, as a fraction; `SET/METRIC`, or `SET` for its main metric."""
+        """Return the results of all training runs of `capmix run` and of all probes.
+
+        Each row is a run or probe: of, subset, seed, samples, and a column per metric, as a
+        fraction. Columns are named `SET/METRIC`, or `SET` for the main metric.
+        """
         from capmix.inspect.results import work_table
 
         return work_table(self.store)
 
     def _list(self, shards: "Sequence[Shard]") -> None:
-        """List the samples of some shards; of all of them as `index` does. A few shards may have
-        more failures than the whole pool: the budget is of all of them."""
+        """List the samples of some shards, or of all shards like `index`.
+
+        The failure budget applies to the whole pool, so it is not checked for some shards.
+        """
         if self._index.rows or len(shards) == len(self.pool.shards):
             self.index()
             return
@@ -795,7 +991,7 @@ class Workspace:
         return f"Workspace({self.pool.location!r}, {shards:,} shards, work={self.store.location!r})"
 
     def _repr_html_(self) -> str:
-        """What there is, by listing folders alone: of a large pool, `status` takes its time."""
+        """Summarize the contents by listing folders; `status` is slower for a large pool."""
         found = {
             "sources": self.sources(),
             "scorers": self.store.folders(SCORES),
@@ -808,14 +1004,14 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Subset:
-    """The rows that a recipe selected: sample, source and caption of each."""
+    """The rows selected by a recipe: sample, source and caption of each."""
 
     workspace: Workspace
     name: str
 
     @cached_property
     def summary(self) -> "Summary":
-        """Rows by clause, thresholds, mean scores."""
+        """Rows by clause, thresholds and mean scores."""
         from capmix.mix.mix import Summary
 
         marker = self.workspace.store.read_marker(f"{SUBSETS}/{self.name}")
@@ -824,33 +1020,37 @@ class Subset:
         return Summary(**marker.extra["summary"])
 
     def __len__(self) -> int:
-        """Rows, each counted once whatever its weight."""
+        """Return the number of rows; each counts once, regardless of its weight."""
         return self.summary.kept
 
     def table(self) -> pa.Table:
-        """uid, shard, key, source, k, text, score, weight (how often the row counts), copy.
+        """Return the rows as a table.
 
-        Raises UserError where a text was written again since the subset was made.
+        Columns are uid, shard, key, source, k, text, score, weight (how often the row counts) and
+        copy. Raises UserError if a text has changed since the subset was mixed.
         """
         return pa.concat_tables(self.batches())
 
     def batches(self) -> Iterator[pa.Table]:
-        """The rows of `table`, some at a time."""
+        """Yield the rows of `table` in batches."""
         return self._rows.batches()
 
     def write(self, path: Place) -> int:
-        """Write the rows of `table` as a parquet file, some at a time; returns how many."""
+        """Write the rows of `table` to a parquet file in batches, and return their number.
+
+        Raises UserError if `path` does not end in .parquet.
+        """
         from capmix.mix.subset import write_parquet
 
         place = os.fspath(path)
         if not place.endswith(".parquet"):
-            raise UserError(f"{place}: expected a file name that ends in .parquet")
+            raise UserError(f"{place}: expected a .parquet file name")
         return write_parquet(self._rows, place)
 
     def to_pandas(self, limit: int | None = None) -> Any:
-        """The rows of `table` as a pandas DataFrame, or the first `limit` of them.
+        """Return the rows of `table`, or the first `limit` of them, as a pandas DataFrame.
 
-        They are in memory: 0.1 to 0.5 kB a row. Raises UserError where pandas is not installed.
+        All rows are in memory: 0.1 to 0.5 kB per row. Raises UserError if pandas is not installed.
         """
         from capmix.inspect.table import first_rows
 
@@ -866,14 +1066,16 @@ class Subset:
         seed: int = 0,
         scorer: str | None = None,
     ) -> "Gallery":
-        """Images with the texts that the subset has; with `sources`, theirs too. See
-        Workspace.show."""
+        """Return a gallery of the subset's samples with the selected texts; see `Workspace.show`.
+
+        With `sources`, the texts of these sources are also shown.
+        """
         return self.workspace.show(n, sources, self.name, where, shards, seed, scorer)
 
     def __repr__(self) -> str:
         try:
             return f"Subset({self.name!r}, {len(self):,} rows)"
-        except (UserError, OSError):  # gone or damaged since
+        except (UserError, OSError):  # removed or damaged since
             return f"Subset({self.name!r})"
 
     def _repr_html_(self) -> str:
@@ -900,7 +1102,7 @@ class Subset:
     def export(
         self, out: Place | None = None, settings: ExportSettings | None = None, **options: Any
     ) -> Counts:
-        """Write the subset as shards of images and texts into the directory `out`."""
+        """Write the subset as shards, tables or image files; see `Workspace.export`."""
         return self.workspace.export(self.name, out, settings, **options)
 
 
@@ -915,15 +1117,15 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest checkpoint; it may not exist yet."""
+        """Path of the newest checkpoint, which may not exist yet."""
         from capmix.training.run import RunFolder
 
         return RunFolder(self.path).checkpoint
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One mapping per logged step: epoch, step, samples, loss, learning_rate, ...
+        """Return one mapping per logged step: epoch, step, samples, loss, learning_rate, ...
 
-        A last line that is not whole yet is left out. Raises UserError for another that is damaged.
+        An incomplete last line is left out. Raises UserError if another line is damaged.
         """
         from capmix.training.run import RunFolder
 
@@ -938,8 +1140,11 @@ class Run:
         return found
 
     def results(self) -> pa.Table:
-        """A row per task of the last `evaluate`: task, dataset, metric, its value, precision, and
-        every metric, as fractions. Raises UserError where the run was not evaluated."""
+        """Return one row per task of the last `evaluate`.
+
+        Columns are task, dataset, metric, its value, precision, and every metric; values are
+        fractions. Raises UserError if the run has not been evaluated.
+        """
         from capmix.inspect.results import run_table
 
         return run_table(self.path)
@@ -956,14 +1161,23 @@ class Run:
 def open_workspace(
     pool: Place | Sequence[Place] | None = None, work: Place | None = None, **options: Any
 ) -> Workspace:
-    """Open a pool with its work directory, which is created where it is new.
+    """Open a pool and its work directory, which is created if necessary.
 
-    `pool` is a directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, a
-    pattern of such files as `{00000..00041}.tar` or `*.tar`, several of these, or `embedded`;
-    without it, the pool that the work directory remembers. `work` is a directory or URL; without
-    it, CAPMIX_WORK or the work directory that the current directory is in. Raises UserError if the
-    pool has no shards, or if the work directory is inside it or belongs to another pool. `engine`
-    may also be EngineSettings.
+    Args:
+        pool: Directory or URL (s3://, gs://, hf://, http://) of tars, images or parquet files, a
+            pattern such as `{00000..00041}.tar` or `*.tar`, several of these, or `embedded` for the
+            demo pool. Default: the pool recorded in the work directory.
+        work: Directory or URL. Default: CAPMIX_WORK, or the work directory that contains the
+            current directory.
+        **options: Options of reading, engine and runs, listed below; `engine` may also be
+            EngineSettings.
+
+    Returns:
+        The workspace.
+
+    Raises:
+        UserError: If the pool has no shards, or if the work directory is inside the pool or belongs
+            to another pool.
     """
     given = options.pop("engine") if isinstance(options.get("engine"), EngineSettings) else None
     kinds = (OpenSettings, EngineSettings, RunSettings)
@@ -975,7 +1189,7 @@ def open_workspace(
     store = Store(place, scratch=scratch)
     known = _known_pool(store, place)
     if not given_pool and known is None:
-        raise UserError(f"work directory {place}: no {ABOUT} in it; name its pool")
+        raise UserError(f"work directory {place} has no {ABOUT}; pass its pool")
     locations = [_location(one) for one in given_pool] or (known.locations if known else [])
     follow_links = chosen.follow_links
     if follow_links is None:
@@ -984,16 +1198,16 @@ def open_workspace(
     if (inside := opened.holds(place, is_work=True)) and locations != [EMBEDDED]:
         raise UserError(
             f"work directory {place} is inside the pool {inside}; outputs would be read back as "
-            "input. Name another --work"
+            "input. Choose another --work"
         )
     if scratch is not None and ("://" in scratch or opened.holds(scratch, is_work=True)):
-        raise UserError(f"--scratch {scratch}: expected a local directory outside of the pool")
+        raise UserError(f"--scratch {scratch}: expected a local directory outside the pool")
     if store.is_local:
         check_shard_names(shard.name for shard in opened.shards)
     store.sweep()
     if known is not None and sorted(known.locations) != sorted(locations):
         several = len(known.locations) > 1 or len(locations) > 1
-        hint = ", or quote a pattern that the shell expands into what there is" if several else ""
+        hint = ", or quote the pattern so that the shell does not expand it" if several else ""
         raise UserError(
             f"work directory {place} belongs to the pool {shown_location(known.locations)}, not to "
             f"{shown_location(locations)}. Choose another --work{hint}; if the pool was moved, "
@@ -1011,9 +1225,9 @@ def open_workspace(
 
 
 def find_work(work: str | None) -> str:
-    """`work`, CAPMIX_WORK, or the work directory that the current directory is in.
+    """Return `work`, CAPMIX_WORK, or the work directory that contains the current directory.
 
-    Raises UserError where there is none of them.
+    Raises UserError if there is none.
     """
     if work is not None:
         return work
@@ -1024,7 +1238,7 @@ def find_work(work: str | None) -> str:
         if (folder / ABOUT).is_file():
             return str(folder)
     raise UserError(
-        f"no work directory: name one with --work, or set {WORK_VARIABLE}, or change into one"
+        f"no work directory: pass --work, set {WORK_VARIABLE}, or change into a work directory"
     )
 
 
@@ -1038,11 +1252,23 @@ def train(
     yes: bool = False,
     **options: Any,
 ) -> Run:
-    """Train CLIP with open_clip in a process of its own, or resume the run in the directory `out`.
+    """Train CLIP with open_clip in a separate process, or resume the run in `out`.
 
-    `data` is a Subset, trained on straight from its pool, or one or more directories of exported
-    shards with a weight each; `devices` counts GPUs of this machine. A run that takes days on this
-    CPU, or more memory than there is, is an error without `yes`.
+    Args:
+        data: A Subset, read directly from its pool, or one or more directories of exported shards.
+        out: Directory of the run.
+        settings: Training settings; keywords override them.
+        devices: Number of GPUs of this computer.
+        weights: Sampling weight of each directory's tars.
+        yes: Start even if the run takes days on this CPU or exceeds the available memory.
+        **options: Options of `capmix train`, listed below.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: For invalid data or settings, if the run is too expensive and `yes` is not set,
+            or if training fails.
     """
     from capmix.training.launch import TrainingData, launch
 
@@ -1053,7 +1279,7 @@ def train(
     limits = make(RunSettings, runs, "train")
     if isinstance(data, Subset):
         if weights is not None:
-            raise UserError("train: weights are of directories of exported shards, not of a subset")
+            raise UserError("train: weights need directories of exported shards, not a subset")
         work = data.workspace
         source = TrainingData.of_subset(work.pool, work.store, data.name)
     else:
@@ -1065,9 +1291,17 @@ def train(
 
 @with_options(EvaluateSettings)
 def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
-    """Evaluate a run's directory, or an open_clip model ARCHITECTURE/TAG, zero-shot.
+    """Evaluate a run or an open_clip model zero-shot.
 
     Results are also written to the run's directory, or to `out`.
+
+    Args:
+        model: Directory of a run, or an open_clip model as ARCHITECTURE/TAG.
+        settings: Evaluation settings; keywords override them.
+        **options: Options of `capmix eval`, listed below.
+
+    Raises:
+        UserError: If the model cannot be loaded.
     """
     from capmix.evaluation.results import evaluate as evaluate_model
 
@@ -1085,7 +1319,7 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
 def _samples(
     options: Mapping[str, Any], given: SelectSettings | None
 ) -> tuple[dict[str, Any], SelectSettings]:
-    """The other options, and those that select samples, over what was `given`."""
+    """Split off the options that select samples, which override `given`; return both parts."""
     names = options_of(SelectSettings)
     ours = {name: value for name, value in options.items() if name in names}
     others = {name: value for name, value in options.items() if name not in names}
@@ -1097,7 +1331,7 @@ def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:
 
 
 def _places(given: Place | Sequence[Place]) -> list[str]:
-    """One path or several as strings."""
+    """Return one or several paths as a list of strings."""
     several = [given] if isinstance(given, str | os.PathLike) else given
     return [os.fspath(one) for one in several]
 
@@ -1108,32 +1342,32 @@ def _location(pool: str) -> str:
 
 @dataclass(frozen=True)
 class _KnownPool:
-    """The pool that a work directory belongs to, as its pool.json says."""
+    """The pool of a work directory, from its pool.json."""
 
     locations: list[str]
     follows_links: bool
 
 
 def _known_pool(store: Store, place: str) -> _KnownPool | None:
-    """None where the work directory has no pool.json.
+    """Read the work directory's pool.json; return None if it does not exist.
 
-    Raises UserError for one that is damaged: parts of one pool must not be taken for another's.
+    Raises UserError if it is damaged, so that parts of one pool are not used for another.
     """
     try:
         about = parse_object(store.read_bytes(ABOUT))
         known = about.get("pool")
         several: list[Any] = known if isinstance(known, list) else [known]
         if not several or not all(isinstance(one, str) and one for one in several):
-            raise ValueError('no "pool" that is a string, or a list of strings')
+            raise ValueError('"pool" is not a string or a list of strings')
         return _KnownPool(several, about.get(LINKS) is True)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except PermissionError:  # nothing is wrong with it
+    except PermissionError:  # the file is not damaged
         raise
     except (IsADirectoryError, ValueError) as error:
         why = "a directory" if isinstance(error, OSError) else error
         raise UserError(
-            f"work directory {place}: its {ABOUT}, which names its pool, is damaged ({why}). "
-            f"Restore it; or, if you are sure which POOL the directory was made from, delete "
-            f"{place}/{ABOUT} and run `capmix status POOL --work {place}`, which writes it again"
+            f"work directory {place}: {ABOUT}, which records its pool, is damaged ({why}). "
+            f"Restore it; or, if you are sure which POOL the directory belongs to, delete "
+            f"{place}/{ABOUT} and run `capmix status POOL --work {place}` to recreate it"
         ) from error

@@ -1,4 +1,4 @@
-"""Every method against a plain re-computation, pair by pair."""
+"""Compare every method with a simple computation, pair by pair."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ def vectors(count: int, width: int = 16, seed: int = 0, groups: int = 0) -> Pool
     return PoolVectors(unit(found).astype(np.float16), [], [])
 
 
-def test_clusters_are_of_the_nearest_centroid_and_the_references_are_marked() -> None:
+def test_samples_are_in_the_cluster_of_the_nearest_centroid_and_references_are_marked() -> None:
     pool, near = vectors(600, groups=6), vectors(600, groups=6).array[:3]
     columns = cluster(pool, 6, unit(near.astype(np.float32)), seed=0)
     numbers = columns["cluster"][0]
@@ -43,13 +43,13 @@ def test_clusters_are_of_the_nearest_centroid_and_the_references_are_marked() ->
     assert np.allclose(columns["similarity"][0], products.max(axis=1), atol=1e-3)
 
 
-def test_more_clusters_than_images_is_one_line() -> None:
-    with pytest.raises(UserError, match="there are 5 images"):
+def test_more_clusters_than_images_is_a_one_line_error() -> None:
+    with pytest.raises(UserError, match="there are only 5 images"):
         cluster(vectors(5), 6, None, seed=0)
 
 
 @pytest.mark.parametrize("block", [7, 4_096])
-def test_semdedup_is_the_papers_rule(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_semdedup_equals_the_papers_definition(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr("capmix.annotate.semdedup.BLOCK", block)
     pool = vectors(80, width=4, groups=20)
     draw = np.random.default_rng(1)
@@ -74,13 +74,13 @@ def test_normsim_is_the_norm_of_all_similarities(norm: str) -> None:
     found = norm_similarity(pool, reference, norm)["value"][0]
     products = pool.take(np.arange(50)).astype(np.float64) @ reference.T.astype(np.float64)
     expected = np.linalg.norm(products, np.inf if norm == "inf" else 2, axis=1)
-    if norm == "inf":  # the largest similarity, which may be below zero, not the largest size
+    if norm == "inf":  # the largest similarity (may be negative), not the largest absolute value
         expected = products.max(axis=1)
     assert np.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_cliploss_is_the_papers_formula(rounds: int) -> None:
+def test_cliploss_equals_the_papers_formula(rounds: int) -> None:
     images, texts = vectors(40), vectors(40, seed=1)
     found = negative_clip_loss(images, texts, temperature=0.07, batch=20, rounds=rounds, seed=5)
     x, y = (v.take(np.arange(40)).astype(np.float64) for v in (images, texts))
@@ -133,14 +133,14 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     )
     assert main(["annotate", "pool", "--work", "w", "--method", "semdedup", "--of", "other"]) == 2
     work = open_workspace("pool", "w")
-    # Every image is in the reference: its largest similarity is with itself.
+    # Every image is in the reference set, so its largest similarity is to itself.
     table = work.store.read_table("columns/normsim/00000.parquet")
     assert np.allclose(table["value"].to_numpy(), 1, atol=1e-3)
     near = work.store.read_table("columns/clusters/00001.parquet")["near_reference"].to_pylist()
     assert near == [True] * 6
     with pytest.raises(UserError, match="expected --reference"):
         work.annotate(method="normsim")
-    # What is done is not repeated, and is when what it was made of has changed.
+    # Annotations are recomputed only if their inputs have changed.
     columns = [tmp_path / f"w/columns/{name}/00000.parquet" for name in ("clusters", "semdedup")]
     before = [path.stat().st_mtime_ns for path in columns]
     work.annotate(method="clusters", clusters=3, reference="w")
@@ -150,7 +150,7 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     work.annotate(method="semdedup", epsilon=0.5)
     after = [path.stat().st_mtime_ns for path in columns]
     assert all(a > b for a, b in zip(after, before, strict=True))
-    # Parts of two runs are repaired by the command that the error names.
+    # Parts from two runs are fixed by the command in the error message.
     part = "columns/clusters/00000"
     marker = work.store.read_marker(part)
     assert marker is not None

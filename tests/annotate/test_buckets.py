@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from capmix.annotate import buckets
-from capmix.annotate.buckets import Buckets, neighbours
+from capmix.annotate.buckets import Buckets, group_adjacent
 from capmix.errors import UserError
 
 SCHEMA = pa.schema({"row": pa.int64(), "text": pa.string()})
@@ -35,7 +35,7 @@ def test_rows_of_a_bucket_keep_their_order_and_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_of_some_bytes_are_not_kept_in_memory(
+def test_rows_are_written_when_they_reach_the_size_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(buckets, "SIZE_AT_ONCE", 1000)
@@ -46,14 +46,15 @@ def test_texts_of_some_bytes_are_not_kept_in_memory(
     assert (kept.rows, len(list(tmp_path.iterdir()))) == (0, 2)
 
 
-def test_a_bucket_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_bucket_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     kept = Buckets(str(tmp_path / "none" / "b"), SCHEMA, 2)
     kept.add(rows(0, 4), np.arange(4))
     with pytest.raises(UserError, match=r"cannot write .*none/b\.0\.arrow: No such file"):
         kept.take(0)
 
 
-def test_neighbours_share_a_number_up_to_a_sum() -> None:
-    assert neighbours(np.array([1, 1, 1, 1, 5, 0, 1, 1]), 2).tolist() == [0, 0, 1, 1, 2, 3, 3, 4]
-    assert neighbours(np.array([0.0, 0.0]), 1.0).tolist() == [0, 0]
-    assert neighbours(np.array([], np.int64), 1.0).tolist() == []
+def test_adjacent_items_are_grouped_up_to_a_total_size() -> None:
+    sizes = np.array([1, 1, 1, 1, 5, 0, 1, 1])
+    assert group_adjacent(sizes, 2).tolist() == [0, 0, 1, 1, 2, 3, 3, 4]
+    assert group_adjacent(np.array([0.0, 0.0]), 1.0).tolist() == [0, 0]
+    assert group_adjacent(np.array([], np.int64), 1.0).tolist() == []

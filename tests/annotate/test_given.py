@@ -1,4 +1,4 @@
-"""Rows of imported files that give no value: by reason, with where the first one is."""
+"""Rows of imported files without a usable value: counts by reason, and the first row of each."""
 
 import csv
 import re
@@ -35,7 +35,7 @@ def texts(work: Workspace) -> list[str | None]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize(("suffix", "comma"), [("csv", ","), ("tsv", "\t")])
-def test_a_broken_line_costs_its_row_alone(
+def test_a_broken_line_affects_only_its_row(
     work: Workspace, tmp_path: Path, suffix: str, comma: str, mark: str, end: str
 ) -> None:
     lines = [
@@ -68,16 +68,16 @@ def test_a_broken_line_costs_its_row_alone(
     assert found.faults == expected
     assert list(found.faults) == list(expected)
     assert (found.matched, found.without, found.unknown, found.repeated) == (2, 6, 2, 1)
-    assert work.import_captions([str(file)], source="c") == found  # done before
-    told = REASONS["bad_line"]
-    assert found.lines()[3] == f"       3  bad_line       {told}; c.{suffix}, row 4"
+    assert work.import_captions([str(file)], source="c") == found  # not repeated
+    reason = REASONS["bad_line"]
+    assert found.lines()[3] == f"       3  bad_line       {reason}; c.{suffix}, row 4"
 
 
-def test_scores_that_are_no_numbers_are_named(work: Workspace, tmp_path: Path) -> None:
+def test_scores_that_are_not_numbers_are_reported(work: Workspace, tmp_path: Path) -> None:
     values = ["0.5", "x", "inf", "nan", "1e300", "", "0.25", "0.75"]
     rows = [f"{uid},{value}" for uid, value in zip(UIDS, values, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["uid,score", *rows[:3]]))
-    (tmp_path / "b.csv").write_text("\n".join(["score,uid", *map(turned, rows[3:])]))
+    (tmp_path / "b.csv").write_text("\n".join(["score,uid", *map(reversed_cells, rows[3:])]))
     found = work.import_scores([str(tmp_path / "*.csv")], source="raw")
     assert found.faults == {
         "bad_number": Fault(4, f"a.csv, row 3: uid {UIDS[1]}"),
@@ -86,12 +86,12 @@ def test_scores_that_are_no_numbers_are_named(work: Workspace, tmp_path: Path) -
     assert (found.matched, found.without) == (3, 5)
 
 
-def turned(row: str) -> str:
+def reversed_cells(row: str) -> str:
     return ",".join(reversed(row.split(",")))
 
 
 @pytest.mark.parametrize("is_dictionary", [False, True])
-def test_texts_of_parquet_that_are_no_utf8_cost_their_rows_alone(
+def test_parquet_texts_that_are_not_utf8_affect_only_their_rows(
     work: Workspace, tmp_path: Path, is_dictionary: bool
 ) -> None:
     captions = pa.array([b"good", b"bad \xff", None, b"fine"], pa.binary()).view(pa.string())
@@ -108,7 +108,7 @@ def test_texts_of_parquet_that_are_no_utf8_cost_their_rows_alone(
     }
 
 
-def test_scores_of_parquet_of_any_kind(work: Workspace, tmp_path: Path) -> None:
+def test_numbers_and_strings_of_parquet_are_read_as_scores(work: Workspace, tmp_path: Path) -> None:
     numbers = pa.table({"uid": UIDS[:3], "score": [1, 2, None]})
     words = pa.table({"uid": UIDS[3:6], "score": ["0.5", "five", None]})
     pq.write_table(numbers, tmp_path / "1.parquet")
@@ -121,24 +121,24 @@ def test_scores_of_parquet_of_any_kind(work: Workspace, tmp_path: Path) -> None:
     }
 
 
-def test_a_file_of_another_kind_or_without_a_column_is_one_line(
+def test_a_file_of_another_format_or_without_a_column_is_a_one_line_error(
     work: Workspace, tmp_path: Path
 ) -> None:
-    for name, data, told in (
+    for name, data, message in (
         ("a.parquet", b"no parquet", r"import: .*a\.parquet: "),
         ("b.csv", b"", r"import: .*b\.csv: no column 'uid'; columns: "),
         ("c.csv", b"uid,\xff\n", "import: .*c\\.csv: no column 'text'; columns: uid, \ufffd$"),
-        ("d.csv", b'uid,"text\n', r"import: .*d\.csv: its header cannot be read: unexpected end"),
+        ("d.csv", b'uid,"text\n', r"import: .*d\.csv: cannot read the header: unexpected end"),
         ("e.csv", b"x," * 10**6, r"import: .*e\.csv: no column 'uid'; columns: .{1000}$"),
-        ("f.csv", b"x" * (MAX_ROW + 1), r"import: .*f\.csv: its header cannot be read: the row is"),
+        ("f.csv", b"x" * (MAX_ROW + 1), r"import: .*f\.csv: cannot read the header: the row is"),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             work.import_captions([str(tmp_path / name)], source="c")
 
 
 class Rejected(FaultCounts):
-    """Keeps place and reason of all rows that cannot be read."""
+    """Records place and reason of all unreadable rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Rejected(FaultCounts):
 
 
 def given_rows(paths: Sequence[Path], is_caption: bool = True) -> tuple[list[Any], list[Any]]:
-    """Rows that can be read (place, uid, value), and others (place, reason)."""
+    """Return the readable rows (place, uid, value) and the unreadable ones (place, reason)."""
     column, rejected = "text" if is_caption else "score", Rejected()
     files = [str(path) for path in paths]
     with duckdb.connect() as connection:
@@ -158,8 +158,8 @@ def given_rows(paths: Sequence[Path], is_caption: bool = True) -> tuple[list[Any
     return [(row["place"], row["uid"], row["value"]) for row in rows], rejected.rows
 
 
-def test_lines_of_a_quoted_text_that_look_like_rows_are_none(tmp_path: Path) -> None:
-    """In a file that is large enough to be split among threads."""
+def test_lines_in_a_quoted_text_are_not_mistaken_for_rows(tmp_path: Path) -> None:
+    """The file is large enough for other readers to split it among threads."""
     uids = [f"{i:032x}" for i in range(40_000)]
     rows = []
     for i, uid in enumerate(uids):
@@ -198,7 +198,7 @@ def test_a_csv_with_mixed_line_ends_is_read_row_by_row(
     assert given_rows([tmp_path / "c.csv"]) == (rows, rejected)
 
 
-def test_a_row_over_the_limit_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_row_over_the_limit_affects_no_other_row(tmp_path: Path) -> None:
     fits, long = "x" * (MAX_ROW - 3), "x" * (3 * MAX_ROW)
     quoted = "e,of a text\n" * (MAX_ROW // 6)
     rows = ["uid,text", f"a,{fits}", f"b,{long}", f'c,"{quoted}"', f"d,{long},x", "e,five", ""]
@@ -209,14 +209,14 @@ def test_a_row_over_the_limit_costs_itself_alone(tmp_path: Path) -> None:
     )
 
 
-def test_bytes_that_are_no_utf8_in_a_column_that_is_not_asked_for_cost_nothing(
+def test_invalid_utf8_in_other_columns_is_ignored(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "c.csv").write_bytes(b"uid,url,text\na,\xff,one\nb,u,\xed\xa0\x80\n")
     assert given_rows([tmp_path / "c.csv"]) == ([(2, "a", "one")], [(3, "bad_encoding")])
 
 
-def test_a_score_with_underscores_is_no_number(tmp_path: Path) -> None:
+def test_a_score_with_underscores_is_not_a_number(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("uid,score\na,1_000\nb,1e-1\nc, 2.5 \n")
     pq.write_table(pa.table({"uid": ["d"], "score": ["1_0"]}), tmp_path / "s.parquet")
     with duckdb.connect() as connection:
@@ -228,7 +228,7 @@ def test_a_score_with_underscores_is_no_number(tmp_path: Path) -> None:
     assert given_rows([tmp_path / "s.parquet"], False)[0] == [(1, "d", None)]
 
 
-def test_a_column_that_is_there_twice_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("uid,text,text\na,one,two\n")
     twice = pa.Table.from_arrays([pa.array(["a"])] * 3, ["uid", "uid", "text"])
     pq.write_table(twice, tmp_path / "c.parquet")
@@ -256,21 +256,23 @@ def test_other_columns_may_share_a_name(tmp_path: Path) -> None:
         pa.array([[("x", 1)]], pa.map_(pa.string(), pa.int32())),
     ],
 )
-def test_a_column_of_another_type_is_refused_in_one_line(
+def test_a_column_of_an_unsupported_type_is_a_one_line_error(
     tmp_path: Path, values: pa.Array, is_caption: bool
 ) -> None:
     column = "text" if is_caption else "score"
     pq.write_table(pa.table({"uid": ["a"], column: values}), tmp_path / "c.parquet")
     kind = re.escape(str(pq.read_schema(tmp_path / "c.parquet").field(column).type))
-    told = rf"import: .*c\.parquet: column '{column}' has type {kind}; expected texts or numbers"
-    with pytest.raises(UserError, match=told):
+    message = rf"import: .*c\.parquet: column '{column}' has type {kind}; expected texts or numbers"
+    with pytest.raises(UserError, match=message):
         given_rows([tmp_path / "c.parquet"], is_caption)
 
 
 @pytest.mark.parametrize(
     "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), "binary")]
 )
-def test_bytes_are_texts_where_they_are_utf8(tmp_path: Path, kind: pa.DataType) -> None:
+def test_binary_columns_are_read_as_texts_if_they_are_utf8(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
     values = pa.array([b"caf\xc3\xa9", b"caf\xe9", None], pa.binary())
     values = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
     pq.write_table(pa.table({"uid": ["a", "b", "c"], "text": values}), tmp_path / "c.parquet")
@@ -282,7 +284,7 @@ def test_bytes_are_texts_where_they_are_utf8(tmp_path: Path, kind: pa.DataType) 
 @pytest.mark.parametrize(
     "kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
 )
-def test_texts_of_parquet_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None:
+def test_every_string_type_of_parquet_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     texts = pa.array(["a", "bé", None])
     texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
     pq.write_table(pa.table({"uid": texts, "text": texts}), tmp_path / "c.parquet")
@@ -292,7 +294,7 @@ def test_texts_of_parquet_of_any_kind(tmp_path: Path, kind: pa.DataType) -> None
     )
 
 
-def test_half_floats_are_scores(tmp_path: Path) -> None:
+def test_half_floats_are_read_as_scores(tmp_path: Path) -> None:
     scores = pa.array([0.5, None, 1.25], pa.float16())
     pq.write_table(pa.table({"uid": ["a", "b", "c"], "score": scores}), tmp_path / "s.parquet")
     rows, _ = given_rows([tmp_path / "s.parquet"], False)
@@ -308,7 +310,7 @@ def test_files_without_one_usable_row_replace_nothing(
     (tmp_path / "good.csv").write_text(f"uid,text\n{UIDS[0]},good\n")
     (tmp_path / "c.csv").write_text(f"uid,text\n{data}")
     work.import_captions([str(tmp_path / "good.csv")], source="c")
-    with pytest.raises(UserError, match=r"import: no row of 1 file gives a value.*c\.csv"):
+    with pytest.raises(UserError, match=r"import: no row of 1 file has a usable value.*c\.csv"):
         work.import_captions([str(tmp_path / "c.csv")], source="c")
     assert texts(work) == ["good", *[None] * 7]
     assert work.import_captions([str(tmp_path / "c.csv")], source="c", force=True).matched == 0

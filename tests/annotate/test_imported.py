@@ -1,4 +1,4 @@
-"""Imports against a plain dictionary join."""
+"""Compare imports with a join by dictionary."""
 
 import csv
 import json
@@ -50,9 +50,9 @@ def test_captions_of_a_csv_reach_the_mix(place: Path, capsys: pytest.CaptureFixt
     rows = [(uid, f'a "quoted", line {i}\nmore ') for i, uid in enumerate(UIDS[:6])]
     write_csv(place / "c.csv", [*rows, ("feed", "not of this pool"), (UIDS[0], "again")])
     assert run(f"{CAPTIONS} --pool pool") == 0
-    told = capsys.readouterr().out
-    assert "6 samples got a value, 2 got none" in told
-    assert "1 rows of the files are about no sample of the pool, 1 repeat a uid" in told
+    out = capsys.readouterr().out
+    assert "6 samples with a value, 2 without" in out
+    assert "1 rows with a uid that is not in the pool, 1 rows with a repeated uid" in out
     found = {}
     for shard in ("00000", "00001"):
         table = pq.read_table(place / f"w/captions/blip2/{shard}.parquet", use_threads=False)
@@ -77,8 +77,8 @@ def test_scores_of_parquet_files_set_the_threshold(place: Path) -> None:
     assert top["score"].to_pylist() == pytest.approx([0.2, 1.0, 0.2])
 
 
-def test_a_score_that_is_no_number_is_none(place: Path) -> None:
-    """An infinite one would pass every threshold."""
+def test_a_score_that_is_not_finite_is_null(place: Path) -> None:
+    """An infinite score would pass every threshold."""
     values = [float("inf"), float("-inf"), float("nan"), 0.5, None, 0.1, 0.2, 0.3]
     pq.write_table(pa.table({"uid": UIDS[:8], "score": values}), place / "s.parquet")
     assert run("import scores s.parquet --source raw --work w --pool pool") == 0
@@ -95,11 +95,11 @@ def test_a_score_that_is_no_number_is_none(place: Path) -> None:
         ("import captions no.csv --source b --work w --pool pool", "no file no.csv"),
         ("import captions pool --source b --work w --pool pool", "expected a file ending in .csv"),
         ("import captions c.csv --source raw --work w --pool pool", "source raw"),
-        ("import captions c.csv --source b --work new", "no pool.json in it; name its pool"),
+        ("import captions c.csv --source b --work new", "has no pool.json; pass its pool"),
         ("import scores c.csv --source b --work w --pool pool", "no captions of source 'b'"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     write_csv(place / "c.csv", [])
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(
     assert message in last
 
 
-def test_a_models_captions_are_not_written_over(place: Path) -> None:
+def test_captions_of_a_model_are_not_overwritten(place: Path) -> None:
     assert run("caption pool --work w --source blip2 --model mini") == 0
     write_csv(place / "c.csv", [(UIDS[0], "x")])
     assert run(CAPTIONS) == 2
@@ -153,13 +153,13 @@ NUMBERS = ["0.5", "x", "inf", "nan", "", "1e300", "-2", "1_0"]
 
 @dataclass
 class Shards:
-    """What an import needs of a pool."""
+    """A pool with the one attribute that an import needs."""
 
     shards: list[Shard]
 
 
 def write_index(store: Store) -> dict[str, list[Row]]:
-    """Samples of some shards, of which some are not ok and some share a uid."""
+    """Write the index of some shards, with samples that are not ok and samples that share a uid."""
     draw = random.Random(0)
     shards: dict[str, list[Row]] = {}
     for number, size in enumerate((300, 0, 1, 500, 200)):
@@ -176,7 +176,7 @@ def write_index(store: Store) -> dict[str, list[Row]]:
 
 
 def part_of(samples: list[Row], values: dict[str, str], column: str) -> pa.Table:
-    """The part of a shard, made row by row."""
+    """Build the expected part of a shard row by row."""
     rows = []
     for sample in samples:
         row = replace(sample, values=())
@@ -199,7 +199,7 @@ def part_of(samples: list[Row], values: dict[str, str], column: str) -> pa.Table
 
 @pytest.mark.parametrize("most", [10**6, 100])
 @pytest.mark.parametrize("column", ["text", "score"])
-def test_parts_are_those_made_row_by_row(
+def test_parts_equal_those_built_row_by_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, most: int
 ) -> None:
     monkeypatch.setattr(join, "ROWS", most)
@@ -234,7 +234,7 @@ def test_parts_are_those_made_row_by_row(
     assert not list((tmp_path / "work").rglob("*.arrow"))
 
 
-def test_a_failure_of_one_shard_is_one_line_and_the_rest_is_made_by_the_same_command(
+def test_a_failed_shard_is_a_one_line_error_and_a_rerun_completes_the_import(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(place / "c.csv", [(uid, "a dog") for uid in UIDS])
@@ -243,15 +243,15 @@ def test_a_failure_of_one_shard_is_one_line_and_the_rest_is_made_by_the_same_com
     data = index.read_bytes()
     index.write_bytes(data[:-9] + b"x" + data[-8:])
     assert run(CAPTIONS) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 2  # what was listed, and the error
-    assert "samples/00001.parquet" in told[1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2  # the listing, and the error
+    assert "samples/00001.parquet" in lines[1]
     index.write_bytes(data)
     assert run(CAPTIONS) == 0
-    assert "8 samples got a value, 0 got none" in capsys.readouterr().out
+    assert "8 samples with a value, 0 without" in capsys.readouterr().out
 
 
-def test_a_part_that_cannot_be_written_is_one_line(
+def test_a_part_that_cannot_be_written_is_a_one_line_error(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(place / "c.csv", [(uid, "a dog") for uid in UIDS])
@@ -259,6 +259,6 @@ def test_a_part_that_cannot_be_written_is_one_line(
     (place / "w/captions").mkdir()
     (place / "w/captions/blip2").write_text("in the way")
     assert run(CAPTIONS) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 2  # what was listed, and the error
-    assert "captions/blip2" in told[1]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2  # the listing, and the error
+    assert "captions/blip2" in lines[1]

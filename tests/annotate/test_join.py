@@ -1,4 +1,4 @@
-"""Joins in one bucket and in many against a plain dictionary."""
+"""Compare joins in one and in several buckets with a dictionary."""
 
 import random
 from collections import defaultdict
@@ -18,7 +18,7 @@ PATHS = ["a.csv"]
 
 
 def drawn() -> tuple[list[list[str]], list[tuple[str | None, str | None]]]:
-    """uids of the samples of some shards, a few of them twice, and rows of files."""
+    """Draw the uids of the samples of some shards, with a few duplicates, and rows of files."""
     draw = random.Random(0)
     shards = [[f"u{draw.randrange(900)}" for _ in range(size)] for size in (0, 200, 1, 300, 0, 99)]
     uids = [*(f"u{i}" for i in range(1000)), None]
@@ -29,8 +29,11 @@ def drawn() -> tuple[list[list[str]], list[tuple[str | None, str | None]]]:
 def joined(
     folder: Path, shards: list[list[str]], rows: list[tuple[str | None, str | None]]
 ) -> tuple[dict[tuple[int, int], tuple[int, str | None]], list[int], FaultCounts]:
-    """By shard and position how many rows there are, and the first one's value; the shards in the
-    order in which they came."""
+    """Run a join.
+
+    Returns the number of rows and the value of the first row, by shard and position; the shards in
+    the order in which they were yielded; and the fault counts.
+    """
     counted, found, order = FaultCounts(), {}, []
     with duckdb.connect() as connection:
         one = Join(connection, str(folder), PATHS, pa.string(), len(shards), 600)
@@ -99,7 +102,7 @@ def test_a_join_in_any_number_of_buckets_equals_a_dictionary(
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_a_join_of_nothing_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_join_has_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found, order, counted = joined(tmp_path, [[], ["u"]], [])
     assert (found, order, counted.found(PATHS), counted.is_usable) == ({}, [0, 1], {}, False)

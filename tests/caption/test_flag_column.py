@@ -1,4 +1,4 @@
-"""The flags of a column against caption_flags, text by text."""
+"""Compare the flags of a column with caption_flags on each text."""
 
 import random
 import re
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capmix.caption.flag_column import ALIKE, BYTES_AT_ONCE, NO_WORD, flag_column
+from capmix.caption.flag_column import BYTES_AT_ONCE, CASE_VARIANTS, NO_WORD, flag_column
 from capmix.caption.flags import FLAGS, WORD, caption_flags
 
 PHRASES = """
@@ -72,7 +72,7 @@ def make_text(draw: random.Random) -> str:
     words = draw.choices(bank, k=draw.randint(1, 14))
     if kind > 0.9:
         words.insert(draw.randrange(len(words) + 1), draw.choice(PHRASES))
-    if 0.6 < kind < 0.8:  # two times, or three
+    if 0.6 < kind < 0.8:  # repeated two or three times
         start, length = draw.randrange(len(words)), draw.randint(1, 8)
         words[start:start] = words[start : start + length] * draw.randint(1, 2)
     text = "".join(word + draw.choice(JOINTS) for word in words)
@@ -80,7 +80,7 @@ def make_text(draw: random.Random) -> str:
 
 
 def wrong_in(texts: list[str], *settings: str | None) -> list[tuple[str, list[str], list[str]]]:
-    """Texts whose flags are not those of caption_flags."""
+    """Return the texts whose flags differ from caption_flags."""
     found = flag_column(pa.array(texts, pa.string()), *settings).to_pylist()  # type: ignore[arg-type]
     expected = [caption_flags(text, *settings) for text in texts]  # type: ignore[arg-type]
     return [one for one in zip(texts, found, expected, strict=True) if one[1] != one[2]]
@@ -137,10 +137,10 @@ def test_a_column_without_texts_has_no_flags() -> None:
 
 
 def test_what_the_search_relies_on_holds_for_every_character() -> None:
-    """Which letters match ASCII ones in any case, and what a word is of."""
+    """Letters that match ASCII letters case-insensitively, and characters of words."""
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     alike = {char for char in re.findall("[a-z]", every, re.IGNORECASE) if not char.isascii()}
-    assert {char for char in alike if not char.lower()[0].isascii()} == set(ALIKE)
+    assert {char for char in alike if not char.lower()[0].isascii()} == set(CASE_VARIANTS)
     words = "".join(WORD.findall(every))
     assert not any(char.isspace() for char in words)
     others = "".join(char for char in every if not char.isascii())

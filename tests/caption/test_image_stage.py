@@ -1,4 +1,4 @@
-"""A failing image costs itself alone; a killed run and a whole one write the same captions."""
+"""A failing image fails only itself; killed and uninterrupted runs write the same captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from capmix.workspace import open_workspace
 
 
 class Fragile:
-    """Fails as a model does: the whole batch, because of one image."""
+    """A captioner whose whole batch fails because of one image."""
 
     settings: dict[str, Any] = {"model": "fragile"}  # noqa: RUF012
     batch_size, workers = 4, 2

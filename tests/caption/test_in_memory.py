@@ -1,4 +1,4 @@
-"""Images in memory: which settings a call takes. (tests/test_workspace.py captions real ones.)"""
+"""Settings of caption_images. (tests/test_workspace.py captions real images.)"""
 
 import sys
 from collections.abc import Iterator
@@ -51,14 +51,14 @@ def test_options_change_the_settings_that_are_given(model: str) -> None:
 
 def test_an_option_that_is_unknown_or_out_of_range_is_one_line(model: str) -> None:
     for settings in (None, CaptionSettings(model=model)):
-        with pytest.raises(UserError, match="caption_images: no option 'typo'"):
+        with pytest.raises(UserError, match="caption_images: unknown option 'typo'"):
             caption_images([], settings, captions_per_image=4, typo=3)
         with pytest.raises(UserError, match="caption_images: --top-k: expected a number of at"):
             caption_images([], settings, top_k=0)
 
 
 def test_a_language_is_refused(model: str) -> None:
-    expected = "caption_images: language: captions are returned without flags"
+    expected = "caption_images: language: only sets flags"
     with pytest.raises(UserError, match=expected):
         caption_images([], model=model, language="en")
     with pytest.raises(UserError, match=expected):

@@ -1,4 +1,4 @@
-"""Captions of images that did not change are kept, whatever became of the files around them."""
+"""Captions of unchanged images are kept when other files change."""
 
 import os
 import shutil
@@ -40,14 +40,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked() -> int:
-    """Captions asked for since the last call."""
+    """Return the number of captions requested since the last call."""
     count = len(CountingCaptioner.asked)
     CountingCaptioner.asked.clear()
     return count
 
 
 def caption(pool: Path, work: Path, model: str = MODEL, **options: Any) -> int:
-    """Caption, and say how many captions the model was asked for."""
+    """Caption; return the number of captions requested from the model."""
     open_workspace(pool, work).caption("c", model=model, **options)
     return asked()
 
@@ -59,7 +59,7 @@ def table(work: Path) -> pa.Table:
 
 
 def same_as_undisturbed(pool: Path, work: Path, tmp_path: Path, **options: Any) -> bool:
-    """Whether the captions are those that a new work directory gets."""
+    """Return whether the captions equal those in a new work directory."""
     fresh = tmp_path / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     caption(pool, fresh, **options)
@@ -130,7 +130,7 @@ def test_a_captioner_that_may_read_more_than_the_image_captions_again(
 ) -> None:
     assert caption(photos, tmp_path / "w", OLD_MODEL) == PHOTOS
     (photos / "p5.txt").write_text("quite another text")
-    assert caption(photos, tmp_path / "w", OLD_MODEL) == 4  # the shard of this text
+    assert caption(photos, tmp_path / "w", OLD_MODEL) == 4  # the shard with this text
     (photos / "a.jpg").write_bytes(image_bytes(100))
     assert caption(photos, tmp_path / "w", OLD_MODEL) == PHOTOS + 1
 
@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_halfway_resumes_with_what_was_kept(
 
     def killed(*given: Any) -> Any:
         made.append("part")
-        if len(made) == 2:  # of three parts
+        if len(made) == 2:  # of the three parts
             raise KeyboardInterrupt
         return written(*given)
 
@@ -181,11 +181,11 @@ def test_a_tar_that_was_written_again_keeps_the_captions_of_its_images(tmp_path:
     broken = [("x.jpg", b"no image"), ("x.json", b'{"uid": "x"}'), ("y.json", b"{}")]
     more = [*sample_members("new", 50), *broken, *members]
     (pool / "0.tar").write_bytes(tar_bytes(more))
-    assert caption(pool, tmp_path / "w", max_failures=1) == 2  # prepare does not look at x
+    assert caption(pool, tmp_path / "w", max_failures=1) == 2  # prepare does not read x
     assert same_as_undisturbed(pool, tmp_path / "w", tmp_path, max_failures=1)
     swapped = [*sample_members("new", 50)[:1], *sample_members("new", 51)[1:], *members]
     (pool / "0.tar").write_bytes(tar_bytes(swapped))
-    assert caption(pool, tmp_path / "w", max_failures=1) == 1  # another uid draws anew
+    assert caption(pool, tmp_path / "w", max_failures=1) == 1  # a new uid changes the draws
     assert same_as_undisturbed(pool, tmp_path / "w", tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_what_is_carried_does_not_grow_and_may_be_damaged(photos: Path, tmp_path
     store.write_table(".carried/c.parquet", damaged)
     work = open_workspace(photos, tmp_path / "w")
     assert work.forecast_caption("c", model=MODEL).stages[0].images == 1
-    asked()  # of a few images that were timed
+    asked()  # images timed by the plan
     assert caption(photos, tmp_path / "w") == 1
 
 
@@ -302,7 +302,7 @@ def test_a_retry_of_some_samples_leaves_the_part_what_it_is(tmp_path: Path) -> N
 
 
 def test_two_runs_of_other_samples_keep_what_both_made(photos: Path, tmp_path: Path) -> None:
-    """The second one begins and ends while the first one captions."""
+    """The second run starts and finishes while the first one is captioning."""
     work = open_workspace(photos, tmp_path / "w")
     others = iter([{"limit": 1}, {"uids": str(listed(tmp_path, "p2.jpg"))}])
     own = CountingCaptioner.caption

@@ -1,4 +1,4 @@
-"""The noise is a plain SplitMix64, and the draws follow top-K softmax."""
+"""The noise is SplitMix64, and the draws follow the top-K softmax."""
 
 import hashlib
 import math

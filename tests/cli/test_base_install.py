@@ -1,4 +1,4 @@
-"""Without any extra, each command of the README gives a result or one line that installs one.
+"""Without extras, each command of the README works or prints the command that installs an extra.
 
 The packages of all extras are hidden from the import system of a fresh process.
 """
@@ -33,7 +33,7 @@ BLIP2, COCA = "Salesforce/blip2-opt-2.7b", "open_clip:coca_ViT-L-14/mscoco_finet
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool, and a work directory with what a base install can write."""
+    """A pool, and a work directory with the parts that a base install can write."""
     place = tmp_path_factory.mktemp("base")
     write_pool(place / "shards", 1, 4)
     for command in (
@@ -59,7 +59,7 @@ def run(place: Path, command: str) -> tuple[int, str, str]:
         ("recipes", "raw-top+synthetic-above"),
         ("models", "pip install 'capmix[transformers]'"),
         ("status --work W", "captions/given"),
-        ("failures --work W", "no sample failed"),
+        ("failures --work W", "no failed or dropped samples"),
         ("measure --work W", "given"),
         ("export --work W --subset raw --out mixed", ""),
         ("report --work W --out report.html --figures figures", "report.html"),

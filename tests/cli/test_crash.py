@@ -1,4 +1,4 @@
-"""Errors of capmix itself: one line, exit code 70, and a file with the traceback."""
+"""Internal errors: one line, exit code 70, and a file with the traceback."""
 
 from pathlib import Path
 

@@ -37,8 +37,8 @@ def test_every_stage_is_a_command(
         "doctor",
     ):
         assert main(command.split()) == 0, command
-    out, told = capsys.readouterr()
-    assert told.count("the demo's toy model") == 2  # of caption and of score, not of each shard
+    out, err = capsys.readouterr()
+    assert err.count("the demo's toy model") == 2  # once for caption, once for score
     assert "distinct-3" in out
     assert "select coalesce" in out
     assert (tmp_path / "w/report/report.html").exists()
@@ -52,9 +52,9 @@ def test_every_stage_is_a_command(
         ("caption pool --work w --source raw", "choose another name"),
         ("caption pool --work w --source x --model gpt", "captioner gpt: cannot be loaded"),
         ("score pool --work w --sources blip2", "capmix caption"),
-        ("mix pool --work w --recipe raw-top --fraction 30%", "over 0 and at most 1"),
-        ("mix pool --work w --recipe raw-top --fraction 0", "over 0 and at most 1"),
-        ("mix pool --work w --recipe raw-top --fraction 1.5", "over 0 and at most 1"),
+        ("mix pool --work w --recipe raw-top --fraction 30%", "greater than 0 and at most 1"),
+        ("mix pool --work w --recipe raw-top --fraction 0", "greater than 0 and at most 1"),
+        ("mix pool --work w --recipe raw-top --fraction 1.5", "greater than 0 and at most 1"),
         ("export pool --work w --subset nothing --out o", "capmix mix"),
         ("run missing.yaml", "missing.yaml"),
     ],
@@ -133,8 +133,8 @@ def test_over_the_failure_budget_exits_2_and_keeps_the_neighbours(
     assert "Shard 00000, sample 'page0.jpg': 22 bytes" in message
     assert main([*caption, "--max-failures", "0.6"]) == 0
     message = capsys.readouterr().err
-    assert "index: 3 images done before, 4 failed (not_an_image 4), 0 dropped" in message
-    # Of the captions; those of the index were named when it was made.
+    assert "index: 3 images already done, 4 failed (not_an_image 4), 0 dropped" in message
+    # Only failures of captioning; failures of the index were reported when it was written.
     assert message.count("1 more; `capmix failures` lists them all") == 1
 
 

@@ -1,4 +1,4 @@
-"""--quiet, --verbose, --log-file and --progress, as a process prints them."""
+"""Output of --quiet, --verbose, --log-file and --progress in a process."""
 
 import json
 import subprocess
@@ -118,9 +118,9 @@ def test_a_log_file_is_appended_to_and_has_the_error(place: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("recipes --quiet --verbose", "--quiet and --verbose: give one of the two"),
+        ("recipes --quiet --verbose", "--quiet and --verbose cannot be combined"),
         ("recipes --progress fast", 'Invalid value "fast" for --progress'),
-        ("recipes --log-file none/log", "--log-file none/log: cannot write it: No such file"),
+        ("recipes --log-file none/log", "--log-file none/log: cannot be written: No such file"),
     ],
 )
 def test_what_is_wrong_is_one_line(place: Path, command: str, message: str) -> None:

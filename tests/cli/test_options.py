@@ -1,4 +1,4 @@
-"""A field of settings is an option of the command line, and nothing else has to be written."""
+"""A Settings field is enough to define a command-line option."""
 
 import subprocess
 import sys
@@ -115,13 +115,13 @@ def test_misspelled_names_are_guessed(
     assert main(["caption", "pool", "--source", "mini", "--model", "field:caption"]) == 0
     capsys.readouterr()
     assert main(tokens) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.strip().splitlines()) == 1 or told.count("capmix: ") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1 or err.count("capmix: ") == 1
 
 
 def test_the_work_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--work, then CAPMIX_WORK, then the one that the current directory is in."""
+    """--work, then CAPMIX_WORK, then the one that contains the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CAPMIX_WORK", raising=False)
     assert main(["mix", "--recipe", "raw"]) == 2
@@ -145,7 +145,7 @@ def test_shells_complete_commands_and_options() -> None:
 
 @pytest.mark.parametrize("tokens", [["--help"], ["--version"]])
 def test_help_and_version_are_quick(tokens: list[str]) -> None:
-    """Processor time, which a busy machine does not change: < 0.3 s (benchmarked at 0.2)."""
+    """CPU time, since wall time depends on the load: benchmarked at 0.2 s."""
     code = f"import time\nfrom capmix.cli.main import main\nmain({tokens!r})\n"
     code += "print(time.process_time())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What comes from outside steers no terminal, whatever prints it."""
+"""Untrusted text cannot control the terminal, in any kind of output."""
 
 import logging
 

@@ -1,6 +1,6 @@
-"""Base commands and captioning in one process need nothing that Windows or macOS lacks.
+"""Base commands and captioning in one process run without what Windows or macOS lacks.
 
-Simulated: modules and functions are taken away in a process of Linux (without_posix.py).
+This is simulated on Linux by removing modules and functions (without_posix.py).
 """
 
 import subprocess
@@ -64,10 +64,12 @@ def test_links_are_refused_without_the_flags_that_refuse_them(tmp_path: Path) ->
     (tmp_path / "secret.jpg").write_bytes(image_bytes(9))
     (tmp_path / "photos/0.jpg").unlink()
     (tmp_path / "photos/0.jpg").symlink_to("../secret.jpg")
-    (tmp_path / "photos/3.jpg").symlink_to("1.jpg")  # inside: read by its own name
+    (tmp_path / "photos/3.jpg").symlink_to(
+        "1.jpg"
+    )  # a link inside the pool is read as a file of its own
     done = run("windows", tmp_path, "status photos --work W", COMMANDS[2].replace("photos", ""))
     assert done.returncode == 0, done.stderr
-    assert "1 entry skipped (1 link that leaves the pool), such as '0.jpg'" in done.stderr
+    assert "1 entry skipped (1 link that leaves the pool), for example '0.jpg'" in done.stderr
     assert "index: 3 images" in done.stderr
 
 
@@ -84,7 +86,7 @@ def test_names_that_windows_cannot_hold(monkeypatch: pytest.MonkeyPatch, name: s
     check_shard_names([name])
     monkeypatch.setattr(sys, "platform", "win32")
     check_shard_names(["00000", "b/console", "null.x", "a.b"])
-    with pytest.raises(UserError, match="Windows has no file of that name"):
+    with pytest.raises(UserError, match="not a valid file name on Windows"):
         check_shard_names([name])
 
 

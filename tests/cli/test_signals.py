@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end any stage within ten seconds, say how to go on, and leave nothing torn."""
+"""Ctrl-C and SIGTERM end any stage within ten seconds, without partial files."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ entry()
 def stopped(process: "subprocess.Popen[str]", how: int) -> tuple[int, str, float]:
     started = time.monotonic()
     process.send_signal(how)
-    _, told = process.communicate(timeout=20)
-    return process.returncode, told, time.monotonic() - started
+    _, err = process.communicate(timeout=20)
+    return process.returncode, err, time.monotonic() - started
 
 
 RUN = """
@@ -89,12 +89,12 @@ def test_a_stopped_command_says_how_to_go_on(
     while not list(work.glob(".markers/captions/null/*.json")):
         time.sleep(0.05)
         assert process.poll() is None
-    code, told, seconds = stopped(process, how)
+    code, err, seconds = stopped(process, how)
     assert code == 130
-    assert "capmix: interrupted; rerun the same command to resume" in told
-    assert "Traceback" not in told
+    assert "capmix: interrupted; rerun the same command to resume" in err
+    assert "Traceback" not in err
     assert seconds < 10
-    if engine:  # a worker that does not end in time is killed; the next start removes what it left
+    if engine:  # workers that do not exit in time are killed; the next run removes their files
         Store(str(work)).sweep()
     left = [path.name for path in work.rglob("*") if path.is_file()]
     assert [name for name in left if name.endswith(".tmp")] == []
@@ -111,9 +111,9 @@ def test_a_model_that_does_not_listen_is_ended_all_the_same(tmp_path: Path) -> N
     command = [sys.executable, str(script)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(4)
-    code, told, seconds = stopped(process, signal.SIGTERM)
+    code, err, seconds = stopped(process, signal.SIGTERM)
     assert code == 130
-    assert "rerun the same command to resume" in told
+    assert "rerun the same command to resume" in err
     assert 5 < seconds < 10
 
 

@@ -1,4 +1,4 @@
-"""Closed streams, readers that end, full disks: a lost result is an error, a lost log is none."""
+"""Closed streams, closed pipes, full disks: a lost result is an error, a lost log is not."""
 
 import subprocess
 import sys
@@ -16,16 +16,18 @@ CLOSED = "capmix: cannot write to standard output: Bad file descriptor."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pool`, and `w` in which every one of its 1,500 samples lacks a caption."""
+    """A pool of 1,500 samples, and the work directory `w` in which none has a caption."""
     folder = tmp_path_factory.mktemp("streams")
     pool = write_pool(folder / "pool", 1, 1500)
     caption = ["caption", str(pool), "--work", str(folder / "w"), "--source", "a"]
-    assert main([*caption, "--model", "field:missing"]) == 2  # all are dropped, and kept
+    assert (
+        main([*caption, "--model", "field:missing"]) == 2
+    )  # all samples are dropped; the part is kept
     return folder
 
 
 def shell(command: str, folder: Path) -> tuple[int, str, str]:
-    """Exit code, output and errors of bash, in `folder`; `capmix` is the command."""
+    """Run bash in `folder`, with the function `capmix`; return exit code, output and errors."""
     script = f'set -o pipefail; capmix() {{ {CAPMIX} "$@"; }}; {command}'
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
@@ -36,24 +38,24 @@ def shell(command: str, folder: Path) -> tuple[int, str, str]:
 def test_a_result_that_cannot_be_written_is_an_error(
     command: str, where: str, line: str, folder: Path
 ) -> None:
-    code, _, told = shell(f"capmix {command} {where}", folder)
-    errors = [one for one in told.splitlines() if one.startswith("capmix:")]
+    code, _, err = shell(f"capmix {command} {where}", folder)
+    errors = [one for one in err.splitlines() if one.startswith("capmix:")]
     assert (code, len(errors)) == (2, 1)
     assert errors[0].startswith(line)
-    assert "Traceback" not in told
-    assert "Exception ignored" not in told
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
 
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2> >(true)"])
 def test_a_log_that_is_lost_stops_nothing(where: str, folder: Path, tmp_path: Path) -> None:
     mix = f"capmix mix {folder / 'pool'} --work {tmp_path / 'w'} --recipe raw {where}"
-    code, told, _ = shell(mix, tmp_path)
-    assert (code, told.splitlines()[0]) == (
+    code, out, _ = shell(mix, tmp_path)
+    assert (code, out.splitlines()[0]) == (
         0,
         "raw: 1,500 rows kept of 1,500 samples, 0.0% synthetic",
     )
-    assert "index" not in told
-    assert len(told.splitlines()) == 2
+    assert "index" not in out
+    assert len(out.splitlines()) == 2
     for part in ("samples/00000.parquet", "subsets/raw.parquet"):
         assert (tmp_path / "w" / part).read_bytes()[-4:] == b"PAR1"
 
@@ -69,8 +71,8 @@ def test_a_command_without_a_result_needs_no_output(folder: Path, tmp_path: Path
 
 
 def test_a_reader_that_ends_is_141_without_a_message(folder: Path) -> None:
-    code, told, errors = shell("capmix failures --work w | head -1", folder)
-    assert (code, len(told.splitlines()), errors) == (141, 1, "")
+    code, out, errors = shell("capmix failures --work w | head -1", folder)
+    assert (code, len(out.splitlines()), errors) == (141, 1, "")
 
 
 def test_output_whose_reader_has_ended_before_is_141() -> None:
@@ -82,6 +84,6 @@ def test_output_whose_reader_has_ended_before_is_141() -> None:
 
 def test_characters_that_the_terminal_lacks_are_escaped(folder: Path) -> None:
     (folder / "wérk").symlink_to("w")
-    code, told, _ = shell("PYTHONIOENCODING=ascii capmix status --work wérk", folder)
+    code, out, _ = shell("PYTHONIOENCODING=ascii capmix status --work wérk", folder)
     assert code == 0
-    assert "work w\\xe9rk" in told
+    assert "work w\\xe9rk" in out

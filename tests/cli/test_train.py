@@ -1,4 +1,4 @@
-"""The commands that train and evaluate, as a shell sees them."""
+"""The commands that train and evaluate."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_train_from_a_pool_with_a_text_a_visit_then_eval(
     shown = capsys.readouterr().out
     assert "wds_tuxpaint-classes_test" in shown
     assert "Average" not in shown
-    assert "holds a run with other settings" in error_of(train, capsys)
+    assert "contains a run with different settings" in error_of(train, capsys)
 
 
 def test_missing_sets_are_named_with_the_command_that_fetches_them(
@@ -53,19 +53,19 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
     shown = capsys.readouterr().out
     assert f"capmix evalsets fetch --out {sets} --tasks mnist,gtsrb" in shown
     assert "Average of 1 of 38" in shown
-    assert "no task of DataComp" in error_of(["eval", model, "--tasks", "x", *where], capsys)
+    assert "not a DataComp task" in error_of(["eval", model, "--tasks", "x", *where], capsys)
     assert main(["evalsets", "list", "--out", sets]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 40
-    assert [line.split()[1] for line in listed if line.startswith("there")] == ["cifar10"]
-    assert "'x' is no task" in error_of(["evalsets", "fetch", "--tasks", "x"], capsys)
+    assert [line.split()[1] for line in listed if line.startswith("found")] == ["cifar10"]
+    assert "'x' is not a DataComp task" in error_of(["evalsets", "fetch", "--tasks", "x"], capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["train", "--out", "o"], "give --data SHARDS, or --pool"),
-        (["train", "--out", "o", "--data", "d", "--subset", "s"], "give --data SHARDS"),
+        (["train", "--out", "o"], "pass --data SHARDS, or --pool"),
+        (["train", "--out", "o", "--data", "d", "--subset", "s"], "pass --data SHARDS"),
         (
             ["train", "--out", "o", "--data", "d", "--batch-size", "0"],
             "--batch-size: expected",
@@ -85,9 +85,9 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
         (["train", "--out", "o", "--data", "d", "--scale", "huge"], "expected one of"),
         (
             ["probe", "embedded", "--work", "w", "--seeds", "x"],
-            "expected a whole number",
+            "expected an integer",
         ),
-        (["eval", "none/tag", "--tasks", "cifar10"], "none of the evaluation sets is below"),
+        (["eval", "none/tag", "--tasks", "cifar10"], "no evaluation sets found in"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -95,10 +95,10 @@ def test_what_is_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in error_of(arguments, capsys)
+    assert message in error_of(arguments, capsys)
 
 
 def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

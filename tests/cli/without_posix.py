@@ -1,8 +1,8 @@
-"""Runs commands where what Windows and macOS lack of Python is missing.
+"""Run commands without the parts of Python that Windows or macOS lacks.
 
-`python without_posix.py windows|macos COMMAND ...`, each with its arguments as one word.
-Third-party packages are imported before, as their builds for those systems do without. Nothing here
-stands for a run on the systems themselves.
+`python without_posix.py windows|macos COMMAND ...`, each command with its arguments as one word.
+Third-party packages are imported first, since their builds for those systems do not need these
+parts. This does not replace tests on the systems themselves.
 """
 
 import errno

@@ -32,10 +32,10 @@ def test_a_few_rows_may_fail_if_they_are_at_most_half_of_all(
     assert allowed_failures(rows, fraction) == pytest.approx(allowed)
 
 
-def test_the_fraction_alone_counts_where_a_shard_could_not_be_read() -> None:
+def test_only_the_fraction_counts_if_a_shard_could_not_be_read() -> None:
     assert allowed_failures(100, 0.01, unread=50) == 1
     check_failures("index", counts(99, 1), 0.01, [])
-    with pytest.raises(UserError, match="with about 50 in shards that could not be read"):
+    with pytest.raises(UserError, match="plus about 50 in shards that could not be read"):
         check_failures("index", counts(99, 1), 0.01, [], unread=50)
 
 
@@ -47,7 +47,7 @@ def test_a_small_pool_finishes_and_one_that_mostly_fails_does_not() -> None:
             check_failures("index", counts(ok, failed), 0.01, [])
 
 
-def test_a_run_is_not_ended_early_for_what_it_may_still_make_good() -> None:
+def test_a_run_is_not_stopped_early_while_it_can_stay_within_the_budget() -> None:
     assert not is_hopeless(counts(0, 3), 0.01, rows=13)
     assert is_hopeless(counts(0, 7), 0.01, rows=13)
     assert is_hopeless(counts(0, 11), 0.01, rows=1_000)

@@ -1,4 +1,4 @@
-"""Which workers are started again after they died."""
+"""Which workers are restarted after they die."""
 
 from capmix.engine.deaths import IN_A_ROW, Deaths
 
@@ -11,7 +11,7 @@ def test_a_worker_that_never_finishes_a_shard_is_given_up() -> None:
     assert deaths.left(2) == []
 
 
-def test_the_last_worker_that_has_finished_a_shard_goes_on() -> None:
+def test_the_last_worker_is_kept_if_it_has_finished_a_shard() -> None:
     deaths = Deaths()
     for number in (0, 1):
         deaths.answered(number)
@@ -20,7 +20,7 @@ def test_the_last_worker_that_has_finished_a_shard_goes_on() -> None:
     assert deaths.left(2) == [1]
 
 
-def test_a_finished_shard_between_two_deaths_counts_anew() -> None:
+def test_a_finished_shard_resets_the_count_of_deaths() -> None:
     deaths = Deaths()
     for _ in range(3 * IN_A_ROW):
         assert deaths.died(0, 2)

@@ -1,4 +1,4 @@
-"""What is left is estimated from rows and from what each costs, whatever the parts are like."""
+"""The remaining time is estimated from rows and their cost, for parts of any kind."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -49,18 +49,18 @@ def test_one_shard_counts_its_images() -> None:
     run.add(seen("a", 2_100, 81.0))
     view = run.view()
     assert (view.done, view.total, view.is_about) == (2_100, 10_000, False)
-    assert view.rate == pytest.approx(100)  # the minute of loading and compiling is not in it
+    assert view.rate == pytest.approx(100)  # excludes the minute of loading and compilation
     assert view.eta == pytest.approx(79)
     assert view.line() == ("caption x: 2,100 of 10,000 images (21%), 100 images/s, 1 min 19 s left")
 
 
-def test_a_first_report_alone_makes_no_estimate() -> None:
+def test_the_first_report_gives_no_estimate() -> None:
     run = job(stage({"a": 10_000}))
     run.add(seen("a", 32, 30.0, is_first=True))
     assert (run.view().done, run.view().rate, run.view().eta) == (32, None, None)
 
 
-def test_time_goes_by_where_a_part_is_reported_at_its_end_alone() -> None:
+def test_remaining_time_decreases_between_reports() -> None:
     now = 100.0
     run = job(stage({"a": 100, "b": 100, "c": 100}), clock=lambda: now)
     run.end(made("a", 100, 30.0))

@@ -1,4 +1,4 @@
-"""Worker processes write the bytes that one process writes, and outlive one of them."""
+"""Worker processes write the same bytes as one process, and a run survives their deaths."""
 
 import multiprocessing.spawn
 import subprocess
@@ -38,7 +38,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:
-    """Captions and scores of a pool; all files of the work directory."""
+    """Caption and score a pool; return all files of the work directory."""
     opened = open_workspace(str(pool), str(work), engine=engine)
     opened.index()
     opened.run(partial(null_captions, opened.pool))
@@ -69,7 +69,7 @@ def test_the_embedded_models_in_two_processes(tmp_path: Path) -> None:
 def test_processes_report_how_far_they_have_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one shard each is made, which is all the work there is."""
+    """Also within a shard: there is only one shard per worker."""
     seen = []
     add = JobProgress.add
     monkeypatch.setattr(JobProgress, "add", lambda self, one: seen.append(one) or add(self, one))
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_costs_one_attempt_at_one_shard(
     work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
     assert files(tmp_path / "w") == files(tmp_path / "whole")
     told = caplog.text
-    assert "shard 00002: its worker process ended (exit code 7); tried again later" in told
+    assert "shard 00002: its worker process exited (exit code 7); will be retried" in told
 
 
 def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
@@ -101,7 +101,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
-    with pytest.raises(UserError, match=r"1 of 4 shards .*00002: its worker process ended"):
+    with pytest.raises(UserError, match=r"1 of 4 shards .*00002: its worker process exited"):
         work.run(partial(deadly_captions, work.pool, str(deaths), 99, "000020003"))
     assert len(list(deaths.iterdir())) == 3
     assert work.store.parts("captions/null") == [f"captions/null/0000{i}" for i in (0, 1, 3)]
@@ -116,21 +116,21 @@ def test_a_worker_that_never_comes_up_does_not_eat_the_shards_of_the_others(
     assert (counts.ok, counts.total) == (24, 24)
 
 
-def test_a_worker_that_cannot_even_start_is_told(tmp_path: Path) -> None:
-    """Of a large pool: what the process would have read does not fit into a pipe."""
+def test_a_worker_that_cannot_start_is_reported(tmp_path: Path) -> None:
+    """The pool is so large that the job does not fit in the buffer of a pipe."""
     shards = [Shard(f"{number:08d}", "a fingerprint") for number in range(20_000)]
     job = Job(partial(null_captions, None), shards, Store(str(tmp_path)))  # type: ignore[arg-type]
     executable = multiprocessing.spawn.get_executable()
     multiprocessing.spawn.set_executable("/bin/false")
     try:
-        with pytest.raises(UserError, match=r"ended while it started \(exit code 1\)"):
+        with pytest.raises(UserError, match=r"exited during startup \(exit code 1\)"):
             local_engine(job, EngineSettings(workers=2)).plan()
     finally:
         multiprocessing.spawn.set_executable(executable)
 
 
 def test_workers_of_other_settings_than_the_first_end_the_run(tmp_path: Path) -> None:
-    """Their parts would be refused by the next run."""
+    """The next run would reject their parts."""
     pool = write_pool(tmp_path / "pool", shards=6, samples=20)
     (tmp_path / "seen").mkdir()
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
@@ -148,18 +148,18 @@ def test_deadly_neighbours_do_not_hold_up_the_other_shards(tmp_path: Path) -> No
 
 
 @SLOW
-def test_workers_that_all_end_again_and_again_end_the_run(
+def test_a_run_ends_if_all_workers_keep_dying(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=40, samples=1)
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=1))
-    with pytest.raises(UserError, match="every worker process ended 5 times in a row"):
+    with pytest.raises(UserError, match="every worker process exited 5 times in a row"):
         work.run(partial(captions_of_no_process, work.pool))
-    assert caplog.text.count("its worker process ended (exit code 7)") == 5
+    assert caplog.text.count("its worker process exited (exit code 7)") == 5
 
 
 @SLOW
-def test_errors_to_mend_end_a_run_of_processes(tmp_path: Path) -> None:
+def test_user_errors_end_a_run_of_processes(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match="captioner no-such-model"):
@@ -184,7 +184,7 @@ def test_without_a_gpu_there_is_one_process_and_no_import_of_torch(tmp_path: Pat
 
 
 def test_a_script_needs_no_guard(tmp_path: Path) -> None:
-    """Exports run in processes by default; a script of a user is not run again by each of them."""
+    """Exports use processes by default; they must not run the user's script again."""
     write_pool(tmp_path / "pool", 2, 8)
     script = tmp_path / "script.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""Messages and progress are shown as they are asked for: for people, for wrappers, in a file."""
+"""Messages and progress are shown in the requested form: as text, as JSON, in a log file."""
 
 import io
 import json
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    """What a test shows is hidden after it."""
+    """Remove the handlers of a test after it."""
     with messages.shown():
         yield
 
@@ -33,7 +33,7 @@ def hide() -> None:
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
 @pytest.mark.parametrize("is_command", [False, True])
-def test_a_bar_on_a_terminal_alone(
+def test_a_bar_is_shown_only_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, is_command: bool
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
@@ -78,7 +78,7 @@ def test_quiet_shows_warnings_and_no_progress(
     assert messages.progress_form() == "none"
 
 
-def test_verbose_shows_what_is_else_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_shows_debug_messages(capsys: pytest.CaptureFixture[str]) -> None:
     log.debug("hidden")
     messages.change(messages.MessageForm(level=logging.DEBUG))
     log.debug("shown")
@@ -112,13 +112,13 @@ def test_a_log_file_has_messages_with_their_time_and_plain_progress(
     messages.say_error("the end")
     lines = path.read_text("utf-8").splitlines()
     assert lines[0].endswith(" INFO steers\\x1b[2Jno terminal")
-    assert lines[1].endswith(" INFO mix: 1 of 4 shards (25%), 0.1 s so far")
+    assert lines[1].endswith(" INFO mix: 1 of 4 shards (25%), 0.1 s elapsed")
     assert lines[-1].endswith(" ERROR the end")
     assert capsys.readouterr().err == ""
 
 
 def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--log-file .*: cannot write it: Is a directory"):
+    with pytest.raises(UserError, match=r"--log-file .*: cannot be written: Is a directory"):
         messages.change(messages.MessageForm(log_file=str(tmp_path)))
 
 
@@ -139,5 +139,5 @@ def test_plain_lines_are_rare_and_rarer_in_long_runs(
     [(3.21, "3.2 s"), (59.4, "59 s"), (192, "3 min 12 s"), (7500, "2 h 5 min"),
      (260_000, "3 days 0 h")],
 )  # fmt: skip
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert progress.duration(seconds) == text

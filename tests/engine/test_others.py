@@ -1,4 +1,4 @@
-"""What a killed run leaves behind is removed by the next one, also where nothing is left to do."""
+"""The next run removes what a killed run left behind, even if it has nothing to do itself."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from capmix.workspace import Workspace, open_workspace
 
 
 def note(work: Path, process: int) -> Path:
-    """A run of this machine that has said that it works here."""
+    """Register a run on this machine, as capmix 0.1 does."""
     (work / "running").mkdir(exist_ok=True)
     path = work / f"running/{process:012x}"
     path.write_text(json.dumps({"host": socket.gethostname(), "process": process}))

@@ -1,4 +1,4 @@
-"""Work ahead of the model: in order, within bounds, and no exception of an item is another's."""
+"""Work ahead of the model: in order, within bounds, and exceptions stay with their items."""
 
 import threading
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def test_order_bounds_and_exceptions(workers: int, ahead: int) -> None:
 
 
 def test_every_thread_has_something_to_do() -> None:
-    """As many requests at once as there are workers, where a batch has one for each."""
+    """There are as many concurrent requests as workers if a batch has one item per worker."""
     together = threading.Barrier(16)
     found = prefetched(range(48), lambda _: together.wait(timeout=10), 16, 48)
     assert len([one.result() for _, one in found]) == 48

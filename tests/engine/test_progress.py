@@ -1,4 +1,4 @@
-"""A run shows how far it is within a shard, whatever was done before, in one process or several."""
+"""A run shows its progress within a shard and counts existing parts, in one or more processes."""
 
 import json
 import re
@@ -26,14 +26,14 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(pool: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> Workspace:
-    """Indexed, and with the first shard captioned."""
+    """Return a workspace that is indexed and has captions for its first shard."""
     work = open_workspace(str(pool), str(folder / "w"))
     work.index()
     work.run(partial(null_captions, work.pool))
     (folder / "w/.markers/captions/null/00001.json").unlink()
     for name, value in (("PLAIN_EVERY", 0.15), ("JSON_EVERY", 0.15)):
         monkeypatch.setattr(progress, name, value)
-    monkeypatch.setattr(seen, "TOLD_EVERY", 0.05)
+    monkeypatch.setattr(seen, "REPORT_INTERVAL", 0.05)
     messages.change(messages.MessageForm(progress=form))  # type: ignore[arg-type]
     return work
 
@@ -57,7 +57,7 @@ def test_plain_lines_of_one_shard_behind_one_that_is_done(
     assert left
     assert re.fullmatch(
         r"caption null: 128 images in [\d.]+ s \(\d+ images/s\), 0 failed, 0 dropped, "
-        r"64 done before; model busy \d+%",
+        r"64 already done; model busy \d+%",
         summary,
     )
 
@@ -91,5 +91,5 @@ def test_all_that_was_done_before_is_one_line(
     capsys.readouterr()
     work.run(partial(null_captions, work.pool))
     assert capsys.readouterr().err == (
-        "caption null: 128 images done before, 0 failed, 0 dropped\n"
+        "caption null: 128 images already done, 0 failed, 0 dropped\n"
     )

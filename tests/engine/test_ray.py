@@ -1,4 +1,4 @@
-"""Ray writes the bytes that one process writes; an actor or a node that dies costs one attempt."""
+"""Ray writes the same bytes as one process; a dead actor or node costs one attempt per shard."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without CPUs and a node of four, as processes of this machine."""
+    """A head node without CPUs and a node with four, as processes on this machine."""
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -63,7 +63,7 @@ def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int)
 def test_actors_report_how_far_they_have_come(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one shard each is made, which is all the work there is."""
+    """Also within a shard: there is only one shard per actor."""
     seen = []
     add = JobProgress.add
     monkeypatch.setattr(JobProgress, "add", lambda self, one: seen.append(one) or add(self, one))
@@ -85,16 +85,16 @@ def test_an_actor_that_dies_costs_one_attempt_at_one_shard(
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=engine)
     work.run(partial(deadly_captions, work.pool, str(deaths), 2, "000020003"))
     assert files(tmp_path / "w") == files(tmp_path / "whole")
-    assert "shard 00002: its worker ended" in caplog.text
+    assert "shard 00002: its worker exited" in caplog.text
 
 
-def test_a_machine_without_room_for_a_worker_is_told(
+def test_a_machine_that_is_too_small_for_a_worker_is_reported(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("capmix.engine.ray.connected", lambda _: (ray, True))
     engine = EngineSettings(name="ray", cpus_per_worker=999)
     work = open_workspace(str(write_pool(tmp_path / "p")), str(tmp_path / "w"), engine=engine)
-    with pytest.raises(UserError, match="asks for 999 CPUs and 0 GPUs, more than this machine"):
+    with pytest.raises(UserError, match="needs 999 CPUs and 0 GPUs, more than this machine"):
         work.index()
 
 
@@ -108,7 +108,7 @@ def test_a_machine_without_room_for_a_worker_is_told(
         (EngineSettings(name="ray", workers=3), True, 3),
     ],
 )
-def test_as_many_actors_as_there_is_room_for(
+def test_as_many_actors_as_fit(
     cluster: Any, tmp_path: Path, engine: EngineSettings, needs_gpu: bool, workers: int
 ) -> None:
     work = open_workspace(str(write_pool(tmp_path / "pool", 9, 1)), str(tmp_path / "w"))
@@ -118,7 +118,7 @@ def test_as_many_actors_as_there_is_room_for(
 
 
 @SLOW
-def test_errors_to_mend_end_a_run(cluster: Any, tmp_path: Path) -> None:
+def test_user_errors_end_a_run(cluster: Any, tmp_path: Path) -> None:
     engine = EngineSettings(name="ray", workers=2)
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"), engine=engine)
     with pytest.raises(UserError, match="captioner no-such-model"):
@@ -150,7 +150,7 @@ def test_a_node_that_dies_costs_its_shards_one_attempt(cluster: Any, tmp_path: P
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_actors_mix_the_same_bytes(cluster: Any, workers: int) -> None:
-    """Thresholds, weights, a distinct column, a list and texts: all passes of a mix."""
+    """Covers all passes of a mix: thresholds, weights, a distinct column, a list and texts."""
     from parts import HandMade, Made, fresh_folder
 
     from capmix.mix import mix as mixing

@@ -1,4 +1,4 @@
-"""Workers report each part while they make it, and which reports include loading."""
+"""Workers report each part while they compute it, and mark reports that include loading."""
 
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from capmix.workspace import open_workspace
 def test_the_first_reports_are_those_until_a_model_has_worked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unreadable shard loads no model."""
-    monkeypatch.setattr(seen_module, "TOLD_EVERY", 1e9)  # the first and the last alone
+    """The model is not loaded for an unreadable shard."""
+    monkeypatch.setattr(seen_module, "REPORT_INTERVAL", 1e9)  # only the first and last
     write_pool(tmp_path / "pool", shards=3, samples=4)
     (tmp_path / "pool/00000.tar").write_bytes(b"no tar")
     work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"))

@@ -1,4 +1,4 @@
-"""Fetching through the Hub's own client, from a server that answers as the Hub does."""
+"""Download with the Hub's client from a server that behaves like the Hub."""
 
 import hashlib
 import http.server
@@ -20,7 +20,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """One dataset repository out of a folder."""
+    """A server of one dataset repository from a folder."""
 
     root: Path
     lies = 0
@@ -28,7 +28,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     address: str
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
+        """Do not print to the terminal."""
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -103,10 +103,10 @@ def test_a_set_is_fetched_and_what_is_there_is_kept(hub: type[Hub], tmp_path: Pa
 
 def test_a_file_of_another_size_is_told(hub: type[Hub], tmp_path: Path) -> None:
     hub.lies = 1
-    with pytest.raises(UserError, match="Remove it and fetch again"):
+    with pytest.raises(UserError, match="Remove it and retry"):
         fetch([TASK], str(tmp_path / "sets"), hub.address)
 
 
 def test_a_hub_that_is_not_there_is_told(hub: type[Hub], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot download"):
         fetch([TASK], str(tmp_path / "sets"), "http://127.0.0.1:9")

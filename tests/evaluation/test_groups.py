@@ -1,4 +1,4 @@
-"""WILDS and fairness metrics against scikit-learn and plain loops over wilds 2.0's definitions."""
+"""WILDS and fairness metrics, compared with scikit-learn and the definitions of wilds 2.0."""
 
 import numpy as np
 import pytest

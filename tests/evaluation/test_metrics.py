@@ -47,8 +47,8 @@ def test_retrieval_follows_clip_benchmarks_definition(seed: int) -> None:
 
 
 def test_equal_scores_are_told_apart_as_the_references_do() -> None:
-    """ImageNet's classes `missile` and `sunglasses` stand there twice: accuracy takes torch's topk,
-    mean per class recall argmax (CLIP_benchmark zeroshot_classification.py)."""
+    """ImageNet has the classes `missile` and `sunglasses` twice: accuracy uses torch's topk,
+    mean per-class recall uses argmax (CLIP_benchmark zeroshot_classification.py)."""
     random = np.random.default_rng(0)
     classes = unit(random, 9)[[0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8]]
     images, labels = unit(random, 200), random.integers(11, size=200)

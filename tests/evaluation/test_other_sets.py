@@ -150,10 +150,10 @@ def break_kind(root: Path) -> None:
         (break_array, "sample s0: .npy member"),
         (break_text, "classnames.txt: 'utf-8' codec"),
         (break_image, "sample s0: expected an image"),
-        (break_tar, "Fetch it again"),
-        (break_number, "1 tars, but nshards.txt says 2"),
+        (break_tar, "Download it again"),
+        (break_number, "1 tars, but nshards.txt expects 2"),
         (break_classes, "classnames.txt is missing"),
-        (break_kind, "multilabel sets are not evaluated"),
+        (break_kind, "sets of type multilabel are not supported"),
     ],
 )
 def test_a_broken_set_is_told(tmp_path: Path, damage: object, told: str) -> None:
@@ -182,7 +182,7 @@ def test_the_digest_changes_with_the_data_and_not_with_its_time(tmp_path: Path) 
 
 
 def test_what_is_no_set_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not there, or neither"):
+    with pytest.raises(UserError, match="not found, or not a supported format"):
         open_evalset(str(tmp_path / "none"))
     pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="found a"):
@@ -190,16 +190,15 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     hub = write_hub_retrieval(tmp_path / "hub", [["one"]])
     with zipfile.ZipFile(hub / "images.zip", "w") as archive:
         archive.writestr("other.jpg", b"")
-    with pytest.raises(UserError, match=r"no image 0\.jpg"):
+    with pytest.raises(UserError, match=r"image 0\.jpg is missing"):
         list(open_evalset(str(hub)).items())
     (hub / "test.csv").write_text('filename,raw\n0.jpg,"not json"\n')
-    with pytest.raises(UserError, match="is no JSON list"):
+    with pytest.raises(UserError, match="is not a JSON list"):
         open_evalset(str(hub))
 
 
 def test_a_blank_line_of_a_list_is_a_class_or_a_template(tmp_path: Path) -> None:
-    """As CLIP_benchmark 1.6.2 reads them: a line that is left out would shift the labels after
-    it."""
+    """As in CLIP_benchmark 1.6.2: skipping a line would shift the labels after it."""
     classes, templates = ["cat", "", " dog ", ""], ["a photo of {c}.", ""]
     found = open_evalset(str(write_classification(tmp_path / "set", [3, 2], classes, templates)))
     assert (found.classes, found.templates) == (["cat", "", "dog", ""], ["a photo of {c}.", ""])

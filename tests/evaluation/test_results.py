@@ -29,13 +29,13 @@ from capmix.evaluation.results import evaluate, results_folder
 from capmix.evaluation.tasks import TASKS
 
 LABELS = [n % 6 for n in range(40)]
-# Captions that occur twice, as some of MSCOCO's do.
+# Duplicate captions, as in MSCOCO.
 CAPTIONS = [[f"picture {n}", f"a thing {n % 7}", f"number {n}"][: 1 + n % 3] for n in range(30)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random CLIP whose vectors of different inputs differ: without what all have in common."""
+    """A random CLIP without the common part of all vectors, so that different inputs differ."""
     folder = tmp_path_factory.mktemp("clip") / "model"
     name = open_clip_folder(folder, CLIP)
     clip, preprocess, tokenizer = loaded(name)
@@ -60,7 +60,7 @@ def loaded(model: str) -> tuple[Any, Any, Any]:
 
 
 def loader(root: Path, preprocess: Any, kind: str) -> Any:
-    """CLIP_benchmark's own dataset and loader of a set on disk."""
+    """CLIP_benchmark's dataset and loader for a set on disk."""
     from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 
     dataset = build_wds_dataset("anything", preprocess, split="test", data_dir=str(root))
@@ -88,7 +88,7 @@ def test_classification_equals_clip_benchmark(model: str, tmp_path: Path) -> Non
     for name in ("acc1", "acc5", "mean_per_class_recall"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-6)
     assert ours["main_metric"] == ours["acc1"]
-    assert ours["acc1"] not in (0, 1 / 6)  # the model tells images apart
+    assert ours["acc1"] not in (0, 1 / 6)  # the model distinguishes images
 
 
 def test_retrieval_equals_clip_benchmark(model: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_winogavil_equals_a_plain_loop(model: str, tmp_path: Path) -> None:
 
 
 def write_all(root: Path) -> None:
-    """A small set for each of the 40 tasks."""
+    """Write a small set for each of the 40 tasks."""
     random = np.random.default_rng(0)
     objectives = {"race": 7, "gender": 2, "age": 9, "toxic": 20}
     for number, task in enumerate(TASKS):
@@ -173,7 +173,7 @@ def test_all_40_tasks_and_a_file_that_datacomp_aggregates(model: str, tmp_path: 
     assert not found.missing
     assert not found.broken
     assert len(found.lines) == 40
-    # What DataComp's aggregate_scores.py does with the file.
+    # As DataComp's aggregate_scores.py reads the file.
     table = pd.read_json(out / "eval_results.jsonl", lines=True)
     metrics = table["metrics"].apply(pd.Series)
     wide = pd.concat([table.drop(["metrics"], axis=1), metrics], axis=1)
@@ -202,7 +202,7 @@ def test_results_of_other_weights_are_never_taken_for_done(
     assert len((tmp_path / "out/eval_results.jsonl").read_text().splitlines()) == 2
     other = open_clip_folder(tmp_path / "other", CLIP | {"embed_dim": 20})
     found = evaluate(other, "mnist", *where)
-    assert "2 results are of another model" in caplog.text
+    assert "ignoring 2 results of another model" in caplog.text
     lines = (tmp_path / "out/eval_results.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["mnist"]
     assert found.lines[0]["fingerprint"] == json.loads(lines[0])["fingerprint"]
@@ -239,7 +239,7 @@ def test_missing_and_broken_sets_do_not_stop_the_others(model: str, tmp_path: Pa
     )
     assert [line["key"] for line in found.lines] == ["cifar10"]
     assert found.missing == ["gtsrb"]
-    assert "my-set: no task of DataComp" in found.broken[0]
+    assert "my-set: not a DataComp task" in found.broken[0]
     assert "label '7'" in found.broken[1]
     assert list(found.aggregates)[-1] == "Average of 1 of 38"
 

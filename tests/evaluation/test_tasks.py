@@ -35,5 +35,5 @@ def test_fewer_tasks_are_not_called_the_average() -> None:
 def test_names_of_tasks() -> None:
     assert len(chosen_tasks("datacomp,cifar10")) == 40
     assert chosen_tasks("cifar10, my/set")[1] == "my/set"
-    with pytest.raises(UserError, match="commas between"):
+    with pytest.raises(UserError, match="comma-separated"):
         chosen_tasks("cifar10,,mnist")

@@ -1,4 +1,4 @@
-"""Names and texts of others on the card of an exported data set."""
+"""Untrusted names and texts on the card of an exported dataset."""
 
 import re
 
@@ -21,7 +21,7 @@ def page(text: str) -> str:
 
 
 def shown(card: str) -> tuple[dict[str, object], str]:
-    """Front matter, and the HTML of the page as CommonMark with tables gives it."""
+    """Return the front matter, and the page rendered by CommonMark with tables."""
     _, front, body = card.split("---\n", 2)
     markdown = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
     return yaml.safe_load(front), markdown.render(body)

@@ -1,7 +1,7 @@
-"""Exports in the readers of those who train on them.
+"""Exports are read correctly by trainers.
 
-kohya's and LLaVA's rules are written here in own words, after sd-scripts 48d368f
-(library/train_util.py) and LLaVA's llava/train/train.py.
+The rules of kohya and LLaVA are reimplemented here after sd-scripts 48d368f (library/train_util.py)
+and LLaVA's llava/train/train.py.
 """
 
 import json
@@ -23,7 +23,7 @@ TEXTS = ["a {red|blue} dog", "two\nlines", "{{x}} }{ <image> é"]
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Raw texts of weight 2, and a caption for each photo."""
+    """Write raw texts of weight 2, and one caption per photo."""
     folder = tmp_path_factory.mktemp("both")
     made = mixed(write_photos(folder / "photos"), folder / "work")
     add_captions(made, folder, TEXTS)
@@ -35,25 +35,25 @@ def lines_of(raw: str, caption: str) -> list[str]:
 
 
 def kohya_choices(caption: str) -> list[str]:
-    """All that `enable_wildcard` can make of a caption: a line of several, in which doubled braces
-    are braces and {a|b} is a choice."""
+    """Return all captions that `enable_wildcard` can select: any line, with every choice of {a|b},
+    and doubled braces as single ones."""
     found = []
     for line in caption.split("\n"):
         hidden = line.replace("{{", "\0").replace("}}", "\1")
-        assert not re.search(r"\{([^}]+)\}", hidden)  # nothing is left to choose
+        assert not re.search(r"\{([^}]+)\}", hidden)  # no choices left
         found.append(hidden.replace("\0", "{").replace("\1", "}"))
     return found
 
 
 def dreambooth(folder: Path, extension: str = ".txt") -> dict[str, str]:
-    """Images right in a folder with the lines of their caption files, blank ones left out."""
+    """Return a folder's own images with the non-blank lines of their caption files."""
     found = {}
     for image in sorted(folder.iterdir()):
         if image.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
             continue
         with open(os.path.splitext(image)[0] + extension, encoding="utf-8") as stream:
             lines = stream.readlines()
-        assert lines  # sd-scripts stops at an empty file
+        assert lines  # sd-scripts fails on an empty file
         found[image.name] = "\n".join(one.strip() for one in lines if one.strip())
     return found
 
@@ -72,7 +72,7 @@ def test_kohya_takes_each_caption_of_an_image_as_a_line(both: Workspace, tmp_pat
     assert found == expected
     metadata = json.loads((out / "metadata.json").read_text("utf-8"))
     for name, about in metadata.items():
-        assert (out / name).is_file()  # image_dir and the key, joined
+        assert (out / name).is_file()  # image_dir joined with the key
         assert kohya_choices(about["caption"]) == expected[name]
     assert metadata.keys() == expected.keys()
 

@@ -58,7 +58,7 @@ def test_the_same_subset_gives_the_same_bytes(work: Workspace, tmp_path: Path) -
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_an_interrupted_export_goes_on(work: Workspace, tmp_path: Path) -> None:
+def test_an_interrupted_export_resumes(work: Workspace, tmp_path: Path) -> None:
     work.export("raw", str(tmp_path / "one"), samples_per_shard=5)
     work.export("raw", str(tmp_path / "two"), samples_per_shard=5)
     (tmp_path / "two/00000001.tar").unlink()
@@ -73,7 +73,7 @@ def test_another_directory_is_refused_and_an_older_export_replaced(
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="is not empty and not a capmix export"):
         work.export("raw", str(other))
     work.export("raw", str(tmp_path / "out"), samples_per_shard=2)
     work.export("raw", str(tmp_path / "out"), samples_per_shard=12)
@@ -197,8 +197,8 @@ def test_the_csv_form_is_the_subset(tmp_path: Path) -> None:
     assert [(r["uid"], r["text"]) for r in rows] == [(r["uid"], r["text"]) for r in subset]
 
 
-def test_a_pool_that_changed_is_told(tmp_path: Path) -> None:
-    """Its keys may be those of other samples now."""
+def test_a_changed_pool_is_an_error(tmp_path: Path) -> None:
+    """Its keys may refer to other samples now."""
     several_captions(tmp_path)
     (tmp_path / "pool/00002.tar").write_bytes(tar_bytes(sample_members("000000000", 1)))
     again = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
@@ -243,8 +243,8 @@ def test_new_captions_make_a_new_export(tmp_path: Path) -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_resharding_a_subset_file_equals_datacomps_resharder(weights: list[int]) -> None:
-    """Its rule, written again: for each sample in the file `count` times, `count` copies of all its
-    members under the keys uid-0 to uid-(count - 1)."""
+    """An independent implementation of the rule: a sample listed `count` times in the file is
+    written as `count` copies of all its members, under the keys uid-0 to uid-(count - 1)."""
     folder = fresh_folder()
     write_pool(folder / "pool", shards=3, samples=4)
     uids = [f"{shard * 100 + row:032x}" for shard in range(3) for row in range(4)]
@@ -279,7 +279,7 @@ def tar_members(path: Path) -> dict[str, bytes]:
 
 
 class Breaking(io.BufferedReader):
-    """A file of a network disk that fails `left` times behind its first bytes."""
+    """A file on a network disk that fails `left` times after its first bytes."""
 
     left = 0
 
@@ -294,8 +294,8 @@ class Breaking(io.BufferedReader):
 def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
-    """Once: read again within the shard. Four times: the shard is tried again. Ever: no shard is
-    taken for done, and the same command goes on."""
+    """One failure: the read is retried. Four failures: the shard is retried. Permanent failure: no
+    shard counts as finished, and the same command resumes."""
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
     work = open_workspace(str(pool), str(tmp_path / "w"))
@@ -371,7 +371,7 @@ def test_an_export_does_not_become_a_part_of_its_pool(work: Workspace, tmp_path:
 
 
 def test_a_caption_that_names_llavas_image_token_has_no_image_of_its_own(tmp_path: Path) -> None:
-    """Its loader puts an image wherever a turn says `<image>`."""
+    """LLaVA's loader inserts an image at every `<image>`."""
     write_pool(tmp_path / "pool", shards=1, samples=2)
     work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     text = "a <image> of <im<image>age>"
@@ -388,4 +388,4 @@ def test_a_caption_that_names_llavas_image_token_has_no_image_of_its_own(tmp_pat
     lines = (tmp_path / "out/metadata.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["text"] == text
     card = (tmp_path / "out/README.md").read_text()
-    assert "`<image>` is `[image]` in 1 captions of `llava.json`." in card
+    assert "`<image>` was replaced by `[image]` in 1 captions." in card

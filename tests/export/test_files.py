@@ -1,4 +1,4 @@
-"""Image files under their own names."""
+"""Exports of image files under their original names."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ def photos(tmp_path: Path) -> Workspace:
 
 
 def own(folder: Path) -> dict[str, bytes]:
-    """All files but capmix's lists."""
+    """Return all files except capmix's lists."""
     return {
         name: path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -49,7 +49,7 @@ def test_images_and_texts_have_the_paths_and_names_of_the_pool(
 def test_the_suffix_of_texts_is_chosen(photos: Workspace, tmp_path: Path) -> None:
     photos.export("raw", str(tmp_path / "out"), format="files", text_suffix=".caption")
     assert (tmp_path / "out/trip/why?.caption").read_text() == "third"
-    with pytest.raises(UserError, match="is that of images or JSON"):
+    with pytest.raises(UserError, match="is a suffix of image or JSON files"):
         photos.export("raw", str(tmp_path / "x"), format="files", text_suffix=".PNG")
 
 
@@ -57,7 +57,11 @@ def test_the_suffix_of_texts_is_chosen(photos: Workspace, tmp_path: Path) -> Non
 def test_processes_and_kills_change_no_byte(photos: Workspace, tmp_path: Path, form: Any) -> None:
     photos.export("raw", str(tmp_path / "one"), format=form)
     photos.export("raw", str(tmp_path / "two"), format=form)
-    for name in ("IMG_1.JPG", "train/IMG_1.JPG", "_markers/00000000.json"):  # as after a kill
+    for name in (
+        "IMG_1.JPG",
+        "train/IMG_1.JPG",
+        "_markers/00000000.json",
+    ):  # as if the run had been killed
         (tmp_path / "two" / name).unlink(missing_ok=True)
     assert photos.export("raw", str(tmp_path / "two"), format=form, workers=2).ok == 3
     found = [
@@ -88,10 +92,10 @@ def test_files_of_others_are_kept_until_they_may_be_replaced(
     for _ in range(2):
         counts = photos.export("raw", str(out), format="kohya")
         assert (counts.ok, dict(counts.dropped)) == (1, {"kept_existing": 2})
-    assert "kept 2 files that were there before, such as IMG_1.JPG; --overwrite" in caplog.text
+    assert "kept 2 existing files (first: IMG_1.JPG) and dropped the" in caplog.text
     assert (out / "trip/why?.txt").read_text() == "mine"
     assert (out / "IMG_1.JPG").read_bytes() == b"mine too"
-    assert not (out / "IMG_1.txt").exists()  # it would be the text of another image
+    assert not (out / "IMG_1.txt").exists()  # the existing text belongs to another image
     assert (out / "metadata.json").read_text() == "mine as well"
     assert list(json.loads((out / "metadata.new.json").read_text("utf-8"))) == [
         "trip/day 1/Zürich.jpg"
@@ -177,7 +181,7 @@ def test_another_disk_has_no_hard_links(
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr("capmix.export.folder.os.link", refused)
-    with pytest.raises(UserError, match=r"--link hard: IMG_1\.JPG cannot be linked"):
+    with pytest.raises(UserError, match=r"--link hard: cannot link IMG_1\.JPG"):
         photos.export("raw", str(tmp_path / "out"), format="files", link="hard")
 
 
@@ -226,7 +230,7 @@ def test_names_of_a_tar_stay_inside_and_are_written_out(
         assert name.startswith("00000/")
         assert name.isprintable()
     assert len({name.casefold() for name in found}) == len(found)
-    assert "images have another name, such as '00000/" in caplog.text
+    assert "(first: '00000/" in caplog.text
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["er"]
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["out"]
 
@@ -248,7 +252,7 @@ def test_images_that_would_share_a_text_have_another_name(
         "a-3.jpg": image_bytes(0),
         "a-4.png": image_bytes(1, kind="PNG"),
     }
-    assert "2 images have another name, such as 'a-3.jpg' for 'a.jpg'" in caplog.text
+    assert "renamed 2 images" in caplog.text
 
 
 def test_several_texts_of_an_image_are_lines_of_one_file(photos: Workspace, tmp_path: Path) -> None:
@@ -258,14 +262,14 @@ def test_several_texts_of_an_image_are_lines_of_one_file(photos: Workspace, tmp_
 
 
 def test_other_places_and_pools_are_refused(photos: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="writes to a local directory"):
+    with pytest.raises(UserError, match="requires a local --out"):
         photos.export("raw", "memory://x", format="files")
-    with pytest.raises(UserError, match="name a directory with --out"):
+    with pytest.raises(UserError, match="requires --out DIR"):
         photos.export("raw", format="files")
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/0.tar").write_bytes(tar_bytes(sample_members("a", 1)))
     tars = mixed(tmp_path / "tars", tmp_path / "work2")
-    with pytest.raises(UserError, match="--link hard: pool .* is no local folder"):
+    with pytest.raises(UserError, match="--link hard requires a local folder"):
         tars.export("raw", str(tmp_path / "out"), format="files", link="hard")
 
 
@@ -300,7 +304,7 @@ def test_a_composed_text_is_not_written_for_another_picture_of_the_same_name(
     again = open_workspace(work=str(tmp_path / "work"))
     again.index()
     place = {} if "sidecars" in options else {"out": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="subset sks refers to .*samples, of which shard"):
+    with pytest.raises(UserError, match="subset sks refers to .*samples, whose shard"):
         again.export("sks", **place, **options)
     assert not (tmp_path / "out").exists()
 
@@ -328,10 +332,10 @@ def test_an_image_that_was_there_already_comes_back_when_its_owner_moves_it(
     assert photos.export("raw", str(out), format="files").ok == 3
     assert not photos.verify(str(out)).damaged
     (out / "IMG_1.JPG").unlink()
-    assert [one.how for one in photos.verify(str(out)).damaged] == ["it is missing"]
+    assert [one.how for one in photos.verify(str(out)).damaged] == ["missing"]
     assert photos.export("raw", str(out), format="files").ok == 3
     assert own(out) == expected()
-    photos.export("raw", str(out), format="csv")  # what capmix wrote goes, as of then all of it
+    photos.export("raw", str(out), format="csv")  # the image is now one of capmix's own files
     assert list(own(out)) == ["captions.csv"]
     lists = sorted(path.name for path in (out / ".manifest").iterdir())
     assert lists == ["export.txt"]

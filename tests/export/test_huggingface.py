@@ -1,4 +1,4 @@
-"""Exports in Hugging Face datasets, as the page of export says."""
+"""Exports load in Hugging Face datasets as documented on the page of export."""
 
 import re
 from pathlib import Path

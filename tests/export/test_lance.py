@@ -1,4 +1,4 @@
-"""Exports as Lance datasets. Skipped where the package is not installed."""
+"""Exports as Lance datasets. Skipped if the package is not installed."""
 
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ MANIFEST = "_versions/18446744073709551614.manifest"
 
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
-    """Twelve raw texts in three shards; of the subset `twice` two rows are taken three times."""
+    """Twelve raw texts in three shards; two rows of the subset `twice` have weight 3."""
     write_pool(tmp_path / "pool", shards=3, samples=4)
     made = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     made.run(partial(null_captions, made.pool))
@@ -61,7 +61,7 @@ def test_it_holds_the_rows_and_columns_of_the_parquet_form(work: Workspace, tmp_
 
 
 def test_a_pool_of_it_gives_the_same_uids_images_and_texts(work: Workspace, tmp_path: Path) -> None:
-    """Tars, to Lance, to a pool, and to tars again."""
+    """Export tars to Lance, use the result as a pool, and export that to tars."""
     work.export("raw", str(tmp_path / "mixed.lance"), samples_per_shard=5, format="lance")
     again = open_workspace(str(tmp_path / "mixed.lance"), str(tmp_path / "work2"))
     (counts,) = again.run(partial(null_captions, again.pool))
@@ -103,7 +103,7 @@ def test_a_killed_export_is_no_dataset_until_the_same_command_ends(
 
 
 def _killed(first: object, *others: Any) -> None:
-    """Of the shards of a job, two are written before."""
+    """Two shards of the job are written beforehand."""
     if isinstance(first, Job):
         run_job(replace(first, shards=first.shards[:2]), *others)
     raise KeyboardInterrupt
@@ -138,12 +138,12 @@ def test_versions_that_others_added_are_not_replaced(work: Workspace, tmp_path: 
     lance.dataset(str(out)).delete("k = 0")
     work.export("raw", str(out), samples_per_shard=5, format="lance")  # nothing to do
     (out / "data/train-00000001.lance").rename(tmp_path / "lost")
-    told = "a version that capmix did not write .*name another --out"
-    with pytest.raises(UserError, match=told):
+    message = "a version that capmix did not write .*name another --out"
+    with pytest.raises(UserError, match=message):
         work.export("raw", str(out), samples_per_shard=5, format="lance")
     (tmp_path / "lost").rename(out / "data/train-00000001.lance")
     for form in ("lance", "webdataset"):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             work.export("raw", str(out), samples_per_shard=4, format=form)
     for version in (1, 2):
         lance.dataset(str(out), version=version).validate()

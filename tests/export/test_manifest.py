@@ -1,4 +1,4 @@
-"""What a further export into the same directory may touch."""
+"""Which files a later export to the same directory may change."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def without_manifest(folder: Path) -> None:
-    """As capmix 0.1 left an export."""
+    """Make an export look like one of capmix 0.1."""
     shutil.rmtree(folder / ".manifest")
     about = json.loads((folder / "_capmix_export.json").read_text())
     del about["shards"]
@@ -62,7 +62,7 @@ def test_a_readme_that_was_filled_in_is_kept(
         assert (out / "README.md").read_text() == filled
         assert (out / "README.new.md").read_text() == card
         (warned,) = (one.message for one in caplog.records if one.levelno >= logging.WARNING)
-        assert "README.md is not as capmix wrote it and is kept" in warned
+        assert "README.md, which has changed or was not written by capmix" in warned
         assert "README.new.md" in warned
         caplog.clear()
     assert sorted(p.name for p in out.glob("README*")) == ["README.md", "README.new.md"]
@@ -72,7 +72,7 @@ def test_an_untouched_readme_is_replaced(work: Workspace, tmp_path: Path) -> Non
     out = tmp_path / "out"
     work.export("raw", str(out))
     work.export("raw", str(out), format="csv")
-    assert "Form: `captions.csv`" in (out / "README.md").read_text()
+    assert "Format: `captions.csv`" in (out / "README.md").read_text()
     assert not list(out.glob("README.new*"))
 
 
@@ -119,9 +119,9 @@ def test_a_caption_that_was_edited_is_never_written_over(work: Workspace, tmp_pa
     out = tmp_path / "out"
     work.export("raw", str(out), format="jsonl")
     edited = out / f"images/00000000/{0:032x}-0.txt"
-    edited.write_text("Picture 0")  # of the same size
+    edited.write_text("Picture 0")  # same size
     before = files(out)
-    with pytest.raises(UserError, match=r"0-0\.txt is not as capmix wrote it.*--out"):
+    with pytest.raises(UserError, match=r"have changed since \(first: .*0-0\.txt\).*--out"):
         work.export("raw", str(out), format="jsonl", samples_per_shard=4)
     assert files(out) == before
     work.export("raw", str(out), format="webdataset")
@@ -145,7 +145,7 @@ SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 7, 10,
 
 
 @pytest.mark.parametrize("killed_at", [13, *SLOW])
-def test_a_clearing_that_was_killed_goes_on(
+def test_a_killed_removal_resumes(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     out = tmp_path / "out"
@@ -165,7 +165,7 @@ def test_a_clearing_that_was_killed_goes_on(
         patch.setattr(LocalFileSystem, "rm_file", rm_file)
         work.export("raw", str(out), samples_per_shard=4, format="jsonl")
     before = "images/mine.jpg"
-    if killed_at % 2:  # the older export can be had again, too
+    if killed_at % 2:  # also restore the earlier export
         work.export("raw", str(out), samples_per_shard=2, format="jsonl")
         work.export("raw", str(tmp_path / "older"), samples_per_shard=2, format="jsonl")
         assert files(out) == files(tmp_path / "older") | {before: b"mine"}

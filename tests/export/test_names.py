@@ -1,4 +1,4 @@
-"""What samples are called in an export."""
+"""Names of samples in an export."""
 
 import csv
 import json

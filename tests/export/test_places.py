@@ -1,4 +1,4 @@
-"""Where an export may be written, whatever way its directory is named."""
+"""Directories that an export may be written to, however they are spelled."""
 
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def test_nothing_is_written_into_the_pool(work: Workspace, tmp_path: Path, way: 
 
 @pytest.mark.parametrize("name", ["", "captions/new", "samples", "shards/../subsets", ".markers"])
 def test_nothing_is_written_among_the_parts(work: Workspace, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"has its parts: name another, such as .*/shards/raw"):
+    with pytest.raises(
+        UserError, match=r"holds parts of the work directory .*, for example .*/shards/raw"
+    ):
         work.export("raw", f"{tmp_path}/work/{name}")
     work.export("raw", f"{tmp_path}/work/shards/raw")
 
@@ -37,7 +39,7 @@ def test_a_missing_folder_on_the_way_hides_no_files_of_others(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/captions.csv").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="is not empty and not a capmix export"):
         work.export("raw", f"{tmp_path}/mine/new/..", format="csv")
     assert (tmp_path / "mine/captions.csv").read_text() == "mine"
 
@@ -47,7 +49,7 @@ def test_scratch_is_local_and_outside_of_the_pool(tmp_path: Path, scratch: str) 
     from capmix.workspace import open_workspace
 
     world.write_world(tmp_path)
-    with pytest.raises(UserError, match="expected a local directory outside of the pool"):
+    with pytest.raises(UserError, match="expected a local directory outside the pool"):
         open_workspace(
             str(tmp_path / "pool"), str(tmp_path / "w"), scratch=scratch.format(tmp_path)
         )

@@ -1,4 +1,4 @@
-"""Uploads to a server that answers like the Hugging Face Hub, without Xet."""
+"""Uploads to a fake Hugging Face Hub without Xet."""
 
 import hashlib
 import json
@@ -22,8 +22,11 @@ REPO = "user/name"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """One data set: `files` are committed, `objects` uploaded by sha256. `puts` are all uploads,
-    `refuse` has a status for paths that begin so, `drops` how many uploads are cut off."""
+    """A Hub with one dataset.
+
+    `files` are the committed files, `objects` the uploaded bytes by sha256, and `puts` all uploads.
+    `refuse` maps path prefixes to error statuses. Uploads fail after the first `drops_after` ones.
+    """
 
     files: dict[str, bytes]
     objects: dict[str, bytes]
@@ -33,7 +36,7 @@ class Hub(BaseHTTPRequestHandler):
     tokens: set[str | None]
     refuse: dict[str, int]
     drops_after: int
-    private: bool | None  # None while there is no data set
+    private: bool | None  # None: the dataset does not exist
 
     def log_message(self, *given: Any) -> None:
         pass
@@ -148,7 +151,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def local(folder: Path) -> dict[str, bytes]:
-    """What an export has for others."""
+    """Return the files that an export uploads."""
     return {
         name: path.read_bytes()
         for path in folder.rglob("*")
@@ -202,7 +205,7 @@ def test_a_dropped_connection_is_one_line_and_a_rerun_sends_the_rest(
     hub.drops_after = 1
     with pytest.raises(UserError) as caught:
         work.export("raw", out, format="files", push=REPO)
-    assert f"--push {REPO}: the upload broke off (" in str(caught.value)
+    assert f"--push {REPO}: upload failed (" in str(caught.value)
     assert "Rerun the same command to resume" in str(caught.value)
     assert "README.md" not in hub.files
     (first,) = hub.puts
@@ -217,11 +220,11 @@ def test_a_dropped_connection_is_one_line_and_a_rerun_sends_the_rest(
     ("status", "path", "advice"),
     [
         (401, "/api/repos", "run `hf auth login`, or set HF_TOKEN"),
-        (403, "/api/repos", "the token may not write there"),
-        (404, "/api/repos", "there is no such user, organization or data set"),
-        (403, f"/api/datasets/{REPO}/commit", "the token may not write there"),
-        (409, f"/api/datasets/{REPO}/commit", "another change was made there"),
-        (500, f"/api/datasets/{REPO}/commit", "the upload broke off"),
+        (403, "/api/repos", "the token has no write access"),
+        (404, "/api/repos", "user, organization or dataset not found"),
+        (403, f"/api/datasets/{REPO}/commit", "the token has no write access"),
+        (409, f"/api/datasets/{REPO}/commit", "conflict with a concurrent change"),
+        (500, f"/api/datasets/{REPO}/commit", "upload failed"),
     ],
 )
 def test_a_refusal_is_one_line_with_what_to_do(
@@ -250,9 +253,9 @@ def test_an_earlier_export_stays_where_the_hub_refuses(
     hub.refuse.clear()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="is not empty and not a capmix export"):
         work.export("raw", str(tmp_path / "mine"), format="csv", push=REPO)
-    assert not hub.created  # no empty data set is left behind
+    assert not hub.created  # no empty dataset is created
 
 
 def test_private_samples_are_not_sent_to_a_data_set_that_is_public(
@@ -260,7 +263,7 @@ def test_private_samples_are_not_sent_to_a_data_set_that_is_public(
 ) -> None:
     out = tmp_path / "out"
     hub.private = False
-    with pytest.raises(UserError, match=f"--push {REPO}: the data set is public") as caught:
+    with pytest.raises(UserError, match=f"--push {REPO}: --private has no effect") as caught:
         work.export("raw", str(out), format="csv", push=REPO, private=True)
     assert "--private" in str(caught.value)
     assert not hub.commits
@@ -275,7 +278,7 @@ def test_files_of_another_export_are_named_and_removed_when_asked_for(
 ) -> None:
     hub.files["data/old.parquet"] = b"old"
     hub.files["README.md"] = b"filled in on the web"
-    with pytest.raises(UserError, match="has 1 files that this export lacks, such as data/old"):
+    with pytest.raises(UserError, match="has 1 files that are not in this export .first: data/old"):
         work.export("raw", str(tmp_path / "out"), format="csv", push=REPO)
     work.export("raw", str(tmp_path / "out"), format="csv", push=REPO, overwrite=True)
     assert hub.files == {".gitattributes": b"x"} | local(tmp_path / "out")
@@ -288,7 +291,7 @@ def test_a_card_that_was_filled_in_on_the_hub_is_kept(
     hub.files["README.md"] = b"filled in on the web"
     work.export("raw", str(tmp_path / "out"), format="csv", push=REPO)
     assert hub.files["README.md"] == b"filled in on the web"
-    assert "has another README.md, which is kept" in caplog.text
+    assert "kept the README.md of" in caplog.text
 
 
 def test_without_out_the_export_is_in_the_work_directory(

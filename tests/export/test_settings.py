@@ -1,4 +1,4 @@
-"""Options of an export that do not fit each other, or have another form."""
+"""Invalid and conflicting options of an export."""
 
 from typing import Any
 
@@ -10,26 +10,26 @@ from capmix.settings.base import make
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"link": "hard"}, "--link: --format webdataset writes no image files"),
         ({"link": "hard", "sidecars": True}, "--link: --sidecars writes no image files"),
-        ({"text_suffix": ".caption"}, "--text-suffix: --format webdataset has no text files"),
-        ({"text_suffix": ".caption", "format": "llava"}, "--text-suffix: --format llava has no"),
-        ({"overwrite": True, "format": "parquet"}, "--overwrite: --format parquet without --push"),
+        ({"text_suffix": ".caption"}, "--text-suffix applies to --sidecars and"),
+        ({"text_suffix": ".caption", "format": "llava"}, "--text-suffix applies to --sidecars and"),
+        ({"overwrite": True, "format": "parquet"}, "--overwrite has no effect on --format parquet"),
         ({"samples_per_shard": 5, "format": "kohya"}, "--samples-per-shard: --format kohya has no"),
         ({"samples_per_shard": 5, "sidecars": True}, "--samples-per-shard: --sidecars has no"),
         (
             {"sidecars": True, "format": "parquet"},
-            "--sidecars: --format parquet is no form of text",
+            "--sidecars: --format parquet has no text files",
         ),
-        ({"private": True}, "--private is of --push USER/NAME"),
+        ({"private": True}, "--private requires --push USER/NAME"),
     ],
 )
-def test_an_option_without_effect_is_refused(options: dict[str, Any], told: str) -> None:
+def test_an_option_without_effect_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         make(ExportSettings, options, "export")
-    assert str(caught.value).startswith(f"export: {told}")
+    assert str(caught.value).startswith(f"export: {message}")
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,15 @@ def test_options_with_an_effect_are_taken(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("suffix", ["caption", ".", ".a/b", ".a\n", "." + "a" * 21])
 def test_a_suffix_of_another_form_is_answered_with_an_example(suffix: str) -> None:
-    with pytest.raises(UserError, match=r"^--text-suffix: expected .* such as \.caption, found '"):
+    with pytest.raises(
+        UserError, match=r"^--text-suffix: expected .* for example \.caption, found '"
+    ):
         make(ExportSettings, {"text_suffix": suffix, "sidecars": True})
 
 
 @pytest.mark.parametrize("name", ["photos", "a/b/c", "https://hub/a/b", "a/b\n", "-a/b"])
 def test_the_name_of_a_data_set_of_another_form_is_answered_with_an_example(name: str) -> None:
-    with pytest.raises(UserError, match=r"^--push: expected USER/NAME, such as anna/.*, found '"):
+    with pytest.raises(
+        UserError, match=r"^--push: expected USER/NAME, for example anna/.*, found '"
+    ):
         make(ExportSettings, {"push": name})

@@ -49,11 +49,13 @@ def test_texts_that_are_there_are_kept_and_counted(
     before = contents(tmp_path / "photos")
     counts = work.export("s", sidecars=True)
     assert (counts.ok, dict(counts.dropped)) == (0, {"kept_existing": 3})
-    assert "kept 3 files that have another text, such as IMG_1.txt; --overwrite" in caplog.text
+    assert (
+        "kept 3 existing files with other texts (first: IMG_1.txt); use --overwrite" in caplog.text
+    )
     assert contents(tmp_path / "photos") == before
     assert work.export("s", sidecars=True, overwrite=True).ok == 3
     assert contents(tmp_path / "photos") == before | captions(".txt")
-    assert "the files are the pool's raw texts now" in caplog.text
+    assert "the written files are now the pool's raw texts" in caplog.text
 
 
 def test_a_killed_run_resumes_though_the_pool_has_changed(
@@ -91,7 +93,7 @@ def test_an_image_that_is_gone_or_changed_gets_no_text(work: Workspace, tmp_path
     (tmp_path / "photos/IMG_1.JPG").unlink()
     (tmp_path / "photos/trip/why?.png").write_bytes(b"another")
     with pytest.raises(
-        UserError, match=r"2 of 3 images got no text \(changed_sample 1, image_gone 1\)"
+        UserError, match=r"for 2 of 3 images .* \(changed_sample 1, image_gone 1; first: "
     ):
         work.export("s", sidecars=True, text_suffix=".caption")
     assert not (tmp_path / "photos/IMG_1.caption").exists()
@@ -103,8 +105,8 @@ def test_one_line_counts_the_images_that_are_gone_and_names_one(
     (tmp_path / "photos/trip/why?.png").unlink()
     counts = work.export("s", sidecars=True, text_suffix=".caption", max_failures=0.9)
     assert (counts.ok, dict(counts.failed)) == (2, {"image_gone": 1})
-    told = "1 of 3 images got no text (image_gone 1), such as trip/why?.png"
-    assert told in caplog.text
+    assert "no text was written for 1 of 3 images" in caplog.text
+    assert "(image_gone 1; first: trip/why?.png)" in caplog.text
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(
@@ -135,7 +137,7 @@ def test_of_two_images_with_one_text_file_the_first_ones_is_written(
     counts = work.export("s", sidecars=True, text_suffix=".caption")
     assert (counts.ok, dict(counts.dropped)) == (2, {"shares_text_file": 1})
     assert (pool / "a.caption").read_text() == "one"
-    assert "1 images share their text file with another one" in caplog.text
+    assert "no text was written for 1 images that share a text file" in caplog.text
 
 
 def test_kohyas_lines_can_be_beside_the_originals(work: Workspace, tmp_path: Path) -> None:
@@ -155,9 +157,9 @@ def test_a_linked_folder_gets_no_texts(tmp_path: Path, caplog: pytest.LogCapture
     counts = work.export("raw", sidecars=True, text_suffix=".caption")
     assert (counts.ok, dict(counts.dropped)) == (1, {"linked_folder": 3})
     assert contents(tmp_path / "elsewhere") == before
-    told = "3 images are in folders that a link leads to, such as linked/IMG_1.JPG"
-    assert told in caplog.text
-    assert "--overwrite" not in caplog.text  # it writes nothing behind a link
+    message = "no text was written for 3 images in linked folders (first: linked/IMG_1.JPG)"
+    assert message in caplog.text
+    assert "--overwrite" not in caplog.text  # files behind links are never replaced
 
 
 def test_the_command_line(
@@ -167,13 +169,15 @@ def test_the_command_line(
     photos = str(tmp_path / "photos")
     assert main(["export", "--sidecars", photos, "--text-suffix", ".caption", *place]) == 0
     assert (tmp_path / "photos/trip/why?.caption").read_text() == "a why"
-    assert "3 text files written, 0 there before" in capsys.readouterr().err
+    assert "3 text files written, 0 up to date" in capsys.readouterr().err
     assert main(["export", photos, *place, "--sidecars", "--out", "x"]) == 2
-    assert "leave out --out and --push" in capsys.readouterr().err
+    assert "remove --out and --push" in capsys.readouterr().err
 
 
 def test_a_pool_of_tars_has_no_place_for_texts(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool", shards=1, samples=1)
     work = mixed(tmp_path / "pool", tmp_path / "work")
-    with pytest.raises(UserError, match="no local folder of image files; use --format files"):
+    with pytest.raises(
+        UserError, match="requires a local folder of image files.*use --format files"
+    ):
         work.export("raw", sidecars=True)

@@ -1,4 +1,4 @@
-"""Against a plain writer of the same tars, which makes one member after the other."""
+"""Comparison with a simple writer of the same tars, which writes members one at a time."""
 
 import io
 import json
@@ -44,7 +44,7 @@ value = st.recursive(
 
 @st.composite
 def pools(draw: st.DrawFn) -> bytes:
-    """A tar of samples with members in any order, long uids, and members of other kinds."""
+    """Write a tar of samples with shuffled members, long uids, and members of other kinds."""
     members: list[tuple[str, bytes]] = []
     uids = st.from_regex(r"\A[A-Za-z0-9_-]{1,128}\Z")
     for number, uid in enumerate(draw(st.lists(uids, unique=True, max_size=4))):
@@ -56,8 +56,8 @@ def pools(draw: st.DrawFn) -> bytes:
             (f"a/{number}.json", json.dumps(about, ensure_ascii=draw(st.booleans())).encode()),
             (f"a/{number}.txt", draw(st.binary(max_size=20))),
             (f"a/{number}.cls", b"7"),
-            (f"a/{number}.npy", b"of no interest"),
-            (f"a/{number}.seg.png", b"nor this"),
+            (f"a/{number}.npy", b"ignored"),
+            (f"a/{number}.seg.png", b"also ignored"),
         ]
         members += draw(st.permutations(one[: draw(st.integers(2, 6))]))
     return tar_bytes(members)

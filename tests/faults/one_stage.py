@@ -1,8 +1,8 @@
-"""One stage over a pool, as a process that tests can kill.
+"""Run one stage over a pool, as a process that tests can kill.
 
     python one_stage.py STAGE POOL WORK [WORKERS]
 
-Prints `ready` when the models would be loaded.
+Prints `ready` at the point where models would be loaded.
 """
 
 import sys
@@ -17,7 +17,7 @@ from capmix.engine import messages
 from capmix.engine.settings import EngineSettings
 from capmix.workspace import open_workspace
 
-SECONDS = 0.002  # of an image
+SECONDS = 0.002  # per image
 
 STAGES = ("index", "caption", "score", "export")
 

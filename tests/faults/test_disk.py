@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, and parts that were damaged after they were made."""
+"""Full and read-only disks, and parts that are damaged after they were written."""
 
 import os
 import resource
@@ -39,7 +39,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path, tmp_path: Path) -> None:
+def test_a_run_stops_on_a_full_disk_and_resumes_with_free_space(
+    small_disk: Path, tmp_path: Path
+) -> None:
     pool = write_pool(tmp_path / "pool", shards=6, samples=30)
     captioned(pool, tmp_path / "whole")
     work = small_disk / "work"
@@ -56,7 +58,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path, tmp_p
 
 
 def test_a_part_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:
-    """Everyone's full disk: a limit on the size of a file."""
+    """A limit on the file size stands in for a full disk, which needs root to set up."""
     script = (
         "import resource, sys\n"
         "from capmix.storage.store import Store\n"
@@ -75,17 +77,17 @@ def test_a_part_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
 
 
-def test_a_read_only_work_directory_is_told(small_disk: Path, tmp_path: Path) -> None:
+def test_a_read_only_work_directory_is_reported(small_disk: Path, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool")
     captioned(pool, small_disk / "done")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(UserError, match=r"cannot write .*: Read-only file system"):
         captioned(pool, small_disk / "new")
-    captioned(pool, small_disk / "done")  # what is done needs no writing
+    captioned(pool, small_disk / "done")  # finished parts need no write access
 
 
 @pytest.mark.parametrize("harm", ["delete", "cut", "empty", "torn marker", "no marker"])
-def test_a_part_that_was_damaged_is_noticed_and_made_again(tmp_path: Path, harm: str) -> None:
+def test_a_damaged_part_is_detected_and_recomputed(tmp_path: Path, harm: str) -> None:
     pool = write_pool(tmp_path / "pool", shards=3)
     work = tmp_path / "work"
     captioned(pool, work)
@@ -115,7 +117,7 @@ def test_a_damaged_part_that_others_read_is_one_clear_line(tmp_path: Path) -> No
     work.run(partial(null_captions, work.pool))
     (tmp_path / "w/captions/null/00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(
-        UserError, match=r"cannot use .*00001.parquet: it has 4 bytes, .*capmix verify --discard"
+        UserError, match=r"cannot use .*00001.parquet: size is 4 bytes, .*capmix verify --discard"
     ):
         work.run(partial(null_scores, work.pool, work.store, ["null"]))
 
@@ -127,7 +129,7 @@ def test_parts_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     marker = work.store.read_marker(part)
     assert marker is not None
     work.store.write_marker(part, replace(marker, config=marker.config | {"temperature": 1.0}))
-    expected = r"other settings \(temperature 1.0 -> 0.75\). Choose another name .* --force"
+    expected = r"different settings \(temperature 1.0 -> 0.75\). Choose another name .* --force"
     with pytest.raises(UserError, match=expected):
         work.run(partial(null_captions, work.pool), protected=work.pool.shards)
     work = work.using(force=True)

@@ -1,6 +1,6 @@
-"""One bit of one file is another one: what is computed from it is what it was, or it is said.
+"""Flip one bit of one file: commands return the same results as before or report the damage.
 
-`make test-faults` flips CAPMIX_FLIPS bits; `make test` a few of every kind of file.
+`make test-faults` flips CAPMIX_FLIPS bits; `make test` flips a few bits in each kind of file.
 """
 
 import os
@@ -36,7 +36,7 @@ KINDS = {
 
 
 def computed(folder: Path) -> dict[str, Any]:
-    """All that can be computed from a work directory, each for itself; an error is its message."""
+    """Return the result of each command on a work directory, or the message of its error."""
     recipe = str(folder / "recipe.yaml")
 
     def opened() -> Workspace:
@@ -78,17 +78,17 @@ def computed(folder: Path) -> dict[str, Any]:
         try:
             found[name] = step()
         except (UserError, OSError) as error:
-            found[name] = f"said: {error}"
+            found[name] = f"error: {error}"
     return found
 
 
-def is_said(value: Any) -> bool:
+def is_reported(value: Any) -> bool:
     return isinstance(value, str)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A work directory with all kinds of parts, and what is computed from it."""
+    """A work directory with all kinds of parts, and the results of the commands on it."""
     folder = world.write_world(tmp_path_factory.mktemp("flips") / "whole")
     work = world.opened(folder, str(folder / "work"))
     world.caption(work, "first")
@@ -100,12 +100,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     kept = folder.parent / "kept"
     shutil.copytree(folder, kept)
     expected = computed(folder)
-    assert not any(map(is_said, expected.values())), expected
+    assert not any(map(is_reported, expected.values())), expected
     return folder, expected
 
 
 def flip(path: Path, bit: int) -> None:
-    """Size and time of change stay as they are."""
+    """Flip a bit without a change of the file's size and modification time."""
     about = path.stat()
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
@@ -129,12 +129,12 @@ def test_a_flipped_bit_changes_nothing_silently(whole: tuple[Path, dict[str, Any
         silent += [
             f"{kind}: {path.relative_to(folder)} bit {bit}: {name}"
             for name in different
-            if not is_said(found[name])
+            if not is_reported(found[name])
         ]
-        said = [value for value in found.values() if is_said(value)]
+        said = [value for value in found.values() if is_reported(value)]
         assert not any("\n" in value for value in said), said
         told[kind] += bool(said)
     print(f"\n{FLIPS} flips, by kind those that a command reported: {dict(told)}")
     assert silent == []
-    for kind in ("captions", "scores", "embeddings"):  # all bits of these count
+    for kind in ("captions", "scores", "embeddings"):  # every flipped bit must be detected
         assert told[kind] == len(range(list(KINDS).index(kind), FLIPS, len(KINDS)))

@@ -1,4 +1,4 @@
-"""A JSON file that is damaged is one line on standard error and exit code 2, never a traceback."""
+"""A damaged JSON file causes one line on standard error and exit code 2, never a traceback."""
 
 import shutil
 from pathlib import Path
@@ -33,8 +33,8 @@ TRAIN = "--data pool --samples 8 --batch-size 4 --checkpoints 1 --device cpu"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pool`, `other`, `w` of the pool with captions, measures, a subset and a report, its export
-    `out`, and a finished `run`."""
+    """A folder with two pools (`pool` and `other`), a work directory `w` of `pool` with captions,
+    measures, a subset and a report, an export `out`, and a finished training run `run`."""
     folder = tmp_path_factory.mktemp("json")
     write_pool(folder / "pool", 2, 3)
     write_pool(folder / "other", 2, 3)
@@ -57,14 +57,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the current directory. Its pool.json names the pool of the original."""
+    """A copy of `made` as the current directory. Its pool.json refers to the original pool."""
     shutil.copytree(made, tmp_path / "x")
     monkeypatch.chdir(tmp_path / "x")
     return tmp_path / "x"
 
 
 def told(command: str, code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The line on standard error of a command that ends with `code`."""
+    """Run a command, check its exit code, and return its error line from standard error."""
     capsys.readouterr()
     assert main(command.split()) == code, command
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("capmix: ")]
@@ -76,7 +76,7 @@ def told(command: str, code: int, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_damaged_pool_json_is_refused_and_kept(
     how: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An empty one must not bind the directory to whatever pool is named."""
+    """An empty pool.json must not bind the work directory to a different pool."""
     file = here / "w/pool.json"
     damage(file, how)
     before = None if how == "directory" else file.read_bytes()
@@ -84,7 +84,7 @@ def test_a_damaged_pool_json_is_refused_and_kept(
         name, *options = command.split()
         for pool in ("", "pool", "other"):
             line = told(" ".join([name, pool, "--work w", *options]), 2, capsys)
-            assert "work directory w: its pool.json, which names its pool, is damaged (" in line
+            assert "work directory w: pool.json, which records its pool, is damaged (" in line
             assert "`capmix status POOL --work w`" in line
     assert before == (None if how == "directory" else file.read_bytes())
     assert main(["failures", "--work", "w"]) == 0  # needs no pool
@@ -101,7 +101,7 @@ def test_a_pool_json_of_other_values_is_refused(
         assert ("belongs to the pool x" if is_text else "is damaged") in line, what
 
 
-def test_what_the_message_says_repairs_it(here: Path) -> None:
+def test_the_fix_in_the_message_repairs_it(here: Path) -> None:
     (here / "w/pool.json").write_bytes(b"")
     (here / "w/pool.json").unlink()
     assert main(["status", "pool", "--work", "w"]) == 0
@@ -118,7 +118,7 @@ def test_a_damaged_note_of_another_run_stops_nothing(
         damage(note, how)
         with announced(store) as others:
             assert len(others) == (how != "directory"), how
-            assert all("one whose file running/note is damaged, " in one for one in others)
+            assert all("unknown process: running/note is damaged, " in one for one in others)
         if how == "directory":
             note.rmdir()
         note.parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def test_a_damaged_note_of_another_run_stops_nothing(
             assert len(others) == 1, what
             assert ("is damaged" in others[0]) != (what == "host = 'x'"), what
     assert main(["caption", "--work", "w", "--source", "b", "--model", "field:caption"]) == 0
-    assert "another capmix process is using w (one whose file running/note is damaged" in (
+    assert "another capmix process is using w (unknown process: running/note is damaged" in (
         capsys.readouterr().err
     )
 
@@ -140,12 +140,12 @@ def test_a_damaged_run_is_not_resumed(
     how: str, name: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(here / "run" / name, how)
-    if how == "object":  # says nothing, of another run or of no epoch
+    if how == "object":  # valid JSON, but of a different run or without epochs
         code = main(["train", "--out", "run", *TRAIN.split()])
         assert code == (2 if name == "run.json" else 0)
         return
     line = told(f"train --out run {TRAIN}", 2, capsys)
-    assert f"its {name} is damaged (" in line
+    assert f"{name} is damaged (" in line
     assert str(here / "run") in line
     if name == "run.json":
         assert "run.json is damaged" in told("eval run --evalsets embedded", 2, capsys)
@@ -161,7 +161,7 @@ def test_values_of_other_types_in_a_run_are_refused(
         if what.removeprefix("without ").split(" ")[0] not in ("model", "config", "settings"):
             continue
         if what in ("model = 'x'", "config = None") or what.startswith("config = {"):
-            assert "holds a run with other" in told(f"train --out run {TRAIN}", 2, capsys)
+            assert "contains a run with different" in told(f"train --out run {TRAIN}", 2, capsys)
             continue
         with pytest.raises(UserError, match=r"run\.json is damaged"):
             read_run("run")
@@ -170,7 +170,7 @@ def test_values_of_other_types_in_a_run_are_refused(
         counts.write_bytes(data)
         if what != "without 0":
             line = told(f"train --out run {TRAIN}", 2, capsys)
-            assert "counts.json is damaged (expected samples" in line, what
+            assert "counts.json is damaged (expected counts" in line, what
 
 
 RESULT: dict[str, object] = {
@@ -213,7 +213,9 @@ def test_metrics_of_a_run_that_is_under_way(here: Path) -> None:
     file.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [one["step"] for one in Run(here / "run").metrics()] == [1, 2]
     file.write_text('{"step": 1}\n[2]\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged \(a list where"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: line 2 is damaged \(expected an object, not a list"
+    ):
         Run(here / "run").metrics()
 
 
@@ -232,7 +234,7 @@ def test_a_file_that_may_not_be_read_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As chmod 000 does for anybody but root."""
+    """Simulates chmod 000, which does not affect root."""
     read = Path.read_bytes
 
     def refuse(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""A damaged marker is a missing part: its stage makes it again, readers name folder and shard."""
+"""A damaged marker counts as a missing part: its stage recomputes it, readers name the shard."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ MIX = "mix --recipe raw --where a_score>0 --out s"
 EXPORT = "export --subset s --out out"
 MEASURE, REPORT = "measure --topics 0", "report"
 READERS = ("status", "failures", MIX, EXPORT, MEASURE, REPORT)
-MARKERS = {  # by what the files are of: the marker, and what makes it
+MARKERS = {  # kind of part -> (marker, command that creates it)
     "index": ("w/.markers/samples/00000.json", MIX),
     "captions": ("w/.markers/captions/a/00000.json", CAPTION),
     "scores": ("w/.markers/scores/s/a/00000.json", SCORE),
@@ -81,7 +81,7 @@ def test_every_reader_ends_with_0_or_one_line_and_2(
 
 @pytest.mark.parametrize("kind", [kind for kind in MARKERS if kind != "export"])
 @pytest.mark.parametrize("how", BROKEN)
-def test_the_stage_makes_it_again(how: str, kind: str, here: Path) -> None:
+def test_the_stage_recomputes_the_part(how: str, kind: str, here: Path) -> None:
     name, command = MARKERS[kind]
     before = (here / name).read_bytes()
     damage(here / name, how)
@@ -104,7 +104,7 @@ def test_a_reader_names_folder_and_shard(
 
 
 def as_before(data: bytes) -> bytes:
-    """A marker as it was before markers had digests."""
+    """Return a marker in the old format, without digests."""
     value = json.loads(data)
     del value["check"]
     files = {name: about["bytes"] for name, about in value["files"].items()}
@@ -112,7 +112,7 @@ def as_before(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MARKERS if kind != "export"])
-def test_a_marker_of_other_values_is_none(kind: str, here: Path) -> None:
+def test_a_marker_with_invalid_values_is_none(kind: str, here: Path) -> None:
     path = here / MARKERS[kind][0]
     top, _, name = MARKERS[kind][0].partition("markers/")
     store = Store("w") if top == "w/." else Store("out", "_markers")

@@ -1,4 +1,4 @@
-"""Killed at random moments, a run goes on where it was and ends with an undisturbed run's files."""
+"""A run that is killed at random moments resumes and ends with the files of an undisturbed run."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
-    """A pool, and a work directory in which everything before the stage `until` is done."""
+    """Return a pool, and a work directory in which all stages before `until` are done."""
     pool = write_pool(folder / "pool", shards=shards, samples=20)
     work = open_workspace(str(pool), str(folder / "before"))
     if until != "index":
@@ -48,7 +48,7 @@ def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
 
 
 def started(stage: str, pool: Path, work: Path, *workers: str) -> "subprocess.Popen[str]":
-    """The stage as a process that is just about to begin."""
+    """Start a stage in a process, and wait until it is about to begin."""
     command = [sys.executable, SCRIPT, stage, str(pool), str(work), *workers]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -66,7 +66,7 @@ def rows_add_up(work: Path) -> None:
             assert marker.rows_in == marker.counts.total, part
 
 
-def kill_and_go_on(tmp_path: Path, stage: str, kills: int, *workers: str) -> None:
+def kill_and_resume(tmp_path: Path, stage: str, kills: int, *workers: str) -> None:
     pool, before = prepared(tmp_path, stage)
     whole = tmp_path / "whole"
     shutil.copytree(before, whole)
@@ -88,30 +88,30 @@ def kill_and_go_on(tmp_path: Path, stage: str, kills: int, *workers: str) -> Non
         unfinished += files(work) != expected
         process = started(stage, pool, work)
         assert process.wait() == 0
-        if workers or stage == "export":  # worker processes, which end soon after their parent
+        if workers or stage == "export":  # worker processes exit shortly after their parent
             deadline = time.monotonic() + 10
             while files(work) != expected and time.monotonic() < deadline:
                 time.sleep(0.2)
-                assert started(stage, pool, work).wait() == 0  # removes what they left half-written
+                assert started(stage, pool, work).wait() == 0  # removes their temporary files
         assert files(work) == expected
         rows_add_up(work)
         shutil.rmtree(work)
     assert unfinished > kills // 4, f"{seconds:.1f} s, begun {ready - begun:.1f} s before"
 
 
-def test_a_process_killed_goes_on(tmp_path: Path) -> None:
-    kill_and_go_on(tmp_path, "caption", kills=2)
+def test_a_killed_process_resumes(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, "caption", kills=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_process_killed_at_20_moments_goes_on(tmp_path: Path, stage: str) -> None:
-    kill_and_go_on(tmp_path, stage, kills=20)
+def test_a_process_killed_at_20_moments_resumes(tmp_path: Path, stage: str) -> None:
+    kill_and_resume(tmp_path, stage, kills=20)
 
 
 @pytest.mark.slow
-def test_a_parent_of_processes_killed_goes_on_and_leaves_no_orphan(tmp_path: Path) -> None:
-    kill_and_go_on(tmp_path, "caption", 3, "2")
+def test_a_killed_parent_of_processes_resumes_and_leaves_no_orphan(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, "caption", 3, "2")
     time.sleep(1)
     found = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
     assert found.stdout == ""
@@ -136,10 +136,10 @@ def cluster() -> Iterator[Any]:
 def ray_run(
     tmp_path: Path, stage: str, armed: Callable[[], Callable[[threading.Event], bool]], times: int
 ) -> None:
-    """Runs of a stage on Ray, each of them harmed, until that has been done often enough.
+    """Run a stage on Ray, with a fault in each run, until `times` faults occurred in time.
 
-    `armed` is called before each run; what it gives does the harm, unless the event says that the
-    run is over, and says whether it was in time.
+    `armed` is called before each run and returns the function that causes the fault. That function
+    returns whether it did so before the event, which is set when the run is over.
     """
     pool, before = prepared(tmp_path, stage, shards=30)
     whole = tmp_path / "whole"

@@ -1,4 +1,4 @@
-"""Commands are ended after each of their renames; run again, they end as if undisturbed."""
+"""Commands that are killed after any of their renames, when rerun, end as if undisturbed."""
 
 import contextlib
 import json
@@ -22,7 +22,8 @@ Command = Callable[[Workspace, Path], Any]
 
 
 def edit_and_fold(work: Workspace) -> None:
-    """Edit and tag a sample, and write the parts, as `capmix view` does; once more: the parts."""
+    """Edit and tag a sample, and write the parts, as `capmix view` does. A rerun only writes the
+    parts."""
     journal = Journal(journal_folder(work.store, "edited"), "ann", now=lambda: "2026-01-02T03:04Z")
     said = Review(text="an edited text", edited=True, tags=("odd",))
     journal.act("edit", [("00000", f"{1:032x}", -1, lambda _: said)])
@@ -51,7 +52,7 @@ COMMANDS: dict[str, Command] = {
         "s", folder / "files", format="jsonl", samples_per_shard=50
     ),
 }
-# What has been done before a command is tried, in that order.
+# Commands that run before the one under test, in this order.
 BEFORE = ("caption", "score", "mix")
 
 
@@ -60,8 +61,8 @@ def opened(folder: Path) -> Workspace:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """All that matters of what is there: neither what a run notes of itself, nor what is half
-    written, nor versions and devices, nor copies that the next reader makes where they are not."""
+    """Return the files that must be equal: all except notes of active runs, temporary files,
+    provenance in markers, and array copies that the next reader creates."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
@@ -76,7 +77,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder in which commands run, and a copy of it as it is before the command."""
+    """The folder in which commands run, and a copy of its state before the command."""
     top = tmp_path_factory.mktemp("kills")
     folder = world.write_world(top / "world")
     uids = list(world.samples(folder))
@@ -99,7 +100,7 @@ def test_a_kill_after_any_rename_changes_nothing_in_the_end(
     def begin() -> None:
         shutil.rmtree(folder)
         shutil.copytree(before, folder)
-        if name in BEFORE:  # it has something to do
+        if name in BEFORE:  # otherwise it would have nothing to do
             shutil.rmtree(folder / "work")
             for earlier in BEFORE[: BEFORE.index(name)]:
                 COMMANDS[earlier](opened(folder), folder)
@@ -112,7 +113,9 @@ def test_a_kill_after_any_rename_of_probe_changes_nothing_in_the_end(tmp_path: P
     folder, before = world.write_world(tmp_path / "world"), tmp_path / "before"
     for name in BEFORE:
         COMMANDS[name](opened(folder), folder)
-    opened(folder).probe(subsets=["s"], seeds=[0])  # computes what the sets' images give, once
+    opened(folder).probe(
+        subsets=["s"], seeds=[0]
+    )  # computes the embeddings of the sets' images once
     shutil.copytree(folder, before)
 
     def begin() -> None:
@@ -123,8 +126,10 @@ def test_a_kill_after_any_rename_of_probe_changes_nothing_in_the_end(tmp_path: P
 
 
 def kill_and_compare(command: Command, folder: Path, begin: Callable[[], None]) -> None:
-    """Run a command undisturbed; then end it after its first rename, its second, and so on, and
-    run it once more each time. `begin` restores the folder."""
+    """Compare a command that was killed and rerun with an undisturbed one.
+
+    It is killed after its first rename, its second, and so on. `begin` restores the folder.
+    """
     begin()
     command(opened(folder), folder)
     expected, number = files(folder), 0

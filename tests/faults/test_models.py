@@ -1,4 +1,4 @@
-"""Models that run out of memory, raise, give NaN or hang: no sample takes its neighbours along."""
+"""Models that run out of memory, raise, return NaN or hang: no sample fails because of another."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ from capmix.workspace import open_workspace
 
 
 class Hungry(NullCaptioner):
-    """Has room for `room` images, as a GPU has; `seen` are the sizes of its batches."""
+    """Runs out of memory above `room` images; `seen` records the sizes of its batches."""
 
     def __init__(self, room: int):
         super().__init__()
@@ -80,7 +80,7 @@ def test_one_image_that_never_fits_is_one_failed_row() -> None:
     assert found[3].reason == "out_of_memory"
 
 
-def test_a_model_that_raises_on_some_images_fails_on_these_alone(tmp_path: Path) -> None:
+def test_a_model_that_raises_on_some_images_fails_only_on_these(tmp_path: Path) -> None:
     work = open_workspace(
         str(write_pool(tmp_path / "p", 2, 10)), str(tmp_path / "w"), max_failures=1.0
     )
@@ -89,10 +89,10 @@ def test_a_model_that_raises_on_some_images_fails_on_these_alone(tmp_path: Path)
     assert (counts.ok, dict(counts.failed)) == (16, {"model_error": 4})
 
 
-def test_a_gpu_that_is_lost_ends_the_process_and_costs_no_image(
+def test_a_broken_gpu_ends_the_process_and_fails_no_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an illegal access CUDA refuses all that follows: the next images are not to blame."""
+    """After an illegal memory access all CUDA calls fail: the next images must not be blamed."""
     work = open_workspace(str(write_pool(tmp_path / "p", 3, 10)), str(tmp_path / "w"))
 
     def refuse() -> None:
@@ -100,13 +100,13 @@ def test_a_gpu_that_is_lost_ends_the_process_and_costs_no_image(
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.synchronize", refuse)
-    with pytest.raises(UserError, match="shard 00001: the GPU is lost to this process"):
+    with pytest.raises(UserError, match="shard 00001: CUDA is unusable in this process"):
         work.run(partial(failing_captions, work.pool, [f"{103:032x}"]))
     assert work.store.parts("captions/null") == ["captions/null/00000"]
 
 
 class NotFinite(NullScorer):
-    """NaN for every image whose first number is large, infinity for texts with a 3."""
+    """Returns NaN for images whose first value is large, and for texts with a 3."""
 
     def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         vectors = np.stack(pixels)
@@ -138,15 +138,15 @@ def test_vectors_that_are_no_numbers_are_failed_rows(tmp_path: Path) -> None:
 
 
 class Refusing(NullScorer):
-    """Cannot prepare an image of one size."""
+    """Raises on images of one size."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         if image.width == 7:
-            raise TypeError("a size that it does not like")
+            raise TypeError("unsupported size")
         return super().prepare(image)
 
 
-def test_an_image_that_cannot_be_prepared_fails_alone(tmp_path: Path) -> None:
+def test_only_the_image_that_cannot_be_prepared_fails(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for side in (6, 7, 8):
         Image.new("RGB", (side, side)).save(tmp_path / f"p/{side}.png")
@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_prepared_fails_alone(tmp_path: Path) -> None:
     assert (counts.ok, dict(counts.failed)) == (2, {"model_error": 1})
     rows = work.store.read_table("embeddings/null/image/00000.parquet").to_pylist()
     assert [row["detail"] for row in rows] == [
-        None, "TypeError: a size that it does not like", None,
+        None, "TypeError: unsupported size", None,
     ]  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_nan_logits_are_an_error_and_not_a_token(temperature: float) -> None:
         sample_tokens(logits, torch.zeros(3, dtype=torch.int64), 0, settings)
 
 
-def test_a_model_that_hangs_on_one_image_fails_on_that_one_alone(tmp_path: Path) -> None:
+def test_a_model_that_hangs_on_one_image_fails_only_on_that_one(tmp_path: Path) -> None:
     work = open_workspace(
         str(write_pool(tmp_path / "p", 1, 8)), str(tmp_path / "w"), max_failures=1.0
     )
@@ -203,8 +203,8 @@ if __name__ == "__main__":
 def test_a_model_that_cannot_be_interrupted_ends_its_process(
     tmp_path: Path, workers: int | None
 ) -> None:
-    """Code in C that never returns, as a kernel that hangs on a GPU: a worker is started again and
-    the shard reported; a run without workers ends, and says where it stood."""
+    """C code that never returns, like a GPU kernel that hangs. A worker is restarted and the shard
+    is reported; a run without workers exits with a stack trace."""
     pool = str(write_pool(tmp_path / "p", 3, 4))
     script = tmp_path / "script.py"
     about = {"tests": str(Path(__file__).parent.parent), "pool": pool, "workers": workers}
@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_interrupted_ends_its_process(
     assert (tmp_path / "w/.markers/captions/null/00002.json").exists()
 
 
-def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
+def test_only_failed_samples_are_retried(tmp_path: Path) -> None:
     pool = str(write_pool(tmp_path / "p", 3, 10))
     whole = open_workspace(pool, str(tmp_path / "whole"))
     whole.run(partial(null_captions, whole.pool))
@@ -245,7 +245,7 @@ def test_what_failed_is_tried_again_and_nothing_else(tmp_path: Path) -> None:
             assert again.read_bytes() == path.read_bytes(), path
 
 
-def test_a_retry_leaves_what_the_pool_itself_has_broken(tmp_path: Path) -> None:
+def test_a_retry_keeps_failures_of_samples_that_are_broken_in_the_pool(tmp_path: Path) -> None:
     members = [*sample_members("a", 1), *BAD["no_json"], *sample_members("c", 3)]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
@@ -264,12 +264,12 @@ class Picky(NullScorer):
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         if any(f"of {number:032x} " in text for text in texts for number in range(6)):
-            raise RuntimeError("a text it does not like")
+            raise RuntimeError("unsupported text")
         return super().encode_texts(texts)
 
 
-def test_several_texts_of_an_image_are_not_taken_for_more_than_they_are(tmp_path: Path) -> None:
-    """12 of 160 texts of 80 images fail: more than a tenth of 80, and less than one of 160."""
+def test_the_budget_counts_texts_if_an_image_has_several(tmp_path: Path) -> None:
+    """12 of 160 texts (80 images) fail: more than a tenth of 80, but less than a tenth of 160."""
     work = open_workspace(
         str(write_pool(tmp_path / "p", 4, 20)), str(tmp_path / "w"), max_failures=0.1
     )
@@ -281,7 +281,7 @@ def test_several_texts_of_an_image_are_not_taken_for_more_than_they_are(tmp_path
     assert (counts.failed, counts.total) == ({"model_error": 12}, 160)
 
 
-def test_a_sample_whose_key_stands_twice_is_tried_again_with_its_shard(tmp_path: Path) -> None:
+def test_a_sample_with_a_duplicate_key_is_retried_with_its_whole_shard(tmp_path: Path) -> None:
     members = [*sample_members("good", 1), *BAD["duplicate_key"], *sample_members("c", 3)]
     (tmp_path / "p").mkdir()
     (tmp_path / "p/0.tar").write_bytes(tar_bytes(members))
@@ -292,7 +292,7 @@ def test_a_sample_whose_key_stands_twice_is_tried_again_with_its_shard(tmp_path:
     assert (counts.ok, dict(counts.failed)) == (2, {"duplicate_key": 1})
 
 
-def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
+def test_a_retry_does_not_read_samples_that_are_broken_in_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = write_pool(tmp_path / "p", 2, 3)
@@ -307,7 +307,7 @@ def test_a_retry_does_not_read_again_what_the_pool_itself_has_broken(
     assert (counts.ok, dict(counts.failed)) == (4, {"no_json": 1})
 
 
-def test_a_retry_that_cannot_read_the_sample_leaves_the_part_as_it_is(tmp_path: Path) -> None:
+def test_a_retry_that_cannot_read_the_sample_keeps_the_part_unchanged(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "p", 1, 3)
     work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.run(partial(failing_captions, work.pool, [f"{1:032x}"]))
@@ -315,12 +315,12 @@ def test_a_retry_that_cannot_read_the_sample_leaves_the_part_as_it_is(tmp_path: 
     before = part.read_bytes()
     (pool / "00000.tar").unlink()
     work = work.using(retry_failed=True)
-    with pytest.raises(UserError, match=r"sample '000000001' could not be read again: 00000\.tar"):
+    with pytest.raises(UserError, match=r"sample '000000001' could not be reread: 00000\.tar"):
         work.run(partial(null_captions, work.pool))
     assert part.read_bytes() == before
 
 
-def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
+def test_a_retry_that_fails_after_its_samples_keeps_the_part_unchanged(
     tmp_path: Path,
 ) -> None:
     pool = write_pool(tmp_path / "p", 1, 4)
@@ -338,7 +338,7 @@ def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
     work = work.using(retry_failed=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(work.pool), "read", broken)
-        with pytest.raises(UserError, match="all of the shard could not be read again: the"):
+        with pytest.raises(UserError, match="the whole shard could not be reread: the"):
             work.run(partial(null_captions, work.pool))
     assert (tmp_path / "w/captions/null/00000.parquet").read_bytes() == before
     (counts,) = work.run(partial(null_captions, work.pool))
@@ -346,11 +346,11 @@ def test_a_retry_that_breaks_off_behind_its_samples_leaves_the_part_as_it_is(
 
 
 def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> None:
-    """One row in 1,001 failed; but it stands for a hundredth of the pool, more than 0.5 %."""
+    """One row of about 99,000 failed, but it represents 1 % of the pool, more than 0.5 %."""
     counts = Counts(ok=99_000, failed=Counter(unreadable_shard=1))
     assert unread_rows(counts, 1, 100) == 999
     check_failures("caption", counts, 0.011, [], unread=999)
-    with pytest.raises(UserError, match="with about 999 in shards that could not be read"):
+    with pytest.raises(UserError, match="plus about 999 in shards that could not be read"):
         check_failures("caption", counts, 0.005, ["x"], unread=999)
     assert unread_rows(Counts(ok=10, failed=Counter(model_error=3)), 0, 5) == 0
     assert unread_rows(Counts(failed=Counter(not_a_tar=3)), 3, 3) == 0

@@ -1,4 +1,4 @@
-"""Caption servers that fail for a while, and the same captions in the end."""
+"""Transient failures of caption servers do not change the captions."""
 
 import json
 import socket
@@ -43,7 +43,7 @@ def status(code: int, headers: dict[str, str] | None = None) -> Fault:
 
 
 def reset(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
-    """The connection breaks in the middle of the answer."""
+    """Reset the connection in the middle of the response."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(answer)))
     handler.end_headers()
@@ -53,7 +53,7 @@ def reset(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
 
 
 def half(handler: BaseHTTPRequestHandler, answer: bytes) -> None:
-    """Half of what was announced, and then the end."""
+    """Close the connection after half of the announced bytes."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(answer)))
     handler.end_headers()
@@ -67,7 +67,7 @@ def page(handler: BaseHTTPRequestHandler, _: bytes) -> None:
 
 @contextmanager
 def serving(faults: dict[int, Fault], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server whose answer to an image depends on the image alone; POST number i may go wrong."""
+    """Run a server whose response depends only on the image; POST number i has `faults[i]`."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -96,7 +96,7 @@ def serving(faults: dict[int, Fault], context: ssl.SSLContext | None = None) -> 
 
 
 def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Counts, bytes]:
-    """Counts and the texts of two shards, asked for one by one."""
+    """Caption two shards with sequential requests; return the counts and the bytes of the parts."""
     pool = tmp_path / "pool"
     if not pool.exists():
         write_pool(pool, shards=2, samples=5)
@@ -113,7 +113,7 @@ def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Coun
     [reset, half, status(429, {"Retry-After": "1"}), status(500), status(503)],
     ids=["reset", "half an answer", "429", "500", "503"],
 )
-def test_what_passes_leaves_no_trace(
+def test_transient_failures_leave_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
@@ -122,7 +122,7 @@ def test_what_passes_leaves_no_trace(
     assert captioned(tmp_path, "disturbed", {1: fault, 4: fault, 5: fault}) == whole
 
 
-def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_mends_it(
+def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_fixes_it(
     tmp_path: Path,
 ) -> None:
     whole = captioned(tmp_path, "whole", {})
@@ -142,7 +142,7 @@ def test_an_answer_that_is_a_web_page_is_one_failed_sample_and_a_retry_mends_it(
 
 
 def endless(handler: BaseHTTPRequestHandler, _: bytes) -> None:
-    """An answer that would fill the memory."""
+    """Send a response that would fill the memory."""
     handler.send_response(200)
     handler.send_header("Content-Length", str(2**40))
     handler.end_headers()
@@ -162,18 +162,18 @@ def test_a_useless_answer_is_one_failed_sample(tmp_path: Path, fault: Fault) -> 
 
 
 @pytest.mark.parametrize("key", ["hush\nhush", "hush \u00e4"])
-def test_a_key_that_cannot_be_sent_is_told_and_not_shown(
+def test_a_key_that_cannot_be_sent_is_reported_and_not_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("CAPMIX_SERVER_KEY", key)
     with pytest.raises(UserError, match="printable ASCII") as told:
         captioned(tmp_path, "w", {})
     assert "hush" not in str(told.value)
-    monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush\n")  # as files end
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush\n")  # a trailing newline, as in a file
     assert captioned(tmp_path, "w", {})[0].ok == 10
 
 
-def test_a_key_that_the_server_repeats_is_struck_out(
+def test_a_key_that_the_server_repeats_is_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CAPMIX_SERVER_KEY", "hush-hush")
@@ -186,7 +186,7 @@ def test_a_key_that_the_server_repeats_is_struck_out(
 
     counts, _ = captioned(tmp_path, "w", {3: repeats})
     assert counts.failed == {"bad_answer": 1}
-    monkeypatch.setenv("CAPMIX_SERVER_KEY", "image")  # as local servers have them
+    monkeypatch.setenv("CAPMIX_SERVER_KEY", "image")  # a plain word, as used for local servers
     captioned(tmp_path, "other", {})
     texts = pq.read_table(tmp_path / "other/captions/served/00000.parquet")["text"].to_pylist()
     assert all(text.startswith("an image of ") for text in texts)
@@ -196,7 +196,7 @@ def test_a_key_that_the_server_repeats_is_struck_out(
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hush-hush" in p.read_bytes()]
 
 
-def test_a_refused_connection_and_a_false_certificate_are_one_clear_line(tmp_path: Path) -> None:
+def test_a_refused_connection_and_an_invalid_certificate_are_one_clear_line(tmp_path: Path) -> None:
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "w"))
     nobody = CaptionSettings(model="server:http://127.0.0.1:9/v1#m", retries=0)
     with pytest.raises(UserError, match="127.0.0.1:9.*refused"):

@@ -1,5 +1,5 @@
-"""Every way in which a shard can be broken: one counted row for each thing that is wrong, nothing
-lost beside it, and the same counts by one process and by several."""
+"""Broken shards: each fault is one counted row, no other sample is lost, and the counts are the
+same with one process and with several."""
 
 import io
 import os
@@ -63,7 +63,7 @@ def with_bytes_that_are_no_utf8() -> bytes:
 
 
 def in_another_order() -> list[Member]:
-    """The json first, the image last; and a sample whose members lie apart."""
+    """Return members with the JSON first and the image last; one sample's members are apart."""
     found = [one for i in range(3) for one in reversed(sample_members(f"k{i}", i))]
     apart = sample_members("k3", 3)
     return [*found[:3], apart[0], *found[3:], *apart[1:]]
@@ -154,7 +154,7 @@ def test_a_shard_that_changed_between_two_runs_is_made_again(tmp_path: Path) -> 
 def test_reads_that_fail_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
 ) -> None:
-    """A network file system that answers EIO in the middle of a shard."""
+    """A network file system returns EIO in the middle of a shard."""
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     pool = write_pool(tmp_path / "pool", shards=2, samples=6)
     work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
@@ -185,12 +185,12 @@ def test_reads_that_fail_for_a_while(
 
 
 def embedded_scores(pool: Pool, store: Store) -> list[Stage]:
-    """Two stages of one job, the second from the parts of the first."""
+    """Return two stages of one job; the second one reads the parts of the first one."""
     return [embed_stage(pool, NullScorer()), saved_score_stage(store, NullScorer(), "raw")]
 
 
-def test_a_shard_that_changed_is_made_again_in_every_stage_of_a_job(tmp_path: Path) -> None:
-    """One run is enough, though the second stage's input looks the same until the first is made."""
+def test_a_changed_shard_is_recomputed_in_every_stage_of_a_job(tmp_path: Path) -> None:
+    """One run is enough, although the input of the second stage changes only after the first."""
     pool = write_pool(tmp_path / "pool", shards=2, samples=3)
 
     def scored(name: str) -> bytes:

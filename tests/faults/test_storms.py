@@ -1,4 +1,4 @@
-"""Sequences of commands on storage that fails: the end is that of undisturbed runs, or it was said.
+"""Sequences of commands on failing storage end like undisturbed runs, or the failure is reported.
 
 `make test-faults` runs this for CAPMIX_STORM_MINUTES; `make test` tries a few sequences.
 """
@@ -41,7 +41,7 @@ tried = {"sequences": 0, "faults": 0, "flips": 0, "reported": 0}
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what happens to the storage meanwhile."""
+    """Command, and a storage fault that occurs while it runs."""
 
     command: str
     fault: Fault | None = None
@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Flip:
-    """One bit of one file is another one: where, as fractions."""
+    """Position of a flipped bit: the file and the bit in it, both as fractions."""
 
     file: float
     bit: float
@@ -64,7 +64,7 @@ sequences = st.lists(st.one_of(steps, steps, steps, flips), min_size=1, max_size
 
 
 class Place:
-    """A work directory and an export, on a disk or on an object store."""
+    """Location of a work directory and an export, on a disk or an object store."""
 
     def __init__(self, folder: Path, is_remote: bool):
         self.is_remote = is_remote
@@ -75,8 +75,8 @@ class Place:
         self.roots = tuple(fsspec.core.url_to_fs(one)[1] for one in (self.work, self.out))
 
     def files(self) -> dict[str, bytes]:
-        """All files by path, but for those of a process that is at work, and for the fields of the
-        samples' JSON: what is damaged of them is listed again when a recipe names one."""
+        """Return all files by path, without those of active processes and without `fields`, whose
+        damaged parts are recreated only when a recipe uses a field."""
         found = {}
         for root in self.roots:
             with contextlib.suppress(FileNotFoundError):
@@ -87,7 +87,7 @@ class Place:
         return found
 
     def flip(self, flip: Flip) -> None:
-        """Sizes and times stay as they are."""
+        """Flip a bit without a change of the file's size and modification time."""
         names = [n for root in self.roots for n in sorted(self.fs.find(root)) if self.fs.size(n)]
         if not names:
             return
@@ -121,7 +121,7 @@ def the_world() -> Path:
 
 @cache
 def undisturbed(is_remote: bool) -> dict[str, Any]:
-    """What is there after the settling commands alone."""
+    """Return the files after only the settling commands."""
     use_object_store()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder), is_remote)
@@ -132,8 +132,8 @@ def undisturbed(is_remote: bool) -> dict[str, Any]:
             return {name: without_provenance(name, one) for name, one in place.files().items()}
 
 
-def tell(place: Place, command: Callable[[Workspace], None], storm: Storm) -> str:
-    """What a command reports; "" where it says that all is well, "killed" where nothing is said."""
+def report(place: Place, command: Callable[[Workspace], None], storm: Storm) -> str:
+    """Return the error of a command, "" if it succeeds, or "killed" if it dies silently."""
     try:
         with place.around(storm):
             command(world.opened(the_world(), place.work))
@@ -145,7 +145,7 @@ def tell(place: Place, command: Callable[[Workspace], None], storm: Storm) -> st
 
 
 def wrong(place: Place) -> list[str]:
-    """What is wrong in subset and export though nothing tells so."""
+    """Return errors in the subset and the export that capmix does not detect."""
     work = world.opened(the_world(), place.work)
     is_export = any(name.endswith("/out/_capmix_export.json") for name in place.files())
     exports = [place.out] if is_export else []
@@ -154,7 +154,7 @@ def wrong(place: Place) -> list[str]:
     known = world.samples(the_world())
     found = []
     if "subsets/s" not in damaged and any(n.endswith(".markers/subsets/s.json") for n in files):
-        with contextlib.suppress(UserError):  # it tells that a text was written again
+        with contextlib.suppress(UserError):  # an overwritten text is reported
             found += world.wrong_rows(work, known)
     done = {
         name.rpartition("/")[2].removesuffix(".json") for name in files if "/out/_markers/" in name
@@ -164,10 +164,9 @@ def wrong(place: Place) -> list[str]:
 
 
 def settle(place: Place) -> None:
-    """What a user does after trouble: verify, and the commands once more; a message says what
-    else is to be done."""
+    """Do what a user does after a failure: verify, rerun the commands, and follow the messages."""
     commands = world.commands(the_world(), place.out)
-    if tell(place, lambda _: None, Storm(None)).count("pool.json"):
+    if report(place, lambda _: None, Storm(None)).count("pool.json"):
         place.remove(f"{place.roots[0]}/pool.json")
     work = world.opened(the_world(), place.work)
     exports = (
@@ -177,12 +176,12 @@ def settle(place: Place) -> None:
     )
     work.verify(exports, discard=True)
     for name in world.SETTLED:
-        said = tell(place, commands[name], Storm(None))
-        if name == "export" and said:
-            assert place.out.rpartition("/")[2] in said, said
+        message = report(place, commands[name], Storm(None))
+        if name == "export" and message:
+            assert place.out.rpartition("/")[2] in message, message
             place.remove(place.roots[1])
-            said = tell(place, commands[name], Storm(None))
-        assert said == "", f"{name}: {said}"
+            message = report(place, commands[name], Storm(None))
+        assert message == "", f"{name}: {message}"
 
 
 def check(sequence: list[Step | Flip], is_remote: bool) -> None:
@@ -199,10 +198,10 @@ def check(sequence: list[Step | Flip], is_remote: bool) -> None:
                 tried["flips"] += 1
                 continue
             storm = Storm(step.fault)
-            said = tell(place, commands[step.command], storm)
-            assert "\n" not in said
+            message = report(place, commands[step.command], storm)
+            assert "\n" not in message
             tried["faults"] += storm.happened
-            tried["reported"] += said not in ("", "killed")
+            tried["reported"] += message not in ("", "killed")
             with contextlib.suppress(UserError):
                 assert wrong(place) == []
         settle(place)
@@ -220,7 +219,7 @@ def counted() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("is_remote", [False, True], ids=["disk", "object store"])
-def test_the_end_is_that_of_undisturbed_runs(is_remote: bool) -> None:
+def test_the_final_files_are_those_of_undisturbed_runs(is_remote: bool) -> None:
     until = time.monotonic() + MINUTES * 30
     first = time.time_ns() if MINUTES else 0
     for number in itertools.count(first):

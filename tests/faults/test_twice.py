@@ -1,4 +1,5 @@
-"""Two runs on one work directory: the second says so, the shards are shared, no part is torn."""
+"""Two runs on one work directory: the second prints a warning, they divide the shards, and every
+part is complete."""
 
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_two_runs_share_the_shards(tmp_path: Path) -> None:
     assert all("800 images in" in text and "0 failed, 0 dropped" in text for text in told)
 
 
-def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -> None:
+def test_a_killed_run_does_not_count_as_active(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=20, samples=20)
     command = [sys.executable, SCRIPT, "caption", str(pool), str(tmp_path / "w")]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -58,7 +59,7 @@ def test_a_run_that_was_killed_is_not_taken_for_one_that_works(tmp_path: Path) -
 
 
 class Moody(NullCaptioner):
-    """Says something else at each call, as servers do; `meanwhile` is called once before."""
+    """Returns another caption at each call, like a server; first calls `meanwhile` once."""
 
     def __init__(self, meanwhile: Callable[[], object] | None = None):
         super().__init__()
@@ -74,7 +75,7 @@ class Moody(NullCaptioner):
 
 
 def test_a_part_that_another_run_has_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    """Scores may have been made from it already."""
+    """Scores may already depend on it."""
     pool = str(write_pool(tmp_path / "pool", shards=1, samples=5))
     part = tmp_path / "w/captions/null/00000.parquet"
     made: list[bytes] = []

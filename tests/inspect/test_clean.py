@@ -1,4 +1,4 @@
-"""`capmix clean` removes what it is asked to, whole, and nothing that is not capmix's."""
+"""`capmix clean` removes exactly what is requested, and only files of capmix."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(made: Path, tmp_path: Path) -> Workspace:
     shutil.copytree(made, tmp_path / "c")
     (tmp_path / "c/w/pool.json").write_text(json.dumps({"pool": str(tmp_path / "c/pool")}))
-    # Times of change are those of the copies.
+    # Modification times are those of the copies.
     shutil.copytree(made / "pool", tmp_path / "c/pool", dirs_exist_ok=True)
     return open_workspace(work=str(tmp_path / "c/w"))
 
@@ -55,7 +55,7 @@ def test_a_source_goes_with_all_that_was_made_from_it(work: Workspace) -> None:
     before = files(work)
     shown = work.clean(sources="null")
     assert [(one.about, len(one.parts), len(one.files)) for one in shown.removals] == [
-        ("subsets/raw-top30+null, made from null", 1, 3),
+        ("subsets/raw-top30+null, derived from null", 1, 3),
         ("scores/null/null", 2, 4),
         ("captions/null", 2, 2),
     ]
@@ -86,7 +86,7 @@ def test_leftovers(work: Workspace) -> None:
     root = Path(work.store.root)
     shutil.rmtree(root / "captions/other")
     shutil.rmtree(root / ".markers/captions/other")
-    (root / ".markers/scores/null/null/00001.json").unlink()  # its copy stays, and its table
+    (root / ".markers/scores/null/null/00001.json").unlink()  # its copy and its table are kept
     (root / "notes").mkdir()
     for name in ("notes/mine.txt", "captions/null/mine.csv", "captions/null/00009.parquet"):
         (root / name).write_text("a user's")
@@ -99,20 +99,20 @@ def test_leftovers(work: Workspace) -> None:
     found = reopened.clean(yes=True)
     assert [one.about for one in found.removals] == [
         "temporary files of dead processes",
-        "scores/null/other, whose captions are gone",
-        "fields: its input has changed",
-        "samples: its input has changed",
-        "scores/null/null: its input has changed",
-        "scores/null/raw: its input has changed",
-        "fields: shards that the pool has not",
-        "samples: shards that the pool has not",
-        "copies of scores that are gone",
+        "scores/null/other: captions no longer exist",
+        "fields: inputs have changed",
+        "samples: inputs have changed",
+        "scores/null/null: inputs have changed",
+        "scores/null/raw: inputs have changed",
+        "fields: shards no longer in the pool",
+        "samples: shards no longer in the pool",
+        "copies of scores that no longer exist",
     ]
     assert {"notes/mine.txt", "captions/null/mine.csv", "captions/null/00009.parquet"} < files(work)
     gone = before - files(work)
     assert {"samples/00000.parquet", "samples/00001.parquet", ".arrays/scores/null/null/00001",
             f"captions/null/{dead.name}"} < gone  # fmt: skip
-    # Captions are dear, and the next run keeps those of images that did not change.
+    # Stale captions are not leftovers: the next run reuses those of unchanged images.
     assert {"captions/null/00000.parquet", "captions/null/00001.parquet"}.isdisjoint(gone)
 
 
@@ -157,7 +157,7 @@ def test_nothing_is_removed_while_a_run_is_at_work(work: Workspace) -> None:
     run.unlink()
     mine = Path(work.store.root) / f"captions/.{process_namespace()}.{os.getpid()}.00000000.tmp"
     mine.write_text("")
-    with pytest.raises(UserError, match="one that writes captions/"):
+    with pytest.raises(UserError, match="it is writing captions/"):
         work.clean(subsets="raw-top30", yes=True)
     mine.unlink()
     assert files(work) == before - {"running/x"}
@@ -188,7 +188,7 @@ def test_the_command(work: Workspace, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["what", "parts", "files", "size"]
     assert lines[-1].startswith("would remove ")
-    assert lines[-1].endswith("; --yes removes it")
+    assert lines[-1].endswith("; rerun with --yes")
     assert main(["clean", "--work", work.store.root, "--source", "other", "--yes"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("removed ")
     assert work.sources() == ["raw", "null"]

@@ -1,4 +1,4 @@
-"""`capmix failures` lists what failed and what was dropped, and nothing else, whatever the text."""
+"""`capmix failures` lists exactly the failed and dropped samples, whatever their texts."""
 
 import csv
 from functools import partial
@@ -14,7 +14,7 @@ from capmix.workspace import Workspace, open_workspace
 
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
-    """A good sample, two bad ones, one without a text, and one that the model fails on."""
+    """One good sample, two bad ones, one without a text, and one that the model fails on."""
     members = [*GOOD, *BAD["bad_uid"], *BAD["duplicate_key"]]
     members += [*sample_members("\x1b[31mred\t", 1), *sample_members("c", 2, " ")]
     (tmp_path / "p").mkdir()
@@ -31,8 +31,8 @@ def test_every_row_that_is_not_ok_is_listed(
 ) -> None:
     capsys.readouterr()
     assert main(["failures", "--work", work.store.location]) == 0
-    told = capsys.readouterr()
-    rows = [line.split("\t") for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    rows = [line.split("\t") for line in printed.out.splitlines()]
     assert [(row[0], row[3], row[4], row[5]) for row in rows] == [
         ("captions/null", "bad", "failed", "bad_uid"),
         ("captions/null", "good", "failed", "duplicate_key"),
@@ -44,8 +44,8 @@ def test_every_row_that_is_not_ok_is_listed(
         ("scores/null/raw", "c", "dropped", "no_text"),
     ]
     assert all(len(row) == 7 for row in rows)
-    assert "captions/null: 1 failed: model_error" in told.err
-    assert "scores/null/raw: 1 dropped: no_text" in told.err
+    assert "captions/null: 1 failed: model_error" in printed.err
+    assert "scores/null/raw: 1 dropped: no_text" in printed.err
 
 
 def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -> None:
@@ -61,20 +61,20 @@ def test_one_stage_and_one_status_into_a_file(work: Workspace, tmp_path: Path) -
         "key": "c",
         "status": "dropped",
         "reason": "no_text",
-        "detail": "there is no text to score",
+        "detail": "no text to score",
     }
 
 
-def test_what_is_not_there_is_told(
+def test_a_missing_stage_is_an_error(
     work: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["failures", "--work", work.store.location, "--stage", "captions/blip"]) == 2
-    assert "captions/blip: no finished part there" in capsys.readouterr().err
+    assert "captions/blip has no finished parts" in capsys.readouterr().err
     assert main(["failures", "--work", str(tmp_path / "nowhere")]) == 2
     former = tmp_path / "former.csv"
-    former.write_text("what a former call found")
+    former.write_text("output of an earlier call")
     given = ["--work", work.store.location, "--stage", "captions/blip", "--out", str(former)]
     assert main(["failures", *given]) == 2
-    assert former.read_text() == "what a former call found"
+    assert former.read_text() == "output of an earlier call"
     out = ["--out", str(tmp_path / "no/such/folder.csv")]
     assert main(["failures", "--work", work.store.location, *out]) == 2

@@ -1,4 +1,4 @@
-"""`--dry-run`: what would be processed, how long, how many bytes; and nothing is."""
+"""`--dry-run` reports what would be processed, how long and how many bytes, and changes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def nothing_asked() -> Iterator[None]:
 
 
 def numbers(found: Forecast, name: str) -> tuple[int, int, int]:
-    """Shards to do, images, and images kept, of a stage."""
+    """Return shards to do, images to process, and images kept of a stage."""
     (one,) = (one for one in found.stages if one.name == name)
     return one.shards, one.images, one.kept
 
@@ -76,8 +76,8 @@ def test_the_commands_print_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     pool, work = write_pool(tmp_path / "pool", 1, 12), str(tmp_path / "w")
     shown = ["--work", work, "--dry-run", "--limit", "5"]
     assert main(["caption", str(pool), "--source", "c", "--model", MODEL, *shown]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"caption c +1 of 1 +5 +0 +\S+ kB +\S+ \w+ +[\d.]+ s", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"caption c +1 of 1 +5 +0 +\S+ kB +\S+ \w+ +[\d.]+ s", printed)
     file = tmp_path / "pipeline.yaml"
     file.write_text(
         f"pool: {pool}\nwork: {work}\n"
@@ -85,13 +85,13 @@ def test_the_commands_print_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "score: {model: mini}\nmix: {recipes: [raw]}\n"
     )
     assert main(["run", str(file), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"caption c +1 of 1 +2 ", told)  # 1 and 11 end in 1
-    assert re.search(r"score c by mini +1 of 1 +12 ", told)
-    assert told.endswith("then: mix (not timed)\n")
+    printed = capsys.readouterr().out
+    assert re.search(r"caption c +1 of 1 +2 ", printed)  # uids 1 and 11 match
+    assert re.search(r"score c by mini +1 of 1 +12 ", printed)
+    assert printed.endswith("then: mix (not timed)\n")
     assert not (tmp_path / "w/captions").exists()
     assert main(["run", str(file), "--limit", "4"]) == 0
-    assert len(open_workspace(work=work).subset("raw")) == 12  # of the shard that holds them
+    assert len(open_workspace(work=work).subset("raw")) == 12  # the shard that contains them
 
 
 def test_several_workers_share_the_time() -> None:

@@ -1,4 +1,4 @@
-"""`capmix models` shows what each short name stands for and whether it is here."""
+"""`capmix models` lists the short names with their models, and whether they are downloaded."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`capmix plan` times the real stages; the rest is the arithmetic that it prints."""
+"""`capmix plan` times the real stages and extrapolates."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ MINI = {"model": "mini", "scorer": "mini"}
 
 
 def test_the_arithmetic() -> None:
-    """128 million images at 100/s and 400/s: 355.6 h and 88.9 h; 444.4 h at 2 an hour cost 889."""
+    """128 million images at 100/s and 400/s: 355.6 h and 88.9 h; 444.4 h at 2 per hour cost 889."""
     steps = [TimedStage("caption", 100.0, 20_000, 100), TimedStage("score", 400.0, 500, 20)]
     settings = PlanSettings(workers=8, images=128_000_000, price=2.0)
     found = CostEstimate(128_000_000, True, 512, 12_800, steps, settings)
     assert found.hours == pytest.approx(444.44, abs=0.01)
     lines = found.lines()
-    assert lines[0] == "128,000,000 images in 12,800 shards; timed on 512"
+    assert lines[0] == "128,000,000 images in 12,800 shards; timed on 512 images"
     assert lines[2].split() == ["caption", "100.0", "355.6", "2.6", "TB", "12.8", "GB"]
     assert lines[3].split() == ["score", "400.0", "88.9", "64.0", "GB", "2.6", "GB"]
     assert lines[4].split()[-5:] == ["444.4", "2.6", "TB", "15.4", "GB"]
@@ -57,30 +57,30 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "2.5",
     ]
     assert main(["plan", str(pool), *arguments]) == 0
-    told = capsys.readouterr().out
-    assert "1,280,000,000 images in 1 shard; timed on 12" in told
-    assert "on 64 workers: " in told
-    assert "worker-hours x 2.5 = " in told
+    printed = capsys.readouterr().out
+    assert "1,280,000,000 images in 1 shard; timed on 12" in printed
+    assert "on 64 workers: " in printed
+    assert "worker-hours x 2.5 = " in printed
 
 
 def test_stages_of_several_texts_an_image_are_timed_by_images(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=20)
     found = plan(str(pool), PlanSettings(**MINI, samples=20, captions_per_image=3))
     raw, planned = found.steps[-2:]
-    assert planned.read == pytest.approx(raw.read, rel=0.2)  # of an image and not of a text
+    assert planned.read == pytest.approx(raw.read, rel=0.2)  # bytes per image, not per text
 
 
 @pytest.mark.parametrize(
     "options", [["--samples", "0"], ["--captions-per-image", "0"], ["--price", "-1"]]
 )
-def test_numbers_out_of_range_are_told(
+def test_numbers_out_of_range_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     assert main(["plan", str(write_pool(tmp_path / "p", 1, 2)), *options]) == 2
     assert "capmix: plan: " in capsys.readouterr().err
 
 
-def test_a_pool_that_cannot_be_timed_is_told(tmp_path: Path) -> None:
+def test_a_pool_that_cannot_be_timed_is_an_error(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)
     (pool / "00000.tar").write_bytes(tar_bytes([]))
     with pytest.raises(UserError, match="no sample in shard 00000"):

@@ -1,4 +1,4 @@
-"""Results as tables: a row per task, per run and per probe."""
+"""Results as tables with one row per task, or per run and probe."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def line(key: str, fingerprint: str, **metrics: float | None) -> str:
 
 def test_a_run_has_a_row_per_task_of_its_last_evaluation(tmp_path: Path) -> None:
     run = capmix.Run(str(tmp_path))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="no results; `capmix eval .*` writes them"):
+    with pytest.raises(UserError, match="no results; run `capmix eval .*` first"):
         run.results()
     (tmp_path / "eval_results.jsonl").write_text(
         line("a", "now", acc1=0.5, acc5=0.75, main_metric=0.5)
@@ -74,7 +74,7 @@ def test_an_evaluation_shows_itself() -> None:
         "A  acc1  0.5000",
         "Average: 0.5000",
         "<d>: broken",
-        "2 tasks without data, such as b",
+        "2 tasks without data, for example b",
     ]
     assert "&lt;d&gt;: broken" in found._repr_html_()
     assert found.to_table()["acc1"].to_pylist() == [0.5]

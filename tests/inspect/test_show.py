@@ -1,4 +1,4 @@
-"""Samples to look at: HTML that is escaped and bounded, and plain text."""
+"""Displayed samples: escaped and bounded HTML, and plain text."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> capmix.Workspace:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> capmix.Workspace:
-    """Texts and keys that would be markup, an image that does not decode, a sample without one."""
+    """Texts and keys with markup, an image that does not decode, a sample without an image."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "pool").mkdir()
     members = sample_members("<b>&amp;", 1, EVIL)
@@ -47,7 +47,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> capmix.Workspace:
 def test_a_terminal_shows_texts_and_scores(ws: capmix.Workspace) -> None:
     shown = ws.show(2)
     assert re.fullmatch(
-        r"2 samples of the pool \S+/pool\n"
+        r"2 samples of pool \S+/pool\n"
         r"(\d{5}: \d{9}\n"
         r"  raw +-?0\.\d{3} +picture \d+\n"
         r"  uids +-?0\.\d{3} +\w{32}\n?){2}",

@@ -1,4 +1,4 @@
-"""`capmix status` counts parts by stage; which stages there are follows from the layout."""
+"""`capmix status` counts parts by stage; the stages are derived from the layout."""
 
 import shutil
 from collections.abc import Sequence
@@ -122,7 +122,7 @@ def test_a_subset_is_stale_where_a_part_is_no_longer_there(tmp_path: Path) -> No
 
 @dataclass
 class Named:
-    """What status needs of a pool."""
+    """The attributes of a pool that status uses."""
 
     shards: list[Shard]
     location: str = "pool"
@@ -170,7 +170,7 @@ def test_it_says_who_works_what_takes_disk_and_what_to_run_next(tmp_path: Path) 
     assert found.next == f"capmix export {place} --subset raw-top30 --out DIR"
     assert found.disk["captions"] == found["captions/null"].bytes
     assert found.disk[".markers"] > 0
-    assert found.lines()[-3] == "running: no run is at work"
+    assert found.lines()[-3] == "running: none"
     assert found.lines()[-1] == f"next: {found.next}"
     (tmp_path / "my work/.markers/captions/null/00000.json").unlink()
     again = f"capmix caption {place} --source null --model null"

@@ -42,7 +42,7 @@ def test_shards_are_named_or_matched_by_patterns(fresh: capmix.Workspace) -> Non
     table = fresh.table(shards=["00004", "0000[12]"])
     assert table["shard"].unique().to_pylist() == ["00001", "00002", "00004"]
     assert len(fresh.store.parts("samples")) == 3
-    with pytest.raises(UserError, match="no shard '00009' in the pool .*; did you mean '0000"):
+    with pytest.raises(UserError, match="no shard '00009' in pool .*; did you mean '0000"):
         fresh.table(shards="00009")
 
 
@@ -84,7 +84,7 @@ def test_a_condition_is_that_of_recipes(ws: capmix.Workspace) -> None:
     ("where", "message"),
     [
         ("widht > 3", r"^where 'widht > 3': no column 'widht'; .*did you mean 'width'\?"),
-        ("uid in (select 1)", "a recipe cannot use sub-queries"),
+        ("uid in (select 1)", "recipes do not support sub-queries"),
         ("raw_text + 1 > 2", "where 'raw_text"),
         ("read_text('/etc/passwd') = ''", "no function 'read_text' in recipes"),
     ],

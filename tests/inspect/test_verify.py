@@ -1,4 +1,4 @@
-"""`capmix verify` reads everything, and names what is damaged and what makes it again."""
+"""`capmix verify` reads all files, and lists the damaged ones and how to recompute them."""
 
 import os
 import tarfile
@@ -32,7 +32,7 @@ def flip(path: Path, byte: int) -> None:
 def test_a_whole_work_directory_has_no_damage(work: Workspace, tmp_path: Path) -> None:
     found = work.verify(exports=[tmp_path / "out"], images=True)
     assert found.damaged == []
-    # index, fields, embeddings, captions, two scores of two shards each; a subset, an export shard
+    # index, fields, embeddings, captions, two scores (two shards each); subset; export shard
     assert found.parts == 6 * 2 + 1 + 1
     assert found.samples == 8
     assert found.unknown == 0
@@ -51,7 +51,7 @@ def test_damage_is_named_and_discarded(
     assert "capmix caption --source tags" in out
     assert "subsets/s.npy" in out
     assert "capmix mix --out s" in out
-    assert "its marker is damaged" in out
+    assert "the marker is damaged" in out
     assert "3 damaged" in out
     assert said.count("\n") == 1
     assert main(["verify", *place, "--discard"]) == 0
@@ -71,7 +71,7 @@ def test_an_export_and_the_pool_are_verified_too(work: Workspace, tmp_path: Path
     found = work.verify(exports=[out], images=True)
     assert [(one.file, one.made_by) for one in found.damaged] == [
         (f"{out}/00000000.tar", "capmix export"),
-        ("00000/000000000", "a copy of the pool's shard"),
+        ("00000/000000000", "restore the pool's shard from a copy"),
     ]
 
 
@@ -89,7 +89,7 @@ def test_images_of_an_export_are_verified_and_its_card_is_not(
 
 
 def test_a_directory_that_is_no_export_is_one_line(work: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a directory that `capmix export` wrote"):
+    with pytest.raises(UserError, match="expected a directory written by `capmix export`"):
         work.verify(exports=[tmp_path / "nowhere"])
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_regular_file_is_damage_and_nothing_waits_for_it(
     marker.symlink_to("/dev/zero")
     found = {one.file: one.how for one in work.verify().damaged}
     assert found == {
-        "captions/tags/00000.parquet": "it is no regular file",
-        "captions/tags/00001.parquet": "it is no regular file",
-        "samples/00000": "its marker is damaged",
+        "captions/tags/00000.parquet": "not a regular file",
+        "captions/tags/00001.parquet": "not a regular file",
+        "samples/00000": "the marker is damaged",
     }

@@ -11,7 +11,7 @@ SETTINGS = MeasureSettings(topics=2, map_points=20)
 
 
 class ByFirstWord:
-    """A text tower that knows dogs and cars, and a little more."""
+    """A text tower whose vectors depend on the words of a text, mostly on dog and car."""
 
     name = "words"
     settings = {"model": "words"}  # noqa: RUF012
@@ -45,6 +45,6 @@ def test_topics_and_shares_of_two_plain_subjects() -> None:
     points = here.store.read_table("measures/coverage.parquet")
     assert len(points) == 40
     assert np.isfinite(points["x"].to_numpy()).all()
-    with pytest.raises(UserError, match="the sample has 40 texts; ask for fewer"):
+    with pytest.raises(UserError, match="too many for the 40 texts of the sample"):
         many = MeasureSettings(topics=30)
         measure_coverage(here.store, population["digests"], ["raw", "mini"], many, ByFirstWord())  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ KEYS = st.lists(
 
 @given(KEYS, KEYS)
 def test_counts_are_those_of_sets(first: list, second: list) -> None:
-    """At every level, of keys that came at it or below; of numbers and of pairs."""
+    """At every level, for the keys of this and lower levels; for numbers and pairs."""
     one = Distinct(fresh_folder() / "one", 3)
     two = Distinct(fresh_folder() / "two", 3, width=2)
     for batch in (first, second):

@@ -23,7 +23,7 @@ def test_a_hand_worked_distribution() -> None:
     assert found["deciles"][5] == pytest.approx(0.3)
     assert found["deciles"][10] == pytest.approx(0.5)
     assert sum(found["histogram"]["counts"]) == 5
-    assert found["top"] == pytest.approx(0.38)  # linear, between the third and the fourth of five
+    assert found["top"] == pytest.approx(0.38)  # interpolated between the third and fourth of five
 
 
 def test_agreement_is_of_samples_that_have_both_scores() -> None:
@@ -43,7 +43,7 @@ SCORES = st.none() | st.floats(-1, 1, width=32) | st.integers(-60, 60).map(lambd
 
 @given(st.lists(st.tuples(SCORES, SCORES), min_size=1, max_size=40), st.integers(1, 5))
 def test_cells_count_what_reaches_each_threshold(pairs: list, batch: int) -> None:
-    """For each two steps: as many samples as a comparison of float32 numbers finds."""
+    """For each pair of steps, the cells count as many samples as a float32 comparison selects."""
     counts = StepCounts(["raw", "mini"])
     for start in range(0, len(pairs), batch):
         first, second = zip(*pairs[start : start + batch], strict=True)
@@ -92,7 +92,7 @@ def test_scores_that_hardly_differ_have_a_histogram(values: list[float]) -> None
 
 
 def test_many_sources_end_in_a_bounded_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the first six sources; steps -1 and 0 are never joined, so 3^6 cells may stay."""
+    """Only the first six sources count; steps -1 and 0 are never merged, which leaves 3^6 cells."""
     monkeypatch.setattr("capmix.measure.steps.MOST_CELLS", 3**6)
     counts = StepCounts([f"s{i}" for i in range(17)])
     values = np.random.default_rng(0).normal(0, 0.05, (17, 20_000)).astype(np.float32)

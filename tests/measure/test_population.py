@@ -45,10 +45,10 @@ def test_all_samples_that_are_ok_are_measured() -> None:
     found = measured(hand_made())
     assert found["samples"] == 39  # one failed
     raw, mini = found["sources"]["raw"], found["sources"]["mini"]
-    assert raw["texts"] == 39 - 4  # no text of 0, 11, 22, 33
+    assert raw["texts"] == 39 - 4  # samples 0, 11, 22 and 33 have no text
     assert raw["unique_texts"] == 9
     assert mini["unique_texts"] == 39
-    # No score of 0, 7, ..., 35, and none that counts of 11, 22 and 33, which have no text.
+    # Samples 0, 7, ..., 35 have no score; 11, 22 and 33 have no text, so their scores are ignored.
     assert raw["noise"]["scored"] == 39 - 6 - 3
     assert raw["truncated"] == 0
     assert found["agreement"][0]["samples"] == 30
@@ -133,7 +133,7 @@ def test_steps_keep_what_a_recipe_with_these_thresholds_keeps(
 
 
 def test_a_score_without_a_text_counts_for_nothing() -> None:
-    """Imported scores can have one; no recipe takes such a row."""
+    """Scores without a text can be imported, but no recipe uses such a row."""
     made = [Made("a" * 8, None, 0.4), Made("b" * 8, "a text", 0.3)]
     found = measured(HandMade(fresh_folder(), {"00000": made}))
     assert found["sources"]["raw"]["noise"]["scored"] == 1

@@ -28,7 +28,7 @@ REFERENCES = [
 
 
 def plain_cider(candidates: list[str], references: list[list[str]]) -> float:
-    """Vedantam et al. 2015, with the Gaussian penalty on lengths (sigma 6) that COCO's code has."""
+    """CIDEr of Vedantam et al. 2015, with the Gaussian length penalty (sigma 6) of COCO's code."""
 
     def grams(text: str) -> Counter:
         words = text.split()
@@ -53,7 +53,7 @@ def plain_cider(candidates: list[str], references: list[list[str]]) -> float:
     for candidate, of_image in zip(candidates, references, strict=True):
         value = 0.0
         for reference in of_image:
-            # COCO's code takes the number of bigrams for a text's length.
+            # COCO's code uses the number of bigrams as the length of a text.
             difference = len(candidate.split()) - len(reference.split())
             penalty = math.exp(-(difference**2) / (2 * 6.0**2))
             for a, b in zip(vectors(candidate), vectors(reference), strict=True):
@@ -73,7 +73,7 @@ def test_cider_equals_a_plain_computation() -> None:
 @pytest.mark.skipif(not has_java(), reason="pycocoevalcap's tokeniser needs Java")
 @pytest.mark.slow
 def test_metrics_are_pycocoevalcaps() -> None:
-    """On texts with punctuation and capitals, through its own tokeniser."""
+    """Texts have punctuation and capitals and pass through pycocoevalcap's own tokenizer."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -172,7 +172,7 @@ def test_a_source_can_be_the_reference_and_nobody_elses_is_refused(tmp_path: Pat
     here = HandMade(fresh_folder(), {"00000": made})
     found = measure_references(population(here), "source:human", java=False)
     assert set(found["sources"]) == {"raw", "mini"}
-    with pytest.raises(UserError, match="no texts of that source"):
+    with pytest.raises(UserError, match="no such source"):
         measure_references(population(here), "source:nobody")
-    with pytest.raises(UserError, match="no sample of the pool has any"):
+    with pytest.raises(UserError, match="no sample of the pool has a reference"):
         measure_references(population(here), coco(tmp_path / "c.json"))

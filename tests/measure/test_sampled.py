@@ -33,7 +33,7 @@ def test_a_pickle_that_asks_for_more_is_refused() -> None:
     import pickle
 
     data = io.BytesIO(pickle.dumps(subprocess.Popen))
-    with pytest.raises(UserError, match="asks for subprocess"):
+    with pytest.raises(UserError, match="uses subprocess"):
         nouns._unpickler()(data).load()
 
 
@@ -78,7 +78,7 @@ def test_texts_without_any_score_are_measured(tmp_path: Path) -> None:
 
 
 def test_flags_are_counted_and_recipes_can_use_them(tmp_path: Path) -> None:
-    """Four captions, of which one loops; the recipe leaves it out."""
+    """One of four captions repeats itself; the recipe excludes it."""
     pool = write_pool(tmp_path / "pool", shards=1, samples=4)
     texts = ["a dog", "ray ban ray ban ray ban", "a cat", "the sea"]
     (tmp_path / "c.csv").write_text(
@@ -111,4 +111,4 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     for part in ("distinct-3", "raw scores higher than mini", "CIDEr", "number of 3 topics"):
         assert part in printed
     assert main(["measure", *pool, "--sources", "raw,blip"]) == 2
-    assert "no captions of source 'blip' here, only raw, mini" in capsys.readouterr().err
+    assert "no captions for source 'blip'; sources: raw, mini" in capsys.readouterr().err

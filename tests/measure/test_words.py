@@ -21,7 +21,7 @@ TEXTS = st.lists(st.text(st.sampled_from("abZ09 -'’_\n.éß日İ\t\x00"), max_
 
 
 def words_of(words: Words, texts: list[str]) -> list[list[str]]:
-    """The words of each text, in the order of the texts."""
+    """Return the words of each text, in the order of the texts."""
     values = words.values.to_pylist()
     found: list[list[str]] = [[] for _ in texts]
     begin = 0
@@ -40,7 +40,7 @@ def test_words_are_those_of_the_expression(texts: list[str]) -> None:
 
 @given(TEXTS)
 def test_keys_are_equal_for_equal_ngrams_alone(texts: list[str]) -> None:
-    """As many different keys as there are different tuples of words."""
+    """There are as many distinct keys as distinct tuples of words."""
     words = split(pa.array(texts, pa.string()))
     vocabulary = Vocabulary()
     ids = vocabulary.encode(words.values.dictionary.to_pylist())[words.values.indices.to_numpy()]
@@ -53,7 +53,7 @@ def test_keys_are_equal_for_equal_ngrams_alone(texts: list[str]) -> None:
 
 
 def test_trigrams_of_a_large_vocabulary_are_pairs() -> None:
-    """Ids from 2^21 on do not fit a third of 64 bits."""
+    """Ids of 2^21 and above do not fit in a third of 64 bits."""
     ids = np.array([1, 2, 3, 2**21, 5], np.uint64)
     places, narrow, wide_places, wide = trigram_keys(ids, np.arange(3))
     assert places.tolist() == [0]

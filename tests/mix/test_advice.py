@@ -1,4 +1,4 @@
-"""What mix says about scores: which scorer it takes, which are missing, where too few are there."""
+"""Messages of mix about scores: the chosen scorer, missing scores, and too few scores."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,14 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture
 def work(indexed: Workspace, tmp_path: Path) -> Workspace:
-    """A copy of its own, of the same pool."""
+    """Return a separate copy of the work directory for the same pool."""
     shutil.copytree(indexed.store.root, tmp_path / "work")
     return open_workspace(indexed.pool.location, str(tmp_path / "work"))
 
 
 def score(work: Workspace, scorer: str, source: str, values: Sequence[float]) -> None:
-    """Import scores of the first samples; those of a scorer `model...` as if capmix had run it."""
+    """Import scores of the first samples; for scorers named `model...`, as if capmix had run
+    them."""
     file = Path(work.store.root) / "scores.csv"
     rows = zip(UIDS, values, strict=False)
     file.write_text("uid,score\n" + "".join(f"{uid},{value}\n" for uid, value in rows))
@@ -65,9 +66,7 @@ def test_scores_that_are_not_there_are_answered_with_the_command(
 def test_the_best_of_captions_without_scores_is_answered_the_same(indexed: Workspace) -> None:
     with pytest.raises(UserError, match="^no scores for blip2: run `capmix score --sources blip2`"):
         indexed.table(columns=["blip2_best_text"])
-    with pytest.raises(
-        UserError, match="^--scorer clip: nothing is scored in .*: run `capmix score`"
-    ):
+    with pytest.raises(UserError, match="^--scorer clip: no scores in .*: run `capmix score`"):
         indexed.catalog.scorer("clip")
 
 
@@ -110,7 +109,7 @@ def test_scores_of_a_recipe_are_all_of_one_scorer(
         rows = work.mix(**recipe, scorer=taken).table()
     else:
         rows = work.mix(**recipe).table()
-        assert f"scores are of {taken}; choose" in caplog.text
+        assert f"using the scores of {taken}; to use" in caplog.text
     value = 0.1 * (list(scores).index(taken) + 1)
     assert rows["score"].to_pylist() == pytest.approx([value] * 8)
 
@@ -119,14 +118,14 @@ def test_a_threshold_of_too_few_scores_is_a_warning_with_numbers(
     work: Workspace, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     score(work, "clip", "raw", [0.5, 0.6])
-    words = "threshold(raw_score, 0.5) is undefined: the fraction asks for 4 of 8 samples, and 2 "
+    words = "threshold(raw_score, 0.5) is undefined: the fraction requests 4 of 8 samples, but 2 "
     assert work.mix("raw-top", fraction=0.5, out="s").summary.short == {
         "threshold(raw_score, 0.5)": [4, 2]
     }
     assert f"recipe s: {words}have a value; each of them passes" in caplog.text
     assert any(words in line for line in work.subset("s").summary.lines())
     asked = ["mix", "--work", work.store.root, "--recipe", "raw-top", "--fraction", "0.5"]
-    for _ in range(2):  # the second finds the subset
+    for _ in range(2):  # the second time, the subset exists
         assert main([*asked, "--strict", "--out", "t"]) == 2
         assert words in capsys.readouterr().err
     assert work.subsets() == ["s"]

@@ -1,4 +1,4 @@
-"""Recipes over arrays and references select what recipes over tables of all columns do."""
+"""Recipes over arrays and references select the same rows as recipes over full tables."""
 
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ drawn = given(samples(), recipes(), st.integers(1, 9), st.booleans())
 def test_any_recipe_selects_what_it_selects_from_tables(
     made: list[Made], recipe: Recipe, at_once: int, texts: bool
 ) -> None:
-    """Twice, without arrays that lie there and with them; by rows and with texts written out."""
+    """Runs twice, before and after arrays exist; with references and with texts in the subset."""
     compare(made, recipe, at_once, texts)
 
 
@@ -181,7 +181,7 @@ def test_an_array_of_scores_that_were_made_again_is_not_used() -> None:
 
 
 def test_parts_without_digests_have_no_arrays() -> None:
-    """Their fingerprints do not tell one content from another."""
+    """Fingerprints of such parts do not change with their content."""
     import json
 
     here = pool_of(ONE, TWO)
@@ -227,10 +227,10 @@ def test_a_subset_of_texts_that_were_written_again_is_refused() -> None:
     here.mix(top("mini"))
     newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
     again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})
-    told = "out refers to .*captions/mini, of which shard 00000 was .*`capmix mix --out out`"
-    with pytest.raises(UserError, match=told):
+    expected = "out refers to .*captions/mini, whose shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=expected):
         again.rows()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         SubsetRows.pinned(again.store, "out").refuse_stale()
 
 
@@ -238,20 +238,20 @@ def test_a_subset_that_has_its_texts_is_refused_once_its_samples_are_others() ->
     here = pool_of(ONE, TWO)
     here.mix(top("mini_best"), texts=True)
     newer = Made("2" * 32, "two", 0.2, {"mini": ["e", "d"]}, {"mini": [0.2, 0.2]})
-    again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})  # captions alone are new
+    again = HandMade(Path(here.store.root), {"00000": [ONE, newer]})  # only the captions changed
     SubsetRows.pinned(again.store, "out").refuse_stale()
     assert [row["text"] for row in again.rows()] == ["b", "c"]
     other = Made("2" * 32, "another picture", 0.2, {"mini": ["c", "d"]}, {"mini": [0.2, 0.2]})
     replaced = HandMade(Path(here.store.root), {"00000": [ONE, other]})
-    told = "out refers to .*samples, of which shard 00000 was .*`capmix mix --out out`"
-    with pytest.raises(UserError, match=told):
+    expected = "out refers to .*samples, whose shard 00000 was .*`capmix mix --out out`"
+    with pytest.raises(UserError, match=expected):
         replaced.rows()
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         SubsetRows.pinned(replaced.store, "out").refuse_stale()
 
 
 def test_samples_of_one_uid_have_texts_of_their_own() -> None:
-    """Files of metadata may repeat a uid."""
+    """Metadata files may repeat a uid."""
     uids, texts = "11223", ["one", None, None, "two b", "three"]
     made = [Made(u * 32, t, 0.5) for u, t in zip(uids, texts, strict=True)]
     here = pool_of(*made)
@@ -284,7 +284,7 @@ def test_the_best_caption_depends_on_the_captions_that_are_there() -> None:
 
 
 def test_processes_select_what_threads_select(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a large pool: processes, thresholds in two readings."""
+    """As for a large pool: several processes, and two passes for thresholds."""
     from capmix.mix import mix as mixing
     from capmix.mix import run as running
 

@@ -1,4 +1,4 @@
-"""`--limit`, `--where` and `--uids`: a part of the samples, of which nothing is made twice."""
+"""`--limit`, `--where` and `--uids` select samples; nothing is computed twice for a sample."""
 
 import logging
 from collections import Counter
@@ -27,7 +27,7 @@ def nothing_asked() -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    """Three tars of four samples; every second one has no text."""
+    """Three tars of four samples each; every second sample has no text."""
     folder = tmp_path / "pool"
     folder.mkdir()
     for shard in range(SHARDS):
@@ -87,7 +87,7 @@ def test_what_follows_a_trial_is_what_would_have_been_without_it(
     fresh = open_workspace(pool, tmp_path / "fresh")
     caption(fresh)
     assert files(work, "captions/c") == files(fresh, "captions/c")
-    assert caption(work, limit=3) == 0  # and what is whole stays
+    assert caption(work, limit=3) == 0  # complete parts are kept
     assert files(work, "captions/c") == files(fresh, "captions/c")
 
 
@@ -106,13 +106,13 @@ def test_a_list_selects_by_uid_or_by_key(
     (tmp_path / "names.txt").write_text(f"{3:032x}\n0006\n\nnobody\n")
     with caplog.at_level(logging.WARNING, "capmix"):
         assert caption(work, uids=str(tmp_path / "names.txt")) == 2
-    assert "1 of 3 are not in the pool, such as 'nobody'" in caplog.text
+    assert "1 of 3 are not in the pool, for example 'nobody'" in caplog.text
     np.save(tmp_path / "uids.npy", np.array([(0, 3), (0, 9)], PAIR))
     assert caption(work, uids=str(tmp_path / "uids.npy")) == 1
 
 
 def test_a_selection_of_nothing_and_a_bad_one_are_one_line(work: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--where raw_text = 'x': no sample of the pool"):
+    with pytest.raises(UserError, match="--where raw_text = 'x': selects no sample"):
         caption(work, where="raw_text = 'x'")
     with pytest.raises(UserError, match="--where"):
         caption(work, where="nothing > 3")
@@ -137,11 +137,14 @@ def test_scores_of_a_part_of_the_samples(work: Workspace, monkeypatch: pytest.Mo
     scores = f"scores/{work.store.folders('scores')[0]}/c"
     assert statuses(work, scores) == {"ok": 3, "not_selected": 1}
     work.score(model=SCORER, sources="c", where="raw_text is null")
-    assert statuses(work, scores) == {"ok": 7, "not_selected": 5}  # the first shard had them
+    assert statuses(work, scores) == {
+        "ok": 7,
+        "not_selected": 5,
+    }  # the first shard was already scored
     work.score(model=SCORER, sources="c")
     assert statuses(work, scores) == {"ok": 12}
     seen.clear()
-    work.score(model=SCORER, sources="c", limit=3)  # whole parts have all that is asked for
+    work.score(model=SCORER, sources="c", limit=3)  # complete parts include all requested samples
     assert statuses(work, scores) == {"ok": 12}
     assert not seen
 

@@ -1,4 +1,4 @@
-"""No name of a source, scorer, annotation or pool field stands for two things in recipes."""
+"""Names of sources, scorers, annotations and pool fields are never ambiguous in recipes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_column_of_two_owners_is_refused_with_both(
 ) -> None:
     with pytest.raises(UserError) as caught:
         columns_of(sources, scored, next(iter(scored), None), annotations, of_pool)
-    assert f"column {column!r} is of " in str(caught.value)
+    assert f"column name {column!r} belongs to " in str(caught.value)
     assert all(owner in str(caught.value) for owner in owners)
 
 
@@ -55,7 +55,9 @@ def test_sources_of_any_allowed_names_have_columns_of_their_own() -> None:
 
 def test_imported_texts_do_not_pass_with_the_scores_of_another_source(tmp_path: Path) -> None:
     sample = Made("a" * 32, captions={"m": ["x"], "m_best": ["bad"]}, scores={"m": [0.9]})
-    with pytest.raises(UserError, match="column 'm_best_text' is of source 'm' and of source"):
+    with pytest.raises(
+        UserError, match="column name 'm_best_text' belongs to source 'm' and to source"
+    ):
         HandMade(tmp_path, {"00000": [sample]})
 
 
@@ -73,7 +75,7 @@ def test_columns_that_differ_in_case_alone_are_refused_where_both_are_used() -> 
     here.columns |= columns_of([], {}, None, {}, ["WIDTH", "Draw"])
     for where in ("WIDTH > 5 or width > 5", '"Draw" < 0.5'):
         recipe = Recipe(name="mine", about="", clauses=[Clause(source="raw", where=where)])
-        with pytest.raises(UserError, match="recipe mine: SQL cannot tell column"):
+        with pytest.raises(UserError, match="recipe mine: columns .* differ only in case"):
             here.mix(recipe)
 
 
@@ -108,6 +110,6 @@ def test_a_name_of_two_meanings_is_refused_where_it_is_given(
     (tmp_path / "work/embeddings/x/image").mkdir(parents=True)
     name, *options = command.format(file=file).split()
     assert main([name, *options, "--work", str(tmp_path / "work")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert "choose another name" in told
-    assert "\n" not in told
+    error = capsys.readouterr().err.strip()
+    assert "choose another name" in error
+    assert "\n" not in error

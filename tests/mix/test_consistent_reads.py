@@ -1,4 +1,4 @@
-"""Readers keep to the parts that they began with: nothing old is joined with something new."""
+"""Readers use the versions of parts that they started with, and never join old and new parts."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def again(tmp_path: Path, field: str) -> None:
 def test_a_mix_during_caption_force_is_refused(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The captions are written again once the mix has read the markers, and before their texts."""
+    """The captions are rewritten after mix has read the markers, but before it reads the texts."""
     real = mixing.find_thresholds
 
     def interrupted(*arguments: Any) -> Any:
@@ -38,7 +38,7 @@ def test_a_mix_during_caption_force_is_refused(
 
     monkeypatch.setattr(mixing, "find_thresholds", interrupted)
     with pytest.raises(
-        UserError, match="captions/tags/0000[01] was written again while it was read"
+        UserError, match="captions/tags/0000[01] was rewritten while it was being read"
     ):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
@@ -47,7 +47,7 @@ def test_a_mix_during_caption_force_is_refused(
 def test_parts_without_digests_are_looked_at_again_at_the_end(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As capmix 0.1 wrote them: captions of the same length differ in nothing that a size tells."""
+    """Parts of capmix 0.1 have no digests, and captions of the same length have the same size."""
     import json
 
     for path in (tmp_path / "work/.markers").rglob("*.json"):
@@ -55,7 +55,7 @@ def test_parts_without_digests_are_looked_at_again_at_the_end(
         del value["check"]
         files = {name: about["bytes"] for name, about in value["files"].items()}
         path.write_text(json.dumps(value | {"format": 1, "files": files}))
-    world.score(work)  # made from markers that read otherwise now
+    world.score(work)  # the rewritten markers made the scores stale
     real = mixing.kept_rows
 
     def interrupted(*arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def test_parts_without_digests_are_looked_at_again_at_the_end(
         again(tmp_path, "second")
 
     monkeypatch.setattr(mixing, "kept_rows", interrupted)
-    with pytest.raises(UserError, match="was written again while it was read"):
+    with pytest.raises(UserError, match="was rewritten while it was being read"):
         world.mix(work, tmp_path)
     assert work.store.read_marker("subsets/s") is None
 
@@ -77,14 +77,14 @@ def test_stale_scores_are_refused_where_the_texts_are_not_even_read(
         "name: t\nabout: raw where the caption scores\n"
         "clauses:\n  - {source: raw, where: tags_score > 0}\n"
     )
-    with pytest.raises(UserError, match="scored before its texts in captions/tags were written"):
+    with pytest.raises(UserError, match="in captions/tags were rewritten after it was scored"):
         work.mix(str(recipe))
 
 
 def test_a_shard_whose_input_is_written_again_is_tried_again(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scoring reads the captions of a shard; then they are written again, before it has ended."""
+    """The captions of a shard are rewritten after scoring has read them and before it finishes."""
     again(tmp_path, "second")
     real, done = Store.read_table, []
 
@@ -105,7 +105,7 @@ def test_a_shard_whose_input_is_written_again_is_tried_again(
 
 
 def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path) -> None:
-    """`caption --force` that was stopped after the first shard."""
+    """`caption --force` was interrupted after the first shard."""
     before = tmp_path / "work/.markers/captions/tags/00001.json", tmp_path / "kept.json"
     part = tmp_path / "work/captions/tags/00001.parquet", tmp_path / "kept.parquet"
     for here, kept in (before, part):
@@ -115,7 +115,9 @@ def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path)
         here.write_bytes(kept.read_bytes())
     recipe = tmp_path / "texts.yaml"
     recipe.write_text("name: t\nabout: captions\nclauses:\n  - {source: tags}\n")
-    with pytest.raises(UserError, match="captions/tags contains parts of two settings: shard 0000"):
+    with pytest.raises(
+        UserError, match="captions/tags contains parts with different settings: shard 0000"
+    ):
         work.mix(str(recipe))
 
 
@@ -132,7 +134,7 @@ def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
         world.mix(work, tmp_path, 1)
 
     monkeypatch.setattr(exporting, "chosen_samples", interrupted)
-    with pytest.raises(UserError, match="subset s was written again while it was read"):
+    with pytest.raises(UserError, match="subset s was rewritten while it was being read"):
         world.export(work, str(tmp_path / "out"))
     monkeypatch.setattr(exporting, "chosen_samples", real)
     world.export(work, str(tmp_path / "out"))
@@ -142,7 +144,7 @@ def test_an_export_of_a_subset_that_is_mixed_again_is_refused(
 def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
     work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Positions in the index as it was would be those of other samples."""
+    """Positions in the old index would refer to other samples in the new one."""
     import os
 
     from capmix.annotate import imported
@@ -157,7 +159,7 @@ def test_an_import_is_refused_where_the_pool_is_indexed_again_meanwhile(
         return real(*arguments)
 
     monkeypatch.setattr(imported, "check_usable", interrupted)
-    with pytest.raises(UserError, match="shard 00000 was indexed again meanwhile"):
+    with pytest.raises(UserError, match="the index of shard 00000 was overwritten during"):
         work.import_captions(tmp_path / "given.csv", source="given")
 
 
@@ -170,7 +172,7 @@ def test_an_export_of_stale_texts_is_refused_before_anything_is_removed(
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     again(tmp_path, "second")
     for form in ("webdataset", "csv"):
-        with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+        with pytest.raises(UserError, match="subset s refers to .*captions/tags, whose shard"):
             work.export("s", tmp_path / "out", format=form)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
 
@@ -191,7 +193,7 @@ def test_training_on_stale_texts_is_refused_at_once(work: Workspace, tmp_path: P
 
     world.mix(work, tmp_path)
     again(tmp_path, "second")
-    with pytest.raises(UserError, match="subset s refers to .*captions/tags, of which shard"):
+    with pytest.raises(UserError, match="subset s refers to .*captions/tags, whose shard"):
         _ = PoolSubset(work.pool, work.store, "s").shards
 
 
@@ -199,5 +201,5 @@ def test_a_pool_that_lacks_a_shard_of_a_subset_is_one_line(work: Workspace, tmp_
     world.mix(work, tmp_path)
     (tmp_path / "pool/00001.tar").unlink()
     fresh = world.opened(tmp_path, str(tmp_path / "work"))
-    with pytest.raises(UserError, match="has no shard 00001 that the subset s takes samples from"):
+    with pytest.raises(UserError, match="subset s uses shard 00001, which is not in pool"):
         fresh.export("s", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The recipes datacomp-*, against DataComp's rules computed again row by row in plain Python."""
+"""The recipes datacomp-*, compared with DataComp's rules in plain Python, row by row."""
 
 import math
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def records(count: int, texts: list[str]) -> list[Record]:
 def metadata_pool(
     folder: Path, rows: list[Record], of_sides: pa.DataType | None = None
 ) -> Workspace:
-    """Two files as DataComp publishes them."""
+    """Two metadata files in the format that DataComp publishes."""
     kind = of_sides or pa.int64()
     fields = [("uid", pa.string()), ("text", pa.string()), ("score", pa.float32())]
     schema = pa.schema([*fields, ("original_width", kind), ("original_height", kind)])
@@ -75,8 +75,8 @@ def kept(work: Workspace, recipe: str, **parameters: Any) -> list[str]:
 
 
 def is_basic(row: Record, language: Callable[[str], str]) -> bool:
-    """English, more than 2 words and 5 characters; the shorter side at least 200, the longer one
-    at most 3 times as long. What is unknown compares as false."""
+    """Return whether a text is English with more than 2 words and 5 characters, and the image's
+    shorter side at least 200 and its aspect ratio at most 3. Unknown values compare as false."""
     width = math.nan if row["original_width"] is None else row["original_width"]
     height = math.nan if row["original_height"] is None else row["original_height"]
     text = row["text"]
@@ -88,7 +88,7 @@ def is_basic(row: Record, language: Callable[[str], str]) -> bool:
 
 
 def tokens(text: str) -> int:
-    """How many tokens fastText reads: a line end is one, other ASCII white space stands between."""
+    """Return fastText's number of tokens: ASCII whitespace separates them; a line end is one."""
     count, is_word = 0, False
     for letter in text:
         if letter in " \n\r\t\v\f\0":
@@ -114,7 +114,7 @@ def test_basic_filter_keeps_no_sample_of_an_unknown_or_zero_side(
 def test_basic_filter_of_tars_goes_by_the_size_before_img2dataset_resized(
     tmp_path: Path, language: Callable[[str], str]
 ) -> None:
-    """The stored images are 40 x 30: by their size none would stay."""
+    """The stored images have 40 x 30 pixels: by this size, none would be kept."""
     rows = [row for row in records(200, TEXTS) if None not in row.values()]
     (tmp_path / "pool").mkdir()
     for name, part in (("00000", rows[:60]), ("00001", rows[60:])):
@@ -169,14 +169,16 @@ def test_no_filter_and_clip_score_keep_samples_without_a_text(tmp_path: Path) ->
 
 @pytest.mark.parametrize("scored", [200, 61, 60, 20, 0])
 def test_clip_score_keeps_none_where_too_few_have_a_score(tmp_path: Path, scored: int) -> None:
-    """The threshold is number n = int(0.3 x N) of the scores from the top, missing ones last."""
+    """The threshold is score number n = int(0.3 * N) in descending order, missing scores last."""
     rows = records(200, TEXTS)
     for row in rows[: 200 - scored]:
         row["score"] = None
     work = metadata_pool(tmp_path, rows)
     from_top = sorted((r["score"] for r in rows if r["score"] is not None), reverse=True)
     if len(from_top) <= 60:
-        with pytest.raises(UserError, match="so few samples have a value that DataComp keeps none"):
+        with pytest.raises(
+            UserError, match="too few samples have a value, so DataComp's rule keeps none"
+        ):
             kept(work, "datacomp-clip-score", score="score", fraction=0.3)
         return
     least = np.float32(from_top[60])
@@ -187,11 +189,11 @@ def test_clip_score_keeps_none_where_too_few_have_a_score(tmp_path: Path, scored
 def test_image_based_counts_words_as_fasttext_does(
     tmp_path: Path, language: Callable[[str], str]
 ) -> None:
-    """`clusters_near_reference` is a column of the pool here, for all samples true."""
+    """`clusters_near_reference` is a column of this pool and true for all samples."""
     texts = [
         "elephants\n",  # a line end is a token to fastText
         "elephants",
-        "beautiful\u00a0flowers",  # no break for fastText, one for str.split
+        "beautiful\u00a0flowers",  # one token for fastText, two words for str.split
         "the dog\tis here",
         "a\vb\f c\r\n the end of the road",
         "it\0is the beginning of a story",

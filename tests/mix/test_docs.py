@@ -1,4 +1,4 @@
-"""The recipes and commands of docs/recipes.md work on a pool that has what they name."""
+"""The recipes and commands of docs/recipes.md work on a pool with the columns that they use."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Fields of the samples' JSON as columns of recipes, against the JSON itself."""
+"""Fields of the samples' JSON as columns of recipes, compared with the JSON itself."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from capmix.pool.settings import SelectSettings
 from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
-# What each sample of two shards says beside its uid.
+# The JSON of each sample of two shards, without the uid.
 FIRST = [
     {"size": 300, "score": 0.5, "nsfw": False, "url": "http://a/1", "boxes": [[1, 2]], "mixed": 1},
     {"size": 600, "score": 1, "nsfw": True, "url": "http://b/2", "boxes": [], "mixed": True},
@@ -27,7 +27,7 @@ SECOND = [
 
 
 def write_pool(folder: Path, shards: list[list[dict[str, Any]]]) -> Path:
-    """A tar for each shard; sample n of the pool has the uid n, in 32 hex digits."""
+    """Write a tar for each shard; the uid of sample n of the pool is n in 32 hex digits."""
     folder.mkdir(parents=True)
     number = 0
     for name, samples in enumerate(shards):
@@ -52,7 +52,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def kept(work: Workspace, where: str) -> list[int]:
-    """Numbers of the samples that a condition keeps."""
+    """Return the numbers of the samples that a condition keeps."""
     rows = work.mix("raw", where=where, out="s").table()
     return [int(uid, 16) for uid in rows["uid"].to_pylist()]
 

@@ -1,4 +1,4 @@
-"""DataComp's basic_filter, written again from its rule (baselines/apply_filter.py)."""
+"""DataComp's basic_filter, reimplemented from its rule (baselines/apply_filter.py)."""
 
 from pathlib import Path
 

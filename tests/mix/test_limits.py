@@ -1,4 +1,4 @@
-"""DuckDB in a notebook: its bar needs ipywidgets, and setting it, even to false, fails without."""
+"""DuckDB in a notebook: without ipywidgets, any setting of its progress bar fails, even false."""
 
 import subprocess
 import sys
@@ -28,5 +28,5 @@ def test_recipes_and_measures_run_in_a_notebook_without_ipywidgets(tmp_path: Pat
     command = [sys.executable, "-c", CODE, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "'ipywidgets' is missing" in done.stdout  # else this is no notebook to DuckDB
+    assert "'ipywidgets' is missing" in done.stdout  # otherwise DuckDB did not detect a notebook
     assert done.stdout.endswith("[(42,)]\n")

@@ -1,4 +1,4 @@
-"""Recipes over hand-made parts, against plain Python and NumPy."""
+"""Recipes over hand-written parts, compared with plain Python and NumPy."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ quick = settings(
 
 
 def made(scores: list[tuple[float | None, float | None]]) -> list[Made]:
-    """Samples u0, u1, ... with a raw text and a caption of mini where they have a score."""
+    """Samples u0, u1, ... with a raw text and a caption by mini for each one that has a score."""
     return [
         Made(
             uid=f"{i:032x}",
@@ -45,7 +45,7 @@ def work(samples: list[Made], size: int = 7) -> HandMade:
 
 
 def datacomp_threshold(scores: np.ndarray, fraction: float) -> float:
-    """DataComp baselines/apply_filter.py get_threshold, written again: NaN sorts last."""
+    """DataComp's get_threshold (baselines/apply_filter.py), reimplemented: NaN sorts last."""
     n = int(len(scores) * fraction)
     found = -np.sort(-scores)
     return float(found[n]) if n < len(scores) else math.nan
@@ -63,7 +63,7 @@ def test_threshold_is_datacomps(batches: list[list[float | None]], fraction: flo
     for part in reversed(parts):
         top.refine(Ordered.of(part).lower(top.bin or 0))
     expected = datacomp_threshold(np.concatenate(parts), fraction)
-    # Too few scores: all of them pass, where DataComp keeps none (see datacomp_threshold).
+    # With too few scores, all of them pass; DataComp keeps none (see datacomp_threshold).
     assert top.is_short is math.isnan(expected)
     assert top.value() == (-math.inf if math.isnan(expected) else expected)
 
@@ -178,7 +178,7 @@ def test_a_threshold_on_the_score_itself_is_kept_in_float32() -> None:
     for fraction in (0.29, 0.3, 0.31, 0.57):
         summary = here.mix(load_recipe("raw-top", {"fraction": fraction}), f"t{fraction}")
         assert summary.kept == int(100 * fraction) + 1
-    # A literal and a threshold on the grid, as numpy's float32 has them.
+    # Compare a literal and a threshold that equal scores with NumPy's float32.
     assert here.mix(mine("raw_score >= 0.29"), "literal").kept == 71
     combined = mine("top(0.5 * raw_score + 0.5 * raw_score, 0.29)")
     assert here.mix(combined, "combined").kept == int(100 * 0.29) + 1
@@ -293,10 +293,10 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
         (mine("raw_text > 5 and width = 'x'"), "clause 'raw where raw_text > 5"),
         (mine("true) from samples; drop table samples; select (1"), "Only SELECT statements"),
         (mine("true), (false"), "one SQL expression"),
-        (mine("exists(select 1)"), "a recipe cannot use sub-queries"),
-        (mine("row_number() over () < 3"), "a recipe cannot use window functions"),
-        (mine("random() < 0.5"), "chance is the column draw"),
-        (mine("current_localtimestamp() is not null"), "chance is the column draw"),
+        (mine("exists(select 1)"), "recipes do not support sub-queries"),
+        (mine("row_number() over () < 3"), "recipes do not support window functions"),
+        (mine("random() < 0.5"), "for random numbers use the column draw"),
+        (mine("current_localtimestamp() is not null"), "for random numbers use the column draw"),
         (mine("max(raw_score) > 0.1"), "no function 'max' in recipes; .*the sample's own row"),
         (mine("unnest([true, false])"), "no function 'unnest' in recipes"),
         (

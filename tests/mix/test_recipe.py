@@ -21,21 +21,23 @@ def test_parameters_fill_name_and_clauses() -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1.5, -0.1, "30%", True, float("nan")])
 def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
-    with pytest.raises(UserError, match="fraction .*expected a number over 0 and at most 1"):
+    with pytest.raises(
+        UserError, match="fraction .*expected a number greater than 0 and at most 1"
+    ):
         load_recipe("raw-top", {"fraction": fraction})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("clauses: [", "not YAML"),
+        ("clauses: [", "invalid YAML"),
         ("- raw", "expected name, about and clauses"),
         ("{name: a, about: b, clauses: []}", "clauses"),
         ("{name: a, about: b, clauses: [{source: raw}], extra: 1}", "extra"),
         ("{name: '{missing}', about: b, clauses: [{source: raw}]}", "no parameter"),
         ("{name: a, about: b, clauses: [{source: raw}], max_repeats: 10001}", "at most 10000"),
         ("{name: ../a, about: b, clauses: [{source: raw}]}", "recipe name"),
-        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
@@ -65,5 +67,5 @@ def test_a_base_of_a_base_and_braces_of_a_regex(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_end_is_refused() -> None:
-    with pytest.raises(UserError, match="over 10,000 subsets"):
+    with pytest.raises(UserError, match="more than 10,000 subsets"):
         combinations({f"p{number}": list(range(10)) for number in range(8)})

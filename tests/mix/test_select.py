@@ -1,4 +1,4 @@
-"""`--where` chooses the samples that a plain reading of the parts chooses."""
+"""`--where` selects the same samples as a plain filter over the parts."""
 
 from collections.abc import Sequence
 from typing import Any

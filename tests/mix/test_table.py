@@ -1,4 +1,4 @@
-"""Tables of a workspace: whose scores they hold, and columns whose type differs by shard."""
+"""Tables of a workspace: the scorer of their scores, and columns whose type differs by shard."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_without_a_scorer_there_are_no_scores(work: Workspace) -> None:
 def test_of_two_imported_scorers_one_has_to_be_chosen(work: Workspace, tmp_path: Path) -> None:
     for name in ("other", "third"):
         add_scorer(work, tmp_path, name)
-    expected = r"--scorer: expected one that has scores in .*\(other, third\)"
+    expected = r"--scorer: expected a scorer with scores in .*\(other, third\)"
     with pytest.raises(UserError, match=expected):
         work.catalog.scorer(None)
     for call in (work.table, work.batches, work.relation):
@@ -55,7 +55,7 @@ def test_the_scorer_that_capmix_ran_is_taken_before_imported_ones(
     add_scorer(work, tmp_path, "other")
     caplog.set_level("INFO")
     assert work.table()["raw_score"].equals(computed)
-    assert "scores are of null; choose other with --scorer" in caplog.text
+    assert "using the scores of null; to use other, set --scorer" in caplog.text
     table = work.table(scorer="other", columns=["raw_score_null"])
     assert table["raw_score"].to_pylist() == [0.5] * 6
     assert "null_score" not in table.schema.names
@@ -74,7 +74,7 @@ def test_a_scorer_has_the_names_of_its_model_too(
 
 
 def metadata(folder: Path, *columns: pa.Array) -> Workspace:
-    """A pool of metadata alone: a shard of two rows for each array, which is its column x."""
+    """A metadata pool with one shard of two rows for each array, which is its column x."""
     (folder / "pool").mkdir()
     for number, column in enumerate(columns):
         uids = [f"{2 * number + row:032x}" for row in range(2)]
@@ -162,7 +162,9 @@ def test_a_recipe_of_types_that_have_nothing_in_common_is_one_line(
 ) -> None:
     monkeypatch.setattr("capmix.mix.mix.ROWS_AT_ONCE", at_once)
     work = metadata(tmp_path, pa.array([1.5, 2]), pa.array(["a", "b"]))
-    with pytest.raises(UserError, match=r"column 'x': shard 00001 has string.*double") as caught:
+    with pytest.raises(
+        UserError, match=r"column 'x': shard 00001 has type string.*double"
+    ) as caught:
         mixed(work, tmp_path, "x is not null")
     assert "\n" not in str(caught.value)
 

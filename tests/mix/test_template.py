@@ -1,4 +1,4 @@
-"""Texts that recipes compose: what Python would make of them, the same wherever they are read."""
+"""Text templates of recipes: equal to Python's results, and the same for all readers."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def here() -> HandMade:
 
 
 def texts(here: HandMade, *clauses: dict[str, str], **more: Any) -> list[tuple[str, str]]:
-    """The first digit of each row's uid, and its text."""
+    """Return the first digit of each row's uid, and its text."""
     recipe = Recipe(name="mine", about="", clauses=[Clause(**one) for one in clauses], **more)
     here.mix(recipe, "s")
     return [(row["uid"][0], row["text"]) for row in here.rows("s")]
@@ -101,16 +101,16 @@ def test_a_composed_text_has_no_score(here: HandMade) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{m", "a { that is not closed"),
-        ("m}", "a single }"),
-        ("{}", "nothing between { and }"),
+        ("{m", "unclosed {"),
+        ("m}", "unmatched }"),
+        ("{}", "empty expression between { and }"),
         ("{m +}", "syntax error"),
         ("{random()}", "no function 'random'"),
         ("{blip}", "no column 'blip'"),
-        ("{threshold(m_score, 0.3)}", "a threshold is of conditions"),
+        ("{threshold(m_score, 0.3)}", "thresholds are not supported in texts"),
         ("{repeat(m, 1000)}", "no function 'repeat'"),
         ("{length(width)}", "clause 'm as .*Binder Error"),
-        ("x" * 10_001, "over 10,000 letters"),
+        ("x" * 10_001, "more than 10,000 characters"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named(here: HandMade, text: str, message: str) -> None:

@@ -102,7 +102,7 @@ def test_a_list_that_repeats_a_uid_more_often_than_rows_can_count_is_refused(
     tmp_path: Path,
 ) -> None:
     np.save(tmp_path / "l.npy", np.ones(MAX_REPEATS + 1, PAIR))
-    expected = rf"uid list .*l\.npy: uid {1:016x}{1:016x} is in it 10,001 times; .* at most 10,000"
+    expected = rf"uid list .*l\.npy contains uid {1:016x}{1:016x} 10,001 times; .* at most 10,000"
     with pytest.raises(UserError, match=expected):
         UidList(str(tmp_path / "l.npy"))
 

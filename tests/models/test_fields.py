@@ -1,4 +1,4 @@
-"""Columns of JSON fields, against a plain reading of each value."""
+"""Columns of JSON fields, compared with a simple conversion of each value."""
 
 import json
 import math
@@ -29,7 +29,7 @@ samples = st.lists(
 
 
 def columns_of(metadata: list[dict[str, Any] | None]) -> FieldColumns:
-    """None stands for a sample that could not be read."""
+    """Collect the fields of samples; None stands for a sample that could not be read."""
     found = FieldColumns()
     for number, about in enumerate(metadata):
         if about is None:
@@ -40,7 +40,7 @@ def columns_of(metadata: list[dict[str, Any] | None]) -> FieldColumns:
 
 
 def plain(value: Any) -> Any:
-    """A value as the docs say that it is kept."""
+    """Convert a value as documented."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -57,7 +57,7 @@ def sql_type(value: Any) -> str:
 @pytest.mark.parametrize("at_once", [1, 3, 1024])
 @settings(max_examples=40, deadline=None)
 @given(metadata=samples)
-def test_columns_hold_what_each_sample_says(
+def test_columns_hold_the_values_of_each_sample(
     at_once: int, metadata: list[dict[str, Any] | None]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def test_columns_hold_what_each_sample_says(
     assert found == expected
 
 
-def test_a_type_is_the_same_in_whatever_order_shards_come() -> None:
+def test_the_common_type_does_not_depend_on_the_order_of_shards() -> None:
     types = ["BOOLEAN", "BIGINT", "DOUBLE", "VARCHAR"]
     for one in types:
         for other in types:
@@ -88,7 +88,7 @@ def test_a_type_is_the_same_in_whatever_order_shards_come() -> None:
                 assert first == common_type(one, common_type(other, third))
 
 
-def test_texts_of_a_shard_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_of_a_shard_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fields, "MAX_SHARD_BYTES", 100)
     monkeypatch.setattr(fields, "AT_ONCE", 4)
     found = columns_of([{"a": "x" * 10, "n": 1}] * 20)
@@ -97,7 +97,7 @@ def test_texts_of_a_shard_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.left_out == {fields.SHARD_FULL: 10}
 
 
-def test_hostile_names_take_no_room() -> None:
+def test_the_number_of_fields_is_bounded() -> None:
     found = columns_of([{f"n{i}_{j}": 1 for j in range(200)} for i in range(10)])
     assert len(found.table().schema) == 1 + fields.MAX_FIELDS
     assert found.left_out == {fields.TOO_MANY: 2000 - fields.MAX_FIELDS}

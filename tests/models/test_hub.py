@@ -1,4 +1,4 @@
-"""A model that cannot be had is an error of one line within seconds, which says why."""
+"""An unavailable model is a one-line error, with the reason, within seconds."""
 
 import socket
 import threading
@@ -16,10 +16,10 @@ from capmix.errors import UserError
 from capmix.models import hub
 from capmix.models.hub import check_hub, is_downloaded
 
-# Statuses and error codes as huggingface.co gives them, by the owner of a model.
+# Statuses and error codes that huggingface.co returns, by the owner of a model.
 ANSWERS = {
     "owner": (200, ""),
-    "nobody": (401, ""),  # what is not there may be private
+    "nobody": (401, ""),  # the Hub does not distinguish missing from private models
     "gone": (404, "RepoNotFound"),
     "gated": (401, "GatedRepo"),
     "plain": (404, ""),
@@ -30,7 +30,7 @@ ANSWERS = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers by the owner in the path; that of `slow` comes late."""
+    """A server whose response depends on the owner in the path; `slow` gets a late one."""
 
     def do_HEAD(self) -> None:
         owner = self.path.split("/")[1]
@@ -50,7 +50,7 @@ class Hub(BaseHTTPRequestHandler):
         self.do_HEAD()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on standard error."""
+        """Print nothing to stderr."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def server() -> Iterator[str]:
 
 
 def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As HF_ENDPOINT does, which is read where huggingface_hub is loaded."""
+    """Change the endpoint; huggingface_hub reads HF_ENDPOINT only when it is imported."""
     template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -70,7 +70,7 @@ def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def online(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The Hub is the server above; the cache is empty."""
+    """Use the server above as the Hub, with an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     point_to(server, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -88,16 +88,16 @@ def download(cache: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "revision", "message"),
     [
-        ("nobody/x", None, "it: no such model, or a private one"),
-        ("gone/x", None, "it: no such model, or a private one"),
-        ("plain/x", None, "it: no such model, or a private one"),
+        ("nobody/x", None, "it: no such model, or it is private"),
+        ("gone/x", None, "it: no such model, or it is private"),
+        ("plain/x", None, "it: no such model, or it is private"),
         ("gated/x", None, "it: gated; accept its terms at http"),
-        ("refused/x", None, "it: http.* refuses access; check"),
+        ("refused/x", None, "it: no access to http.*; check"),
         ("owner/x", "v9", "it: no revision 'v9' at http"),
         ("a b", None, "it: neither a folder nor an id of the Hub"),
     ],
 )
-def test_what_the_hub_refuses_is_said(
+def test_an_unavailable_model_is_one_clear_line(
     online: Path, model: str, revision: str | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
@@ -106,33 +106,35 @@ def test_what_the_hub_refuses_is_said(
 
 
 @pytest.mark.parametrize("model", ["owner/x", "bare/x", "unsteady/x"])
-def test_what_may_be_had_is_left_to_the_library(online: Path, model: str) -> None:
+def test_other_responses_are_left_to_the_library(online: Path, model: str) -> None:
     assert check_hub(model, "it") is False
 
 
-def test_a_slow_answer_is_no_error(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_response_is_not_an_error(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.1)
     assert check_hub("slow/x", "it") is False
 
 
-def test_a_local_folder_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_needs_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "create_connection", None)
     assert check_hub(str(tmp_path), "it") is False
 
 
-def test_no_network_is_said_and_what_is_downloaded_is_used(
+def test_without_network_downloaded_files_are_used(
     online: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         point_to(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch)
-        with pytest.raises(UserError, match=r"no network: 127.*HF_HUB_OFFLINE=1 for one that is"):
+        with pytest.raises(UserError, match=r"no network: 127.*HF_HUB_OFFLINE=1 if it is"):
             check_hub("owner/x", "it")
         download(online, "owner/x")
         assert is_downloaded("owner/x")
         assert check_hub("owner/x", "it") is True
-    assert "the downloaded files are used" in caplog.text
+    assert "using the downloaded files" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -143,12 +145,12 @@ def test_no_network_is_said_and_what_is_downloaded_is_used(
         ("ALL_PROXY", "http://[::1"),
     ],
 )
-def test_a_proxy_that_is_no_address_is_named_without_its_secret(
+def test_the_error_for_an_invalid_proxy_hides_its_password(
     online: Path, monkeypatch: pytest.MonkeyPatch, name: str, address: str
 ) -> None:
     point_to("http://hub.example", monkeypatch)
     monkeypatch.setenv(name, address)
-    pattern = f"no network: hub.example: {name}: expected an address such as http://proxy"
+    pattern = f"no network: hub.example: {name}: expected an address like http://proxy"
     with pytest.raises(UserError, match=pattern) as error:
         check_hub("owner/x", "it")
     assert "secret" not in str(error.value)
@@ -157,18 +159,18 @@ def test_a_proxy_that_is_no_address_is_named_without_its_secret(
 
 
 @pytest.mark.parametrize("endpoint", ["http://hub:80a", "http://[::1"])
-def test_an_endpoint_that_is_no_address_is_named(
+def test_an_invalid_endpoint_is_named(
     online: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     point_to(endpoint, monkeypatch)
-    with pytest.raises(UserError, match="HF_ENDPOINT: expected an address such as https://hugging"):
+    with pytest.raises(UserError, match="HF_ENDPOINT: expected an address like https://hugging"):
         check_hub("owner/x", "it")
 
 
-def test_a_network_that_swallows_everything_is_waited_for_in_bounds(
+def test_a_network_without_responses_times_out(
     online: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where packets are dropped, or no name server answers."""
+    """For example, packets are dropped, or no name server answers."""
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(hub.Connection, "_connect", lambda *_: None)
     started = time.monotonic()
@@ -177,16 +179,18 @@ def test_a_network_that_swallows_everything_is_waited_for_in_bounds(
     assert time.monotonic() - started < 2
 
 
-def test_a_host_that_is_no_hub_is_no_network(
+def test_a_host_without_tls_counts_as_no_network(
     online: Path, monkeypatch: pytest.MonkeyPatch, server: str
 ) -> None:
-    """TLS that is not answered with TLS."""
+    """An https endpoint on a plain HTTP server."""
     point_to(server.replace("http:", "https:"), monkeypatch)
     with pytest.raises(UserError, match="no network"):
         check_hub("owner/x", "it")
 
 
-def test_offline_what_is_missing_is_said(online: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_model_that_is_not_downloaded_is_an_error(
+    online: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="not downloaded, and HF_HUB_OFFLINE is set"):
         check_hub("owner/x", "it")
@@ -203,7 +207,7 @@ def test_offline_what_is_missing_is_said(online: Path, monkeypatch: pytest.Monke
         ("score {pool} --model hf-hub:gated/x", "model hf-hub:gated/x: gated; accept its terms"),
     ],
 )
-def test_every_backend_asks_first(
+def test_every_backend_checks_the_hub_first(
     online: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     pool = write_pool(tmp_path / "pool", shards=1, samples=1)

@@ -1,4 +1,4 @@
-"""Against Pillow, which reads what jpeg_size leaves alone."""
+"""Compare with Pillow, which reads all headers that jpeg_size does not handle."""
 
 import io
 
@@ -43,7 +43,7 @@ SEGMENTS = [
 ]  # fmt: skip
 
 
-def same(data: bytes) -> None:
+def check(data: bytes) -> None:
     size = jpeg_size(data)
     if size is not None:
         assert read_header(data, max_pixels=10**9)[1:] == size
@@ -52,11 +52,11 @@ def same(data: bytes) -> None:
 @pytest.mark.parametrize("number", range(len(PLAIN)))
 def test_plain_jpegs_need_no_pillow(number: int) -> None:
     assert jpeg_size(PLAIN[number]) is not None
-    same(PLAIN[number])
+    check(PLAIN[number])
 
 
 @pytest.mark.parametrize("number", range(len(OTHERS)))
-def test_what_may_be_read_in_another_way_is_left_to_pillow(number: int) -> None:
+def test_unusual_headers_are_left_to_pillow(number: int) -> None:
     assert jpeg_size(OTHERS[number]) is None
     assert image_size(OTHERS[number]) == (40, 30)
 
@@ -69,7 +69,7 @@ def test_what_may_be_read_in_another_way_is_left_to_pillow(number: int) -> None:
     st.integers(0, 700) | st.none(),
 )
 @example(PLAIN[0], [], [(SEGMENTS[-7], True)], None)
-def test_a_size_that_is_given_is_pillows(
+def test_any_returned_size_equals_pillows(
     data: bytes,
     changes: list[tuple[int, int]],
     inserted: list[tuple[bytes, bool]],
@@ -81,17 +81,17 @@ def test_a_size_that_is_given_is_pillows(
     changed = bytearray(data)
     for at, byte in changes:
         changed[at % len(changed)] = byte
-    same(bytes(changed[:cut]))
+    check(bytes(changed[:cut]))
 
 
-def test_hostile_headers_are_left_early() -> None:
+def test_malicious_headers_are_abandoned_early() -> None:
     assert jpeg_size(b"\xff\xd8" + b"\xff\xfe\0\2" * 10**6) is None
     assert jpeg_size(b"\xff\xd8" + SEGMENTS[13] + b"\xff\xda\0\2") is None
     with pytest.raises(BadImageError):
         image_size(b"\xff\xd8" + SEGMENTS[13] + b"\xff\xda\0\2")
 
 
-def test_words_in_a_comment_are_no_exif_segments() -> None:
+def test_a_comment_that_contains_exif_is_not_an_exif_segment() -> None:
     comment = b"\xff\xfe\x03\x86" + b"Exif\0\0" * 150
     data = encoded()[:2] + comment + encoded(exif=exif)[2:]
     assert image_size(data) == (40, 30)

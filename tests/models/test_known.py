@@ -1,4 +1,4 @@
-"""Short names stand for real ids; the demo's models are used where they are asked for alone."""
+"""Short names of models, and the restriction of the demo's models to the embedded pool."""
 
 import os
 from pathlib import Path
@@ -25,11 +25,14 @@ def pool(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("command", "start"),
     [
-        ("caption {pool} --work {work} --source blip2", "caption: name a captioner with --model,"),
-        ("score {pool} --work {work}", "score: name a scorer with --model,"),
-        ("plan {pool}", "plan: name a captioner with --model,"),
-        ("plan {pool} --model field:caption", "plan: name a scorer with --scorer,"),
-        ("run {file}", "caption.blip2: name a captioner with model,"),
+        (
+            "caption {pool} --work {work} --source blip2",
+            "caption: choose a captioner with --model,",
+        ),
+        ("score {pool} --work {work}", "score: choose a scorer with --model,"),
+        ("plan {pool}", "plan: choose a captioner with --model,"),
+        ("plan {pool} --model field:caption", "plan: choose a scorer with --scorer,"),
+        ("run {file}", "caption.blip2: choose a captioner with model,"),
     ],
 )
 def test_a_real_pool_is_not_given_the_demos_model(
@@ -44,28 +47,28 @@ def test_a_real_pool_is_not_given_the_demos_model(
     assert not (work / "captions").exists()
 
 
-def test_images_in_memory_need_the_name_of_a_model() -> None:
-    with pytest.raises(capmix.UserError, match=r"caption_images: name a captioner with model=, "):
+def test_images_in_memory_need_a_model() -> None:
+    with pytest.raises(capmix.UserError, match=r"caption_images: choose a captioner with model=, "):
         capmix.caption_images([])
 
 
-def test_the_embedded_pool_has_models_of_its_own(tmp_path: Path) -> None:
+def test_only_the_embedded_pool_has_default_models(tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"
     file.write_text("pool: embedded\nwork: w\ncaption: {a: {top_k: 3}}\nscore:\n")
     pipeline = load_pipeline(str(file))
     assert pipeline.caption["a"].model == "mini"
     assert pipeline.score_settings().name == "mini"
     file.write_text("pool: {a: embedded, b: ./photos}\nwork: w\nscore:\n")
-    with pytest.raises(capmix.UserError, match="score: name a scorer"):
+    with pytest.raises(capmix.UserError, match="score: choose a scorer"):
         load_pipeline(str(file))
 
 
-def test_the_demos_model_warns_where_the_pool_is_another(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_demos_model_warns_on_any_other_pool(caplog: pytest.LogCaptureFixture) -> None:
     assert chosen_model(CAPTIONERS, "mini", "embedded", "caption") == "mini"
     assert not caplog.records
     assert chosen_model(CAPTIONERS, "mini", "./photos", "caption") == "mini"
-    (told,) = caplog.records
-    assert told.getMessage().startswith("caption: mini is the demo's toy model")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("caption: mini is the demo's toy model")
 
 
 def test_topics_are_left_out_without_a_text_tower(pool: str, tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_a_short_name_is_the_same_settings_as_the_id() -> None:
         assert full_name(CAPTIONERS, one) == one
 
 
-def test_every_known_model_is_one_of_a_backend() -> None:
+def test_every_known_model_exists_in_its_backend() -> None:
     import open_clip
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES,

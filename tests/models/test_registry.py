@@ -1,4 +1,4 @@
-"""Backends are found by name, other packages' too; what is missing is one line."""
+"""Backends are found by name, also those of other packages; a missing one is a one-line error."""
 
 import sys
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_built_in_backends_are_entry_points_like_any_other() -> None:
             assert isinstance(made.packages, tuple)
 
 
-def test_a_class_of_ones_own_writes_captions(package: str, tmp_path: Path) -> None:
+def test_a_custom_class_writes_captions(package: str, tmp_path: Path) -> None:
     pool = str(write_pool(tmp_path / "pool", 1, 3))
     options = ["--work", str(tmp_path / "w"), "--source", "mine", "--model", f"{package}:Mine"]
     assert main(["caption", pool, *options]) == 0
@@ -111,18 +111,18 @@ def test_a_class_of_ones_own_writes_captions(package: str, tmp_path: Path) -> No
         ("min:Mine", "did you mean 'mini'?"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(
+def test_an_unusable_model_is_a_one_line_error(
     package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, message: str
 ) -> None:
     pool = str(write_pool(tmp_path / "pool", 1, 1))
     options = ["--work", str(tmp_path / "w"), "--source", "mine", "--model", model]
     assert main(["caption", pool, *options]) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("capmix: ")
-    assert message in told
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("capmix: ")
+    assert message in line
 
 
-def test_a_missing_package_names_the_command_that_installs_it() -> None:
+def test_the_error_for_a_missing_package_names_the_install_command() -> None:
     with pytest.raises(UserError, match=r"x needs no_such: pip install no_such"):
         require(["no_such"], "x")
     with pytest.raises(UserError, match=r"pip install 'capmix\[mini\]'"):
@@ -247,7 +247,9 @@ def unfit(package: str, tmp_path: Path) -> str:
         ("NoBatches", "NoBatches lacks batch_size, workers, prepare"),
     ],
 )
-def test_a_class_that_is_no_captioner_is_one_line(unfit: str, name: str, message: str) -> None:
+def test_a_class_that_is_not_a_captioner_is_a_one_line_error(
+    unfit: str, name: str, message: str
+) -> None:
     model = f"{unfit}:{name}"
     with pytest.raises(UserError) as caught:
         make_captioner(CaptionSettings(model=model), "mine")
@@ -257,7 +259,7 @@ def test_a_class_that_is_no_captioner_is_one_line(unfit: str, name: str, message
 
 
 @pytest.mark.parametrize("model", ["builtins:dict", "builtins:int", "collections:OrderedDict"])
-def test_a_class_without_a_signature_is_one_line(model: str) -> None:
+def test_a_class_without_a_signature_is_a_one_line_error(model: str) -> None:
     with pytest.raises(UserError, match=rf"--model {model}: "):
         make_captioner(CaptionSettings(model=model), "mine")
 
@@ -271,7 +273,7 @@ def test_a_type_error_of_the_constructor_is_not_hidden(unfit: str) -> None:
         make_captioner(CaptionSettings(model=f"{unfit}:Defective"), "mine")
 
 
-def test_a_class_that_is_no_scorer_is_one_line(unfit: str) -> None:
+def test_a_class_that_is_not_a_scorer_is_a_one_line_error(unfit: str) -> None:
     expected = f"--model {unfit}:Scorer: Scorer lacks encoder, project_images, encode_texts, "
     with pytest.raises(UserError, match=expected):
         make_scorer(ScoreSettings(model=f"{unfit}:Scorer"))

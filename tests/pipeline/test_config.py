@@ -24,10 +24,10 @@ HEAD = "pool: p\nwork: w\n"
         ("mix: {recipes: [raw]}\ntrain: {scale: tiny, loss: x}\n", "train.loss"),
         ("train: {scale: tiny}\n", "train needs the stage 'mix'"),
         ("mix: {recipes: [raw]}\ntrain: {scale: huge}\n", "--scale huge: expected one of"),
-        ("mix: {recipes: [raw]}\ntrain: {seed: 3}\n", "a grid has `seeds`"),
-        ("mix: {recipes: [raw]}\ntrain: {devices: 3}\n", "does not divide by 3 devices"),
+        ("mix: {recipes: [raw]}\ntrain: {seed: 3}\n", "use `seeds`, a list"),
+        ("mix: {recipes: [raw]}\ntrain: {devices: 3}\n", "is not divisible by 3 devices"),
         ("evaluate: {tasks: imagenet1k}\n", "evaluate needs the stage 'train'"),
-        ("score: [\n", "not YAML"),
+        ("score: [\n", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_told_before_anything_runs(
@@ -35,9 +35,9 @@ def test_a_faulty_file_is_told_before_anything_runs(
 ) -> None:
     file = tmp_path / "p.yaml"
     file.write_text(HEAD + text)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         load_pipeline(str(file))
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_the_shipped_files_are_valid() -> None:

@@ -79,7 +79,7 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
     assert checkpoint.stat().st_mtime_ns == before
     assert pq.read_table(tmp_path / "work/results/cells.parquet").to_pylist() == cells
     content = yaml.safe_load(experiment.read_text())
-    content["train"]["devices"] = 2  # what is finished needs no such machine
+    content["train"]["devices"] = 2  # finished runs do not need two GPUs
     experiment.write_text(yaml.safe_dump(content))
     run_pipeline(load_pipeline(str(experiment)))
 
@@ -96,7 +96,7 @@ def test_force_trains_runs_of_other_settings_anew(
     run_pipeline(load_pipeline(str(experiment)))
     content["train"]["learning_rate"] = 0.01
     experiment.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match="holds a run with other scale, settings"):
+    with pytest.raises(UserError, match="contains a run with different scale, settings"):
         run_pipeline(load_pipeline(str(experiment)))
     run_pipeline(load_pipeline(str(experiment)), RunSettings(force=True))
     about = json.loads((tmp_path / "work/runs/raw-seed0/run.json").read_text())
@@ -104,22 +104,22 @@ def test_force_trains_runs_of_other_settings_anew(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"model": "ViT-B32"}, "unknown open_clip model"),
-        ({"open_clip": ["--no-such"]}, "does not take these arguments"),
+        ({"open_clip": ["--no-such"]}, "rejected these arguments"),
         ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
-        ({"exact": True, "samples": 15, "accumulate": 2}, "do not divide"),
-        ({"devices": 2}, "only where they are GPUs"),
+        ({"exact": True, "samples": 15, "accumulate": 2}, "divisible by"),
+        ({"devices": 2}, "multiple devices must be GPUs"),
     ],
 )
 def test_what_would_stop_the_first_run_is_told_before_anything_is_made(
-    experiment: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    experiment: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     content = yaml.safe_load(experiment.read_text())
     content["train"] |= changes
     experiment.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_pipeline(load_pipeline(str(experiment)))
     assert not (tmp_path / "work/first/samples").exists()
 

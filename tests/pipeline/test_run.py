@@ -1,4 +1,4 @@
-"""Whole pipelines: a folder of photos, a pool in DataComp's form, kills at random moments."""
+"""Whole pipelines: a folder of photos, a pool in DataComp's layout, kills at random times."""
 
 import json
 import random
@@ -27,7 +27,7 @@ TRAINED = STAGES + "probe: {{seeds: [0]}}\nreport: {{}}\n"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the report, which says when it was made."""
+    """Return the contents of every file except the report, which has a timestamp."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".html")
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
@@ -50,8 +50,8 @@ def test_a_folder_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_a_pool_in_datacomps_form(tmp_path: Path) -> None:
-    """12-digit keys with gaps for failed downloads, completion order, PAX headers with a
-    fractional mtime, suffixes in any order, parquet and stats files beside the tars."""
+    """Keys of 12 digits with gaps for failed downloads, samples in order of completion, PAX headers
+    with a fractional mtime, suffixes in any order, and parquet and stats files next to the tars."""
     pool, draw = tmp_path / "shards", random.Random(0)
     pool.mkdir()
     for shard in range(2):
@@ -151,7 +151,7 @@ def test_a_damaged_shard_costs_only_what_is_damaged(
         ("pool: a\nwork: b\ncaption: {mini: {top_k: 0}}", "caption.mini.top_k"),
         ("work: b", "pool"),
         ("- a", "expected a mapping"),
-        ("a: [", "not YAML"),
+        ("a: [", "invalid YAML"),
     ],
 )
 def test_a_faulty_file_is_one_line(
@@ -187,7 +187,7 @@ export: {{format: csv}}
 
 
 def test_a_file_does_what_the_commands_do(tmp_path: Path) -> None:
-    """Import and annotate too: SemDeDup and CLIPLoss from one file."""
+    """Includes import and annotate: SemDeDup and CLIPLoss from one file."""
     pool = write_pool(tmp_path / "pool", 2, 4)
     uids = [f"{shard * 100 + row:032x}" for shard in range(2) for row in range(4)]
     lines = [f"{uid},found {i}" for i, uid in enumerate(uids)]

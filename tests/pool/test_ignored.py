@@ -1,4 +1,4 @@
-"""What is said of files that are no part of a pool."""
+"""The summary of ignored files."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_ignored_files_are_counted_by_suffix(no_heif: None) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_folder_of_images_says_what_it_ignores(
+def test_ignored_files_of_an_image_folder_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, no_heif: None, remote: bool
 ) -> None:
     for name in ("a.jpg", "b.HEIC", "c.heic", "d.svg", "e.parquet", ".DS_Store", "a.txt", "f.json"):
@@ -46,13 +46,15 @@ def test_a_folder_of_images_says_what_it_ignores(
     assert record.getMessage() == f"pool {location}: 4 files ignored ({kinds})"
 
 
-def test_a_folder_of_nothing_else_is_told_what_would_read_it(tmp_path: Path, no_heif: None) -> None:
+def test_the_error_for_a_folder_of_only_ignored_files_names_the_package(
+    tmp_path: Path, no_heif: None
+) -> None:
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"in it; 1 file ignored \(.heic 1: pip install 'capmix\["):
+    with pytest.raises(UserError, match=r"found; 1 file ignored \(.heic 1: pip install 'capmix\["):
         open_pool(str(tmp_path))
 
 
-def test_beside_tars_only_images_are_of_interest(
+def test_beside_tars_only_ignored_images_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pool(tmp_path, 1, 1)
@@ -65,7 +67,7 @@ def test_beside_tars_only_images_are_of_interest(
     assert caplog.messages == [f"pool {tmp_path}: 1 file ignored (.jpg 1)"]
 
 
-def test_texts_beside_images_are_not_of_interest(
+def test_sidecars_are_not_reported_as_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(image_bytes(0))

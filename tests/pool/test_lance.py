@@ -1,4 +1,4 @@
-"""Lance datasets as pools. Skipped where the package is not installed."""
+"""Lance datasets as pools. Skipped if the package is not installed."""
 
 import os
 import shutil
@@ -97,7 +97,7 @@ def test_a_fingerprint_is_of_the_bytes_and_not_of_the_owner(tmp_path: Path) -> N
 
 
 def test_data_workers_of_a_training_run_do_not_read_it(tmp_path: Path) -> None:
-    """They are forked, and Lance can hang there."""
+    """Data workers are forked, and Lance can hang in a forked process."""
     write_dataset(tmp_path / "pool.lance")
     work = open_workspace(str(tmp_path / "pool.lance"), str(tmp_path / "work"))
     work.mix("raw")
@@ -109,7 +109,7 @@ def test_data_workers_of_a_training_run_do_not_read_it(tmp_path: Path) -> None:
     ]
 
 
-def test_a_deleted_row_changes_its_fragment_alone_and_no_other_key(tmp_path: Path) -> None:
+def test_a_deleted_row_changes_only_its_fragment_and_no_other_key(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "pool.lance")
     before = open_pool(str(tmp_path / "pool.lance"))
     dataset.delete(f"uid = '{100:032x}'")
@@ -117,10 +117,10 @@ def test_a_deleted_row_changes_its_fragment_alone_and_no_other_key(tmp_path: Pat
     assert after.shards[0] == before.shards[0]
     assert after.shards[1].fingerprint != before.shards[1].fingerprint
     assert [one.key for one in after.read(after.shards[1])] == ["000000001", "000000002"]
-    assert len(list(before.read(before.shards[1]))) == 3  # its version is read as it was listed
+    assert len(list(before.read(before.shards[1]))) == 3  # reads the version that was listed
 
 
-def test_a_column_that_takes_another_name_changes_every_fragment(tmp_path: Path) -> None:
+def test_renaming_a_column_changes_every_fragment(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "pool.lance")
     before = open_pool(str(tmp_path / "pool.lance")).shards
     dataset.alter_columns({"path": "caption", "name": "text"})
@@ -128,7 +128,7 @@ def test_a_column_that_takes_another_name_changes_every_fragment(tmp_path: Path)
     assert not {one.fingerprint for one in before} & {one.fingerprint for one in after}
 
 
-def test_bad_rows_are_counted_as_those_of_parquet(tmp_path: Path) -> None:
+def test_bad_rows_are_counted_as_in_parquet_pools(tmp_path: Path) -> None:
     lance = pytest.importorskip("lance")
     about: list[dict[str, Any]] = rows(0, 4)
     about[0]["uid"], about[1]["jpg"], about[3]["uid"] = "no/uid", None, about[2]["uid"]
@@ -169,27 +169,27 @@ def test_a_data_file_that_cannot_be_read_is_one_failed_row(
 def test_what_leads_out_of_the_dataset_is_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "pool.lance")
     dataset.shallow_clone(str(tmp_path / "clone.lance"), dataset.version)
-    with pytest.raises(UserError, match="fragment 0 of the Lance dataset has data in another pl"):
+    with pytest.raises(UserError, match="fragment 0 of the Lance dataset refers to data outs"):
         open_pool(str(tmp_path / "clone.lance"))
     (tmp_path / "pool.lance/data/other.lance").symlink_to("/etc/passwd")
-    with pytest.raises(UserError, match="regular files only; 1 entry skipped"):
+    with pytest.raises(UserError, match="only regular files; 1 entry skipped"):
         open_pool(str(tmp_path / "pool.lance"))
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "pool.lance/data/other.lance").unlink()
     os.rename(tmp_path / "fifo", tmp_path / "pool.lance/_versions/fifo")
-    with pytest.raises(UserError, match=r"1 FIFO\), such as '_versions/fifo'"):
+    with pytest.raises(UserError, match=r"1 FIFO\), for example '_versions/fifo'"):
         open_pool(str(tmp_path / "pool.lance"))
 
 
-def test_what_is_no_pool_of_images_is_one_line(tmp_path: Path) -> None:
+def test_a_dataset_that_is_not_a_pool_of_images_is_a_one_line_error(tmp_path: Path) -> None:
     lance = pytest.importorskip("lance")
     lance.write_dataset(pa.table({"text": ["a"]}), str(tmp_path / "t.lance"))
-    with pytest.raises(UserError, match="no column of image bytes in the Lance dataset"):
+    with pytest.raises(UserError, match="the Lance dataset has no column of image bytes"):
         open_pool(str(tmp_path / "t.lance"))
     (tmp_path / "empty.lance").mkdir()
-    with pytest.raises(UserError, match="no Lance dataset that can be read"):
+    with pytest.raises(UserError, match="cannot read the Lance dataset"):
         open_pool(str(tmp_path / "empty.lance"))
-    with pytest.raises(UserError, match="read from a local disk alone"):
+    with pytest.raises(UserError, match="only from a local disk"):
         open_pool("memory://bucket/pool.lance")
     blob = pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
     table = pa.table([pa.array([b"x"], pa.large_binary())], pa.schema([blob]))
@@ -199,12 +199,12 @@ def test_what_is_no_pool_of_images_is_one_line(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "t.lance", tmp_path / "broken.lance")
     for manifest in (tmp_path / "broken.lance/_versions").glob("*.manifest"):
         manifest.write_bytes(b"\xff" * 300)
-    with pytest.raises(UserError, match="no Lance dataset that can be read") as told:
+    with pytest.raises(UserError, match="cannot read the Lance dataset") as raised:
         open_pool(str(tmp_path / "broken.lance"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_without_the_package_one_line_installs_it(tmp_path: Path) -> None:
+def test_without_the_package_the_error_names_the_install_command(tmp_path: Path) -> None:
     (tmp_path / "p.lance/_versions").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", NO_LANCE, "caption", "p.lance", "--work", "W", "--source", "a"],
@@ -212,5 +212,5 @@ def test_without_the_package_one_line_installs_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "capmix: pool p.lance: Lance needs a package: pip install 'capmix[lance]'"
+        "capmix: pool p.lance: Lance is not installed: pip install 'capmix[lance]'"
     ]

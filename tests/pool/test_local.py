@@ -32,7 +32,7 @@ def keys(pool: Pool) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A pool of one image, whose folder has a neighbour that is not part of it."""
+    """A pool of one image, beside a folder that is not part of it."""
     for name in ("pool", "outside/deep"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "pool/good.jpg").write_bytes(image_bytes(1))
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def odd_entries(folder: Path) -> None:
-    """One of each kind that is skipped, and what is of no interest."""
+    """Add one entry of each kind that is skipped, and some that are ignored."""
     (folder / "a.jpg").symlink_to("../outside/secret.jpg")
     (folder / "b.jpg").symlink_to(folder.parent / "outside/secret.jpg")
     (folder / "broken.png").symlink_to("nowhere.png")
@@ -69,15 +69,13 @@ def test_what_is_no_regular_file_in_the_pool_is_skipped_and_reported(
     record, ignored = caplog.records
     assert record.getMessage() == (
         f"pool {folder}: 10 entries skipped (2 broken links, 2 links that leave the pool, 2 names "
-        "that are not UTF-8, 1 FIFO, 1 device, 1 linked folder, 1 socket), such as 'a.jpg'. "
-        "Read what links lead to with --follow-links"
+        "that are not UTF-8, 1 FIFO, 1 device, 1 linked folder, 1 socket), for example 'a.jpg'. "
+        "Use --follow-links to read linked files and folders"
     )
     assert ignored.getMessage() == f"pool {folder}: 1 file ignored (.md 1)"
 
 
-def test_links_are_followed_where_that_is_asked_for(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_links_are_followed_on_request(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd_entries(folder)
     pool = open_pool(str(folder), follow_links=True)
     found = ["a.jpg", "b.jpg", "good.jpg", "linked/deep/more.jpg", "linked/secret.jpg"]
@@ -86,24 +84,24 @@ def test_links_are_followed_where_that_is_asked_for(
     record, ignored = caplog.records
     assert record.getMessage() == (
         f"pool {folder}: 7 entries skipped (2 broken links, 2 names that are not UTF-8, 1 FIFO, "
-        "1 device, 1 socket), such as 'broken.png'"
+        "1 device, 1 socket), for example 'broken.png'"
     )
     assert ignored.getMessage() == f"pool {folder}: 2 files ignored (.md 2)"
 
 
-def test_an_example_of_what_is_skipped_steers_no_terminal(
+def test_control_characters_in_a_skipped_name_are_escaped(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     os.mkfifo(folder / "\x1b[31m\nx\u202e.jpg")
     open_pool(str(folder))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"pool {folder}: 1 entry skipped (1 FIFO), such as '\\x1b[31m\\nx\\u202e.jpg'"
+        f"pool {folder}: 1 entry skipped (1 FIFO), for example '\\x1b[31m\\nx\\u202e.jpg'"
     )
 
 
 def test_links_inside_the_pool_are_read(folder: Path) -> None:
-    """As git-annex has them, and where the pool's own path is a link."""
+    """Links as git-annex creates them; also if the pool's own path is a link."""
     (folder / "sub").mkdir()
     (folder / "sub/link.jpg").symlink_to("../good.jpg")
     (folder / "absolute.jpg").symlink_to(folder / "good.jpg")
@@ -117,7 +115,7 @@ def test_links_inside_the_pool_are_read(folder: Path) -> None:
 def test_a_folder_is_listed_once_whatever_links_lead_to_it(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To itself, to one that holds it, and 2^20 ways to one folder."""
+    """Links to the folder itself, to its parent, and 2^20 paths to one folder."""
     (folder / "self").symlink_to(".", target_is_directory=True)
     (folder / "up").symlink_to("..", target_is_directory=True)
     for level in range(20):
@@ -131,7 +129,7 @@ def test_a_folder_is_listed_once_whatever_links_lead_to_it(
     outside = ["up/outside/deep/more.jpg", "up/outside/secret.jpg"]
     assert keys(pool) == ["d20/x.jpg", "good.jpg", *outside]
     (record,) = caplog.records
-    assert "42 links to folders that are listed before" in record.getMessage()
+    assert "42 links to folders that are already listed" in record.getMessage()
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "broken", "loop"])
@@ -139,7 +137,7 @@ def test_a_folder_is_listed_once_whatever_links_lead_to_it(
 def test_a_sample_whose_text_is_skipped_is_a_failed_row(
     folder: Path, kind: str, suffix: str
 ) -> None:
-    """Without its json it would have another uid, and without its txt no text."""
+    """Without its JSON the sample would have another uid; without its txt it would have no text."""
     sidecar = folder / f"good.{suffix}"
     if kind == "fifo":
         os.mkfifo(sidecar)
@@ -159,7 +157,7 @@ def test_a_file_that_is_replaced_after_the_listing_is_a_failed_row(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait(_: float) -> None:
-        raise AssertionError("what waiting does not fix is not waited for")
+        raise AssertionError("permanent errors are not retried")
 
     monkeypatch.setattr("capmix.storage.filesystem.time.sleep", wait)
     (folder / "sub").mkdir()
@@ -179,7 +177,8 @@ def test_a_file_that_is_replaced_after_the_listing_is_a_failed_row(
         (folder / "sub/secret.jpg").symlink_to(target)
     (bad,) = [s for s in pool.read(pool.shards[0]) if isinstance(s, BadSample)]
     assert (bad.key, bad.reason) == ("sub/secret.jpg", "unreadable_file")
-    expected = "not a regular file" if kind in ("fifo", "socket") else "--follow-links reads it"
+    is_special = kind in ("fifo", "socket")
+    expected = "not a regular file" if is_special else "use --follow-links to read it"
     assert expected in bad.detail
     assert len(reasons(pool)) == 2
 
@@ -199,14 +198,14 @@ def test_a_shard_that_is_replaced_by_a_fifo_is_a_failed_row(
     assert "not a regular file" in found.detail
 
 
-def test_a_pool_of_links_alone_says_how_they_are_read(tmp_path: Path) -> None:
-    """As the Hub's cache has them."""
+def test_the_error_for_a_pool_of_links_names_follow_links(tmp_path: Path) -> None:
+    """The Hub's cache has this structure."""
     write_pool(tmp_path / "blobs", 2, 1)
     (tmp_path / "snapshot").mkdir()
     for number in range(2):
         name = f"{number:05d}.tar"
         (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
-    with pytest.raises(UserError, match=r"2 links that leave the pool.*with --follow-links$"):
+    with pytest.raises(UserError, match=r"2 links that leave the pool.*Use --follow-links to"):
         open_pool(str(tmp_path / "snapshot"))
     for location, links in (("", True), ("/{00000..00001}.tar", False)):
         pool = open_pool(f"{tmp_path}/snapshot{location}", links)
@@ -215,7 +214,7 @@ def test_a_pool_of_links_alone_says_how_they_are_read(tmp_path: Path) -> None:
     assert list(reasons(named).values()) == ["ok"]
 
 
-def test_the_fingerprint_of_a_link_follows_what_it_leads_to(folder: Path) -> None:
+def test_the_fingerprint_of_a_link_depends_on_its_target(folder: Path) -> None:
     target = folder.parent / "outside/secret.jpg"
     (folder / "a.jpg").symlink_to(target)
     before = open_pool(str(folder), follow_links=True).shards
@@ -234,16 +233,16 @@ def test_names_that_are_not_utf8_are_skipped_among_tars_and_read_inside_them(
     counts = work.index()
     assert counts is not None
     assert (counts.ok, counts.total) == (1, 1)
-    assert "(2 names that are not UTF-8), such as 'caf\\udce9.tar'" in caplog.text
+    assert "(2 names that are not UTF-8), for example 'caf\\udce9.tar'" in caplog.text
 
 
 def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 100)
     assert read_local(str(tmp_path), "a", 100, False) == b"x" * 100
-    with pytest.raises(FileTooLargeError, match="at most 99 bytes are read"):
+    with pytest.raises(FileTooLargeError, match="larger than the limit of 99 bytes"):
         read_local(str(tmp_path), "a", 99, False)
-    if Path("/proc/self/maps").exists():  # a regular file that has no size
-        with pytest.raises(FileTooLargeError, match="at most 99 bytes are read"):
+    if Path("/proc/self/maps").exists():  # a regular file that reports no size
+        with pytest.raises(FileTooLargeError, match="larger than the limit of 99 bytes"):
             read_local("/proc/self", "maps", 99, True)
     with open_local(str(tmp_path), "a", False) as stream:
         assert stream.read(3) == b"xxx"
@@ -262,7 +261,7 @@ def test_opening_files_leaves_no_descriptor_open(folder: Path) -> None:
 
 
 def linked_pool(tmp_path: Path) -> Path:
-    """Two folders of tars behind links."""
+    """Write a pool of two linked folders of tars."""
     for number in range(2):
         write_pool(tmp_path / f"disk{number}", 1, 3)
         (tmp_path / "pool").mkdir(exist_ok=True)
@@ -305,7 +304,7 @@ def test_commands_have_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["run", str(file)]) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are UTF-8")
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 on other systems")
 def test_a_pool_whose_own_name_is_not_utf8_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

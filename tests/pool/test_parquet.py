@@ -15,7 +15,7 @@ from capmix.workspace import open_workspace
 
 
 def write_dataset(folder: Path, rows: int = 6) -> Path:
-    """As Hugging Face datasets writes images: a struct of bytes and path."""
+    """Write images as Hugging Face datasets does: a struct of bytes and path."""
     (folder / "data").mkdir(parents=True)
     for part in range(2):
         numbers = range(part * rows, (part + 1) * rows)
@@ -43,7 +43,7 @@ def test_a_dataset_with_images_is_a_pool(tmp_path: Path) -> None:
     assert few == [found[9], found[11]]
 
 
-def test_faulty_rows_are_named_and_neighbours_stay(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_and_the_others_are_read(tmp_path: Path) -> None:
     table = pa.table(
         {
             "image": pa.array([b"x", image_bytes(1), None, image_bytes(2)], pa.binary()),
@@ -58,7 +58,7 @@ def test_faulty_rows_are_named_and_neighbours_stay(tmp_path: Path) -> None:
     assert reasons == ["bad_uid", "ok", "no_image", "duplicate_uid", "unreadable_shard"]
 
 
-def test_the_whole_loop_takes_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stages_accept_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "d")
     monkeypatch.chdir(tmp_path)
     for command in (
@@ -76,7 +76,7 @@ def test_the_whole_loop_takes_a_dataset(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def write_metadata(folder: Path, rows: int = 200) -> tuple[list[str], np.ndarray]:
-    """DataComp's metadata files, without the columns that do not matter here."""
+    """Write DataComp's metadata files, without irrelevant columns."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     uids = [draw.bytes(16).hex() for _ in range(2 * rows)]
@@ -106,7 +106,7 @@ def pairs(uids: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.9])
 def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fraction: float) -> None:
-    """apply_filter.py: the (n + 1)-th largest, n = int(len * fraction); then score >= it."""
+    """As apply_filter.py does: score >= the (n + 1)-th largest, with n = int(len * fraction)."""
     uids, scores = write_metadata(tmp_path / "metadata")
     threshold = -np.sort(-scores)[int(len(scores) * fraction)]
     expected = pairs([u for u, s in zip(uids, scores, strict=True) if s >= threshold])
@@ -115,7 +115,7 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     settings = MixSettings(npy=True)
     assert np.isnan(scores).any()
     if np.isnan(threshold):
-        with pytest.raises(UserError, match="DataComp keeps none"):
+        with pytest.raises(UserError, match="DataComp's rule keeps none"):
             work.mix("datacomp-clip-score", settings, **parameters, out="top")
     else:
         work.mix("datacomp-clip-score", settings, **parameters, out="top")
@@ -131,19 +131,19 @@ def test_clip_score_of_metadata_equals_datacomps_baseline(tmp_path: Path, fracti
     assert work.mix("distinct-images").summary.kept == 7
 
 
-def test_metadata_alone_cannot_be_captioned(tmp_path: Path) -> None:
+def test_a_pool_of_only_metadata_cannot_be_captioned(tmp_path: Path) -> None:
     write_metadata(tmp_path / "metadata")
     work = open_workspace(str(tmp_path / "metadata"), str(tmp_path / "w"))
-    with pytest.raises(UserError, match="holds metadata without images"):
+    with pytest.raises(UserError, match="has metadata but no images"):
         work.caption("mini", model="mini")
     work.mix("raw")
     work.export("raw", str(tmp_path / "out"), format="csv")
-    with pytest.raises(UserError, match="holds metadata without images"):
+    with pytest.raises(UserError, match="has metadata but no images"):
         work.export("raw", str(tmp_path / "out2"))
 
 
 def test_tars_come_before_tables(tmp_path: Path) -> None:
-    """DataComp's shards have a parquet file beside each tar."""
+    """DataComp's pools have a parquet file beside each tar."""
     write_pool(tmp_path / "p", shards=1, samples=2)
     pq.write_table(pa.table({"uid": ["x"]}), tmp_path / "p/00000.parquet")
     assert (
@@ -152,7 +152,7 @@ def test_tars_come_before_tables(tmp_path: Path) -> None:
     )
 
 
-def test_odd_types_and_broken_files_cost_no_neighbour(tmp_path: Path) -> None:
+def test_odd_types_and_broken_files_do_not_affect_other_files(tmp_path: Path) -> None:
     folder = tmp_path / "metadata"
     folder.mkdir()
     (folder / "0.parquet").write_bytes(b"PAR1 broken")
@@ -192,4 +192,4 @@ def test_a_file_with_two_columns_of_one_name_is_a_shard_that_cannot_be_read(
         work.index()
         rows = work.store.read_table("samples/b.parquet").to_pylist()
         assert [row["reason"] for row in rows] == ["unreadable_shard"]
-        assert f"2 columns are called '{name}'" in rows[0]["detail"]
+        assert f"2 columns are named '{name}'" in rows[0]["detail"]

@@ -1,4 +1,4 @@
-"""What names a pool: directories, files and patterns, and several of them."""
+"""Locations of a pool: directories, files, patterns and combinations of them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from capmix.workspace import open_workspace
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tars in a/, b/train/ and c/train/, and photos."""
+    """Tars in a/, b/train/ and c/train/, images in photos/ and more/photos/."""
     folder = tmp_path_factory.mktemp("pools")
     write_pool(folder / "a", 3, 1)
     for name in ("b/train", "c/train"):
@@ -43,13 +43,13 @@ def samples(pool: Pool) -> list[Sample]:
 @pytest.mark.parametrize(
     "pattern", ["a/*.tar", "a/{00000..00002}.tar", "a/[0-2]*.tar", "a/0000{0,1,2}.tar", "a/*"]
 )
-def test_a_pattern_of_one_folder_gives_the_shards_of_the_folder(root: Path, pattern: str) -> None:
+def test_a_pattern_in_one_folder_yields_the_shards_of_the_folder(root: Path, pattern: str) -> None:
     expected = open_pool(str(root / "a")).shards
     assert open_pool(f"{root}/{pattern}").shards == expected
     assert open_pool(f"file://{root}/{pattern}").shards == expected
 
 
-def test_what_a_shell_expands_gives_the_shards_of_the_folder(root: Path) -> None:
+def test_files_expanded_by_a_shell_yield_the_shards_of_the_folder(root: Path) -> None:
     files = sorted(str(path) for path in (root / "a").glob("*.tar"))
     assert open_pool(files).shards == open_pool(str(root / "a")).shards
     assert open_pool([*files[::-1], files[0]]).shards == open_pool(str(root / "a")).shards
@@ -67,7 +67,7 @@ def test_what_a_shell_expands_gives_the_shards_of_the_folder(root: Path) -> None
         ["[bc]/**/*.tar"],
     ],
 )
-def test_shards_of_several_folders_are_named_by_what_sets_the_folders_apart(
+def test_shards_of_several_folders_are_named_by_the_differing_part_of_the_path(
     root: Path, places: list[str]
 ) -> None:
     pool = open_pool([f"{root}/{place}" for place in places])
@@ -102,27 +102,29 @@ def test_images_that_are_named_bring_their_texts(root: Path, places: list[str]) 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (["x*.tar"], "no tar, image or parquet file matches"),
+        (["x*.tar"], "no matching tar, image or parquet file"),
         (["a/{0..1}.tar"], "No such file or directory: '.*/a/0.tar'"),
         (["a/{0..9999999}.tar"], "over 1,000,000 names"),
-        (["a", "photos"], "a holds tars, and .*photos images; a pool is of one kind"),
-        (["a/00000.tar", "photos/0.jpg"], "holds tars, and .*images; a pool is of one kind"),
-        (["*"], "a pool is of one kind"),
-        (["b", "b/train"], "it is in .*/b, which is named too"),
-        (["b", "b/train/00000.tar"], "it is in .*/b, which is named too"),
-        (["b", "b/"], "named twice"),
+        (["a", "photos"], "a holds tars, but .*photos holds images; give only one kind"),
+        (["a/00000.tar", "photos/0.jpg"], "holds tars, but .* holds images; give only one kind"),
+        (["*"], "give only one kind"),
+        (["b", "b/train"], "it is inside .*/b, which is also given"),
+        (["b", "b/train/00000.tar"], "it is inside .*/b, which is also given"),
+        (["b", "b/"], "given twice"),
         (["a", "none"], "none: no such file or directory"),
     ],
 )
-def test_what_is_no_pool_is_one_clear_line(root: Path, places: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message) as told:
+def test_locations_that_are_not_a_pool_are_a_one_line_error(
+    root: Path, places: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
         open_pool([f"{root}/{place}" for place in places])
-    assert "\n" not in str(told.value)
-    with pytest.raises(UserError, match="`embedded` is a pool of its own"):
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="`embedded` cannot be combined with other locations"):
         open_pool(["embedded", f"{root}/a"])
 
 
-def test_patterns_of_a_bucket_are_looked_up_there(root: Path) -> None:
+def test_patterns_in_a_bucket_are_matched_in_the_bucket(root: Path) -> None:
     memory = fsspec.filesystem("memory")
     for place in ("a", "b"):
         memory.put(str(root / "b/train"), f"/bucket/{place}", recursive=True)
@@ -152,7 +154,7 @@ def test_links_that_a_pattern_finds_are_skipped_where_they_leave_its_folder(
     os.mkfifo(tmp_path / "p/fifo.tar")
     pattern = f"{tmp_path}/p/*.tar"
     assert names(open_pool(pattern)) == ["00000", "inner"]
-    assert "2 entries skipped (1 FIFO, 1 link that leaves the pool), such as" in caplog.text
+    assert "2 entries skipped (1 FIFO, 1 link that leaves the pool), for example" in caplog.text
     assert names(open_pool(pattern, follow_links=True)) == ["00000", "inner", "link"]
     assert names(open_pool(f"{tmp_path}/p/link.tar")) == ["link"]
 
@@ -191,7 +193,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
 
 @pytest.fixture
 def linked(tmp_path: Path) -> Path:
-    """Two images in d/a, and links that lead back up and sideways."""
+    """Two images in d/a, and links to its parent and siblings."""
     (tmp_path / "d/a").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"d/a/{i}.jpg").write_bytes(image_bytes(i))
@@ -212,16 +214,16 @@ def test_a_pattern_finds_each_file_once_whatever_links_lead_to_it(
         linked / "d/a/1.jpg",
     ]
     if pattern != "*/a/*":
-        kind = "links to folders that are listed before" if follow_links else "linked folders"
+        kind = "links to folders that are already listed" if follow_links else "linked folders"
         assert kind in caplog.text
 
 
-def test_a_folder_of_a_pattern_that_is_a_link_is_read_where_links_are_followed(
+def test_a_linked_folder_that_matches_a_pattern_is_read_if_links_are_followed(
     linked: Path, tmp_path: Path
 ) -> None:
     (linked / "e").mkdir()
     (linked / "e/there").symlink_to(linked / "d/a")
-    with pytest.raises(UserError, match="1 linked folder.*Read what links lead to with --follow"):
+    with pytest.raises(UserError, match="1 linked folder.*Use --follow-links to read"):
         open_pool(f"{linked}/e/*/*.jpg")
     assert len(samples(open_pool(f"{linked}/e/*/*.jpg", follow_links=True))) == 2
     assert len(samples(open_pool(f"{linked}/e/**/*.jpg", follow_links=True))) == 2
@@ -229,13 +231,13 @@ def test_a_folder_of_a_pattern_that_is_a_link_is_read_where_links_are_followed(
 
 def test_a_file_that_two_places_name_is_refused(linked: Path) -> None:
     for pattern in ("*/*.jpg", "**/*.jpg"):
-        with pytest.raises(UserError, match=r"d/a/0.jpg is in two of the places; name it once"):
+        with pytest.raises(UserError, match=r"d/a/0.jpg is matched by two locations; give it once"):
             open_pool([f"{linked}/d/{pattern}", f"{linked}/d/a"])
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar in each of three folders, and a link to one that is around two of them."""
+    """A tar in each of three folders, and a link to a folder that contains two of them."""
     folder = tmp_path_factory.mktemp("tree")
     for name in ("s/a", "s/a/b", "t/a"):
         write_pool(folder / name, 1, 1)
@@ -256,7 +258,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("s/a/*", ["s/a/x"], ["s/b"]),
     ],
 )
-def test_a_pattern_holds_the_directories_whose_exports_it_would_find(
+def test_a_pattern_holds_the_directories_whose_exports_it_would_match(
     tree: Path, pattern: str, inside: list[str], outside: list[str]
 ) -> None:
     pool = open_pool(f"{tree}/{pattern}")
@@ -275,7 +277,7 @@ def test_a_pattern_holds_the_directories_whose_exports_it_would_find(
         ("s/**/*.tar", ["s/work"], ["."]),
     ],
 )
-def test_a_pattern_holds_the_work_directories_whose_files_it_would_find(
+def test_a_pattern_holds_the_work_directories_whose_files_it_would_match(
     tree: Path, pattern: str, inside: list[str], outside: list[str]
 ) -> None:
     pool = open_pool(f"{tree}/{pattern}")
@@ -283,7 +285,7 @@ def test_a_pattern_holds_the_work_directories_whose_files_it_would_find(
     assert [one for one in outside if pool.holds(f"{tree}/{one}", is_work=True)] == []
 
 
-def test_an_export_that_its_own_pattern_would_find_is_refused(tmp_path: Path) -> None:
+def test_an_export_that_the_pools_pattern_would_match_is_refused(tmp_path: Path) -> None:
     write_pool(tmp_path / "s/a", 1, 1)
     pattern = f"{tmp_path}/s/*/*.tar"
     work = open_workspace(pattern, str(tmp_path / "w"))

@@ -22,7 +22,7 @@ def reasons(found: list[Sample | BadSample]) -> list[str]:
     return [sample.reason if isinstance(sample, BadSample) else "ok" for sample in found]
 
 
-def test_reads_members_as_they_lie() -> None:
+def test_members_are_read_unchanged() -> None:
     members = sample_members("a", 1, "one") + sample_members("b", 2, "two")
     first, second = read(tar_bytes(members))
     assert isinstance(first, Sample)
@@ -40,10 +40,10 @@ def test_reads_every_tar_form_with_suffixes_in_any_order(form: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 3])
 @pytest.mark.parametrize("other", ["tif", "HEIC"])
-def test_an_image_of_another_format_counts_where_there_is_none_that_other_readers_know(
+def test_an_image_of_another_format_counts_if_there_is_none_in_a_common_format(
     other: str, at: int
 ) -> None:
-    """So that a sample of an indexed pool stays what it is."""
+    """Supporting another format must not change the samples of pools indexed before."""
     members = sample_members("a", 1, "one")
     alone = read(tar_bytes([(f"a.{other}", b"x"), *members[1:]]))[0]
     assert isinstance(alone, Sample)
@@ -56,7 +56,7 @@ def test_an_image_of_another_format_counts_where_there_is_none_that_other_reader
     assert reasons(two) == ["two_images"]
 
 
-def test_uid_without_json_depends_on_shard_and_key_alone() -> None:
+def test_uid_without_json_depends_only_on_shard_and_key() -> None:
     members = [("a.jpg", image_bytes(1)), ("a.txt", b"x")]
     (sample,) = read(tar_bytes(members))
     (again,) = read(tar_bytes(list(reversed(members))))
@@ -66,7 +66,7 @@ def test_uid_without_json_depends_on_shard_and_key_alone() -> None:
     assert len(sample.uid) == 32
 
 
-def test_caption_of_json_stands_in_for_a_missing_txt() -> None:
+def test_the_caption_in_the_json_replaces_a_missing_txt() -> None:
     members = sample_members("a", 1, None, caption="from json") + sample_members("b", 2, None)
     first, second = read(tar_bytes(members))
     assert isinstance(first, Sample)
@@ -109,7 +109,7 @@ def test_pickles_links_and_paths_never_come_out() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<!doctype html><title>404</title>" * 40])
-def test_what_is_no_tar_is_one_failed_row(data: bytes) -> None:
+def test_bytes_that_are_not_a_tar_are_one_failed_row(data: bytes) -> None:
     assert reasons(read(data)) == ["not_a_tar"]
 
 
@@ -117,7 +117,7 @@ def test_an_empty_tar_has_no_rows() -> None:
     assert read(tar_bytes([])) == []
 
 
-def test_a_truncated_tar_keeps_what_lies_before_the_break() -> None:
+def test_a_truncated_tar_keeps_the_samples_before_the_break() -> None:
     members = [m for i in range(4) for m in sample_members(f"k{i}", i)]
     whole = tar_bytes(members, tarfile.USTAR_FORMAT)
     third = len(tar_bytes(members[:6], tarfile.USTAR_FORMAT).rstrip(b"\0"))
@@ -128,9 +128,12 @@ def test_a_truncated_tar_keeps_what_lies_before_the_break() -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
-def test_a_break_at_any_place_costs_no_sample_that_lies_before_it(form: int) -> None:
-    """At a header, between members or inside one: only the block of zeros ends a tar. A sample like
-    those before it is kept where its last byte is there, the first one where another one begins."""
+def test_a_break_at_any_place_loses_no_sample_before_it(form: int) -> None:
+    """Cut at a header, between members or inside one: a tar ends only with a block of zeros.
+
+    A sample with the members of earlier samples is kept if its last byte is present; the first
+    sample is kept once the next one begins.
+    """
     samples = [sample_members(f"k{i}", i) for i in range(4)]
     whole = tar_bytes([m for sample in samples for m in sample], form)
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
@@ -148,7 +151,7 @@ def test_a_break_at_any_place_costs_no_sample_that_lies_before_it(form: int) -> 
 
 
 def broken_after(*samples: str) -> bytes:
-    """A tar of samples k0, k1, ... with members of these suffixes, and 600 bytes of no header."""
+    """A tar of samples k0, k1, ... with members of these suffixes, and 600 bytes of garbage."""
     members = [(f"k{i}.{s}", b"{}") for i, sample in enumerate(samples) for s in sample.split()]
     whole = tar_bytes(members, tarfile.USTAR_FORMAT)
     return whole[: 1024 * len(members)] + b"x" * 600
@@ -170,7 +173,7 @@ def broken_after(*samples: str) -> bytes:
         (["jpg txt", "depth.png txt"], 1),
     ],
 )
-def test_a_sample_at_a_break_is_whole_if_it_has_what_all_before_it_have(
+def test_a_sample_at_a_break_is_complete_if_it_has_the_members_of_all_before_it(
     samples: list[str], kept: int
 ) -> None:
     found = read(broken_after(*samples))
@@ -178,8 +181,8 @@ def test_a_sample_at_a_break_is_whole_if_it_has_what_all_before_it_have(
     assert reasons(found)[-1] == "truncated_shard"
 
 
-def test_a_sample_whose_last_member_breaks_off_is_not_whole() -> None:
-    """Nor is one where that member is of no interest: more of the sample may have followed it."""
+def test_a_sample_whose_last_member_is_truncated_is_incomplete() -> None:
+    """Even if that member is ignored, since more of the sample may have followed it."""
     for suffix in ("txt", "npy"):
         members = [(f"k{i}.{s}", b"{}" * 400) for i in range(2) for s in ("jpg", suffix)]
         whole = tar_bytes(members, tarfile.USTAR_FORMAT).rstrip(b"\0")
@@ -187,14 +190,14 @@ def test_a_sample_whose_last_member_breaks_off_is_not_whole() -> None:
         assert reasons(read(whole[:-1])) == ["ok", "truncated_shard"]
 
 
-def test_a_broken_header_in_the_middle_is_told() -> None:
+def test_a_broken_header_in_the_middle_is_reported() -> None:
     members = [m for key in "abc" for m in sample_members(key, ord(key))]
     whole = bytearray(tar_bytes(members, tarfile.GNU_FORMAT))
     start = whole.index(b"c.jpg\0")
     whole[start : start + 512] = b"x" * 512
     found = read(bytes(whole))
     assert reasons(found) == ["ok", "ok", "truncated_shard"]
-    assert "breaks off after member b.txt" in found[-1].detail  # type: ignore[union-attr]
+    assert "broken after member b.txt" in found[-1].detail  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -202,15 +205,17 @@ def test_a_broken_header_in_the_middle_is_told() -> None:
 def test_names_of_one_tar_are_bounded_together(
     form: int, letter: str, read_before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is below the bound of one name. A name with a character that is not ASCII counts four
-    bytes a character."""
+    """Each name is below the limit of a single name.
+
+    A name with a non-ASCII character counts as four bytes per character.
+    """
     monkeypatch.setattr("capmix.pool.tar_members.MAX_NAMES_BYTES", 1 << 20)
     long = "a" * 4050 + letter
     members = [(f"{long}{i:05d}.png", b"") for i in range(300)]
     found = read(tar_bytes(members, form))
     assert reasons(found) == ["ok"] * read_before + ["too_many_bytes"]
     detail = found[-1].detail  # type: ignore[union-attr]
-    assert "names of members hold over 1 MiB" in detail
+    assert "member names exceed 1 MiB" in detail
     assert len(detail) < 400
 
 
@@ -221,7 +226,7 @@ def test_gzip_is_read_too() -> None:
 
 
 @given(st.lists(st.sampled_from(["good", *BAD]), max_size=8), st.integers(0, 100))
-def test_every_group_of_members_gives_one_row(kinds: list[str], seed: int) -> None:
+def test_every_group_of_members_yields_one_row(kinds: list[str], seed: int) -> None:
     members, groups = sample_members("first", 10**6), 1
     for number, kind in enumerate(kinds):
         if kind in ("duplicate_uid", "duplicate_key"):

@@ -1,4 +1,4 @@
-"""Against Python's own tarfile."""
+"""Compare with Python's tarfile."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ name = st.text("abcé/._-", min_size=1, max_size=230).filter(lambda n: n.strip("
 
 
 @given(st.lists(st.tuples(name, st.binary(max_size=1500))), st.sampled_from(FORMS), st.booleans())
-def test_names_and_bytes_are_tarfiles(
+def test_names_and_bytes_equal_those_of_tarfile(
     members: list[tuple[str, bytes]], form: int, packed: bool
 ) -> None:
     out = io.BytesIO()
@@ -31,7 +31,7 @@ def test_names_and_bytes_are_tarfiles(
             try:
                 archive.addfile(info, io.BytesIO(data))
             except ValueError:
-                assert form == tarfile.USTAR_FORMAT  # the name is too long for it
+                assert form == tarfile.USTAR_FORMAT  # the name is too long for USTAR
                 return
     expected = []
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
@@ -61,14 +61,14 @@ def test_large_members_are_skipped_and_read(packed: bool) -> None:
 
 
 @given(st.binary(max_size=2000))
-def test_other_bytes_are_told(data: bytes) -> None:
+def test_bytes_that_are_not_a_tar_raise(data: bytes) -> None:
     if len(data) >= 512 and not any(data[:512]):
         return
     with pytest.raises((TarError, zlib.error)):
         list(TarMembers(io.BytesIO(data)))
 
 
-def test_a_member_that_breaks_off_is_told() -> None:
+def test_a_truncated_member_raises() -> None:
     info = tarfile.TarInfo("a")
     info.size = 5000
     with pytest.raises(TarError, match="unexpected end"):
@@ -78,7 +78,7 @@ def test_a_member_that_breaks_off_is_told() -> None:
 
 
 @pytest.mark.parametrize("size", [b"-0000000001", b"00000000x01", b"+0000000001"])
-def test_a_size_that_is_no_number_is_told(size: bytes) -> None:
+def test_a_size_that_is_not_a_number_raises(size: bytes) -> None:
     header = bytearray(tarfile.TarInfo("a").tobuf())
     header[124:135] = size
     header[148:156] = b" " * 8
@@ -87,7 +87,7 @@ def test_a_size_that_is_no_number_is_told(size: bytes) -> None:
         list(TarMembers(io.BytesIO(bytes(header) + b"x" * 4000)))
 
 
-def test_a_name_that_is_no_utf8_is_written_out() -> None:
+def test_bytes_of_a_name_that_are_not_utf8_are_escaped() -> None:
     header = tarfile.TarInfo("caf\xe9.jpg").tobuf(tarfile.GNU_FORMAT, "latin-1")
     found = list(TarMembers(io.BytesIO(header + bytes(1024))))
     assert found == [("caf\\xe9.jpg", 0)]
@@ -95,8 +95,8 @@ def test_a_name_that_is_no_utf8_is_written_out() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("is_read", [False, True])
-def test_a_member_is_whole_if_its_last_byte_is_there(packed: bool, is_read: bool) -> None:
-    """One that is skipped by a seek too, which reaches behind the end of a file."""
+def test_a_member_is_complete_if_its_last_byte_is_there(packed: bool, is_read: bool) -> None:
+    """Also if it is skipped by a seek, which can go beyond the end of the file."""
     info = tarfile.TarInfo("a")
     info.size = CHUNK + 700
     whole = info.tobuf() + b"x" * info.size
@@ -112,8 +112,8 @@ def test_a_member_is_whole_if_its_last_byte_is_there(packed: bool, is_read: bool
         assert members.is_whole == (not missing)
 
 
-class Sparing(io.BytesIO):
-    """Gives fewer bytes than it is asked for, and cannot seek."""
+class ShortReads(io.BytesIO):
+    """Returns fewer bytes than requested, and is not seekable."""
 
     def seekable(self) -> bool:
         return False
@@ -123,7 +123,7 @@ class Sparing(io.BytesIO):
 
 
 def walked(stream: BinaryIO, take: set[int]) -> list[tuple[str, int, bytes] | str]:
-    """Members, those of the numbers `take` with their bytes, and how the tar ends."""
+    """List the members (with bytes for the numbers in `take`), and the error at the end, if any."""
     found: list[tuple[str, int, bytes] | str] = []
     try:
         members = TarMembers(stream)
@@ -141,10 +141,10 @@ def walked(stream: BinaryIO, take: set[int]) -> list[tuple[str, int, bytes] | st
     st.integers(0, 3000),
     st.booleans(),
 )
-def test_where_a_window_ends_changes_nothing(
+def test_the_position_of_windows_does_not_change_the_result(
     members: list[tuple[str, bytes]], take: set[int], window: int, cut: int, packed: bool
 ) -> None:
-    """Nor does a stream that gives a few bytes at a time, or a tar that breaks off."""
+    """Also for short reads and truncated tars."""
     whole = tar_bytes(members).rstrip(b"\0") + bytes(1024)
     whole = whole[: len(whole) - cut]
     whole = gzip.compress(whole) if packed else whole
@@ -153,11 +153,11 @@ def test_where_a_window_ends_changes_nothing(
         patch.setattr("capmix.pool.tar_members.WINDOW", window)
         patch.setattr("capmix.pool.tar_members.CHUNK", window)
         assert walked(io.BytesIO(whole), take) == expected
-        assert walked(Sparing(whole), take) == expected
+        assert walked(ShortReads(whole), take) == expected
 
 
-def test_a_file_that_is_shortened_while_it_is_read_breaks_off(tmp_path: Path) -> None:
-    """Were it mapped into memory, the process would end by a signal."""
+def test_a_file_that_is_truncated_while_it_is_read_raises(tmp_path: Path) -> None:
+    """If the file were memory-mapped, a signal would kill the process."""
     path = tmp_path / "a.tar"
     members_of = [(f"{i}.bin", b"x" * WINDOW) for i in range(4)]
     path.write_bytes(tar_bytes(members_of, tarfile.USTAR_FORMAT))
@@ -172,12 +172,12 @@ def test_a_file_that_is_shortened_while_it_is_read_breaks_off(tmp_path: Path) ->
             members.read()
 
 
-def test_a_signed_sum_of_a_header_is_taken_and_no_other() -> None:
+def test_a_header_may_have_a_signed_checksum() -> None:
     header = bytearray(tarfile.TarInfo("caf\xe9\xe8.jpg").tobuf(tarfile.GNU_FORMAT, "latin-1"))
     header[148:156] = b" " * 8
     total = sum(header)
-    for told, is_right in ((total, True), (total - 512, True), (total - 256, False)):
-        header[148:156] = b"%06o\0 " % told
+    for checksum, is_right in ((total, True), (total - 512, True), (total - 256, False)):
+        header[148:156] = b"%06o\0 " % checksum
         data = bytes(header) + bytes(1024)
         if is_right:
             assert len(list(TarMembers(io.BytesIO(data)))) == 1

@@ -41,7 +41,7 @@ def test_a_probe_learns_its_training_pairs(work: Workspace, tower: LiteTower) ->
     assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
 
 
-def test_the_seed_alone_decides_the_weights(work: Workspace, tower: LiteTower) -> None:
+def test_only_the_seed_determines_the_weights(work: Workspace, tower: LiteTower) -> None:
     probes = [train_probes(work.store, SUBSET, [1, 2], tower, QUICK) for _ in range(2)]
     first, other = (load_probe(work.store, name) for name in probes[0])
     for name in probes[0]:
@@ -51,7 +51,7 @@ def test_the_seed_alone_decides_the_weights(work: Workspace, tower: LiteTower) -
     assert not np.array_equal(first.image_projection, other.image_projection)
 
 
-def test_rows_come_as_often_as_they_weigh(work: Workspace, tower: LiteTower) -> None:
+def test_rows_are_repeated_by_their_weight(work: Workspace, tower: LiteTower) -> None:
     once = load_training_set(work.store, SUBSET, tower)
     path = Path(work.store.path("twice.yaml"))
     path.write_text("name: twice\nabout: x\nclauses: [{source: raw, weight: 2}]\n")
@@ -62,7 +62,7 @@ def test_rows_come_as_often_as_they_weigh(work: Workspace, tower: LiteTower) -> 
     assert twice.counts.total == sum(weights.to_pylist())
 
 
-def test_of_a_large_subset_some_shards_are_taken(
+def test_only_some_shards_of_a_large_subset_are_loaded(
     work: Workspace, tower: LiteTower, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = load_training_set(work.store, SUBSET, tower)

@@ -1,4 +1,4 @@
-"""The report in a real browser: texts stay texts, and what it counts is what `capmix mix` keeps."""
+"""The report in a browser: texts are not executed, and its counts match `capmix mix`."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """36 samples of which raw texts, captions and keys' neighbours are hostile."""
+    """36 samples with hostile raw texts and captions."""
     folder = tmp_path_factory.mktemp("report")
     texts = [HOSTILE[i % len(HOSTILE)] for i in range(36)]
     members = [m for i, text in enumerate(texts) for m in sample_members(f"k{i:02d}", i, text)]
@@ -94,7 +94,7 @@ def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: Workspace) -> No
 
 
 def test_a_script_that_gets_into_the_page_does_not_run(work: Workspace, tmp_path: Path) -> None:
-    """The page's policy is a second lock: were a text ever written unescaped, it would not run."""
+    """The page's policy is a second line of defence, in case a text is not escaped."""
     page = Path(work.store.path("report/report.html")).read_text("utf-8")
     broken = page.replace("<main id", '<img src=x onerror="window.hacked=1"><script>'
                           "window.hacked=1</script><main id")  # fmt: skip
@@ -118,7 +118,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
         for _ in range(3):
             page.keyboard.press("ArrowRight")
         assert int(slider.input_value()) == int(before) + 3
-        page.get_by_label("mini before").click()
+        page.get_by_label("move mini up").click()
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.click("#copy")
         seen.until("document.getElementById('copied').textContent === 'copied'")
@@ -129,7 +129,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
             for source in ("raw", "web", "mini")
         }
         total = int(page.locator("#kept").get_attribute("data-total") or -1)
-        assert page.locator("[name=decided]").input_value() == ""  # since a slider was moved
+        assert page.locator("[name=decided]").input_value() == ""  # set by moving a slider
         page.select_option("[name=decision]", "mini")
         matching = int(page.locator("#matching").get_attribute("data-count") or -1)
     (tmp_path / "copied.yaml").write_text(recipe, "utf-8")
@@ -183,7 +183,7 @@ def test_a_figures_numbers_are_one_click_away(work: Workspace) -> None:
         with seen.page.expect_download() as saved:
             seen.page.get_by_label("CSV of: Map of texts (t-SNE)").click()
         text = Path(saved.value.path()).read_text("utf-8")
-    assert "'=HYPERLINK(A1)" in text  # a spreadsheet takes it for text
+    assert "'=HYPERLINK(A1)" in text  # not evaluated by spreadsheets
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ GIVEN = {"raw": 13.3, "raw-top20": 14.0, "raw-top50": 15.0, "raw-top80": 13.0, "
 
 @pytest.fixture(scope="module")
 def results(work: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of runs at DataComp's scale small, three seeds each, with its figures beside it."""
+    """A page of runs at DataComp's small scale with three seeds each, and its figures."""
     folder = tmp_path_factory.mktemp("results")
     cells = []
     for fraction in (0.2, 0.5, 0.8):
@@ -230,7 +230,7 @@ def results(work: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def column(seen: Seen, name: str) -> list[str]:
-    """The texts of a column of the table of runs, controls and published rows after the others."""
+    """Return the cells of a column of the table of runs; controls and published rows are last."""
     return seen.page.evaluate(
         """(name) => {
           const table = [...document.querySelectorAll("table")].find(
@@ -298,7 +298,7 @@ def test_published_rows_can_be_left_out(results: Path) -> None:
 
 
 def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> None:
-    """In Chromium's own measure of the texts."""
+    """Text boxes are measured by Chromium."""
     overlaps = """() => [...document.querySelectorAll("svg.chart")].flatMap((chart) => {
       const boxes = [...chart.querySelectorAll("text")].map(
         (one) => [one.textContent, one.getBoundingClientRect()]).filter(([, box]) => box.width);

@@ -44,8 +44,8 @@ def test_average_deviation_and_interval() -> None:
     assert same.against_baseline.low <= 0 <= same.against_baseline.high
 
 
-def test_the_verdict_says_what_did_not_appear() -> None:
+def test_the_verdict_reports_an_order_that_does_not_hold() -> None:
     rows = compare({"raw": runs("raw", 0.3), "top": runs("top", 0.1)}, "raw")
     lines = verdict(rows, ["raw", "top"])
     assert "worse" in lines[0]
-    assert lines[-1].endswith("does not appear here.")
+    assert lines[-1].endswith("does not hold for these means.")

@@ -21,7 +21,7 @@ def probe(seed: int, hits: np.ndarray) -> ProbeResult:
 
 
 def probes(rates: dict[str, float], seeds: int, spread: float = 0.0) -> dict[str, list]:
-    """Results of one set with 200 items; `spread` is that of the rates over seeds."""
+    """Return results on one set with 200 items; `spread` is the deviation of rates over seeds."""
     found: dict[str, list] = {}
     random = np.random.default_rng(0)
     for name, rate in rates.items():
@@ -32,7 +32,7 @@ def probes(rates: dict[str, float], seeds: int, spread: float = 0.0) -> dict[str
 
 
 def test_probes_are_clear_of_each_other_by_both_kinds_of_chance() -> None:
-    """Against a plain computation, pair by pair."""
+    """Compare with a straightforward computation, pair by pair."""
     rows = compare(probes({"raw": 0.2, "mini": 0.5, "mix": 0.52}, 4), "raw")
     found = of_probes(rows)
     pairs = [(a, b) for i, a in enumerate(rows) for b in rows[:i]]
@@ -65,7 +65,7 @@ def test_probes_are_clear_of_each_other_by_both_kinds_of_chance() -> None:
 
 
 def test_chance_of_few_seeds_is_not_found_by_a_bootstrap_alone() -> None:
-    """Ten pools of equal recipes whose probes differ by seed far more than by test item."""
+    """Ten pools of equal recipes whose probes vary far more between seeds than between items."""
     clear = bare = 0
     for draw in range(10):
         random = np.random.default_rng(draw)
@@ -91,7 +91,7 @@ def test_one_seed_has_intervals_over_items_and_says_so() -> None:
 
 
 def test_a_recipe_with_one_seed_leaves_the_seed_test_of_the_others() -> None:
-    """Three pools of three equal recipes, whose probes differ by seed far more than by item."""
+    """Three pools of equal recipes whose probes vary far more between seeds than between items."""
     for draw in range(3):
         random = np.random.default_rng(draw)
         results = {
@@ -110,8 +110,8 @@ def test_a_recipe_with_one_seed_leaves_the_seed_test_of_the_others() -> None:
         assert np.array_equal(before.low, after.low[:3, :3])
         assert not after.clear[:3, :3].any()
         assert after.about == (
-            "95 % bootstrap intervals over training seeds and test items (a recipe with one "
-            "seed has the seed error of the others)"
+            "95 % bootstrap intervals over training seeds and test items (recipes with one "
+            "seed use the seed error of the others)"
         )
         within = np.concatenate([np.subtract(v, np.mean(v)) for v in map(values_of, rows[:3])])
         error = np.sqrt((within**2).sum() / 6 * (1 + 1 / 3))
@@ -165,7 +165,7 @@ def test_a_run_of_one_seed_leaves_the_test_of_the_others() -> None:
     assert after.of("mini", "raw") == before.of("mini", "raw")
     assert after.of("blip", "raw").low is not None
     assert after.about == (
-        "95 % t intervals over 3 training seeds, paired by seed (a recipe with one seed has the "
+        "95 % t intervals over 3 training seeds, paired by seed (recipes with one seed use the "
         "seed error of the others)"
     )
 
@@ -176,7 +176,7 @@ def test_runs_without_two_seeds_in_common_are_not_paired() -> None:
     half = student.ppf(0.975, 2) * np.sqrt(0.5)
     assert np.allclose([change.mean, change.high], [20.0, 20.0 + half])
     assert found.about == (
-        "95 % t intervals over training seeds, paired where two recipes have the same"
+        "95 % t intervals over training seeds, paired for recipes with the same seeds"
     )
 
 

@@ -67,7 +67,7 @@ def test_names_are_texts_in_every_form(tmp_path: Path) -> None:
 
 
 def test_points_of_a_map_are_translucent_so_that_their_density_is_seen(tmp_path: Path) -> None:
-    """In the PNG, and in the page: dots on top of each other are darker than one alone."""
+    """In the PNG and in the page, overlapping dots are darker than a single dot."""
     cloud = Series("a", [0.0, 0.5, 1.0] + [1.0] * 20, [0.5] * 23, "cloud", colour="#000000")
     figure = Figure("map", "Map", "about", "", " ", [cloud])
     write_figures([figure], str(tmp_path))

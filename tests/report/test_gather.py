@@ -23,7 +23,7 @@ MEAN = "mean of all sets"
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Probes of two subsets on set a, of the first one on set b."""
+    """Probes of two subsets on set a, and of another subset on set b."""
     folder = tmp_path_factory.mktemp("gather")
     made = open_workspace(str(write_pool(folder / "pool")), str(folder / "work"))
     made.index()
@@ -55,7 +55,7 @@ def found_in(work: Workspace, recipes: list[str] | None = None) -> Found:
 
 
 def test_probes_of_other_evaluation_sets_are_left_out_and_said(work: Workspace) -> None:
-    """Those of the sets that most recipes have are compared."""
+    """Probes on the sets that most recipes were evaluated on are compared."""
     found = found_in(work)
     assert {name: len(one) for name, one in found.probes.items()} == {"raw": 1, "raw-top30+mini": 1}
     assert found.notes == [
@@ -75,7 +75,7 @@ def test_of_recipes_named_the_first_has_the_evaluation_sets(work: Workspace) -> 
 
 
 def test_runs_of_other_tasks_are_left_out_and_said(tmp_path: Path) -> None:
-    """A mean over other sets would be compared with theirs."""
+    """Means over different sets are not comparable."""
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
     work.index()
     cells = []
@@ -101,7 +101,7 @@ def test_other_files_of_the_same_evaluation_set_are_said(tmp_path: Path) -> None
     found = found_in(work)
     assert list(found.probes) == ["other"]
     assert found.notes[0].startswith(
-        "Left out: 1 probe of raw, evaluated on other files of a; the others on a."
+        "Left out: 1 probe of raw, evaluated on different files of a; the others on a."
     )
 
 
@@ -119,5 +119,5 @@ def test_a_source_that_people_wrote_is_known(tmp_path: Path) -> None:
     assert not found.is_of_people("raw")
     assert not found.is_of_people("mini")
     page = render_page(found, [], ReportSettings())[1]
-    assert ">8 images, edited by people</h2>" in page
-    assert "<li>edited: edited by people in capmix view</li>" in page
+    assert ">8 images, edited manually</h2>" in page
+    assert "<li>edited: edited manually in capmix view</li>" in page

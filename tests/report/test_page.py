@@ -46,7 +46,7 @@ def data_of(page: str) -> dict:
 
 
 def test_the_page_is_one_file_and_texts_are_escaped(work: Workspace, tmp_path: Path) -> None:
-    """Without `capmix measure` before it."""
+    """`capmix measure` was not run before."""
     path, _ = work.report(out=str(tmp_path / "out/page.html"))
     page = Path(path).read_text("utf-8")
     assert page.count("<script") - page.count('"<script') <= 2
@@ -75,7 +75,7 @@ def test_figures_are_written_for_papers(work: Workspace, tmp_path: Path) -> None
 
 
 def test_a_pool_without_scores_has_a_report(tmp_path: Path) -> None:
-    """Its name is escaped, which anybody may have chosen."""
+    """The pool's name is untrusted and is escaped."""
     pool = str(write_pool(tmp_path / "<b>a pool"))
     work = open_workspace(pool, str(tmp_path / "work"))
     path, table = work.report()
@@ -107,19 +107,19 @@ def test_a_work_directory_elsewhere_takes_its_report(tmp_path: Path) -> None:
     assert work.store.exists("report/report.html")
 
 
-def test_names_that_are_not_there_are_told(work: Workspace, tmp_path: Path) -> None:
+def test_unknown_names_are_errors(work: Workspace, tmp_path: Path) -> None:
     out = str(tmp_path / "p.html")
-    for asked, told in (
-        ({"recipes": ["typo"]}, "no subset 'typo', only raw-top40"),
+    for asked, message in (
+        ({"recipes": ["typo"]}, "no subset 'typo'; found raw-top40"),
         ({"results": str(tmp_path)}, "no results/summary.parquet"),
-        ({"settings": ReportSettings(examples_of="zz")}, "no subset 'zz' to show"),
+        ({"settings": ReportSettings(examples_of="zz")}, "--examples-of: no subset 'zz'; found"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             work.report(out=out, **asked)
 
 
 def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> None:
-    """New captions under the same name: the subset, the probes and the measures are of the old."""
+    """After new captions of the same name, subset, probes and measures are outdated."""
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"), force=True)
     measures = MeasureSettings(
         model="mini", topics=2, map_points=10, references="source:raw", java=False
@@ -149,7 +149,7 @@ def recipe(*clauses: tuple[str, str], thresholds: dict[str, float]) -> FoundSubs
     return FoundSubset("s", summary, {"clauses": made, "shuffle": False, "distinct": None})
 
 
-def test_sliders_start_where_the_shown_recipe_stands() -> None:
+def test_sliders_start_at_the_thresholds_of_the_shown_recipe() -> None:
     steps = {"sources": ["raw", "keywords", "mini"], "unit": 1, "scale": 100,
              "cells": [[10, 5, 20, 1], [40, 6, 60, 2], [None, 7, 30, 1]]}  # fmt: skip
     top = {"threshold(raw_score, 0.3)": 0.31, "threshold(mini_score, 0.1)": 0.47}
@@ -168,7 +168,7 @@ def test_sliders_start_where_the_shown_recipe_stands() -> None:
     assert _with_bounds(steps, None)["used"] == [True, True, True]
 
 
-def test_strategies_and_sources_are_told_by_their_recipes() -> None:
+def test_strategies_and_sources_are_read_from_recipes() -> None:
     subset = recipe(("blip2", "true"), thresholds={})
     assert subset.only_source == "blip2"
     assert replace(subset, recipe=subset.recipe | {"distinct": "raw_text"}).only_source is None

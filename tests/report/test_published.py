@@ -25,7 +25,7 @@ def test_rows_are_those_of_the_scale_and_in_percent() -> None:
 
 
 def test_what_no_source_confirms_is_left_out() -> None:
-    """Of two small baselines the released checkpoints have other results than the paper."""
+    """For two small baselines the released checkpoints' results differ from the paper's."""
     rows = {row.name: row.groups for row in published("small")}
     assert rows["No filtering"] == {"ImageNet": 2.5}
     assert rows["Image-based (ImageNet-1k)"] == {"ImageNet": 4.3}

@@ -14,7 +14,7 @@ numbers = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, 
 
 @given(numbers)
 def test_agreement_is_kendalls_tau_with_ties(pairs: list[tuple[int, int]]) -> None:
-    """scipy's tau-b."""
+    """Compare with scipy's tau-b."""
     first, second = zip(*pairs, strict=True)
     expected = kendalltau(first, second).statistic
     found = agreement(first, second)

@@ -74,7 +74,7 @@ def test_images_that_cannot_be_read_any_more_are_failed_rows(tmp_path: Path) -> 
 
 
 def test_a_text_whose_image_is_not_in_the_pass_is_a_failed_row(tmp_path: Path) -> None:
-    """The shard was written again with other samples between the listing and the image pass."""
+    """The shard was rewritten with other samples between the listing and the image pass."""
     pool = write_pool(tmp_path / "pool", shards=1, samples=4)
     work = open_workspace(str(pool), str(tmp_path / "w"), max_failures=1.0)
     work.index()

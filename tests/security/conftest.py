@@ -12,7 +12,7 @@ from s3_server import S3, s3_server
 
 @pytest.fixture
 def serving() -> Iterator[Callable[[type[Quiet]], tuple[str, list[Any]]]]:
-    """Starts a server; gives its address and the list of what it was asked."""
+    """A function that starts a server, and returns its address and the list of its requests."""
     servers = []
 
     def start(kind: type[Quiet]) -> tuple[str, list[Any]]:

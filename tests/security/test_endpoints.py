@@ -1,4 +1,4 @@
-"""Caption servers, object stores and hubs; keys and passwords."""
+"""Untrusted caption servers, object stores and hubs; keys and passwords."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def said(text: str) -> bytes:
 
 
 class Captions(Quiet):
-    """Answers as a caption server does; `reply` may be replaced."""
+    """Respond like a caption server; `reply` may be replaced."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -82,8 +82,8 @@ def test_the_servers_key_is_in_no_file_and_no_message(
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 10
     assert not [data for data in written if KEY.encode() in data]
-    told = capsys.readouterr()
-    assert KEY not in told.out + told.err
+    captured = capsys.readouterr()
+    assert KEY not in captured.out + captured.err
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_an_address_with_a_secret_is_refused_and_not_shown(
     model = f"server:{address}" if kind == "server" else "mini"
     work = str(tmp_path / "w")
     assert main(["caption", pool, "--work", work, "--source", "a", "--model", model]) == 2
-    told = capsys.readouterr()
-    assert "holds a secret" in told.err
-    assert "hush" not in told.out + told.err
+    captured = capsys.readouterr()
+    assert "a secret" in captured.err
+    assert "hush" not in captured.out + captured.err
     assert not [path for path in tmp_path.rglob("*.json") if "hush" in path.read_text()]
 
 
@@ -123,15 +123,15 @@ def test_keys_of_s3_are_in_no_file_of_a_run(
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 10
     assert not [data for data in written if secret.encode() in data]
-    told = capsys.readouterr()
-    assert secret not in told.out + told.err
+    captured = capsys.readouterr()
+    assert secret not in captured.out + captured.err
 
 
 TASK = next(task for task in TASKS if task.key == "cifar10")
 
 
 class HostileHub(Quiet):
-    """A repository with a file that climbs out of its folder."""
+    """A repository with a file name that contains `..`."""
 
     names = ("classnames.txt", "../../escape.txt", "a/../../../escape.txt")
 

@@ -1,4 +1,4 @@
-"""Model folders and checkpoints of others."""
+"""Untrusted model folders and checkpoints."""
 
 import io
 import json
@@ -94,7 +94,7 @@ def nano_settings(folder: Path, **changes: Any) -> TrainSettings:
 
 
 def test_a_training_run_does_not_go_on_from_a_pickle(tmp_path: Path) -> None:
-    """Where another put one into its directory."""
+    """Someone else may have placed one in the run's directory."""
     shards = ExportedShards([str(write_pool(tmp_path / "shards", 1, 8))])
     settings, run = nano_settings(tmp_path), RunFolder(tmp_path / "run")
     train(settings, shards, str(run.path))
@@ -110,7 +110,7 @@ def test_a_training_run_does_not_go_on_from_a_pickle(tmp_path: Path) -> None:
 
 
 def with_code(folder: Path, proof: Path) -> Path:
-    """The folder of a model whose classes are said to stand in a file of its own."""
+    """The folder of a model whose config names classes in a file of the folder."""
     (folder / "mine.py").write_text(f"import os\nos.mkdir({str(proof)!r})\n")
     names = ("AutoConfig", "AutoProcessor", "AutoModel", "AutoModelForImageTextToText",
              "AutoImageProcessor")  # fmt: skip
@@ -124,7 +124,7 @@ def with_code(folder: Path, proof: Path) -> Path:
 
 
 def test_code_in_a_model_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is anybody asked whether it should be."""
+    """There is no prompt to allow it, either."""
     proof = tmp_path / "proof"
     folder = with_code(blip(tmp_path / "blip"), proof)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
@@ -138,7 +138,7 @@ def test_remote_code_is_off_and_its_option_is_called_a_danger(
 ) -> None:
     assert CaptionSettings().trust_remote_code is False
     assert main(["caption", "--help"]) == 0
-    assert re.search(r"--trust-remote-code\s+DANGER: runs Python code", capsys.readouterr().out)
+    assert re.search(r"--trust-remote-code\s+DANGER: run Python code", capsys.readouterr().out)
 
 
 def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each line of docs/security.md names a test that is there."""
+"""Each line of docs/security.md names an existing test."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a pool and its texts can hold, and do not get done."""
+"""Attacks through a pool and its texts."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ def files(folder: Path) -> set[str]:
 
 
 def packed_tar(name: str, size: int) -> bytes:
-    """A gzipped tar of a member of zeros, then a good sample."""
+    """A gzipped tar with a member of zeros, followed by a valid sample."""
     header = tarfile.TarInfo(name)
     header.size = size
     out = io.BytesIO()
@@ -74,7 +74,7 @@ LINKS = [
 
 
 class Index(Quiet):
-    """An index page that names files outside of its folder; every other path is a tar."""
+    """An index page that names files outside its folder; every other path is a tar."""
 
     def do_GET(self) -> None:
         if self.path.rstrip("/").endswith("/pool"):
@@ -118,7 +118,7 @@ class Nobody(Quiet):
 def test_a_url_that_stands_in_data_is_never_asked(
     serving: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """In a json's fields, in an image of parquet that is only a path, in metadata, in captions."""
+    """In JSON fields, in a parquet image that is only a path, in metadata, and in captions."""
     address, asked = serving(Nobody)
     url = f"{address}/secret.jpg"
     private = tmp_path / "private.jpg"
@@ -152,7 +152,7 @@ def test_a_url_that_stands_in_data_is_never_asked(
 
 
 def test_names_on_a_disk_come_from_uids_and_never_from_keys(tmp_path: Path) -> None:
-    """Keys that climb, absolute ones, and ones of Windows."""
+    """Keys with `..`, absolute paths and Windows paths."""
     members = []
     for i, key in enumerate(["../../climbs", "/etc/absolute", "a/../../b", "C:\\c", "d\\e"]):
         members += sample_members(key, i)
@@ -184,7 +184,7 @@ def test_uids_of_metadata_are_letters_digits_and_dashes(uid: str | None, tmp_pat
 def test_failures_are_printed_without_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In keys, uids, names of members and of shards; nor what turns the direction of a text."""
+    """In keys, uids, and names of members and shards; also without marks of text direction."""
     members = [("\x1b]0;owned\x07a.x.jpg", image_bytes(1)), *sample_members("b\u202e", 2)]
     members += sample_members("c\x9b2J", 3, uid="\x1b[2J\r\n")
     (tmp_path / "p").mkdir()
@@ -194,6 +194,6 @@ def test_failures_are_printed_without_control_characters(
     work.run(partial(failing_captions, work.pool, [f"{2:032x}"]))
     capsys.readouterr()
     assert main(["failures", "--work", str(tmp_path / "w")]) == 0
-    told = capsys.readouterr()
-    assert len(told.out.splitlines()) == 5
-    assert all(c.isprintable() or c in "\t\n" for c in told.out + told.err)
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 5
+    assert all(c.isprintable() or c in "\t\n" for c in captured.out + captured.err)

@@ -1,4 +1,4 @@
-"""Recipes and pipeline files of others."""
+"""Untrusted recipes and pipeline files."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_a_condition_reaches_nothing_but_its_own_row(condition: str) -> None:
 def test_the_connection_of_recipes_reaches_no_file_network_or_extension(
     statement: str, tmp_path: Path
 ) -> None:
-    """A second lock, for SQL that the parser would have let through."""
+    """A second line of defence, for SQL that the parser might accept by mistake."""
     (tmp_path / "x.csv").write_text("a\n1\n")
     with pytest.raises(duckdb.Error):
         locked_connection().execute(statement.format(folder=tmp_path)).fetchall()
@@ -88,6 +88,6 @@ def test_yaml_tags_make_no_objects(value: str, tmp_path: Path) -> None:
     proof, file = tmp_path / "proof", tmp_path / "x.yaml"
     file.write_text(f"pool: {value.format(proof=proof)}\nwork: w\n")
     for load in (load_recipe, load_pipeline):
-        with pytest.raises(UserError, match="not YAML"):
+        with pytest.raises(UserError, match="invalid YAML"):
             load(str(file))
     assert not proof.exists()

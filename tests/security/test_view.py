@@ -1,4 +1,4 @@
-"""Who may ask `capmix view`."""
+"""Who can access the server of `capmix view`."""
 
 import socket
 import subprocess

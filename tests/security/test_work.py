@@ -1,4 +1,4 @@
-"""What lies in a work directory."""
+"""Files of a work directory: their mode, and untrusted contents."""
 
 import os
 from pathlib import Path

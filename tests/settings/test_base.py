@@ -1,4 +1,4 @@
-"""An option is a field: errors name it, and keywords and the command line share its default."""
+"""Settings fields define options: their errors, and the defaults of keywords and command line."""
 
 from typing import Literal
 
@@ -59,20 +59,20 @@ def test_what_is_not_given_keeps_its_default() -> None:
     [
         ({"count": 0}, "there: --count: expected a number of at least 1, found 0"),
         ({"count": 10}, "there: --count: expected a number of at most 9, found 10"),
-        ({"count": "x"}, "there: --count: expected a whole number, found 'x'"),
-        ({"share": 0}, "there: --share: expected a number over 0, found 0"),
+        ({"count": "x"}, "there: --count: expected an integer, found 'x'"),
+        ({"share": 0}, "there: --share: expected a number above 0, found 0"),
         ({"share": "x"}, "there: --share: expected a number, found 'x'"),
         ({"kind": "c"}, "there: --kind: expected 'a' or 'b', found 'c'"),
         ({"weights": "raw"}, "there: --weights: 'raw': expected weights such as raw=0.5,blip2=0.5"),
         ({"pairs": ["x"]}, "there: --pairs: x: expected NAME=VALUE"),
-        ({"cuont": 1}, "there: no option 'cuont'; did you mean 'count'?"),
-        ({"inner": "x"}, "there: no option 'inner'"),
+        ({"cuont": 1}, "there: unknown option 'cuont'; did you mean 'count'?"),
+        ({"inner": "x"}, "there: unknown option 'inner'"),
     ],
 )
 def test_a_fault_is_one_line_that_names_the_option(given: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         make(Example, given, "there")
-    assert str(told.value) == message
+    assert str(error.value) == message
 
 
 def test_keywords_find_their_settings() -> None:
@@ -83,7 +83,9 @@ def test_keywords_find_their_settings() -> None:
         {"engine": "ray", "workers": 2},
         {"force": True},
     ]
-    with pytest.raises(UserError, match=r"caption: no option 'temprature'; did you mean 'temp"):
+    with pytest.raises(
+        UserError, match=r"caption: unknown option 'temprature'; did you mean 'temp"
+    ):
         distribute({"temprature": 1}, "caption", kinds)
 
 

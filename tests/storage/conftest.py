@@ -1,4 +1,4 @@
-"""An S3 server for the tests of a module."""
+"""Fixture: an S3 server shared by the tests of a module."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Drafts: all files of a part appear with its marker, of two runs one wins, nothing is left."""
+"""Drafts: a part appears as a whole, one of two concurrent runs wins, no temporary files remain."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def test_the_files_of_the_earlier_form_go(tmp_path: Path) -> None:
 def test_a_kill_between_files_and_marker_leaves_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The new file has the size of the old one, whose marker must not vouch for it."""
+    """The new file has the size of the old one, so that the old marker would match it."""
     store = Store(str(tmp_path))
     commit(store, 1, seed=1)
 
@@ -79,7 +79,7 @@ def test_a_kill_between_files_and_marker_leaves_no_part(
 def test_an_error_before_the_files_are_moved_leaves_the_earlier_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, where the marker no longer fits."""
+    """The disk is full when the marker is written."""
     store = Store(str(tmp_path))
     commit(store, 1, seed=1)
 
@@ -98,7 +98,7 @@ def test_an_error_before_the_files_are_moved_leaves_the_earlier_part(
 def test_a_kill_cannot_leave_a_file_of_the_earlier_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DataComp's tools would read a .npy of other uids beside the new subset."""
+    """DataComp's tools would read an old .npy with other uids next to the new subset."""
     store = Store(str(tmp_path))
     with store.draft(PART) as draft:
         draft.write_table(f"{PART}.parquet", table(1))
@@ -136,7 +136,9 @@ def test_of_two_drafts_with_other_settings_the_second_is_refused(tmp_path: Path)
     with store.draft(PART) as late:
         late.write_table(f"{PART}.parquet", table(2))
         commit(store, 1, seed=1)
-        with pytest.raises(UserError, match="another run has written it meanwhile, with other"):
+        with pytest.raises(
+            UserError, match="a concurrent run has written this part with different"
+        ):
             late.commit(marker(seed=2))
     assert store.read_table(f"{PART}.parquet").equals(table(1))
 
@@ -177,7 +179,7 @@ def test_many_commits_at_once_leave_a_marker_with_its_own_file(tmp_path: Path) -
 def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With different seeds, and each with its files written before any commits."""
+    """The seeds differ, and all runs write their files before any of them commits."""
     folder = world.write_world(tmp_path)
     work = world.opened(folder, str(folder / "work"))
     world.caption(work, "first")
@@ -205,7 +207,7 @@ def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
         thread.join()
     monkeypatch.setattr(Draft, "commit", real)
     assert len(told) == 2
-    assert all(f"{PART}: another run has written it meanwhile" in one for one in told)
+    assert all(f"{PART}: a concurrent run has written this part" in one for one in told)
     made = work.store.read_marker(PART)
     assert made is not None
     assert work.store.damage(made) == {}
@@ -219,7 +221,7 @@ def test_of_three_mixes_of_one_name_at_once_two_say_that_they_lost(
         assert (folder / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_a_name_says_which_process_of_which_namespace_it_is_of(tmp_path: Path) -> None:
+def test_a_name_identifies_its_process_and_namespace(tmp_path: Path) -> None:
     ours = tmp_path / temporary_name()
     ours.touch()
     assert f".{process_namespace()}.{os.getpid()}." in ours.name
@@ -247,7 +249,7 @@ def test_a_file_of_another_namespace_is_swept_when_nobody_renews_it(tmp_path: Pa
 
 
 def test_files_of_a_living_process_stay_however_old_they_are(tmp_path: Path) -> None:
-    """A machine that was asleep: nothing was renewed meanwhile."""
+    """For example after the machine was suspended, so that nothing was renewed."""
     path = tmp_path / temporary_name()
     path.touch()
     os.utime(path, (1, 1))
@@ -285,7 +287,7 @@ def test_what_is_in_use_is_renewed(tmp_path: Path) -> None:
     assert path.stat().st_mtime > 2
 
 
-def test_scratch_lies_in_the_work_directory_and_goes(tmp_path: Path) -> None:
+def test_scratch_is_in_the_work_directory_and_is_removed(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "work"))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -299,7 +301,7 @@ def test_scratch_lies_in_the_work_directory_and_goes(tmp_path: Path) -> None:
     elsewhere = Store(str(tmp_path / "work"), scratch=str(tmp_path / "fast"))
     with elsewhere.scratch() as folder:
         assert folder.startswith(str(tmp_path / "fast/"))
-    assert (tmp_path / "fast").is_dir()  # it was there for others, or will be
+    assert (tmp_path / "fast").is_dir()  # other runs may use it
 
 
 def test_scratch_is_for_its_owner_alone(tmp_path: Path) -> None:

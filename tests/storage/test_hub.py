@@ -20,7 +20,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """It accepts connections and never answers."""
+    """A server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -52,7 +52,7 @@ def test_a_hub_that_never_answers_is_given_up(
         open_file_system(HF, "pool")
 
 
-def test_an_address_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "")
     with pytest.raises(UserError, match="cannot be reached"):
         open_file_system(HF, "pool")

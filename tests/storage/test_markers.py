@@ -1,4 +1,4 @@
-"""What markers promise: a part without its files is made again, nothing else is ever moved."""
+"""Markers: a part without its files is recomputed, and files of the user are never moved."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from capmix.workspace import Workspace, open_workspace
 
 
 def opened(folder: Path) -> Workspace:
-    """A pool of 2 x 4 samples that are captioned from a field."""
+    """A pool of 2 shards with 4 samples each, captioned from a field."""
     pool = folder / "pool"
     if not pool.exists():
         write_pool(pool, 2, 4)
@@ -60,7 +60,7 @@ def test_a_subset_killed_before_its_marker_is_not_taken_for_the_one_before(
 
 
 def test_none_and_a_default_are_different_settings() -> None:
-    """A server that refuses top_k has None there; captions cost money."""
+    """top_k is None for a server that does not support it; recomputing captions costs money."""
     before, now, defaults = {"top_k": None}, {"top_k": 50}, {"top_k": 50}
     assert not same_settings(before, now, defaults)
     assert changes(before, now, defaults) == ["top_k None -> 50"]
@@ -78,7 +78,7 @@ def test_files_of_others_are_never_moved(tmp_path: Path) -> None:
     open_workspace(work=str(tmp_path / "work"))
     assert notes.exists()
     work.mix("raw")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="not a capmix export"):
         work.subset("raw").export(str(tmp_path / "foreign"))
     open_workspace(str(pool), str(tmp_path / "foreign"))
     assert foreign.exists()
@@ -92,14 +92,14 @@ def test_a_json_file_beside_a_shard_is_no_marker(tmp_path: Path) -> None:
 
 def test_a_deleted_source_may_be_captioned_with_other_settings(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="different settings"):
         work.caption("tags", model="field:uid")
     shutil.rmtree(tmp_path / "work/captions/tags")
     assert work.caption("tags", model="field:uid").ok == 8
 
 
 def test_of_two_markers_the_newer_one_describes_the_part(tmp_path: Path) -> None:
-    """Where 0.1 has worked in a directory that 0.2 had worked in."""
+    """For example after capmix 0.1 has run in a work directory of 0.2."""
     opened(tmp_path)
     marker = tmp_path / "work/.markers/captions/tags/00000.json"
     older = tmp_path / "work/captions/tags/00000.json"
@@ -162,7 +162,7 @@ def test_an_import_that_is_done_is_not_repeated(tmp_path: Path) -> None:
     work.import_captions([str(file)], source="given")
     assert work.store.fingerprint("captions/given/00000") == known
     file.write_text(file.read_text().replace("one", "six"))
-    os.utime(file, ns=(times, times))  # the content counts, whatever the clock says
+    os.utime(file, ns=(times, times))  # the content decides, not the modification time
     work.import_captions([str(file)], source="given")
     table = work.store.read_table("captions/given/00000.parquet")
     assert table["text"].to_pylist()[0] == "six"

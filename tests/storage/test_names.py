@@ -7,7 +7,7 @@ from capmix.storage.names import check_scorer_name, check_source_name
 @pytest.mark.parametrize(
     "name", ["mini", "blip2", "k", "best", "score", "alt_text", "k2_mini", "a_b"]
 )
-def test_a_name_of_its_own_is_taken(name: str) -> None:
+def test_a_name_without_a_clash_is_accepted(name: str) -> None:
     check_source_name(name)
     check_source_name(name, "annotation")
 
@@ -17,11 +17,11 @@ def test_a_name_of_its_own_is_taken(name: str) -> None:
     ["mini_best", "mini_k0", "mini_k12", "mini_score", "mini_score_clip", "mini_best_truncated"],
 )
 def test_a_name_of_another_sources_column_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"annotation '{name}': names with _score, _truncated"):
+    with pytest.raises(UserError, match=f"annotation '{name}': names that contain _score or"):
         check_source_name(name, "annotation")
 
 
-def test_two_scorers_that_recipes_could_not_tell_apart_are_refused() -> None:
+def test_two_scorers_with_the_same_columns_in_recipes_are_refused() -> None:
     check_scorer_name("a-b", ["a-b", "a-c"])
     for other in ("a_b", "a.b", "A-B"):
         with pytest.raises(UserError, match=f"scorer 'a-b': .* scorer '{other}'"):

@@ -1,4 +1,4 @@
-"""Streams that know what they have written."""
+"""Streams that record the size and digest of what they write."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from capmix.storage.record import RecordingStream
 
 
 def test_a_stream_that_outlives_its_file_is_dropped_in_silence(tmp_path: Path) -> None:
-    """Python 3.13 prints a traceback where the finaliser of a stream cannot close it."""
+    """Python 3.13 prints a traceback if the finalizer of a stream cannot close it."""
     with (tmp_path / "a").open("wb") as file:
         stream = RecordingStream(file)
         stream.write(b"abc")

@@ -1,4 +1,4 @@
-"""Pools and work directories on S3 and behind HTTP: the same commands and bytes, few calls."""
+"""Pools and work directories on S3 and HTTP: the same commands and bytes, with few requests."""
 
 import http.server
 import threading
@@ -56,7 +56,7 @@ def test_on_s3_every_part_is_what_it_is_on_a_disk(
         here = {path for path in here if "/.arrays/" not in path or path in there}
         assert here == there
         for path in sorted(here):
-            # These say how the storage tells a shard's version.
+            # These contain fingerprints of shards, which differ between file systems.
             if not (path.endswith(".json") or "/.arrays/" in path or "/.shards/" in path):
                 assert (tmp_path / path).read_bytes() == s3.fs.cat_file(f"{BUCKET}/{path}"), path
                 compared += 1
@@ -111,7 +111,7 @@ def test_storage_that_fails_for_a_while_costs_nothing_but_time(
 def test_a_marker_that_cannot_be_read_is_not_taken_for_a_missing_one(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """Captions can cost days: what other settings made is not written over for a bad answer."""
+    """Captions can take days: an error response must not cause them to be overwritten."""
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     s3.fs.put(str(write_pool(tmp_path / "pool", 3, 2)), f"{BUCKET}/pool", recursive=True)
     work = open_workspace(f"s3://{BUCKET}/pool", f"s3://{BUCKET}/w[1]")
@@ -177,12 +177,12 @@ def test_a_large_file_goes_up_in_pieces_and_appears_whole_or_not_at_all(
     assert len([one for one in s3.requests if "partNumber" in one]) >= 4
 
 
-def test_a_place_that_does_not_exist_or_cannot_be_written_is_told(
+def test_a_location_that_does_not_exist_or_cannot_be_written_is_named(
     s3: S3, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["caption", "s3://no-such-bucket/x", "--work", "w", "--source", "a"]) == 2
     assert "pool s3://no-such-bucket/x" in capsys.readouterr().err
-    with pytest.raises(UserError, match="http can only be read from"):
+    with pytest.raises(UserError, match="http is read-only"):
         Store("http://127.0.0.1/x")
     with pytest.raises(UserError, match="protocol 'ftp' is not one of"):
         Store("ftp://127.0.0.1/x")
@@ -190,7 +190,7 @@ def test_a_place_that_does_not_exist_or_cannot_be_written_is_told(
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
-    """A folder behind a plain web server with an index page."""
+    """A folder on a plain web server with an index page."""
     write_pool(tmp_path / "web/pool", shards=3, samples=4)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -223,7 +223,7 @@ def test_one_file_behind_http_is_a_pool(web: str) -> None:
 def test_a_server_that_is_gone_is_one_clear_line(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also in the middle of a run: the error of a connection is no OSError."""
+    """The connection error is not an OSError, so it must be caught during a run too."""
     monkeypatch.setattr("capmix.storage.filesystem.FIRST_WAIT", 0.01)
     pool = str(write_pool(tmp_path / "pool", 1, 2))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""S3 by obstore: forks, credentials, odd keys, errors, and what s3fs says of the same files."""
+"""S3 through obstore: forks, credentials, unusual keys, errors, and agreement with s3fs."""
 
 import multiprocessing
 import os
@@ -41,7 +41,7 @@ def put(key: str, data: bytes = b"0123456789") -> None:
 
 
 def in_a_fork(read: Any) -> Any:
-    """What `read` returns in a forked child; "hangs" where it does not end."""
+    """Return the result of `read` in a forked child, or "hangs" if it does not finish."""
     here, there = FORK.Pipe(duplex=False)
 
     def work() -> None:
@@ -81,8 +81,8 @@ def test_a_child_of_a_process_that_has_read_is_refused_at_once(s3: S3) -> None:
     assert new == found
 
 
-def test_what_is_known_of_files_is_what_s3fs_knows(s3: S3) -> None:
-    """Fingerprints of pools are made of it: work directories that s3fs wrote go on."""
+def test_file_information_is_the_same_as_from_s3fs(s3: S3) -> None:
+    """Fingerprints of pools depend on it: work directories written through s3fs stay valid."""
     for key in ("p/a.tar", "p/b c+d%20e.tar", "p/ü#?[1]{2}~&.tar", "p/q/r/c.tar", "pq/d.tar"):
         put(key, key.encode())
     fs, root = open_file_system(f"s3://{BUCKET}/p", "pool")
@@ -153,7 +153,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_mixed(
     with fs.open(f"{BUCKET}/a", "rb") as stream:
         assert stream.read(2) == b"01"
         put("a", b"abcdefghij")
-        with pytest.raises(OSError, match="replaced while it was read"):
+        with pytest.raises(OSError, match="replaced while it was being read"):
             stream.read()
 
 
@@ -164,7 +164,7 @@ def test_a_file_system_travels_to_another_process(s3: S3) -> None:
 
 
 def unset(monkeypatch: pytest.MonkeyPatch) -> str:
-    """No variable of AWS; returns the endpoint."""
+    """Unset the AWS variables and return the endpoint."""
     url = os.environ["AWS_ENDPOINT_URL"]
     for name in KEYS:
         monkeypatch.delenv(name)
@@ -236,14 +236,16 @@ def test_fsspecs_configuration_and_anonymous_access(
     assert fs.info(f"{BUCKET}/a")["size"] == 10
     assert s3.signed == [""]
     conf["s3"] = {"default_block_size": 1}
-    with pytest.raises(UserError, match="fsspec sets 'default_block_size'; expected one of anon"):
+    with pytest.raises(
+        UserError, match="unknown fsspec option 'default_block_size'; expected one of anon"
+    ):
         open_file_system(f"s3://{BUCKET}/a", "pool")
 
 
 def test_a_bucket_of_aws_is_asked_for_in_its_own_region(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No server here is AWS: the two steps alone."""
+    """Tests only the two steps, because the test server is not AWS."""
     client = boto3.client("s3")
     assert _region_of(BUCKET, client) == "us-east-1"
     assert _region_of("no-such-bucket", client) is None

@@ -33,7 +33,7 @@ def test_a_torn_marker_is_no_marker(tmp_path: Path) -> None:
 
 
 def test_counts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="3 rows in, 1 accounted"):
+    with pytest.raises(ValueError, match="3 rows in, but 1 accounted for"):
         Store(str(tmp_path)).write_marker("a", Marker({}, {}, 3, Counts(ok=1)))
 
 

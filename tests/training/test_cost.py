@@ -1,4 +1,4 @@
-"""A run that would take days or all of the memory is asked about before it begins."""
+"""A run that would take days or too much memory needs --yes to start."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GB = 10**9
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 billion operations/s and 24 GB; no GPU is asked for."""
+    """A computer with 100 billion operations/s and 24 GB; does not look for GPUs."""
     monkeypatch.setattr(cost, "operations_per_second", lambda: 1e11)
     monkeypatch.setattr(cost, "machine_memory", lambda: 24 * GB)
 
@@ -33,9 +33,9 @@ def test_small_on_a_cpu_is_asked_about_with_hours_and_memory(machine: None, tmp_
     with pytest.raises(UserError, match="pass --yes to start it anyway") as error:
         check_cost(settings, str(tmp_path / "run"))
     told = str(error.value)
-    assert "12,800,000 samples of ViT-B-32 take about 2,0" in told
+    assert "ViT-B-32 on 12,800,000 samples on this CPU takes about 2,0" in told
     assert "hours and 56 GB of memory" in told
-    assert "this machine has 24 GB" in told
+    assert "available: 24 GB" in told
     found = run_cost(settings)
     assert found is not None
     assert found.loading == 4 * 2 * 4096 * 3 * 4 * 224**2  # workers x prefetched batches

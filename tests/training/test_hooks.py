@@ -1,4 +1,4 @@
-"""Both forms of the open_clip trainer are told apart by signature and given what they expect."""
+"""Both versions of the open_clip trainer are detected and get the arguments they expect."""
 
 from pathlib import Path
 from types import SimpleNamespace

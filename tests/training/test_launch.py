@@ -1,4 +1,4 @@
-"""Training in a process of its own: settings arrive as they were, errors return as one line."""
+"""Training in a separate process: settings arrive unchanged, errors return as one line."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_data_of_both_kinds(tmp_path: Path) -> None:
 def test_an_error_of_the_child_comes_back(tmp_path: Path) -> None:
     data = TrainingData([str(write_pool(tmp_path / "pool", 1, 2))])
     settings = TrainSettings(samples=16, batch_size=8, checkpoints=3, device="cpu", exact=True)
-    with pytest.raises(UserError, match="^--exact: 16 samples do not divide by 3 checkpoints$"):
+    with pytest.raises(UserError, match="^--exact: 16 samples are not divisible by 3 checkpoints$"):
         launch(settings, data, str(tmp_path / "run"))
 
 

@@ -21,7 +21,7 @@ def all_pairs(source: PairSource) -> list[Pair]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
-    """A pool of 3 shards with two captions an image, of which recipes mix and repeat some."""
+    """A pool of 3 shards with two captions per image, some of which recipes mix and repeat."""
     write_pool(tmp_path / "pool", shards=3, samples=6)
     made = open_workspace(str(tmp_path / "pool"), str(tmp_path / "work"))
     rows = ["uid,text"]
@@ -66,7 +66,7 @@ def test_shards_and_pool_give_the_same_images_and_texts(
 
 
 def test_pairs_are_those_of_open_clips_own_reader(tmp_path: Path) -> None:
-    """Keys to the first dot, suffixes in any case, a suffix that comes again, members between."""
+    """Keys up to the first dot, suffixes in any case, repeated suffixes, members in between."""
     from open_clip_train.data import filter_no_caption_or_no_image, tarfile_to_samples_nothrow
 
     members = [

@@ -29,8 +29,10 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Numbered:
-    """Pairs with the texts 0 to N - 1 in shards of several sizes. Of `broken` the image cannot be
-    decoded, of `textless` there is no text."""
+    """Pairs with the texts 0 to N - 1 in shards of several sizes.
+
+    The images of `broken` cannot be decoded; `textless` pairs have no text.
+    """
 
     samples: int
     per_shard: int
@@ -41,7 +43,7 @@ class Numbered:
 
     @property
     def _bounds(self) -> list[int]:
-        """Shards grow by a third from the first to the last."""
+        """Shard sizes grow by a third from the first to the last."""
         count = max(4, self.samples // self.per_shard)
         sizes = [3 * count + shard for shard in range(count)]
         ends = [self.samples * part // sum(sizes) for part in itertools.accumulate(sizes)]
@@ -65,7 +67,7 @@ class Numbered:
 
 
 def crop(image: Any) -> torch.Tensor:
-    """As transforms do, by torch's generator and by Python's."""
+    """Draw as transforms do, from torch's generator and from Python's."""
     return torch.tensor([float(torch.rand(1)), random.random()])
 
 
@@ -103,7 +105,7 @@ Seen = list[tuple[int, float, float]]
 
 
 def epoch_of(batches: PassBatches) -> Seen:
-    """Numbers of the samples of one epoch with what was drawn for their crops."""
+    """Return the sample numbers of one epoch with the random draws of their crops."""
     found: Seen = []
     for images, tokens in batches:
         assert len(images) == len(tokens)
@@ -123,7 +125,7 @@ def reread(position: Position) -> Position:
 def test_each_pass_sees_every_sample_once_resumed_or_not(
     samples: int, per_shard: int, workers: int
 ) -> None:
-    """Three checkpoints in two passes: the first two end in the middle of one."""
+    """Three checkpoints in two passes: the first two end in the middle of a pass."""
     source = Numbered(samples, per_shard)
     plan = plan_epoch(2 * samples // 3, BATCH, 1, workers, 1, exact=False)
     whole = stream_of(source, plan, SampleTally())
@@ -134,7 +136,7 @@ def test_each_pass_sees_every_sample_once_resumed_or_not(
     for first in range(0, passes * samples, samples):
         seen = [key for key, *_ in stream[first : first + samples]]
         assert sorted(seen) == list(range(samples))
-    assert len(stream) == len(set(stream))  # each pass crops anew
+    assert len(stream) == len(set(stream))  # each pass draws new crops
 
     resumed, position = [], None
     for _ in range(3):
@@ -146,7 +148,7 @@ def test_each_pass_sees_every_sample_once_resumed_or_not(
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_an_epoch_of_as_many_samples_as_there_are_is_a_pass(workers: int) -> None:
-    """With --exact; else the last batch is filled up with the first samples of the next pass."""
+    """With --exact; without it, samples of the next pass fill the last batch."""
     source = Numbered(2300, 256)
     exact = plan_epoch(2300, BATCH, 1, workers, 1, exact=True)
     batches = stream_of(source, exact, SampleTally())
@@ -190,7 +192,7 @@ def test_bad_samples_cost_no_other_and_are_counted_alike_after_a_resume(
     for first in range(0, 3 * 800, 800):
         assert sorted(stream[first : first + 800]) == sorted(set(range(1000)) - set(bad))
     lines = (tmp_path / "failures.jsonl").read_text().splitlines()
-    # Each worker names a sample once.
+    # Each worker records a sample once.
     assert {json.loads(line)["key"] for line in lines} == {str(one) for one in bad}
 
     position, ok, failed = None, 0, 0
@@ -251,7 +253,7 @@ def test_images_that_never_decode_end_the_run_however_short_a_pass_is() -> None:
 
 def test_shards_that_give_nothing_end_the_run() -> None:
     source = Numbered(64, 10, textless=frozenset(range(64)))
-    with pytest.raises(UserError, match="gave no image with a text"):
+    with pytest.raises(UserError, match="had no usable pair"):
         epoch_of(stream_of(source, EpochPlan([8], 1), SampleTally()))
 
 

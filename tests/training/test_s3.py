@@ -1,4 +1,4 @@
-"""Training on what is on S3: data workers are forked, and obstore hangs in a fork of a process
+"""Training on data in S3: data workers are forked, and obstore hangs in a fork of a process
 that has used it."""
 
 import json
@@ -55,7 +55,7 @@ def model(tmp_path: Path) -> str:
 
 
 def trained(run: Path) -> tuple[int, bool]:
-    """How many samples were trained on, and whether any failed."""
+    """Return the number of samples in training, and whether any failed."""
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return last["samples"], (run / "failures.jsonl").exists()
 
@@ -74,7 +74,7 @@ def test_a_subset_on_s3_is_trained_on_by_forked_workers(
 
 @pytest.mark.slow
 def test_the_command_trains_on_exported_shards_on_s3(pool: str, model: str, tmp_path: Path) -> None:
-    """Each pass starts workers of its own."""
+    """Each pass starts new workers."""
     options = f"--model {model} --batch-size 8 --samples 96 --checkpoints 2 --workers 2"
     done = subprocess.run(
         [sys.executable, "-m", "capmix", "train", "--data", pool, *options.split(),
@@ -92,7 +92,7 @@ def test_looking_data_up_leaves_s3_unused_in_the_process_that_trains(pool: str) 
 
 
 def looked_up(pool: str, workers: int) -> tuple[int, bool]:
-    """How many shards there are, and whether this process has used S3."""
+    """Return the number of shards, and whether this process has used S3."""
     settings = TrainSettings(workers=workers)
     for data in (
         TrainingData([pool]),
@@ -105,7 +105,7 @@ def looked_up(pool: str, workers: int) -> tuple[int, bool]:
 
 
 def test_workers_of_a_process_that_used_s3_stop_with_a_reason(pool: str) -> None:
-    """In place of waiting without end."""
+    """Fail instead of hanging."""
     source = ExportedShards([pool])
     open_pool(pool)
     here, there = CONTEXT.Pipe(duplex=False)

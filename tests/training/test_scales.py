@@ -28,7 +28,7 @@ def test_the_scales_are_datacomps() -> None:
 def test_arguments_equal_those_of_datacomps_train_py(
     scale: str, world_size: int, accumulate: int
 ) -> None:
-    """The list that train.py was seen to hand to open_clip: order, names and values."""
+    """The arguments that train.py passed to open_clip: order, names and values."""
     batch, rate, samples, warmup, model, beta2 = DATACOMP[scale]
     line = (
         "--save-frequency 0 --ddp-static-graph --local-loss --gather-with-grad "
@@ -59,7 +59,7 @@ def test_open_clip_understands_every_argument() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="does not divide by 3 devices"):
+    with pytest.raises(UserError, match="is not divisible by 3 devices"):
         TrainSettings(scale="small").device_batch(3)
 
 

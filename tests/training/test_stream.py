@@ -29,7 +29,7 @@ from capmix.training.stream import (
 
 
 class Listed:
-    """Pairs of a few shards in memory; a text that is None stands for a broken sample."""
+    """Pairs of a few shards in memory; None as a text is a broken sample."""
 
     weights: Sequence[float] | None = None
     identity: dict[str, Any] = {}  # noqa: RUF012
@@ -63,7 +63,7 @@ SIX = {f"s{i}": [f"{i}/{j}" for j in range(5)] for i in range(6)}
 def test_steps_round_up_for_each_worker_as_open_clips_do(
     scale: str, workers: int, steps: int
 ) -> None:
-    """Steps that open_clip's get_wds_dataset makes of DataComp's five epochs on 8 devices."""
+    """Steps of open_clip's get_wds_dataset for DataComp's five epochs on 8 devices."""
     known = SCALES[scale]
     plan = plan_epoch(known.samples // 5, known.batch_size // 8, 8, workers, 1, exact=False)
     assert 5 * len(plan.sizes) == steps
@@ -94,7 +94,7 @@ def test_an_exact_epoch_has_as_many_samples_and_whole_accumulations(
 
 
 def test_an_epoch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="do not divide by 2 devices"):
+    with pytest.raises(UserError, match="not divisible by 2 devices"):
         plan_epoch(101, 10, 2, 1, 1, exact=True)
 
 
@@ -134,7 +134,7 @@ def test_bad_samples_are_counted_and_written_once(tmp_path: Path) -> None:
 
 
 def test_no_two_visits_draw_by_the_same_name() -> None:
-    """Whether another visit, another epoch or another worker makes them."""
+    """Draws differ between visits and between workers."""
     texts = {"raw": 1.0, "b": 1.0}
     one = {f"s{i}": ["x"] for i in range(400)}
     first, other = (visits(Listed(one), 800, texts, f"0/0/{worker}") for worker in (0, 1))
@@ -171,7 +171,7 @@ def test_images_that_never_decode_end_the_run() -> None:
 
 
 def test_shards_that_give_nothing_end_the_run() -> None:
-    with pytest.raises(UserError, match="gave no image with a text"):
+    with pytest.raises(UserError, match="had no usable pair"):
         visits(Listed({"a": [None], "b": []}), 1)
 
 

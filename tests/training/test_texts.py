@@ -35,7 +35,7 @@ def test_a_source_without_a_text_leaves_it_to_the_others() -> None:
 
 def test_faulty_weights_are_told() -> None:
     assert parse_texts("raw=0.5, b=1") == {"raw": 0.5, "b": 1.0}
-    with pytest.raises(UserError, match="expected such as"):
+    with pytest.raises(UserError, match="expected SOURCE=WEIGHT"):
         parse_texts("raw")
     for texts in ({"raw": 0.0}, {"raw": -1.0, "b": 2.0}, {"raw": float("nan")}):
         with pytest.raises(UserError, match="not all 0"):

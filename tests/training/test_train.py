@@ -62,7 +62,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_was_not(
     def save_and_die(value: Any, path: str) -> None:
         save(value, path)
         saved.append(path)
-        if len(saved) == 3:  # in the third epoch, before its checkpoint has its name
+        if len(saved) == 3:  # in the third epoch, before its checkpoint is renamed
             raise KeyboardInterrupt
 
     monkeypatch.setattr(main.torch, "save", save_and_die)
@@ -155,13 +155,13 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(
     assert train(quick, shards, str(run)) == str(checkpoint)
     assert checkpoint.stat().st_mtime_ns == before
     other = ExportedShards([str(write_pool(tmp_path / "other", 2, 3))])
-    with pytest.raises(UserError, match="holds a run with other data"):
+    with pytest.raises(UserError, match="contains a run with different data"):
         train(quick, other, str(run))
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match="contains a run with different settings"):
         train(quick.model_copy(update={"seed": 1}), shards, str(run))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/a.txt").write_text("precious")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="is not a training run and not empty"):
         train(quick, shards, str(tmp_path / "thesis"))
 
 
@@ -186,7 +186,7 @@ def test_failures_over_the_bound_are_told_whenever_the_run_is_asked_for(
     source = ExportedShards([str(tmp_path / "shards")])
     quick = settings.model_copy(update={"samples": 16, "checkpoints": 2})
     for _ in range(2):
-        with pytest.raises(UserError, match="samples failed, over the bound of 1.0%"):
+        with pytest.raises(UserError, match="samples failed, more than the limit of 1.0%"):
             train(quick, source, str(tmp_path / "run"))
     lines = (tmp_path / "run/failures.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["b"]
@@ -198,7 +198,7 @@ def test_failures_over_the_bound_are_told_whenever_the_run_is_asked_for(
 def test_what_a_kill_left_is_taken_up(
     shards: ExportedShards, settings: TrainSettings, tmp_path: Path
 ) -> None:
-    """Half of a start, a line that was cut off, and the end before the run is called finished."""
+    """An incomplete start, a truncated line, and the end before the run is marked finished."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.tmp").write_text("{")
@@ -234,9 +234,9 @@ def test_two_processes_do_not_train_in_one_directory(
     process = context.Process(target=hold, args=(str(run), told, release))
     process.start()
     assert told.wait(60)
-    with pytest.raises(UserError, match="another process trains there"):
+    with pytest.raises(UserError, match="another process is training there"):
         train(settings, shards, str(run))
-    with pytest.raises(UserError, match="another process trains there"):
+    with pytest.raises(UserError, match="another process is training there"):
         RunFolder(run).remove()
     release.set()
     process.join()
@@ -283,7 +283,7 @@ def test_under_srun_the_batch_is_that_of_all_devices(
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert module.place() == (3, 4)
     drawing = settings.model_copy(update={"resample": True})
-    with pytest.raises(UserError, match="only where they are GPUs"):
+    with pytest.raises(UserError, match="multiple devices must be GPUs"):
         train(drawing, shards, str(tmp_path / "run"))
 
 
@@ -296,7 +296,7 @@ class Hostile:
 
 
 def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Path) -> None:
-    """webdataset's decode, which open_clip's own loader calls, unpickles such members."""
+    """webdataset's decode, which open_clip's loader calls, unpickles such members."""
     data = pickle.dumps(Hostile(str(tmp_path / "proof")))
     members = sample_members("a", 1) + [(f"a.{end}", data) for end in ("pickle", "pyd", "pkl")]
     (tmp_path / "shards").mkdir()
@@ -310,18 +310,18 @@ def test_a_pickle_in_a_shard_runs_nothing(settings: TrainSettings, tmp_path: Pat
     ("changes", "told"),
     [
         ({"model": "ViT-Z"}, "unknown open_clip model"),
-        ({"model": "none.json"}, "no JSON file"),
-        ({"workers": 9}, "3 shards cannot be shared out among 9"),
-        ({"workers": 9, "resample": False, "scale": "debug"}, "3 shards cannot be shared out"),
+        ({"model": "none.json"}, "not a readable JSON file"),
+        ({"workers": 9}, "3 shards are too few for 9"),
+        ({"workers": 9, "resample": False, "scale": "debug"}, "3 shards are too few"),
         ({"texts": {"raw": 0.0}}, "not all 0"),
         ({"texts": {"nobody": 1.0}}, "no text of source 'nobody'"),
-        ({"exact": True, "samples": 65}, "do not divide by 4 checkpoints"),
-        ({"samples": 3}, "3 samples for 4 checkpoints"),
-        ({"samples": 16, "accumulate": 4}, "too few for one step of 4"),
-        ({"open_clip": ["--force-image-size", "32"]}, "would build another model"),
-        ({"open_clip": ["--no-such"]}, "does not take these arguments"),
+        ({"exact": True, "samples": 65}, "are not divisible by 4 checkpoints"),
+        ({"samples": 3}, "3 samples are fewer than 4 checkpoints"),
+        ({"samples": 16, "accumulate": 4}, "one step accumulates 4"),
+        ({"open_clip": ["--force-image-size", "32"]}, "would build a different model"),
+        ({"open_clip": ["--no-such"]}, "rejected these arguments"),
         ({"report_to": "tensorbord"}, "expected tensorboard or wandb"),
-        ({"device": "cuda"}, "torch sees no GPU"),
+        ({"device": "cuda"}, "torch finds no GPU"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_trained(

@@ -1,4 +1,4 @@
-"""The workbench in a real browser, by keyboard alone where that is possible."""
+"""The workbench in a real browser, operated only by keyboard where possible."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ TEXTS = ["a red kite", HOSTILE, "two red boats", "\u202egpj.exe", "a blue hat", 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Two shards with three samples each, and captions `web`: TEXTS, of which some are hostile."""
+    """Two shards with three samples each, and captions `web` (TEXTS, some of them hostile)."""
     folder = tmp_path_factory.mktemp("browser")
     (folder / "pool").mkdir()
     for shard in range(2):
@@ -59,7 +59,7 @@ def press(seen: Seen, *keys: str) -> None:
 
 
 def review(seen: Seen, name: str) -> Any:
-    """A field of what the server knows of the sample that is shown."""
+    """Return a JavaScript expression for a field of the displayed sample's review."""
     return seen.page.evaluate(f"rows[at].review && rows[at].review.{name}")
 
 
@@ -91,7 +91,7 @@ def test_the_keyboard_reviews_edits_and_takes_back(work: Workspace, served: str)
         seen.until("rows[2].review.tags.length === 0")
         page.reload()
         page.wait_for_selector("html[data-ready=yes]")
-        seen.until("rows[at].key === 'k02'")  # where it was
+        seen.until("rows[at].key === 'k02'")  # the place is restored
         press(seen, "u")
         seen.until("!rows[at].review")
         assert page.locator("#caption").input_value() == "two red boats"
@@ -155,7 +155,7 @@ def test_what_is_typed_survives_a_killed_server_and_a_reload(work: Workspace) ->
             server.wait(10)
             press(seen, "Control+Enter")
             seen.until(
-                "/does capmix view still run/.test(document.getElementById('said').innerText)"
+                "/is capmix view still running/.test(document.getElementById('said').innerText)"
             )
             shown = page.evaluate("rows[at].key")
             with serving(work.store.root, "--port", port) as (again, _):
@@ -279,7 +279,7 @@ def test_an_edit_of_somebody_else_is_shown_and_not_overwritten(
         assert page.locator("#caption").input_value() == "my draft"
         assert seen.axe() == []
         press(seen, "Control+Enter")
-        seen.until("/keeps your text/.test(document.getElementById('said').innerText)")
+        seen.until("/keep your text/.test(document.getElementById('said').innerText)")
         press(seen, "Escape", "a", "k")
         seen.until("rows[at].key === 'k11'")
         assert kept() == "of bob"

@@ -1,4 +1,4 @@
-"""`capmix view` where many connect and say nothing."""
+"""`capmix view` with many idle connections."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ from capmix.workspace import open_workspace
 
 pytest.importorskip("uvicorn")
 
-FILES = 160  # that the server may have open
+FILES = 160  # open files allowed for the server
 SECONDS = 2.0
 START = (
     "import sys\n"
@@ -32,7 +32,7 @@ START = (
 
 @contextlib.contextmanager
 def serving(folder: Path, *command: str) -> Iterator[str]:
-    """The address that `capmix view` prints; its standard error goes to folder/err."""
+    """Yield the URL that `capmix view` prints; its standard error is written to folder/err."""
     work = open_workspace(str(write_pool(folder / "pool", 1, 2)), str(folder / "work"))
     work.index()
 
@@ -54,7 +54,7 @@ def serving(folder: Path, *command: str) -> Iterator[str]:
 
 
 def logged(folder: Path) -> list[str]:
-    """The lines of its standard error but the last, which says that it was stopped."""
+    """Return the lines of its standard error except the last, which reports the interrupt."""
     lines = (folder / "err").read_text().strip().splitlines()
     return [line for line in lines if line != RESUME]
 
@@ -87,7 +87,7 @@ def test_a_request_that_does_not_come_in_ends_its_connection(tmp_path: Path, sai
         started = time.monotonic()
         (silent,) = connected(address, 1, said)
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            for _ in range(100):  # a byte now and then is no request either
+            for _ in range(100):  # sending a byte now and then is not enough
                 silent.sendall(said[-1:])
                 silent.settimeout(0.2)
                 with contextlib.suppress(TimeoutError):

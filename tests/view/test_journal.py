@@ -1,4 +1,4 @@
-"""The journal of edits: nothing that was acknowledged is lost, whatever ends the process."""
+"""The journal of edits loses no acknowledged edit, however the process ends."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def test_a_full_disk_refuses_the_edit_and_keeps_the_others(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device; the edit is not kept"):
+    with pytest.raises(UserError, match="No space left on device; the edit was not saved"):
         tag(one, "b", "x")
     monkeypatch.undo()
     assert (tmp_path / "j" / JOURNAL).read_bytes() == before
@@ -72,7 +72,7 @@ def test_a_damaged_line_is_counted_and_the_others_count(
     path.write_bytes(b"\n".join(lines))
     again = journal(tmp_path)
     assert (set(again.reviews("00000")), again.damaged) == ({"a", "c"}, 1)
-    assert "1 damaged lines are left out" in caplog.text
+    assert "skipped 1 damaged lines" in caplog.text
     hostile = [b"[]", b"{}", b'{"set": 1, "check": ""}', b"\xff\xfe", b"null", b"[" * 100_000]
     path.write_bytes(b"\n".join([*hostile, lines[0], b""]))
     again = journal(tmp_path)
@@ -129,7 +129,7 @@ def test_undo_is_of_the_author_and_leaves_what_others_changed(tmp_path: Path) ->
     tag(other, "b", "y")
     found = one.undo()
     assert found is not None
-    assert found[1] == []  # bob has changed it since
+    assert found[1] == []  # bob changed it in between
     assert one.reviews("00000")["b"].tags == ("y",)
     found = one.undo()
     assert found is not None
@@ -137,7 +137,7 @@ def test_undo_is_of_the_author_and_leaves_what_others_changed(tmp_path: Path) ->
     assert one.can_undo() == (False, True)
     assert other.can_undo() == (True, False)
     tag(one, "c", "z")
-    assert one.can_undo() == (True, False)  # a new action ends what could be redone
+    assert one.can_undo() == (True, False)  # a new action clears the redo stack
 
 
 def test_what_changes_nothing_is_no_line(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bench(pool: Path) -> Workbench:
-    """With an index of the files that are there now."""
+    """Open the workbench with an index of the current files."""
     work: Workspace = open_workspace(str(pool), str(pool.parent / "work"))
     work.index()
     return make_workbench(work.catalog, ViewSettings(author="ann"))
@@ -47,7 +47,7 @@ def rows(one: Workbench) -> list[dict[str, Any]]:
 
 
 def edits(one: Workbench) -> dict[str, str]:
-    """Texts of the parts, by key."""
+    """Return the texts in the parts, by key."""
     found: dict[str, str] = {}
     for shard in one.shards:
         table = one.catalog.store.read_table(f"captions/edited/{shard.name}.parquet")
@@ -68,7 +68,7 @@ def test_edits_follow_their_files_into_other_shards(pool: Path) -> None:
     assert edits(again) == before
     assert again.about()["counts"]["edited"] == 4
     assert again.listed(Query(keep="stale"), Start())["rows"] == []
-    edit(again, "im1", text="edited again")  # in another shard than before
+    edit(again, "im1", text="edited again")  # now in another shard
     (pool / "a.jpg").unlink()
     last = bench(pool)
     last.fold(everything=True)
@@ -107,7 +107,7 @@ def test_an_edit_of_a_file_that_is_gone_is_counted_and_comes_back_with_it(pool: 
     again = bench(pool)
     found = again.fold(everything=True)
     assert found.no_sample == 1
-    assert "1 reviews of samples that the pool does not have: kept in the journal" in found.line()
+    assert "1 reviews of samples that are not in the pool (kept in the journal)" in found.line()
     about = again.about()
     assert (about["journal"]["noSample"], about["counts"]["edited"]) == (1, 1)
     assert "1 reviews of samples" in again.save()["saved"]
@@ -119,7 +119,7 @@ def test_an_edit_of_a_file_that_is_gone_is_counted_and_comes_back_with_it(pool: 
 
 
 def test_a_review_of_its_own_is_not_overwritten_by_that_of_a_copy(pool: Path) -> None:
-    write(pool, "im1", 0, "raw 0")  # as im0
+    write(pool, "im1", 0, "raw 0")  # same image as im0
     one = bench(pool)
     edit(one, "im1", text="of the copy")
     edit(one, "im0", text="mine")

@@ -20,7 +20,7 @@ RUN = [sys.executable, "-m", "capmix"]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address that `capmix view` prints, of a pool of two shards with four samples each."""
+    """Yield the URL that `capmix view` prints for a pool of two shards with four samples each."""
     folder = tmp_path_factory.mktemp("view")
     work = open_workspace(str(write_pool(folder / "pool")), str(folder / "work"))
     work.caption("mini", model="mini")
@@ -109,11 +109,11 @@ def test_a_port_that_is_taken_and_a_missing_directory_are_one_line(
     port = served.split(":")[2].partition("/")[0]
     pool, work = str(write_pool(tmp_path / "pool")), str(tmp_path / "work")
     open_workspace(pool, work).index()
-    for arguments, told in (
+    for arguments, message in (
         (["--work", work, "--port", port], f"--port {port}: "),
         (["--work", str(tmp_path / "none")], "no pool.json"),
     ):
         found = subprocess.run([*RUN, "view", *arguments], capture_output=True, text=True)
         assert found.returncode == 2
-        assert told in found.stderr
+        assert message in found.stderr
         assert "Traceback" not in found.stderr

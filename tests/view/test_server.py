@@ -1,4 +1,4 @@
-"""`capmix view` from outside: what kills it, and who may change something."""
+"""`capmix view` as a server process: kills, and permission to change something."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from capmix.workspace import Workspace, open_workspace
 def asked(
     address: str, path: str, value: Any = None, headers: dict[str, str] | None = None
 ) -> tuple[int, Any]:
-    """Status and answer; a POST where there is a value."""
+    """Return status and response; send a POST if there is a value."""
     root, _, token = address.partition("?token=")
     given = {"X-Capmix-Token": token, "Content-Type": "application/json"} | (headers or {})
     data = None if value is None else value if isinstance(value, bytes) else json.dumps(value)
@@ -51,7 +51,7 @@ def made(folder: Path) -> Workspace:
 
 
 def parts(work: Workspace) -> list[pa.Table]:
-    """What was made of the edits, but when."""
+    """Return the parts of the edits without timestamps."""
     found = []
     for shard in ("00000", "00001"):
         captions = work.store.read_table(f"captions/edited/{shard}.parquet")
@@ -72,7 +72,7 @@ def test_a_kill_loses_no_edit_and_parts_are_those_of_a_run_without(tmp_path: Pat
         stream.write(b'{"at": "2026-')  # a line that was never acknowledged
     with serving(killed.store.root) as (address, _):
         assert asked(address, "api/sample?shard=00000&key=1")[1]["review"]["text"] == "one"
-        assert killed.status()["captions/edited"].done == 2  # at the start
+        assert killed.status()["captions/edited"].done == 2  # parts are written at startup
         edit(address, "00000", 1, "three")
     with serving(whole.store.root) as (address, _):
         for shard, row, text in (("00000", 0, "one"), ("00001", 2, "two"), ("00000", 1, "three")):
@@ -117,7 +117,7 @@ def test_who_may_change_something(tmp_path: Path) -> None:
         assert asked(address, "api/act")[0] == 405
         assert asked(address, "api/sample?shard=00000&key=1")[1]["review"] is None
         assert status(Origin=address.partition("/?")[0]) == 200
-        assert status() == 409  # another version by now
+        assert status() == 409  # the version has changed
         for path in ("thumbnail?shard=00000&row=0", "picture?shard=00000&key=000000000"):
             with urllib.request.urlopen(address.replace("/?", f"/{path}&")) as answer:
                 assert answer.headers["content-type"] == "image/webp"
@@ -141,7 +141,7 @@ def test_a_read_only_server_shows_all_and_changes_nothing(tmp_path: Path) -> Non
 
 
 def test_a_work_directory_keeps_its_port() -> None:
-    """A browser keeps unsaved texts by host and port."""
+    """A browser stores unsaved texts per host and port."""
     ports = [usual_port(f"/w/{n}") for n in range(50)]
     assert ports == [usual_port(f"/w/{n}") for n in range(50)]
     assert all(49152 <= port < 65536 for port in ports)
@@ -149,18 +149,18 @@ def test_a_work_directory_keeps_its_port() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--author", ""], "author"),
         (["--author", "a\nb"], "author"),
-        (["--source", "raw"], "source raw is the pool's own text"),
-        (["--read-only", "--fold"], "--fold writes parts"),
+        (["--source", "raw"], "source raw is reserved for the pool's own text"),
+        (["--read-only", "--fold"], "--fold cannot be combined with"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path: Path, options: list[str], told: str) -> None:
+def test_wrong_options_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
     work = made(tmp_path)
     command = [*VIEW, work.store.root, *options]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
-    assert told in found.stderr
+    assert message in found.stderr
     assert found.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What the workbench does, without a server."""
+"""The workbench without its server."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ FIRST = f"{0:032x}"  # uid of the first sample of shard 00000
 
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
-    """Two shards with four samples each, `picture N`, and captions `web` of all but the last."""
+    """Two shards with four samples each, `picture N`, and captions `web` for all but the last."""
     made = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
     numbers = [0, 1, 2, 3, 100, 101, 102]
     rows = "".join(f"{n:032x},a red thing {n} stock photo\n" for n in numbers)
@@ -175,7 +175,7 @@ def test_a_large_pool_is_searched_shard_by_shard(
     monkeypatch.setattr("capmix.view.workbench.SECONDS", 60.0)
     assert keys(one.listed(Query(find="picture 102"), Start())) == ["000010002"]
     assert keys(one.listed(Query(keep="accepted"), Start())) == ["000010001"]
-    with pytest.raises(BadRequestError, match="shard by shard"):
+    with pytest.raises(BadRequestError, match="choose a shard"):
         one.replacements(Query(find="red", base="web"), "blue")
 
 
@@ -186,8 +186,8 @@ def test_an_undo_before_a_kill_is_folded_in_a_large_pool_too(
     one = bench(work)
     act(one, FIRST, text="a mistake", base="web")
     assert one.save()["saved"] == (
-        "1 shards written, 0 up to date, 1 without parts; `capmix view --fold` writes them before "
-        "other commands read the source"
+        "1 shards written, 0 up to date, 1 without parts; run `capmix view --fold` before other "
+        "commands read the source"
     )
     one.undo()
     assert bench(work).fold().written == 1  # another process
@@ -330,7 +330,7 @@ def test_an_edit_of_a_caption_that_changed_is_shown_and_not_applied(
     with pytest.raises(BadRequestError, match="confirm"):
         act(again, FIRST, decision="accept")
     web = next(text for text in shown["texts"] if text["name"] == "web")
-    with pytest.raises(ConflictError, match="written again"):
+    with pytest.raises(ConflictError, match="has changed since it was displayed"):
         again.act(
             "00000", FIRST, shown["version"],
             {"text": "x", "base": "web", "digest": web["digest"]},
@@ -386,7 +386,7 @@ def test_an_edit_stays_when_the_source_it_was_made_from_is_removed(
     one.save()
     before = texts(work, "00000")
     cleaned = work.clean(sources=["web"], yes=True)
-    assert "2 edits in edits/edited were made from web; they stay" in "\n".join(cleaned.lines())
+    assert "2 edits in edits/edited are based on web; they are kept" in "\n".join(cleaned.lines())
     again = bench(work)
     again.fold(everything=True)
     assert texts(work, "00000") == before
@@ -402,7 +402,7 @@ def test_an_edit_stays_when_the_source_it_was_made_from_is_removed(
     ("wanted", "words"),
     [
         ({"text": None, "decision": "accept", "base": "web"}, "empty caption cannot be accepted"),
-        ({"text": "x" * 8193, "base": "web"}, "8,192 characters"),
+        ({"text": "x" * 8193, "base": "web"}, "at most 8,192"),
         ({"text": 7, "base": "web"}, "expected a string"),
         ({"text": "x"}, "base: expected"),
         ({"decision": "maybe"}, "decision"),
@@ -451,7 +451,7 @@ def test_other_stages_take_edits_as_any_source(work: Workspace, tmp_path: Path) 
     act(one, FIRST, text="a blue kite", base="web")
     one.save()
     assert one.sample("00000", FIRST)["review"]["score"] is None
-    with pytest.raises(UserError, match="scored before its texts"):
+    with pytest.raises(UserError, match="were rewritten after it was scored"):
         work.mix("synthetic-top", fraction=0.5, synthetic="edited")
     with pytest.raises(UserError, match="holds captions that a model wrote"):
         work.import_captions(

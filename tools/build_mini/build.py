@@ -2,8 +2,8 @@
 
     python tools/build_mini/build.py --cache build/mini
 
-Needs Debian's apt-get and dpkg, npm, and `pip install -e '.[mini,build]'`. About 30 minutes on 2
-cores. Everything that is chosen is chosen on the development stamps; test figures are written to
+Needs Debian's apt-get and dpkg, npm, and `pip install -e '.[mini,build]'`. Takes about 30 minutes
+on 2 cores. All hyperparameters are chosen on the development stamps; test results are written to
 the manifest once, at the end.
 """
 
@@ -39,9 +39,11 @@ STAMPS = ROOT / "packages/capmix-tuxpaint/src/capmix_tuxpaint"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="where packages are kept")
     parser.add_argument(
-        "--keep-text-tower", action="store_true", help="use the text tower that is there"
+        "--cache", type=Path, required=True, help="directory of downloaded packages"
+    )
+    parser.add_argument(
+        "--keep-text-tower", action="store_true", help="use the existing text tower"
     )
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -68,9 +70,9 @@ def main() -> None:
 
     models = EMBEDDED / "models"
     models.mkdir(parents=True, exist_ok=True)
-    made_before = EMBEDDED / "manifest.json"
+    old_manifest = EMBEDDED / "manifest.json"
     if options.keep_text_tower:
-        fit = json.loads(made_before.read_text("utf-8"))["report"]["text_tower"]
+        fit = json.loads(old_manifest.read_text("utf-8"))["report"]["text_tower"]
     else:
         fit = text_tower.distil(words.corpus(share, captions), models, SEED)
         _say(f"text tower: {fit}")
@@ -102,7 +104,7 @@ def main() -> None:
 
 
 def _views(tower: LiteTower, webp: list[bytes], plain: np.ndarray) -> np.ndarray:
-    """Features (N, 1 + VIEWS, 1280) of N pictures as they are and of their training views."""
+    """Return features (N, 1 + VIEWS, 1280) of N pictures and their augmented views."""
     found = [plain[:, None]]
     for view in range(VIEWS):
         drawn = [pictures.view(data, [view, i]) for i, data in enumerate(webp)]

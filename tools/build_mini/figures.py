@@ -1,4 +1,4 @@
-"""The figures of the embedded models on a set of stamps, as their cards state them."""
+"""Evaluate the embedded models on a set of stamps, for their model cards."""
 
 import numpy as np
 from classes import CLASS_NAMES, TEMPLATES
@@ -16,7 +16,7 @@ SAMPLING_SEEDS = 5
 
 
 def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
-    """Retrieval and zero-shot of the scorer, content-word hits of the captioner, in percent."""
+    """Return the scorer's retrieval and zero-shot results and the captioner's hits, in percent."""
     encoder = LiteTower()
     scorer = MiniScorer(encoder=encoder)
     titles = [stamp.title for stamp in stamps]
@@ -49,7 +49,7 @@ def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
 def _hits(
     encoder: LiteTower, features: np.ndarray, titles: list[str], settings: CaptionSettings
 ) -> float:
-    """Share of captions with a content word of the stamp's own description."""
+    """Return the share of captions with a content word of the stamp's description."""
     uids = [str(i) for i in range(len(titles))]
     captions = MiniCaptioner(settings, encoder=encoder).caption(features, uids, "mini")
     pairs = zip(captions, titles, strict=True)

@@ -24,14 +24,14 @@ DROPOUT = 0.3
 TITLE_SHARE = 0.3
 SAME_TEXT = 0.85
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a {}.", "the {}", "a picture of a {}")
-# Chosen on the development stamps: of 20, 30, 40, 60 the smallest within two points of the
-# highest content-word hit, so that sampling stays varied.
+# Chosen on the development stamps: the smallest of 20, 30, 40 and 60 whose content-word hit rate is
+# within two points of the highest, so that samples remain diverse.
 CAPTIONER_SCALE = 30.0
 
 
 @dataclass
 class TrainingSet:
-    """Views (N, V, ...) of N pictures and the captions of each."""
+    """Features of V views of N pictures (N, V, ...), and the captions of each picture."""
 
     features: torch.Tensor
     conse: torch.Tensor
@@ -39,14 +39,14 @@ class TrainingSet:
 
 
 def write_class_vectors(folder: Path) -> None:
-    """Text vectors of the 1,000 ImageNet class names, for ConSE."""
+    """Write text vectors of the 1,000 ImageNet class names, for ConSE."""
     first = [name.split(",")[0] for name in imagenet_names()]
     vectors = text_tower().encode(first).astype(np.float16)
     save_file({"vectors": vectors}, folder / "imagenet_names.safetensors")
 
 
 def training_set(views: np.ndarray, captions: list[list[str]]) -> TrainingSet:
-    """From image-tower features (N, V, 1280) of the training pictures that have a caption."""
+    """Build a training set from image-tower features (N, V, 1280) of captioned pictures."""
     inputs = [head_inputs(views[:, v]) for v in range(views.shape[1])]
     features = torch.from_numpy(np.stack([f for f, _ in inputs], axis=1))
     conse = torch.from_numpy(np.stack([c for _, c in inputs], axis=1))
@@ -60,7 +60,7 @@ def head_inputs(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_heads(data: TrainingSet, seeds: Sequence[int]) -> tuple[dict[str, np.ndarray], float]:
-    """The mean of heads trained from several seeds: 2 points better zero-shot on dev than one."""
+    """Average heads trained with several seeds: 2 points better zero-shot on dev than one head."""
     trained = [train_head(data, seed) for seed in seeds]
     names = trained[0][0]
     mean = {
@@ -71,7 +71,7 @@ def train_heads(data: TrainingSet, seeds: Sequence[int]) -> tuple[dict[str, np.n
 
 
 def train_head(data: TrainingSet, seed: int) -> tuple[dict[str, np.ndarray], float]:
-    """Contrastive training from the ConSE baseline; returns weights and logit scale."""
+    """Train a head contrastively from the ConSE baseline; return its weights and logit scale."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     features = (torch.randn(1280, 256) * 0.02).requires_grad_()
@@ -93,7 +93,7 @@ def train_head(data: TrainingSet, seed: int) -> tuple[dict[str, np.ndarray], flo
         inputs = functional.dropout(data.features[rows, view], DROPOUT)
         images = functional.normalize(inputs @ features + data.conse[rows, view] @ conse, dim=1)
         logits = log_scale.exp() * images @ functional.normalize(texts @ text, dim=1).T
-        # Another picture of the same thing is no negative.
+        # Pictures with similar texts are not negatives.
         logits = logits.masked_fill((texts @ texts.T > SAME_TEXT) & ~own, -1e4)
         target = torch.arange(BATCH)
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
@@ -107,9 +107,9 @@ def train_head(data: TrainingSet, seed: int) -> tuple[dict[str, np.ndarray], flo
 
 
 def phrases(share: Path, captions: list[list[str]]) -> list[str]:
-    """The captioner's bank: training captions and ImageNet names, each with a broader word.
+    """Return the captioner's phrases: training captions and ImageNet names with a category.
 
-    A phrase has at least three words where its category allows ("a trolleybus, bus").
+    A phrase has at least three words if it has a category ("a trolleybus, bus").
     """
     usage = Counter(caption for row in captions for caption in row)
     known = english(share)

@@ -1,4 +1,4 @@
-"""Draw the source pictures at the pool's size, and find near-duplicates among them."""
+"""Render the source pictures at the pool's size, and find near-duplicates among them."""
 
 import io
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ LONG_SIDE = 160
 
 
 def draw(drawing: Drawing) -> bytes | None:
-    """The picture on white, 160 px on its longer side, as WebP bytes; None if blank or broken."""
+    """Render a picture on white, 160 px on its longer side, as WebP; None if blank or broken."""
     try:
         image = decode_image(_svg(drawing.svg) if drawing.svg else _read(drawing.path))
     except ValueError:
@@ -29,7 +29,7 @@ def draw(drawing: Drawing) -> bytes | None:
 
 
 def _svg(text: str) -> bytes:
-    """PNG bytes; without the machine's fonts, so that every machine draws the same."""
+    """Render an SVG as PNG bytes, without system fonts, so that all computers agree."""
     return bytes(resvg_py.svg_to_bytes(text, width=LONG_SIDE, skip_system_fonts=True))
 
 
@@ -39,7 +39,7 @@ def _read(path: Path | None) -> bytes:
 
 
 def nearest(features: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Highest cosine of each row of `features` to any row of `others`, float32 (N,)."""
+    """Return the highest cosine similarity of each row to any row of `others`, float32 (N,)."""
     if not len(others):
         return np.full(len(features), -1.0, np.float32)
     rows, columns = _unit(features), _unit(others)
@@ -48,7 +48,7 @@ def nearest(features: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def near_duplicate_groups(features: np.ndarray, threshold: float) -> np.ndarray:
-    """Group number of each row, int (N,): single-link clusters at cosine >= threshold."""
+    """Return each row's group, int (N,): single-link clusters at cosine >= threshold."""
     rows = _unit(features)
     parent = list(range(len(rows)))
 
@@ -71,7 +71,7 @@ def _unit(features: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def view(data: bytes, seed: list[int]) -> Image.Image:
-    """A training view of a picture: mirrored, turned, cropped and recoloured a little."""
+    """Return an augmented picture for training: flipped, rotated, cropped and colour-jittered."""
     random = np.random.default_rng(seed)
     image = decode_image(data)
     if random.random() < 0.5:

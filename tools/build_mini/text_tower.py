@@ -1,4 +1,4 @@
-"""Distil all-MiniLM-L6-v2 into a static table: one int8 row of 256 per token."""
+"""Distil all-MiniLM-L6-v2 into a static table: one int8 vector of 256 dimensions per token."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BATCH = 512
 
 
 class Teacher:
-    """all-MiniLM-L6-v2 with mean pooling: unit vectors of 384."""
+    """all-MiniLM-L6-v2 with mean pooling: unit vectors of 384 dimensions."""
 
     def __init__(self) -> None:
         self.model = AutoModel.from_pretrained(TEACHER, use_safetensors=True).eval()
@@ -43,7 +43,7 @@ class Teacher:
 
 
 def small_tokenizer() -> Tokenizer:
-    """The teacher's WordPiece tokenizer with its printable ASCII tokens only."""
+    """Return the teacher's WordPiece tokenizer, reduced to printable ASCII tokens."""
     value = json.loads((TEACHER / "tokenizer.json").read_text("utf-8"))
     special = [token["content"] for token in value["added_tokens"]]
     kept = [
@@ -59,7 +59,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 def distil(corpus: list[str], folder: Path, seed: int) -> dict[str, float]:
-    """Train the table on `corpus` and write it; returns the fit on held-out text."""
+    """Train the table on `corpus`, write it, and return the fit on held-out text."""
     torch.manual_seed(seed)
     teacher, tokenizer = Teacher(), small_tokenizer()
     target = teacher.encode(corpus)

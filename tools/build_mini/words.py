@@ -26,7 +26,7 @@ TOO_OFTEN = 5
 
 
 def clean(text: str) -> str:
-    """One caption in lower case without trailing numbers, or "" if it is broken or boilerplate."""
+    """Return a lower-case caption without trailing numbers; "" if it is broken or boilerplate."""
     if BROKEN.search(text) or BOILERPLATE.search(text):
         return ""
     words = re.sub(r"[_/\\.,;:()\[\]\"]+|\s-\s", " ", text.lower()).split()
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
 
 
 def captions_of(drawings: list[Drawing]) -> list[list[str]]:
-    """Clean captions of each drawing: its title if it is no stock title, then its keywords."""
+    """Return clean captions of each drawing: its title unless it is generic, then its keywords."""
     titles = Counter(drawing.title.strip().lower() for drawing in drawings)
     out = []
     for drawing in drawings:
@@ -49,14 +49,14 @@ def captions_of(drawings: list[Drawing]) -> list[list[str]]:
 
 
 def content_words(text: str) -> set[str]:
-    """Lower-cased words without stop words, plurals cut to the singular."""
+    """Return lower-case words without stop words, with plurals reduced to the singular."""
     words = (word for word in re.findall(r"[a-z]+", text.lower()) if len(word) > 1)
     kept = (word for word in words if word not in STOP_WORDS)
     return {word[:-1] if re.fullmatch(r"\w{3,}[^s]s", word) else word for word in kept}
 
 
 def english(share: Path) -> Callable[[str], bool]:
-    """A test whether each word of a text stands in a WordNet gloss or is a noun there."""
+    """Return a predicate: whether all words of a text are WordNet nouns or occur in its glosses."""
     known: set[str] = set()
     for lemmas, gloss, _, _ in wordnet_nouns(share):
         known |= content_words(gloss)
@@ -66,13 +66,13 @@ def english(share: Path) -> Callable[[str], bool]:
 
 
 def imagenet_names() -> list[str]:
-    """Names of the 1,000 ImageNet classes in the order of the classifier, synonyms and all."""
+    """Return names of the 1,000 ImageNet classes with synonyms, in the classifier's order."""
     info = ImageNetInfo("imagenet-1k")
     return [info.index_to_description(i, detailed=False) for i in range(1000)]
 
 
 def corpus(share: Path, captions: Iterable[list[str]]) -> list[str]:
-    """Texts to distil on: noun lemmas and glosses, class names, training captions."""
+    """Return texts for distillation: noun lemmas and glosses, class names, training captions."""
     texts: list[str] = []
     for number, (lemmas, gloss, _, _) in enumerate(wordnet_nouns(share)):
         texts.append(lemmas[0])

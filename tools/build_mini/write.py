@@ -16,11 +16,11 @@ Picture = tuple[Drawing, bytes]
 
 
 def pool(folder: Path, pictures: list[Picture]) -> None:
-    """WebDataset shards as img2dataset writes them; txt is the uploader's title as it stands."""
+    """Write WebDataset shards in img2dataset's format; txt is the unchanged uploader's title."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.tar*"):
         old.unlink()
-    # In an order of their own, so that a shard is a fair sample of the pool.
+    # Sorted by uid, a hash, so that each shard is a random sample of the pool.
     ordered = sorted(pictures, key=lambda picture: _uid(picture[0]))
     for start in range(0, len(ordered), SHARD):
         number = start // SHARD
@@ -31,13 +31,13 @@ def pool(folder: Path, pictures: list[Picture]) -> None:
                 _add(tar, f"{key}.webp", data)
                 _add(tar, f"{key}.json", _record(key, drawing, data))
                 _add(tar, f"{key}.txt", drawing.title.encode("utf-8", "replace"))
-        # Half of a tar of small members is padding; webdataset and open_clip read gzip as well.
+        # Half of a tar with small members is padding; webdataset and open_clip also read gzip.
         packed = gzip.compress(buffer.getvalue(), 9, mtime=0)
         (folder / f"{number:05d}.tar.gz").write_bytes(packed)
 
 
 def evalsets(folder: Path, part: str, pictures: list[Picture]) -> None:
-    """One set for zero-shot classification and one for retrieval, in CLIP_benchmark's layout."""
+    """Write a classification set and a retrieval set in CLIP_benchmark's layout."""
     names = list(CLASS_NAMES)
     classes = folder / f"wds_tuxpaint-classes_{part}"
     known = [picture for picture in pictures if picture[0].group in CLASS_NAMES]

@@ -1,6 +1,6 @@
-"""Annotations: columns about samples that are computed from embeddings, for recipes to use.
+"""Annotations: columns computed from embeddings, for use in recipes.
 
-Written to `columns/<name>/<shard>.parquet`; recipes call them NAME_COLUMN.
+They are written to `columns/<name>/<shard>.parquet`. In recipes, their names are NAME_COLUMN.
 """
 
 import hashlib
@@ -45,11 +45,11 @@ def annotate(
     settings: AnnotateSettings,
     scorer: Scorer | None = None,
 ) -> Counts:
-    """Write the columns of the settings' method as the annotation `name`, from the saved
-    `embeddings` of that name.
+    """Compute the columns of the settings' method and write them as the annotation `name`.
 
-    `scorer` is the model that made them, which cliploss needs for the texts. Raises UserError where
-    embeddings, a reference or a clusters annotation is missing.
+    `embeddings` is the name of the saved embeddings. `scorer` is the model that computed them;
+    cliploss needs it to embed the texts. Raises UserError if embeddings, a reference or a clusters
+    annotation is missing.
     """
     method, folder = settings.method, embeddings_folder(embeddings)
     config = settings.model_dump(exclude={"name", "model", "device"})
@@ -57,7 +57,7 @@ def annotate(
     config["made_of"] = _made_of(store, pool, folder, settings, scorer)
     done = columns_done(store, pool.shards, name, folder, config)
     if done is not None:
-        log.info("annotate %s: done before, %s samples", name, f"{done.ok:,}")
+        log.info("annotate %s: %s samples already done", name, f"{done.ok:,}")
         return done
     with store.scratch() as scratch:
         vectors = image_vectors(store, pool.shards, embeddings, scratch)
@@ -75,19 +75,21 @@ def annotate(
             columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
         if _made_of(store, pool, folder, settings, scorer) != config["made_of"]:
             raise UserError(
-                f"annotate {name}: what it is computed from was written again meanwhile; rerun it"
+                f"annotate {name}: its inputs were overwritten during the run; rerun the command"
             )
         counts = write_columns(store, vectors, name, columns, folder, config)
     named = ", ".join(f"{name}_{column}" for column in columns)
-    log.info("annotate %s: %s samples have %s", name, f"{counts.ok:,}", named)
+    log.info("annotate %s: computed %s for %s samples", name, named, f"{counts.ok:,}")
     return counts
 
 
 def _made_of(
     store: Store, pool: Pool, folder: str, settings: AnnotateSettings, scorer: Scorer | None
 ) -> str:
-    """32 hex digits of all that the values depend on besides the settings: a value depends on
-    every shard."""
+    """Return a digest (32 hex digits) of all inputs besides the settings.
+
+    It covers all shards, because each value depends on all of them.
+    """
     folders = [folder]
     if settings.method == SEMDEDUP:
         folders.append(annotation_folder(settings.of))
@@ -125,14 +127,14 @@ def _clusters_of(store: Store, vectors: PoolVectors, name: str) -> tuple[np.ndar
         similarity.append(table["similarity"].to_numpy())
     found = np.concatenate(numbers), np.concatenate(similarity)
     if len(found[0]) != len(vectors):
-        raise UserError(f"annotation {name!r} is of other embeddings: run it again")
+        raise UserError(f"annotation {name!r} was computed from other embeddings: rerun it")
     return found
 
 
 def _cliploss(
     store: Store, vectors: PoolVectors, scorer: Scorer, settings: AnnotateSettings, scratch: str
 ) -> Columns:
-    """Column `value`; null where a sample has no text."""
+    """Compute the column `value`; null for samples without a text."""
     texts = texts_folder(settings.source)
     with_text: list[np.ndarray] = []
     files = {kind: (Path(scratch) / f"{kind}.bin").open("wb") for kind in ("pictures", "words")}
@@ -153,7 +155,7 @@ def _cliploss(
         file.close()
     numbers = np.concatenate(with_text)
     if not len(numbers):
-        raise UserError(f"no sample has a text of source {settings.source!r}")
+        raise UserError(f"no sample has a text from source {settings.source!r}")
     pictures, written = (
         PoolVectors(np.memmap(file.name, np.float16, "r").reshape(-1, width), [], [])
         for file in files.values()

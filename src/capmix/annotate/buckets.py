@@ -1,4 +1,4 @@
-"""Rows set apart by number, so that those of one number can be read without the others."""
+"""Partition rows into buckets by number, so that each bucket can be read by itself."""
 
 import os
 
@@ -12,58 +12,63 @@ SIZE_AT_ONCE = 1 << 28  # bytes
 
 
 class Buckets:
-    """Tables of one schema: in memory where there is one bucket, else in a file for each.
+    """Tables of one schema: a single bucket is kept in memory, several are kept in a file each.
 
-    `count` is 0 until it is set, and all rows are in memory so long. Rows keep their order within a
-    bucket.
+    Until `count` is set, it is 0 and all rows are in memory. Rows keep their order within a bucket.
     """
 
     def __init__(self, path: str, schema: pa.Schema, count: int = 0):
-        """The files' names begin with `path`."""
+        """Set `path`, the prefix of the files' names."""
         self.count = count
         self._path, self._schema = path, schema
-        self._waiting: list[tuple[pa.Table, np.ndarray]] = []
-        self.rows = self.size = 0  # those in memory, and their bytes
+        self._buffer: list[tuple[pa.Table, np.ndarray]] = []
+        self.rows = self.size = 0  # rows in memory, and their bytes
 
     def add(self, table: pa.Table, numbers: np.ndarray) -> None:
-        """Put each row into the bucket of its number modulo `count`. Raises UserError where it
-        cannot be written."""
-        self._waiting.append((table, numbers))
+        """Add each row to the bucket of its number modulo `count`.
+
+        Raises UserError if a file cannot be written.
+        """
+        self._buffer.append((table, numbers))
         self.rows, self.size = self.rows + len(table), self.size + table.nbytes
         if self.is_full and self.count > 1:
             self._write()
 
     @property
     def is_full(self) -> bool:
-        """Whether as many rows are in memory as should be."""
+        """Whether the rows in memory have reached the limit."""
         return self.rows >= ROWS_AT_ONCE or self.size >= SIZE_AT_ONCE
 
     def take(self, number: int) -> pa.Table:
-        """All rows of a bucket, which is empty from then on."""
+        """Remove all rows from a bucket and return them."""
         if self.count > 1:
             self._write()
             return self._read(number)
-        tables = [self._schema.empty_table(), *(table for table, _ in self._waiting)]
-        self._waiting.clear()
+        tables = [self._schema.empty_table(), *(table for table, _ in self._buffer)]
+        self._buffer.clear()
         return pa.concat_tables(tables)
 
     def _write(self) -> None:
-        if not self._waiting:
+        if not self._buffer:
             return
-        tables, numbers = zip(*self._waiting, strict=True)
-        self._waiting.clear()
+        tables, numbers = zip(*self._buffer, strict=True)
+        self._buffer.clear()
         self.rows = self.size = 0
-        # Of numbers of 16 bits the order is found in one pass.
+        # 16-bit integers are sorted by radix sort.
         of_rows = (np.concatenate(numbers) % self.count).astype(np.min_scalar_type(self.count))
         order = np.argsort(of_rows, kind="stable")
-        # One piece: from several each take would copy all of them first.
+        # Combine first: take() on a table of several chunks would copy them all in each call.
         table = pa.concat_tables(tables).combine_chunks().take(pa.array(order))
         bounds = np.searchsorted(of_rows[order], np.arange(self.count + 1))
         for number in np.flatnonzero(np.diff(bounds)).tolist():
             self._append(number, table[bounds[number] : bounds[number + 1]])
 
     def _append(self, number: int, table: pa.Table) -> None:
-        """The file is opened for each piece: there may be more buckets than files can be open."""
+        """Append rows to a bucket's file.
+
+        The file is opened for each call, since the number of buckets may exceed the limit of open
+        files.
+        """
         path = self._file(number)
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         try:
@@ -89,9 +94,11 @@ class Buckets:
         return f"{self._path}.{number}.arrow"
 
 
-def neighbours(sizes: np.ndarray, most: float) -> np.ndarray:
-    """int64 (sizes,): numbers from 0 on, the same for neighbours whose sizes add up to about
-    `most`."""
+def group_adjacent(sizes: np.ndarray, most: float) -> np.ndarray:
+    """Group adjacent items so that the sizes in each group add up to about `most`.
+
+    Returns the number of each item's group, int64 (sizes,), starting with 0.
+    """
     ends = np.cumsum(sizes)
     numbers: np.ndarray = np.unique((ends - sizes) // most, return_inverse=True)[1]
     return numbers

@@ -1,8 +1,8 @@
-"""k-means over image embeddings, and the clusters that are nearest to a reference set.
+"""k-means clustering of image embeddings, and the clusters nearest to a reference set.
 
 DataComp's image-based filtering (arXiv 2304.14108, section 3; baselines/image_based_clustering.py
-and apply_filter.py): unit vectors are clustered by dot product; a sample is near the reference if
-its nearest centroid is the nearest one to some reference image.
+and apply_filter.py): unit vectors are clustered by dot product. A sample is near the reference if
+its nearest centroid is also the nearest centroid of a reference image.
 """
 
 import logging
@@ -16,17 +16,20 @@ from capmix.models.registry import require
 
 log = logging.getLogger(__name__)
 
-POINTS_PER_CENTROID = 256  # faiss trains with no more
+POINTS_PER_CENTROID = 256  # the number that faiss trains with at most
 MAX_TRAINING_VECTORS = 4_000_000
-MOST_CLUSTERS = 100_000  # DataComp's number
+MOST_CLUSTERS = 100_000  # as in DataComp
 ITERATIONS = 20
 
 
 def cluster(
     vectors: PoolVectors, clusters: int | None, reference: np.ndarray | None, seed: int
 ) -> Columns:
-    """Columns `cluster` (number), `similarity` (to its centroid) and, with a reference,
-    `near_reference`. By default there is a cluster for 256 samples, at most 100,000."""
+    """Compute columns `cluster` (number), `similarity` (to the centroid) and `near_reference`.
+
+    `near_reference` is computed only with a reference. The default number of clusters is one per
+    256 samples, at most 100,000.
+    """
     wanted = clusters or max(1, min(MOST_CLUSTERS, len(vectors) // POINTS_PER_CENTROID))
     centroids = _centroids(vectors, wanted, seed)
     found = [_nearest(batch, centroids) for batch in vectors.batches()]
@@ -43,12 +46,12 @@ def cluster(
 
 
 def _centroids(vectors: PoolVectors, clusters: int, seed: int) -> np.ndarray:
-    """float32 (clusters, D), unit vectors; on a GPU where faiss has one."""
+    """Return unit vectors, float32 (clusters, D). Uses a GPU if faiss supports one."""
     require(["faiss"], "annotate clusters", "clusters")
     import faiss
 
     if clusters > len(vectors):
-        raise UserError(f"--clusters {clusters}: there are {len(vectors)} images")
+        raise UserError(f"--clusters {clusters}: there are only {len(vectors)} images")
     most = min(len(vectors), POINTS_PER_CENTROID * clusters, MAX_TRAINING_VECTORS)
     chosen = np.random.default_rng(seed).choice(len(vectors), most, replace=False)
     training = vectors.take(np.sort(chosen))
@@ -68,7 +71,7 @@ def _centroids(vectors: PoolVectors, clusters: int, seed: int) -> np.ndarray:
 
 
 def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the centroid with the largest dot product, and that product."""
+    """Return the number of the centroid with the largest dot product, and that product."""
     best = np.full(len(vectors), -np.inf, np.float32)
     numbers = np.zeros(len(vectors), np.int32)
     for start in range(0, len(centroids), 8_192):

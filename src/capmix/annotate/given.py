@@ -1,8 +1,8 @@
-"""The rows of files that are imported, and why some of them give no value.
+"""Read the rows of imported files, and count the rows without a usable value by reason.
 
-A row that cannot be read costs that row alone. All others have a uid, a value, whether the value is
-no number, and a `place`, the number of the file and the row in it. The row of a CSV's header is row
-1, as a spreadsheet counts; the first one of a parquet file is row 1.
+A row that cannot be read does not affect other rows. Each readable row has a uid, a value, a flag
+for values that are not numbers, and a `place`: the number of the file and of the row. In a CSV
+file, row 1 is the header, as in a spreadsheet; in a parquet file, row 1 is the first row.
 """
 
 import csv
@@ -26,16 +26,16 @@ MAX_ROW = 2_000_000  # characters
 ROWS_AT_ONCE = 50_000
 SIZE_AT_ONCE = 64_000_000  # characters
 SKIPPED_AT_ONCE = 1 << 16  # characters
-SHOWN = 1000  # characters of the names of a file's columns
-FILE = 40  # bits of a place below the number of the file
+SHOWN = 1000  # characters of column names in an error message
+FILE = 40  # low bits of a place: the row; the high bits are the number of the file
 REASONS = {
-    "bad_line": "it has too many or too few columns, a broken quote or line end, or over 2 MB",
-    "bad_encoding": "it is not UTF-8",
-    "no_uid": "it has no uid",
-    "unknown_uid": "no sample of the pool has its uid",
-    "duplicate_uid": "the first row of its uid was taken",
-    "bad_number": "its value is no finite number",
-    "no_value": "its value is missing",
+    "bad_line": "wrong number of columns, broken quote or line end, or over 2 MB",
+    "bad_encoding": "not UTF-8",
+    "no_uid": "no uid",
+    "unknown_uid": "the uid is not in the pool",
+    "duplicate_uid": "repeated uid; the first row was used",
+    "bad_number": "the value is not a finite number",
+    "no_value": "the value is missing",
 }
 BYTES = (
     pa.types.is_string,
@@ -56,19 +56,20 @@ READABLE = (
 BATCH = pa.schema(
     {"row": pa.int64(), "uid": pa.string(), "value": pa.string(), "reason": pa.string()}
 )
-OF_FIRSTS = (
+FIRST_ROWS = (
     "select count(distinct m.place), min(m.place), arg_min(m.uid, m.place) from matched m "
     "join firsts f on m.sample = f.sample and m.place = f.place"
 )
-# How many rows, the place of the first one, its uid. A row is there for each sample of its uid.
+# Each query returns the number of rows, the place of the first one, and its uid. `matched` repeats
+# a row for each sample with its uid.
 COUNTED = {
     "no_uid": "select count(*), min(place), null from matched where uid is null",
     "unknown_uid": "select count(*), min(place), arg_min(uid, place) from matched "
     "where uid is not null and sample is null",
     "duplicate_uid": "select count(distinct m.place), min(m.place), arg_min(m.uid, m.place) "
     "from matched m join firsts f on f.sample = m.sample where f.times > 1 and m.place > f.place",
-    "bad_number": f"{OF_FIRSTS} where m.is_bad",
-    "no_value": f"{OF_FIRSTS} where m.value is null and not m.is_bad",
+    "bad_number": f"{FIRST_ROWS} where m.is_bad",
+    "no_value": f"{FIRST_ROWS} where m.value is null and not m.is_bad",
 }
 USABLE = (
     "select 1 from matched m join firsts f on m.sample = f.sample and m.place = f.place "
@@ -78,27 +79,33 @@ USABLE = (
 
 @dataclass(frozen=True)
 class Fault:
-    """How many rows gave no value for one reason, and where the first of them is."""
+    """The number of rows without a usable value for one reason, and the location of the first."""
 
     rows: int
     example: str
 
 
 class FaultCounts:
-    """Rows that gave no value, by reason, and whether any gave one. Each row counts once."""
+    """Counts of rows without a usable value, by reason. Each row is counted once.
+
+    `is_usable` is set once any row has a usable value.
+    """
 
     def __init__(self) -> None:
         self.is_usable = False
         self._counted: dict[str, tuple[int, int, str | None]] = {}
 
     def add(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Count those of the tables `matched` and `firsts`, which have all rows of their uids."""
+        """Count the rows of the tables `matched` and `firsts`.
+
+        The tables must contain all rows of each of their uids.
+        """
         for reason, query in COUNTED.items():
             self._add(reason, *connection.execute(query).fetchall()[0])
         self.is_usable = self.is_usable or bool(connection.execute(USABLE).fetchall())
 
     def add_rejected(self, table: pa.Table) -> None:
-        """Count those of a table of place and reason that could not be read."""
+        """Count unreadable rows, given as a table of place and reason."""
         for group in (
             table.group_by("reason").aggregate([("place", "count"), ("place", "min")]).to_pylist()
         ):
@@ -112,7 +119,7 @@ class FaultCounts:
         self._counted[reason] = before[0] + int(rows), *first
 
     def found(self, paths: Sequence[str]) -> dict[str, Fault]:
-        """By reason, in the order of REASONS."""
+        """Return the faults by reason, in the order of REASONS."""
         faults = {}
         for reason in REASONS:
             if reason in self._counted:
@@ -131,15 +138,15 @@ def read_given(
     is_caption: bool,
     faults: FaultCounts,
 ) -> Iterator[pa.Table]:
-    """Tables of place, uid, value and is_bad, of all files; rows that cannot be read are counted.
+    """Yield tables of place, uid, value and is_bad from all files; unreadable rows are counted.
 
-    Raises UserError for a file that is none of its kind, or that has not both columns, each once
-    and of a type that can be read.
+    Raises UserError if a file is not of the format that its suffix declares, or if it does not have
+    both columns exactly once and with a supported type.
     """
     value, is_bad = "value::varchar", "false"
     if not is_caption:
-        # DuckDB takes 1_000 for a number, few others do. An infinite score would pass every
-        # threshold.
+        # DuckDB parses 1_000 as a number, but few other programs do. An infinite score would pass
+        # every threshold.
         value = "if(contains(value::varchar, '_'), null, try_cast(value as float))"
         is_bad = f"value is not null and not coalesce(isfinite({value}), false)"
     read = _read_parquet if Path(paths[0]).suffix == ".parquet" else _read_csv
@@ -159,20 +166,20 @@ def read_given(
             raise UserError(f"import: {path}: {str(error).splitlines()[0]}") from error
 
 
-def rows_about(paths: Sequence[str], row_size: float) -> int:
-    """How many rows the files have, about, where one takes `row_size` bytes."""
+def estimated_rows(paths: Sequence[str], row_size: float) -> int:
+    """Estimate the number of rows in the files, for rows of `row_size` bytes."""
     rows = 0
     for path in paths:
         if Path(path).suffix != ".parquet":
             rows += int(Path(path).stat().st_size / max(row_size, 1.0))
             continue
-        with suppress(OSError, pa.ArrowException):  # it is reported when it is read
+        with suppress(OSError, pa.ArrowException):  # reported when the file is read
             rows += pq.read_metadata(path).num_rows
     return rows
 
 
 def check_usable(is_usable: bool, paths: Sequence[str], faults: dict[str, Fault]) -> None:
-    """Raises UserError where no row gives a value: what was imported before stays."""
+    """Raise UserError if no row has a usable value, so that an earlier import is kept."""
     if is_usable:
         return
     files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
@@ -181,16 +188,16 @@ def check_usable(is_usable: bool, paths: Sequence[str], faults: dict[str, Fault]
         reason, fault = max(faults.items(), key=lambda item: item[1].rows)
         why = f"{fault.example}: {REASONS[reason]}"
     raise UserError(
-        f"import: no row of {files} gives a value; {why}; nothing was replaced (--force imports "
-        "it all the same)"
+        f"import: no row of {files} has a usable value; {why}; nothing was replaced (use --force "
+        "to import anyway)"
     )
 
 
 class _Lines:
-    """The lines of a file of texts, for a reader of CSV.
+    """Iterator over the lines of a text file, for csv.reader.
 
-    A reader that fails goes on with the next line. That is why this is no generator, which would
-    end with the first error.
+    After an error, the reader continues with the next line. A generator would be exhausted by the
+    first error, so this is a class.
     """
 
     def __init__(self, stream: TextIO, end: str) -> None:
@@ -209,7 +216,7 @@ class _Lines:
         if not line:
             raise StopIteration
         if self.size > MAX_ROW:
-            # The rest of a quoted text can look like rows.
+            # Skip to the end of the row: the rest of a quoted text could look like rows.
             while line and (self.quotes % 2 or line[-1] != self.end):
                 line = self._read(SKIPPED_AT_ONCE)
             raise csv.Error("the row is too long")
@@ -223,7 +230,7 @@ class _Lines:
 
 
 class _Batch:
-    """Rows of a CSV file, as many as fit into the bounds of a batch."""
+    """Rows of a CSV file, up to the limits of a batch."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, str | None, str | None, str | None]] = []
@@ -244,12 +251,12 @@ class _Batch:
 
 
 def _read_csv(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
-    """Tables of row, uid, value, reason; see _read_parquet.
+    """Yield tables of row, uid, value and reason; see _read_parquet.
 
-    By Python, which decides where a row ends by all that comes before it. Readers that split a file
-    among threads guess, and take lines of quoted texts for rows.
+    Uses Python's csv module, which determines the end of a row from everything before it. Readers
+    that split a file among threads guess, and mistake lines of quoted texts for rows.
     """
-    # The limit is one for the process, and a smaller one would reject rows of other threads.
+    # The limit is global, and a smaller one would reject rows in other threads.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
     end = _line_end(path)
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=end) as stream:
@@ -258,7 +265,7 @@ def _read_csv(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
         try:
             header = next(reader, [])
         except csv.Error as error:
-            raise UserError(f"import: {path}: its header cannot be read: {error}") from error
+            raise UserError(f"import: {path}: cannot read the header: {error}") from error
         places = _places(path, [_shown(name) for name in header], names)
         row, batch = 1, _Batch()
         while True:
@@ -286,17 +293,19 @@ def _read_csv(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
 
 
 def _line_end(path: str) -> str:
-    """What ends the lines: CR in a file whose first line ends so, else LF. CR LF and CR CR LF are
-    lines of LF, of which a reader of CSV leaves the CR out."""
+    """Return the line end: CR if the first line ends with CR only, else LF.
+
+    CR LF and CR CR LF count as LF, because csv.reader strips the CR.
+    """
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         first, second = stream.readline(MAX_ROW), stream.readline(2)
     return "\r" if first.endswith("\r") and second not in ("\r\n", "\n") else "\n"
 
 
 def _read_parquet(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
-    """Tables of row, uid, value, and reason, null where the row could be read.
+    """Yield tables of row, uid, value and reason; the reason is null for readable rows.
 
-    By Arrow, which reads texts that are not UTF-8 where DuckDB gives up the file.
+    Uses Arrow, which can read texts that are not UTF-8, where DuckDB fails on the whole file.
     """
     row = 1
     with pq.ParquetFile(path) as file:
@@ -304,7 +313,7 @@ def _read_parquet(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
         for place in _places(path, schema.names, names):
             _check_type(path, schema.field(place))
         columns = list(dict.fromkeys(names))
-        # Threads that read can abort the interpreter when it exits (see Store.read_table).
+        # Reader threads can abort the interpreter at exit (see Store.read_table).
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
             uid, value = (_plain(batch.column(name)) for name in names)
             good = np.logical_and(_are_utf8(uid), _are_utf8(value))
@@ -324,7 +333,7 @@ def _read_parquet(path: str, names: tuple[str, str]) -> Iterator[pa.Table]:
 
 
 def _places(path: str, have: Sequence[str], names: tuple[str, str]) -> tuple[int, int]:
-    """Where the columns are. Raises UserError for one that is not there once."""
+    """Return the positions of the columns. Raises UserError if one does not exist exactly once."""
     for name in names:
         number = have.count(name)
         if not number:
@@ -338,7 +347,7 @@ def _places(path: str, have: Sequence[str], names: tuple[str, str]) -> tuple[int
 
 
 def _check_type(path: str, column: pa.Field) -> None:
-    """Raises UserError for a column of what is neither texts nor numbers."""
+    """Raise UserError for a column that holds neither texts nor numbers."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not any(is_of(kind) for is_of in READABLE):
         raise UserError(
@@ -348,7 +357,7 @@ def _check_type(path: str, column: pa.Field) -> None:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """The values without the encodings that DuckDB or Arrow's functions cannot read."""
+    """Convert types and encodings that DuckDB or Arrow's functions do not support."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_float16(column.type):
@@ -363,7 +372,7 @@ def _texts(column: pa.Array) -> pa.Array:
 
 
 def _are_utf8(column: pa.Array) -> np.ndarray:
-    """bool (rows,): False for bytes that are not UTF-8."""
+    """Return bool (rows,): False for bytes that are not UTF-8."""
     if not pa.types.is_large_binary(column.type):
         return np.ones(len(column), bool)
     try:
@@ -374,7 +383,7 @@ def _are_utf8(column: pa.Array) -> np.ndarray:
 
 
 def _is_utf8(text: str | bytes) -> bool:
-    """Whether bytes are UTF-8, or a text holds none that were not."""
+    """Whether bytes are UTF-8, or a text was decoded without surrogate escapes."""
     if text.isascii():
         return True
     try:

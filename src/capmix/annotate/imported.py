@@ -1,9 +1,9 @@
-"""Import precomputed captions or scores from CSV or parquet, by uid.
+"""Import precomputed captions or scores from CSV or parquet files, joined on uid.
 
-The rows (see given.py) are joined to the pool's samples a share at a time (see join.py), so that
-memory stays within a bound whatever the number of rows. One part per shard is written, as
-captioning and scoring do, by a thread per core: most of the work is in Arrow and in numpy, beside
-which other threads run.
+The rows (see given.py) are joined to the pool's samples in buckets (see join.py), so that memory is
+bounded regardless of the number of rows. One part per shard is written, as in captioning and
+scoring, by one thread per core: most of the work is in Arrow and NumPy, which release Python's
+lock.
 """
 
 import hashlib
@@ -33,14 +33,17 @@ from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS
 from capmix.storage.store import Store
 
 MEMORY = "2GB"
-THREADS = 8  # at most: of more, some would wait for Python's lock
-SHARDS_AHEAD = 64  # whose uids are read
+THREADS = 8  # maximum; with more, some would wait for Python's lock
+SHARDS_AHEAD = 64  # shards whose uids are read ahead
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import found: samples with a value and without, and rows of the files that gave none,
-    by reason (see given.REASONS)."""
+    """The result of an import.
+
+    `matched` and `without` count the samples with and without a value; `unknown` and `repeated`
+    count rows. `faults` has the rows without a usable value, by reason (see given.REASONS).
+    """
 
     matched: int
     without: int
@@ -49,15 +52,15 @@ class Imported:
     faults: dict[str, Fault] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The summary for people."""
+        """Return the summary as lines of text."""
         rows = [
             [f"{fault.rows:,}", reason, f"{REASONS[reason]}; {fault.example}"]
             for reason, fault in self.faults.items()
         ]
         return [
-            f"{self.matched:,} samples got a value, {self.without:,} got none",
-            f"{self.unknown:,} rows of the files are about no sample of the pool, "
-            f"{self.repeated:,} repeat a uid (the first was taken)",
+            f"{self.matched:,} samples with a value, {self.without:,} without",
+            f"{self.unknown:,} rows with a uid that is not in the pool, "
+            f"{self.repeated:,} rows with a repeated uid (the first row was used)",
             *(
                 f"  {line}"
                 for line in table_lines(["rows", "reason", "first"], rows, "rll")
@@ -107,7 +110,7 @@ def _import(
     config = {"import": [Path(path).name for path in paths], "uid": uid, "column": column}
     config["files"] = hashlib.sha256("\n".join(map(_stamp, paths)).encode()).hexdigest()[:16]
     content = _content(paths)
-    done = None if force else _done_before(store, pool, folder, config, content)
+    done = None if force else _earlier_result(store, pool, folder, config, content)
     if done is not None:
         return done
     counts, repeated = Counts(), 0
@@ -116,7 +119,7 @@ def _import(
             connection.execute(f"set memory_limit = '{MEMORY}'")
             connection.execute(f"set temp_directory = '{scratch}'")
             kind = pa.string() if is_caption else pa.float32()
-            samples = _samples_about(store, pool)
+            samples = _estimated_samples(store, pool)
             join = Join(connection, scratch, paths, kind, len(pool.shards), samples)
             counted = FaultCounts()
             for table in read_given(connection, paths, uid, column, is_caption, counted):
@@ -140,7 +143,7 @@ def _import(
 
 
 def _content(paths: Sequence[str]) -> str:
-    """32 hex digits of what is in the files."""
+    """Return a digest (32 hex digits) of the contents of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as stream:
@@ -148,10 +151,13 @@ def _content(paths: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _done_before(
+def _earlier_result(
     store: Store, pool: Pool, folder: str, config: dict[str, Any], content: str
 ) -> Imported | None:
-    """What the same import of the same files found; None where a part is missing or other."""
+    """Return the result of an earlier import of the same files with the same settings.
+
+    Returns None if any part is missing or differs.
+    """
     total, unknown, repeated = Counts(), 0, 0
     faults: dict[str, Fault] = {}
     with store.listed([folder, SAMPLES]):
@@ -164,7 +170,7 @@ def _done_before(
                 return None
             total.add(marker.counts)
             unknown, repeated = marker.extra["unknown"], repeated + marker.extra["repeated"]
-            known = marker.extra.get("faults", {})  # not counted by capmix 0.1
+            known = marker.extra.get("faults", {})  # missing in parts of capmix 0.1
             faults = {name: Fault(**one) for name, one in known.items()}
     return Imported(total.ok, total.dropped.total(), unknown, repeated, faults)
 
@@ -174,7 +180,10 @@ def _inputs(store: Store, shard: Shard) -> dict[str, str]:
 
 
 def _expand(files: Sequence[str]) -> list[str]:
-    """Paths of the files and patterns. Raises UserError where there is none or of another kind."""
+    """Return the paths that files and patterns name.
+
+    Raises UserError if one matches nothing, or if the files have unsupported or different formats.
+    """
     paths: list[str] = []
     for name in files:
         here = Path(name)
@@ -186,7 +195,7 @@ def _expand(files: Sequence[str]) -> list[str]:
         if Path(path).suffix not in SUFFIXES:
             raise UserError(f"import: {path}: expected a file ending in {', '.join(SUFFIXES)}")
     if len({Path(path).suffix for path in paths}) > 1:
-        raise UserError("import: files of one kind at a time, CSV or parquet")
+        raise UserError("import: mixed file formats; import CSV and parquet files separately")
     return paths
 
 
@@ -195,15 +204,15 @@ def _stamp(path: str) -> str:
     return f"{Path(path).name} {about.st_size} {about.st_mtime_ns}"
 
 
-def _samples_about(store: Store, pool: Pool) -> int:
-    """How many samples the pool has, with those that are not ok."""
+def _estimated_samples(store: Store, pool: Pool) -> int:
+    """Return the number of samples in the pool, including those that are not ok."""
     with store.listed([SAMPLES]):
         markers = (store.read_marker(f"{SAMPLES}/{shard.name}") for shard in pool.shards)
         return sum(marker.rows_in for marker in markers if marker is not None)
 
 
 def _add_samples(join: Join, store: Store, pool: Pool) -> dict[str, dict[str, str]]:
-    """Add all samples that are ok. Returns what the positions of each shard were taken from."""
+    """Add all ok samples to the join. Returns the inputs of each shard's positions."""
 
     def read(shard: Shard) -> tuple[dict[str, str], pa.ChunkedArray, np.ndarray]:
         inputs = _inputs(store, shard)
@@ -231,7 +240,7 @@ class _Writer:
     extra: dict[str, Any]
 
     def write(self, numbered: tuple[int, Joined]) -> Counts:
-        """The part of a shard, by its number in the pool."""
+        """Write the part of a shard, given by its number in the pool."""
         number, found = numbered
         shard = self.pool.shards[number]
         samples = self.store.read_table(
@@ -240,15 +249,16 @@ class _Writer:
         inputs = self.inputs[shard.name]
         if _inputs(self.store, shard) != inputs:
             raise UserError(
-                f"import: shard {shard.name} was indexed again meanwhile; import once more"
+                f"import: the index of shard {shard.name} was overwritten during the import; rerun "
+                "the command"
             )
         places = np.full(len(samples), -1, np.int64)
         places[found.positions] = np.arange(len(found.positions))
         values = found.values.take(pa.array(places, mask=places < 0))
         table = _part_table(samples, values, self.is_caption)
         part = f"{self.folder}/{shard.name}"
-        # What was made from the same rows stays valid.
-        known = self.store.fingerprint(part) if _is_there(self.store, part, table) else ""
+        # If the rows are unchanged, parts computed from them stay valid.
+        known = self.store.fingerprint(part) if _is_unchanged(self.store, part, table) else ""
         counts = _counts(table)
         marker = Marker(
             inputs,
@@ -266,18 +276,18 @@ class _Writer:
         return counts
 
 
-def _is_there(store: Store, part: str, table: pa.Table) -> bool:
+def _is_unchanged(store: Store, part: str, table: pa.Table) -> bool:
     marker = store.read_marker(part)
     if marker is None or store.is_gone(part, marker):
         return False
     try:
         return bool(store.read_table(f"{part}.parquet").equals(table))
-    except UserError:  # a damaged one
+    except UserError:  # the part is damaged
         return False
 
 
 def _part_table(samples: pa.Table, values: pa.Array, is_caption: bool) -> pa.Table:
-    """The rows of a part: `values` beside those samples that are ok, the others as they are."""
+    """Return the rows of a part: ok samples with their `values`, other samples unchanged."""
     if is_caption:
         values = pc.utf8_trim_whitespace(values)
     else:  # an infinite score would pass every threshold

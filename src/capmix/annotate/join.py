@@ -1,8 +1,8 @@
 """Join the rows of imported files to the samples of a pool, by uid.
 
-Rows with one uid are in one bucket, and buckets are joined one after the other. What was found is
-kept by groups of shards. Of few rows all are in memory; else buckets and groups are files, each of
-which fits into memory (see Buckets).
+Rows are partitioned into buckets by uid, and the buckets are joined one after the other. The
+results are partitioned by groups of shards. Small imports are kept in memory; otherwise each bucket
+and each group is a file that fits in memory (see Buckets).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from capmix.annotate.buckets import Buckets, neighbours
-from capmix.annotate.given import FaultCounts, rows_about
+from capmix.annotate.buckets import Buckets, group_adjacent
+from capmix.annotate.given import FaultCounts, estimated_rows
 
-ROWS = 4_000_000  # samples and rows of files in a bucket, and samples in a group, about
-SIZE = 1 << 28  # bytes of rows of files in a bucket, and of values in a group, about
-SHARD = 32  # bits of the number of a sample below those of its shard
+ROWS = 4_000_000  # approximate number of rows and samples per bucket, and of samples per group
+SIZE = 1 << 28  # approximate bytes of rows per bucket, and of values per group
+SHARD = 32  # low bits of a sample's number: its position; the high bits are its shard's number
 SAMPLES = pa.schema({"uid": pa.string(), "sample": pa.int64()})
 MATCHED = """
 create or replace temp table matched as
@@ -36,8 +36,11 @@ join firsts f on m.sample = f.sample and m.place = f.place
 
 @dataclass(frozen=True)
 class Joined:
-    """What the files have for samples of one shard: by sample its position in the shard, how many
-    rows have its uid, and the value of the first of these."""
+    """The result for the samples of one shard that occur in the files.
+
+    For each sample: its position in the shard, the number of rows with its uid, and the value of
+    the first of these rows.
+    """
 
     positions: np.ndarray
     times: np.ndarray
@@ -45,12 +48,15 @@ class Joined:
 
     @property
     def repeated(self) -> int:
-        """Rows that have the uid of an earlier one, by sample."""
+        """Number of rows with the uid of an earlier row, counted for each sample."""
         return int((self.times - 1).sum())
 
 
 class Join:
-    """First all rows of the files are added, then all samples, shard by shard; then `match`."""
+    """A join of rows and samples.
+
+    Add all rows of the files first, then all samples, shard by shard; then call `match`.
+    """
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class Join:
         shards: int,
         samples: int,
     ):
-        """Values are of `kind`; the numbers of samples and rows need not be exact."""
+        """Set up a join. `kind` is the type of the values; `samples` may be an estimate."""
         self._connection, self._folder, self._paths = connection, folder, paths
         given = {"place": pa.int64(), "uid": pa.string(), "value": kind, "is_bad": pa.bool_()}
         found = {"sample": pa.int64(), "times": pa.int64(), "value": kind}
@@ -76,20 +82,20 @@ class Join:
         """Add rows of files: place, uid, value and is_bad, as read_given yields them."""
         self._given.add(table, self._hashes(table["uid"]))
         if self._given.is_full and not self._given.count:
-            self._decide()
+            self._set_bucket_count()
 
     def add_samples(self, shard: int, uids: pa.ChunkedArray, positions: np.ndarray) -> None:
-        """Add the samples of a shard that are ok; all shards in their order."""
+        """Add the ok samples of a shard. Shards must be added in order."""
         if not self._given.count:
-            self._decide()
+            self._set_bucket_count()
         self._sizes[shard] = len(uids)
         table = pa.table({"uid": uids, "sample": (shard << SHARD) + positions}, schema=SAMPLES)
         self._samples.add(table, self._hashes(uids))
 
     def match(self, faults: FaultCounts) -> None:
-        """Join them, and count the rows that gave no value."""
+        """Join rows and samples, and count the rows without a usable value."""
         weights = np.maximum(self._sizes / ROWS, self._sizes * self._row_size / SIZE)
-        self._groups = neighbours(weights, 1.0)
+        self._groups = group_adjacent(weights, 1.0)
         self._found.count = int(self._groups.max(initial=0)) + 1
         for number in range(self._given.count):
             self._connection.register("given", self._given.take(number))
@@ -105,7 +111,7 @@ class Join:
         self._connection.execute("drop table if exists firsts")
 
     def by_shard(self) -> Iterator[tuple[int, Joined]]:
-        """The number of each shard, in order, with what was found for it."""
+        """Yield the number of each shard, in order, with its result."""
         for group in range(self._found.count):
             table = _in_order(self._found.take(group))
             samples, times = table["sample"].to_numpy(), table["times"].to_numpy()
@@ -117,16 +123,18 @@ class Join:
                 chosen = values[start:end].cast(self._kind)
                 yield int(shard), Joined(positions, times[start:end], chosen)
 
-    def _decide(self) -> None:
-        """How many buckets there are: by the rows so far, and by how many there may be."""
+    def _set_bucket_count(self) -> None:
+        """Set the number of buckets, from the rows read so far and the estimated total."""
         rows, size = self._given.rows, self._given.size
         self._row_size = size / rows if rows else 0.0
-        total = max(rows, rows_about(self._paths, self._row_size)) if self._given.is_full else rows
+        total = rows
+        if self._given.is_full:
+            total = max(rows, estimated_rows(self._paths, self._row_size))
         least = max((self._about + total) / ROWS, total * self._row_size / SIZE)
         self._given.count = self._samples.count = max(1, int(np.ceil(least)))
 
     def _hashes(self, uids: pa.ChunkedArray) -> np.ndarray:
-        """uint64 (uids,): the same for the same uid."""
+        """Return a hash of each uid, uint64 (uids,)."""
         if self._given.count == 1:
             return np.zeros(len(uids), np.uint64)
         self._connection.register("uids", pa.table({"uid": uids}))
@@ -136,7 +144,7 @@ class Join:
 
 
 def _in_order(found: pa.Table) -> pa.Table:
-    """Rows by sample. Texts get offsets of 64 bits: together they may have over 2 GiB."""
+    """Sort rows by sample. Texts get 64-bit offsets, as they may exceed 2 GiB in total."""
     values = found["value"]
     if pa.types.is_string(values.type):
         values = values.cast(pa.large_string())

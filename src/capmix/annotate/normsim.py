@@ -1,4 +1,4 @@
-"""How close an image is to a reference set: NormSim (arXiv 2405.19547, section 3.2)."""
+"""NormSim: the similarity of an image to a reference set (arXiv 2405.19547, section 3.2)."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +9,13 @@ BLOCK = 8_192
 
 
 def norm_similarity(vectors: PoolVectors, reference: np.ndarray, norm: str) -> Columns:
-    """Column `value`: the p-norm of an image's cosine similarities to all reference images; for
-    `inf` that is the largest of them, for `2` the root of the sum of their squares."""
+    """Compute column `value`: a norm of an image's cosine similarities to all reference images.
+
+    For `inf` it is the largest similarity, for `2` the square root of the sum of squares.
+    """
     if norm == "2":
-        # The squares' sum is x' R x with R the sum of outer products: no need of the products.
+        # The sum of squares is x' R x, where R is the sum of the references' outer products, so
+        # the similarities themselves are not needed.
         outer = (reference.T @ reference).astype(np.float64)
         found = [_euclidean(batch, outer) for batch in vectors.batches()]
     else:

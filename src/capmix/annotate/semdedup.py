@@ -1,7 +1,8 @@
 """Near duplicates within clusters: SemDeDup (arXiv 2303.09540, section 3).
 
-The samples of a cluster are looked at from the least to the most similar to its centroid; one that
-is closer than 1 - epsilon to an earlier one repeats it. The first of each group stays.
+The samples of a cluster are visited from the least to the most similar to its centroid. A sample
+whose similarity to an earlier one is over 1 - epsilon repeats that sample. The first sample of a
+group of near duplicates is kept.
 """
 
 import numpy as np
@@ -15,8 +16,11 @@ BLOCK = 4_096
 def near_duplicates(
     vectors: PoolVectors, clusters: np.ndarray, similarity: np.ndarray, epsilon: float
 ) -> Columns:
-    """Columns `repeats` (a near duplicate stays in its place) and `closest`, the largest similarity
-    to a sample before it. `clusters` and `similarity` (N,) are of annotate clusters."""
+    """Compute columns `repeats` (a near duplicate of an earlier sample) and `closest`.
+
+    `closest` is the largest similarity to an earlier sample of the cluster; -1 for the first.
+    `clusters` and `similarity` (N,) are the columns of the clusters annotation.
+    """
     closest = np.full(len(vectors), -1.0, np.float32)
     order = np.lexsort((np.arange(len(vectors)), similarity, clusters))
     ends = np.flatnonzero(np.diff(clusters[order])) + 1
@@ -29,7 +33,7 @@ def near_duplicates(
 
 
 def _closest_before(vectors: PoolVectors, members: np.ndarray) -> np.ndarray:
-    """The largest dot product with an earlier member; -1 for the first."""
+    """Return the largest dot product with an earlier member; -1 for the first."""
     found = np.full(len(members), -1.0, np.float32)
     for start in range(0, len(members), BLOCK):
         rows = vectors.take(members[start : start + BLOCK])

@@ -12,19 +12,23 @@ CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "clip
 
 
 class AnnotateSettings(Settings):
-    """Which columns are computed from saved embeddings; each group of options is of one method."""
+    """Which columns to compute from saved embeddings. Each group of options is for one method."""
 
     method: Method = option(
-        help="clusters: k-means, and a reference set's clusters. semdedup: near duplicates within "
-        "clusters. normsim: similarity to a reference set. cliploss: negCLIPLoss."
+        help="clusters: k-means, optionally with the clusters nearest to a reference set. "
+        "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
+        "cliploss: negCLIPLoss."
     )
-    name: str | None = option(None, "Name of the columns in recipes (default: the method).")
+    name: str | None = option(
+        None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
+    )
     embeddings: str | None = option(
-        None, "Which saved embeddings, a folder below embeddings/ (default: the only ones)."
+        None, "Saved embeddings to use: a folder in embeddings/ (default: the only one)."
     )
     reference: str | None = option(
         None,
-        "clusters, normsim: a .npy file of vectors, or a work directory with embeddings.",
+        "Reference set of clusters and normsim: a .npy file of vectors, or a work directory with "
+        "embeddings.",
         metavar="FILE",
     )
     seed: int = option(0, "Random seed.")
@@ -33,28 +37,31 @@ class AnnotateSettings(Settings):
     )
     of: str = option("clusters", "Name of the clusters annotation.", group=SEMDEDUP)
     epsilon: float = option(
-        0.05, "Samples closer than 1 - epsilon are near duplicates.", group=SEMDEDUP
+        0.05, "Samples with a similarity over 1 - epsilon are near duplicates.", group=SEMDEDUP
     )
-    norm: Literal["inf", "2"] = option("inf", "Norm of the similarities.", group=NORMSIM)
-    source: str = option("raw", "Source whose texts are compared.", group=CLIPLOSS)
+    norm: Literal["inf", "2"] = option(
+        "inf", "Norm of the similarities to the reference images.", group=NORMSIM
+    )
+    source: str = option("raw", "Source whose texts are compared with the images.", group=CLIPLOSS)
     model: ScoreModel = option(
         "",
-        "Scorer that made the embeddings, as in `capmix score` (default: `mini` for the pool "
+        "Scorer that computed the embeddings, as in `capmix score` (default: `mini` for the pool "
         "`embedded`).",
         group=CLIPLOSS,
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=CLIPLOSS)
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=CLIPLOSS)
     temperature: float = option(TEMPERATURE, "Softmax temperature.", group=CLIPLOSS, gt=0)
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
-    rounds: int = option(ROUNDS, "Random batches that each pair is averaged over.", group=CLIPLOSS,
-                         ge=1)  # fmt: skip
+    rounds: int = option(
+        ROUNDS, "Number of random batches to average over per pair.", group=CLIPLOSS, ge=1
+    )
 
 
 class ImportSettings(Settings):
-    """Which columns of CSV or parquet files are imported, and under which name."""
+    """Which columns of CSV or parquet files to import, and under which names."""
 
-    source: str = option(help="Source of the imported captions or scores, such as blip2.")
-    uid_column: str = option("uid", "Column of the samples' uids.")
-    text_column: str = option("text", "Column of captions.")
-    column: str = option("score", "Column of scores.")
-    scorer: str = option("imported", "Name of the scorer.")
+    source: str = option(help="Source name of the imported captions or scores, such as blip2.")
+    uid_column: str = option("uid", "Column with the samples' uids.")
+    text_column: str = option("text", "Column with the captions.")
+    column: str = option("score", "Column with the scores.")
+    scorer: str = option("imported", "Scorer name of the imported scores.")

@@ -1,4 +1,4 @@
-"""All image embeddings of a pool as one array of unit vectors, read as they are needed."""
+"""The image embeddings of a pool as one array of unit vectors, read on demand."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ Columns = dict[str, tuple[np.ndarray, Any]]  # values (N,) and their Arrow type,
 
 @dataclass
 class PoolVectors:
-    """Unit vectors, float32 (N, D), of the samples of a pool that were embedded, in pool order."""
+    """Unit vectors, float32 (N, D), of a pool's embedded samples, in pool order."""
 
     array: np.ndarray
     rows: list[list[Row]]
@@ -37,11 +37,11 @@ class PoolVectors:
             yield self.take(np.arange(start, min(start + size, len(self))))
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """float32 (n, D) of these samples."""
+        """Return the vectors of the given samples, float32 (n, D)."""
         return unit(np.asarray(self.array[numbers], np.float32))
 
     def by_shard(self, values: np.ndarray) -> Iterator[tuple[Shard, list[Row], np.ndarray]]:
-        """Each shard with its rows and those of `values` (N,) that belong to its ok rows."""
+        """Yield each shard with its rows, and the slice of `values` (N,) for its ok rows."""
         start = 0
         for shard, rows in zip(self.shards, self.rows, strict=True):
             count = sum(row.status == OK for row in rows)
@@ -50,10 +50,9 @@ class PoolVectors:
 
 
 def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str) -> PoolVectors:
-    """The embeddings `embeddings/<name>/image`. Raises UserError where a shard has none.
+    """Load the embeddings `embeddings/<name>/image`. Raises UserError if a shard has none.
 
-    They are put one behind the other into a file in `scratch`, which is then read by the system as
-    it is needed.
+    They are concatenated into a file in the folder `scratch`, which is memory-mapped.
     """
     folder = embeddings_folder(name)
     rows: list[list[Row]] = []
@@ -75,15 +74,15 @@ def image_vectors(store: Store, shards: Sequence[Shard], name: str, scratch: str
 
 def _mapped(path: Path, width: int) -> np.ndarray:
     if not path.stat().st_size:
-        raise UserError("no image of this pool was embedded")
+        raise UserError("the saved embeddings are empty: no image of this pool could be embedded")
     return np.memmap(path, np.float16, "r").reshape(-1, width)
 
 
 def read_reference(path: str, name: str, width: int) -> np.ndarray:
-    """Unit vectors, float32 (M, D), of a reference set.
+    """Return unit vectors, float32 (M, D), of a reference set.
 
-    `path` is a .npy file (M, D), or a work directory that holds embeddings of the same `name`.
-    Raises UserError where it is neither, or of another width than the pool's.
+    `path` is a .npy file (M, D), or a work directory with embeddings of the same `name`. Raises
+    UserError if it is neither, or if D is not `width`.
     """
     try:
         if path.endswith(".npy"):
@@ -98,12 +97,15 @@ def read_reference(path: str, name: str, width: int) -> np.ndarray:
             f"embeddings of {name}."
         ) from error
     if found.ndim != 2 or found.shape[1] != width:
-        raise UserError(f"reference {path}: vectors {found.shape}, the pool's have {width} numbers")
+        raise UserError(
+            f"reference {path}: shape {found.shape}, but the pool's embeddings have {width} "
+            "dimensions"
+        )
     return unit(found.astype(np.float32))
 
 
 def reference_stamp(path: str, folder: str) -> str:
-    """Changes when the vectors of a reference set do; "" where it cannot be looked at."""
+    """Return a stamp that changes when a reference set changes; "" if it cannot be read."""
     try:
         if path.endswith(".npy"):
             with open(path, "rb") as stream:
@@ -117,7 +119,7 @@ def reference_stamp(path: str, folder: str) -> str:
 def columns_done(
     store: Store, shards: Sequence[Shard], name: str, inputs: str, config: Mapping[str, object]
 ) -> Counts | None:
-    """The counts of an annotation that was written with this config; None where it was not."""
+    """Return the counts of an up-to-date annotation with this config; None if there is none."""
     total, values = Counts(), set()
     with store.listed([annotation_folder(name), inputs]):
         for shard in shards:
@@ -130,7 +132,7 @@ def columns_done(
                 return None
             total.add(marker.counts)
             values.add(marker.config.get("values"))
-    return total if len(values) == 1 else None  # several: the parts are of two runs
+    return total if len(values) == 1 else None  # several: the parts are from two runs
 
 
 def write_columns(
@@ -141,12 +143,12 @@ def write_columns(
     inputs: str,
     config: dict[str, object],
 ) -> Counts:
-    """Write `columns/<name>/<shard>.parquet`: a value (N,) and a type for each column.
+    """Write columns, each given as values (N,) and a type, to `columns/<name>/<shard>.parquet`.
 
     `inputs` is the folder of the embeddings that the values were computed from.
     """
-    # A value depends on all parts, and on whatever else `values` came from: markers that name
-    # different values are not of one run (inputs.check_parts).
+    # Each value depends on all shards. The digest of all values identifies the run, so that parts
+    # from different runs are detected (see inputs.check_parts).
     digest = hashlib.sha256()
     for values_of, _ in columns.values():
         digest.update(values_of.tobytes())

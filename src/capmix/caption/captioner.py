@@ -1,7 +1,7 @@
-"""What a captioner is: a model that writes captions for images.
+"""The captioner protocols: models that write captions for images.
 
-`Captioner` sees images through an encoder whose embeddings are kept (the embedded models);
-`ImageCaptioner` sees the images themselves (everything else).
+A `Captioner` reads image embeddings that an encoder has saved (the embedded models). An
+`ImageCaptioner` reads the images themselves (all other models).
 """
 
 from collections.abc import Sequence
@@ -16,40 +16,43 @@ from capmix.pool import Sample
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One caption. `finish` says why it ended: `stop`, or `length` where it was cut."""
+    """One caption. `finish` is `stop`, or `length` if the caption was truncated."""
 
     text: str
     finish: str = "stop"
 
 
 class Captioner(Protocol):
-    """Writes captions. Caption k of an image depends on (seed, uid, source, k) and settings alone.
+    """A model that writes captions from image embeddings.
 
-    `settings` names the model, a digest of its weights and every sampling setting; it goes into
-    the marker of each part and decides whether the part is up to date.
+    Caption k of an image depends only on the image, (seed, uid, source, k) and the settings.
+    `settings` contains the model, a digest of its weights and every sampling setting. It is written
+    to the marker of each part and determines whether the part is up to date.
     """
 
     settings: dict[str, Any]
 
     @property
     def encoder(self) -> ImageEncoder:
-        """The model that the captioner sees images through."""
+        """The image encoder whose embeddings the captioner reads."""
         ...
 
     def caption(
         self, embeddings: np.ndarray, uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
-        """The captions of N images, K each, from their float16 (N, dimensions) embeddings."""
+        """Return K captions for each of N images, from float16 (N, dimensions) embeddings."""
         ...
 
 
 class ImageCaptioner(Protocol):
-    """Writes captions from images. Its promise about caption k is the Captioner's.
+    """A model that writes captions from images.
 
-    `batch_size` images are captioned at once; `workers` threads run `prepare` ahead of the model.
-    A captioner that asks a server in `prepare` may have `prepare(sample, first=0)`. One that reads
-    nothing of a sample but its image says so with `of_image_alone = True`: its captions are kept
-    where only the rest of the sample has changed.
+    Caption k depends on the same inputs as for a `Captioner`.
+
+    `batch_size` images are captioned at once. `workers` threads run `prepare` ahead of the model.
+    A captioner that calls a server in `prepare` may accept `prepare(sample, first=0)`. A captioner
+    that reads only the image of a sample sets `of_image_alone = True`: its captions are kept when
+    other parts of the sample change.
     """
 
     settings: dict[str, Any]
@@ -57,16 +60,16 @@ class ImageCaptioner(Protocol):
     workers: int
 
     def prepare(self, sample: Sample) -> Any:
-        """The processor's part for one image. Raises BadImageError."""
+        """Preprocess one image. Raises BadImageError if it cannot be decoded."""
         ...
 
     def caption(
         self, prepared: Sequence[Any], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """The captions of N prepared images, K each. A failing batch is tried again in halves.
+        """Return K captions for each of N prepared images. A failing batch is retried in halves.
 
-        `uids` key the draws: the samples' uids, or a digest of the image where the pool has no uid
-        of its own (Sample.draw_name). Where captions exist, those from number `first` on, K - first
-        each; a captioner without that parameter writes all K again.
+        `uids` seed the random draws: the samples' uids, or a digest of the image if the pool has no
+        uids of its own (Sample.draw_name). With `first`, return only captions `first` to K - 1,
+        because the earlier ones exist. A captioner without this parameter rewrites all K.
         """
         ...

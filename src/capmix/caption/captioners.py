@@ -1,4 +1,4 @@
-"""From the name of a captioner to the stages that write its captions."""
+"""Load a captioner by name and build the stages that write its captions."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ from capmix.pool.selection import Selection
 from capmix.storage.store import Store
 
 MEMBERS = ("settings", "caption")
-OF_IMAGES = ("batch_size", "workers", "prepare")  # of those without an encoder
+OF_IMAGES = ("batch_size", "workers", "prepare")  # required of captioners without an encoder
 
 
 def needs_gpu(settings: CaptionSettings) -> bool:
-    """Whether the captioner runs on a GPU of its own choice, where there is one."""
+    """Return whether the captioner runs on a GPU by default, if the computer has one."""
     on_gpu = getattr(find_backend(CAPTIONERS, settings.model), "device", "gpu") == "gpu"
     return on_gpu and settings.device in ("auto", "cuda")
 
 
 def make_captioner(settings: CaptionSettings, source: str) -> Any:
-    """The captioner, loaded: a Captioner or an ImageCaptioner (captioner.py).
+    """Load the captioner. Returns a Captioner or an ImageCaptioner (captioner.py).
 
-    Raises UserError where a package is missing, the class is no captioner, or the model cannot be
+    Raises UserError if a package is missing, the class is not a captioner, or the model cannot be
     loaded.
     """
     model = settings.model
@@ -42,8 +42,7 @@ def caption_stages(
     selection: Selection | None = None,
     captioner: Any = None,
 ) -> list[Stage]:
-    """The stages of one source, with the model loaded, unless it is given. See CaptionSettings for
-    its names."""
+    """Return the stages that caption one source. Loads the model unless `captioner` is given."""
     captioner = captioner or make_captioner(settings, source)
     language, timeout = settings.language, settings.batch_timeout
     if hasattr(captioner, "encoder"):

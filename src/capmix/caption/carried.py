@@ -1,8 +1,9 @@
-"""Captions of images that may have moved to another shard: kept until all shards are made again.
+"""Keep captions of images that may have moved to another shard until all shards are up to date.
 
-The images of a folder are divided into shards in the order of their names, so that one file more
-moves those behind it. What the parts to be overwritten hold is copied before the first of them is,
-and removed when the last one is there: a run that is killed between the two finds it.
+The images of a folder are divided into shards in the order of their names, so adding one file
+moves the files after it. Before the first outdated part is overwritten, its captions and those of
+all other outdated parts are copied; the copy is removed when every part is up to date. A run that
+was killed in between finds the copy when it resumes.
 """
 
 import contextlib
@@ -29,9 +30,11 @@ SCHEMA = pa.schema([*STATUS_FIELDS, *FIELDS, (CONFIG, pa.string())])
 
 @contextlib.contextmanager
 def carried(store: Store, pool: Pool, source: str) -> Iterator[None]:
-    """Within the block, which captions `source`, what may have moved is kept; after it, if nothing
-    was raised, it is removed once no part of the pool is out of date. Does nothing for pools whose
-    samples do not move."""
+    """Keep captions of `source` that may have moved while the block captions that source.
+
+    Removes the copy after the block if the block did not raise and no part of the pool is out of
+    date. Does nothing for pools whose samples do not move between shards.
+    """
     is_kept = keep_moved(store, pool, source)
     yield
     now = {f"{captions_folder(source)}/{shard.name}" for shard in pool.shards}
@@ -41,7 +44,7 @@ def carried(store: Store, pool: Pool, source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tried(store: Store, pool: Pool, source: str) -> Iterator[None]:
-    """As `carried`, for a look at what a run would do: nothing new is left behind."""
+    """Like `carried`, for planning a run: removes the copy afterwards if the block created it."""
     is_new = not store.exists(_file(source))
     is_kept = keep_moved(store, pool, source)
     try:
@@ -52,20 +55,24 @@ def tried(store: Store, pool: Pool, source: str) -> Iterator[None]:
 
 
 def keep_moved(store: Store, pool: Pool, source: str) -> bool:
-    """Copy the captions of parts that would be overwritten, beside those that are kept already;
-    returns whether there are any."""
+    """Add the captions of parts that would be overwritten to the copy; return whether it has any.
+
+    Returns False for pools whose samples do not move between shards.
+    """
     if not pool.is_folder:
         return False
     name = _file(source)
     tables = [*_earlier(store, name), *_stale(store, pool, source)]
     if tables:
-        store.write_table(name, _once(pa.concat_tables(tables)))
+        store.write_table(name, _deduplicated(pa.concat_tables(tables)))
     return bool(tables)
 
 
 class CarriedCaptions:
-    """What is kept of a source, to be looked up by the hashes of images: a number for each caption
-    beside the table itself. Nothing where the file is damaged or not there."""
+    """The kept captions of a source, looked up by image hash.
+
+    Uses one integer per caption in addition to the table. Empty if the file is damaged or missing.
+    """
 
     def __init__(self, store: Store, source: str):
         tables = list(_earlier(store, _file(source)))
@@ -79,7 +86,7 @@ class CarriedCaptions:
         return len(self._hashes)
 
     def of(self, images: Iterable[int]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
-        """The settings of each kind of captions of these images, and the captions."""
+        """Yield the captions of these images grouped by settings: (settings, table) pairs."""
         wanted = np.unique(np.fromiter(images, np.uint64))
         starts = np.searchsorted(self._hashes, wanted, "left")
         ends = np.searchsorted(self._hashes, wanted, "right")
@@ -98,15 +105,15 @@ def _file(source: str) -> str:
 
 
 def _earlier(store: Store, name: str) -> Iterator[pa.Table]:
-    """What is kept now; nothing where that is damaged: the images are captioned again."""
+    """Yield the kept captions. A damaged file yields nothing: its images are recaptioned."""
     with contextlib.suppress(OSError, pa.ArrowException, UserError):
         table = store.read_table(name)
         if table.schema.equals(SCHEMA):
             yield table
 
 
-def _once(table: pa.Table) -> pa.Table:
-    """Each row once, the newest: a run may copy what an earlier one has copied."""
+def _deduplicated(table: pa.Table) -> pa.Table:
+    """Keep the newest of equal rows: an earlier run may have copied the same captions."""
     keys = [CONFIG, "uid", "key", "k", "image_hash"]
     numbered = table.select(keys).append_column("row", pa.array(np.arange(len(table))))
     last = numbered.group_by(keys, use_threads=False).aggregate([("row", "max")])["row_max"]
@@ -114,7 +121,7 @@ def _once(table: pa.Table) -> pa.Table:
 
 
 def _stale_parts(store: Store, pool: Pool, source: str) -> list[tuple[str, Marker]]:
-    """The parts that are not of a shard as it is now."""
+    """Return the parts that do not match a current shard."""
     folder = captions_folder(source)
     now = {f"{folder}/{shard.name}": shard.fingerprint for shard in pool.shards}
     found = []
@@ -128,9 +135,11 @@ def _stale_parts(store: Store, pool: Pool, source: str) -> list[tuple[str, Marke
 
 
 def _stale(store: Store, pool: Pool, source: str) -> Iterator[pa.Table]:
-    """The captions of these parts."""
+    """Yield the captions of outdated parts."""
     for part, marker in _stale_parts(store, pool, source):
-        with contextlib.suppress(UserError, pa.ArrowException, OSError):  # damaged: made again
+        with contextlib.suppress(
+            UserError, pa.ArrowException, OSError
+        ):  # damaged: its images are recaptioned
             table = store.read_table(f"{part}.parquet")
             if "image_hash" not in table.column_names or "pool" not in marker.inputs:
                 continue

@@ -1,4 +1,4 @@
-"""The columns of captions, beside the status of a row."""
+"""The columns of captions, in addition to the status columns."""
 
 import pyarrow as pa
 
@@ -12,6 +12,6 @@ FIELDS = [
     ("flags", pa.list_(pa.string())),
     ("image_hash", pa.uint64()),
 ]
-NEEDED = FIELDS[:-1]  # what a part has to have; parts of capmix 0.1 know no hashes
+NEEDED = FIELDS[:-1]  # required columns; parts written by capmix 0.1 have no image_hash
 DEFAULTS = defaults_of(CaptionSettings)
-BY_PEOPLE = "capmix view"  # the model that markers of edited captions name
+BY_PEOPLE = "capmix view"  # the model named in the markers of edited captions

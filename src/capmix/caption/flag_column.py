@@ -1,7 +1,7 @@
-"""The flags of a whole column of captions, as caption_flags gives them, in a fraction of its time.
+"""Compute the flags of a column of captions: the same as caption_flags, but much faster.
 
-Nearly all captions have no flag. A column is searched as a whole for those that can have one, and
-caption_flags decides about these alone: what is found here in excess costs time and nothing else.
+Nearly all captions have no flag. A vectorised search over the column finds the captions that may
+have one, and caption_flags is called only for these. False positives of the search only cost time.
 """
 
 import re
@@ -14,20 +14,22 @@ import pyarrow.compute as pc
 
 from capmix.caption.flags import BOILERPLATE, LONGEST_LOOP, REFUSAL, caption_flags
 
-BYTES_AT_ONCE = 1 << 20  # of texts: what is computed from them stays in the processor's cache
+BYTES_AT_ONCE = 1 << 20  # of text per slice: intermediate results stay in the CPU cache
 TYPE = pa.list_(pa.string())
 PHRASES = f"{BOILERPLATE.pattern}|{REFUSAL.pattern}"
 NO_WORD = re.compile(r"[^\w\x00-\x7f]")
-# What matches an ASCII letter in a pattern that ignores case, and is not lower-cased to it.
-ALIKE = {"\u017f": "s", "\u0131": "i"}
+# Letters that match an ASCII letter in a case-insensitive pattern but are not lower-cased to it.
+CASE_VARIANTS = {"\u017f": "s", "\u0131": "i"}
 IS_WORD = np.array([byte >= 0x80 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
 FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
-ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # spread small numbers
+ODD = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64
+)  # odd multipliers that spread small numbers
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What caption_flags takes beside a text."""
+    """The arguments of caption_flags other than the text."""
 
     finish: str
     prompt: str | None
@@ -40,15 +42,17 @@ class _Settings:
 def flag_column(
     texts: pa.Array, finish: str, prompt: str | None = None, language: str | None = None
 ) -> pa.Array:
-    """list<string>: `caption_flags(text, finish, prompt, language)` of each of string `texts`; null
-    where a text is."""
+    """Return `caption_flags(text, finish, prompt, language)` for each text, as list<string>.
+
+    `texts` is a string array. Nulls stay null.
+    """
     settings = _Settings(finish, prompt, language)
     pieces = [_flags(piece, settings) for piece in _pieces(texts)]
     return pa.concat_arrays(pieces) if pieces else pa.array([], TYPE)
 
 
 def _pieces(texts: pa.Array) -> Iterator[pa.Array]:
-    """The column in slices of BYTES_AT_ONCE or of one text."""
+    """Yield slices of up to BYTES_AT_ONCE bytes; a longer text is a slice of its own."""
     bounds = _offsets(texts)
     start = 0
     while start < len(texts):
@@ -70,7 +74,7 @@ def _flags(texts: pa.Array, settings: _Settings) -> pa.Array:
 
 
 def _may_have_flags(texts: pa.Array, settings: _Settings) -> np.ndarray:
-    """bool (texts,): True for all that have a flag, and for some that have none."""
+    """Return bool (texts,): True for each text with a flag, and for some without."""
     if settings.finish != "stop" or settings.language:
         return np.ones(len(texts), bool)
     lowered = _lowered(texts)
@@ -84,7 +88,7 @@ def _may_have_flags(texts: pa.Array, settings: _Settings) -> np.ndarray:
 
 
 def _lowered(texts: pa.Array) -> pa.Array:
-    """Lower-case texts in which every byte beyond ASCII is one of a word; "" in place of null."""
+    """Lower-case the texts so that each non-ASCII byte is part of a word; null becomes ""."""
     texts = texts.fill_null("")
     is_other = pc.invert(pc.string_is_ascii(texts))
     others = pa.array([_plain(text) for text in texts.filter(is_other).to_pylist()], texts.type)
@@ -92,27 +96,30 @@ def _lowered(texts: pa.Array) -> pa.Array:
 
 
 def _plain(text: str) -> str:
-    """In which equal words stay equal, and a phrase is of ASCII letters alone."""
+    """Lower-case one text: equal words stay equal, phrases become ASCII, other symbols spaces."""
     text = text.lower().replace("\u2019", "'")
-    for letter, ascii_letter in ALIKE.items():
+    for letter, ascii_letter in CASE_VARIANTS.items():
         text = text.replace(letter, ascii_letter)
     return NO_WORD.sub(" ", text)
 
 
 def _have_no_word_or_loop(texts: pa.Array) -> np.ndarray:
-    """bool (texts,): whether a text has no word, or may have a loop.
+    """Return bool (texts,): whether a text has no word, or may have a loop.
 
-    The key of a word is of the number of its text, its length and its first eight bytes. Loops are
-    looked for among keys: other words can share one, equal words of a text always do.
+    The key of a word combines the index of its text, its length and its first eight bytes. Equal
+    words of a text have equal keys, so a loop of words is a loop of keys. Distinct words can share
+    a key, so some of the loops found are false positives.
     """
-    data, bounds = _in_a_row(texts)
+    data, bounds = _joined(texts)
     is_word = IS_WORD.take(data)
     edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
     starts, lengths = edges[::2], edges[1::2] - edges[::2]
-    firsts = np.searchsorted(starts, bounds)  # number of the first word of each text
+    firsts = np.searchsorted(starts, bounds)  # index of the first word of each text
     suspects: np.ndarray = np.diff(firsts) == 0
     text_of = np.repeat(np.arange(len(texts)), np.diff(firsts))
-    eights = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))  # the eight bytes from each on
+    eights = np.ndarray(
+        len(data) - 7, "<u8", data, strides=(1,)
+    )  # the eight bytes from each position
     keys = eights[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
     keys = keys + lengths.astype(np.uint64) * ODD[0] + text_of.astype(np.uint64) * ODD[1]
     for length in range(1, LONGEST_LOOP + 1):
@@ -123,9 +130,12 @@ def _have_no_word_or_loop(texts: pa.Array) -> np.ndarray:
     return suspects
 
 
-def _in_a_row(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """uint8: all texts with a byte of no word between any two, and eight before and after; and
-    int64 (texts + 1,): where they begin, and where the next one would."""
+def _joined(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Join the texts. Returns their bytes (uint8) and their starts (int64, texts + 1).
+
+    One non-word byte separates the texts; eight precede the first and eight follow the last. The
+    last start is where a further text would begin.
+    """
     one = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
     joined = pc.binary_join(one, "\n")
     start, end = _offsets(joined)
@@ -136,7 +146,7 @@ def _in_a_row(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _offsets(texts: pa.Array) -> np.ndarray:
-    """int32 (texts + 1,): where each text begins and ends in the column's bytes."""
+    """Return int32 (texts + 1,): where each text begins and ends in the column's buffer."""
     buffer = texts.buffers()[1]
     if buffer is None or not len(texts):
         return np.zeros(1, np.int32)

@@ -1,4 +1,4 @@
-"""What is wrong with a caption, as words beside it. Captions are never edited or dropped here."""
+"""Flag faulty captions. Flags are a separate column; captions are never edited or dropped."""
 
 import re
 from functools import cache
@@ -17,7 +17,7 @@ REFUSAL = re.compile(
     r"language model|unable to (see|view|describe|process|help)|can('?t|not) (assist|help))\b",
     re.IGNORECASE,
 )
-# Without one of these in its lower-case form a text cannot match: most are told by that alone.
+# A text that contains none of these in lower case cannot match. Most texts need no other check.
 BOILERPLATE_HINTS = (
     "stock",
     "royal",
@@ -32,18 +32,24 @@ BOILERPLATE_HINTS = (
 REFUSAL_HINTS = ("sorry", "unable", "not", "can", "won't", "couldn't", "as an ai", "language model")
 FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language")
 LONGEST_LOOP = 6  # words
-LEAST = 0.01  # probability of the wanted language: one word is easily taken for another language
+MIN_PROBABILITY = 0.01  # of the expected language: low, because single words are often misjudged
 
 
 def caption_flags(
     text: str, finish: str, prompt: str | None = None, language: str | None = None
 ) -> list[str]:
-    """The flags of one caption, in the order of FLAGS.
+    """Return the flags of one caption, in the order of FLAGS.
 
-    empty; loop (one to six words three times in a row, as in the reports on LAVIS, issue 713);
-    prompt_echo (it begins with the prompt); boilerplate (stock-photo phrases); refusal; unfinished
-    (the length cap ended it); wrong_language (where `language`, ISO 639-1, is asked for: py3langid
-    gives it less than LEAST of the probability).
+    - empty: no text
+    - loop: one to six words repeated three times in a row, as reported in LAVIS issue 713
+    - prompt_echo: the text starts with the prompt
+    - boilerplate: a stock-photo phrase
+    - refusal: the model refuses to describe the image
+    - unfinished: truncated at the maximum length
+    - wrong_language: only if `language` (ISO 639-1) is set; py3langid assigns it a probability
+      below MIN_PROBABILITY
+
+    Raises UserError if `language` is set and py3langid is not installed.
     """
     lowered = text.lower().replace("\u2019", "'")
     found = {
@@ -59,14 +65,14 @@ def caption_flags(
 
 
 def _matches(pattern: re.Pattern[str], hints: tuple[str, ...], lowered: str) -> bool:
-    for hint in hints:  # any() over a generator takes twice as long
+    for hint in hints:  # half the time of any() over a generator
         if hint in lowered:
             return bool(pattern.search(lowered))
     return False
 
 
 def _has_loop(words: list[str]) -> bool:
-    repeated = len(words) - len(set(words))  # two of three times `length` words are repeated ones
+    repeated = len(words) - len(set(words))  # a loop of n words has 2 n repeats
     for length in range(1, min(LONGEST_LOOP, repeated // 2) + 1):
         same = 0
         for word, later in zip(words, words[length:], strict=False):
@@ -77,7 +83,7 @@ def _has_loop(words: list[str]) -> bool:
 
 
 def check_language(language: str) -> None:
-    """Raise UserError unless `language` can be told from others."""
+    """Raise UserError unless py3langid supports `language`."""
     known = sorted(_identifier().labels)
     if language not in known:
         raise UserError(f"--language {language}: expected one of {', '.join(known)}")
@@ -86,7 +92,7 @@ def check_language(language: str) -> None:
 def _is_other_language(text: str, wanted: str) -> bool:
     if not any(letter.isalpha() for letter in text):
         return False
-    return bool(dict(_identifier().rank(text.lower()))[wanted] < LEAST)
+    return bool(dict(_identifier().rank(text.lower()))[wanted] < MIN_PROBABILITY)
 
 
 @cache

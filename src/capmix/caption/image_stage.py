@@ -1,4 +1,4 @@
-"""Caption a shard from its images: decoded in threads ahead of the model, captioned in batches."""
+"""Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
 import hashlib
 import inspect
@@ -21,14 +21,16 @@ from capmix.storage.layout import captions_folder
 from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
-# What processors raise on images of odd shapes; a server that is gone raises others.
-OF_ONE_IMAGE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+# Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
+IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """An image that is prepared for the model: the captions that it has already, and the name that
-    draws are keyed by."""
+    """A preprocessed image.
+
+    `kept` are its existing captions, `draw_name` seeds the random draws, `image` is its hash.
+    """
 
     prepared: Any
     kept: list[Caption]
@@ -46,11 +48,11 @@ def image_caption_stage(
     selection: Selection | None = None,
     store: Store | None = None,
 ) -> Stage:
-    """The stage in which `captioner` writes the captions of `source` from the pool's images.
+    """Return the stage in which `captioner` writes the captions of `source` from the pool's images.
 
-    A batch may take `batch_timeout` seconds; see Batches for what becomes of one that fails. Of
-    the samples that are not selected no image is read. With `store`, captions of images that did
-    not change are kept (reuse.py); a selection needs it.
+    A batch may take up to `batch_timeout` seconds; see Batches for how failed batches are handled.
+    Images of samples outside `selection` are not read. With `store`, captions of unchanged images
+    are kept (reuse.py); `selection` requires `store`.
     """
     prompt = captioner.settings.get("prompt")
     batches = Batches(batch_timeout)
@@ -82,8 +84,8 @@ def image_caption_stage(
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
-    folder, alone = captions_folder(source), getattr(captioner, "of_image_alone", False)
-    reuse = CaptionReuse(store, pool, source, config, selection, alone) if store else None
+    folder, image_only = captions_folder(source), getattr(captioner, "of_image_alone", False)
+    reuse = CaptionReuse(store, pool, source, config, selection, image_only) if store else None
     return Stage(
         f"caption {source}",
         folder,
@@ -100,7 +102,7 @@ def image_caption_stage(
 
 
 def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
-    """The samples that are asked for."""
+    """Yield the requested samples."""
     if out.keys is not None and not out.keys:
         return
     for sample in pool.read(shard, out.keys):
@@ -111,8 +113,10 @@ def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSa
 def _by_first(
     captioner: ImageCaptioner, source: str
 ) -> Callable[[Sequence[_Ready]], list[list[Caption]]]:
-    """The model as a function of a batch, whose images may have different numbers of captions
-    already; each gets those that it lacks."""
+    """Return the model as a function of a batch that writes the missing captions of each image.
+
+    The images of a batch may have different numbers of existing captions.
+    """
     takes_first = _takes_first(captioner.caption)
 
     def model(items: Sequence[_Ready]) -> list[list[Caption]]:
@@ -139,22 +143,21 @@ def _takes_first(method: Callable[..., Any]) -> bool:
 def _preparing(
     captioner: ImageCaptioner,
 ) -> Callable[[Sample | BadSample, Mapping[str, list[Caption]]], _Ready | None]:
-    """The captioner's part for one image, as a function of a sample and of the captions that
-    samples have already, by key."""
+    """Return the preprocessing as a function of a sample and the existing captions by key."""
     takes_first = _takes_first(captioner.prepare)
 
     def prepare(sample: Sample | BadSample, kept: Mapping[str, list[Caption]]) -> _Ready | None:
         if isinstance(sample, BadSample):
             return None
         captions = kept.get(sample.key, [])
-        asked = {"first": len(captions)} if captions and takes_first else {}
+        options = {"first": len(captions)} if captions and takes_first else {}
         failed: BadImageError | SampleError | None = None
         prepared = None
         try:
-            prepared = captioner.prepare(sample, **asked)
+            prepared = captioner.prepare(sample, **options)
         except (BadImageError, SampleError) as error:
             failed = error
-        except OF_ONE_IMAGE as error:
+        except IMAGE_ERRORS as error:
             failed = SampleError("model_error", f"{type(error).__name__}: {error}")
         sha256 = hashlib.sha256(sample.image).hexdigest()
         return _Ready(prepared, captions, sample.drawn_by(sha256), image_hash(sha256), failed)
@@ -165,7 +168,7 @@ def _preparing(
 def _ready(
     sample: Sample | BadSample, finished: Finished[_Ready | None]
 ) -> tuple[Row, _Ready | None]:
-    """The sample's row so far, and what is prepared for the model where it is ok."""
+    """Return the sample's row, and its preprocessed image if the sample is readable."""
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:

@@ -1,4 +1,4 @@
-"""Caption images that are in memory, without a pool or a work directory."""
+"""Caption images in memory, without a pool or a work directory."""
 
 import hashlib
 import io
@@ -25,8 +25,8 @@ from capmix.storage.store import Store
 
 Image = PIL.Image.Image | bytes | str | Path
 SOURCE = "image"
-# What decides a caption and is noted of one; an expected language concerns flags alone.
-OF_SOURCE = {"model", "revision", "prompt", "max_side", *CaptionSettings().sampling()}
+# Settings that affect caption text and are recorded in markers. `language` affects only flags.
+RECORDED = {"model", "revision", "prompt", "max_side", *CaptionSettings().sampling()}
 log = logging.getLogger(__name__)
 
 
@@ -34,23 +34,24 @@ log = logging.getLogger(__name__)
 def caption_images(
     images: Sequence[Image], settings: CaptionSettings | None = None, **options: Any
 ) -> list[Any]:
-    """Caption PIL images, encoded images or image files; returns a text per image.
+    """Caption PIL images, encoded images or image files; return one text per image.
 
-    With `captions_per_image` over 1 a list of texts per image. An image that cannot be captioned
-    gives None, with a warning that says why. A caption depends on the image's bytes and the
-    settings alone. Options replace those of `settings`. Raises UserError where the model cannot be
-    loaded, and for `language`: captions are returned without flags.
+    With `captions_per_image` > 1, returns a list of texts per image. An image that cannot be
+    captioned yields None, and a warning with the reason is logged. A caption depends only on the
+    image's bytes and the settings. `options` override `settings`.
+
+    Raises UserError if the model cannot be loaded, or if `language` is set: captions are returned
+    without flags.
     """
     chosen = _chosen(settings or CaptionSettings(), options)
     return _caption_all(make_captioner(chosen, SOURCE), chosen, SOURCE, images)
 
 
 def caption_like(store: Store, source: str, images: Sequence[Image], **options: Any) -> list[Any]:
-    """Caption images with the model and the sampling of a source's captions, as they are noted in
-    its parts; `options` replace them.
+    """Caption images with the model and the sampling settings recorded for a source.
 
-    Raises UserError where there are no captions of that source, where no model wrote them, and,
-    unless an option was given, where the model that is loaded now is another one.
+    `options` override the recorded settings. Raises UserError if the source has no captions, if
+    they were not written by a model, or, without `options`, if the loaded model is a different one.
     """
     part = next(iter(store.parts(captions_folder(source))), None)
     marker = store.read_marker(part) if part is not None else None
@@ -58,9 +59,11 @@ def caption_like(store: Store, source: str, images: Sequence[Image], **options: 
         hint = did_you_mean(source, store.folders(CAPTIONS))
         raise UserError(f"no captions of source {source!r}{hint or ': run `capmix caption` first'}")
     if "model" not in marker.config:
-        raise UserError(f"caption_images: no model wrote the captions of {source!r}; name one")
+        raise UserError(
+            f"caption_images: the captions of {source!r} were not written by a model; pass model="
+        )
     names = options_of(CaptionSettings)
-    noted = {name: marker.config[name] for name in OF_SOURCE & marker.config.keys() & names.keys()}
+    noted = {name: marker.config[name] for name in RECORDED & marker.config.keys() & names.keys()}
     chosen = _chosen(make(CaptionSettings, noted, "caption_images"), options)
     captioner = make_captioner(chosen, source)
     other = changes(_of_model(marker.config), _of_model(captioner.settings), {})
@@ -109,7 +112,7 @@ def _chosen(settings: CaptionSettings, options: Mapping[str, Any]) -> CaptionSet
     chosen = chosen.model_copy(update={"model": named})
     if chosen.language is not None:
         raise UserError(
-            "caption_images: language: captions are returned without flags; leave the option out"
+            "caption_images: language: only sets flags, which are not returned; omit this option"
         )
     return chosen
 

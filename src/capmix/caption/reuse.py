@@ -1,8 +1,9 @@
-"""Which captions of a source stay when its shards are captioned again.
+"""Decide which captions of a source are kept when its shards are recaptioned.
 
-A caption depends on the image, the name that its draws are keyed by, k and the settings. So those
-of an image that did not change stay, wherever its file has moved; more captions per image extend
-those that exist; and what was captioned of a part of a shard stays when the rest follows.
+A caption depends on the image, the name that seeds its draws, k and the settings. Therefore the
+captions of an unchanged image are kept even if its file has moved, raising the number of captions
+per image only adds the missing ones, and captions of selected samples are kept when the rest of
+their shard is captioned.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,13 +37,13 @@ Name = tuple[str, int]
 
 @dataclass
 class KnownCaptions:
-    """The captions of one image: as many as were asked for, and the rows of those not empty."""
+    """The captions of one image: the requested number, and the rows of the nonempty ones."""
 
     number: int
     values: list[tuple[Any, ...]] = field(default_factory=list)
 
     def captions(self) -> list[Caption]:
-        """One for each k; those that came out empty are empty."""
+        """Return one caption per k; a caption without a row is empty."""
         found = [Caption("")] * self.number
         for k, text, finish, *_ in self.values:
             found[k] = Caption(text, finish)
@@ -50,10 +51,10 @@ class KnownCaptions:
 
 
 class CaptionReuse:
-    """Reuse (engine/redo.py) of the captions of `source` that were made with `config`.
+    """Reuse (engine/redo.py) of captions of `source` that were written with `config`.
 
-    With `of_image_alone`, a caption depends on nothing else in its sample. Otherwise captions of a
-    shard that has changed are not kept.
+    With `of_image_alone`, captions depend only on the image of a sample. Otherwise the captions of
+    a changed shard are not kept.
     """
 
     def __init__(
@@ -75,18 +76,21 @@ class CaptionReuse:
             self._larger = LargerParts(samples, self._folder, self._config, DEFAULTS, pool_inputs)
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Whether only the number of captions per image differs, and has grown."""
+        """Return whether `config` differs at most in having fewer captions per image."""
         number = config.get(NUMBER, 1)
         if not isinstance(number, int) or number > self._number:
             return False
         return same_settings({**config, NUMBER: 1}, {**self._config, NUMBER: 1}, DEFAULTS)
 
     def suffices(self, shard: Shard) -> bool:
-        """Whether a part of other samples has all those that are selected now."""
+        """Return whether a part written for another selection has all selected samples."""
         return self._larger is not None and self._larger.suffices(shard)
 
     def redo(self, shard: Shard) -> Redo | None:
-        """What stays of a shard's captions, and the samples that are to be captioned."""
+        """Return the kept captions of a shard and the samples to caption; None to caption all.
+
+        Raises OSError if the shard was changed since its samples were selected.
+        """
         if self._selection is None and not self._has_earlier(shard):
             return None
         if not self._is_indexed(shard):
@@ -122,16 +126,19 @@ class CaptionReuse:
         return self._store.read_table(f"{SAMPLES}/{shard.name}.parquet", INDEX_COLUMNS)
 
     def _name(self, uid: str, key: str, image: int) -> Name:
-        """What an image is known by: its content, and its uid where that does not come from the
-        file's name, or where the rest of its sample counts too."""
+        """Return the key of an image: its hash and its uid.
+
+        The uid is left out if it is derived from the file name and captions depend only on the
+        image.
+        """
         by_path = self._of_image_alone and self._pool.is_folder and uid == uid_from_path(key)
         return "" if by_path else uid, image
 
     def _known(self, shard: Shard, images: Mapping[str, int]) -> dict[Name, KnownCaptions]:
-        """Captions by image: of those that may have moved, and of the shard's part as it is.
+        """Return the known captions by image: those that may have moved, and the existing part's.
 
-        `images` has the hash of each image of the shard by key. Parts of capmix 0.1 lack it; what
-        they have was drawn by uid, and is known by it.
+        `images` maps the keys of the shard to image hashes. Parts written by capmix 0.1 have no
+        hashes; their captions were drawn by uid and are found by uid.
         """
         found: dict[Name, KnownCaptions] = {}
         for settings, table in self._carried.of(images.values()) if self._of_image_alone else ():
@@ -160,7 +167,7 @@ class CaptionReuse:
     def _of_table(
         self, table: pa.Table, number: int, images: Mapping[str, int]
     ) -> dict[Name, KnownCaptions]:
-        """The samples of a part all of whose rows are ok, with a hash of their image."""
+        """Return the samples of a part that have an image hash and only ok rows."""
         rows = table.to_pylist()
         incomplete = {row["key"] for row in rows if row["status"] != OK}
         found: dict[Name, KnownCaptions] = {}
@@ -173,7 +180,7 @@ class CaptionReuse:
             name = (uid, images.get(key, 0)) if image is None else self._name(uid, key, image)
             if not name[1]:
                 continue
-            if key != last[0] or k <= last[1]:  # of two copies one is enough
+            if key != last[0] or k <= last[1]:  # a second copy of the sample
                 found[name] = KnownCaptions(number)
             last = key, k
             values = (k, row["text"], row["finish"] or "stop", row.get("flags"), name[1])
@@ -182,7 +189,7 @@ class CaptionReuse:
 
 
 class _Plan:
-    """The rows of a part that stays in parts, in the order of the index."""
+    """The rows of a part that is partly kept, in the order of the index."""
 
     def __init__(self, number: int):
         self._number = number
@@ -193,7 +200,7 @@ class _Plan:
         self._bad: set[tuple[str, str]] = set()
 
     def copy(self, row: Row) -> None:
-        """A sample that the pool has broken."""
+        """Add a sample that is unreadable in the pool."""
         self._rows.append(row)
         self._counts.failed[row.reason or ""] += 1
         self._bad.add((row.key, row.reason or ""))
@@ -218,7 +225,7 @@ class _Plan:
 
 
 def _index_rows(index: pa.Table) -> Iterable[tuple[str | None, str, int, Row]]:
-    """uid, key, hash of the image (0 where it is not known), and the status row of each sample."""
+    """Yield (uid, key, image hash or 0 if unknown, status row) for each sample."""
     for row in index.to_pylist():
         sha256 = row["sha256"]
         status = Row(row["uid"], row["key"], row["status"], row["reason"], row["detail"])
@@ -226,5 +233,5 @@ def _index_rows(index: pa.Table) -> Iterable[tuple[str | None, str, int, Row]]:
 
 
 def image_hash(sha256: str) -> int:
-    """The first 64 bits of an image's sha256, of its hex digits."""
+    """Return the first 64 bits of an image's sha256, which is given in hex digits."""
     return int(sha256[:16], 16)

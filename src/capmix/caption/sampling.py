@@ -1,8 +1,8 @@
-"""Top-K sampling whose randomness belongs to the caption, not to the batch.
+"""Top-K sampling with randomness that is seeded per caption, not per batch.
 
-The largest of log-probabilities + Gumbel noise is an exact draw from their softmax (Gumbel-max,
+The argmax of log-probabilities + Gumbel noise is an exact draw from their softmax (Gumbel-max,
 Maddison et al., arXiv 1411.0030). The noise of a token is a hash of (seed, uid, source, k, step,
-token), so that a caption does not depend on its batch, its neighbours or the order of the work.
+token), so a caption does not depend on its batch or on the order of the work.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ SECOND = 0x94D049BB133111EB - 2**64
 
 
 def caption_key(seed: int, uid: str, source: str, k: int) -> int:
-    """The signed 64-bit key that all noise of one caption comes from."""
+    """Return the signed 64-bit key that seeds all noise of one caption."""
     digest = hashlib.sha256(f"{seed}/{uid}/{source}/{k}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def caption_keys(seed: int, uids: Sequence[str], source: str, k: int) -> "torch.Tensor":
-    """Keys of caption `k` of several images, int64 (N,)."""
+    """Return the keys of caption `k` of N images, int64 (N,)."""
     import torch
 
     return torch.tensor([caption_key(seed, uid, source, k) for uid in uids], dtype=torch.int64)
 
 
 def gumbel_noise(keys: "torch.Tensor", step: int, tokens: "torch.Tensor") -> "torch.Tensor":
-    """Standard Gumbel noise, float64 (N, K), of tokens int64 (N, K) at a step, by keys (N,)."""
+    """Return standard Gumbel noise, float64 (N, K), for keys (N,) and tokens int64 (N, K)."""
     offset = (step * INCREMENT + 2**63) % 2**64 - 2**63
     bits = _mix(_mix(keys + offset).unsqueeze(1) + tokens * INCREMENT)
     uniform = (_shift(bits, 11).double() + 0.5) * 2.0**-53
@@ -44,16 +44,16 @@ def gumbel_noise(keys: "torch.Tensor", step: int, tokens: "torch.Tensor") -> "to
 def sample_tokens(
     logits: "torch.Tensor", keys: "torch.Tensor", step: int, settings: CaptionSettings
 ) -> "torch.Tensor":
-    """Draw one token per row, int64 (N,), from logits (N, V) at a step of the caption.
+    """Draw one token per row, int64 (N,), from logits (N, V) at position `step` of the caption.
 
-    From the softmax of the `top_k` largest / `temperature`, as the settings have them; temperature
-    0 takes the largest. Raises ValueError for NaN, which any choice would hide.
+    Samples from the softmax of the `top_k` largest logits / `temperature`, both from `settings`.
+    Temperature 0 selects the largest logit. Raises ValueError for NaN logits.
     """
     temperature = settings.temperature
     count = 1 if temperature == 0 else min(settings.top_k, logits.shape[-1])
     values, tokens = logits.topk(count, dim=-1)
-    if bool(values[:, 0].isnan().any()):  # NaN counts as the largest
-        raise ValueError("the model gave NaN for a token")
+    if bool(values[:, 0].isnan().any()):  # topk ranks NaN first
+        raise ValueError("the model returned NaN logits")
     if temperature == 0:
         return logits.argmax(dim=-1)
     noisy = values.double() / temperature + gumbel_noise(keys, step, tokens)
@@ -61,12 +61,12 @@ def sample_tokens(
 
 
 def _mix(bits: "torch.Tensor") -> "torch.Tensor":
-    """SplitMix64's finaliser; int64 products wrap as unsigned ones do."""
+    """Apply SplitMix64's finaliser. Signed int64 products wrap like unsigned ones."""
     bits = (bits ^ _shift(bits, 30)) * FIRST
     bits = (bits ^ _shift(bits, 27)) * SECOND
     return bits ^ _shift(bits, 31)
 
 
 def _shift(bits: "torch.Tensor", places: int) -> "torch.Tensor":
-    """Logical shift to the right of signed integers."""
+    """Shift signed integers right logically."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

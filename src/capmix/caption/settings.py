@@ -1,4 +1,4 @@
-"""Options of captioning: the same for the command line, a pipeline file and Python."""
+"""Captioning options, shared by the command line, pipeline files and Python."""
 
 from typing import Literal
 
@@ -11,20 +11,23 @@ MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
 
 
 class CaptionSettings(Settings):
-    """How one source is captioned. The sampling defaults are those of the paper (arXiv 2307.10350,
-    section 3). Tokens are counted without the prompt and without the end token."""
+    """Options for captioning one source.
+
+    The sampling defaults are the settings of the paper (arXiv 2307.10350, section 3). Token counts
+    exclude the prompt and the end token.
+    """
 
     model: CaptionModel = option(
         "",
         "Captioner: a short name such as blip2 (`capmix models` lists them); a transformers hub id "
         "or folder; `open_clip:ARCHITECTURE/TAG`; `server:URL` (OpenAI-compatible, ends in /v1); "
-        "`field:NAME` of the samples' JSON; `package.module:Class` of your own; `mini`, the demo's "
-        "(default for the pool `embedded` alone).",
+        "`field:NAME` (a field of the samples' JSON); `package.module:Class` (your own); `mini` "
+        "(the demo model, default only for the pool `embedded`).",
         group=MODEL,
     )
     revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)
     prompt: str | None = option(
-        None, "Prompt, for models that take one (default: by model).", group=MODEL
+        None, "Prompt, for models that accept one (default: depends on the model).", group=MODEL
     )
     language: str | None = option(
         None,
@@ -33,7 +36,7 @@ class CaptionSettings(Settings):
     )
     trust_remote_code: bool = option(
         False,
-        "DANGER: runs Python code from the model's repository with your permissions.",
+        "DANGER: run Python code from the model's repository with your permissions.",
         group=MODEL,
     )
     top_k: int = option(50, "Sample from the K most likely tokens.", group=SAMPLING, ge=1)
@@ -47,18 +50,18 @@ class CaptionSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
     batch_size: int | None = option(
-        None, "Images per batch (default: by device).", group=HARDWARE, ge=1
+        None, "Images per batch (default: depends on the device).", group=HARDWARE, ge=1
     )
     exact_decode: bool = option(
         False,
-        "Decode every pixel of JPEGs that are much larger than the model's input.",
+        "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
         group=HARDWARE,
     )
     compile_decoder: bool = option(
         False,
-        "Compile the decoder on a GPU: about a minute at start-up, less time per token.",
+        "Compile the decoder on a GPU: about one minute at startup, then less time per token.",
         group=HARDWARE,
     )
     max_side: int | None = option(
@@ -68,23 +71,25 @@ class CaptionSettings(Settings):
         metavar="N",
         ge=16,
     )
-    concurrency: int = option(32, "Requests at the same time.", group=SERVER, ge=1)
+    concurrency: int = option(32, "Maximum number of concurrent requests.", group=SERVER, ge=1)
     timeout: float = option(
         120.0,
-        "Request timeout in seconds, from the connection to the last byte of the answer.",
+        "Request timeout in seconds, from connecting to the last byte of the response.",
         group=SERVER,
         gt=0,
     )
-    retries: int = option(5, "Retries of a request to a busy server.", group=SERVER, ge=0)
+    retries: int = option(
+        5, "Retries per request after timeouts and transient server errors.", group=SERVER, ge=0
+    )
     batch_timeout: float = option(
         BATCH_TIMEOUT,
-        "Seconds a batch may take before its samples count as failed.",
+        "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
         group=RESUME,
         gt=0,
     )
 
     def sampling(self) -> dict[str, object]:
-        """What decides how tokens are drawn; it goes into every marker."""
+        """Return the sampling settings, which are written to every marker."""
         fields = type(self).model_fields.items()
         return {
             name: getattr(self, name)

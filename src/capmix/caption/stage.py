@@ -1,8 +1,8 @@
-"""Caption a shard: writes `captions/<source>/<shard>.parquet`, one row per sample and caption.
+"""Caption a shard: write `captions/<source>/<shard>.parquet`, one row per sample and caption.
 
-Columns beside the status: `k` (number of the caption, from 0), `text`, `finish`, `flags`, a list of
-what is wrong with the caption (see flags.py), and `image_hash`, the first 64 bits of the sha256 of
-the image, null where the captioner saw an embedding.
+Columns in addition to the status: `k` (caption number, from 0), `text`, `finish`, `flags` (faults
+of the caption, see flags.py) and `image_hash` (the first 64 bits of the image's sha256, null if the
+captioner read an embedding).
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def caption_stage(
     language: str | None = None,
     selection: Selection | None = None,
 ) -> Stage:
-    """The stage in which `captioner` writes the captions of `source` from saved embeddings."""
+    """Return the stage in which `captioner` captions `source` from saved embeddings."""
     folder = embeddings_folder(captioner.encoder.name)
 
     def inputs(shard: Shard) -> dict[str, str]:
@@ -80,14 +80,14 @@ def caption_stage(
 
 
 def asked_language(language: str | None) -> dict[str, str]:
-    """What a marker says of the language that captions were asked to be in: nothing if none."""
+    """Return the marker entry of the expected language; empty if there is none."""
     return {"language": language} if language else {}
 
 
 def _selected(
     samples: list[Row], embeddings: np.ndarray, shard: Shard, selection: Selection | None
 ) -> tuple[list[Row], np.ndarray]:
-    """The samples, those that are not selected dropped, and the embeddings of those that are ok."""
+    """Mark samples outside the selection as dropped; return the rows and the ok embeddings."""
     if selection is None or not selection.fingerprint(shard.name):
         return samples, embeddings
     chosen = selection.rows(shard.name, len(samples)).tolist()
@@ -106,10 +106,10 @@ def caption_rows(
     language: str | None = None,
     image: int | None = None,
 ) -> list[Row]:
-    """A row for each caption of the sample that `row` names; one dropped row if all are empty.
-    `image` is the image's hash.
+    """Return a row for each nonempty caption of a sample; one dropped row if all are empty.
 
-    What no encoding can hold, a lone half of a surrogate pair, becomes "?".
+    `row` has the sample's uid and key, `image` is the image's hash. Lone surrogates, which UTF-8
+    cannot encode, become "?".
     """
     kept = []
     for k, caption in enumerate(captions):
@@ -121,7 +121,7 @@ def caption_rows(
 
 
 def count_row(out: PartWriter, row: Row) -> None:
-    """Count one sample by its row."""
+    """Count one sample by the status of its row."""
     count: Callable[[str], Any] = out.count_dropped if row.status == DROPPED else out.count_failed
     if row.reason:
         count(row.reason)

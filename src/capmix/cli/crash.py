@@ -1,4 +1,4 @@
-"""What a command says of an error of capmix itself: one line, and where the traceback is."""
+"""Report an internal error: one line, and a file with the traceback."""
 
 import contextlib
 import os
@@ -11,26 +11,26 @@ from capmix.errors import UserError
 from capmix.storage.filesystem import without_secrets
 from capmix.storage.layout import CRASH_LOG
 
-LONGEST = 300  # characters of an error on a line
+LONGEST = 300  # maximum characters of the error text in the line
 
 
 def crash_line(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write the traceback to a file; one line that names the error and the file.
+    """Write the traceback to a file and return one line that names the error and the file.
 
-    The file is in the command's work directory if that is a local one, else in the directory for
-    temporary files.
+    The file is in the command's work directory if that is a local one, otherwise in the directory
+    for temporary files.
     """
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" in {Path(one.filename).name}:{one.lineno}" for one in last)
     text = " ".join(str(error).split())[:LONGEST]
     about = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = _write("".join(traceback.format_exception(error)), arguments)
-    seen = f"The traceback is in {place}" if place else "No place for the traceback was found"
+    seen = f"The traceback is in {place}" if place else "The traceback could not be written"
     return f"internal error{where}: {about}. {seen}; please report it"
 
 
 def _write(text: str, arguments: Sequence[str]) -> str | None:
-    """The file's path; None where neither directory can be written to."""
+    """Return the file's path, or None if neither directory is writable."""
     data = without_secrets(text).encode("utf-8", "backslashreplace")
     work = _work_folder(arguments)
     if work is not None:
@@ -38,7 +38,7 @@ def _write(text: str, arguments: Sequence[str]) -> str | None:
             path = Path(work, CRASH_LOG)
             path.write_bytes(data)
             return str(path)
-    with contextlib.suppress(OSError):  # a name of its own: the directory may be shared
+    with contextlib.suppress(OSError):  # a unique name: the directory may be shared
         number, name = tempfile.mkstemp(prefix="capmix-", suffix=f"-{CRASH_LOG}")
         with open(number, "wb") as stream:
             stream.write(data)
@@ -47,7 +47,7 @@ def _write(text: str, arguments: Sequence[str]) -> str | None:
 
 
 def _work_folder(arguments: Sequence[str]) -> str | None:
-    """The work directory of a command line, where it is a directory of this machine."""
+    """Return the work directory of a command line, or None if it is not a local directory."""
     from capmix.workspace import find_work
 
     named = None

@@ -1,4 +1,4 @@
-"""The heading under which a command's own options stand in its help."""
+"""The help heading of a command's own options."""
 
 from cyclopts import Group
 

@@ -1,4 +1,4 @@
-"""The commands that look: status, clean, verify, failures, report, view, plan, models, doctor."""
+"""The inspection commands: status, clean, verify, failures, report, view, plan, models, doctor."""
 
 import logging
 import sys
@@ -17,12 +17,12 @@ from capmix.report.settings import ReportSettings
 from capmix.view.settings import VIEW_PACKAGES, ViewSettings
 
 log = logging.getLogger(__name__)
-ANY_FAILURES = RunSettings(max_failures=1.0)  # what only looks refuses nothing
+ANY_FAILURES = RunSettings(max_failures=1.0)  # inspection accepts any number of failures
 
 
 @command
 def status(pool: Pool = None, *, work: Work = None, reading: OpenSettings) -> None:
-    """Show how far each stage has come: parts done, missing and stale, rows and bytes."""
+    """Show the progress of each stage: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
     show(open_place(pool, work, reading, ANY_FAILURES).status().lines())
@@ -36,7 +36,7 @@ def clean(
     subset: Annotated[
         list[str] | None,
         Parameter(
-            help="Remove this subset, with its probes. May be repeated.",
+            help="Remove this subset and its probes. May be repeated.",
             negative="",
             show_default=False,
         ),
@@ -44,14 +44,14 @@ def clean(
     source: Annotated[
         list[str] | None,
         Parameter(
-            help="Remove this source: captions, scores, and subsets and measures made from them. "
-            "May be repeated.",
+            help="Remove this source: its captions, its scores, and the subsets and measures "
+            "computed from them. May be repeated.",
             negative="",
             show_default=False,
         ),
     ] = None,
     yes: Annotated[
-        bool, Parameter(help="Remove it (default: show what would be removed).", negative="")
+        bool, Parameter(help="Remove the files (default: only list them).", negative="")
     ] = False,
     reading: OpenSettings,
 ) -> None:
@@ -69,36 +69,36 @@ def verify(
     work: Work = None,
     exports: Annotated[
         list[str] | None,
-        Parameter(help="Directories of exported shards to verify too.", show_default=False),
+        Parameter(help="Also verify these directories of exported shards.", show_default=False),
     ] = None,
     images: Annotated[
         bool,
-        Parameter(help="Read the whole pool, and compare its samples with the index.", negative=""),
+        Parameter(help="Also read the whole pool and compare it with the index.", negative=""),
     ] = False,
     discard: Annotated[
         bool,
         Parameter(
-            help="Mark damaged parts as missing, so that the next run recomputes them.",
+            help="Mark damaged parts as missing so that the next run recomputes them.",
             negative="",
         ),
     ] = False,
     reading: OpenSettings,
 ) -> None:
-    """Compare every file with the digest that was taken when it was written."""
+    """Compare every file with the digest recorded when it was written."""
     from capmix.cli.stages import open_place
 
     found = open_place(pool, work, reading, ANY_FAILURES).verify(exports or (), images, discard)
     show(found.lines())
     if found.changed_samples:
         raise UserError(
-            f"verify: {found.changed_samples} samples of the pool are not what was indexed: "
-            "restore the shards; if the change is intended, `touch` them, and the next command "
-            "indexes them"
+            f"verify: {found.changed_samples} samples of the pool differ from the index. Restore "
+            "the shards; if the change is intended, `touch` them and the next command reindexes "
+            "them"
         )
     if found.damaged and not discard:
         raise UserError(
-            f"verify: {len(found.damaged)} damaged; run it with --discard, then the commands named "
-            "above"
+            f"verify: {len(found.damaged)} damaged files; rerun with --discard, then run the "
+            "commands listed above"
         )
 
 
@@ -108,13 +108,15 @@ def failures(
     work: Work = None,
     stage: Annotated[
         str | None,
-        Parameter(help="Folder of one stage, such as captions/blip2 or samples (default: all)."),
+        Parameter(help="List one stage, by folder: captions/blip2, samples, ... (default: all)."),
     ] = None,
     status: Annotated[
-        Literal["failed", "dropped"] | None, Parameter(help="Which samples (default: both).")
+        Literal["failed", "dropped"] | None,
+        Parameter(help="List only failed or only dropped samples (default: both)."),
     ] = None,
     out: Annotated[
-        str | None, Parameter(help="A .csv file (default: tab-separated lines on stdout).")
+        str | None,
+        Parameter(help="Write to this .csv file (default: tab-separated lines on stdout)."),
     ] = None,
 ) -> None:
     """List every failed and dropped sample of a work directory with its reason."""
@@ -128,14 +130,14 @@ def failures(
     for (folder, reason), number in sorted(counts.items()):
         log.info("%s: %s %s", folder, f"{number:,}", reason)
     if not counts:
-        log.info("no sample failed or was dropped")
+        log.info("no failed or dropped samples")
 
 
 @command
 def report(
     pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: ReportSettings
 ) -> None:
-    """Write one HTML file about a work directory; it needs no network."""
+    """Write a self-contained HTML report about a work directory."""
     from capmix.cli.stages import open_place
 
     path, table = open_place(pool, work, reading, ANY_FAILURES).report(settings)
@@ -146,7 +148,7 @@ def report(
 def view(
     pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: ViewSettings
 ) -> None:
-    """Look through a pool in the browser, edit and review captions; on localhost alone."""
+    """Browse, edit and review captions in the browser; the server listens only on localhost."""
     require(VIEW_PACKAGES, "view", "view")
     from capmix.cli.stages import open_place
     from capmix.view.server import serve
@@ -161,14 +163,14 @@ def plan(
         list[str],
         Parameter(
             help="A directory, URL or file (tars, images, parquet), a pattern, or several of "
-            "these; `embedded` is the demo's.",
+            "these; `embedded` is the demo pool.",
             negative="",
         ),
     ],
     *,
     settings: PlanSettings,
 ) -> None:
-    """Estimate hours, bytes and price of captioning and scoring, from timing a part."""
+    """Estimate hours, bytes and price of captioning and scoring by timing a few images."""
     from capmix.inspect.plan import plan as estimate
 
     show(estimate(pool, settings).lines())
@@ -176,7 +178,7 @@ def plan(
 
 @command
 def models() -> None:
-    """List the models with short names: size, GPU, licence, and what is downloaded."""
+    """List the models with short names: size, GPU, licence, and whether each is downloaded."""
     from capmix.inspect.models import lines
 
     show(lines())

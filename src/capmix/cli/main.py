@@ -1,7 +1,7 @@
-"""The command line: finds the command, shows messages, turns errors into exit codes.
+"""The command line: run a command, show messages, turn errors into exit codes.
 
-Nothing heavy is imported before a command needs it: commands are named here and live in the other
-files of this folder.
+Heavy modules are imported only when a command needs them: this file lists the commands, and the
+other files of this folder define them.
 """
 
 import sys
@@ -33,14 +33,14 @@ ABOUT = "Caption an image-text pool, mix the captions with raw text, and train o
 EPILOGUE = (
     "Exit codes: 0 success, 2 an error you can fix (one line on standard error), 70 an internal "
     "error, 130 interrupted, 141 output pipe closed. Documentation of each command: docs/commands. "
-    "Every command takes --quiet, --verbose, --log-file FILE and --progress bar|plain|json|none."
+    "Every command accepts --quiet, --verbose, --log-file FILE and --progress bar|plain|json|none."
 )
 START, PREPARE, USE, INSPECT = "Start here", "Prepare a pool", "Use the result", "Inspect"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: section of the help, name, file in this folder, what it does, an example."""
+    """A command: help section, name, module in this folder, summary and example."""
 
     section: str
     name: str
@@ -50,7 +50,7 @@ class Command:
 
     @property
     def function(self) -> str:
-        """The function that runs it."""
+        """Name of the function that runs it."""
         return f"{self.name}_" if self.name == "import" else self.name
 
 
@@ -59,7 +59,7 @@ COMMANDS = (
         START,
         "demo",
         "pipeline",
-        "Run the whole loop on the embedded pool and models.",
+        "Run every stage on the embedded pool and models.",
         "capmix demo",
     ),
     Command(
@@ -125,12 +125,10 @@ COMMANDS = (
         PREPARE,
         "mix",
         "stages",
-        "Apply a recipe and write the subset that it selects.",
+        "Apply a recipe and write the selected subset.",
         "capmix mix --work ./work --recipe raw-top+synthetic-above --synthetic blip2",
     ),
-    Command(
-        PREPARE, "recipes", "stages", "List the recipes that come with capmix.", "capmix recipes"
-    ),
+    Command(PREPARE, "recipes", "stages", "List the shipped recipes.", "capmix recipes"),
     Command(
         USE,
         "export",
@@ -163,14 +161,14 @@ COMMANDS = (
         USE,
         "probe",
         "train",
-        "Rank subsets in seconds each, by probes of frozen embeddings.",
+        "Rank subsets with probes of frozen embeddings, in seconds per subset.",
         "capmix probe --work ./work --subsets raw,raw-top30",
     ),
     Command(
         INSPECT,
         "status",
         "inspect",
-        "Show how far each stage has come.",
+        "Show the progress of each stage.",
         "capmix status --work ./work",
     ),
     Command(
@@ -184,7 +182,7 @@ COMMANDS = (
         INSPECT,
         "verify",
         "inspect",
-        "Compare every file with the digest that was taken when it was written.",
+        "Compare every file with the digest recorded when it was written.",
         "capmix verify --work ./work --images",
     ),
     Command(
@@ -212,26 +210,28 @@ COMMANDS = (
 
 
 def entry() -> NoReturn:
-    """The command `capmix`: run it and end the process."""
+    """Run the `capmix` command and exit."""
     occupy_closed()
     show_any_character()
     try:
         code = main()
-    except KeyboardInterrupt:  # a second one, while the first was answered
+    except KeyboardInterrupt:  # a second Ctrl-C while the first one was being handled
         code = STOPPED
     drop_unwritten()
-    if code != OK:  # threads may still wait for an answer of minutes
+    if code != OK:  # threads may still wait minutes for a response
         end_now(code)
     sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0; 2 for an error that the user can fix; 70 for one
-    of capmix itself; 130 if interrupted; 141 where nobody reads what it prints, as a shell would
-    say."""
+    """Run one command and return its exit code.
+
+    0 is success, 2 an error that the user can fix, 70 an internal error, 130 an interrupt, and 141
+    a closed output pipe (the code that a shell reports for SIGPIPE).
+    """
     given = sys.argv[1:] if arguments is None else arguments
     with messages.shown():
-        if asks_for_json(given):  # options that cannot be read are an error of this form too
+        if asks_for_json(given):  # before parsing: errors about options are JSON too
             messages.change(MessageForm(progress="json"))
         return _main(behind_command(given))
 
@@ -246,7 +246,7 @@ def _main(tokens: list[str]) -> int:
             except SystemExit as error:
                 if error.code:
                     raise
-            sys.stdout.flush()  # where its reader has ended, or the disk is full, that shows here
+            sys.stdout.flush()  # raises OutputError if the pipe is closed or the disk full
         return OK
     except UserError as error:
         return _failed(str(error))
@@ -259,7 +259,7 @@ def _main(tokens: list[str]) -> int:
         if error.is_closed_pipe:
             return BROKEN_PIPE
         return _failed(
-            f"cannot write to standard output: {error}. Rerun the same command; what is done is "
+            f"cannot write to standard output: {error}. Rerun the same command; finished work is "
             "not repeated"
         )
     except ImportError as error:
@@ -278,7 +278,7 @@ def _main(tokens: list[str]) -> int:
 
 
 def make_app() -> App:
-    """All commands, none of them imported yet."""
+    """Build the app with all commands; each is imported when it runs."""
     app = App(
         name="capmix",
         help=ABOUT,

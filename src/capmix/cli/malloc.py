@@ -1,7 +1,8 @@
-"""Keep freed memory in the process instead of handing it back to the system.
+"""Keep freed memory in the process instead of returning it to the system.
 
-Large tensors come and go with every layer. By default glibc maps each one anew and the kernel
-zeroes its pages again: a tenth of the time of a vision tower on a CPU (benchmarks/caption.py).
+Each layer allocates and frees large tensors. By default glibc maps new pages for each of them, and
+the kernel zeroes these pages: a tenth of the time of a vision tower on a CPU
+(benchmarks/caption.py).
 """
 
 import ctypes
@@ -13,7 +14,10 @@ M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what is freed; elsewhere nothing. For processes of our own."""
+    """Configure glibc's malloc to keep freed memory; do nothing on other systems.
+
+    For processes that capmix owns: the setting affects the whole process.
+    """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

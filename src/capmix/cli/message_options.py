@@ -1,4 +1,4 @@
-"""The options of every command: which messages are shown, how progress is, and a log file."""
+"""The options of every command: verbosity, log file and form of progress."""
 
 import logging
 
@@ -10,22 +10,22 @@ MESSAGES = "Messages"
 
 
 class MessageSettings(Settings):
-    """What a command shows on standard error beside its errors."""
+    """What a command shows on standard error besides errors."""
 
-    quiet: bool = option(False, "Show warnings and errors alone.", group=MESSAGES)
-    verbose: bool = option(False, "Show each finished part too.", group=MESSAGES)
+    quiet: bool = option(False, "Show only warnings and errors.", group=MESSAGES)
+    verbose: bool = option(False, "Also show each finished part.", group=MESSAGES)
     log_file: str | None = option(
         None, "Append messages and progress to this file.", group=MESSAGES, metavar="FILE"
     )
     progress: ProgressForm = option(
         "auto",
-        "How to show progress; auto = bar on a terminal, else a plain line every 30 s.",
+        "Form of progress; auto = a bar on a terminal, otherwise a plain line every 30 s.",
         group=MESSAGES,
     )
 
     def form(self) -> MessageForm:
-        """Raises UserError where options contradict each other."""
+        """Return the form of messages. Raises UserError if options contradict each other."""
         if self.quiet and self.verbose:
-            raise UserError("--quiet and --verbose: give one of the two")
+            raise UserError("--quiet and --verbose cannot be combined")
         level = logging.WARNING if self.quiet else logging.INFO
         return MessageForm(logging.DEBUG if self.verbose else level, self.progress, self.log_file)

@@ -1,8 +1,8 @@
-"""Make the options of a command from the fields of settings.
+"""Generate the options of a command from Settings fields.
 
-A command is a plain function. A parameter whose annotation is a Settings class stands for all of
-its fields, each an option of its own; `Annotated[Kind, only("a", "b")]` for some of them. Values
-are checked by the Settings class, so that the command line, pipeline files and Python agree.
+A command is a plain function. A parameter annotated with a Settings class stands for all fields of
+that class, one option per field; `Annotated[Kind, only("a", "b")]` stands for some of them. The
+Settings class checks the values, so that the command line, pipeline files and Python agree.
 """
 
 import functools
@@ -22,7 +22,7 @@ from capmix.engine import messages
 from capmix.pool.settings import SAMPLES
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
-# In this order on the page; others come between the two.
+# The order in the help; other groups come between the two tuples.
 FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", SAMPLES)
 LAST_GROUPS = ("Hardware", "Logging", "Resume and failures", MESSAGES)
 
@@ -35,25 +35,25 @@ class Only:
 
 
 def only(*names: str) -> Only:
-    """The fields of a Settings class that a command has."""
+    """Select the fields of a Settings class that a command offers."""
     return Only(names)
 
 
 POOL_HELP = (
     "A directory, URL or file (tars, images, parquet), a pattern such as `shards/*.tar` or "
-    "`shards/{00000..00099}.tar`, or several of these; `embedded` is the demo's (default: the pool "
-    "that the work directory remembers)."
+    "`shards/{00000..00099}.tar`, or several of these; `embedded` is the demo pool (default: the "
+    "work directory's pool)."
 )
-WORK_HELP = "Work directory (default: CAPMIX_WORK, or the one you are in)."
+WORK_HELP = "Work directory (default: CAPMIX_WORK, or the one that contains the current directory)."
 Pool = Annotated[list[str] | None, Parameter(help=POOL_HELP, show_default=False, negative="")]
 Work = Annotated[str | None, Parameter(name="--work", help=WORK_HELP, show_default=False)]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """The function with a parameter for each option, as cyclopts reads it, and with the options of
-    every command.
+    """Wrap a function in one that has a cyclopts parameter for each option.
 
-    Raises UserError, which begins with the command's name, for a value that is out of range.
+    The options of every command are added. The wrapper raises UserError, prefixed with the
+    command's name, for a value that is out of range.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
@@ -75,7 +75,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*positional: Any, **given: Any) -> None:
         asked = {one: given.pop(one) for one in shared if one in given}
         form = make(MessageSettings, asked, place).form()
-        if messages.current() is not None:  # a function that is called from Python shows nothing
+        if messages.current() is not None:  # None: called from Python, without messages
             messages.change(form)
         settings = {}
         for name, (kind, fields) in kinds.items():
@@ -97,7 +97,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _settings_of(hint: Any) -> tuple[type[Settings] | None, tuple[str, ...]]:
-    """The Settings class of an annotation and the names of its fields that are options."""
+    """Return the Settings class of an annotation and the names of the fields that are options."""
     chosen: tuple[str, ...] | None = None
     if typing.get_origin(hint) is Annotated:
         hint, *about = typing.get_args(hint)
@@ -139,9 +139,9 @@ def _parameter(kind: type[Settings], name: str, python: str) -> inspect.Paramete
 
 @functools.cache
 def group_named(name: str) -> Group:
-    """The heading of a group of options; those without one stand among the command's own."""
+    """Return the heading of a group; options without a group are among the command's own."""
     if not name:
-        return OWN  # without one, cyclopts 5 leaves an option out of the help
+        return OWN  # cyclopts 5 leaves options without a group out of the help
     places = {one: order for order, one in enumerate(FIRST_GROUPS)}
     places |= {one: 100 + order for order, one in enumerate(LAST_GROUPS)}
     return Group(name, sort_key=places.get(name, 50))
@@ -150,7 +150,7 @@ def group_named(name: str) -> Group:
 DryRun = Annotated[
     bool,
     Parameter(
-        help="Print what would be processed, how long and how many bytes; process nothing.",
+        help="Estimate what would be processed, how long and how many bytes, and exit.",
         group=group_named(SAMPLES),
         negative="",
         show_default=False,
@@ -159,7 +159,7 @@ DryRun = Annotated[
 
 
 def _annotation(field: FieldInfo, repeats: bool) -> Any:
-    """What cyclopts converts to; anything but numbers, choices and flags stays text."""
+    """Return the type that cyclopts converts to; all but numbers, choices and flags stay text."""
     plain = [one for one in _members(field.annotation) if one is not type(None)]
     optional = not field.is_required() and field.default is None
     kind: Any = str
@@ -182,7 +182,7 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _default(field: FieldInfo) -> Any:
-    """As cyclopts takes it; a default that is built per model is None here, for "not given"."""
+    """Return the default for cyclopts; None, for "not given", if a factory builds the default."""
     return field.default if field.default_factory is None else None
 
 

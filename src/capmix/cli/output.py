@@ -1,4 +1,4 @@
-"""The one place where commands print on standard output."""
+"""The only module in which commands print to standard output."""
 
 from collections.abc import Iterable
 
@@ -6,5 +6,5 @@ from capmix.settings.printable import printable
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines at once; what does not print, a line break within a line too, is written out."""
+    """Print lines and flush. Unprintable characters, line breaks within a line too, are escaped."""
     print("\n".join(map(printable, lines)), flush=True)

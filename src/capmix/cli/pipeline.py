@@ -17,7 +17,8 @@ def run(
     /,
     *,
     work: Annotated[
-        str | None, Parameter(help="Work directory (default: the file's).", show_default=False)
+        str | None,
+        Parameter(help="Work directory (default: `work` of the file).", show_default=False),
     ] = None,
     schema: Annotated[
         bool,
@@ -36,7 +37,7 @@ def run(
         show(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2).splitlines())
         return
     if pipeline is None:
-        raise UserError("run: name a pipeline file, such as examples/pool.yaml")
+        raise UserError("run: expected a pipeline file, for example examples/pool.yaml")
     _run_file(pipeline, work, runs, samples, dry_run)
 
 
@@ -47,7 +48,7 @@ def demo(
         str | None, Parameter(help="Work directory (default: capmix-demo).", show_default=False)
     ] = None,
 ) -> None:
-    """Run the whole loop on the embedded pool and models: no GPU, no network."""
+    """Run every stage on the embedded pool and models: no GPU, no network."""
     from capmix.pipeline.run import demo_file
 
     _run_file(demo_file(), work, RunSettings(), SelectSettings())

@@ -1,4 +1,4 @@
-"""The options of each command as Markdown, for the pages of docs/commands."""
+"""Write the options of each command as Markdown, for the pages of docs/commands."""
 
 import re
 import typing
@@ -14,7 +14,10 @@ WORDS = {str: "TEXT", int: "INT", float: "FLOAT"}
 
 
 def options_table(command: str) -> str:
-    """A row per argument and option, in the order of `--help`, but for those of every command."""
+    """Return a row per argument and option, in the order of `--help`.
+
+    The options that every command has are left out.
+    """
     found = [
         one for one in make_app()[command].assemble_argument_collection() if _group(one) != MESSAGES
     ]
@@ -27,7 +30,7 @@ def options_table(command: str) -> str:
 
 
 def with_options(page: str, command: str) -> str:
-    """The page with its block of options written anew. Raises ValueError where it has none."""
+    """Return the page with its block of options replaced. Raises ValueError if it has none."""
     if BEGIN not in page or END not in page:
         raise ValueError(f"{command}: expected the lines {BEGIN} and {END}")
     block = f"{BEGIN}\n\n{options_table(command)}\n\n{END}"
@@ -35,7 +38,7 @@ def with_options(page: str, command: str) -> str:
 
 
 def pages(docs: Path) -> dict[str, Path]:
-    """The page of each command."""
+    """Return the path of each command's page."""
     return {one.name: docs / "commands" / f"{one.name}.md" for one in COMMANDS}
 
 
@@ -45,7 +48,7 @@ def _group(argument: Any) -> str:
 
 
 def _place(argument: Any) -> int:
-    """Arguments first, then options without a heading, then the groups in their order."""
+    """Sort key: arguments first, then options without a group, then the groups in their order."""
     groups = argument.parameter.group
     return -1 if argument.index is not None else groups[0].sort_key if groups else 0
 

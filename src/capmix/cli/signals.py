@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a command within seconds and leave nothing half-written.
+"""Exit within seconds of Ctrl-C or SIGTERM, and leave nothing half-written.
 
-Both raise KeyboardInterrupt where Python code runs, so that temporary files are removed. A model
-that computes in C hears nothing of it; after GRACE seconds the process ends all the same, and what
-it left is swept away by the next run.
+Both signals raise KeyboardInterrupt in Python code, so that temporary files are removed. Native
+code, for example a model's kernels, is not interrupted: after GRACE seconds the process exits
+anyway, and the next run removes its leftovers.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ RESUME = "capmix: interrupted; rerun the same command to resume"
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM is as Ctrl-C, and neither waits for what does not listen."""
+    """Within the block, handle SIGTERM like Ctrl-C, and exit after GRACE seconds at the latest."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -34,7 +34,7 @@ def stopped_by_signals() -> Iterator[None]:
     for end in (ours, theirs):
         end.setblocking(False)
     before = signal.signal(signal.SIGTERM, _interrupt)
-    # The interpreter writes a signal's number there at once, whatever the main thread does.
+    # The interpreter writes the signal's number there at once, even if the main thread is busy.
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget)
@@ -49,7 +49,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def _forget() -> None:
-    """A forked process, a data loader's for instance, is ended by its parent and tells nobody."""
+    """Restore the defaults in a forked process, such as a data loader's: its parent ends it."""
     with contextlib.suppress(ValueError):
         if signal.getsignal(signal.SIGTERM) is _interrupt:
             signal.set_wakeup_fd(-1)
@@ -57,7 +57,7 @@ def _forget() -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would break the cleaning up
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
     raise KeyboardInterrupt
 
 
@@ -74,7 +74,7 @@ def _watch(signals: socket.socket, is_over: threading.Event) -> None:
 
 
 def end_now(code: int) -> NoReturn:
-    """End the process without waiting for threads, whose requests may take minutes."""
+    """Exit without waiting for threads, whose requests may take minutes."""
     with contextlib.suppress(Exception):
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()

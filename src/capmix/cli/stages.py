@@ -30,7 +30,7 @@ def open_place(
     runs: RunSettings,
     engine: EngineSettings | None = None,
 ) -> Workspace:
-    """The workspace that a command is about."""
+    """Open the workspace of a command."""
     options = dict(reading) | dict(runs)
     return open_workspace(pool, work, engine=engine or EngineSettings(), **options)
 
@@ -41,14 +41,14 @@ def caption(
     *,
     work: Work = None,
     reading: OpenSettings,
-    source: Annotated[str, Parameter(help="Name of these captions, such as blip2.")],
+    source: Annotated[str, Parameter(help="Name for these captions, for example blip2.")],
     settings: CaptionSettings,
     samples: SelectSettings,
     dry_run: DryRun = False,
     engine: EngineSettings,
     runs: RunSettings,
 ) -> None:
-    """Write captions for every image of a pool, or for some."""
+    """Write captions for every image of a pool, or for selected samples."""
     opened = open_place(pool, work, reading, runs, engine)
     if dry_run:
         show(opened.forecast_caption(source, settings, samples).lines())
@@ -68,7 +68,7 @@ def score(
     engine: EngineSettings,
     runs: BudgetAndRetry,
 ) -> None:
-    """Compute the image-text similarity of the texts of some sources."""
+    """Compute the image-text similarity of texts."""
     opened = open_place(pool, work, reading, runs, engine)
     if dry_run:
         show(opened.forecast_score(settings, samples).lines())
@@ -78,7 +78,7 @@ def score(
 
 @command
 def import_(
-    kind: Annotated[Literal["captions", "scores"], Parameter(help="What the files hold.")],
+    kind: Annotated[Literal["captions", "scores"], Parameter(help="What the files contain.")],
     files: Annotated[list[str], Parameter(help="CSV or parquet files, or patterns.")],
     /,
     *,
@@ -132,19 +132,20 @@ def mix(
     work: Work = None,
     reading: OpenSettings,
     recipe: Annotated[
-        str, Parameter(help="A shipped recipe's name (see `capmix recipes`) or a .yaml file.")
+        str, Parameter(help="Name of a shipped recipe (see `capmix recipes`) or a .yaml file.")
     ],
     fraction: Annotated[
         str | None,
         Parameter(
-            help="Fraction of the pool, over 0 and at most 1; comma-separated: one subset each.",
+            help="Fraction of the pool, above 0 and at most 1; comma-separated values write one "
+            "subset each.",
             group=group_named(RECIPE),
         ),
     ] = None,
     synthetic: Annotated[
         str | None,
         Parameter(
-            help="The recipe's synthetic source; comma-separated: one subset each.",
+            help="The recipe's synthetic source; comma-separated names write one subset each.",
             group=group_named(RECIPE),
         ),
     ] = None,
@@ -152,7 +153,7 @@ def mix(
         list[str] | None,
         Parameter(
             name="--set",
-            help="Any other parameter of the recipe. May be repeated.",
+            help="Set another parameter of the recipe. May be repeated.",
             group=group_named(RECIPE),
             negative="",
             metavar="NAME=VALUE",
@@ -165,7 +166,7 @@ def mix(
         bool, Parameter(help="Print the SQL.", negative="", show_default=False)
     ] = False,
 ) -> None:
-    """Apply a recipe and write the subset that it selects."""
+    """Apply a recipe and write the selected subset."""
     given = _parameters(parameters or [])
     given |= {"fraction": fraction} if fraction is not None else {}
     given |= {"synthetic": synthetic} if synthetic is not None else {}
@@ -188,13 +189,13 @@ def _parameters(given: list[str]) -> dict[str, str]:
 
 
 def _values(text: str) -> Any:
-    """One value, or a list of those that commas part."""
+    """Parse one value, or a comma-separated list of values."""
     values = [_number(one) for one in text.split(",")]
     return values if len(values) > 1 else values[0]
 
 
 def _number(text: str) -> float | str:
-    """The number, or the text itself where it is none: the recipe's own check then names it."""
+    """Parse a number; return other text unchanged, for the recipe's own check."""
     try:
         return float(text)
     except ValueError:
@@ -203,7 +204,7 @@ def _number(text: str) -> float | str:
 
 @command
 def recipes() -> None:
-    """List the recipes that come with capmix."""
+    """List the shipped recipes."""
     from capmix.mix.recipe import load_recipe, shipped_recipes
 
     for name in shipped_recipes():
@@ -223,8 +224,8 @@ def export(
     out: Annotated[
         str | None,
         Parameter(
-            help="Directory or URL for the export (default: none with --sidecars, and with --push "
-            "shards/SUBSET of the work directory).",
+            help="Directory or URL for the export (default: with --push, shards/SUBSET in the work "
+            "directory; with --sidecars, none).",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,7 @@
-"""Standard output and standard error of a command, where they are closed or cannot be written.
+"""Handle standard output and standard error that are closed or cannot be written.
 
-The output is the result: a command whose output is lost ends with an error. Standard error is a
-log: one that is lost stops nothing.
+Standard output carries the result: a command that loses it exits with an error. Standard error is a
+log: losing it stops nothing.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ class OutputError(Exception):
 
     @property
     def is_closed_pipe(self) -> bool:
-        """Whether what read the output has ended."""
+        """Whether the reader of the output has closed the pipe."""
         return self.number in CLOSED
 
 
 class _Output:
-    """A stream whose errors are told from those of other files. None stands for a closed one."""
+    """A stream that raises OutputError, to tell its errors from those of other files.
+
+    None stands for a closed stream.
+    """
 
     def __init__(self, stream: TextIO | None):
         self._stream = stream
@@ -58,8 +61,11 @@ class _Output:
 
 @contextlib.contextmanager
 def checked_output() -> Iterator[None]:
-    """Within the block, what cannot be written to standard output raises OutputError, and a closed
-    standard error swallows what it is given: printing to None would print to standard output."""
+    """Within the block, raise OutputError when standard output cannot be written.
+
+    Output to a closed standard error is discarded: `print(file=None)` would print it on standard
+    output.
+    """
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
         if sys.stderr is None:
@@ -72,34 +78,36 @@ def checked_output() -> Iterator[None]:
 
 
 def occupy_closed() -> None:
-    """Put something in the place of closed standard streams of this process.
+    """Open the null device in place of the closed standard streams of this process.
 
-    The next file that is opened would else have the number of standard error, and what libraries
-    written in C print would be written into it. Standard output stays one that cannot be written.
+    Otherwise the next opened file could get the descriptor of standard error, and C libraries would
+    print into that file. Standard output is opened for reading, so that writing to it still fails.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, mode), True)  # takes the lowest free one
 
 
 def show_any_character() -> None:
-    """Escape what the terminal's encoding does not have, in place of an error."""
+    """Escape characters that the terminal's encoding lacks, instead of raising an error."""
     with contextlib.suppress(AttributeError, OSError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def say(line: str) -> None:
-    """Print a line on standard error if that is possible."""
+    """Print a line on standard error, if possible."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(line, file=sys.stderr, flush=True)
 
 
 def drop_unwritten() -> None:
-    """Forget what standard streams still hold where it cannot be written: the interpreter would try
-    once more at its end, and replace the exit code by one of its own."""
+    """Discard buffered output that cannot be written.
+
+    The interpreter would retry at exit, fail, and replace the exit code.
+    """
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         try:
             if stream is not None:

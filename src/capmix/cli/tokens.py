@@ -1,4 +1,4 @@
-"""The words of a command line, before any command is imported."""
+"""Rearrange and inspect the words of a command line before any command is imported."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ FLAGS = ("--quiet", "--verbose")
 
 
 def behind_command(tokens: Sequence[str]) -> list[str]:
-    """`--quiet caption ...` as `caption --quiet ...`, where these options are declared."""
+    """Turn `--quiet caption ...` into `caption --quiet ...`: commands declare these options."""
     at = 0
     while at < len(tokens) and tokens[at].partition("=")[0] in (*FLAGS, *VALUED):
         at += 2 if tokens[at] in VALUED else 1
@@ -19,8 +19,7 @@ def behind_command(tokens: Sequence[str]) -> list[str]:
 
 
 def asks_for_json(tokens: Sequence[str]) -> bool:
-    """Whether `--progress json` is among the options, of which the last one counts; they need not
-    be valid."""
+    """Return whether the last `--progress` is `json`; the other options need not be valid."""
     options = list(tokens)
     if "--" in options:
         options = options[: options.index("--")]

@@ -26,26 +26,30 @@ DATA = "Data"
 
 
 class DataSettings(PoolSettings):
-    """What a run is trained on: exported shards, or a subset of a pool."""
+    """The training data: exported shards, or a subset of a pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: Paths | None = option(
-        None, "Directory of exported tars; several are joined by ::.", group=DATA, metavar="DIR"
+        None, "Directory of exported tars; separate several with ::.", group=DATA, metavar="DIR"
     )
     data_weights: PathWeights | None = option(
-        None, "Weight of each tar of each directory, joined by ::.", group=DATA, metavar="W::..."
+        None,
+        "Sampling weight of each directory's tars, separated by ::.",
+        group=DATA,
+        metavar="W::...",
     )
     pool: str | None = option(
         None, "With --subset: the pool (default: the work directory's).", group=DATA
     )
     work: str | None = option(
         None,
-        "With --subset: the work directory (default: CAPMIX_WORK, or the one you are in).",
+        "With --subset: the work directory (default: CAPMIX_WORK, or the one that contains the "
+        "current directory).",
         group=DATA,
     )
     subset: str | None = option(
-        None, "A subset of `capmix mix`, trained on straight from the pool.", group=DATA
+        None, "Train on this subset of `capmix mix`, read directly from the pool.", group=DATA
     )
 
 
@@ -59,7 +63,7 @@ def train(
     yes: Annotated[
         bool,
         Parameter(
-            help="Start a run that takes days on this CPU, or more memory than there is.",
+            help="Start even if the run takes days on this CPU or exceeds the available memory.",
             negative="",
             show_default=False,
         ),
@@ -87,7 +91,7 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
         weights, links = given.data_weights or None, bool(given.follow_links)
         return TrainingData(given.data, weights, follow_links=links)
     if given.data or given.data_weights or given.subset is None:
-        raise UserError("train: give --data SHARDS, or --pool POOL --work WORK --subset NAME")
+        raise UserError("train: pass --data SHARDS, or --pool POOL --work WORK --subset NAME")
     reading = OpenSettings(follow_links=given.follow_links)
     work = open_place(given.pool, given.work, reading, runs)
     return TrainingData.of_subset(work.pool, work.store, given.subset)
@@ -95,7 +99,9 @@ def _data(given: DataSettings, runs: RunSettings) -> "TrainingData":
 
 @command
 def eval(
-    model: Annotated[str, Parameter(help="Directory of a run, or ARCHITECTURE/TAG of open_clip.")],
+    model: Annotated[
+        str, Parameter(help="Directory of a run, or an open_clip model as ARCHITECTURE/TAG.")
+    ],
     /,
     *,
     settings: EvaluateSettings,
@@ -114,16 +120,18 @@ def eval(
     if found.broken:
         raise UserError("; ".join(found.broken))
     if not found.lines:
-        raise UserError(f"eval: none of the evaluation sets is below {settings.evalsets}")
+        raise UserError(f"eval: no evaluation sets found in {settings.evalsets}")
 
 
 @command
 def evalsets(
-    action: Annotated[Literal["list", "fetch"], Parameter(help="What to do.")],
+    action: Annotated[
+        Literal["list", "fetch"], Parameter(help="List the tasks, or fetch their data.")
+    ],
     /,
     *,
     tasks: Annotated[
-        str, Parameter(help="datacomp (all 40), or keys of tasks, comma-separated.")
+        str, Parameter(help="datacomp (all 40 tasks), or comma-separated task keys.")
     ] = "datacomp",
     out: Annotated[str, Parameter(help="Directory of evaluation sets.")] = "evalsets",
 ) -> None:
@@ -137,7 +145,9 @@ def evalsets(
     chosen = chosen_tasks(tasks)
     unknown = [task for task in chosen if not isinstance(task, EvalTask)]
     if unknown:
-        raise UserError(f"--tasks: {unknown[0]!r} is no task of DataComp; `capmix evalsets list`")
+        raise UserError(
+            f"--tasks: {unknown[0]!r} is not a DataComp task; run `capmix evalsets list`"
+        )
     known = [task for task in chosen if isinstance(task, EvalTask)]
     if action == "fetch":
         for folder in fetch(known, out):
@@ -147,7 +157,7 @@ def evalsets(
     for task in known:
         exists = any((Path(out) / name).exists() for name in task.folders)
         metric = task.main_metric or "no main metric"
-        state = "there" if exists else "missing"
+        state = "found" if exists else "missing"
         rows.append([state, task.key, f"{task.images:,} images", metric, task.hub])
     show(table_lines([], rows, "llrll"))
 
@@ -161,9 +171,10 @@ def probe(
     settings: ProbeSettings,
     runs: Budget,
 ) -> None:
-    """Rank subsets in seconds each, by small projections of frozen embeddings.
+    """Rank subsets with small projections of frozen embeddings, in seconds per subset.
 
-    A proxy for training: docs/evaluation.md says how well it agrees with it."""
+    A proxy for training; docs/evaluation.md reports how well the two agree.
+    """
     from capmix.report.ranking import ranking
 
     results = open_place(pool, work, reading, runs).probe(settings)

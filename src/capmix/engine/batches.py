@@ -1,7 +1,8 @@
-"""Run a model on batches so that no sample takes its neighbours with it.
+"""Run a model on batches so that one bad sample does not fail its whole batch.
 
-A batch that fails is tried again in halves until what fails stands alone; one that does not fit
-into memory makes all later ones smaller; one that takes too long is ended.
+A batch that fails is split in halves and retried until the failing samples are isolated. A batch
+that runs out of memory lowers the size of all later batches. A batch that exceeds the time limit
+is interrupted.
 """
 
 import logging
@@ -23,7 +24,7 @@ NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class SampleError(Exception):
-    """One sample could not be processed. `reason` is a short word to count by."""
+    """One sample could not be processed. `reason` is a short code for counting."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -31,13 +32,13 @@ class SampleError(Exception):
 
 
 class BrokenDeviceError(Exception):
-    """The GPU answers this process with errors alone from now on; another process may use it."""
+    """Every further CUDA call of this process fails; a new process can use the GPU again."""
 
 
 class Batches:
-    """One model's batches, of at most `seconds` each.
+    """Batch runner for one model, with a time limit of `seconds` per batch.
 
-    `largest` is how many samples fit into memory, as far as that has shown.
+    `largest` is the largest batch size known to fit in memory; None until a batch runs out of it.
     """
 
     def __init__(self, seconds: float = BATCH_TIMEOUT):
@@ -48,11 +49,11 @@ class Batches:
     def run(
         self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> list[Result | SampleError]:
-        """What `model` makes of each item, or why it could not.
+        """Return the result of `model` for each item, or the SampleError that explains its failure.
 
-        The model gives one result an item, in order. The reason of a failure is the model's own
-        SampleError, or `out_of_memory`, `model_hung` (over `seconds`) or `model_error`. Raises
-        BrokenDeviceError where the error is not the samples'.
+        `model` returns one result per item, in order. The error is the SampleError that the model
+        raised, or one with reason `out_of_memory`, `model_hung` (took longer than `seconds`) or
+        `model_error`. Raises BrokenDeviceError if the GPU is at fault and not the samples.
         """
         if not items:
             return []
@@ -76,7 +77,7 @@ class Batches:
         if len(items) == 1:
             return [failure]
         half = len(items) // 2
-        if failure.reason == "out_of_memory":  # outside `except`, which would hold its tensors
+        if failure.reason == "out_of_memory":  # after `except`: its traceback holds the tensors
             self._shrink(len(items), half)
         first = self.run(model, items[:half])
         return first + self.run(model, items[half:])
@@ -91,14 +92,14 @@ class Batches:
 
 
 def _check_device(error: Exception) -> None:
-    """After some errors CUDA refuses all further work of a process. Raises BrokenDeviceError."""
+    """Raise BrokenDeviceError if CUDA rejects all further work after `error`."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return
     try:
         torch.cuda.synchronize()
     except RuntimeError:
-        raise BrokenDeviceError(f"the GPU is lost to this process ({error})") from error
+        raise BrokenDeviceError(f"CUDA is unusable in this process ({error})") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -107,7 +108,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     stream = iter(items)
     while batch := list(islice(stream, size)):
         yield batch

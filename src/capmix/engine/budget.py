@@ -1,7 +1,7 @@
-"""How many rows may fail, and what a run says of those that did.
+"""The failure budget, and the messages about failed rows.
 
-A fraction of a small pool is less than one row, so that one bad photo of thirteen would be too
-many. A few rows may always fail, unless that is more than half of all.
+In a small pool, the allowed fraction is less than one row: a single bad image among thirteen would
+exceed it. A few failures are therefore always allowed, unless they are more than half of all rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,18 @@ from capmix.storage.store import Store
 
 ALWAYS_ALLOWED = 10  # failed rows; 1 % of a pool of 1,000
 EXAMPLES = 3
-LOOKED_AT = 20  # parts with failures, for examples of different reasons
-UNREAD = ("unreadable_shard", "not_a_tar")  # reasons of one row that stands for a whole shard
-ENOUGH_ROWS = 1000  # after which a run whose rows mostly fail is ended
+LOOKED_AT = 20  # parts with failures that are searched for examples with distinct reasons
+UNREAD = ("unreadable_shard", "not_a_tar")  # reasons where one row represents a whole shard
+ENOUGH_ROWS = 1000  # rows after which a run is stopped if most of them failed
 
 
 def allowed_failures(rows: int, max_failures: float, unread: int = 0) -> float:
-    """How many of `rows` may fail: the fraction `max_failures`, and ALWAYS_ALLOWED if they are at
-    most half of all. None with a fraction of 0; the fraction alone where `unread` of the rows are
-    in shards that could not be read."""
+    """Return how many of `rows` may fail.
+
+    That is the fraction `max_failures`, or ALWAYS_ALLOWED (at most half of the rows) if that is
+    more. With a fraction of 0 no row may fail. If `unread` rows are in shards that could not be
+    read, only the fraction counts.
+    """
     fraction = max_failures * rows
     return fraction if unread or not max_failures else max(fraction, min(ALWAYS_ALLOWED, rows // 2))
 
@@ -36,14 +39,14 @@ def check_failures(
     rows: int | None = None,
     unread: int = 0,
 ) -> None:
-    """Raise UserError if more rows failed than allowed_failures says.
+    """Raise UserError if more rows failed than allowed_failures permits.
 
-    `rows` is how many there are where not all are counted yet; `unread` those that are not counted
-    since their shards could not be read.
+    `rows` is the total number of rows, given while the run is not finished. `unread` is the
+    estimated number of rows in shards that could not be read; `counts` does not include them.
     """
     failed = counts.failed.total()
-    so_far = "" if rows is None else f" so far, of {rows:,} rows in all,"
-    so_far += f", with about {unread:,} in shards that could not be read," if unread else ""
+    so_far = "" if rows is None else f" so far, of {rows:,} rows in total"
+    so_far += f", plus about {unread:,} in shards that could not be read" if unread else ""
     if failed + unread > allowed_failures(counts.total + unread, max_failures, unread):
         shown = ". ".join(examples)
         raise UserError(
@@ -55,21 +58,26 @@ def check_failures(
 
 
 def is_unread(counts: Counts) -> bool:
-    """Whether the one row of a part stands for a shard that could not be read at all."""
+    """Return whether the only row of a part represents a shard that could not be read at all."""
     return counts.total == 1 and any(counts.failed[reason] for reason in UNREAD)
 
 
 def unread_rows(counts: Counts, unread: int, shards: int) -> int:
-    """About how many samples `unread` of the shards hold beside their one row each: as many as the
-    others."""
+    """Estimate how many samples the `unread` shards hold in addition to their one row each.
+
+    The estimate is the mean over the shards that could be read.
+    """
     if not 0 < unread < shards:
         return 0
     return max(0, (counts.total - unread) // (shards - unread) - 1) * unread
 
 
 def is_hopeless(counts: Counts, max_failures: float, rows: int | None) -> bool:
-    """Whether a run that is under way need not go on: more have failed than may of all `rows`, or
-    most of what was done, as when a disk or a model is gone."""
+    """Return whether an unfinished run can be stopped early.
+
+    True if more rows have failed than may fail among all `rows`, or if most of the rows processed
+    so far have failed, for example because a disk or a model has become unavailable.
+    """
     failed = counts.failed.total()
     if failed <= allowed_failures(counts.total, max_failures):
         return False
@@ -79,7 +87,7 @@ def is_hopeless(counts: Counts, max_failures: float, rows: int | None) -> bool:
 
 
 def examples(store: Store, folder: str, shards: Sequence[Shard]) -> list[str]:
-    """Where some failed rows are and why they failed, of different reasons where there are."""
+    """Describe a few failed rows: where they are and why they failed. Prefers distinct reasons."""
     found: list[tuple[str, Row]] = []
     looked_at = 0
     for shard in shards:
@@ -104,7 +112,7 @@ def examples(store: Store, folder: str, shards: Sequence[Shard]) -> list[str]:
 
 
 def failed_line(counts: Counts, examples: Sequence[str]) -> str:
-    """How many rows failed, some of them, and where all are listed."""
+    """Return a line with the number of failed rows, examples, and the command that lists all."""
     failed = counts.failed.total()
     rest = failed - len(examples)
     more = f"{rest:,} more; " if rest > 0 else ""
@@ -120,5 +128,5 @@ def _line(shard: str, row: Row) -> str:
 
 
 def reasons(counts: Mapping[str, int]) -> str:
-    """Each reason with its number."""
+    """Format the count of each reason, for example `no_image 3, not_an_image 4`."""
     return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""How much of the time the model worked: the rest it waited for images, texts or the disk."""
+"""Time that a model was busy; the rest of the time it waited for images, texts or the disk."""
 
 import time
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Busy:
-    """Seconds that the model worked, and images that it saw."""
+    """Seconds that the model was busy, and the number of images it processed."""
 
     seconds: float = 0.0
     images: int = 0
 
     @contextmanager
     def working(self, images: int) -> Iterator[None]:
-        """The model works on `images` images within the block (0 where it reads their texts)."""
+        """Time a block in which the model processes `images` images (0 if it processes texts)."""
         started = time.monotonic()
         yield
         self.seconds += time.monotonic() - started

@@ -1,4 +1,4 @@
-"""End what takes too long: a model that hangs would otherwise hold a run for ever."""
+"""Time limits for blocks of code: without them, a model that hangs would block a run forever."""
 
 import faulthandler
 import logging
@@ -16,7 +16,7 @@ from capmix.errors import INTERNAL_ERROR
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT_EVERY = 0.5  # seconds
+CHECK_INTERVAL = 0.5  # seconds
 
 
 class TimedOutError(Exception):
@@ -24,12 +24,12 @@ class TimedOutError(Exception):
 
 
 class Deadline:
-    """Blocks of code that may take `seconds` each.
+    """Time limit of `seconds` for blocks of code.
 
-    Python code is interrupted, and whatever returns to it. What never does, a kernel that hangs on
-    a GPU, cannot be: after twice the time the process itself is ended (exit code 70), and says
-    where it stood. Its shard is then given to another worker where there are several. In threads
-    other than the main one, and on Windows, only the latter works.
+    Python code, and native code that returns to Python, is interrupted. Code that never returns,
+    such as a GPU kernel that hangs, cannot be interrupted: after twice the time the process prints
+    a stack trace and exits with code 70. If there are several workers, another one processes its
+    shard. In threads other than the main thread, and on Windows, only the exit is available.
     """
 
     def __init__(self, seconds: float):
@@ -39,10 +39,10 @@ class Deadline:
 
     @contextmanager
     def block(self) -> Iterator[None]:
-        """Raise TimedOutError in a block that takes too long."""
+        """Raise TimedOutError in the block if it takes longer than `seconds`."""
         is_main = threading.current_thread() is threading.main_thread()
         can_interrupt = is_main and hasattr(signal, "setitimer")
-        if self._watch is None:  # one thread for all blocks: to start one takes milliseconds
+        if self._watch is None:  # one thread for all blocks: starting a thread takes milliseconds
             self._watch = threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True)
             self._watch.start()
         self._ends_at = time.monotonic() + 2 * self.seconds
@@ -58,7 +58,7 @@ class Deadline:
             self._ends_at = None
 
     def end_if_over(self) -> None:
-        """End the process if a block takes twice its time."""
+        """Exit the process if the current block has taken more than twice its time limit."""
         ends_at = self._ends_at
         if ends_at is None or time.monotonic() < ends_at:
             return
@@ -70,7 +70,7 @@ class Deadline:
 def _watch(deadline: "weakref.ref[Deadline]") -> None:
     while (known := deadline()) is not None:
         known.end_if_over()
-        wait = min(LOOKED_AT_EVERY, known.seconds)
+        wait = min(CHECK_INTERVAL, known.seconds)
         del known
         time.sleep(wait)
 

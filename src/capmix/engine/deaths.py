@@ -1,4 +1,4 @@
-"""When a worker that dies again and again is not started once more."""
+"""Decide when a worker that keeps dying is no longer restarted."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ IN_A_ROW = 5
 
 @dataclass
 class Deaths:
-    """Of the workers of one run, by number.
+    """Deaths of the workers of one run, by worker number.
 
-    A worker is given up after IN_A_ROW deaths without a finished shard between them. The last one
-    that is left is not, if it has ever finished a shard: then it is shards that kill it, and each
-    of them is tried a few times alone.
+    A worker is given up after IN_A_ROW deaths without a finished shard between them. The last
+    remaining worker is not given up if it has ever finished a shard: in that case the shards cause
+    the deaths, and the engine limits the attempts for each shard.
     """
 
     _in_a_row: Counter[int] = field(default_factory=Counter)
@@ -20,12 +20,12 @@ class Deaths:
     _given_up: set[int] = field(default_factory=set)
 
     def answered(self, number: int) -> None:
-        """The worker has finished a shard."""
+        """Record that the worker has finished a shard."""
         self._in_a_row[number] = 0
         self._proven.add(number)
 
     def died(self, number: int, workers: int) -> bool:
-        """Whether the worker, one of `workers`, is to be started again."""
+        """Record a death, and return whether to restart the worker (one of `workers`)."""
         self._in_a_row[number] += 1
         is_last = not set(range(workers)) - self._given_up - {number}
         if self._in_a_row[number] >= IN_A_ROW and not (is_last and number in self._proven):
@@ -33,5 +33,5 @@ class Deaths:
         return number not in self._given_up
 
     def left(self, workers: int) -> list[int]:
-        """Those of `workers` that are not given up."""
+        """Return the numbers of the workers, out of `workers`, that are not given up."""
         return [number for number in range(workers) if number not in self._given_up]

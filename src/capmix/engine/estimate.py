@@ -1,8 +1,8 @@
-"""How far a job has come, and how long it will take: rows of every stage, and what each costs.
+"""Progress and remaining time of a job, from the rows of each stage and the cost per row.
 
-A part that was made before, a shard that cannot be read, loading, downloads and compiling change no
-rate: it is of rows that did not fail, between two reports of one part; the first report of a stage
-in each process only starts its clock.
+The rate counts only rows that did not fail, between two reports of the same part. The first report
+of a stage in each process only starts the clock. Existing parts, unreadable shards, loading,
+downloads and compilation therefore do not affect the rate.
 """
 
 import threading
@@ -15,12 +15,12 @@ from capmix.engine.seen import Seen
 from capmix.engine.stage import PartOutcome
 from capmix.engine.worker import Reply
 
-FADING = 120.0  # seconds of work after which a report counts half
+FADING = 120.0  # half-life of a measurement, in seconds of work
 
 
 @dataclass
 class _Cost:
-    """Seconds and rows that were measured; those of long ago count less."""
+    """Measured seconds and rows, weighted so that older measurements count less."""
 
     seconds: float = 0.0
     rows: float = 0.0
@@ -36,7 +36,7 @@ class _Cost:
 
 @dataclass
 class _Tally:
-    """Rows of parts that are done."""
+    """Rows of finished parts."""
 
     rows: int = 0
     ok: int = 0
@@ -52,17 +52,17 @@ class _Tally:
 
 @dataclass
 class Sized:
-    """Rows of some parts, and their weight: bytes where these are known, else one each."""
+    """Rows of some parts, and their weight: their size in bytes if known, otherwise 1 per part."""
 
     rows: int = 0
     weight: int = 0
 
 
 class StageProgress:
-    """One stage of a job.
+    """Progress of one stage of a job.
 
-    `sizes` has the rows of each shard that is to be made, None where nobody knows; such are
-    estimated from `weights` and from parts that are done, now or `before`.
+    `sizes` has the number of rows of each shard to process, or None if it is unknown. Unknown
+    numbers are estimated from `weights` and from finished parts, of this run or from `before` it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StageProgress:
         self._cost, self._first_cost = _Cost(), _Cost()
 
     def add(self, seen: Seen) -> None:
-        """A report of a part that is being made."""
+        """Record a report about a part that is being computed."""
         if seen.shard not in self._left:
             return
         self._at_work[seen.shard] = seen
@@ -98,7 +98,10 @@ class StageProgress:
             self._costed[seen.shard] = seen
 
     def end(self, shard: str, outcome: PartOutcome) -> None:
-        """The part of a shard is made, by this run or, where nothing was counted, by another."""
+        """Record that the part of a shard is finished.
+
+        If `outcome` counts no rows, another run has computed the part.
+        """
         if shard not in self._left:
             return
         seen = self._at_work.get(shard)
@@ -119,19 +122,19 @@ class StageProgress:
         self._measured.weight += weight
 
     def drop(self, shard: str) -> None:
-        """The part of a shard is not at work; it may be begun once more."""
+        """Record that no worker is at the part of a shard; it may be started again later."""
         self._costed.pop(shard, None)
         self._at_work.pop(shard, None)
 
     @property
     def done(self) -> int:
-        """Rows that are there."""
+        """Rows that are done."""
         now = (min(seen.rows, self._left[seen.shard] or seen.rows) for seen in self._working)
         return self.before + self._made.rows + sum(now)
 
     @property
     def total(self) -> int | None:
-        """Rows that are there or are to be made; None while nothing is known."""
+        """Rows that are done or to be processed; None while that cannot be estimated."""
         total = self.before + self._made.rows + self._known
         if not self._unknown:
             return total
@@ -147,8 +150,11 @@ class StageProgress:
 
     @property
     def cost(self) -> float | None:
-        """Seconds of one worker for a row; None before any was measured. That of the first report
-        counts where it was of a whole part, and there is no other."""
+        """Seconds that one worker needs per row; None before the first measurement.
+
+        The first report of a process, which includes loading, is used only if it covers a whole
+        part and there is no other measurement.
+        """
         steady = self._cost.of_a_row
         if steady is None and self._made.ok + self._made.dropped:
             return self._first_cost.of_a_row
@@ -156,7 +162,7 @@ class StageProgress:
 
     @property
     def tally(self) -> tuple[int, int, int]:
-        """Rows ok, dropped and failed of this run."""
+        """Rows of this run that are ok, dropped and failed."""
         made, now = self._made, self._working
         return (
             made.ok + sum(seen.ok for seen in now),
@@ -166,7 +172,7 @@ class StageProgress:
 
     @property
     def rows_at_work(self) -> int:
-        """Rows that are left of the parts at work, as far as these are known."""
+        """Remaining rows of the parts in progress; parts of unknown size are left out."""
         return sum(max(0, (self._left[s.shard] or s.rows) - s.rows) for s in self._working)
 
     @property
@@ -180,9 +186,9 @@ class StageProgress:
 
 @dataclass
 class JobProgress:
-    """All stages of a job, by number; `active` says how many workers are at work.
+    """Progress of all stages of a job, by number. `active` returns the number of active workers.
 
-    `views` may be called by another thread than the other methods.
+    `view` and `views` may be called from another thread than the other methods.
     """
 
     stages: dict[int, StageProgress]
@@ -193,14 +199,14 @@ class JobProgress:
     _news_at: float = 0.0
 
     def add(self, seen: Seen) -> None:
-        """A report of a worker."""
+        """Record a report of a worker."""
         with self._lock:
             if seen.stage in self.stages:
                 self.stages[seen.stage].add(seen)
                 self._current, self._news_at = seen.stage, self.clock()
 
     def end(self, reply: Reply) -> None:
-        """What has become of a task: parts that are made, and others that may be begun again."""
+        """Record the end of a task: its finished parts, and parts that may be started again."""
         if reply.task is None:
             return
         shard = reply.task.shard.name
@@ -213,15 +219,15 @@ class JobProgress:
                     stage.drop(shard)
 
     def view(self) -> View:
-        """The job as a whole, with the name of the stage that was at work last.
+        """Return the progress of the whole job, under the name of the stage that reported last.
 
-        Where there are several stages, `done` is the share of the time that is over, in images.
+        With several stages, `done` is the elapsed share of the time, expressed in images.
         """
         with self._lock:
             return self._view()
 
     def views(self) -> list[View]:
-        """Each stage."""
+        """Return the progress of each stage."""
         with self._lock:
             whole = self._view()
             return [self._view_of(stage, whole) for stage in self.stages.values()]
@@ -248,7 +254,7 @@ class JobProgress:
         if costs:
             rate = self._rate(stages, typical)
             at_work = sum((one.cost or typical) * one.rows_at_work for one in stages)
-            # Some stages report a part at its end alone: they are at it meanwhile.
+            # Some stages report a part only at its end: count the time since the last report.
             since = min(self.clock() - self._news_at, at_work / self._workers(stages))
             eta = max(0.0, (whole - spent) / self._workers(stages) - since)
         return View(stage.name, stage.unit, done, total, rate, eta, ok, dropped, failed, is_about)

@@ -1,4 +1,4 @@
-"""The local engine: this process, or one worker process per GPU of this machine."""
+"""The local engine: runs in this process, or in one worker process per GPU of this machine."""
 
 import os
 from collections import deque
@@ -15,7 +15,7 @@ from capmix.errors import UserError
 
 
 class InProcess:
-    """Every shard in this process, one after the other."""
+    """Engine that processes all shards in this process, one after the other."""
 
     workers = active = 1
 
@@ -32,17 +32,17 @@ class InProcess:
             except BrokenDeviceError as error:
                 raise UserError(
                     f"shard {task.shard.name}: {error}. Rerun the same command to resume; with "
-                    "--workers 1 another process takes the place of one that breaks."
+                    "--workers 1 capmix replaces a worker process that fails."
                 ) from error
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 class Processes:
-    """`workers` processes, each with its own GPU or its share of the cores.
+    """Engine with `workers` processes, each with its own GPU or its share of the CPU cores.
 
-    A process that dies costs the shard that it was at; another takes its place.
+    When a process dies, its current shard is retried and a new process replaces it.
     """
 
     def __init__(self, job: Job, workers: int, gpus: Sequence[str]):
@@ -53,24 +53,26 @@ class Processes:
 
     @property
     def active(self) -> int:
-        """Processes that are at work, or will be at once."""
+        """Number of processes that are running or about to be started."""
         return len(self._deaths.left(self.workers))
 
     def plan(self) -> WorkPlan:
-        """Raises UserError if the worker does, or cannot be started."""
+        """Return the plan. Raises UserError if the worker does or cannot be started."""
         plan = self._process(0).ask(None)
         if isinstance(plan, WorkPlan):
             return plan
         raise UserError(plan.message)
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
-        """Raises UserError where all workers end again and again before they have made a part."""
+        """Yield a reply per task. Raises UserError if all workers keep dying without a result."""
         waiting = deque(tasks)
         idle = deque(self._deaths.left(self.workers))
         at_work: dict[int, ShardTask] = {}
         while waiting or at_work:
             if not idle and not at_work:
-                raise UserError(f"every worker process ended {IN_A_ROW} times in a row; see above")
+                raise UserError(
+                    f"every worker process exited {IN_A_ROW} times in a row; see the messages above"
+                )
             while waiting and idle:
                 number, task = idle.popleft(), waiting.popleft()
                 self._process(number).send(task)
@@ -87,14 +89,14 @@ class Processes:
                     idle.append(number)
                 else:
                     reply = Reply(task, FAILED, message=self._buried(number))
-                    waiting.reverse()  # the neighbours of a shard may be as deadly
+                    waiting.reverse()  # neighbouring shards may crash the worker too
                     if self._deaths.died(number, self.workers):
                         idle.append(number)
                 yield reply
 
     def close(self) -> None:
         for process in self._processes.values():
-            process.connection.close()  # those that wait for a task end by themselves, side by side
+            process.connection.close()  # idle processes exit on their own, in parallel
         for process in self._processes.values():
             process.end()
 
@@ -109,30 +111,34 @@ class Processes:
         return {"CUDA_VISIBLE_DEVICES": self._gpus[number]} if number < len(self._gpus) else {}
 
     def _cores(self, number: int) -> list[int]:
-        """The cores of one of several workers without a GPU; none where they are too few."""
+        """CPU cores of one worker without a GPU; empty if there are too few or no affinity API."""
         if self._gpus or not hasattr(os, "sched_getaffinity"):
             return []
         return sorted(os.sched_getaffinity(0))[number :: self.workers]
 
     def _buried(self, number: int) -> str:
-        return f"its worker process ended ({self._processes.pop(number).end()})"
+        return f"its worker process exited ({self._processes.pop(number).end()})"
 
 
 def local_engine(job: Job, settings: EngineSettings) -> InProcess | Processes:
-    """This process; or processes where several are asked for, or there are several GPUs."""
+    """Return the engine: worker processes if `workers` is set or there are several GPUs, otherwise
+    this process. Raises UserError if there are more workers than GPUs."""
     gpus = _visible_gpus() if job.needs_gpu else []
     workers = settings.workers or (len(gpus) if len(gpus) > 1 else 0)
     if not workers:
         return InProcess(job)
     if gpus and workers > len(gpus):
-        raise UserError(f"--workers {workers}: this machine has {len(gpus)} GPUs; one worker each")
+        raise UserError(
+            f"--workers {workers}: this machine has {len(gpus)} GPUs; use at most one worker per "
+            "GPU"
+        )
     return Processes(job, workers, gpus)
 
 
 def _visible_gpus() -> list[str]:
     try:
         import torch
-    except ImportError:  # the backend says what to install
+    except ImportError:  # the backend reports what to install
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     count = torch.cuda.device_count()
@@ -140,5 +146,5 @@ def _visible_gpus() -> list[str]:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,7 @@
-"""A function of each item, in order: in threads, in processes, or in actors of a Ray cluster.
+"""Apply a function to items in order: in threads, in processes, or in actors of a Ray cluster.
 
-For passes over tables, whose results are small: what a function returns travels.
+Results are sent back to the caller, so this is for functions with small results, such as passes
+over tables.
 """
 
 from collections import deque
@@ -18,28 +19,30 @@ from capmix.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-RETRIES = 3  # of an item whose actor or node dies
-IN_FLIGHT = 2  # items of a process or actor
+RETRIES = 3  # per item, if its actor or node dies
+IN_FLIGHT = 2  # items per process or actor
 
 
 class Mapper(Protocol):
-    """Where functions run."""
+    """Applies functions to items, somewhere."""
 
     def __call__(
         self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
-        """Each item with what `work` returns for it, in order; a few items are held. Raises what
-        `work` raises."""
+        """Yield each item with the result of `work` for it, in order.
+
+        A few items are held in memory at a time. Raises what `work` raises.
+        """
         ...
 
 
 @contextmanager
 def mapper(settings: EngineSettings, is_long: bool = False) -> Iterator[Mapper]:
-    """A mapper of the engine that is asked for; its actors end with the block.
+    """Yield a mapper for the configured engine; its actors are stopped at the end of the block.
 
-    Work that `is_long` is worth the second that processes take to start: threads of Python seldom
-    work side by side. Its functions can be pickled. Raises UserError where Ray is not installed or
-    not reached.
+    With `is_long`, the local engine uses processes, which take about a second to start but run in
+    parallel, unlike most threads in Python. Functions must then be picklable. Raises UserError if
+    Ray is not installed or cannot be reached.
     """
     if settings.name == "local":
         workers = settings.workers or cores()
@@ -53,7 +56,7 @@ def mapper(settings: EngineSettings, is_long: bool = False) -> Iterator[Mapper]:
 
 
 class Threads:
-    """Some items at a time, in threads of this process."""
+    """Mapper that runs functions in threads of this process."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -66,7 +69,7 @@ class Threads:
 
 
 class MappedProcesses:
-    """The same in processes of this machine, which start with each function."""
+    """Mapper that runs functions in processes of this machine, started for each function."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -95,8 +98,11 @@ def _in_order(
     ask: Callable[[Any, Item], Any],
     answer: Callable[[Any], Any],
 ) -> Iterator[tuple[Item, Any]]:
-    """Each item with what `answer` says of what `ask` gave for it; workers are asked in turn, and
-    IN_FLIGHT items of each wait."""
+    """Yield each item with its result, in order.
+
+    `ask` submits an item to a worker and returns a handle; `answer` waits for the handle's result.
+    Items go to the workers in turn, with up to IN_FLIGHT items per worker in flight.
+    """
     waiting: deque[tuple[Item, Any]] = deque()
     for number, item in enumerate(items):
         waiting.append((item, ask(workers[number % len(workers)], item)))
@@ -110,7 +116,7 @@ def _in_order(
 def answer_items(
     work: Callable[[Any], Any], _send: Callable[[Any], None]
 ) -> Callable[[Any], Finished[Any]]:
-    """What a process of MappedProcesses does with each item."""
+    """Return the function that a process of MappedProcesses applies to each item."""
     return partial(_finished, work)
 
 
@@ -125,15 +131,17 @@ def _answer(process: Process) -> Any:
     finished: Finished[Any] | None = process.receive()
     if finished is None:
         raise UserError(
-            f"a worker process ended ({process.end()}). Where it ran out of memory, ask for fewer "
-            "--workers; else run again"
+            f"a worker process exited ({process.end()}). If it ran out of memory, lower --workers; "
+            "otherwise rerun the same command"
         )
     return finished.result()
 
 
 class Actors:
-    """The same in actors of a Ray cluster. One that dies is started again, wherever there is room,
-    and its items are done again."""
+    """Mapper that runs functions in actors of a Ray cluster.
+
+    Ray restarts an actor that dies, on any node with free resources, and retries its items.
+    """
 
     def __init__(self, settings: EngineSettings):
         self._ray, _ = connected(settings.address)
@@ -144,7 +152,7 @@ class Actors:
     def __call__(
         self, work: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[Item, Result]]:
-        function = [self._ray.put(work)]  # in a list: it is fetched once by each actor
+        function = [self._ray.put(work)]  # in a list, Ray passes the reference: see _Actor
         return _in_order(
             items, self._actors, lambda actor, item: actor.run.remote(function, item), self._answer
         )
@@ -164,7 +172,7 @@ class Actors:
 
 
 class _Actor:
-    """Keeps the function that it was last asked for."""
+    """Ray actor that fetches a function once and caches it until it gets another one."""
 
     def __init__(self) -> None:
         self._known: tuple[Any, Callable[[Any], Any]] | None = None

@@ -1,4 +1,4 @@
-"""Bound the memory that threads hold together, whatever their number."""
+"""Limit the memory that all threads together hold, regardless of their number."""
 
 import ctypes
 import sys
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 class WeightedSemaphore:
-    """Lets threads hold `capacity` units together; who would exceed that waits.
+    """Semaphore that lets threads hold at most `capacity` units in total; further requests wait.
 
-    A request for more than the capacity waits until it is alone.
+    A request for more than the capacity waits until no other thread holds any units.
     """
 
     def __init__(self, capacity: int):
@@ -20,7 +20,7 @@ class WeightedSemaphore:
 
     @contextmanager
     def held(self, units: int) -> Iterator[None]:
-        """Hold `units`, at least 0, within the block."""
+        """Hold `units` (>= 0) within the block."""
         units = min(units, self._capacity)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= units)
@@ -34,9 +34,9 @@ class WeightedSemaphore:
 
 
 def release_freed() -> None:
-    """Give freed memory back to the system, on Linux with glibc; elsewhere nothing.
+    """Return freed memory to the operating system, on Linux with glibc; elsewhere do nothing.
 
-    glibc frees into an arena of the thread, where other threads cannot use it.
+    glibc keeps freed memory in the arena of its thread, where other threads cannot use it.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

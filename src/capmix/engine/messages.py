@@ -1,7 +1,8 @@
-"""Messages go to the logger `capmix`; here is how a process of ours shows them.
+"""Handlers that show the messages of the logger `capmix`.
 
-A library prints nothing: Python code that imports capmix sees warnings alone, as logging shows them
-by default. The command line, and the processes that it starts, show everything on standard error.
+As a library, capmix installs no handlers: Python code that imports it sees only warnings, which
+`logging` prints by default. The command line and its worker processes show all messages on
+standard error.
 """
 
 import contextlib
@@ -25,8 +26,10 @@ ProgressForm = Literal["auto", "bar", "json", "plain", "none"]
 
 @dataclass(frozen=True)
 class MessageForm:
-    """What is shown: messages of at least `level`, progress as `progress`, both in `log_file`
-    too."""
+    """What to show: messages from `level` up and progress in the form `progress`.
+
+    Both are also written to `log_file` if it is set.
+    """
 
     level: int = logging.INFO
     progress: ProgressForm = "auto"
@@ -34,18 +37,18 @@ class MessageForm:
 
 
 class _Lines(logging.Handler):
-    """One line per message on standard error, above a progress bar where there is one."""
+    """Writes one line per message to standard error, above a progress bar if there is one."""
 
     def __init__(self, form: MessageForm):
         super().__init__(form.level)
         self.form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        """Names, texts and answers of servers steer no terminal."""
+        """Escape control characters: names, texts and server responses are untrusted."""
         return printable(super().format(record), keep="\n\t")
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has ended
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe
             if self.form.progress == "json":
                 level = record.levelname.lower()
                 _write_json({"event": "message", "level": level, "text": record.getMessage()})
@@ -54,24 +57,26 @@ class _Lines(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A file that several processes append to."""
+    """Log file that several processes append to."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A disk that is full stops nothing."""
+        """Ignore errors: a full disk must not stop the run."""
 
 
 def current() -> MessageForm | None:
-    """How this process shows its messages; None where it does not."""
+    """Return how this process shows messages; None if it does not."""
     handler = _console()
     return None if handler is None else handler.form
 
 
 def show(form: MessageForm = MessageForm()) -> list[logging.Handler]:
-    """Show messages from now on; gives the handlers. Raises UserError where the log file cannot be
-    written."""
+    """Start showing messages and return the new handlers.
+
+    Raises UserError if the log file cannot be written.
+    """
     handlers: list[logging.Handler] = [_Lines(form)]
     file_level = min(form.level, logging.INFO)
     if form.log_file is not None:
@@ -80,13 +85,13 @@ def show(form: MessageForm = MessageForm()) -> list[logging.Handler]:
     for handler in handlers:
         logger.addHandler(handler)
     logger.setLevel(min(handler.level for handler in handlers))
-    logger.propagate = False  # Ray and others give the root logger handlers of their own
+    logger.propagate = False  # Ray and other packages add handlers to the root logger
     return handlers
 
 
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
-    """Within the block messages are shown."""
+    """Show messages within the block."""
     logger = logging.getLogger(ROOT)
     level, before = logger.level, list(logger.handlers)
     show()
@@ -99,8 +104,7 @@ def shown() -> Iterator[None]:
 
 
 def change(form: MessageForm) -> None:
-    """Show messages as `form` says, in place of how they are shown. Raises UserError as `show`
-    does."""
+    """Replace the current form of messages by `form`. Raises UserError as `show` does."""
     if form == current():
         return
     kinds = (_Lines, _LogFile)
@@ -110,7 +114,7 @@ def change(form: MessageForm) -> None:
 
 
 def say_error(text: str) -> bool:
-    """Note the error that ends a command in the log file; whether it was also shown, as JSON."""
+    """Log the error that ends a command to the log file. Return whether it was printed as JSON."""
     handler = _console()
     note(text, logging.ERROR)
     if handler is None or handler.form.progress != "json":
@@ -121,27 +125,27 @@ def say_error(text: str) -> bool:
 
 
 def note(text: str, level: int = logging.INFO) -> None:
-    """A line for the log file alone."""
+    """Write a line only to the log file."""
     for handler in logging.getLogger(ROOT).handlers:
         if isinstance(handler, _LogFile):
             handler.handle(logging.LogRecord(ROOT, level, "", 0, text, None, None))
 
 
 def say(text: str) -> None:
-    """A line on standard error alone."""
+    """Write a line only to standard error."""
     if (handler := _console()) is not None:
         handler.handle(logging.LogRecord(ROOT, logging.INFO, "", 0, text, None, None))
 
 
 def say_event(event: Mapping[str, Any]) -> None:
-    """A line of JSON on standard error."""
+    """Write a line of JSON to standard error."""
     if (handler := _console()) is not None:
         with handler.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
             _write_json(event)
 
 
 def progress_form() -> ProgressForm:
-    """How progress is shown here: never `auto`. In a library, a bar or nothing."""
+    """Return the form of progress, with `auto` resolved. As a library: a bar or none."""
     form = current()
     chosen = form.progress if form is not None else "auto"
     if chosen != "auto":
@@ -154,7 +158,7 @@ def progress_form() -> ProgressForm:
 
 
 def is_notebook() -> bool:
-    """Whether bars are those of a notebook, whose standard error is no terminal."""
+    """Return whether tqdm draws notebook bars; there, standard error is not a terminal."""
     return any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 
 
@@ -167,7 +171,8 @@ def _opened(path: str, level: int) -> _LogFile:
     try:
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UserError(f"--log-file {path}: cannot write it: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise UserError(f"--log-file {path}: cannot be written: {why}") from error
     handler.setLevel(level)
     handler.setFormatter(logging.Formatter(LOG_LINE))
     return handler

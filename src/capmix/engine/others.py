@@ -1,7 +1,7 @@
-"""Runs that work in one directory at the same time: they say so, and share the shards.
+"""Concurrent runs in one work directory: detect them, warn, and divide the shards between them.
 
-Nothing depends on it. Parts appear whole, each shard is looked at again before it is begun, and
-two runs that make the same part make the same bytes.
+Correctness does not depend on this: parts appear atomically, each shard is checked again before it
+is started, and two runs that compute the same part write the same bytes.
 """
 
 import logging
@@ -26,7 +26,7 @@ LARGEST_PROCESS = 2**31 - 1
 
 @contextmanager
 def announced(store: Store) -> Iterator[list[str]]:
-    """Within the block this run is written down in the work directory; gives who else is there."""
+    """Register this run in the work directory within the block; yield the other active runs."""
     others = _others(store)
     if others:
         log.warning(
@@ -45,24 +45,27 @@ def announced(store: Store) -> Iterator[list[str]]:
         with suppress(*storage_errors()):
             store.fs.rm_file(store.path(name))
             if store.is_local:
-                os.rmdir(store.path(RUNNING))  # while no other run is there
+                os.rmdir(store.path(RUNNING))  # fails if another run is registered
 
 
 def forget_dead(store: Store) -> None:
-    """Remove what killed runs of this machine have left where a run has nothing to do: one that was
-    killed after its last shard. Local work directories alone, where looking costs nothing."""
+    """Remove the files of killed runs of this machine when the current run has nothing to do.
+
+    This covers a run that was killed after its last shard. Only for local work directories, where
+    the check is cheap.
+    """
     if store.is_local and not _others(store):
         with suppress(OSError):
             os.rmdir(store.path(RUNNING))
 
 
 def runs_at_work(store: Store) -> list[str]:
-    """Runs of other machines, and those of this one whose process lives."""
+    """Return the runs of other machines, and runs of this machine whose process is alive."""
     return [about for _, about, is_dead in _runs(store) if not is_dead]
 
 
 def _others(store: Store) -> list[str]:
-    """The same; what dead ones of this machine have left is removed."""
+    """Return runs_at_work, and remove the files of dead runs of this machine."""
     found = []
     for name, about, is_dead in _runs(store):
         if not is_dead:
@@ -74,35 +77,38 @@ def _others(store: Store) -> list[str]:
 
 
 def _runs(store: Store) -> Iterator[tuple[str, str, bool]]:
-    """The file of each run, what is known of it, and whether it is a dead one of this machine."""
+    """Yield (file, description, is_dead) for each run; is_dead is only known on this machine."""
     for name in store.files(RUNNING):
         try:
             host, process, is_here = _about(store.read_bytes(name))
-        except (FileNotFoundError, NotADirectoryError):  # it has ended meanwhile
+        except (FileNotFoundError, NotADirectoryError):  # the run has ended in the meantime
             continue
         except ValueError as error:
-            yield name, f"one whose file {name} is damaged, {error}", False
+            yield name, f"unknown process: {name} is damaged, {error}", False
             continue
         is_dead = is_here and not is_running(process)
         yield name, f"process {process} on {host}", is_dead
 
 
 def _about(data: bytes) -> tuple[str, int, bool]:
-    """Host and process of a run, and whether its number means a process of this machine here.
-    Raises ValueError for a damaged file."""
+    """Return (host, process, is_here); is_here is whether the process number is valid here.
+
+    A process number is valid only in its own process namespace. Raises ValueError for a damaged
+    file.
+    """
     about = parse_object(data)
     host, process = about.get("host"), about.get("process")
     if not isinstance(host, str):
         raise ValueError("no host")
     if type(process) is not int or not 0 < process <= LARGEST_PROCESS:
         raise ValueError("no process number")
-    # An older capmix notes the host alone.
+    # Older versions of capmix wrote only the host.
     is_here = about.get("namespace", "") == process_namespace()
     return host, process, is_here or ("namespace" not in about and host == socket.gethostname())
 
 
 def shuffled(tasks: Sequence[ShardTask]) -> list[ShardTask]:
-    """In an order of this run alone, so that two runs seldom begin the same shard together."""
+    """Return the tasks in random order, so that two runs rarely start the same shard together."""
     order = list(tasks)
     random.shuffle(order)
     return order

@@ -1,4 +1,4 @@
-"""Do the CPU's part of the work ahead, in threads, so that the model does not wait for it."""
+"""Do the CPU part of the work ahead of the model, in threads, so that the model does not wait."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,20 +10,20 @@ from typing import Generic, TypeVar
 from capmix.engine.batches import batched
 
 BATCHES_AHEAD = 3
-LARGEST_GROUP = 8  # items that a thread takes at once: to hand over each alone costs 40 us
+LARGEST_GROUP = 8  # items per task of a thread: submitting a task costs about 40 us
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Finished(Generic[Result]):
-    """What the work on one item came to: a value, or an exception."""
+    """Result of the work on one item: a value or an exception."""
 
     value: Result | None
     error: Exception | None = None
 
     def result(self) -> Result:
-        """The value. Raises the exception."""
+        """Return the value, or raise the exception."""
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]
@@ -32,7 +32,10 @@ class Finished(Generic[Result]):
 def prefetched(
     items: Iterable[Item], work: Callable[[Item], Result], workers: int, ahead: int
 ) -> Iterator[tuple[Item, Finished[Result]]]:
-    """Each item with what `work(item)` came to, in order; at most `ahead` items are held."""
+    """Yield each item with the outcome of `work(item)`, in order.
+
+    `workers` threads run ahead of the caller by at most about `ahead` items.
+    """
 
     def finished(item: Item) -> Finished[Result]:
         try:
@@ -43,7 +46,7 @@ def prefetched(
     def all_finished(group: list[Item]) -> list[Finished[Result]]:
         return [finished(item) for item in group]
 
-    # Small enough that each thread has two groups of a batch.
+    # Small enough for two groups per thread in each batch.
     size = max(1, min(LARGEST_GROUP, ahead // (2 * BATCHES_AHEAD * workers)))
     groups = batched(items, size)
     waiting: deque[tuple[list[Item], Future[list[Finished[Result]]]]] = deque()
@@ -61,5 +64,5 @@ def prefetched(
             submit(1)
             yield from zip(group, done, strict=True)
     finally:
-        # Whoever stops early, as with Ctrl-C, does not wait for a request of two minutes.
+        # A caller that stops early, for example on Ctrl-C, must not wait for slow requests.
         threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A worker in a process of its own: what the parent holds of it, and its life."""
+"""Worker processes: the parent's handle, and the main loop of the process."""
 
 import contextlib
 import multiprocessing
@@ -20,15 +20,17 @@ from capmix.errors import UserError
 
 JOINED_WITHIN = 2.0  # seconds
 
-# What a process does with its job: given that and a function that sends something ahead of an
-# answer, a function that answers.
+# Gets the job and a function that sends messages ahead of an answer; returns the function that
+# answers each message from the parent.
 Answering = Callable[[Any, Callable[[Any], None]], Callable[[Any], Any]]
 
 
 @contextlib.contextmanager
 def _main_hidden() -> Iterator[None]:
-    """Within the block a process that is started does not run the user's script once more, which
-    would start processes too where the script has no `if __name__ == "__main__"`."""
+    """Keep processes that are spawned in the block from running the user's script again.
+
+    A script without `if __name__ == "__main__"` would start processes of its own there.
+    """
     main: dict[str, Any] = vars(sys.modules["__main__"])
     known: dict[str, Any] = {n: main[n] for n in ("__file__", "__spec__") if n in main}
     main.update(dict.fromkeys(known))
@@ -39,10 +41,11 @@ def _main_hidden() -> Iterator[None]:
 
 
 class Process:
-    """Started by spawn: threads do not survive a fork.
+    """Handle of a worker process. It is spawned, because threads do not survive a fork.
 
-    It is sent `job` and calls `answering`, a function of a module, with it and with what sends
-    messages of its own; what comes back answers every message from then on.
+    The process receives `job` and calls `answering` with it and with a function that sends
+    messages; the function that this call returns answers every later message. `answering` must be
+    picklable: a module-level function.
     """
 
     def __init__(
@@ -62,16 +65,16 @@ class Process:
         with contextlib.nullcontext() if is_of_main else _main_hidden():
             self._process.start()
         theirs.close()
-        # Not as an argument: to start a process that dies would wait for ever for it to be read.
+        # Not as an argument: start() would wait forever if the process died before it read it.
         with contextlib.suppress(OSError):
             self.connection.send_bytes(data)
 
     def send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # the answer, or its lack, tells
+        with contextlib.suppress(OSError):  # receive() reports a process that has ended
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """The answer; None where the process has ended."""
+        """Return the answer; None if the process has ended."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):
@@ -82,13 +85,13 @@ class Process:
         answer = self.receive()
         if answer is None:
             raise UserError(
-                f"a worker process ended while it started ({self.end()}). Where it ran out of "
-                "memory, start fewer --workers; else run again"
+                f"a worker process exited during startup ({self.end()}). If it ran out of memory, "
+                "lower --workers; otherwise rerun the same command"
             )
         return answer
 
     def end(self) -> str:
-        """Stop the process if it still runs; how it ended."""
+        """Stop the process if it is still running. Return how it ended, such as `exit code 1`."""
         self._process.join(timeout=0.2 if self._process.exitcode is None else None)
         if self._process.is_alive():
             self._process.terminate()
@@ -102,7 +105,10 @@ class Process:
 
 
 def answer_tasks(job: Job, send: Callable[[Any], None]) -> Callable[[ShardTask | None], Any]:
-    """Answers None with the plan, and a task with a reply; Seen comes ahead of it."""
+    """Return a function that answers None with the plan and a task with a Reply.
+
+    While a task runs, `send` gets its progress as Seen messages.
+    """
     worker: Worker | None = None
 
     def answer(task: ShardTask | None) -> Any:
@@ -121,17 +127,17 @@ def _serve(
     parent: int,
     form: messages.MessageForm | None,
 ) -> None:
-    """The life of a worker process."""
+    """Run the main loop of a worker process."""
     os.environ.update(environment)
     if form is not None:
         messages.show(form)
     if cores:
         os.sched_setaffinity(0, cores)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and stops us
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
     def send(message: Any) -> None:
-        with contextlib.suppress(OSError):  # the parent ends the run
+        with contextlib.suppress(OSError):  # the parent is stopping the run
             connection.send(message)
 
     try:
@@ -149,13 +155,13 @@ def _serve(
             sys.exit(str(error))
         try:
             connection.send(reply)
-        except OSError:  # the parent ends the run
+        except OSError:  # the parent is stopping the run
             return
 
 
 def _end_with(parent: int) -> None:
-    """End when the parent has been killed, so that no orphan holds a GPU."""
-    if sys.platform == "win32":  # where a process keeps its parent's number
+    """Exit when the parent has been killed, so that no orphan process holds a GPU."""
+    if sys.platform == "win32":  # the parent's number does not change when the parent dies
         starter = multiprocessing.parent_process()
         if starter is not None:
             starter.join()

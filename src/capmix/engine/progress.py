@@ -1,4 +1,4 @@
-"""How progress is shown: a bar, plain lines, or JSON, from a thread that shows life in any case."""
+"""Show progress as a bar, plain lines or JSON, from a thread that also reports while work hangs."""
 
 import shutil
 import threading
@@ -12,17 +12,17 @@ from tqdm.auto import tqdm
 from capmix.engine import messages
 
 BAR_EVERY, JSON_EVERY = 0.5, 1.0  # seconds
-PLAIN_EVERY, PLAIN_EVERY_LATER = 30.0, 300.0  # a sixtieth of the time so far, between the two
-
-
+PLAIN_EVERY, PLAIN_EVERY_LATER = 30.0, 300.0  # 1/60 of the elapsed time, within these bounds
 WIDEST_BAR = 20  # characters
 
 
 @dataclass(frozen=True)
 class View:
-    """A moment of some work. `done` and `total` count units, `rate` is units per second, `eta`
-    seconds that are left; None where not known. `is_about` says that total and eta are estimates.
-    Without a unit there is nothing to count.
+    """Snapshot of the progress of some work.
+
+    `done` and `total` are in units, `rate` in units per second, `eta` in seconds; None if unknown.
+    `is_about` means that total and eta are estimates. An empty `unit` means that nothing is
+    counted.
     """
 
     stage: str
@@ -37,13 +37,13 @@ class View:
     is_about: bool = False
 
     def line(self) -> str:
-        """For people, such as `caption blip2: 4,500 of 10,000 images (45%), 56 images/s, 1 min 38 s
+        """Format as text: `caption blip2: 4,500 of 10,000 images (45%), 56 images/s, 1 min 38 s
         left, 2 failed`."""
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         return f"{self.stage}: {self.counts(share)}" if self.unit else self.stage
 
     def counts(self, share: str = "") -> str:
-        """The same without the stage."""
+        """Format as text without the stage, with `share` after the counts."""
         if not self.unit:
             return ""
         about = "about " if self.is_about else ""
@@ -62,7 +62,7 @@ class View:
         return plural(self.unit)
 
     def fields(self, event: str, seconds: float) -> dict[str, Any]:
-        """As `--progress json` prints it."""
+        """Return the JSON object that `--progress json` prints."""
         return {
             "event": event,
             "stage": self.stage,
@@ -80,17 +80,17 @@ class View:
 
 
 def plural(unit: str) -> str:
-    """The unit's name for several of it."""
+    """Return the plural of a unit's name."""
     return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 def rate_text(rate: float, units: str) -> str:
-    """Such as `56 images/s`, with digits where they are few."""
+    """Format a rate, for example `56 images/s`; below 10 with two significant digits."""
     return f"{rate:,.0f} {units}/s" if rate >= 10 else f"{rate:.2g} {units}/s"
 
 
 def duration(seconds: float) -> str:
-    """Such as `45 s`, `3 min 12 s` and `2 h 5 min`."""
+    """Format a duration, for example `45 s`, `3 min 12 s` or `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -106,14 +106,18 @@ def duration(seconds: float) -> str:
 
 
 def plain_waits(seconds: float) -> float:
-    """Seconds between two plain lines after so many: logs of long runs stay short."""
+    """Return the interval between plain lines, in seconds, after `seconds` of work.
+
+    It grows with the elapsed time so that the logs of long runs stay short.
+    """
     return min(max(PLAIN_EVERY, seconds / 60), PLAIN_EVERY_LATER)
 
 
 class Display:
-    """Shows what `view` gives while the block runs; JSON has each of `views` where there are such.
+    """Context manager that shows progress while its block runs.
 
-    Nothing stays of a bar at its end.
+    `view` returns the overall progress, which bars and plain lines show; `views` returns the
+    progress of each stage, which JSON prints. A bar is cleared at the end.
     """
 
     def __init__(self, view: Callable[[], View], views: Callable[[], list[View]] | None = None):
@@ -163,17 +167,17 @@ class Display:
             if self._form == "bar":
                 self._draw()
             elif self._form == "json":
-                self._tell()
+                self._print_events()
             if self._seconds >= next_plain:
                 self._say()
                 next_plain = self._seconds + plain_waits(self._seconds)
 
     def _draw(self) -> None:
         view = self._view()
-        text = view.counts() or f"{duration(self._seconds)} so far"
+        text = view.counts() or f"{duration(self._seconds)} elapsed"
         bar = self._bar
         width = ""  # a notebook draws the bar itself
-        if not messages.is_notebook():  # a pseudo-terminal may say that it has no columns
+        if not messages.is_notebook():  # a pseudo-terminal may report a width of 0 columns
             bar.ncols, bar.nrows = shutil.get_terminal_size()
             room = bar.ncols - len(view.stage) - len(text) - 10
             width = f":{max(1, min(room, WIDEST_BAR))}"
@@ -189,13 +193,13 @@ class Display:
         view = self._view()
         line = view.line()
         if view.rate is None:
-            line = f"{line}, {duration(self._seconds)} so far"
+            line = f"{line}, {duration(self._seconds)} elapsed"
         messages.note(line)
         if self._form == "plain":
             messages.say(line)
 
-    def _tell(self) -> None:
-        """What has changed since it was told; of all that has not, the first as a sign of life."""
+    def _print_events(self) -> None:
+        """Print the stages that have changed, and always the first one, as a heartbeat."""
         for number, view in enumerate(self._views()):
             if number == 0 or self._shown.get(view.stage) != view:
                 self._shown[view.stage] = view
@@ -203,9 +207,9 @@ class Display:
 
 
 class LoopProgress:
-    """Progress of a loop over `total` units, of which `done` were done before.
+    """Progress of a loop over `total` units, of which `done` were already done at the start.
 
-    It is a context manager with `update`; with `work`, it is iterated.
+    Use it as a context manager and call `update`, or pass `work` and iterate over it.
     """
 
     def __init__(
@@ -236,9 +240,9 @@ class LoopProgress:
                 self.update(1)
 
     def update(self, units: int) -> None:
-        """So many more are done."""
+        """Add `units` to the finished units."""
         self._done += units
-        # What comes before the first unit is done, such as loading a model, is not of the rate.
+        # The rate excludes the time before the first update, such as loading a model.
         self._first = self._first or (time.monotonic(), self._done)
 
     def _view(self) -> View:
@@ -258,5 +262,5 @@ def progress(
     work: Iterable[Any] | None = None,
     done: int = 0,
 ) -> LoopProgress:
-    """See LoopProgress."""
+    """Return a LoopProgress with these arguments."""
     return LoopProgress(about, unit, total, work, done)

@@ -1,7 +1,7 @@
-"""The Ray engine: the same workers as actors of a cluster, one model load an actor.
+"""The Ray engine: runs workers as actors of a Ray cluster; each actor loads the model once.
 
-Only the job (the pool's listing and settings), shard names and counts travel. Images are read,
-and parts written, where the actor runs.
+Only the job (the pool's listing and settings), shard names and counts are sent between nodes.
+Each actor reads images and writes parts on its own node.
 """
 
 import asyncio
@@ -23,32 +23,32 @@ from capmix.errors import UserError
 
 log = logging.getLogger(__name__)
 
-TOLD_AFTER = 60.0  # seconds without any answer
+WARN_AFTER = 60.0  # seconds without any answer
 READY = "ready"
 NEWS_EVERY = 1.0  # seconds
 
 
 class Board:
-    """Where actors say how far they have come. It is an actor too, near whoever reads it."""
+    """Actor that collects the progress reports of all workers, near the process that reads them."""
 
     def __init__(self) -> None:
         self._news: list[Seen] = []
 
-    async def tell(self, seen: Seen) -> None:
+    async def report(self, seen: Seen) -> None:
         self._news.append(seen)
 
     async def news(self) -> list[Seen]:
-        """All reports since the last call, after a while."""
+        """Wait NEWS_EVERY seconds, then return all reports since the last call."""
         await asyncio.sleep(NEWS_EVERY)
         news, self._news = self._news, []
         return news
 
 
 class Actor:
-    """A Worker that is made when it is first asked; errors of the user come back as replies.
+    """Actor around a Worker, which is created at the first call. User errors become replies.
 
-    The job comes with every question, as a reference in a list: Ray leaves such a one alone, and it
-    is fetched once.
+    The job is passed to every call as a reference in a list: Ray does not resolve references
+    inside a list, so that the actor fetches the job only once.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,10 @@ class Actor:
         return self._answer(job, lambda worker: worker.plan())
 
     def run(self, job: list[Any], task: ShardTask, board: Any) -> Any:
-        def tell(seen: Seen) -> None:
-            board.tell.remote(seen)
+        def report(seen: Seen) -> None:
+            board.report.remote(seen)
 
-        return self._answer(job, lambda worker: worker.run(task, tell))
+        return self._answer(job, lambda worker: worker.run(task, report))
 
     def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
         import ray
@@ -77,15 +77,18 @@ class Actor:
 
 
 class Cluster:
-    """Actors of a Ray cluster. One that dies, with its node or alone, costs the shard it was at."""
+    """Engine with actors of a Ray cluster.
+
+    When an actor or its node dies, only the current shard of the actor is lost, and is retried.
+    """
 
     def __init__(self, job: Job, settings: EngineSettings):
         self._ray, is_here = connected(settings.address)
         gpus, cpus, room = resources(self._ray, job.needs_gpu, settings)
         if not room and is_here:
             raise UserError(
-                f"ray: a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, more than this machine "
-                "has; name less (--cpus-per-worker, --gpus-per-worker) or a cluster (--address)"
+                f"ray: a worker needs {cpus:g} CPUs and {gpus:g} GPUs, more than this machine has; "
+                "lower --cpus-per-worker or --gpus-per-worker, or pass a cluster with --address"
             )
         room = max(1, room)  # a cluster may grow
         self.workers = min(settings.workers or room, max(1, len(job.shards)))
@@ -98,11 +101,11 @@ class Cluster:
         self._deaths = Deaths()
 
     def plan(self) -> WorkPlan:
-        """Raises UserError if the worker does, or dies."""
+        """Return the plan. Raises UserError if the worker does or dies."""
         self._actors = [self._make()]
         answer = self._actors[0].plan.remote(self._job)
         try:
-            while not self._ray.wait([answer], timeout=TOLD_AFTER)[0]:
+            while not self._ray.wait([answer], timeout=WARN_AFTER)[0]:
                 log.warning(
                     "ray: still waiting for the first worker; is the cluster out of resources?"
                 )
@@ -115,26 +118,34 @@ class Cluster:
 
     @property
     def active(self) -> int:
-        """Actors that have a place; others wait for room."""
+        """Number of actors that have been placed; others wait for resources."""
         return len(self._placed)
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
-        """Actors are asked for a shard when they are ready, so that one that waits for a node holds
-        up no other. For one that dies another is made, wherever there is room."""
+        """Yield a reply per task.
+
+        An actor gets its first shard when it is ready, so that actors that wait for a node do not
+        hold up the others. An actor that dies is replaced, on any node with free resources. Raises
+        UserError if all workers keep dying.
+        """
         while len(self._actors) < min(self.workers, len(tasks)):
             self._actors.append(self._make())
         waiting = deque(tasks)
         asked: dict[Any, tuple[int, ShardTask | None]] = {}
-        for number, actor in enumerate(self._actors):  # also those that there may be no room for
+        for number, actor in enumerate(self._actors):  # including those that wait for resources
             asked[actor.ready.remote(self._job)] = number, None
         news = _News(self._ray, self._board, on_seen)
         while waiting or any(task for _, task in asked.values()):
             if not asked:
-                raise UserError(f"ray: every worker ended {IN_A_ROW} times in a row; see its logs")
-            done = news.wait(list(asked), TOLD_AFTER)
+                raise UserError(
+                    f"ray: every worker exited {IN_A_ROW} times in a row; see the Ray logs"
+                )
+            done = news.wait(list(asked), WARN_AFTER)
             if done is None:
                 if not any(task for _, task in asked.values()):
-                    log.warning("ray: no resources for a worker yet; %d shards wait", len(waiting))
+                    log.warning(
+                        "ray: no resources for a worker yet; %d shards are waiting", len(waiting)
+                    )
                 continue
             number, task = asked.pop(done)
             try:
@@ -142,8 +153,8 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 self._placed.discard(number)
                 if task is not None:
-                    yield Reply(task, FAILED, message=f"its worker ended: {_about(error)}")
-                    waiting.reverse()  # the neighbours of a shard may be as deadly
+                    yield Reply(task, FAILED, message=f"its worker exited: {_about(error)}")
+                    waiting.reverse()  # neighbouring shards may crash the worker too
                 if self._deaths.died(number, len(self._actors)):
                     self._actors[number] = self._make()
                     asked[self._actors[number].ready.remote(self._job)] = number, None
@@ -165,15 +176,17 @@ class Cluster:
 
 
 class _News:
-    """Waits for answers, and passes on what the board has meanwhile. A board that dies with its
-    node takes the news of progress with it, and nothing else."""
+    """Waits for answers, and meanwhile passes on the progress reports of the board.
+
+    If the board dies with its node, only the progress reports are lost.
+    """
 
     def __init__(self, ray: Any, board: Any, on_seen: OnSeen):
         self._ray, self._board, self._on_seen = ray, board, on_seen
         self._asked: Any = board.news.remote()
 
     def wait(self, references: list[Any], timeout: float) -> Any:
-        """The first of the references that is answered; None where none is in `timeout` seconds."""
+        """Return the first reference that has a result; None after `timeout` seconds."""
         ends_at = time.monotonic() + timeout
         while (left := ends_at - time.monotonic()) > 0:
             also = [] if self._asked is None else [self._asked]
@@ -197,9 +210,9 @@ class _News:
 
 
 def connected(address: str | None) -> tuple[Any, bool]:
-    """The ray module, connected, and whether Ray was started for it on this machine alone.
+    """Connect to Ray. Return the ray module, and whether Ray was started on this machine for it.
 
-    Raises UserError where it is not installed or not reached.
+    Raises UserError if Ray is not installed or the cluster cannot be reached.
     """
     try:
         import ray
@@ -208,24 +221,24 @@ def connected(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     place = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
-    # Whoever reaches Ray's ports can run code. This is the most that Ray has: on Linux it listens
-    # on the machine's other addresses all the same (docs/security.md).
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry without consent
+    # Anyone who can reach Ray's ports can run code. Ray offers no stricter setting: on Linux it
+    # still listens on the machine's other addresses (docs/security.md).
     about: Any = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(place, log_to_driver=False, logging_level=logging.WARNING,
                  **about if place == "local" else {})  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"ray: no cluster at {place}: {error}") from error
+        raise UserError(f"ray: cannot connect to {place}: {error}") from error
     if threading.current_thread() is threading.main_thread():
-        # Ray has put a handler of its own in the place of ours, which aborts with a stack trace.
+        # Ray replaces our handler with its own, which aborts with a stack trace: restore ours.
         signal.signal(signal.SIGTERM, ours)
     return ray, place == "local"
 
 
 def resources(ray: Any, needs_gpu: bool, settings: EngineSettings) -> tuple[float, float, int]:
-    """GPUs and CPUs of an actor, and how many actors the cluster has room for now."""
+    """Return GPUs and CPUs per actor, and how many actors fit in the cluster as it is now."""
     have = ray.cluster_resources()
     gpus = settings.gpus_per_worker
     if gpus is None:
@@ -239,7 +252,7 @@ def resources(ray: Any, needs_gpu: bool, settings: EngineSettings) -> tuple[floa
 
 
 def _board(ray: Any) -> Any:
-    """A board on this node, or on another one where this has no room for actors."""
+    """Create a board on this node, or on another one if this node cannot run actors."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -247,6 +260,6 @@ def _board(ray: Any) -> Any:
 
 
 def _about(error: Exception) -> str:
-    """Ray's first line says what died, and the last one why."""
+    """Shorten an error of Ray to its first line (what died) and its last line (why)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"

@@ -1,4 +1,4 @@
-"""Make some samples of a part, and leave all its other rows as they are."""
+"""Recompute some samples of a part and keep all its other rows unchanged."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ from capmix.storage.marker import Counts
 from capmix.storage.rows import FAILED
 from capmix.storage.store import Store
 
-# Reasons that speak of a file: it may be read next time, and nothing of it is known yet.
+# Failures of a whole file: a retry may succeed, and the samples of the file are not known yet.
 OF_FILES = ("unreadable_shard", "unreadable_file", "truncated_shard", "not_a_tar")
-# Reasons that lie in what was read: the same bytes fail the same way.
+# Failures caused by the content: the same bytes fail in the same way again.
 LASTING = (
     "bad_json", "bad_row", "bad_uid", "broken_image", "dotted_key", "duplicate_key",
     "duplicate_uid", "image_gone", "no_image", "no_json", "not_an_image", "too_many_bytes",
@@ -24,18 +24,19 @@ LASTING = (
 
 
 def may_pass(reasons: Iterable[str]) -> bool:
-    """Whether another attempt may fix some of what failed for these reasons."""
+    """Return whether a retry can fix any of the failures with these reasons."""
     return any(reason not in LASTING for reason in reasons)
 
 
 @dataclass(frozen=True)
 class Redo:
-    """A part of which the samples with `keys` are made, and the others stay.
+    """Part in which the samples with `keys` are recomputed and all others are kept.
 
-    `table` is the whole part, where rows with these keys stand for those that replace them. The
-    samples that stay are `rows_in` many, with `counts`. `kept` is what a stage has already of a
-    sample that it makes. `known_bad` are (key, reason) of samples that the pool has broken, which
-    the table has and the stage need not count again.
+    `table` is the whole existing part; rows with these keys mark the positions of their
+    replacements. `rows_in` and `counts` cover the kept samples. `kept` holds, by key, what the
+    stage can reuse for a sample that it recomputes. `known_bad` holds (key, reason) of samples
+    that are broken in the pool: the table already has their rows, and the stage must not count
+    them again.
     """
 
     table: pa.Table
@@ -47,8 +48,11 @@ class Redo:
 
     @classmethod
     def of(cls, store: Store, part: str) -> "Redo | None":
-        """The failed samples of a part; None where a file could not be read, so that all of the
-        shard has to be made again. A sample that the pool itself has broken stays as it is."""
+        """Return the Redo of the failed samples of a part.
+
+        None if a file of the shard could not be read, so that the whole shard must be recomputed.
+        Samples that are broken in the pool itself are not retried.
+        """
         marker = store.read_marker(part)
         assert marker is not None
         table = store.read_table(f"{part}.parquet")
@@ -58,7 +62,7 @@ class Redo:
         failed = failed.filter(pc.invert(pc.is_in(failed["reason"], pa.array(LASTING))))
         keys = frozenset(failed.filter(pc.is_valid(failed["uid"]))["key"].to_pylist())
         if keys & set(table.filter(pc.is_null(table["uid"]))["key"].to_pylist()):
-            return None  # two samples have that key, one of which the pool has broken
+            return None  # two samples share a key, and one of them is broken in the pool
         is_made = pc.is_in(table["key"], pa.array(sorted(keys), pa.string()))
         before = Counter(table.filter(is_made)["reason"].to_pylist())
         old = marker.counts
@@ -66,18 +70,18 @@ class Redo:
         return cls(table, keys, marker.rows_in - len(keys), counts)
 
     def merged(self, new: pa.Table) -> pa.Table:
-        """The part with the new rows of each sample in the place of its old ones.
+        """Return the part with the new rows of each sample in place of its old rows.
 
-        Raises OSError where the shard could not be read to its end.
+        Raises OSError if a sample is missing from `new`: the shard could not be fully read.
         """
         places: dict[str, list[int]] = {}
         for number, key in enumerate(new["key"].to_pylist()):
             places.setdefault(key, []).append(len(self.table) + number)
         if places.keys() != self.keys:
             gone = sorted(self.keys - places.keys())
-            which = f"sample {gone[0]!r}" if gone else "all of the shard"
-            why = [text for text in new["detail"].to_pylist() if text] or ["it is not there"]
-            raise OSError(f"{which} could not be read again: {why[-1]}")
+            which = f"sample {gone[0]!r}" if gone else "the whole shard"
+            why = [text for text in new["detail"].to_pylist() if text] or ["not found"]
+            raise OSError(f"{which} could not be reread: {why[-1]}")
         order: list[int] = []
         uids, keys = self.table["uid"].to_pylist(), self.table["key"].to_pylist()
         for number, (uid, key) in enumerate(zip(uids, keys, strict=True)):
@@ -85,28 +89,29 @@ class Redo:
                 order.append(number)
             else:
                 order += places.pop(key, [])
-        # Parquet has names of its own within lists.
+        # Parquet renames the fields within lists, so that the schemas can differ.
         old = self.table.select(new.column_names).cast(new.schema)
         return pa.concat_tables([old, new]).take(pa.array(order, pa.int64()))
 
     def totals(self, rows_in: int, new: Counts) -> tuple[int, Counts]:
-        """Rows in, and counts, of the merged part; `rows_in` and `new` are of the samples made."""
+        """Return rows in and counts of the merged part, given those of the recomputed samples."""
         counts = Counts(self.counts.ok, self.counts.dropped.copy(), self.counts.failed.copy())
         counts.add(new)
         return self.rows_in + rows_in, counts
 
 
 class Reuse(Protocol):
-    """What a stage keeps of parts that were made from other inputs, or of a part of a shard."""
+    """Policy of a stage for reusing parts with other inputs, or with only some of the samples."""
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Whether rows that were made with these settings can stay."""
+        """Return whether rows that were created with these settings can be kept."""
         ...
 
     def suffices(self, shard: Shard) -> bool:
-        """Whether a part has all that is asked for, though it is not the one that would be made."""
+        """Return whether the existing part contains all requested samples, even if it differs from
+        the part that would be written now."""
         ...
 
     def redo(self, shard: Shard) -> Redo | None:
-        """What stays of a shard, and what is to be made; None where all of it is."""
+        """Return which rows of a shard to keep and to recompute; None to recompute all of them."""
         ...

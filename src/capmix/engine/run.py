@@ -1,7 +1,7 @@
-"""Run stages over a pool's shards: an engine makes what is missing, with progress.
+"""Run stages over the shards of a pool: compute the missing parts, with progress.
 
-An engine (`local.py`, `ray.py`) gives a plan, and a reply for each task. All the rest is here: the
-progress, the counts, what is tried again, and when a run ends because too much fails.
+An engine (`local.py`, `ray.py`) returns a plan and yields a reply for each task. This module does
+the rest: progress, counts, retries, and stopping a run in which too many rows fail.
 """
 
 import logging
@@ -34,25 +34,25 @@ from capmix.storage.marker import Counts
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at a shard whose worker dies, or whose part cannot be made for another reason
+ATTEMPTS = 3  # per shard, if its worker dies or another error occurs
 
 
 class Engine(Protocol):
-    """Where the work is done, by at most `workers` at once."""
+    """Executes tasks, with at most `workers` of them at a time."""
 
     workers: int
 
     @property
     def active(self) -> int:
-        """Workers that are at work now."""
+        """Number of workers that are running now."""
         ...
 
     def plan(self) -> WorkPlan:
-        """What is to be done. Raises UserError."""
+        """Return what is to be done. Raises UserError."""
         ...
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
-        """A reply for each task, as they come. `on_seen` gets the progress of each part."""
+        """Yield a reply for each task, as they finish. `on_seen` gets the progress of each part."""
         ...
 
     def close(self) -> None:
@@ -66,12 +66,13 @@ def run_job(
     settings: EngineSettings = EngineSettings(),
     rows: int | None = None,
 ) -> list[Counts]:
-    """Make every missing part of the job's stages; the counts of each stage over all its parts.
+    """Compute every missing part of the job's stages. Return the counts of each stage, over all
+    its parts.
 
-    Progress (images/s, time left, dropped, failed) goes to standard error. Raises UserError
-    when more than `max_failures` (a fraction) of the rows failed, as early as is certain where the
-    number of `rows` of the pool is known, and where a shard could not be processed. What was made
-    stays.
+    Progress (images/s, time left, dropped, failed) is written to standard error. Raises UserError
+    if more than `max_failures` (a fraction) of the rows failed, or if a shard could not be
+    processed. If `rows`, the number of rows of the pool, is given, the run stops as soon as the
+    budget is certain to be exceeded. Finished parts are kept in any case.
     """
     with closing(_engine(job, settings)) as engine:
         with _waiting():
@@ -93,7 +94,7 @@ def run_job(
 
 
 def _waiting() -> Display:
-    """Shown while models are loaded and what is done is looked at."""
+    """Return the progress display for the time in which models are loaded and parts checked."""
     return Display(lambda: View("prepare", ""))
 
 
@@ -109,7 +110,7 @@ def _engine(job: Job, settings: EngineSettings) -> Engine:
 
 @dataclass
 class _Run:
-    """A job under way, or done: `made` is what this run has made of each stage."""
+    """State of a running or finished job. `made` has the results of this run, by stage."""
 
     job: Job
     plan: WorkPlan
@@ -121,7 +122,7 @@ class _Run:
     seconds: float = 0.0
 
     def make(self, engine: Engine, tasks: Sequence[ShardTask]) -> None:
-        """Raises UserError where a worker says so, or too much has failed."""
+        """Process `tasks`. Raises UserError if a worker reports one or if too many rows fail."""
         started = time.monotonic()
         shown = JobProgress(self._stages(), lambda: engine.active)
         with Display(shown.view, shown.views):
@@ -136,7 +137,7 @@ class _Run:
         self.seconds = time.monotonic() - started
 
     def _stages(self) -> dict[int, StageProgress]:
-        """What each stage has to make, in rows where the index or older parts say how many."""
+        """Return the progress of each stage, with row counts from the index or existing parts."""
         todo: dict[int, set[str]] = {}
         for task in self.plan.tasks:
             for number in task.stages:
@@ -168,7 +169,7 @@ class _Run:
         return found
 
     def _counts_of(self, folder: str) -> dict[str, Counts]:
-        """Of each part of a stage that there is."""
+        """Return the counts of each existing part of a stage, by shard."""
         store = self.job.store
         with store.listed([folder]):
             markers = {
@@ -177,7 +178,7 @@ class _Run:
         return {name: one.counts for name, one in markers.items() if one is not None}
 
     def unit(self, number: int) -> str:
-        """What the rows of a stage are called."""
+        """Return the name of one row of a stage, for messages."""
         return "image" if self.plan.of_samples[number] else "row"
 
     def _take(self, reply: Reply, attempt: int) -> None:
@@ -187,14 +188,14 @@ class _Run:
             self.made.setdefault(number, PartOutcome()).add(outcome)
         if reply.state == FAILED:
             self.lost.append(reply)
-            following = "tried again later" if attempt + 1 < ATTEMPTS else "given up"
-            told = f"shard {reply.task.shard.name}: {reply.message}; {following}"
+            following = "will be retried" if attempt + 1 < ATTEMPTS else "giving up"
+            message = f"shard {reply.task.shard.name}: {reply.message}; {following}"
             if reply.details and attempt + 1 == ATTEMPTS:
-                told += f"\n{reply.details}"
-            log.warning("%s", without_secrets(told))
+                message += f"\n{reply.details}"
+            log.warning("%s", without_secrets(message))
             return
         for number in reply.outcomes:
-            self._tell_part(number, reply.task.shard.name, reply.outcomes[number])
+            self._log_part(number, reply.task.shard.name, reply.outcomes[number])
             counts = self.made[number].counts
             rows = self.rows if self.plan.of_samples[number] else None
             if not self.job.retry and is_hopeless(counts, self.max_failures, rows):
@@ -204,8 +205,10 @@ class _Run:
                 check_failures(name, counts, self.max_failures, found, rows)
 
     def counts(self) -> list[Counts]:
-        """Of each stage over all its parts, told on standard error. Raises UserError where they are
-        over the budget."""
+        """Return and log the counts of each stage, over all its parts.
+
+        Raises UserError if more rows failed than the budget allows.
+        """
         found: list[Counts] = []
         store = self.job.store
         for number, (name, folder) in enumerate(
@@ -223,8 +226,9 @@ class _Run:
             if counts.failed:
                 rows = unread_rows(counts, unread, len(self.job.shards))
                 check_failures(name, counts, self.max_failures, lines, unread=rows)
-                is_told = bool(found) and found[-1].failed == counts.failed  # of the same rows
-                if number in self.made and not is_told:
+                # The stage before has probably failed on the same rows, which are logged already.
+                is_logged = bool(found) and found[-1].failed == counts.failed
+                if number in self.made and not is_logged:
                     log.warning("%s: %s", name, failed_line(counts, lines))
             found.append(counts)
         return found
@@ -232,15 +236,15 @@ class _Run:
     def _examples(self, number: int) -> list[str]:
         return examples(self.job.store, self.plan.folders[number], self.job.shards)
 
-    def _tell_part(self, number: int, shard: str, outcome: PartOutcome) -> None:
+    def _log_part(self, number: int, shard: str, outcome: PartOutcome) -> None:
         log.debug(
             "%s: shard %s, %s in %s", self.plan.names[number], shard, summary(outcome.counts),
             duration(outcome.seconds),
         )  # fmt: skip
 
     def _summary(self, number: int, counts: Counts) -> str:
-        """Such as `9,998 images in 3 min 12 s (52 images/s), 2 failed (broken_image 2), 0 dropped;
-        model busy 97%`."""
+        """Format a summary: `9,998 images in 3 min 12 s (52 images/s), 2 failed (broken_image 2), 0
+        dropped; model busy 97%`."""
         unit = self.unit(number)
         images = f"{counts.ok:,} {unit if counts.ok == 1 else plural(unit)}"
         others = ", ".join(
@@ -248,21 +252,21 @@ class _Run:
             for name, found in (("failed", counts.failed), ("dropped", counts.dropped))
         )
         if number not in self.made:
-            return f"{images} done before, {others}"
+            return f"{images} already done, {others}"
         made = self.made[number]
         before = counts.ok - made.counts.ok
         of_all = sum(one.seconds for one in self.made.values())
-        # Stages that are made shard by shard share the time by what each took.
+        # Stages that run together, shard by shard, share the elapsed time in proportion.
         seconds = max(self.seconds * made.seconds / of_all if of_all else 0.0, 1e-6)
         rate = rate_text(made.counts.total / seconds, plural(unit))
-        told = f"{images} in {duration(seconds)} ({rate}), {others}"
-        told += f", {before:,} done before" if before > 0 else ""
+        text = f"{images} in {duration(seconds)} ({rate}), {others}"
+        text += f", {before:,} already done" if before > 0 else ""
         if made.busy.images and made.seconds:
-            told += f"; model busy {made.busy.seconds / made.seconds:.0%}"
-        return told + (f", {self.workers} workers" if self.workers > 1 else "")
+            text += f"; model busy {made.busy.seconds / made.seconds:.0%}"
+        return text + (f", {self.workers} workers" if self.workers > 1 else "")
 
     def lost_shards(self) -> str:
-        """What to say of the shards that no attempt could process; "" where there are none."""
+        """Return the error message for shards that failed in every attempt; "" if none did."""
         if not self.lost:
             return ""
         names = [reply.task.shard.name for reply in self.lost if reply.task is not None]
@@ -271,12 +275,12 @@ class _Run:
         )
         return (
             f"{len(names)} of {len(self.job.shards)} shards could not be processed in {ATTEMPTS} "
-            f"attempts ({shown}). All others are done; the same command tries these again."
+            f"attempts ({shown}). All other shards are done; rerun the same command to retry these."
         )
 
 
 def summary(counts: Counts) -> str:
-    """Counts for people."""
+    """Format counts as text."""
     text = f"{counts.ok:,} ok, {counts.dropped.total():,} dropped, {counts.failed.total():,} failed"
     why = reasons(counts.dropped + counts.failed)
     return f"{text} ({why})" if why else text

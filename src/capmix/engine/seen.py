@@ -1,4 +1,4 @@
-"""What a worker reports of a part while it makes it."""
+"""Progress reports of a worker about the part that it is computing."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,16 +10,17 @@ from capmix.engine.stage import PartOutcome, PartWriter, Stage
 from capmix.pool import Shard
 from capmix.storage.marker import Counts
 
-TOLD_EVERY = 0.5  # seconds
+REPORT_INTERVAL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How far the part of one shard has come, `seconds` after it was begun.
+    """Progress of the part of one shard, `seconds` after its start.
 
-    `rows` are those that are counted, or that the model has seen where these are more. `failed` is
-    part of them. The first of a stage in a process in which the model has worked `is_first`, and
-    those before it: their seconds are also those of loading and compiling.
+    `rows` is the number of counted rows, or of rows that the model has processed if that is
+    larger; it includes `failed`. `is_first` is set in the reports of a stage up to and including
+    the first one in this process after the model has run: their seconds include loading and
+    compilation.
     """
 
     shard: str
@@ -33,7 +34,7 @@ class Seen:
 
     @property
     def worked(self) -> int:
-        """Rows that took the time of a model."""
+        """Rows on which the model spent time."""
         return self.rows - self.failed
 
 
@@ -41,17 +42,17 @@ OnSeen = Callable[[Seen], None]
 
 
 class Watch:
-    """Reports one part at its begin, at most once in TOLD_EVERY seconds, and at its end."""
+    """Reports one part at its start, at most every REPORT_INTERVAL seconds, and at its end."""
 
     def __init__(self, shard: str, stage: int, on_seen: OnSeen, is_first: bool):
         self._shard, self._stage, self._on_seen, self._is_first = shard, stage, on_seen, is_first
         self._counts = Counts()
-        self._busy = _WatchedBusy(self._tell)
-        self._started = self._told_at = time.monotonic()
+        self._busy = _WatchedBusy(self._report_if_due)
+        self._started = self._reported_at = time.monotonic()
         on_seen(Seen(shard, stage, is_first=is_first))
 
     def of(self, stage: Stage) -> Stage:
-        """The stage, which also notes here what its model sees."""
+        """Return the stage, changed so that it also reports here what its model processes."""
 
         def run_shard(shard: Shard, out: PartWriter) -> None:
             out.busy = self._busy
@@ -60,24 +61,24 @@ class Watch:
         return replace(stage, run_shard=run_shard)
 
     def on_count(self, change: Counts) -> None:
-        """Rows that were counted since the last call."""
+        """Add the rows that were counted since the last call."""
         self._counts.add(change)
-        self._tell()
+        self._report_if_due()
 
     def finished(self, outcome: PartOutcome) -> PartOutcome:
-        """The outcome of the part, as it can be sent to another process."""
-        self._tell_now()
+        """Send the last report. Return the outcome in a form that can be pickled."""
+        self._report()
         return replace(outcome, busy=Busy(outcome.busy.seconds, outcome.busy.images))
 
-    def _tell(self) -> None:
-        if time.monotonic() - self._told_at >= TOLD_EVERY:
-            self._tell_now()
+    def _report_if_due(self) -> None:
+        if time.monotonic() - self._reported_at >= REPORT_INTERVAL:
+            self._report()
 
-    def _tell_now(self) -> None:
-        self._told_at = time.monotonic()
+    def _report(self) -> None:
+        self._reported_at = time.monotonic()
         counts = self._counts
         rows = max(counts.total, self._busy.images)
-        seconds = self._told_at - self._started
+        seconds = self._reported_at - self._started
         seen = Seen(self._shard, self._stage, rows, counts.ok, counts.dropped.total(),
                     counts.failed.total(), seconds, self._is_first)  # fmt: skip
         self._is_first = self._is_first and not seen.worked

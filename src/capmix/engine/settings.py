@@ -1,4 +1,4 @@
-"""Where the work is done, and what a run does with failures and existing parts."""
+"""Settings of engines, and how a run treats failures and existing parts."""
 
 from typing import Literal
 
@@ -9,28 +9,33 @@ MAX_FAILURES = 0.01
 
 
 class EngineSettings(Settings):
-    """`local`: one process, or one worker process per GPU. `ray`: actors of a Ray cluster, each of
-    which loads the model once."""
+    """Settings of the engine.
+
+    `local` runs in one process, or in one worker process per GPU. `ray` runs actors in a Ray
+    cluster; each actor loads the model once.
+    """
 
     name: Literal["local", "ray"] = option(
         "local", "Run on this machine or on a Ray cluster.", group=HARDWARE, name="engine"
     )
     workers: int | None = option(
         None,
-        "Processes, or Ray actors (default: one per GPU; without GPUs one process, for export one "
-        "per core; with Ray as many actors as fit). For mix and measure: threads, one per core.",
+        "Number of worker processes or Ray actors (default: one per GPU; without GPUs one process, "
+        "for export one per core; with Ray as many actors as fit). For mix and measure: number of "
+        "threads (default: one per core).",
         group=HARDWARE,
         ge=1,
     )
     address: str | None = option(
         None,
-        "Address of the Ray cluster; `auto` is the one this machine belongs to (default: "
-        "RAY_ADDRESS, else start Ray here).",
+        "Address of the Ray cluster; `auto` connects to the cluster that this machine belongs to "
+        "(default: RAY_ADDRESS; if unset, start Ray on this machine).",
         group=HARDWARE,
     )
     gpus_per_worker: float | None = option(
         None,
-        "GPUs per Ray actor; a fraction shares one (default: 1 where the model uses GPUs).",
+        "GPUs per Ray actor; with a fraction, several actors share a GPU (default: 1 if the model "
+        "uses a GPU).",
         group=HARDWARE,
         ge=0,
     )
@@ -38,12 +43,12 @@ class EngineSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What a run does with rows that fail and with parts that exist."""
+    """How a run treats failed rows and existing parts."""
 
     max_failures: float = option(
         MAX_FAILURES,
-        "Stop when more than this fraction of the rows has failed. Up to 10 failed rows are always "
-        "allowed if they are at most half of all; 0 allows none.",
+        "Stop when more than this fraction of the rows fails. Up to 10 failed rows are always "
+        "allowed if they are at most half of all rows; 0 allows no failures.",
         group=RESUME,
         metavar="FRACTION",
         ge=0,
@@ -52,4 +57,4 @@ class RunSettings(Settings):
     force: bool = option(
         False, "Overwrite outputs that were made with different settings.", group=RESUME
     )
-    retry_failed: bool = option(False, "Process samples that failed before again.", group=RESUME)
+    retry_failed: bool = option(False, "Retry samples that failed in earlier runs.", group=RESUME)

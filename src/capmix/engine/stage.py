@@ -1,7 +1,7 @@
-"""What an engine runs: a stage, and one shard of it.
+"""Stages, and how to run a stage on one shard.
 
-An engine calls `run_one` for every shard that `missing` names, in whatever process or machine it
-likes. It never sees images or captions.
+An engine calls `run_one` for every shard that `missing` returns, in any process or on any machine.
+It does not handle images or captions itself.
 """
 
 import time
@@ -23,15 +23,15 @@ from capmix.storage.marker import FORMAT, Counts, Marker
 from capmix.storage.store import Store
 
 OnCount = Callable[[Counts], None]
-TOLD_EVERY = 0.2  # seconds
+REPORT_INTERVAL = 0.2  # seconds
 
 
 class PartWriter:
-    """Where a stage puts one shard's part, and where it counts every row in and out.
+    """Writes the part of one shard, and counts the rows that enter and leave the stage.
 
-    `keys` are those of the samples that are asked for; None stands for all of the shard. `kept` is
-    what the stage has of some of them already, by key. `busy` is where a stage notes what its
-    model does, `draft` where files of other kinds go.
+    `keys` are the keys of the requested samples; None means all samples of the shard. `kept` holds,
+    by key, what the stage can reuse for some of them. The stage records the time of its model in
+    `busy`, and writes files other than the table and the array to `draft`.
     """
 
     def __init__(self, draft: Draft, on_count: OnCount, redo: Redo | None = None):
@@ -44,43 +44,43 @@ class PartWriter:
         self.extra: dict[str, Any] = {}
         self._redo = redo
         self._on_count = on_count
-        self._counts, self._untold = Counts(), Counts()
-        self._told_at = time.monotonic()
+        self._counts, self._unreported = Counts(), Counts()
+        self._reported_at = time.monotonic()
 
     def is_known_bad(self, key: str, reason: str) -> bool:
-        """Whether the part has the row of this broken sample already."""
+        """Return whether the part already has the row of this broken sample."""
         return self._redo is not None and (key, reason) in self._redo.known_bad
 
     def count_in(self, rows: int = 1) -> None:
         self.rows_in += rows
 
     def count_ok(self, rows: int = 1) -> None:
-        self._untold.ok += rows
-        self._tell()
+        self._unreported.ok += rows
+        self._report_if_due()
 
     def count_dropped(self, reason: str) -> None:
-        self._untold.dropped[reason] += 1
-        self._tell()
+        self._unreported.dropped[reason] += 1
+        self._report_if_due()
 
     def count_failed(self, reason: str) -> None:
-        self._untold.failed[reason] += 1
-        self._tell()
+        self._unreported.failed[reason] += 1
+        self._report_if_due()
 
-    def _tell(self) -> None:
-        """Progress is for people: a sample alone is not worth their while."""
-        if time.monotonic() - self._told_at > TOLD_EVERY:
-            self._tell_now()
+    def _report_if_due(self) -> None:
+        """Report at most every REPORT_INTERVAL seconds: a report per sample would cost time."""
+        if time.monotonic() - self._reported_at > REPORT_INTERVAL:
+            self._report()
 
     @property
     def counts(self) -> Counts:
-        """All rows that were counted so far."""
-        self._tell_now()
+        """All rows counted so far."""
+        self._report()
         return self._counts
 
-    def _tell_now(self) -> None:
-        self._counts.add(self._untold)
-        self._on_count(self._untold)
-        self._untold, self._told_at = Counts(), time.monotonic()
+    def _report(self) -> None:
+        self._counts.add(self._unreported)
+        self._on_count(self._unreported)
+        self._unreported, self._reported_at = Counts(), time.monotonic()
 
     def write_table(self, table: pa.Table) -> None:
         if self._redo is not None:
@@ -94,18 +94,24 @@ class PartWriter:
 
 @dataclass(frozen=True)
 class Stage:
-    """A function from one shard to one part, with all that its result depends on.
+    """Function from one shard to one part, with everything that its result depends on.
 
-    `folder` is where its parts lie in the work directory, `inputs` names what a shard's part is
-    made from (name -> fingerprint), `config` is every setting that its content depends on. `reads`
-    are the folders whose fingerprints `inputs` gives. With `by_sample`, run_shard heeds the `keys`
-    of the writer, and `reuse` says what of earlier parts stays. `of_samples` says that a part
-    counts one row for each sample of its shard.
-
-    `defaults` are those of settings in `config`, which count as absent where they are at them.
-    `columns` are those of the part's table; a part of an older capmix that lacks some is made
-    again, or gets them from `upgrade` where there is one. `provenance` goes into markers and
-    decides nothing. `after` is called once a part is finished.
+    Attributes:
+        name: Name in messages.
+        folder: Folder of the parts in the work directory.
+        config: Every setting that the content of a part depends on.
+        inputs: Returns the inputs of a shard's part, as name -> fingerprint.
+        run_shard: Computes one part.
+        reads: Folders whose fingerprints `inputs` returns.
+        by_sample: Whether `run_shard` can process only the samples in `keys` of its writer.
+        of_samples: Whether a part counts one row for each sample of its shard.
+        defaults: Default values of `config`. A setting at its default counts as absent.
+        columns: Columns of the part's table. A part of an older version of capmix that lacks some
+            of them is passed to `upgrade`, or recomputed if `upgrade` is None.
+        upgrade: Adds missing columns to a table.
+        provenance: Stored in markers; does not affect whether a part is valid.
+        after: Called after a part is finished.
+        reuse: What to keep of existing parts; None to recompute them.
     """
 
     name: str
@@ -129,7 +135,7 @@ class Stage:
 
 @dataclass
 class PartOutcome:
-    """What making a part came to: the rows of this run, and seconds."""
+    """Result of computing a part: the rows processed by this run, and seconds."""
 
     counts: Counts = field(default_factory=Counts)
     busy: Busy = field(default_factory=Busy)
@@ -142,13 +148,13 @@ class PartOutcome:
 
 
 def missing(stage: Stage, shards: Iterable[Shard], store: Store) -> list[Shard]:
-    """The shards whose part is not there, not whole, or made from other inputs or settings."""
+    """Return the shards whose part is missing, incomplete, or from other inputs or settings."""
     with store.listed([stage.folder, *stage.reads]):
         return [shard for shard in shards if not is_done(stage, shard, store)]
 
 
 def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
-    """Whether the part of a shard needs no work."""
+    """Return whether the part of a shard is up to date."""
     known = stage.inputs(shard), stage.config, stage.defaults
     if store.is_done(stage.part(shard), *known, stage.columns):
         return True
@@ -156,7 +162,7 @@ def is_done(stage: Stage, shard: Shard, store: Store) -> bool:
 
 
 def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
-    """Whether a part lacked nothing but columns, and has them now."""
+    """Add missing columns to a part if it is otherwise up to date. Return whether that was done."""
     part = stage.part(shard)
     if stage.upgrade is None or not store.is_done(
         part, stage.inputs(shard), stage.config, stage.defaults
@@ -176,8 +182,11 @@ def _upgraded(stage: Stage, shard: Shard, store: Store) -> bool:
 
 @dataclass(frozen=True)
 class _PartPlan:
-    """How a part is made: `read` are the inputs now, `inputs` those that its marker names, `redo`
-    what stays of it."""
+    """How to compute a part.
+
+    `read` are the current inputs, `inputs` the ones to record in its marker, and `redo` what to
+    keep of the existing part.
+    """
 
     read: dict[str, str]
     inputs: dict[str, str]
@@ -185,8 +194,11 @@ class _PartPlan:
 
 
 def _plan(stage: Stage, shard: Shard, store: Store, retry: bool) -> _PartPlan | None:
-    """None where nothing is to be done. With `retry`, of a part that is done its failed samples;
-    where one of its files could not be read, all that the stage does not keep."""
+    """Return how to compute the part; None if there is nothing to do.
+
+    With `retry`, a finished part is planned again for its failed samples or, if a file of its
+    shard could not be read, for all samples that the stage does not reuse.
+    """
     part, inputs = stage.part(shard), stage.inputs(shard)
     if is_done(stage, shard, store):
         if not retry:
@@ -196,7 +208,7 @@ def _plan(stage: Stage, shard: Shard, store: Store, retry: bool) -> _PartPlan | 
         if marker is not None and redo is not None:
             return _PartPlan(inputs, marker.inputs, redo) if redo.keys else None
         is_exact = store.is_done(part, inputs, stage.config, stage.defaults, stage.columns)
-        if not is_exact and not stage.by_sample:  # it has more samples than are asked for
+        if not is_exact and not stage.by_sample:  # it has more samples than requested
             return None
     return _PartPlan(inputs, inputs, stage.reuse.redo(shard) if stage.reuse else None)
 
@@ -204,10 +216,10 @@ def _plan(stage: Stage, shard: Shard, store: Store, retry: bool) -> _PartPlan | 
 def run_one(
     stage: Stage, shard: Shard, store: Store, on_count: OnCount, retry: bool = False
 ) -> PartOutcome:
-    """Make one part and then its marker. Any engine is a caller of this function.
+    """Compute one part and write its marker. All engines call this function.
 
-    With `retry`, of a part that is done the samples that failed alone, where the stage can. Raises
-    OSError where an input was written again meanwhile.
+    With `retry`, recompute only the failed samples of a finished part if the stage supports that.
+    Raises OSError if an input was overwritten during the computation.
     """
     started = time.monotonic()
     part = stage.part(shard)
@@ -215,7 +227,7 @@ def run_one(
         return PartOutcome(seconds=time.monotonic() - started)
     with store.draft(part) as draft:
         plan = _plan(stage, shard, store, retry)
-        if plan is None:  # made by another run meanwhile, or nothing of it can be tried again
+        if plan is None:  # another run has finished it meanwhile, or there is nothing to retry
             return PartOutcome(seconds=time.monotonic() - started)
         writer = PartWriter(draft, on_count, plan.redo)
         stage.run_shard(shard, writer)
@@ -224,7 +236,7 @@ def run_one(
             rows_in, counts = plan.redo.totals(writer.rows_in, writer.counts)
         now = stage.inputs(shard)
         if changed := [name for name, one in now.items() if plan.read[name] != one]:
-            raise OSError(f"{changed[0]} was written again while {stage.name} read it")
+            raise OSError(f"{changed[0]} was overwritten while {stage.name} was reading it")
         marker = Marker(
             plan.inputs,
             stage.config,
@@ -240,7 +252,9 @@ def run_one(
             return PartOutcome(seconds=time.monotonic() - started)
         except OtherMadeError as error:
             if stage.reuse is not None and error.has_same_settings:
-                raise OSError(f"{part} was written meanwhile by a run of other samples") from error
+                raise OSError(
+                    f"{part} was written by a concurrent run with other samples"
+                ) from error
             raise
     if stage.after is not None:
         stage.after(shard)
@@ -248,9 +262,9 @@ def run_one(
 
 
 def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -> None:
-    """Raise UserError if parts of this stage stand there that other settings made.
+    """Raise UserError if there are parts of this stage that were created with other settings.
 
-    Captions can cost days: they are never overwritten because a flag changed.
+    Captions can take days to compute, so a changed option never overwrites them without --force.
     """
     with store.listed([stage.folder]):
         for shard in shards:
@@ -260,7 +274,7 @@ def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -
             changed = changes(marker.config, stage.config, stage.defaults)
             if changed and not (stage.reuse and stage.reuse.keeps(marker.config)):
                 raise UserError(
-                    f"{store.path(stage.folder)} was made with other settings "
+                    f"{store.path(stage.folder)} was created with different settings "
                     f"({'; '.join(changed)}). Choose another name or work directory, or pass "
                     "--force to overwrite it."
                 )

@@ -1,4 +1,4 @@
-"""What an engine puts into its processes: the stages, made once, and a function for each shard."""
+"""Workers: each process of an engine creates the stages once and then runs them shard by shard."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ MADE, FAILED, STOPPED = "made", "failed", "stopped"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made, in a form that can be sent to another process.
+    """Description of the work, which can be sent to another process.
 
-    `make_stages` loads models; for other processes it is a functools.partial of a function of a
-    module. Of the `protected` shards parts that other settings made are refused; with `retry`,
-    samples that failed are tried again. `needs_gpu` says whether a model runs on a GPU where there
-    is one.
+    `make_stages` loads the models; it must be picklable for other processes, for example a
+    functools.partial of a module-level function. Parts of the `protected` shards that were created
+    with other settings raise an error. With `retry`, failed samples are retried. `needs_gpu` is
+    whether a model uses a GPU if there is one.
     """
 
     make_stages: MakeStages
@@ -48,9 +48,9 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard, and the numbers of the stages that have something to do there.
+    """One shard, and the numbers of the stages that have work to do on it.
 
-    `settings` is a digest of the stages' configs, as the worker that made the plan has them.
+    `settings` is a digest of the configs of all stages in the worker that created the plan.
     """
 
     shard: Shard
@@ -60,8 +60,8 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """Names and folders of the stages, whether their rows are the pool's samples, and what is to be
-    done, in the order of the pool."""
+    """Names and folders of the stages, whether they count one row per sample of the pool, and the
+    tasks in the order of the pool."""
 
     names: tuple[str, ...]
     folders: tuple[str, ...]
@@ -71,9 +71,12 @@ class WorkPlan:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a task: `made`, `failed` (it may be tried again) or `stopped` (the user has to
-    fix something). `message` is for people, `details` for developers; there is no task where the
-    worker could not start."""
+    """Result of a task.
+
+    `state` is `made`, `failed` (a retry may succeed) or `stopped` (the user must fix something).
+    `message` is shown to the user, `details` is for developers. `task` is None if the worker could
+    not start.
+    """
 
     task: ShardTask | None
     state: str
@@ -83,18 +86,18 @@ class Reply:
 
 
 def answered(question: Callable[[], Any]) -> Any:
-    """What `question`, to a worker elsewhere, gives; a reply where the user has to fix something,
-    as no exception gets to the engine."""
+    """Return the result of `question`, or a `stopped` Reply if it raises an error that the user
+    must fix: exceptions do not cross the process boundary."""
     try:
         return question()
     except UserError as error:
         return Reply(None, STOPPED, message=str(error))
     except storage_errors() as error:
-        return Reply(None, STOPPED, message=f"the storage failed: {error}")
+        return Reply(None, STOPPED, message=f"storage error: {error}")
 
 
 class Worker:
-    """One process's share of a job. Models are loaded once."""
+    """Runs the tasks of one process. Models are loaded once."""
 
     def __init__(self, job: Job):
         self._job = job
@@ -104,7 +107,7 @@ class Worker:
         self._begun: set[int] = set()
 
     def plan(self) -> WorkPlan:
-        """Raises UserError for parts of other settings."""
+        """Return the plan. Raises UserError for protected parts from other settings."""
         job = self._job
         for stage in self._stages if job.protected else ():
             refuse_other_settings(stage, job.protected, job.store)
@@ -131,17 +134,17 @@ class Worker:
         )
 
     def _failed(self, stage: Stage) -> set[str]:
-        """Names of the shards in whose part something failed that may not fail again."""
+        """Return the names of the shards whose part has failed samples that are worth a retry."""
         store = self._job.store
         with store.listed([stage.folder]):
             markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
         return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
     def run(self, task: ShardTask, on_seen: OnSeen) -> Reply:
-        """Make the parts of one shard, but for those that another run has made meanwhile; `on_seen`
-        gets the progress of each.
+        """Compute the parts of one shard, except for parts that another run has finished meanwhile.
 
-        Raises BrokenDeviceError where this process can make no other.
+        `on_seen` gets the progress of each part. Raises BrokenDeviceError if this process cannot
+        process any further shard.
         """
         outcomes: dict[int, PartOutcome] = {}
         if task.settings != self._settings:
@@ -156,7 +159,7 @@ class Worker:
             return Reply(task, STOPPED, outcomes, str(error))
         except BrokenDeviceError:
             raise
-        except Exception as error:  # whatever it is, the other shards can be made
+        except Exception as error:  # must not stop the other shards
             message = f"{type(error).__name__}: {error}"
             is_storage = isinstance(error, storage_errors())
             details = "" if is_storage else traceback.format_exc()

@@ -1,12 +1,12 @@
-"""How far two orders of the same things agree."""
+"""Measure how well two rankings agree."""
 
 from collections.abc import Sequence
 
 
 def agreement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Kendall's tau-b of two lists of numbers: 1 where they order their items alike, -1 reversed.
+    """Return Kendall's tau-b of two lists: 1 for the same order, -1 for the reverse order.
 
-    NaN where one of them does not order anything (M. G. Kendall, Biometrika 33, 1945).
+    NaN if all values of a list are equal (M. G. Kendall, Biometrika 33, 1945).
     """
     pairs = [(i, j) for i in range(len(first)) for j in range(i)]
     one = [_sign(first[i] - first[j]) for i, j in pairs]

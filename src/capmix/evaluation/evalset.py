@@ -1,9 +1,10 @@
-"""Evaluation sets: DataComp's and CLIP_benchmark's WebDataset layout, and others of one's own.
+"""Evaluation sets, in the WebDataset layout of DataComp and CLIP_benchmark.
 
-A WebDataset set is a folder with `test/*.tar`. For classification it has `classnames.txt`,
-`zeroshot_classification_templates.txt` (`{c}` is the class), and a `.cls` member beside each image,
-for WILDS and fairness sets a `.npy` of metadata too. For retrieval `dataset_type.txt` says
-`retrieval` and a `.txt` member holds one caption a line. The other forms are in other_sets.py.
+A set is a folder with `test/*.tar`. A classification set has `classnames.txt`,
+`zeroshot_classification_templates.txt` (`{c}` is the class) and a `.cls` member for each image;
+WILDS and fairness sets also have a `.npy` member with metadata. In a retrieval set,
+`dataset_type.txt` contains `retrieval`, and a `.txt` member has one caption per line. other_sets.py
+reads other formats.
 """
 
 import hashlib
@@ -21,13 +22,13 @@ from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 
 Kind = Literal["classification", "retrieval", "association"]
 MAX_HASHED = 1 << 26
-MAX_METADATA = 64  # iWildCam has the most, nine
+MAX_METADATA = 64  # iWildCam has the most columns, nine
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class EvalItem:
-    """An image with its label, its captions, or a row of integers about it."""
+    """An image with its label, its captions or a row of integer metadata."""
 
     key: str
     image: bytes
@@ -38,7 +39,7 @@ class EvalItem:
 
 @dataclass(frozen=True)
 class Association:
-    """A cue with candidate images, by key, of which some belong to it (WinoGAViL)."""
+    """A cue with candidate images, of which `chosen` belong to it (WinoGAViL). Images are keys."""
 
     cue: str
     candidates: tuple[str, ...]
@@ -47,9 +48,9 @@ class Association:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """A set on disk. `items` reads it from its start; `digest` changes with its files.
+    """A set on disk. `items` reads it from the start; `digest` changes when its files change.
 
-    `items` raises UserError for a file that is broken or not what the set's kind asks for.
+    Iterating over `items` raises UserError if a file is damaged or does not match the set's kind.
     """
 
     name: str
@@ -66,11 +67,11 @@ def is_webdataset(path: Path) -> bool:
 
 
 def webdataset_set(root: Path) -> EvalSet:
-    """A set in WebDataset layout. Raises UserError where a file of it is missing."""
-    told = root / "dataset_type.txt"
-    kind = " ".join(read_lines(told)).strip() if told.exists() else "classification"
+    """Open a set in WebDataset layout. Raises UserError if a file is missing."""
+    kind_file = root / "dataset_type.txt"
+    kind = " ".join(read_lines(kind_file)).strip() if kind_file.exists() else "classification"
     if kind not in ("classification", "retrieval"):
-        raise UserError(f"evaluation set {root}: {kind} sets are not evaluated")
+        raise UserError(f"evaluation set {root}: sets of type {kind} are not supported")
     tars = _tars(root)
     lists = [] if kind == "retrieval" else [root / CLASSES, root / TEMPLATES]
     classes, templates = ([], []) if not lists else (read_lines(lists[0]), read_lines(lists[1]))
@@ -84,15 +85,15 @@ def webdataset_set(root: Path) -> EvalSet:
 
 
 def _tars(root: Path) -> list[Path]:
-    """The set's tars in the order of their numbers; all that nshards.txt promises."""
+    """Return the tars in numeric order. Raises UserError if their count is not in nshards.txt."""
     tars = sorted((root / "test").glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
     if not tars:
-        raise UserError(f"evaluation set {root}: no tar in test/")
-    promise = root / "test" / "nshards.txt"
-    if promise.exists() and (count := promise.read_text("utf-8").strip()) != str(len(tars)):
+        raise UserError(f"evaluation set {root}: no tars in test/")
+    expected = root / "test" / "nshards.txt"
+    if expected.exists() and (count := expected.read_text("utf-8").strip()) != str(len(tars)):
         raise UserError(
-            f"evaluation set {root}: {len(tars)} tars, but nshards.txt says {count:.20}. "
-            "`capmix evalsets fetch` fetches what is missing."
+            f"evaluation set {root}: {len(tars)} tars, but nshards.txt expects {count:.20}. "
+            "Download the missing ones with `capmix evalsets fetch`."
         )
     return tars
 
@@ -102,11 +103,11 @@ def _read_tar(path: Path, retrieval: bool, classes: int) -> Iterator[EvalItem]:
     try:
         with path.open("rb") as stream:
             for group in tar_groups(stream, wanted):
-                if group.is_dotted:  # webdataset does not read it either
+                if group.is_dotted:  # webdataset skips it too
                     continue
                 yield _item(path, group, retrieval, classes)
     except (BrokenTarError, OSError) as error:
-        raise UserError(f"evaluation set {path}: {error}. Fetch it again.") from error
+        raise UserError(f"evaluation set {path}: {error}. Download it again.") from error
 
 
 def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> EvalItem:
@@ -116,12 +117,12 @@ def _item(path: Path, group: TarGroup, retrieval: bool, classes: int) -> EvalIte
     members = group.members
     if retrieval:
         if "txt" not in members:
-            raise UserError(f"{where}: expected a .txt member of captions")
+            raise UserError(f"{where}: expected a .txt member with captions")
         texts = members["txt"].decode("utf-8", "replace").splitlines()
         return EvalItem(group.key, group.image, texts=tuple(texts))
     metadata = _integers(where, members["npy"]) if "npy" in members else ()
     if "cls" not in members and not metadata:
-        raise UserError(f"{where}: expected a .cls member with the number of the class")
+        raise UserError(f"{where}: expected a .cls member with the class number")
     label = _label(where, members["cls"], classes) if "cls" in members else None
     return EvalItem(group.key, group.image, label, metadata=metadata)
 
@@ -137,13 +138,15 @@ def _integers(where: str, data: bytes) -> tuple[int, ...]:
     try:
         row = np.load(io.BytesIO(data), allow_pickle=False)
         return tuple(int(value) for value in np.ravel(row)[:MAX_METADATA])
-    except Exception as error:  # numpy raises many types on bytes that are no array
+    except Exception as error:  # numpy raises many types for invalid data
         raise UserError(f"{where}: .npy member: {type(error).__name__}: {error}") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """Stripped lines of a file, blank ones too: the number of a line is a label, as in
-    CLIP_benchmark 1.6.2. Raises UserError where the file is missing."""
+    """Return the stripped lines of a file. Raises UserError if it cannot be read.
+
+    Blank lines are kept, because line numbers are labels, as in CLIP_benchmark 1.6.2.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
@@ -154,11 +157,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def files_digest(root: Path, paths: Sequence[Path]) -> str:
-    """16 hex digits over names and contents; where they are large, over names, sizes and times."""
+    """Return 16 hex digits of a hash of names and contents.
+
+    Above MAX_HASHED bytes in total, hashes names, sizes and modification times instead.
+    """
     sizes = [path.stat().st_size for path in paths]
     large = sum(sizes) > MAX_HASHED
     total = hashlib.sha256()
     for path, size in zip(paths, sizes, strict=True):
-        told = f"{path.stat().st_mtime_ns}".encode() if large else path.read_bytes()
-        total.update(f"{path.relative_to(root)}\0{size}\0".encode() + told)
+        state = f"{path.stat().st_mtime_ns}".encode() if large else path.read_bytes()
+        total.update(f"{path.relative_to(root)}\0{size}\0".encode() + state)
     return total.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Zero-shot metrics of one model on one evaluation set."""
+"""Compute the zero-shot metrics of a model on an evaluation set."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ VOWELS = "aeiou"
 
 
 def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metrics:
-    """All metrics of a set; `task` is the key of DataComp's task where it is one.
+    """Compute all metrics of a set; `task` is the key of a DataComp task, or empty.
 
-    Raises UserError where the set is not what its kind or the task asks for.
+    Raises UserError if the set does not have the contents that its kind or the task requires.
     """
     items, images = vectors.of_images(evalset)
     if task in FACES:
@@ -42,17 +42,17 @@ def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metr
 
 
 def usual_metric(evalset: EvalSet) -> str:
-    """The metric that a set goes by which is no task of DataComp's."""
+    """Return the main metric of a set that is not a DataComp task."""
     usual = {"classification": "acc1", "retrieval": "mean_recall@1"}
     return usual.get(evalset.kind, "avg_jaccard_score")
 
 
 def _metadata(evalset: EvalSet, items: list[EvalItem], columns: int) -> np.ndarray:
-    """int (N, fields), at least as many fields as `columns`. Raises UserError where it is not."""
+    """Return int (N, fields). Raises UserError unless there are at least `columns` fields."""
     lengths = {len(item.metadata) for item in items}
     if len(lengths) != 1 or min(lengths) < columns:
         raise UserError(
-            f"evaluation set {evalset.name}: expected .npy members of {columns} numbers or more"
+            f"evaluation set {evalset.name}: expected .npy members with at least {columns} numbers"
         )
     return np.array([item.metadata for item in items], np.int64)
 
@@ -67,7 +67,9 @@ def _faces(
             for lines in (evalset.classes, evalset.templates)
         )
         if not classes or not templates:
-            raise UserError(f"evaluation set {evalset.name}: no classes or templates {objective}:")
+            raise UserError(
+                f"evaluation set {evalset.name}: no classes or templates for {objective}:"
+            )
         predicted[objective] = (images @ vectors.classifier(classes, templates).T).argmax(axis=1)
     return dict(faces(predicted, _metadata(evalset, items, columns)))
 
@@ -85,6 +87,6 @@ def _associations(
 
 
 def _prompt(cue: str) -> str:
-    """DataComp, wino_eval.py: the cue in lower case behind its article."""
+    """Return the cue in lower case after an article, as in DataComp's wino_eval.py."""
     name = cue.lower()
     return f"{'An' if name[:1] in VOWELS else 'A'} {name}"

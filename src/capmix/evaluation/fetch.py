@@ -1,5 +1,7 @@
-"""Fetch evaluation sets from the Hub, with its own client: what is there is kept, what was broken
-off goes on, and the sizes of all files are compared with what the Hub says."""
+"""Download evaluation sets from the Hub with huggingface_hub.
+
+Existing files are kept, interrupted downloads resume, and the sizes of all files are checked.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -10,16 +12,15 @@ from capmix.evaluation.tasks import EvalTask
 
 log = logging.getLogger(__name__)
 
-# Data alone: the Python of the repositories is left where it is.
+# Download only data, not the Python code of the repositories.
 PATTERNS = ["*.txt", "*.tar", "*.csv", "*.zip"]
 
 
 def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None) -> list[Path]:
-    """Fetch the sets of `tasks` into folders below `directory`; returns the folders.
+    """Download the sets of `tasks` to subfolders of `directory`; return these folders.
 
-    `endpoint` is the Hub's address; by default what its client takes, HF_ENDPOINT or the Hub's own.
-
-    Raises UserError where the Hub cannot be reached, or a file does not have the size it tells.
+    `endpoint` is the URL of the Hub (default: HF_ENDPOINT, or huggingface.co). Raises UserError if
+    a download fails or a file does not have the expected size.
     """
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -42,8 +43,7 @@ def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None
         except Exception as error:  # the client and its HTTP library raise many types
             first = " ".join(str(error).split())[:300]
             raise UserError(
-                f"evalsets: {task.hub} cannot be fetched ({first}). Rerun the same command "
-                "to resume."
+                f"evalsets: cannot download {task.hub} ({first}). Rerun the same command to resume."
             ) from error
         sizes = {one.rfilename: one.size for one in info.siblings or []}
         _check_sizes(folder, sizes)
@@ -59,5 +59,5 @@ def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
         found = path.stat().st_size if path.exists() else None
         if found is None or (size is not None and found != size):
             raise UserError(
-                f"evalsets: {path} has {found} bytes, expected {size}. Remove it and fetch again."
+                f"evalsets: {path} has {found} bytes, expected {size}. Remove it and retry."
             )

@@ -1,7 +1,7 @@
-"""Metrics by group of the WILDS and fairness tasks, as DataComp computes them with wilds 2.0.
+"""Group metrics of the WILDS and fairness tasks, as DataComp computes them with wilds 2.0.
 
-A group's accuracy is `<name>_<field>:<value>`, its size `count_<field>:<value>`, the worst of the
-groups that have images `<name>_wg`. Groups without images are left out.
+`<name>_<field>:<value>` is the accuracy of a group, `count_<field>:<value>` its size, and
+`<name>_wg` the accuracy of the worst group. Groups without images are left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,16 @@ NON_HUMAN, CRIME = 14, 18
 def by_group(
     name: str, hits: np.ndarray, fields: Sequence[str], columns: Sequence[np.ndarray]
 ) -> Metrics:
-    """Accuracy over all and in each group of equal `columns`, int (N,) each; `hits` bool (N,)."""
+    """Compute the accuracy overall and per group.
+
+    `hits` is bool (N,). A group has equal values in all `columns`, int (N,) each.
+    """
     found = {f"{name}_avg": float(hits.mean())}
     groups, rows = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
     worst = 1.0
     for number, values in enumerate(groups):
         here = hits[rows.ravel() == number]
-        named = zip(reversed(fields), reversed(values.tolist()), strict=True)  # as wilds names them
+        named = zip(reversed(fields), reversed(values.tolist()), strict=True)  # the order of wilds
         group = "_".join(f"{field}:{value}" for field, value in named)
         found[f"{name}_{group}"] = float(here.mean())
         found[f"count_{group}"] = float(len(here))
@@ -35,7 +38,7 @@ def by_group(
 
 
 def iwildcam(result: Classification, metadata: np.ndarray) -> Metrics:
-    """Macro F1 and recall over the classes that occur."""
+    """Compute accuracy, and macro F1 and recall over the classes that occur in the set."""
     recalls, scores = [], []
     predicted = result.first
     for label in np.unique(result.labels):
@@ -54,8 +57,11 @@ def camelyon17(result: Classification, metadata: np.ndarray) -> Metrics:
 
 
 def fmow(result: Classification, metadata: np.ndarray) -> Metrics:
-    """`acc_worst_region` counts the region Other, as DataComp's does though it means not to;
-    `acc_worst_region_without_other` does not."""
+    """Compute the accuracy by year and by region.
+
+    `acc_worst_region` includes the region Other, as in DataComp, where this is a mistake.
+    `acc_worst_region_without_other` excludes it.
+    """
     region, year = metadata[:, 0], metadata[:, 1]
     hits = result.first == result.labels
     found = by_group("acc", hits, ["year"], [year])
@@ -79,8 +85,11 @@ def geode(result: Classification, metadata: np.ndarray) -> Metrics:
 
 
 def faces(predicted: dict[str, np.ndarray], metadata: np.ndarray) -> Metrics:
-    """FairFace and UTKFace. `predicted` int (N,) by objective; `metadata` int (N, 4): age, gender,
-    race, race_binary. Race counts as right where white or not is."""
+    """Compute the metrics of FairFace and UTKFace.
+
+    `predicted` is int (N,) by objective; `metadata` is int (N, 4): age, gender, race, race_binary.
+    A prediction of race counts as correct if it agrees with race_binary (white or not).
+    """
     age, gender, race, binary = metadata[:, :4].T
     groups = ["race_binary"], [binary]
     found = by_group("acc_race", (predicted["race"] != 1).astype(int) == binary, *groups)
@@ -102,7 +111,7 @@ GROUP_METRICS: dict[str, Callable[[Classification, np.ndarray], Metrics]] = {
     "fairness/geode": geode,
 }
 FACES = ("fairness/fairface", "fairness/utkface")
-# Columns of metadata that are read.
+# Minimum number of metadata columns by task.
 COLUMNS = {
     "wilds/iwildcam": 0,
     "wilds/camelyon17": 2,

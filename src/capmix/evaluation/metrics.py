@@ -1,20 +1,24 @@
-"""Zero-shot metrics, as CLIP_benchmark 1.6.2 defines them, and WinoGAViL's as DataComp has it."""
+"""Zero-shot metrics as in CLIP_benchmark 1.6.2, and the WinoGAViL metric of DataComp."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 4096  # rows of scores at once
+BLOCK = 4096  # rows of the score matrix that are computed at once
 TOP = 5
 RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True)
 class Classification:
-    """`top` int (N, up to 5): the best classes of each image, best first; `first` int (N,): the
-    first of those with the highest score (they differ from `top` where classes are equal, as the
-    two `missile` of ImageNet); `labels` int (N,); `classes` is how many there are."""
+    """Predictions of N images.
+
+    `top` is int (N, up to 5): the best classes, best first. `first` is int (N,): the first
+    class with the highest score. It can differ from `top` for classes with equal scores, such as
+    the two `missile` classes of ImageNet. `labels` is int (N,), and `classes` the number of
+    classes.
+    """
 
     top: np.ndarray
     first: np.ndarray
@@ -23,18 +27,18 @@ class Classification:
 
     @property
     def hits1(self) -> np.ndarray:
-        """bool (N,): whether the class was first."""
+        """Whether the correct class is first, bool (N,)."""
         hits: np.ndarray = self.top[:, 0] == self.labels
         return hits
 
     @property
     def hits5(self) -> np.ndarray:
-        """bool (N,): whether the class was among the first five."""
+        """Whether the correct class is among the first five, bool (N,)."""
         hits: np.ndarray = (self.top == self.labels[:, None]).any(axis=1)
         return hits
 
     def metrics(self) -> dict[str, float | None]:
-        """acc5 is None where there are fewer than five classes."""
+        """Return acc1, acc5 (None for fewer than five classes) and mean_per_class_recall."""
         hits = self.first == self.labels
         recalls = [hits[self.labels == label].mean() for label in np.unique(self.labels)]
         return {
@@ -45,9 +49,9 @@ class Classification:
 
 
 def classify(images: np.ndarray, classifier: np.ndarray, labels: np.ndarray) -> Classification:
-    """Zero-shot classification.
+    """Classify images by their similarity to class vectors.
 
-    `images` (N, D) and `classifier` (classes, D) are unit vectors, float32; `labels` int (N,).
+    `images` (N, D) and `classifier` (classes, D) are float32 unit vectors; `labels` is int (N,).
     """
     top, first = [], []
     for start in range(0, len(images), BLOCK):
@@ -59,14 +63,16 @@ def classify(images: np.ndarray, classifier: np.ndarray, labels: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Whether a right answer is among the first k: bool (images,) for texts, (texts,) for images,
-    by k."""
+    """Whether a correct answer is among the first k results, by k.
+
+    `text_hits` are bool (images,): texts retrieved for each image. `image_hits` are bool (texts,).
+    """
 
     text_hits: dict[int, np.ndarray]
     image_hits: dict[int, np.ndarray]
 
     def metrics(self) -> dict[str, float]:
-        """`text_retrieval_recall@k` is image -> text, `image_retrieval_recall@k` text -> image."""
+        """Return the recalls: `text_retrieval_*` is image -> text, `image_*` is text -> image."""
         found = {}
         for k, hits in self.text_hits.items():
             found[f"text_retrieval_recall@{k}"] = float(hits.mean())
@@ -76,9 +82,9 @@ class Retrieval:
 
 
 def retrieve(images: np.ndarray, texts: np.ndarray, image_of_text: np.ndarray) -> Retrieval:
-    """Retrieval both ways over unit vectors (images, D) and (texts, D), float32.
+    """Retrieve in both directions with float32 unit vectors (images, D) and (texts, D).
 
-    `image_of_text` int (texts,) names each text's image.
+    `image_of_text`, int (texts,), is the index of each text's image.
     """
     text_hits: dict[int, list[np.ndarray]] = {k: [] for k in RECALL_AT}
     image_hits: dict[int, list[np.ndarray]] = {k: [] for k in RECALL_AT}
@@ -99,9 +105,9 @@ def retrieve(images: np.ndarray, texts: np.ndarray, image_of_text: np.ndarray) -
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
-    """int (rows, up to k): columns with the highest scores, best first.
+    """Return the columns with the highest scores, best first, int (rows, up to k).
 
-    By torch, as the reference tools: which of equal scores comes first is its matter.
+    Uses torch like the reference tools, because the order of equal scores depends on it.
     """
     import torch
 
@@ -113,10 +119,11 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
 def association_metrics(
     scores: Sequence[np.ndarray], chosen: Sequence[np.ndarray]
 ) -> dict[str, float | None]:
-    """WinoGAViL: Jaccard index of the images that a cue scores highest and those that belong to it.
+    """Compute WinoGAViL's Jaccard index of predicted and correct images.
 
-    `scores` float (candidates,) and `chosen` bool (candidates,) of each instance; as many are taken
-    as belong. None for numbers of candidates that no instance has.
+    Each instance has `scores`, float (candidates,), and `chosen`, bool (candidates,). The predicted
+    images are the n highest-scoring ones, where n is the number of chosen images. The value is None
+    for a number of candidates that no instance has.
     """
     found = []
     for score, truth in zip(scores, chosen, strict=True):

@@ -1,5 +1,8 @@
-"""Evaluation sets in forms other than WebDataset: a folder of class folders, pairs in parquet, and
-the zip with a CSV in which the hub has Flickr, MSCOCO and WinoGAViL for DataComp."""
+"""Evaluation sets in formats other than WebDataset.
+
+Supports a folder of class folders, a Parquet file of image-caption pairs, and a zip file with a CSV
+file, which is the format of DataComp's Flickr, MSCOCO and WinoGAViL on the Hub.
+"""
 
 import csv
 import json
@@ -32,7 +35,7 @@ MAX_CELL = 1 << 20
 
 
 def open_evalset(location: str) -> EvalSet:
-    """The set at a path, whatever its form. Raises UserError where there is none."""
+    """Open the set at a path, in any supported format. Raises UserError if there is none."""
     path = Path(location)
     if is_webdataset(path):
         return webdataset_set(path)
@@ -43,8 +46,8 @@ def open_evalset(location: str) -> EvalSet:
     if path.is_dir() and _class_folders(path):
         return _folders_set(path)
     raise UserError(
-        f"evaluation set {location}: not there, or neither test/*.tar, class folders of images, "
-        "nor a .parquet file of images and captions"
+        f"evaluation set {location}: not found, or not a supported format (test/*.tar, class "
+        "folders of images, a .parquet file of images and captions, or a .zip and a .csv file)"
     )
 
 
@@ -58,14 +61,20 @@ def _is_image(path: Path) -> bool:
 
 
 def _folders_set(root: Path) -> EvalSet:
-    """Classes are the folders' names with blanks for `_`, or the lines of classnames.txt."""
+    """Open a folder of class folders.
+
+    Classes are the lines of classnames.txt, or the folder names with spaces for `_`.
+    """
     folders = _class_folders(root)
     images = [sorted(filter(_is_image, folder.iterdir())) for folder in folders]
     classes = [folder.name.replace("_", " ") for folder in folders]
     if (root / CLASSES).exists():
         classes = read_lines(root / CLASSES)
         if len(classes) != len(folders):
-            raise UserError(f"{root / CLASSES}: {len(classes)} names for {len(folders)} folders")
+            raise UserError(
+                f"{root / CLASSES}: expected {len(folders)} names, one per class folder, found "
+                f"{len(classes)}"
+            )
     templates = read_lines(root / TEMPLATES) if (root / TEMPLATES).exists() else [TEMPLATE]
 
     def items() -> Iterator[EvalItem]:
@@ -73,20 +82,20 @@ def _folders_set(root: Path) -> EvalSet:
             for path in paths:
                 yield EvalItem(str(path.relative_to(root)), _bytes(path), label)
 
-    told = [path for paths in images for path in paths]
+    files = [path for paths in images for path in paths]
     lists = [root / name for name in (CLASSES, TEMPLATES) if (root / name).exists()]
-    digest = files_digest(root, [*told, *lists])
+    digest = files_digest(root, [*files, *lists])
     return EvalSet(root.name, "classification", digest, items, classes, templates)
 
 
 def _bytes(path: Path) -> bytes:
     if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise UserError(f"evaluation set: {path} is over {MAX_IMAGE_BYTES} bytes")
+        raise UserError(f"evaluation set: {path} is larger than {MAX_IMAGE_BYTES} bytes")
     return path.read_bytes()
 
 
 def _pairs_set(path: Path) -> EvalSet:
-    """A column of images (bytes, or Hugging Face's struct with `bytes`) and one of captions."""
+    """Open a Parquet file. Images are bytes, or Hugging Face's structs with `bytes`."""
     try:
         names = pq.read_schema(path).names
     except (OSError, pa.ArrowException) as error:
@@ -95,8 +104,8 @@ def _pairs_set(path: Path) -> EvalSet:
     text = next((name for name in TEXT_COLUMNS if name in names), None)
     if image is None or text is None:
         raise UserError(
-            f"evaluation set {path}: expected a column {'/'.join(IMAGE_COLUMNS)} and one "
-            f"{'/'.join(TEXT_COLUMNS)}, found {', '.join(names)}"
+            f"evaluation set {path}: expected a column {' or '.join(IMAGE_COLUMNS)} and a "
+            f"column {' or '.join(TEXT_COLUMNS)}; found {', '.join(names)}"
         )
 
     def items() -> Iterator[EvalItem]:
@@ -119,13 +128,16 @@ def _pair(where: str, image: Any, texts: Any) -> EvalItem:
     data = image.get("bytes") if isinstance(image, dict) else image
     captions = [texts] if isinstance(texts, str) else texts
     if not isinstance(data, bytes) or not captions or not isinstance(captions, list):
-        raise UserError(f"{where}: expected image bytes and one caption or a list of them")
+        raise UserError(f"{where}: expected image bytes, and a caption or a list of captions")
     return EvalItem(where.rpartition(" ")[2], data, texts=tuple(str(one) for one in captions))
 
 
 def _zip_set(root: Path, table: Path, archive: Path) -> EvalSet:
-    """`filename` and `raw` (captions as JSON): retrieval. `cue`, `candidates` and `associations`
-    (names of images without .jpg, as JSON): association."""
+    """Open a zip file of images with a CSV file.
+
+    Retrieval sets have the columns `filename` and `raw` (JSON list of captions). Association sets
+    have `cue`, and `candidates` and `associations` (JSON lists of image names without .jpg).
+    """
     csv.field_size_limit(MAX_CELL)
     try:
         with table.open(encoding="utf-8", newline="") as stream:
@@ -168,22 +180,24 @@ def _strings(table: Path, cell: str) -> list[str]:
     try:
         value = json.loads(cell)
     except ValueError as error:
-        raise UserError(f"evaluation set {table}: {cell!r:.60} is no JSON list") from error
+        raise UserError(f"evaluation set {table}: {cell!r:.60} is not a JSON list") from error
     if not isinstance(value, list) or not value or not all(isinstance(x, str) for x in value):
-        raise UserError(f"evaluation set {table}: {cell!r:.60} is no list of texts")
+        raise UserError(f"evaluation set {table}: {cell!r:.60} is not a list of strings")
     return value
 
 
 def _zip_members(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Members by the last part of their paths, in the order of `names`; read in memory alone."""
+    """Yield members by file name in the order of `names`. Nothing is extracted to disk."""
     try:
         with zipfile.ZipFile(archive) as file:
             places = {info.filename.rpartition("/")[2]: info for info in file.infolist()}
             for name in names:
                 if name not in places:
-                    raise UserError(f"evaluation set {archive}: no image {name} in it")
+                    raise UserError(f"evaluation set {archive}: image {name} is missing")
                 if places[name].file_size > MAX_IMAGE_BYTES:
-                    raise UserError(f"evaluation set {archive}: {name} is too large")
+                    raise UserError(
+                        f"evaluation set {archive}: {name} is larger than {MAX_IMAGE_BYTES} bytes"
+                    )
                 yield name, file.read(places[name])
     except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"evaluation set {archive}: {error}. Fetch it again.") from error
+        raise UserError(f"evaluation set {archive}: {error}. Download it again.") from error

@@ -1,4 +1,4 @@
-"""Evaluate a model on many tasks: one load, and what is done is kept (results_file.py)."""
+"""Evaluate a model on many tasks. Loads it once and keeps finished results (results_file.py)."""
 
 import contextlib
 import json
@@ -32,14 +32,18 @@ log = logging.getLogger(__name__)
 
 RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
 RUN_ABOUT = "run.json"
-MEAN = "mean of all sets"  # its name in a grid's tables
-SIGLIP_BIAS = -10.0  # what open_clip's trainer starts from; the checkpoint's own value replaces it
+MEAN = "mean of all sets"  # column name in the tables of a grid
+SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the checkpoint's value
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Lines of results in the order asked for, means over groups of all of DataComp's tasks that
-    are known of the model, and what could not be evaluated."""
+    """Results of an evaluation.
+
+    `lines` are in the requested order. `aggregates` are means over DataComp's groups of tasks,
+    including earlier results of the model. `missing` are tasks without data, `broken` error
+    messages of sets that cannot be evaluated.
+    """
 
     lines: list[dict[str, Any]]
     aggregates: dict[str, Any]
@@ -47,21 +51,23 @@ class Evaluated:
     broken: list[str]
 
     def text(self) -> list[str]:
-        """A line for each task and each mean over tasks."""
+        """Return a line for each task and each mean over tasks."""
         rows = [[line["dataset"], line["metric"] or "", _shown(line)] for line in self.lines]
         lines = table_lines([], rows, "lll")
         means = {name: value for name, value in self.aggregates.items() if value is not None}
         return lines + [f"{name}: {value:.4f}" for name, value in means.items()]
 
     def to_table(self) -> pa.Table:
-        """A row per task: task, dataset, metric, its value, precision, and every metric, as
-        fractions."""
+        """Return a row per task: task, dataset, metric, value, precision, and all its metrics.
+
+        Metrics are fractions.
+        """
         return lines_table(self.lines)
 
     def __repr__(self) -> str:
         lines = [*self.text(), *self.broken]
         if self.missing:
-            lines.append(f"{len(self.missing)} tasks without data, such as {self.missing[0]}")
+            lines.append(f"{len(self.missing)} tasks without data, for example {self.missing[0]}")
         return "\n".join(printable(line) for line in lines)
 
     def _repr_html_(self) -> str:
@@ -81,12 +87,12 @@ def evaluate(
     device: str = "auto",
     dtype: str = "float32",
 ) -> Evaluated:
-    """Evaluate a run's directory, or an open_clip model as `capmix score` names it.
+    """Evaluate the directory of a training run, or an open_clip model named as in `capmix score`.
 
-    `tasks` (see chosen_tasks) lie below `evalsets`, or where their path says; with `evalsets`
-    `embedded` they are by default the embedded test sets, else DataComp's 40. Results go to
-    results_folder(model, out). Tasks whose sets are missing are named, and so are
-    broken sets; the others are evaluated all the same.
+    `tasks` (see chosen_tasks) are looked up in the directory `evalsets`, unless they are absolute
+    paths. The default is DataComp's 40 tasks, or the embedded test sets if `evalsets` is
+    `embedded`. Results are written to results_folder(model, out). Missing and broken sets are
+    reported in the result; the others are evaluated.
     """
     require(["torch", "open_clip"], "eval", "open_clip")
     from capmix.score.backends.open_clip import OpenClipScorer
@@ -104,7 +110,7 @@ def evaluate(
     others = ResultsFile.of(folder, OTHERS, *of_model)
     vectors = VectorCache(scorer)
     lines = []
-    with _all_bits():
+    with _without_tf32():
         for task, evalset in found:
             file = known if isinstance(task, EvalTask) else others
             key = task.key if isinstance(task, EvalTask) else task
@@ -125,13 +131,13 @@ def evaluate(
 
 
 def fetch_command(missing: Sequence[str], evalsets: str) -> str:
-    """What fetches the sets of these tasks."""
+    """Return the command that downloads the sets of these tasks."""
     tasks = DATACOMP if len(missing) == len(TASKS) else ",".join(missing)
     return f"capmix evalsets fetch --out {evalsets} --tasks {tasks}"
 
 
 def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over DataComp's groups of tasks; see aggregates."""
+    """Return means over DataComp's groups of tasks; see aggregates."""
     main = {line["dataset"]: line["metrics"]["main_metric"] for line in lines}
     return aggregates({name: value for name, value in main.items() if value is not None})
 
@@ -139,8 +145,10 @@ def means_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def open_sets(
     tasks: str | None, evalsets: str
 ) -> tuple[list[tuple[EvalTask | str, EvalSet]], list[str], list[str]]:
-    """Tasks with their sets (see evaluate), the keys of those that are missing, and what is
-    broken."""
+    """Open the sets of the tasks (see evaluate).
+
+    Returns (task, set) pairs, the keys of tasks without data, and errors of broken sets.
+    """
     if evalsets == EMBEDDED:
         root, names = embedded_sets_folder(), [Path(path).name for path in embedded_evalsets()]
     else:
@@ -154,7 +162,7 @@ def open_sets(
         if path is None and isinstance(task, EvalTask):
             missing.append(task.key)
         elif path is None:
-            broken.append(f"{task}: no task of DataComp, and no set at {paths[0]}")
+            broken.append(f"{task}: not a DataComp task, and no set at {paths[0]}")
         else:
             try:
                 found.append((task, open_evalset(str(path))))
@@ -185,7 +193,7 @@ def _shown(line: dict[str, Any]) -> str:
 
 
 def _loadable(model: str) -> tuple[str, float | None]:
-    """The model as open_clip loads it, and the start of its logit bias if it has one."""
+    """Return the name for loading the model, and its initial logit bias if it has one."""
     if not (Path(model) / RUN_ABOUT).exists():
         return model, None
     from capmix.training.model import know_model
@@ -201,8 +209,10 @@ def _loadable(model: str) -> tuple[str, float | None]:
 
 
 def results_folder(model: str, out: str | None) -> Path:
-    """Where results of a model go: `out`, else a run's own directory, else one that is named after
-    the model below `evaluations`."""
+    """Return the folder for results of a model.
+
+    `out` if given, otherwise the run's directory, otherwise `evaluations/<model>`.
+    """
     if out is None and not (Path(model) / RUN_ABOUT).exists():
         name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
         return Path("evaluations") / name
@@ -210,8 +220,8 @@ def results_folder(model: str, out: str | None) -> Path:
 
 
 @contextlib.contextmanager
-def _all_bits() -> Iterator[None]:
-    """float32 that is float32: GPUs would multiply with fewer bits (TF32)."""
+def _without_tf32() -> Iterator[None]:
+    """Disable TF32, so that GPUs compute float32 at full precision."""
     import torch
 
     backends = torch.backends

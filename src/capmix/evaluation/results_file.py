@@ -1,9 +1,9 @@
-"""Results on disk: a line of JSON for each task, all of one model at one precision.
+"""Results on disk: one JSON line per task, for one model at one precision.
 
-`eval_results.jsonl` holds DataComp's tasks in the form of its evaluate.py (key, dataset, metrics
-with main_metric), which its aggregate_scores.py reads; `eval_other_sets.jsonl` those of other sets.
-Files of another precision than float32 say so in their names. Each line names the model by a
-fingerprint: a line of another is never taken for done.
+`eval_results.jsonl` has the DataComp tasks in the format of its evaluate.py (key, dataset, metrics
+with main_metric), which its aggregate_scores.py can read. `eval_other_sets.jsonl` has other sets.
+File names include the precision unless it is float32. Each line has a fingerprint of the model, so
+results of another model are never reused.
 """
 
 import json
@@ -23,7 +23,7 @@ OURS = ("key", "dataset", "metrics", "metric", "data", "fingerprint", "precision
 
 @dataclass
 class ResultsFile:
-    """Lines by task. What is put in or taken out is in the file at once."""
+    """Results by task. Each change is written to the file immediately."""
 
     path: Path
     fingerprint: str
@@ -32,24 +32,27 @@ class ResultsFile:
 
     @classmethod
     def of(cls, folder: Path, kind: str, fingerprint: str, precision: str) -> "ResultsFile":
-        """Open a file of `folder`, without lines of other models. Raises UserError where it is none
-        of ours: DataComp's evaluate.py writes one of the same name."""
+        """Open a file of `folder`, ignoring results of other models.
+
+        Raises UserError if it was written by another tool: DataComp's evaluate.py uses the same
+        name.
+        """
         ending = "" if precision == "float32" else f"_{precision}"
         found = cls(folder / f"{kind}{ending}.jsonl", fingerprint, precision)
         lines = found._read()
         found.lines = {x["key"]: x for x in lines if x["fingerprint"] == fingerprint}
         if len(found.lines) < len(lines):
             count = len(lines) - len(found.lines)
-            log.warning("eval: %d results are of another model and are left out", count)
+            log.warning("eval: ignoring %d results of another model", count)
         return found
 
     def done(self, key: str, data: str) -> dict[str, Any] | None:
-        """The line of a task, if it is of the data with this digest."""
+        """Return the result of a task if it was computed on the data with this digest."""
         line = self.lines.get(key)
         return line if line is not None and line["data"] == data else None
 
     def put(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Write a task's line; returns it with what names the model."""
+        """Write the result of a task; return it with fingerprint and precision added."""
         whole = line | {"fingerprint": self.fingerprint, "precision": self.precision}
         self.lines[line["key"]] = whole
         self._write()
@@ -68,9 +71,9 @@ class ResultsFile:
             why = "a directory" if isinstance(error, OSError) else error
             raise UserError(f"{self.path} is damaged ({why}); restore it or remove it") from error
         if not all(isinstance(line, dict) and set(OURS) <= line.keys() for line in lines):
-            raise UserError(f"{self.path}: results of another tool; give another --out")
+            raise UserError(f"{self.path}: contains results of another tool; choose another --out")
         if not all(_is_sound(line) for line in lines):
-            raise UserError(f"{self.path} is damaged (a value of another type); remove it")
+            raise UserError(f"{self.path} is damaged (a value has the wrong type); remove it")
         return lines
 
     def _write(self) -> None:
@@ -79,13 +82,15 @@ class ResultsFile:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file, of whatever model; none where there is no file. Raises UserError
-    where it is none of ours."""
+    """Read the results of any model from a file; an empty list if it does not exist.
+
+    Raises UserError if the file is damaged or was written by another tool.
+    """
     return ResultsFile(path, "", "")._read()
 
 
 def _is_sound(line: dict[str, Any]) -> bool:
-    """Whether the values that are computed with are of their types."""
+    """Return whether the values have the expected types."""
     texts = all(isinstance(line[name], str) for name in ("key", "dataset", "data", "fingerprint"))
     metrics = line["metrics"]
     if not texts or not isinstance(metrics, dict) or "main_metric" not in metrics:

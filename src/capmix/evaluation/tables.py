@@ -1,11 +1,11 @@
-"""Results as tables of numbers."""
+"""Convert results to tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-MAIN = "main_metric"  # the metric that a set goes by, in DataComp's files
+MAIN = "main_metric"  # key of the main metric in DataComp's files
 ABOUT_TASK = {
     "task": pa.string(),
     "dataset": pa.string(),
@@ -16,9 +16,9 @@ ABOUT_TASK = {
 
 
 def lines_table(lines: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """A row per task: task, dataset, metric, its value, precision, and a column for every metric.
+    """Return a row per task: task, dataset, metric, value, precision, and a column per metric.
 
-    Values are fractions, 0 to 1; null where a task has no such metric.
+    Values are fractions, 0 to 1; null if the task does not have the metric.
     """
     rows = []
     for line in lines:
@@ -30,7 +30,7 @@ def lines_table(lines: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def wide_table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, pa.DataType]) -> pa.Table:
-    """A column for every name that a row has; those of `about` come first."""
+    """Return a table with a column for each key of any row; those of `about` come first."""
     numbers = dict.fromkeys(name for row in rows for name in row if name not in about)
     columns = {
         name: pa.array([row.get(name) for row in rows], kind) for name, kind in about.items()

@@ -1,7 +1,7 @@
-"""The 40 zero-shot tasks of DataComp: 38 count, two (FairFace, UTKFace) have no main metric.
+"""The 40 zero-shot tasks of DataComp, of which 38 have a main metric (not FairFace and UTKFace).
 
-Keys, names, sizes, main metrics and folders are those of DataComp's tasklist.yml and of the hub
-repositories that its download_evalsets.py fetches.
+Keys, names, sizes, main metrics and folders are from DataComp's tasklist.yml and from the Hub
+repositories that its download_evalsets.py downloads.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ DATACOMP = "datacomp"
 
 @dataclass(frozen=True)
 class EvalTask:
-    """One task. `images` is how many the full set has, `hub` the dataset repository of its data."""
+    """A task. `images` is the size of the full set, `hub` the Hub repository of its data."""
 
     key: str
     name: str
@@ -24,17 +24,17 @@ class EvalTask:
 
     @property
     def folder(self) -> str:
-        """What its folder is called below the directory of evaluation sets."""
+        """The name of its folder in the directory of evaluation sets."""
         return self.hub.partition("/")[2]
 
     @property
     def folders(self) -> list[str]:
-        """The names that its folder may have: DataComp's, then CLIP_benchmark's."""
+        """All supported names of its folder: DataComp's, then CLIP_benchmark's."""
         other = CLIP_BENCHMARK.get(self.key, self.folder.removesuffix("_test"))
         return list(dict.fromkeys([self.folder, other, f"{other}_test"]))
 
 
-# What CLIP_benchmark calls the retrieval sets in WebDataset form.
+# Folder names of the retrieval sets in CLIP_benchmark's WebDataset format.
 CLIP_BENCHMARK = {
     "retrieval/flickr_1k_test_image_text_retrieval": "wds_flickr30k",
     "retrieval/mscoco_2014_5k_test_image_text_retrieval": "wds_mscoco_captions",
@@ -143,7 +143,7 @@ TASKS = (
     EvalTask("fairness/utkface", "UTKFace", 23703, None, "djghosh/wds_utkface_test"),
 )
 
-# DataComp, aggregate_scores.py: names of tasks by group.
+# Task names by group, from DataComp's aggregate_scores.py.
 GROUPS = {
     "ImageNet": ("ImageNet 1k",),
     "ImageNet dist. shifts": (
@@ -175,21 +175,21 @@ COUNTED = sum(task.main_metric is not None for task in TASKS)
 
 
 def chosen_tasks(text: str) -> list[EvalTask | str]:
-    """Tasks that `text` names, with commas: `datacomp` (all 40), keys, or paths of other sets."""
+    """Parse comma-separated tasks: `datacomp` (all 40), task keys, or paths of other sets."""
     by_key = {task.key: task for task in TASKS}
     found: list[EvalTask | str] = []
     for name in (part.strip() for part in text.split(",")):
         if not name:
-            raise UserError(f"--tasks {text}: expected names of tasks with commas between them")
+            raise UserError(f"--tasks {text}: expected comma-separated task names")
         found += TASKS if name == DATACOMP else [by_key.get(name, name)]
     return list(dict.fromkeys(found))
 
 
 def aggregates(main_metrics: dict[str, float]) -> dict[str, Any]:
-    """Plain means over groups of tasks, by DataComp's names; `main_metrics` by task name.
+    """Compute unweighted means over DataComp's groups of tasks; `main_metrics` is by task name.
 
-    A group whose tasks are not all there has None. The average over all 38 is `Average`; over fewer
-    it is `Average of N of 38`, which no other tool's average can be compared with.
+    The mean of an incomplete group is None. The mean over all 38 tasks is `Average`; over fewer
+    tasks it is `Average of N of 38`, because it is not comparable with published averages.
     """
     found: dict[str, Any] = {}
     for group, names in GROUPS.items():

@@ -1,7 +1,8 @@
-"""One model for all tasks, and every vector it has computed: none is computed twice.
+"""Cache the image and text vectors of a model across tasks.
 
-Tasks share images (CLEVR's two, a set for classification and retrieval) and texts (the classes of
-ImageNet and its shifts, 80 templates each). An image is known by its bytes, a text by itself.
+Tasks share images (the two CLEVR tasks, a set for both classification and retrieval) and texts (the
+classes of ImageNet and its distribution shifts, with 80 templates each). Images are keyed by a hash
+of their bytes.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ KEY_BYTES = 16
 
 
 class TwoTowers(Protocol):
-    """A model with an image and a text side: unit vectors, float32 (N, D)."""
+    """A model with image and text encoders that return unit vectors, float32 (N, D)."""
 
     @property
     def encoder(self) -> ImageEncoder: ...
@@ -33,7 +34,7 @@ class TwoTowers(Protocol):
 
 
 class VectorCache:
-    """Vectors of images and texts by one model."""
+    """The image and text vectors of one model, each computed once."""
 
     def __init__(self, model: TwoTowers):
         self._model = model
@@ -41,15 +42,15 @@ class VectorCache:
         self._texts: dict[str, np.ndarray] = {}
 
     def of_images(self, evalset: EvalSet) -> tuple[list[EvalItem], np.ndarray]:
-        """The items of a set, their images left out, and unit vectors (N, D) of the images.
+        """Return the items of a set without their images, and unit vectors (N, D) of the images.
 
-        Raises UserError for an image that cannot be read.
+        Raises UserError if an image cannot be read.
         """
         items: list[EvalItem] = []
         keys: list[bytes] = []
         encoder = self._model.encoder
         stream = prefetched(
-            _noted(evalset, items, keys),
+            _recorded(evalset, items, keys),
             lambda item: self._prepared(evalset, item),
             encoder.workers,
             encoder.batch_size * BATCHES_AHEAD,
@@ -63,18 +64,18 @@ class VectorCache:
                 self._encode(waiting)
         self._encode(waiting)
         if not items:
-            raise UserError(f"evaluation set {evalset.name}: no image in it")
+            raise UserError(f"evaluation set {evalset.name}: no images")
         return items, np.stack([self._images[key] for key in keys])
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
             self._texts |= zip(new, self._model.encode_texts(new), strict=True)
         return np.stack([self._texts[text] for text in texts])
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """Unit vectors (classes, D): means over templates of unit vectors, as CLIP_benchmark's."""
+        """Return unit vectors (classes, D): normalised means over templates."""
         rows = []
         for some in batched(classes, 64):
             texts = [template.replace("{c}", name) for name in some for template in templates]
@@ -90,7 +91,7 @@ class VectorCache:
             return key, self._model.encoder.prepare(decode_as_stored(item.image))
         except BadImageError as error:
             where = f"evaluation set {evalset.name}, sample {item.key}"
-            raise UserError(f"{where}: {error}. Fetch the set again.") from error
+            raise UserError(f"{where}: {error}. Download the set again.") from error
 
     def _encode(self, waiting: dict[bytes, np.ndarray]) -> None:
         if waiting:
@@ -99,8 +100,8 @@ class VectorCache:
             waiting.clear()
 
 
-def _noted(evalset: EvalSet, items: list[EvalItem], keys: list[bytes]) -> Iterable[EvalItem]:
-    """Each item as it is; `items` and `keys` keep the rest of it and its image's key."""
+def _recorded(evalset: EvalSet, items: list[EvalItem], keys: list[bytes]) -> Iterable[EvalItem]:
+    """Yield each item; append it without its image to `items`, and its image key to `keys`."""
     for item in evalset.items():
         items.append(replace(item, image=b""))
         keys.append(_key(item.image))

@@ -1,4 +1,4 @@
-"""The README.md of an exported data set, in the form of the Hugging Face Hub's dataset cards."""
+"""The dataset card (README.md) of an export, in the Hugging Face Hub's format."""
 
 import re
 from collections.abc import Sequence
@@ -23,17 +23,18 @@ SIZES = (
 )
 DATA_FILES = {"parquet": "data/*.parquet", "imagefolder": "train/**"}
 FORMS = {
-    "webdataset": "WebDataset tars: `.jpg` and the like, `.txt` (the chosen caption), `.json`",
-    "datacomp": "WebDataset tars: the pool's members, untouched, under keys `<uid>-<copy>`",
-    "parquet": "parquet, images embedded; `datasets.load_dataset` reads it as it is",
-    "lance": "a Lance dataset, images embedded; `lance.dataset` reads it as it is",
-    "jsonl": "image files, a `.txt` caption beside each, `metadata.jsonl` and `llava.json`",
-    "files": "image files under their own names, a text file beside each",
-    "kohya": "image files, a text file with a caption per line beside each, and `metadata.json`, "
+    "webdataset": "WebDataset tars: image (for example `.jpg`), selected caption (`.txt`) and "
+    "metadata (`.json`)",
+    "datacomp": "WebDataset tars: the pool's members, unchanged, under keys `<uid>-<copy>`",
+    "parquet": "Parquet with embedded images; load it with `datasets.load_dataset`",
+    "lance": "a Lance dataset with embedded images; open it with `lance.dataset`",
+    "jsonl": "image files, each with a `.txt` caption, `metadata.jsonl` and `llava.json`",
+    "files": "image files under their original names, each with a text file",
+    "kohya": "image files, each with a text file of one caption per line, and `metadata.json`, "
     "for kohya's sd-scripts with `enable_wildcard = true`",
-    "llava": "image files under their own names, and `llava.json`, the list that LLaVA reads",
-    "imagefolder": "image files below `train/`, and `train/metadata.parquet`; "
-    "`datasets.load_dataset` reads the folder as it is",
+    "llava": "image files under their original names, and `llava.json` for LLaVA",
+    "imagefolder": "image files in `train/`, and `train/metadata.parquet`; "
+    "load the folder with `datasets.load_dataset`",
     "csv": "`captions.csv`: uid, text, source, k, score, weight; no images",
 }
 
@@ -46,11 +47,11 @@ def dataset_card(
     form: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page: what is in the data set and how it was made; licences are left to fill in.
+    """Return the dataset card: contents, recipe, models, and placeholders for licences.
 
-    `models` says what wrote the captions of each source, and what scored them; `notes` are
-    sentences about the form, in Markdown. Whatever the recipe and the models are called, it is text
-    of the page: no markup, no cell or fence of its own.
+    `models` maps each set of captions or scores to a description of the model that produced it.
+    `notes` are sentences about the format, in Markdown. Names of recipes and models are escaped, so
+    they cannot add markup, table cells or code fences.
     """
     count = summary.kept
     size = next((name for bound, name in SIZES if count < bound), "n>10B")
@@ -88,18 +89,19 @@ def dataset_card(
 
 # {_plain(subset)}
 
-{count:,} image-text pairs of {summary.rows_in:,} candidates, {summary.share_synthetic:.1%} of the
-texts synthetic. Made with capmix by the recipe {_code(recipe["name"])}: {_plain(recipe["about"])}
+{count:,} image-text pairs selected from {summary.rows_in:,} candidates;
+{summary.share_synthetic:.1%} of the texts are synthetic.
+Created with the capmix recipe {_code(recipe["name"])}: {_plain(recipe["about"])}
 
-Form: {FORMS[form]}.{more}
+Format: {FORMS[form]}.{more}
 
-## What was chosen
+## Selection
 
 | clause | rows |
 |--|--:|
 {clauses}
 
-| left out | samples |
+| dropped | samples |
 |--|--:|
 {dropped or "| nothing | 0 |"}
 
@@ -113,9 +115,9 @@ Mean image-text similarity by source:
 
 ## Models
 
-{written or "- none: raw texts alone"}
+{written or "- none: only raw texts"}
 
-## The recipe
+## Recipe
 
 {fence}yaml
 {shown}
@@ -123,18 +125,17 @@ Mean image-text similarity by source:
 
 ## Licences
 
-To be filled in: the licence of the images and of their raw texts, and those of the models that
-wrote captions.
+To be filled in: the licences of the images, of their raw texts, and of the captioning models.
 """
 
 
 def _plain(text: str) -> str:
-    """In a line or in a cell of a table: nothing in it is markup."""
+    """Escape text for a line or a table cell."""
     return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
 def _code(text: str) -> str:
-    """A code span, outside of tables, where a `|` would end it."""
+    """Return a code span. Not for table cells, where a `|` would end it."""
     shown = printable(" ".join(text.split()))
     fence = _longer_than(shown, "`")
     edge = " " if "`" in (shown[:1], shown[-1:]) else ""
@@ -142,7 +143,7 @@ def _code(text: str) -> str:
 
 
 def _longer_than(text: str, fence: str) -> str:
-    """`fence`, or one that no run of backticks in the text closes."""
+    """Return `fence`, or one longer than every run of backticks in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     return fence if longest < len(fence) else "`" * (longest + 1)
 

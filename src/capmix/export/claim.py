@@ -1,8 +1,8 @@
-"""Take a directory for an export, and remove from it an older export.
+"""Claim a directory for an export and remove an earlier export from it.
 
-The files that a list of the older one names go where they are still as they were written. Shards
-without a list (those of capmix 0.1, or of a killed run) lose the files whose names capmix gives.
-All else stays.
+Files listed by the earlier export are removed unless they have changed since. For shards without a
+list (written by capmix 0.1 or by a killed run), files with capmix's names are removed. All other
+files are kept.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 TAR_FILES = r"(?P<shard>\d{8})(\.tar|_stats\.json)|sizes\.json"
 IMAGE = rf"{SAFE_UID.pattern}-\d+\.({'|'.join(IMAGE_SUFFIXES)}|txt)"
-FILES = {  # what an export of a form writes
+FILES = {  # the names that an export writes, by format
     "webdataset": re.compile(TAR_FILES),
     "datacomp": re.compile(TAR_FILES),
     "parquet": re.compile(r"data/train-(?P<shard>\d{8})\.parquet"),
@@ -44,7 +44,7 @@ REMOVED_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Claim:
-    """What an export is made of. `shards` is how many output shards it has; None: not known."""
+    """The format of an export and its number of output shards (None if unknown)."""
 
     form: str
     shards: int | None
@@ -55,36 +55,37 @@ class Claim:
         return cls(str(about.get("form")), shards if isinstance(shards, int) else None)
 
     def writes(self, name: str) -> bool:
-        """Whether an export like this one gives a file that name."""
+        """Return whether this export would write a file with that name."""
         found = FILES[self.form].fullmatch(name) if self.form in FILES else None
         number = shard_of(found)
         return bool(found) and (not number or self.shards is None or int(number) < self.shards)
 
 
 def shard_of(found: re.Match[str] | None) -> str | None:
-    """The number of the shard in a name that one of FILES matches; None for files of the whole."""
+    """Return the shard number in a name matched by FILES; None for files of the whole export."""
     groups = found.groupdict() if found else {}
     return groups.get("shard") or groups.get("folder")
 
 
 def refuse_foreign(target: ExportTarget, is_shared: bool = False) -> None:
-    """Raise UserError where the directory holds something else than an export, unless it
-    `is_shared`."""
+    """Raise UserError if the directory is not empty and not an export, unless it `is_shared`."""
     if is_shared or isinstance(target.read_json(EXPORT_ABOUT), dict):
         return
     held: list[str] = []
     with contextlib.suppress(FileNotFoundError):
         held = again(lambda: target.fs.ls(target.root, detail=False))
     if held:
-        raise UserError(f"{target.location} holds something else: export to an empty directory")
+        raise UserError(
+            f"{target.location} is not empty and not a capmix export; name an empty directory"
+        )
 
 
 def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) -> None:
-    """Make sure that the directory is new or is an export of ours; of an older one, clear it.
+    """Claim the directory for an export and remove an earlier, different export from it.
 
-    `about` says what the export is made from; `shards`, which follows from it, how many output
-    shards there are. Raises UserError where the directory holds something else, unless it
-    `is_shared`, or where a file that is kept has a name that the export would write.
+    `about` describes the export's inputs and settings; its `shards` is the number of output shards.
+    Raises UserError if the directory holds other files, unless it `is_shared`, or if a file to be
+    kept has a name that the export would write.
     """
     known = target.read_json(EXPORT_ABOUT)
     is_ours = isinstance(known, dict)
@@ -100,9 +101,11 @@ def claim(target: ExportTarget, about: dict[str, Any], is_shared: bool = False) 
 
 
 def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
-    """Remove the files of the older export. Markers go first, so that no shard counts as finished
-    whose files are gone; lists go last, after `about` is written, so that a clearing that was
-    killed goes on as it began."""
+    """Remove the files of the earlier export.
+
+    Markers are removed first, so that no shard counts as finished without its files. Lists are
+    removed last, after `about` is written, so that an interrupted removal can resume.
+    """
     if older.form == "lance":
         refuse_added_versions(target)
     sizes = _names(target, "")
@@ -123,15 +126,16 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
     in_the_way = sorted(name for name in sizes if name not in ours and newer.writes(name))
     if in_the_way:
         raise UserError(
-            f"{target.path(in_the_way[0])} is not as capmix wrote it, and the export would replace "
-            f"it ({len(in_the_way):,} such): move it away, or name another --out"
+            f"the export would replace {len(in_the_way):,} files that capmix did not write or that "
+            f"have changed since (first: {target.path(in_the_way[0])}); move them, or name another "
+            "--out"
         )
     _remove(target, [name for name in sizes if MARKER.fullmatch(name)])
     _remove(target, sorted(ours))
     kept = [name for name in changed if name != EXPORT_CARD]
     if kept:
         log.warning(
-            "%s: kept %s files of the older export that are not as capmix wrote them, such as %s",
+            "%s: kept %s files of the earlier export that have changed since (first: %s)",
             target.location,
             f"{len(kept):,}",
             kept[0],
@@ -139,13 +143,14 @@ def _clear(target: ExportTarget, older: Claim, newer: Claim) -> None:
 
 
 def _is_of(manifest: str, shards: int) -> bool:
-    """Whether a list can be one of an export of so many shards: not left by a killed clearing."""
+    """Return whether a list belongs to an export of that many shards, and was not left by an
+    interrupted removal."""
     number = manifest.rpartition("/")[2].partition(".")[0]
     return number == "export" or int(number) < shards
 
 
 def _names(target: ExportTarget, folder: str) -> dict[str, int]:
-    """Sizes of the files below a folder of the export by name."""
+    """Return the sizes of all files below a folder of the export, by name."""
     found = files_below(target.fs, target.path(folder).rstrip("/"))
     return {path[len(target.root) + 1 :]: info["size"] for path, info in found.items()}
 
@@ -153,7 +158,7 @@ def _names(target: ExportTarget, folder: str) -> dict[str, int]:
 def _compared(
     target: ExportTarget, files: dict[str, FileRecord], sizes: dict[str, int]
 ) -> Iterator[tuple[str, bool]]:
-    """Whether each file is as it was written; several are read at once."""
+    """Yield whether each file is unchanged; files are read in parallel."""
 
     def is_same(name: str) -> bool:
         return target.is_as_written(name, files[name], sizes[name])
@@ -164,14 +169,14 @@ def _compared(
 
 
 def _remove(target: ExportTarget, names: list[str]) -> None:
-    """Remove files, and on a disk the folders that are empty then."""
+    """Remove files and, on a local disk, folders that become empty."""
     if not target.is_local:
         for start in range(0, len(names), REMOVED_AT_ONCE):
             paths = [target.path(name) for name in names[start : start + REMOVED_AT_ONCE]]
             again(partial(target.fs.rm, paths))
         return
     for name in names:
-        with contextlib.suppress(FileNotFoundError):  # another run removes the same
+        with contextlib.suppress(FileNotFoundError):  # another run may have removed it
             target.fs.rm_file(target.path(name))
     folders = {name.rpartition("/")[0] for name in names} - {""}
     folders |= {folder.rpartition("/")[0] for folder in folders} - {""}

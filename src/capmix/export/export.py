@@ -1,11 +1,16 @@
-"""Export a subset: shards of a fixed number of samples, written by several processes.
+"""Export a subset as shards of a fixed number of samples, written by several processes.
 
-Each output shard is one unit of work, done when its marker says so: a killed export goes on, and
-the number of processes changes no byte. Forms: `webdataset` (tars for open_clip, DataComp and
-img2dataset's readers), `datacomp` (the same with untouched members: what DataComp's resharder
-writes), `parquet` (images embedded, for Hugging Face datasets), `lance` (the same columns as a
-Lance dataset), `jsonl` (image files by uid with .txt, JSON lines and a list for LLaVA), `csv` (uid
-and text alone), and those of image files under their own names (files.py).
+Each output shard is one unit of work and is finished once its marker exists, so a killed export
+resumes. The number of processes does not affect the output.
+
+Formats:
+- `webdataset`: tars for open_clip, DataComp and other readers of img2dataset's tars
+- `datacomp`: tars with unchanged members, as DataComp's resharder writes them
+- `parquet`: embedded images, for Hugging Face datasets
+- `lance`: the same columns as a Lance dataset
+- `jsonl`: image files by uid with .txt files, JSON lines and a list for LLaVA
+- `csv`: uid and text, no images
+- `files`, `kohya`, `llava`, `imagefolder`: image files under their original names (files.py)
 """
 
 import csv
@@ -59,13 +64,13 @@ from capmix.storage.store import Store, as_lines
 log = logging.getLogger(__name__)
 
 TARS = ("webdataset", "datacomp")
-# Changes with the columns of a form whose readers want the same ones in every shard.
+# Bump when columns change: readers of these formats need the same columns in every shard.
 LAYOUT: dict[Form, dict[str, int]] = {form: {"layout": 2} for form in ("parquet", "lance", "jsonl")}
 
 
 @dataclass(frozen=True)
 class Export:
-    """One export, in a form that can be sent to another process."""
+    """One export; can be pickled and sent to another process."""
 
     pool: Pool
     store: Store
@@ -86,13 +91,13 @@ def export(
     max_failures: float = MAX_FAILURES,
     engine: EngineSettings = EngineSettings(),
 ) -> Counts:
-    """Export `subsets/<subset>.parquet` to `directory`; finished shards are not written again.
+    """Export `subsets/<subset>.parquet` to `directory`, skipping finished shards.
 
-    With `sidecars` in the settings, write texts beside the pool's images; with `push`, upload the
-    export, whose directory is by default one of the work directory. `sources` are those whose
-    captions are written beside the chosen one. Raises
-    UserError where the directory holds something else, or where the images of more than
-    `max_failures` of the subset's rows are gone.
+    With `settings.sidecars`, write text files beside the pool's images instead. With
+    `settings.push`, upload the export; `directory` then defaults to `shards/<subset>` in the work
+    directory. `sources` are the sources whose captions are included in addition to the selected
+    one. Raises UserError if the directory holds other files, or if the share of rows whose images
+    are missing exceeds `max_failures`.
     """
     _check_options(settings, directory)
     if settings.sidecars:
@@ -101,12 +106,12 @@ def export(
     directory = directory or store.path(f"{SHARDS}/{subset}")
     form = settings.format
     if form == "datacomp" and not pool.is_tars:
-        raise UserError(f"--format datacomp: pool {pool.location} has no tars to take members from")
+        raise UserError(f"--format datacomp requires a pool of tars; {pool.location} has none")
     if form == "lance":
         need_lance("--format lance")
     rows = _usable(store, pool, subset, needs_pool=form != "csv")
     target = _target(store, pool, rows, directory, settings)
-    # An earlier export goes only once the Hub has said that the new one may come.
+    # Check access to the Hub before an earlier export is removed.
     dataset = open_dataset(settings.push, settings.private) if settings.push else None
     claim(target, _about(rows, settings, sources), is_shared=form in FORMS)
     counts, notes = _write(store, pool, target, rows, settings, sources, engine, max_failures)
@@ -117,17 +122,17 @@ def export(
 
 
 def _check_options(settings: ExportSettings, directory: str | None) -> None:
-    """Raise UserError for options that the directory excludes; see also ExportSettings."""
+    """Raise UserError for options that conflict with the directory; see also ExportSettings."""
     if settings.sidecars and (directory is not None or settings.push):
-        raise UserError("--sidecars writes beside the pool's images: leave out --out and --push")
+        raise UserError("--sidecars writes beside the pool's images; remove --out and --push")
     if not settings.sidecars and not settings.push and directory is None:
-        raise UserError("export: name a directory with --out, or give --sidecars")
+        raise UserError("export requires --out DIR, --push USER/NAME or --sidecars")
     if settings.push and directory is not None and "://" in directory:
-        raise UserError(f"--push uploads from a local directory, not from {directory}")
+        raise UserError(f"--push requires a local --out; {directory} is remote")
 
 
 def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRows:
-    """The subset as it is now. Raises UserError where its texts or images are not there."""
+    """Return the subset's rows. Raises UserError if its texts or images are missing or changed."""
     rows = SubsetRows.pinned(store, subset)
     rows.refuse_changed()
     rows.refuse_stale()
@@ -137,7 +142,7 @@ def _usable(store: Store, pool: Pool, subset: str, needs_pool: bool) -> SubsetRo
 
 
 def _about(rows: SubsetRows, settings: ExportSettings, sources: Sequence[str]) -> dict[str, Any]:
-    """What the export is made from."""
+    """Return what identifies the export: subset, format, sources and number of shards."""
     form, size = settings.format, settings.samples_per_shard
     about: dict[str, Any] = {
         **LAYOUT.get(form, {}),
@@ -154,21 +159,25 @@ def _about(rows: SubsetRows, settings: ExportSettings, sources: Sequence[str]) -
 def _target(
     store: Store, pool: Pool, rows: SubsetRows, directory: str, settings: ExportSettings
 ) -> ExportTarget:
-    """The directory, from which only what killed processes left half-written is removed. Raises
-    UserError where it cannot be one of an export."""
+    """Return the target directory, after removing partial files of killed processes.
+
+    Raises UserError if the directory cannot hold an export.
+    """
     form = settings.format
     if is_within(directory, pool.location):
-        raise UserError(f"--out {directory} is inside the pool {pool.location}: name another")
+        raise UserError(
+            f"--out {directory} is inside the pool {pool.location}; name another directory"
+        )
     if _is_of_parts(directory, store):
         raise UserError(
-            f"--out {directory} is where {store.location} has its parts: name another, such as "
-            f"{store.path(SHARDS)}/{rows.name}"
+            f"--out {directory} holds parts of the work directory {store.location}; name another "
+            f"directory, for example {store.path(SHARDS)}/{rows.name}"
         )
     target = ExportTarget(directory, store.scratch_place, is_shared=form in FORMS)
     if form in FORMS:
         check_settings(pool, target, settings)
     if settings.push and not target.is_local:
-        raise UserError("--push uploads from a local directory: name one with --out")
+        raise UserError("--push requires a local directory; name one with --out")
     refuse_foreign(target, is_shared=form in FORMS)
     target.sweep()
     return target
@@ -184,7 +193,7 @@ def _write(
     engine: EngineSettings,
     max_failures: float,
 ) -> tuple[Counts, list[str]]:
-    """The counts, and what is to be noted on the card."""
+    """Write the export; return the counts and notes for the card."""
     if settings.format == "csv":
         return _write_csv(target, rows), []
     if settings.format in FORMS:
@@ -216,7 +225,7 @@ def _write_card(
 
 
 def _is_of_parts(directory: str, store: Store) -> bool:
-    """Whether a directory is the work directory, or inside one of its folders of parts."""
+    """Return whether a directory contains the work directory or is in one of its part folders."""
     folders = (*legacy.MARKED, MARKERS, RUNNING, SCRATCH)
     return is_within(store.root, directory) or any(
         is_within(directory, store.path(name)) for name in folders
@@ -226,7 +235,7 @@ def _is_of_parts(directory: str, store: Store) -> bool:
 def _write_shards(
     work: Export, rows: SubsetRows, engine: EngineSettings, max_failures: float
 ) -> tuple[Counts, list[str]]:
-    """The counts, and what is to be noted on the card."""
+    """Write all shards and the export's tables; return the counts and notes for the card."""
     shards, target = _output_shards(rows, work), work.target
     job = Job(partial(_export_stages, work), shards, target, retry=True)
     if engine.name == "local" and len(shards) < 2:
@@ -246,9 +255,9 @@ def _write_shards(
     if work.form == "jsonl":
         with target.writing("metadata.jsonl") as stream, target.writing("llava.json") as llava:
             lines = (target.read_bytes(f"{shard.name}.jsonl") for shard in shards)
-            replaced = write_llava(llava, map(_conversation, _noted(stream, lines)))
+            replaced = write_llava(llava, map(_conversation, _tee(stream, lines)))
         if replaced:
-            notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
+            notes.append(f"`<image>` was replaced by `[image]` in {replaced:,} captions.")
             log.warning("export %s: %s", work.rows.name, notes[-1])
     return counts, notes
 
@@ -258,8 +267,8 @@ def _conversation(line: bytes) -> Conversation:
     return Conversation(about["id"], about["file_name"], about["text"])
 
 
-def _noted(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
-    """Each line of each shard, once it is written to `stream` too."""
+def _tee(stream: Sink, shards: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield each line of each shard after writing it to `stream`."""
     for data in shards:
         stream.write(data)
         yield from data.splitlines()
@@ -352,7 +361,8 @@ def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _models(store: Store, pool: Pool, sources: Sequence[str]) -> dict[str, str]:
-    """What wrote the captions of each source and what scored them, as the first markers say."""
+    """Return the models of each source's captions and of each scorer, from the first shard's
+    markers."""
     first = pool.shards[0].name
     folders = {f"captions of {one}": texts_folder(one) for one in sources if one != "raw"}
     folders |= {f"scores {one}": scores_folder(one, RAW) for one in store.folders(SCORES)}

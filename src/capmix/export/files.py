@@ -1,9 +1,9 @@
-"""Write image files under the paths and names that they have in the pool.
+"""Write image files under their paths and names in the pool.
 
-One shard of the pool is one unit of work, so that all texts of an image are together. What is
-written is listed in `.manifest/` before it is put in place: a killed export resumes, and a later
-one knows which files are capmix's. Files that were there before are kept. `_markers/<shard>.jsonl`
-has a line per image, of which the tables of kohya, LLaVA and imagefolder are made.
+One shard of the pool is one unit of work, so that all texts of an image are written together. Each
+file is listed in `.manifest/` before it is put in place, so a killed export can resume and a later
+export can identify the files that capmix wrote. Existing files are kept. `_markers/<shard>.jsonl`
+has one line per image; the tables for kohya, LLaVA and imagefolder are built from these lines.
 """
 
 import errno
@@ -48,7 +48,7 @@ TextOf = Callable[[Sequence[Mapping[str, Any]]], str]
 
 @dataclass(frozen=True)
 class FilesExport:
-    """One export of image files, in a form that can be sent to another process."""
+    """One export of image files; can be pickled and sent to another process."""
 
     pool: Pool
     store: Store
@@ -57,54 +57,56 @@ class FilesExport:
     settings: ExportSettings
     sources: tuple[str, ...]
     names: FileNames
-    shards: tuple[str, ...]  # of the pool
+    shards: tuple[str, ...]  # names of pool shards
 
     @property
     def text_of(self) -> TextOf | None:
-        """What an image's text file holds; None for formats without."""
+        """The function that formats an image's text file; None for formats without text files."""
         return {"files": plain_text, "kohya": caption_lines}.get(self.settings.format)
 
     @property
     def folder(self) -> str:
-        """Where images are, with a slash at its end; "" for the export's own directory."""
+        """The folder of the images, with a trailing slash; "" for the export's root."""
         return f"{IMAGEFOLDER}/" if self.settings.format == "imagefolder" else ""
 
 
 def plain_text(texts: Sequence[Mapping[str, Any]]) -> str:
-    """The text as it is; of several, one per line."""
+    """Return a single text unchanged, or several texts one per line."""
     if len(texts) == 1:
         return str(texts[0]["text"])
     return "".join(f"{' '.join(one['text'].split())}\n" for one in texts)
 
 
 def check_settings(pool: Pool, target: ExportTarget, settings: ExportSettings) -> None:
-    """Raise UserError for options that fit neither the pool nor the target."""
+    """Raise UserError for options that the pool or the target does not support."""
     check_text_suffix(settings.text_suffix)
     if not target.is_local:
         raise UserError(
-            f"--format {settings.format} writes to a local directory, not to {target.location}; "
-            "export there and copy it, or name another format"
+            f"--format {settings.format} requires a local --out, not {target.location}; "
+            "export to a local directory and copy it, or choose another format"
         )
     if settings.link and not (pool.is_folder and pool.is_local):
         raise UserError(
-            f"--link hard: pool {pool.location} is no local folder of image files; leave it out"
+            f"--link hard requires a local folder of image files; {pool.location} is not one"
         )
 
 
 def check_text_suffix(suffix: str) -> None:
-    """Raise UserError for the suffix of another kind of file."""
+    """Raise UserError for a suffix that image or JSON files use."""
     if suffix.lower() in (".json", *(f".{one}" for one in IMAGE_SUFFIXES)):
-        raise UserError(f"--text-suffix {suffix} is that of images or JSON; use .txt or .caption")
+        raise UserError(
+            f"--text-suffix {suffix} is a suffix of image or JSON files; use .txt or .caption"
+        )
 
 
 def write_files(
     work: FilesExport, engine: EngineSettings, max_failures: float
 ) -> tuple[Counts, list[str]]:
-    """Write all images and the table of the format; the counts, and notes for the card."""
+    """Write all images and the format's table; return the counts and notes for the card."""
     target = work.target
     stamp = work.settings.format
     shards = [Shard(f"{number:08d}", stamp) for number in range(len(work.shards))]
-    _forget_incomplete(target, shards)
+    _remove_incomplete_markers(target, shards)
     if engine.name == "local" and len(shards) < 2:
         engine = EngineSettings()
     job = Job(partial(files_stages, work), shards, target, retry=True)
@@ -123,13 +125,13 @@ def write_files(
         with target.writing("llava.json") as stream:
             replaced = write_llava(stream, conversations(lines()))
         if replaced:
-            notes.append(f"`<image>` is `[image]` in {replaced:,} captions of `llava.json`.")
+            notes.append(f"`<image>` was replaced by `[image]` in {replaced:,} captions.")
             log.warning("export %s: %s", work.rows.name, notes[-1])
     return counts, notes
 
 
 def files_stages(work: FilesExport) -> list[Stage]:
-    """The one stage that writes the images of the pool's shards."""
+    """Return the single stage, which writes the images of one pool shard."""
     pool, store, rows = work.pool, work.store, work.rows
     by_name = {shard.name: shard for shard in pool.shards}
 
@@ -187,11 +189,14 @@ Note = Callable[[str, FileRecord], None]
 
 @dataclass
 class _ShardFiles:
-    """The files of one shard under way. `renamed` and `kept` are pairs of names, and names;
-    `found` are files that were there as they have to be."""
+    """State of one shard while its files are written.
+
+    `renamed` is [count, first pool name, first written name], `kept` is [count, first name].
+    `found` has the files that existed already with the right bytes.
+    """
 
     work: FilesExport
-    shard: str  # of the pool
+    shard: str  # name of the pool shard
     part: str
     note: Note = field(default=lambda name, record: None)
     renamed: list[Any] = field(default_factory=lambda: [0, "", ""])
@@ -203,8 +208,10 @@ class _ShardFiles:
         self._folder = TargetFolder(self.work.target.root, self.work.settings.overwrite)
 
     def write(self, chosen: Sequence[Chosen]) -> dict[str, Any] | None:
-        """Write one sample, of which all rows are given; what tables have to know of it, or None
-        where its files are those of somebody else."""
+        """Write one sample, given all its rows.
+
+        Return the values for the tables, or None if the user's own files are in the way.
+        """
         sample = chosen[0].sample
         name = self.work.names.of(self.shard, sample, self._key_is_name)
         texts = [
@@ -218,7 +225,7 @@ class _ShardFiles:
         if self.work.text_of is not None:
             text = self.work.text_of(texts).encode("utf-8", "replace")
             files.append((self._beside(path), text, None))
-        # All names come first: an image beside a text of somebody else would have that text.
+        # Check all names before writing: a new image beside a user's text would get that text.
         if any(self._is_in_the_way(one, data) for one, data, _ in files):
             return None
         if not all(self._put(*one) for one in files):
@@ -249,7 +256,7 @@ class _ShardFiles:
         record = FileRecord(len(data), digest_of(data))
         with self.work.target.reporting_errors(name):
             put = self._folder.put(name, data, make, lambda: self.note(name, record))
-        if put in ("kept", "linked"):  # it appeared since
+        if put in ("kept", "linked"):  # it appeared after the check in `write`
             self._count_kept(name)
             return False
         if put == "same":
@@ -262,10 +269,10 @@ class _ShardFiles:
     def _maker(self, key: str, data: bytes) -> Make | None:
         if not self.work.settings.link:
             return None
-        return _reported(hard_link(self.work.pool.path(key), data), key)
+        return _with_link_errors(hard_link(self.work.pool.path(key), data), key)
 
 
-def _reported(make: Make, key: str) -> Make:
+def _with_link_errors(make: Make, key: str) -> Make:
     def made(folder: int, name: str) -> None:
         try:
             make(folder, name)
@@ -273,16 +280,16 @@ def _reported(make: Make, key: str) -> Make:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise UserError(
-                f"--link hard: {key} cannot be linked ({os.strerror(error.errno)}); name an --out "
-                "on the disk of the pool, or leave the option out"
+                f"--link hard: cannot link {key} ({os.strerror(error.errno)}); name an --out on "
+                "the pool's file system, or remove --link"
             ) from error
 
     return made
 
 
-def _forget_incomplete(target: ExportTarget, shards: Sequence[Shard]) -> None:
-    """Shards are written again where a listed file is gone, or where files of others were kept:
-    they may have been moved away."""
+def _remove_incomplete_markers(target: ExportTarget, shards: Sequence[Shard]) -> None:
+    """Remove the markers of shards that must be rewritten: those with missing files, and those
+    where the user's files were kept, since these may have been moved since."""
     for shard in shards:
         marker = target.read_marker(shard.name)
         if marker is None:
@@ -292,13 +299,13 @@ def _forget_incomplete(target: ExportTarget, shards: Sequence[Shard]) -> None:
 
 
 def _report(work: FilesExport, shards: Sequence[Shard], counts: Counts) -> None:
-    """One line for files that were kept, and one for images with another name."""
+    """Log one line about kept files and one about renamed images."""
     extras = [marker.extra for shard in shards if (marker := work.target.read_marker(shard.name))]
     kept, example = _sum([one["kept"] for one in extras])
     if kept:
         log.warning(
-            "export %s: kept %s files that were there before, such as %s; --overwrite replaces "
-            "them, but nothing behind a link. %s samples were left out for that",
+            "export %s: kept %s existing files (first: %s) and dropped the %s samples that they "
+            "belong to; use --overwrite to replace them (files behind links are never replaced)",
             work.rows.name,
             f"{kept:,}",
             example[0],
@@ -307,17 +314,17 @@ def _report(work: FilesExport, shards: Sequence[Shard], counts: Counts) -> None:
     renamed, names = _sum([one["renamed"] for one in extras])
     if renamed:
         log.warning(
-            "export %s: %s images have another name, such as %r for %r: theirs is unsafe, or "
-            "differs from that of another in case or suffix alone",
+            "export %s: renamed %s images whose names are unsafe, or differ from another name only "
+            "in case or suffix (first: %r to %r)",
             work.rows.name,
             f"{renamed:,}",
-            names[1],
             names[0],
+            names[1],
         )
 
 
 def _sum(found: Sequence[Sequence[Any]]) -> tuple[int, Sequence[str]]:
-    """How many in all, and the first example."""
+    """Return the total count and the first example."""
     counted = [one for one in found if one[0]]
     return sum(one[0] for one in counted), counted[0][1:] if counted else ()
 

@@ -1,6 +1,6 @@
-"""Put files into a folder that others use too: none of theirs is replaced, and none is left half.
+"""Write files atomically into a folder that may hold the user's own files, without replacing them.
 
-Every folder on the way is opened by its own name, so that a link among them leads nowhere.
+Each folder on the path is opened relative to its parent, so symbolic links are never followed.
 """
 
 import errno
@@ -15,27 +15,29 @@ from capmix.pool.local import HAS_DIR_FD
 from capmix.storage.temporary import NAME, clock_of, is_abandoned, temporary_name
 
 Put = Literal["written", "same", "kept", "linked"]
-# Windows has none of these three, and no open folders: what needs them is refused there.
+# Windows lacks these three flags and directory descriptors; TargetFolder raises there.
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 INSIDE = FOLDER | NOFOLLOW
 FILE = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW
 IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # FAT, some networks
-Other = Literal[False]  # something that is not the file
-Make = Callable[[int, str], None]  # of a new file, by the descriptor of its folder
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # FAT, some network drives
+Other = Literal[False]  # not a regular file, or larger than expected
+Make = Callable[[int, str], None]  # creates a file, given its folder's descriptor and its name
 
 
 class TargetFolder:
-    """A local folder. With `overwrite`, files of others are replaced; the files that links of
-    whatever kind lead to never are. Raises UserError on systems that open no file from an open
-    folder."""
+    """A local folder to write into.
+
+    With `overwrite`, existing files are replaced, but never the targets of links. Raises UserError
+    on systems without directory descriptors (`dir_fd`).
+    """
 
     def __init__(self, root: str, overwrite: bool = False):
         if not HAS_DIR_FD:
             raise UserError(
-                "export: image files and --sidecars need Linux or macOS; name --format jsonl, "
+                "formats of image files and --sidecars require Linux or macOS; use --format jsonl, "
                 "webdataset or parquet"
             )
         self.root, self.overwrite = root, overwrite
@@ -48,12 +50,12 @@ class TargetFolder:
         about_to_write: Callable[[], None] = lambda: None,
         ignore_last_breaks: bool = False,
     ) -> Put:
-        """Put a file in place, by a new name first.
+        """Write a file under a temporary name and move it into place.
 
-        `written`, or `same` where it is there already, or `kept` where another one is, or `linked`
-        where a link or a file has the name of a folder on the way. `make` writes the data in
-        another way; `about_to_write` is called where nothing is in the way.
-        With `ignore_last_breaks`, a file that differs in line breaks at its end is the same.
+        Returns `written`; `same` if it exists already with these bytes; `kept` if another file has
+        the name; `linked` if a link or a file has the name of a folder on the path. `make` replaces
+        the default writer. `about_to_write` is called before writing, if nothing is in the way.
+        With `ignore_last_breaks`, trailing line breaks are ignored in the comparison.
         Raises OSError.
         """
         *folders, last = name.split("/")
@@ -72,7 +74,10 @@ class TargetFolder:
             os.close(folder)
 
     def sweep(self, folder: str) -> None:
-        """Remove what killed processes left half-written directly in a folder. Raises OSError."""
+        """Remove temporary files of killed processes from a folder (not from subfolders).
+
+        Raises OSError.
+        """
         try:
             opened = self._open([one for one in folder.split("/") if one])
         except FileNotFoundError:
@@ -90,8 +95,10 @@ class TargetFolder:
             os.close(opened)
 
     def would_keep(self, name: str, data: bytes) -> bool:
-        """Whether something is in the way of a file, as far as can be seen now; writes nothing.
-        Raises OSError."""
+        """Return whether `put` would keep an existing file, judged by the current state.
+
+        Writes nothing. Raises OSError.
+        """
         *folders, last = name.split("/")
         try:
             folder = self._open(folders)
@@ -108,8 +115,10 @@ class TargetFolder:
             os.close(folder)
 
     def _open(self, folders: list[str], create: bool = False) -> int | None:
-        """The descriptor of a folder; None where something else is in the way. Raises
-        FileNotFoundError where it is missing, unless it is to be made."""
+        """Return the descriptor of a folder, or None if a link or a file is in the way.
+
+        Raises FileNotFoundError if it is missing and `create` is false.
+        """
         folder = os.open(self.root, FOLDER)
         try:
             for name in folders:
@@ -140,11 +149,11 @@ def _is_same(found: bytes | Other, data: bytes, ignore_last_breaks: bool) -> boo
 
 
 def hard_link(source: str, data: bytes) -> Make:
-    """Makes a hard link to a file, or a copy of `data` where that is not what the file holds."""
+    """Return a Make that hard-links a file, or copies `data` if the file has changed since."""
 
     def make(folder: int, name: str) -> None:
         os.link(os.path.realpath(source), name, dst_dir_fd=folder)
-        if _read(folder, name, len(data)) != data:  # replaced since it was read
+        if _read(folder, name, len(data)) != data:  # the source has been replaced since
             os.unlink(name, dir_fd=folder)
             _writer(data)(folder, name)
 
@@ -174,8 +183,10 @@ def _place(folder: int, last: str, data: bytes, make: Make, replaces: bool) -> P
 
 
 def _linked(folder: int, temporary: str, last: str) -> bool:
-    """Give a file its name; False where the file system has no hard links. A rename would replace
-    a file that appears meanwhile."""
+    """Link a file to its final name; return False if the file system has no hard links.
+
+    A rename would replace a file that another process has created meanwhile.
+    """
     try:
         os.link(temporary, last, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
     except OSError as error:
@@ -186,8 +197,10 @@ def _linked(folder: int, temporary: str, last: str) -> bool:
 
 
 def _read(folder: int, name: str, size: int) -> bytes | Other | None:
-    """The bytes of a file of about `size`; None where there is none, False for what is longer or no
-    regular file."""
+    """Return the bytes of a file of up to `size` + 64 bytes.
+
+    None if it does not exist; False if it is larger or not a regular file.
+    """
     try:
         file = os.open(name, FILE, dir_fd=folder)
     except FileNotFoundError:

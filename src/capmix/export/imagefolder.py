@@ -1,8 +1,8 @@
-"""Hugging Face's imagefolder: images below `train/`, and `train/metadata.parquet` about them.
+"""Hugging Face's imagefolder layout: images in `train/` with `train/metadata.parquet`.
 
-The folder keeps apart what a loader looks for from everything else, and says that folders of the
-pool called `test` are no split. The table is parquet since types of JSON lines are guessed from
-their first ones.
+Images are in `train/` so that the loader does not read the export's other files, and does not take
+a pool folder named `test` for a split. The metadata is Parquet because loaders infer the types of
+JSON lines from the first rows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from capmix.storage.record import Sink
 
 FOLDER = "train"
-AT_ONCE = 1_000  # rows of a row group
+AT_ONCE = 1_000  # rows per row group
 
 
 def imagefolder_schema(sources: Sequence[str]) -> pa.Schema:
-    """`file_name` becomes the column `image`; the others stay as they are."""
+    """Return the schema. Loaders turn `file_name` into the column `image`."""
     fields = [
         ("file_name", pa.string()),
         ("text", pa.string()),
@@ -34,7 +34,7 @@ def imagefolder_schema(sources: Sequence[str]) -> pa.Schema:
 def write_imagefolder(
     stream: Sink, lines: Iterable[Mapping[str, Any]], sources: Sequence[str]
 ) -> None:
-    """One row for each text of each image, three for a text of weight 3."""
+    """Write one row per text of each image; a text of weight 3 is written three times."""
     schema = imagefolder_schema(sources)
     waiting: list[dict[str, Any]] = []
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:

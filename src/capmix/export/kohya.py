@@ -1,9 +1,9 @@
 """Several captions per image for kohya's sd-scripts.
 
-With `enable_wildcard = true` it takes one line of a caption at random, in each step anew: of the
-.txt file beside an image (DreamBooth's method, folders one by one), or of `caption` in a metadata
-file (fine-tuning's method, all folders at once). Without it the first line alone is read. Then too,
-`{a|b}` in a caption is a choice, unless braces are doubled.
+With `enable_wildcard = true`, sd-scripts selects one line of a caption at random in each step: from
+the .txt file beside an image (DreamBooth method, one dataset entry per folder), or from `caption`
+in a metadata file (fine-tuning method, all folders at once). `{a|b}` in a caption is then also a
+choice, so braces are doubled. Without this option, only the first line is read.
 """
 
 import json
@@ -14,19 +14,21 @@ from capmix.storage.record import Sink
 
 
 def caption_lines(texts: Sequence[Mapping[str, Any]]) -> str:
-    """The text file of an image: one line per text, a text of weight 3 three times. It is never
-    empty, which sd-scripts refuses."""
+    """Return the contents of an image's text file: one line per text, three for a text of weight 3.
+
+    It is never empty, because sd-scripts rejects empty files.
+    """
     lines = (_line(one["text"]) for one in texts for _ in range(one["weight"]))
     return "".join(f"{line}\n" for line in lines)
 
 
 def _line(text: str) -> str:
-    """In one line, with braces that choose nothing."""
+    """Join a text into one line and escape its braces."""
     return " ".join(text.split()).replace("{", "{{").replace("}", "}}")
 
 
 def write_kohya(stream: Sink, lines: Iterable[Mapping[str, Any]]) -> None:
-    """`metadata.json`: for each image, by its path, `caption` with one line per text."""
+    """Write `metadata.json`: image path -> `caption`, one line per text."""
     stream.write(b"{")
     for number, line in enumerate(lines):
         name = json.dumps(line["file_name"], ensure_ascii=False)

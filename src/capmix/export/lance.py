@@ -1,9 +1,9 @@
-"""Write samples as a Lance dataset: a data file per output shard, and one commit of all of them.
+"""Write samples as a Lance dataset: one data file per output shard, and a single commit.
 
-Data files are parts like those of other forms, written by any number of processes. A directory is
-a Lance dataset once it has a manifest, which names its data files: it is written last, and removed
-before a data file is replaced. It is always that of version 1; whoever changes the dataset adds
-versions.
+Data files are parts like those of the other formats, written by any number of processes. A
+directory is a Lance dataset once it has a manifest that names its data files. The manifest is
+written last, and removed before a data file is replaced. It is always the manifest of version 1;
+later changes to the dataset add further versions.
 """
 
 import os
@@ -20,18 +20,19 @@ from capmix.pool.lance import DATA, VERSIONS, need_lance
 from capmix.storage.record import Sink
 from capmix.storage.store import Store
 
-FORMAT = "2.1"  # of data files: what random access is made for
+FORMAT = "2.1"  # data file version; supports fast random access
 TRANSACTIONS = "_transactions"
-MANIFEST = f"{VERSIONS}/{2**64 - 2}.manifest"  # of version 1, so that the latest is listed first
+# Manifest of version 1. Lance counts names down from 2**64 - 1, so that the latest is listed first.
+MANIFEST = f"{VERSIONS}/{2**64 - 2}.manifest"
 
 
 def data_file(shard: str) -> str:
-    """The name of an output shard's data file in the dataset."""
+    """Return the path of an output shard's data file within the dataset."""
     return f"{DATA}/train-{shard}.lance"
 
 
 def write_lance(target: Store, stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) -> int:
-    """Write every copy of every sample as one data file; returns how many there were."""
+    """Write all copies of all samples to one data file; return the number of rows."""
     need_lance("--format lance")
     from lance.file import LanceFileWriter
 
@@ -52,29 +53,30 @@ def write_lance(target: Store, stream: Sink, samples: Iterable[Chosen], schema: 
 
 
 def withdraw_dataset(target: Store) -> None:
-    """Make the directory no dataset, before one of its data files is replaced.
+    """Remove the manifest, so that a data file can be replaced.
 
-    Raises UserError as refuse_added_versions does.
+    Raises UserError if the dataset has versions that capmix did not write.
     """
     refuse_added_versions(target)
     target.remove(MANIFEST)
 
 
 def refuse_added_versions(target: Store) -> None:
-    """Raise UserError where somebody has added versions to the dataset, which need its files."""
+    """Raise UserError if the dataset has versions that capmix did not write, since they refer to
+    its data files."""
     found = [name for name in target.files(VERSIONS) if name.endswith(".manifest")]
     others = [name for name in found if name != MANIFEST]
     if others:
         raise UserError(
             f"--out {target.location}: the Lance dataset has a version that capmix did not write "
-            f"({others[0]}), of data files that the export would replace; name another --out"
+            f"({others[0]}) and whose data files would be replaced; name another --out"
         )
 
 
 def commit_dataset(target: Store, schema: pa.Schema, rows: Mapping[str, int]) -> None:
-    """Declare the data files of output shards to be one dataset; `rows` has how many are in each.
+    """Commit the data files of all output shards as one dataset, unless that is done already.
 
-    Does nothing where that is done.
+    `rows` maps each output shard to its number of rows.
     """
     if target.exists(MANIFEST):
         return

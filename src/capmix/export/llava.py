@@ -1,4 +1,4 @@
-"""LLaVA's list of conversations: `id`, `image` and two turns for each text of an image."""
+"""LLaVA's list of conversations: `id`, `image` and two turns per text of an image."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from capmix.storage.record import Sink
 
-IMAGE = "<image>"  # where its loader puts the image
+IMAGE = "<image>"  # the loader's placeholder for the image
 QUESTION = f"{IMAGE}\nDescribe this image."
 
 
 class Conversation(NamedTuple):
-    """One text of an image; `image` is a path below the folder of images."""
+    """One text of an image; `image` is a path relative to the image folder."""
 
     id: str
     image: str
@@ -19,7 +19,7 @@ class Conversation(NamedTuple):
 
 
 def conversations(lines: Iterable[Mapping[str, Any]]) -> Iterator[Conversation]:
-    """One for each text of each image, three for a text of weight 3."""
+    """Yield one conversation per text of each image; three for a text of weight 3."""
     for line in lines:
         texts = [one["text"] for one in line["texts"] for _ in range(one["weight"])]
         for number, text in enumerate(texts):
@@ -27,10 +27,11 @@ def conversations(lines: Iterable[Mapping[str, Any]]) -> Iterator[Conversation]:
 
 
 def write_llava(stream: Sink, found: Iterable[Conversation]) -> int:
-    """Write a list of `id`, `image` and a `conversations` of two turns.
+    """Write a JSON list of objects with `id`, `image` and two turns in `conversations`.
 
-    LLaVA's loader puts an image wherever a turn says `<image>`, in an answer too, and stops where
-    it has none left: in captions it is written `[image]`. Returns in how many.
+    LLaVA's loader inserts an image at every `<image>`, also in answers, and fails if there are more
+    placeholders than images. In captions, `<image>` is therefore replaced by `[image]`. Returns the
+    number of captions changed.
     """
     replaced = 0
     stream.write(b"[")

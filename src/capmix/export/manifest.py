@@ -1,10 +1,10 @@
-"""Which files an export wrote, so that a later one touches no others.
+"""Lists of the files that an export wrote, so that a later export removes no others.
 
-`.manifest/<shard>.txt` lists the files of one output shard, `.manifest/export.txt` those of the
-whole: `<digest> <bytes> <name>` a line, as markers have them, names as in URLs. A shard's list is
-written before its marker. A file that differs from its line was changed by somebody and is theirs.
-`.manifest/<shard>.found.txt` lists in the same way files that the export needs and others own, who
-had put them there with the same bytes: they are pushed and verified, but never removed.
+`.manifest/<shard>.txt` lists the files of one output shard, `.manifest/export.txt` the files of the
+whole export. Each line is `<digest> <bytes> <name>`, with the digest as in markers and the name
+percent-encoded. A shard's list is written before its marker. A file that differs from its line was
+changed by the user and is kept. `.manifest/<shard>.found.txt` lists files that existed before the
+export with the right bytes: they are pushed and verified, but never removed.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ LINE = re.compile(r"([0-9a-f]{32}) (\d{1,18}) (\S+)")
 
 
 class ExportTarget(Store):
-    """The directory of an export; lists every file that is written through it.
+    """The directory of an export; lists every file written through it.
 
-    A file of the whole export that somebody has changed is kept, and the new one is written beside
-    it as `<stem>.new<suffix>`. A directory that `is_shared` may hold files of others from the
-    start.
+    If the user has changed a file of the whole export (for example README.md), it is kept, and the
+    new one is written beside it as `<stem>.new<suffix>`. A directory that `is_shared` may hold the
+    user's own files from the start.
     """
 
     kind = "export --out"
@@ -55,11 +55,11 @@ class ExportTarget(Store):
     def __init__(self, location: str, scratch: str | None = None, is_shared: bool = False):
         super().__init__(location, EXPORT_MARKERS, scratch)
         self._is_shared = is_shared
-        self._lines: dict[str, bytearray] = {}  # by shard that is not finished
+        self._lines: dict[str, bytearray] = {}  # by unfinished shard
 
     @contextlib.contextmanager
     def writing(self, name: str, sync: bool = True) -> Iterator[RecordingStream]:
-        """As Store.writing; the file is listed."""
+        """Like Store.writing; also list the file."""
         if name in WHOLE:
             name = self._free(name)
         with super().writing(name, sync) as stream:
@@ -67,7 +67,7 @@ class ExportTarget(Store):
         self._list(name, stream.record)
 
     def write_card(self, card: bytes) -> None:
-        """Write README.md, but beside one that is not as capmix wrote it."""
+        """Write README.md, or README.new.md if the user has changed README.md."""
         written = FileRecord(len(card), digest_of(card))
         if self.is_as_written(EXPORT_CARD, written):  # a killed run may not have listed it
             self._list(EXPORT_CARD, written)
@@ -75,18 +75,20 @@ class ExportTarget(Store):
             self.write_bytes(EXPORT_CARD, card)
 
     def prepare_marker(self, part: str, marker: Marker) -> str:
-        """As Store.prepare_marker; the files of the output shard are listed first."""
+        """Like Store.prepare_marker; first write the list of the output shard's files."""
         for name, record in marker.files.items():
             self._list(name, record)
         lines = self._lines.pop(part, bytearray()).splitlines(keepends=True)
-        once = dict.fromkeys(map(bytes, lines))  # a second attempt writes what the first has
+        once = dict.fromkeys(map(bytes, lines))  # a retry lists the same files twice
         self.write_bytes(_list_of(part), b"".join(once))
         return super().prepare_marker(part, marker)
 
     @contextlib.contextmanager
     def journal(self, part: str) -> Iterator[Callable[[str, FileRecord], None]]:
-        """Within the block, files of an output shard on a local disk are listed, by what is given,
-        before they are written: those of a killed run stay known."""
+        """Open the list of an output shard on a local disk; yield a function that adds a file.
+
+        Call it before each file is written, so that files of a killed run are listed too.
+        """
         manifest = _list_of(part)
         self._lines[part] = bytearray().join(_line(*one) for one in self.written(manifest).items())
         self.make_folder(EXPORT_FILES)
@@ -100,8 +102,8 @@ class ExportTarget(Store):
             yield note
 
     def list_found(self, part: str, found: Mapping[str, FileRecord]) -> None:
-        """List files that an output shard needs and that were there; not those that a killed run
-        has written."""
+        """List the existing files that an output shard needs, except those written by a killed run
+        of the same export."""
         own = self.written(_list_of(part))
         lines = [_line(name, record) for name, record in found.items() if name not in own]
         if lines:
@@ -110,11 +112,11 @@ class ExportTarget(Store):
             self.remove(_list_of_found(part))
 
     def lists(self) -> list[str]:
-        """The lists of files that the export has written."""
+        """Return the names of the lists of files that the export wrote."""
         return self._lists(LIST)
 
     def lists_of_found(self) -> list[str]:
-        """The lists of files that others had put there."""
+        """Return the names of the lists of files that existed before the export."""
         return self._lists(LIST_OF_FOUND)
 
     def _lists(self, pattern: re.Pattern[str]) -> list[str]:
@@ -123,17 +125,19 @@ class ExportTarget(Store):
         return sorted(filter(pattern.fullmatch, names))
 
     def lacks_files(self, part: str) -> bool:
-        """Whether a file that an output shard needs is gone."""
+        """Return whether any file of an output shard is missing."""
         lists = (_list_of(part), _list_of_found(part))
         return any(self.size(name) < 0 for one in lists for name in self.written(one))
 
     def make_folder(self, name: str) -> None:
-        """Make a folder on a local disk."""
+        """Create a folder on a local disk."""
         os.makedirs(self.path(name), exist_ok=True)
 
     def written(self, manifest: str) -> dict[str, FileRecord]:
-        """The files that a list names; none where there is no list. Lines that are none of capmix's
-        are left out."""
+        """Return the files in a list, or {} if the list does not exist.
+
+        Lines in another format are skipped.
+        """
         try:
             text = self.read_bytes(manifest).decode("utf-8", "replace")
         except ABSENT:
@@ -142,7 +146,7 @@ class ExportTarget(Store):
         return {unquote(one[3]): FileRecord(int(one[2]), one[1]) for one in found if one}
 
     def is_as_written(self, name: str, written: FileRecord, size: int | None = None) -> bool:
-        """Whether a file is still what was written; `size` is its size, where that is known."""
+        """Return whether a file is unchanged; `size` is its current size, if known."""
         if (self.size(name) if size is None else size) != written.size:
             return False
         with contextlib.suppress(*ABSENT):
@@ -150,7 +154,7 @@ class ExportTarget(Store):
         return False
 
     def _free(self, name: str) -> str:
-        """`name`, or the first name beside it that holds nothing of others."""
+        """Return `name`, or the first `.new` variant that does not replace a user's file."""
         known = self.written(WHOLE_LIST)
         stem, _, suffix = name.partition(".")
         others = (f"{stem}.new{n if n > 1 else ''}.{suffix}" for n in itertools.count(1))
@@ -158,7 +162,7 @@ class ExportTarget(Store):
         free = next(one for one in names if self._is_free(one, known))
         if free != name:
             log.warning(
-                "%s is not as capmix wrote it and is kept; the new one is %s",
+                "kept %s, which has changed or was not written by capmix; the new file is %s",
                 self.path(name),
                 self.path(free),
             )
@@ -169,7 +173,7 @@ class ExportTarget(Store):
             return True
         if name in known:
             return self.is_as_written(name, known[name])
-        # capmix 0.1 listed nothing; of its files the card alone is there to be filled in.
+        # capmix 0.1 wrote no lists; of its files, users are meant to edit only the card.
         return name in WHOLE and name != EXPORT_CARD and not self._is_shared
 
     def _list(self, name: str, written: FileRecord) -> None:

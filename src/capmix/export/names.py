@@ -1,7 +1,7 @@
-"""Names of samples: what they are called in the pool, and how they may be written to a disk.
+"""Names of samples: their names in the pool, and safe names for writing them to disk.
 
-Names of a pool are untrusted. What is written stays below the folder of the export, can be printed
-and has a name of its own on every file system, also where case does not count.
+Names in a pool are untrusted. Written names stay below the export's folder, are printable, and are
+unique on every file system, including case-insensitive ones.
 """
 
 import hashlib
@@ -20,44 +20,49 @@ from capmix.pool import Pool, Sample
 from capmix.storage.layout import EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS
 
 OWN = {name.casefold() for name in (EXPORT_ABOUT, EXPORT_CARD, EXPORT_FILES, EXPORT_MARKERS)}
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # of Windows
-LONGEST_PATH = 1000  # bytes: links and temporary names have room below 4096
-LONGEST_PART = 200  # bytes, of at most 255 with what is appended
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows devices
+LONGEST_PATH = 1000  # bytes; leaves room for temporary names within PATH_MAX (4096)
+LONGEST_PART = 200  # bytes; leaves room for suffixes within NAME_MAX (255)
 DEEPEST = 32  # folders
 
 
 def pool_name(sample: Sample, key_is_name: bool) -> str:
-    """What a sample's image is called in the pool: its path below the folder; in tars, parquet
-    files and Lance datasets what the field `filename` says, where there is one, so that a name
-    outlives several exports, or else the member's name (in tables: the row's number)."""
+    """Return the name of a sample's image in the pool.
+
+    In a folder, this is the path below it. In tars, parquet files and Lance datasets, it is the
+    field `filename` if present, so that a name survives several exports; otherwise the member's
+    name (in tables: the row's number).
+    """
     if key_is_name:
         return sample.key
     known = sample.metadata.get("filename")
     if isinstance(known, str) and 0 < len(known) <= LONGEST_PATH:
-        return known.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
+        return known.encode("utf-8", "replace").decode()  # JSON can hold lone surrogates
     return f"{sample.key}.{sample.suffix}"
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """Where each sample of a subset is written. `others` has the stems of those that cannot have
-    their own, by shard and key, since an earlier sample has it."""
+    """Where each sample of a subset is written.
+
+    `others` maps (shard, key) to a substitute stem if an earlier sample uses the original one.
+    """
 
     others: Mapping[tuple[str, str], str]
 
     def of(self, shard: str, sample: Sample, key_is_name: bool) -> str:
-        """The path of a sample's image, with forward slashes."""
+        """Return the path of a sample's image, with forward slashes."""
         stem = self.others.get((shard, sample.key)) or file_stem(shard, sample.key, key_is_name)
         ending = sample.key.rpartition(".")[2] if key_is_name else sample.suffix
         return f"{stem}.{ending}"
 
 
 def file_names(rows: SubsetRows, pool: Pool) -> FileNames:
-    """Names for all samples of a subset.
+    """Return the file names for all samples of a subset.
 
-    Two that differ in case or suffix alone (a.jpg, A.jpg, a.png) would share a file or a text: the
-    first in the order of the pool has the name, further ones get `-2` and so on. What is kept of
-    each name is 8 bytes.
+    Names that differ only in case or suffix (a.jpg, A.jpg, a.png) would share a file or a text: the
+    first in pool order keeps the name, further ones get `-2` and so on. Memory use is 8 bytes per
+    name.
     """
     hashes = np.fromiter((_hash(stem) for *_, stem in _stems(rows, pool)), np.uint64)
     hashes.sort()
@@ -83,14 +88,19 @@ def file_names(rows: SubsetRows, pool: Pool) -> FileNames:
 
 
 def file_stem(shard: str, key: str, key_is_name: bool) -> str:
-    """The path of a sample's image without dot and suffix: its own one, or below a folder with the
-    shard's name the key, which another shard may have too."""
+    """Return the path of a sample's image without dot and suffix.
+
+    This is its path in a folder pool; otherwise `<shard>/<key>`, since shards can share keys.
+    """
     return safe_name(key.rpartition(".")[0] if key_is_name else f"{shard}/{key}")
 
 
 def safe_name(name: str) -> str:
-    """A path below a folder, without `..`, hidden or unprintable parts, names of devices, or the
-    names of capmix's own files; those that are harmless as they are."""
+    """Return a safe relative path; safe names are returned unchanged.
+
+    Replaces `..`, hidden and unprintable parts, Windows device names and the names of capmix's own
+    files.
+    """
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".")] or ["_"]
     if parts[0].casefold() in OWN:
         parts[0] = f"_{parts[0]}"
@@ -114,7 +124,7 @@ def _digest(name: str) -> str:
 
 
 def _stems(rows: SubsetRows, pool: Pool) -> Iterator[tuple[str, str, str]]:
-    """Shard, key and stem of each sample, once."""
+    """Yield shard, key and stem of each sample once."""
     for table in rows.batches():
         for shard, key in _samples(table):
             yield shard, key, file_stem(shard, key, pool.is_folder)
@@ -126,6 +136,6 @@ def _samples(table: pa.Table) -> dict[tuple[str, str], None]:
 
 
 def _hash(stem: str) -> int:
-    """Equal for names that some file system takes for one."""
+    """Return a hash that is equal for names that some file systems treat as identical."""
     same = unicodedata.normalize("NFC", stem).casefold()
     return int(xxhash.xxh3_64_intdigest(same.encode()))

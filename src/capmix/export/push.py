@@ -1,8 +1,8 @@
-"""Upload an export to a data set of the Hugging Face Hub, with the Hub's own client.
+"""Upload an export to a Hugging Face Hub dataset, with huggingface_hub.
 
-Only files that the export lists are sent, some at a time, each time with a commit; the card is in
-the last one. What the Hub has already is not sent again. The token is the client's affair: that of
-HF_TOKEN or of `hf auth login`.
+Only files that the export lists are uploaded, in batches of one commit each; the card is in the
+last commit. Files that the Hub already has are skipped. huggingface_hub reads the token from
+HF_TOKEN or from `hf auth login`.
 """
 
 import hashlib
@@ -22,76 +22,81 @@ from capmix.storage.layout import EXPORT_CARD, EXPORT_MARKERS
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-FILES_AT_ONCE = 200  # of a commit
+FILES_AT_ONCE = 200  # per commit
 BYTES_AT_ONCE = 1 << 32
-OF_THE_HUB = (EXPORT_CARD, ".gitattributes")  # what a data set may have that an export has not
+OF_THE_HUB = (EXPORT_CARD, ".gitattributes")  # files that the Hub may have in addition
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{4,}")
-SHOWN = 300  # characters of an error of the Hub
+SHOWN = 300  # characters of the Hub's error message
 ADVICE = {
-    401: "it knows no token of yours: run `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there: use one with write access, or another USER",
-    404: "there is no such user, organization or data set, or the token may not see it",
-    409: "another change was made there at the same time",
-    412: "another change was made there at the same time",
+    401: "not authenticated: run `hf auth login`, or set HF_TOKEN",
+    403: "the token has no write access: use one with write access, or another USER",
+    404: "user, organization or dataset not found, or not visible to the token",
+    409: "conflict with a concurrent change",
+    412: "conflict with a concurrent change",
 }
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set of the Hub that exists; `api` is huggingface_hub's HfApi."""
+    """An existing dataset on the Hub; `api` is a huggingface_hub.HfApi."""
 
     name: str
     api: Any
 
 
 def open_dataset(name: str, private: bool) -> HubDataset:
-    """The data set USER/NAME, created where it is new. Raises UserError where the Hub cannot be
-    reached or does not allow it, where the data set is there already and not `private` as asked
-    for, or where the Hub's client is not installed."""
+    """Return the dataset USER/NAME, creating it if it does not exist.
+
+    Raises UserError if the Hub cannot be reached or denies access, if `private` is set and the
+    dataset exists and is public, or if huggingface_hub is not installed.
+    """
     try:
         from huggingface_hub import HfApi, constants
     except ImportError as error:
-        raise UserError("--push needs a package: pip install 'capmix[hub]'") from error
+        raise UserError("--push requires huggingface_hub: pip install 'capmix[hub]'") from error
     need_hub(f"--push {name}")
     found = HubDataset(name, HfApi(endpoint=constants.ENDPOINT))
-    _asked(name, lambda: found.api.create_repo(
+    _call_hub(name, lambda: found.api.create_repo(
         name, repo_type="dataset", private=private or None, exist_ok=True
     ))  # fmt: skip
-    if private and not _asked(name, lambda: found.api.dataset_info(name)).private:
+    if private and not _call_hub(name, lambda: found.api.dataset_info(name)).private:
         raise UserError(
-            f"--push {name}: the data set is public, and creating it with --private changes "
-            "nothing; make it private on the Hub, name another one, or leave out --private"
+            f"--push {name}: --private has no effect, because the dataset exists and is public; "
+            "make it private on the Hub, name another dataset, or remove --private"
         )
     return found
 
 
 def push(target: ExportTarget, dataset: HubDataset, overwrite: bool = False) -> int:
-    """Upload the files of an export; returns how many were sent.
+    """Upload the files of an export; return how many were uploaded.
 
-    Raises UserError where the Hub fails, or where the data set has files that the export lacks,
-    which are removed with `overwrite`. A card that differs on the Hub is kept without it.
+    With `overwrite`, files that the export does not have are removed from the dataset, and a card
+    that differs is replaced; without it, such files raise UserError, and the card is kept. Raises
+    UserError if a request to the Hub fails.
     """
     api, name = dataset.api, dataset.name
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, RepoFile
 
-    tree = _asked(name, lambda: list(api.list_repo_tree(name, repo_type="dataset", recursive=True)))
+    tree = _call_hub(
+        name, lambda: list(api.list_repo_tree(name, repo_type="dataset", recursive=True))
+    )
     there = {one.path: one for one in tree if isinstance(one, RepoFile)}
     ours = _files(target)
     others = sorted(there.keys() - ours - set(OF_THE_HUB))
     if others and not overwrite:
         raise UserError(
-            f"--push {name}: the data set has {len(others):,} files that this export lacks, such "
-            f"as {others[0]}; name another data set, or remove them with --overwrite"
+            f"--push {name}: the dataset has {len(others):,} files that are not in this export "
+            f"(first: {others[0]}); name another dataset, or remove the files with --overwrite"
         )
     missing = [one for one in sorted(ours) if not _is_there(target.path(one), there.get(one))]
     if EXPORT_CARD in there and EXPORT_CARD in missing and not overwrite:
         missing.remove(EXPORT_CARD)
         log.warning(
-            "export: %s has another README.md, which is kept; --overwrite replaces it", name
+            "export: kept the README.md of %s, which differs; use --overwrite to replace it", name
         )
     missing.sort(key=lambda one: one == EXPORT_CARD)
     batches = list(_batches(target, missing))
-    log.info("push: %s files to %s, %s are there", f"{len(missing):,}", name,
+    log.info("push: uploading %s files to %s, %s up to date", f"{len(missing):,}", name,
              f"{len(ours) - len(missing):,}")  # fmt: skip
     for number, batch in enumerate(batches, 1):
         operations: list[Any] = [CommitOperationAdd(one, target.path(one)) for one in batch]
@@ -105,7 +110,7 @@ def push(target: ExportTarget, dataset: HubDataset, overwrite: bool = False) -> 
 
 
 def _commit(dataset: HubDataset, operations: list[Any], what: str) -> None:
-    _asked(dataset.name, lambda: dataset.api.create_commit(
+    _call_hub(dataset.name, lambda: dataset.api.create_commit(
         dataset.name,
         operations,
         commit_message=f"Upload a capmix export ({what})",
@@ -114,8 +119,10 @@ def _commit(dataset: HubDataset, operations: list[Any], what: str) -> None:
 
 
 def _files(target: ExportTarget) -> set[str]:
-    """The files that the export lists and that are there, also those that were there before it;
-    README.md also where somebody filled it in. Links are left out."""
+    """Return the listed files that exist, including files that existed before the export.
+
+    README.md is included even if the user has edited it. Links are skipped.
+    """
     lists = [*target.lists(), *target.lists_of_found()]
     listed = {name for list_ in lists for name in target.written(list_)}
     found = {name for name in listed if not name.startswith(f"{EXPORT_MARKERS}/")} | {EXPORT_CARD}
@@ -130,7 +137,7 @@ def _is_regular(path: str) -> bool:
 
 
 def _is_there(path: str, known: Any) -> bool:
-    """Whether the Hub has a file with these bytes, as a RepoFile of it says."""
+    """Return whether the Hub has the file with the same bytes; `known` is its RepoFile."""
     size = os.path.getsize(path)
     if known is None or known.size != size:
         return False
@@ -160,8 +167,8 @@ def _batches(target: ExportTarget, names: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _asked(name: str, ask: Callable[[], Result]) -> Result:
-    """What the Hub answers. Raises UserError in one line, with what to do."""
+def _call_hub(name: str, ask: Callable[[], Result]) -> Result:
+    """Call the Hub; turn any failure into a one-line UserError with advice."""
     try:
         return ask()
     except UserError:
@@ -169,14 +176,14 @@ def _asked(name: str, ask: Callable[[], Result]) -> Result:
     except Exception as error:  # the client and its HTTP library raise many types
         status = getattr(getattr(error, "response", None), "status_code", None)
         first = TOKEN.sub("hf_...", " ".join(_cause(error).split())[:SHOWN])
-        why = ADVICE.get(status or 0, "the upload broke off")
+        why = ADVICE.get(status or 0, "upload failed")
         raise UserError(
-            f"--push {name}: {why} ({first}). Rerun the same command to resume; what is there is "
-            "not sent again"
+            f"--push {name}: {why} ({first}). Rerun the same command to resume; uploaded files are "
+            "skipped"
         ) from error
 
 
 def _cause(error: BaseException) -> str:
-    """The client wraps what the network said."""
+    """Return the message of the network error that the client wraps."""
     inner = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     return f"{error} {inner}" if inner is not error else str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Images and all captions of the rows of a subset, in their order, out of the pool."""
+"""Read the images and captions of a subset's rows from the pool, in pool order."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import SAMPLES, texts_folder
 from capmix.storage.store import Store
 
-ROW = ("uid", "key", "source", "k", "text", "score", "first", "times")  # of SubsetRows.between
+ROW = ("uid", "key", "source", "k", "text", "score", "first", "times")  # see SubsetRows.between
 
 
 class Chosen(NamedTuple):
-    """A sample with the text that was chosen for it, and the values of its row by the names ROW.
+    """A sample with its selected text; `row` has the values of the columns ROW.
 
-    `captions` are all its texts: caption_raw, caption_S for the first of source S, caption_S_k1 and
-    so on. `copies` are the numbers that its keys end in. `filename` is the sample's name in the
-    pool (see names.pool_name).
+    `captions` has all its texts: caption_raw, caption_S for the first caption of source S,
+    caption_S_k1 for the second, and so on. `copies` are the numbers appended to its keys.
+    `filename` is the sample's name in the pool (see names.pool_name).
     """
 
     sample: Sample
@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What is written beside the image, as json or as columns."""
+        """The fields written with the image, as JSON or as columns."""
         return self.captions | {
             "filename": self.filename,
             "caption_choice": self.row["source"],
@@ -50,13 +50,13 @@ def chosen_samples(
     sources: Sequence[str],
     failed: Counter[str],
 ) -> Iterator[Chosen]:
-    """The samples that `rows` (see SubsetRows.between) name, out of `shards`, which are those that
-    the rows come from. One that is gone is left out; copies of one that cannot be read, or has
-    other bytes than were indexed, are counted in `failed`, and a shard that cannot be read raises
-    OSError.
+    """Yield the samples of `rows` (see SubsetRows.between), read from `shards`.
 
-    Rows lie in pool order, so that each input shard is streamed once; members of samples that are
-    not asked for are skipped.
+    Missing samples are skipped. Samples that cannot be read, or whose bytes differ from the index,
+    are skipped and their copies counted in `failed`. Raises OSError if a shard cannot be read.
+
+    Rows are in pool order, so each input shard is streamed once; members of other samples are
+    skipped.
     """
     for shard in shards:
         wanted = _rows_by_key(rows.filter(pc.equal(rows["shard"], shard.name)))
@@ -81,7 +81,7 @@ def chosen_samples(
 
 
 def _rows_by_key(rows: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """As Table.to_pylist gives them, in a third of the time."""
+    """Group rows by key; three times as fast as Table.to_pylist."""
     found: dict[str, list[dict[str, Any]]] = {}
     columns = (rows[name].to_pylist() for name in ROW)
     for values in zip(*columns, strict=True):
@@ -96,18 +96,18 @@ def _is_indexed(sample: Sample, indexed: Mapping[str, IndexedBytes]) -> bool:
 
 
 def refuse_changed(store: Store, shard: Shard) -> None:
-    """Raise UserError for a shard that is not the one that was indexed: its keys may be those of
+    """Raise UserError if a shard has changed since it was indexed, since its keys may then refer to
     other samples."""
     indexed = store.read_marker(f"{SAMPLES}/{shard.name}")
     if indexed is None or indexed.inputs.get("pool") != shard.fingerprint:
         raise UserError(
-            f"shard {shard.name} of the pool has changed since it was indexed. Run `capmix mix` "
-            "again, after `caption` and `score` where they are needed."
+            f"shard {shard.name} of the pool has changed since it was indexed; rerun `capmix "
+            "caption` and `capmix score` if the recipe uses them, then `capmix mix`"
         )
 
 
 def _captions(store: Store, shard: str, sources: Sequence[str]) -> dict[str, dict[str, str]]:
-    """All texts of a shard's samples by uid and name of the field."""
+    """Return all texts of a shard's samples, by uid and field name."""
     found: dict[str, dict[str, str]] = {}
     for source in sources:
         fields = ["uid", "text"] if source == "raw" else ["uid", "text", "k"]

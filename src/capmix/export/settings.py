@@ -23,9 +23,10 @@ Form = Literal[
 SAMPLES_PER_SHARD = 10_000
 TEXT_SUFFIX = ".txt"
 FILES, HUB = "Image files", "Hugging Face Hub"
-FORMS: tuple[Form, ...] = ("files", "kohya", "llava", "imagefolder")  # of image files
+FORMS: tuple[Form, ...] = ("files", "kohya", "llava", "imagefolder")  # formats of image files
 WITH_TEXT_FILES: tuple[Form, ...] = ("files", "kohya")
-OF_SIDECARS: tuple[Form, ...] = ("webdataset", *WITH_TEXT_FILES)  # the first is "not given"
+# Formats allowed with --sidecars; webdataset is the default and means that none was given.
+OF_SIDECARS: tuple[Form, ...] = ("webdataset", *WITH_TEXT_FILES)
 SUFFIX = re.compile(r"\.[A-Za-z0-9_-]{1,20}")
 DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 SHOWN = 80  # characters of a bad value in an error
@@ -34,7 +35,7 @@ SHOWN = 80  # characters of a bad value in an error
 def _suffix(given: str) -> str:
     if not SUFFIX.fullmatch(given):
         raise ValueError(
-            "expected a dot and 1 to 20 letters, digits, - and _, such as .caption, found "
+            "expected a dot and 1 to 20 letters, digits, - or _, for example .caption, found "
             f"{given[:SHOWN]!r}"
         )
     return given
@@ -43,56 +44,60 @@ def _suffix(given: str) -> str:
 def _dataset(given: str) -> str:
     if not DATASET.fullmatch(given):
         raise ValueError(
-            f"expected USER/NAME, such as anna/photo-captions, found {given[:SHOWN]!r}"
+            f"expected USER/NAME, for example anna/photo-captions, found {given[:SHOWN]!r}"
         )
     return given
 
 
 class ExportSettings(Settings):
-    """In which form a subset is written."""
+    """Output format of a subset."""
 
     format: Form = option(
         "webdataset",
-        "webdataset: tars of image, text and JSON. datacomp: tars with untouched members, as "
-        "DataComp's resharder. parquet: images embedded, for Hugging Face datasets. lance: the "
-        "same columns as a Lance dataset. jsonl: image files by uid with .txt and JSON lines. csv: "
-        "uid and text, no images. With images under their own paths and names: files (a text file "
-        "beside each), kohya (the same with one caption per line, and metadata.json), llava "
-        "(llava.json), imagefolder (metadata.parquet).",
+        "webdataset: tars of images, texts and JSON. datacomp: tars with unchanged members, like "
+        "DataComp's resharder. parquet: embedded images, for Hugging Face datasets. lance: the "
+        "same columns as a Lance dataset. jsonl: image files named by uid, with .txt files and "
+        "JSON lines. csv: uid and text, no images. Formats that keep the images' paths and names: "
+        "files (with a text file per image), kohya (with one caption per line, and "
+        "metadata.json), llava (with llava.json), imagefolder (with metadata.parquet).",
     )
     samples_per_shard: int = option(
-        SAMPLES_PER_SHARD, "Samples per shard; formats of image files have none.", ge=1
+        SAMPLES_PER_SHARD,
+        "Samples per shard; not for files, kohya, llava, imagefolder and csv.",
+        ge=1,
     )
     sidecars: bool = option(
         False,
-        "Write text files beside the pool's own images, and nothing else; takes no --out.",
+        "Write only text files, beside the pool's own images; cannot be combined with --out.",
         group=FILES,
     )
     text_suffix: Annotated[str, AfterValidator(_suffix)] = option(
         TEXT_SUFFIX,
-        "Suffix of text files, for --sidecars and --format files and kohya; .caption for example.",
+        "Suffix of text files, for example .caption; for --sidecars and --format files or kohya.",
         group=FILES,
     )
     link: Literal["hard"] | None = option(
         None,
-        "Hard links to the pool's images in place of copies, in formats of image files.",
+        "Create hard links to the pool's images instead of copies; for --format files, kohya, "
+        "llava and imagefolder.",
         group=FILES,
     )
     overwrite: bool = option(
         False,
-        "Replace files that are there: images and texts of --sidecars and of formats of image "
-        "files; with --push, remove from the Hub what this export lacks.",
+        "Replace existing files, with --sidecars and --format files, kohya, llava and imagefolder; "
+        "with --push, replace README.md on the Hub and remove files that this export does not "
+        "have.",
         group=FILES,
     )
     push: Annotated[str, AfterValidator(_dataset)] | None = option(
         None,
-        "Upload the export to this data set of the Hugging Face Hub, USER/NAME, which is created "
-        "if it is new. Needs capmix[hub].",
+        "Upload the export to this Hugging Face Hub dataset; it is created if it does not exist. "
+        "Requires capmix[hub].",
         group=HUB,
         metavar="USER/NAME",
     )
     private: bool = option(
-        False, "Create a private data set; one that exists and is public is refused.", group=HUB
+        False, "Create a private dataset; fails if the dataset exists and is public.", group=HUB
     )
 
     @model_validator(mode="after")
@@ -102,28 +107,28 @@ class ExportSettings(Settings):
         return self
 
     def _without_effect(self) -> Iterator[str]:
-        """What is wrong with options that this form would ignore."""
+        """Yield an error for each option that this format would ignore."""
         form = "--sidecars" if self.sidecars else f"--format {self.format}"
         is_of_files = self.format in FORMS and not self.sidecars
         has_texts = self.sidecars or self.format in WITH_TEXT_FILES
         if self.sidecars and self.format not in OF_SIDECARS:
             yield (
-                f"--sidecars: --format {self.format} is no form of text files; name files or kohya"
+                f"--sidecars: --format {self.format} has no text files; use --format files or kohya"
             )
         if self.link and not is_of_files:
-            yield f"--link: {form} writes no image files; name one of {', '.join(FORMS)}"
+            yield f"--link: {form} writes no image files; use --format {' or '.join(FORMS)}"
         if self.text_suffix != TEXT_SUFFIX and not has_texts:
             yield (
-                f"--text-suffix: {form} has no text files to name; give --sidecars, or --format "
-                "files or kohya"
+                f"--text-suffix applies to --sidecars and --format files or kohya, not to {form}; "
+                "remove it"
             )
         if self.overwrite and not (self.sidecars or is_of_files or self.push):
             yield (
-                f"--overwrite: {form} without --push replaces an earlier export and nothing else; "
-                "leave it out"
+                f"--overwrite has no effect on {form} without --push, which replaces earlier "
+                "exports anyway; remove it"
             )
         has_shards = not (self.sidecars or is_of_files or self.format == "csv")
         if self.samples_per_shard != SAMPLES_PER_SHARD and not has_shards:
-            yield f"--samples-per-shard: {form} has no shards of a fixed size; leave it out"
+            yield f"--samples-per-shard: {form} has no shards of a fixed size; remove it"
         if self.private and not self.push:
-            yield "--private is of --push USER/NAME"
+            yield "--private requires --push USER/NAME"

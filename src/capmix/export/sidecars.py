@@ -1,6 +1,6 @@
-"""Write text files beside the images of a pool, and nothing else.
+"""Write text files beside the images of a pool.
 
-A rerun compares each file with its text, so that nothing has to be kept about earlier runs.
+A rerun compares each file with its text, so no record of earlier runs is needed.
 """
 
 import logging
@@ -31,30 +31,30 @@ log = logging.getLogger(__name__)
 
 SHARED, LINKED = "shares_text_file", "linked_folder"
 REASONS = {"kept": KEPT, "linked": LINKED}
-WHY = {  # of images that are dropped: how many, and the first
-    KEPT: "kept %s files that have another text, such as %s; --overwrite replaces them, and the "
-    "texts in them are lost",
-    LINKED: "%s images are in folders that a link leads to, such as %s: nothing is written there. "
-    "Name these folders as a pool of their own",
-    SHARED: "%s images share their text file with another one and have another text, which is not "
-    "written, such as %s",
+WHY = {  # warnings about dropped images; arguments: count and first example
+    KEPT: "kept %s existing files with other texts (first: %s); use --overwrite to replace them "
+    "(their texts are then lost)",
+    LINKED: "no text was written for %s images in linked folders (first: %s); export these folders "
+    "as a separate pool",
+    SHARED: "no text was written for %s images that share a text file with another image and have "
+    "a different text (first: %s)",
 }
 
 
 def write_sidecars(
     store: Store, pool: Pool, rows: SubsetRows, settings: ExportSettings, max_failures: float
 ) -> Counts:
-    """Write the texts of a subset beside the images that they are of; counts of images.
+    """Write the texts of a subset beside their images; return counts of images.
 
-    Of several texts there is one per line, with format kohya as it reads them. Where two images
-    would share a file (a.jpg, a.png) and have different texts, the first one's is written. Raises
-    UserError for a pool that is no local folder of images, and where too many images are gone.
+    Several texts are written one per line, with format kohya in its syntax. If two images share a
+    text file (a.jpg, a.png) and have different texts, the first image's text is written. Raises
+    UserError if the pool is not a local folder of images, or if too many images are missing.
     """
     check_text_suffix(settings.text_suffix)
     if not pool.is_folder or not pool.is_local:
         raise UserError(
-            f"--sidecars: pool {pool.location} is no local folder of image files; use "
-            "--format files --out DIR"
+            f"--sidecars requires a local folder of image files, and {pool.location} is not one; "
+            "use --format files --out DIR"
         )
     text_of = caption_lines if settings.format == "kohya" else plain_text
     found = _Sidecars(pool, settings)
@@ -67,8 +67,8 @@ def write_sidecars(
     _report(rows.name, found)
     if found.written and settings.text_suffix in SIDECARS:
         log.warning(
-            "export %s: the files are the pool's raw texts now, and the next command reads the "
-            "pool again; --text-suffix .caption leaves it as it is",
+            "export %s: the written files are now the pool's raw texts, so the next command will "
+            "reread the pool; use --text-suffix .caption to avoid this",
             rows.name,
         )
     _check(rows.name, found, max_failures)
@@ -77,8 +77,10 @@ def write_sidecars(
 
 @dataclass
 class _Sidecars:
-    """The text files under way. `examples` has the first file that each reason concerns, `texts`
-    what each file holds."""
+    """State while text files are written.
+
+    `examples` has the first file per reason, `texts` the text of each file.
+    """
 
     pool: Pool
     settings: ExportSettings
@@ -93,7 +95,7 @@ class _Sidecars:
         self._folders = {root: TargetFolder(root, self.settings.overwrite) for root in roots}
 
     def count(self, reason: str, name: str, is_failure: bool = False) -> None:
-        """Count an image without a text of this run."""
+        """Count an image for which this run writes no text."""
         (self.counts.failed if is_failure else self.counts.dropped)[reason] += 1
         self.examples.setdefault(reason, name)
 
@@ -117,13 +119,13 @@ class _Sidecars:
         path = f"{folder.root}/{inner}"
         if path not in self._swept:
             self._swept.add(path)
-            with suppress(OSError):  # writing there reports what is wrong
+            with suppress(OSError):  # the write that follows reports the error
                 folder.sweep(inner)
 
 
 def _report(subset: str, found: _Sidecars) -> None:
     counts = found.counts
-    log.info("export %s: %s text files written, %s there before", subset, f"{found.written:,}",
+    log.info("export %s: %s text files written, %s up to date", subset, f"{found.written:,}",
              f"{counts.ok - found.written:,}")  # fmt: skip
     for reason, why in WHY.items():
         if count := counts.dropped[reason]:
@@ -131,20 +133,20 @@ def _report(subset: str, found: _Sidecars) -> None:
 
 
 def _check(subset: str, found: _Sidecars, max_failures: float) -> None:
-    """Report images that are gone or changed; raise UserError where they are too many."""
+    """Log images that are missing or changed; raise UserError if there are too many."""
     counts = found.counts
     failed = counts.failed.total()
     if not failed:
         return
     example = next(found.examples[reason] for reason in sorted(counts.failed))
-    told = (
-        f"export {subset}: {failed:,} of {counts.total:,} images got no text "
-        f"({reasons(counts.failed)}), such as {example}: they are gone, or are not those that were "
-        "indexed. Run `capmix mix` again"
+    report = (
+        f"export {subset}: no text was written for {failed:,} of {counts.total:,} images that are "
+        f"missing or have changed since they were indexed ({reasons(counts.failed)}; first: "
+        f"{example}). Rerun `capmix mix`"
     )
     if failed > allowed_failures(counts.total, max_failures):
-        raise UserError(f"{told}, or allow more than {max_failures:.1%} with --max-failures")
-    log.warning("%s", told)
+        raise UserError(f"{report}, or allow more than {max_failures:.1%} with --max-failures")
+    log.warning("%s", report)
 
 
 def _put(folder: TargetFolder, name: str, text: str) -> Put:
@@ -161,7 +163,7 @@ def _put(folder: TargetFolder, name: str, text: str) -> Put:
 def _images(
     store: Store, rows: SubsetRows
 ) -> Iterator[tuple[str, int | None, list[dict[str, Any]]]]:
-    """Key, bytes in the index and texts of each image."""
+    """Yield the key, the indexed size in bytes and the texts of each image."""
     for table in rows.batches():
         for shard in dict.fromkeys(table["shard"].to_pylist()):
             index = store.read_table(f"{SAMPLES}/{shard}.parquet", ["key", "bytes"])
@@ -178,7 +180,7 @@ def _texts(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
 
 
 def _changed(path: str, size: int | None) -> str:
-    """Why an image is not the one that was indexed; "" where it is, as far as its size tells."""
+    """Return the reason code if an image is missing or its size differs from the index, else ""."""
     try:
         now = os.stat(path).st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Write samples for tools that read no tars: parquet with images, or files and JSON lines."""
+"""Write samples as Parquet with embedded images, or as image files with JSON lines."""
 
 import json
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from capmix.storage.record import Sink
 from capmix.storage.store import Store
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-ROW_GROUP = 100  # samples: what the Hub's viewer reads at once; some MB of images
+ROW_GROUP = 100  # samples; the unit the Hub's viewer reads, a few MB of images
 
 
 def parquet_schema(sources: Iterable[str]) -> pa.Schema:
-    """Columns as Hugging Face datasets reads them; its metadata says that `image` is one."""
+    """Return the schema, with metadata that makes Hugging Face datasets decode `image`."""
     kinds: dict[str, tuple[pa.DataType, str]] = {
         "uid": (pa.string(), "string"),
         "text": (pa.string(), "string"),
@@ -34,10 +34,10 @@ def parquet_schema(sources: Iterable[str]) -> pa.Schema:
 
 
 def write_parquet(stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) -> int:
-    """Write every copy of every sample; returns how many there were."""
+    """Write all copies of all samples; return the number of rows."""
     written = 0
     waiting: list[dict[str, Any]] = []
-    # Images do not get smaller: packing them costs time and saves nothing.
+    # Image bytes are compressed already; compressing them again costs time and saves nothing.
     packed = {name: "none" if name == "image" else "zstd" for name in schema.names}
     packed |= {"image.bytes": "none", "image.path": "zstd"}
     packed.pop("image")
@@ -53,7 +53,7 @@ def write_parquet(stream: Sink, samples: Iterable[Chosen], schema: pa.Schema) ->
 
 
 def parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
-    """The values of one copy of a sample by column; see parquet_schema."""
+    """Return the column values of one copy of a sample; see parquet_schema."""
     sample, row = chosen.sample, chosen.row
     image = {"bytes": sample.image, "path": f"{sample.uid}-{copy}.{sample.suffix}"}
     fields = {"image": image, "uid": sample.uid, "text": row["text"], "source": row["source"]}
@@ -63,9 +63,11 @@ def parquet_row(chosen: Chosen, copy: int, schema: pa.Schema) -> dict[str, Any]:
 
 
 def write_images(target: Store, folder: str, stream: Sink, samples: Iterable[Chosen]) -> int:
-    """Image files below `folder`, each with its caption as .txt beside it, and JSON lines about
-    them with `file_name` and `text`, as Hugging Face's imagefolder reads them. Returns how many
-    copies there were."""
+    """Write image files to `folder`, a .txt caption beside each, and JSON lines to `stream`.
+
+    The lines have `file_name` and `text`, as read by Hugging Face's imagefolder. Returns the number
+    of copies.
+    """
     written = 0
     for chosen in samples:
         for copy in chosen.copies:

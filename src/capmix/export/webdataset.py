@@ -1,7 +1,7 @@
-"""Write samples as a WebDataset tar: image bytes untouched, `.txt` the chosen caption.
+"""Write samples as a WebDataset tar: unchanged image bytes, and the selected caption as `.txt`.
 
-Keys are `<uid>-<number of the copy>`, as DataComp's resharder names them. Members have no time and
-no owner: the same subset gives the same bytes.
+Keys are `<uid>-<copy number>`, as in DataComp's resharder. Members have no modification time and no
+owner, so the same subset always produces the same bytes.
 """
 
 import json
@@ -15,17 +15,17 @@ from capmix.storage.record import Sink
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
-ZEROS = [bytes(count) for count in range(BLOCK)]  # what fills a member's last block
-BATCH = 1 << 17  # bytes joined at once: what fits a core's cache is cheap to copy
+ZEROS = [bytes(count) for count in range(BLOCK)]  # padding of a member's last block
+BATCH = 1 << 17  # bytes to join before writing; fits a core's cache
 LOWER = 0xFFFF
-TO_JSON = json.JSONEncoder(check_circular=False)  # what was parsed has no circles
+TO_JSON = json.JSONEncoder(check_circular=False)  # parsed JSON has no reference cycles
 
 
 def write_tar(stream: Sink, samples: Iterable[Chosen], untouched: bool = False) -> int:
-    """Write every copy of every sample; returns how many there were.
+    """Write all copies of all samples; return the number of copies.
 
-    With `untouched` the members of the pool's tars are written as they are, as DataComp's resharder
-    does; the chosen text is not.
+    With `untouched`, write the members of the pool's tars unchanged, as DataComp's resharder does,
+    and not the selected text.
     """
     batch = _Batch(stream)
     written = 0
@@ -41,10 +41,10 @@ def write_tar(stream: Sink, samples: Iterable[Chosen], untouched: bool = False) 
 
 
 class _Batch:
-    """Members that wait to be written together.
+    """Members that are buffered and written together.
 
-    Their bytes have to be in memory to be compared with the index and summed for the record of the
-    file, so that copying them from file to file within the system (copy_file_range) costs more.
+    Their bytes are in memory anyway, to compare them with the index and compute the file's digest,
+    so copy_file_range would be slower.
     """
 
     def __init__(self, stream: Sink):
@@ -53,7 +53,7 @@ class _Batch:
         self._size = 0
 
     def add(self, stem: str, files: Mapping[str, bytes]) -> None:
-        """The files of one sample, by what follows `stem` in their names."""
+        """Add the files of one sample; `files` is keyed by the rest of the name after `stem`."""
         for suffix, data in files.items():
             size = len(data)
             rest = -size % BLOCK
@@ -76,16 +76,16 @@ def _files(chosen: Chosen, copy: int) -> dict[str, bytes]:
 
 
 def _json(chosen: Chosen, copy: int) -> bytes:
-    """The sample's own json with the captions and the choice put into it.
+    """Return the sample's JSON with the captions and the selection added.
 
-    Copies after the first have a uid of their own, so that no reader takes them for a mistake.
+    Copies after the first get a distinct uid, so that readers do not treat them as duplicates.
     """
     uid = f"{chosen.sample.uid}-{copy}" if copy else chosen.sample.uid
     return TO_JSON.encode(chosen.sample.metadata | {"uid": uid} | chosen.fields).encode()
 
 
 def _template() -> tuple[bytes, int]:
-    """A header without name, size and checksum, and the sum of its bytes."""
+    """Return a header without name, size and checksum, and the sum of its bytes."""
     info = tarfile.TarInfo()
     info.mode = 0o644
     block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
@@ -95,18 +95,18 @@ def _template() -> tuple[bytes, int]:
 
 
 TEMPLATE, TEMPLATE_SUM = _template()
-FIELDS = Struct("100s 24s 12s 12s 8s 356s")  # name, mode and owner, size, time, check sum, the rest
+FIELDS = Struct("100s 24s 12s 12s 8s 356s")  # name, mode and owner, size, time, checksum, rest
 OWNER, TIME, REST = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
 
 
 def _header(name: str, size: int) -> bytes:
-    """A ustar header, as tarfile writes it, in a twentieth of the time."""
+    """Return a ustar header, identical to tarfile's but 20 times as fast to build."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or size >= 8**11:
         info = tarfile.TarInfo(name)
         info.size, info.mode = size, 0o644
         return info.tobuf(tarfile.PAX_FORMAT)
     digits = b"%011o\0" % size
-    # Of so few bytes adler32's lower half is their sum and 1.
+    # For so few bytes, the lower half of adler32 is their sum plus 1.
     total = TEMPLATE_SUM + (adler32(encoded + digits) & LOWER) - 1
     return FIELDS.pack(encoded, OWNER, digits, TIME, b"%06o\0 " % total, REST)

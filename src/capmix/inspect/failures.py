@@ -1,4 +1,4 @@
-"""Every sample of a work directory that a stage failed on or dropped, with its reason."""
+"""List the samples that a stage failed on or dropped, with the reason."""
 
 import csv
 from collections import Counter
@@ -16,7 +16,10 @@ from capmix.storage.store import Store
 
 @dataclass(frozen=True)
 class Failure:
-    """One sample that is not ok. `stage` is the folder of its part; uid or key may be unknown."""
+    """One failed or dropped sample.
+
+    `stage` is the folder of its part. `uid` and `key` are empty if unknown.
+    """
 
     stage: str
     shard: str
@@ -30,9 +33,10 @@ class Failure:
 def failures(
     store: Store, stage: str | None = None, status: str | None = None
 ) -> Iterator[Failure]:
-    """All of them by stage and shard, or those of one stage or status (`failed`, `dropped`).
+    """Yield failed and dropped samples by stage and shard.
 
-    Only parts whose counts say so are read. Raises UserError where there is no such stage.
+    `stage` and `status` (`failed` or `dropped`) restrict them. Only parts that count any such
+    samples are read. Raises UserError if the stage has no finished part.
     """
     folder = (stage or "").strip("/")
     parts = [
@@ -41,8 +45,10 @@ def failures(
         if not part.startswith(tuple(f"{one}/" for one in NOT_OF_SAMPLES))
     ]
     if not parts:
-        raise UserError(f"{store.path(folder)}: no finished part there; stages are folders such as "
-                        "samples, captions/blip2 and scores/mini/raw")  # fmt: skip
+        raise UserError(
+            f"{store.path(folder)} has no finished parts; name a stage's folder, for example "
+            "samples, captions/blip2 or scores/mini/raw"
+        )
     with store.listed([folder]):
         markers = {part: store.read_marker(part) for part in parts}
     return _rows(store, markers, status)
@@ -55,7 +61,7 @@ def _rows(
         if marker is None or (not marker.counts.dropped and not marker.counts.failed):
             continue
         if marker.files and f"{part}.parquet" not in marker.files:
-            continue  # an export: its rows are those of the subset
+            continue  # an export; its rows are the subset's
         place, _, shard = part.rpartition("/")
         for row in rows_of(store.read_table(f"{part}.parquet")):
             if row.status != OK and (status is None or row.status == status):
@@ -64,7 +70,8 @@ def _rows(
 
 
 def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
-    """Tab-separated, one a line, whatever characters the pool holds; counts by stage and reason."""
+    """Write one tab-separated line per sample, with control characters escaped; return counts by
+    stage and reason."""
     counts: Counter[tuple[str, str]] = Counter()
     for one in found:
         counts[one.stage, f"{one.status}: {one.reason}"] += 1
@@ -73,7 +80,7 @@ def write_lines(out: TextIO, found: Iterable[Failure]) -> Counter[tuple[str, str
 
 
 def write_csv(path: str, found: Iterable[Failure]) -> Counter[tuple[str, str]]:
-    """A CSV file with a line of names; counts by stage and reason."""
+    """Write a CSV file with a header; return counts by stage and reason. Raises UserError."""
     counts: Counter[tuple[str, str]] = Counter()
     try:
         with open(path, "w", encoding="utf-8", errors="replace", newline="") as out:

@@ -1,8 +1,8 @@
-"""What captioning or scoring would do now: `--dry-run`.
+"""Forecast what captioning or scoring would do (`--dry-run`).
 
-The model is loaded, since its settings decide what is done already, and a few images go through the
-real stages in a scratch directory. Nothing is written to the work directory but the list of its
-samples, where some are selected or parts exist.
+The model is loaded, because its settings determine which parts are up to date, and a few images run
+through the real stages in a scratch directory. Nothing is written to the work directory except the
+index of samples, if samples are selected or parts exist.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +28,14 @@ from capmix.storage.layout import RAW, SAMPLES, captions_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store
 
-TIMED, WARM_UP = 8, 2  # images: a large model takes seconds for each on a CPU
+TIMED, WARM_UP = 8, 2  # images; few, because a large model needs seconds per image on a CPU
 StagesOf = Callable[[Pool, Store, Selection | None], Sequence[Stage]]
 
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One stage: shards and images that it would process, images that it would keep, bytes, and
-    the seconds of all workers together."""
+    """One stage: shards and images to process, images to keep, bytes to read and write, and seconds
+    summed over all workers."""
 
     name: str
     shards: int
@@ -48,7 +48,7 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a command would do; `timed` counts the images that the times come from."""
+    """What a command would do; `timed` is the number of images used for timing."""
 
     stages: list[StageForecast]
     shards: int
@@ -57,11 +57,11 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of all stages, with the workers that the engine has."""
+        """Estimated seconds of all stages, divided among the engine's workers."""
         return sum(one.seconds for one in self.stages) / self.workers
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a human-readable table."""
         rows = [
             [
                 one.name,
@@ -74,7 +74,7 @@ class Forecast:
             ]
             for one in self.stages
         ]
-        head = ["stage", "shards to do", "images", "kept", "read", "written", "about"]
+        head = ["stage", "shards to do", "images", "kept", "read", "written", "time"]
         how = f"timed on {self.timed} images" if self.timed else "nothing to do"
         several = f", {self.workers} workers" if self.workers > 1 else ""
         return [
@@ -85,7 +85,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Site:
-    """Where the work would be done: on `pool`, the shards that are needed of the `whole`."""
+    """Where the work would be done. `pool` has the required shards of the `whole` pool."""
 
     pool: Pool
     whole: Pool
@@ -96,7 +96,7 @@ class Site:
 
 
 def forecast_captions(site: Site, source: str, settings: CaptionSettings) -> Forecast:
-    """What `caption` would do. Raises UserError where it would."""
+    """Forecast `caption`. Raises UserError in the same cases as captioning."""
     captioner = make_captioner(settings, source)
 
     def stages(pool: Pool, store: Store, selection: Selection | None) -> list[Stage]:
@@ -110,8 +110,10 @@ def forecast_captions(site: Site, source: str, settings: CaptionSettings) -> For
 
 
 def forecast_scores(site: Site, sources: Sequence[str], settings: ScoreSettings) -> Forecast:
-    """What `score` would do; texts of sources that are not there yet count as long as the raw ones.
-    Raises UserError where scoring would."""
+    """Forecast `score`. Texts of sources without captions are assumed to be as long as raw texts.
+
+    Raises UserError in the same cases as scoring.
+    """
     scorer = make_scorer(settings)
 
     def stages(pool: Pool, store: Store, selection: Selection | None) -> list[Stage]:
@@ -124,7 +126,7 @@ def forecast_scores(site: Site, sources: Sequence[str], settings: ScoreSettings)
             folder = captions_folder(source)
             if source != RAW and site.store.read_marker(f"{folder}/{shard}") is not None:
                 texts = site.store.read_table(f"{folder}/{shard}.parquet")
-                for name in pool.files:  # the shard, and the same to warm up
+                for name in pool.files:  # the timed shard and its warm-up copy
                     _write_part(store, f"{folder}/{name}", texts)
                 have.append(source)
         scoring = score_stages(pool, store, have or [RAW], settings, None, scorer)
@@ -162,7 +164,7 @@ def _write_part(store: Store, part: str, table: pa.Table) -> None:
 
 
 def _to_time(site: Site, tasks: Sequence[ShardTask]) -> Shard:
-    """The first shard that has samples, as far as the index knows."""
+    """Return the first shard that has samples according to the index, or is not indexed yet."""
     for task in tasks:
         marker = site.store.read_marker(f"{SAMPLES}/{task.shard.name}")
         if marker is None or marker.counts.ok:
@@ -184,7 +186,7 @@ def _of_stage(site: Site, stage: Stage, shards: Sequence[Shard], timed: Timed) -
 
 
 def _images(site: Site, stage: Stage, shard: Shard, of_image: float) -> tuple[int, int]:
-    """Images of a shard that a stage would process, and those that it would keep."""
+    """Return how many images of a shard a stage would process, and how many it would keep."""
     redo = stage.reuse.redo(shard) if stage.reuse is not None else None
     if redo is not None:
         return len(redo.keys), redo.counts.ok

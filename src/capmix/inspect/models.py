@@ -1,4 +1,4 @@
-"""The models with short names: what they are for, what they take, and whether they are here."""
+"""List the models with short names: purpose, requirements, and whether they are downloaded."""
 
 from importlib.util import find_spec
 
@@ -7,26 +7,26 @@ from capmix.models.known import KNOWN, KnownModel
 from capmix.models.registry import find_backend, install_command
 from capmix.settings.tables import table_lines
 
-HEADS = ("name", "what it is for", "size", "GPU", "licence", "extra", "state", "stands for")
+HEADS = ("name", "purpose", "size", "GPU", "licence", "extra", "state", "model")
 
 
 def lines() -> list[str]:
-    """A table of captioners and one of scorers, for people."""
+    """Return one human-readable table of captioners and one of scorers."""
     found: list[str] = []
     for kind in dict.fromkeys(one.kind for one in KNOWN):
         rows = [_row(one) for one in KNOWN if one.kind == kind]
         found += [f"{kind}s", *table_lines(HEADS, rows, "llrrllll"), ""]
     return [
         *found,
-        "--model takes a name or what it stands for. Size: parameters. GPU: the smallest usual "
-        "one, an estimate.",
-        "Other models of transformers and open_clip, caption servers and classes of your own: "
+        "--model accepts a value of the column name or model. size: parameters. GPU: memory of the "
+        "smallest suitable GPU (estimate).",
+        "For other transformers and open_clip models, caption servers and your own classes, see "
         "docs/commands/models.md",
     ]
 
 
 def state(one: KnownModel) -> str:
-    """`downloaded`, `not downloaded`, or the command that installs what it needs."""
+    """Return `downloaded`, `not downloaded`, or the command that installs missing packages."""
     backend = find_backend(one.group, one.model)
     if any(find_spec(name) is None for name in backend.packages):
         return install_command([], backend.extra)

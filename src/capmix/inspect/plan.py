@@ -1,10 +1,10 @@
-"""What captioning and scoring a pool will take: hours, bytes and money, from timing a part of it.
+"""Estimate the hours, bytes and cost of captioning and scoring a pool by timing a part of it.
 
-Samples of the first shard that can be read go through the real stages in a scratch directory; the
-rest is arithmetic (docs/scale.md):
+Samples of the first shard run through the real stages in a scratch directory. The rest is
+arithmetic (docs/scale.md):
 
     worker-hours = images / (images per second of a stage) / 3600, summed over the stages
-    price = worker-hours x price of a worker for an hour
+    price = worker-hours x price per worker-hour
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from capmix.settings.tables import size_text, table_lines
 from capmix.storage.store import Store
 
 SOURCE = "planned"
-WARM_UP = 8  # images before the clock starts, where the backends ask for no more (`warm_up`)
+WARM_UP = 8  # untimed images, unless a backend requires more (`warm_up`)
 
 
 class PlanSettings(PoolSettings):
-    """What is planned for, and how many samples are timed."""
+    """Settings of the plan: models, number of images and timed samples, price."""
 
     model: CaptionModel = option(
         "",
@@ -44,28 +44,31 @@ class PlanSettings(PoolSettings):
     captions_per_image: int = option(1, "Captions per image.", group="Model", ge=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group="Model")
     samples: int = option(512, "Samples to time.", ge=1)
-    workers: int = option(1, "GPUs or machines that share the work.", ge=1)
-    images: int | None = option(None, "Plan for so many images (default: the pool's).", ge=1)
-    price: float = option(0.0, "Price of one worker for an hour, in any currency.", ge=0)
+    workers: int = option(1, "Number of GPUs or hosts that share the work.", ge=1)
+    images: int | None = option(
+        None, "Number of images to plan for (default: the pool's number of images).", ge=1
+    )
+    price: float = option(0.0, "Price per worker-hour, in any currency.", ge=0)
 
     @property
     def captions(self) -> CaptionSettings:
-        """How captions are written."""
+        """Settings of the captioner."""
         return CaptionSettings(
             model=self.model, captions_per_image=self.captions_per_image, device=self.device
         )
 
     @property
     def scores(self) -> ScoreSettings:
-        """How texts are scored."""
+        """Settings of the scorer."""
         return ScoreSettings(model=self.scorer, device=self.device)
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a pool will take: `images` times what each step takes for one.
+    """The estimated cost of a pool: `images` times the cost of one image in each step.
 
-    `is_counted` is false where the number of images comes from the pool's bytes."""
+    `is_counted` is false if the number of images is estimated from the pool's size in bytes.
+    """
 
     images: int
     is_counted: bool
@@ -76,13 +79,13 @@ class CostEstimate:
 
     @property
     def hours(self) -> float:
-        """Worker-hours of all steps together."""
+        """Total worker-hours of all steps."""
         return sum(self.images / step.rate for step in self.steps) / 3600
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a human-readable table."""
         workers, price = self.settings.workers, self.settings.price
-        known = "" if self.is_counted else ", estimated by bytes"
+        known = "" if self.is_counted else ", estimated from bytes"
         shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
         about = f"{self.images:,} images in {shards}{known}"
         rows = []
@@ -93,9 +96,9 @@ class CostEstimate:
         read = sum(step.read for step in self.steps) * self.images
         written = sum(step.written for step in self.steps) * self.images
         total = f"{self.hours:,.1f}", size_text(read), size_text(written)
-        rows.append(["together, on one worker", "", *total])
+        rows.append(["total, on one worker", "", *total])
         table = table_lines(["stage", "images/s", "hours", "read", "written"], rows)
-        found = [f"{about}; timed on {self.timed}", *table]
+        found = [f"{about}; timed on {self.timed} images", *table]
         if workers > 1:
             found.append(f"on {workers:,} workers: {self.hours / workers:,.1f} hours")
         if price:
@@ -105,13 +108,13 @@ class CostEstimate:
 
 
 def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
-    """Time the listing, captioning, and scoring of raw texts and captions.
+    """Estimate costs by timing indexing, captioning, and scoring of raw texts and captions.
 
-    Raises UserError for a pool without images, or whose first shard holds none that is ok.
+    Raises UserError if the pool has no images or its first shard has no readable sample.
     """
     opened = open_pool(pool, bool(settings.follow_links))
     if not opened.has_images:
-        raise UserError(f"plan: pool {opened.location} holds metadata without images")
+        raise UserError(f"plan: pool {opened.location} has metadata but no images")
     settings = _with_models(settings, opened.location)
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
@@ -130,7 +133,7 @@ def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
 
 
 def _with_models(settings: PlanSettings, location: str) -> PlanSettings:
-    """Raises UserError where a model is not named, or cannot be had."""
+    """Fill in the models. Raises UserError if one is not specified or not available."""
     captioner = chosen_model(CAPTIONERS, settings.model, location, "plan")
     scorer = chosen_model(SCORERS, settings.scorer, location, "plan", "--scorer")
     named = settings.model_copy(update={"model": captioner, "scorer": scorer})

@@ -1,4 +1,5 @@
-"""Results as tables: of one run a row per task, of a work directory a row per run and probe."""
+"""Evaluation results as tables: one row per task of a run, or per run and probe of a work
+directory."""
 
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,25 @@ ABOUT_RUN = {
 
 
 def run_table(folder: Path) -> pa.Table:
-    """lines_table of what the last evaluation of a run wrote into its directory.
+    """Return the results of a run's latest evaluation as a table (see lines_table).
 
-    Raises UserError where there is none, or where its files are damaged.
+    Raises UserError if there are none, or if its files are damaged.
     """
     fingerprint = _fingerprint(folder / SUMMARY)
     files = [*sorted(folder.glob(f"{RESULTS}*.jsonl")), *sorted(folder.glob(f"{OTHERS}*.jsonl"))]
     lines = [line for file in files for line in read_lines(file)]
     found = [line for line in lines if fingerprint in (None, line["fingerprint"])]
     if not found:
-        raise UserError(f"{folder}: no results; `capmix eval {folder}` writes them")
+        raise UserError(f"{folder}: no results; run `capmix eval {folder}` first")
     return lines_table(found)
 
 
 def work_table(store: Store) -> pa.Table:
-    """A row per trained run of the work directory's grid and per probe of its subsets: of (run or
-    probe), subset, seed, samples, and a column for each number.
+    """Return one row per trained run of the grid and per probe of a subset.
 
-    SET/METRIC is a metric of an evaluation set, SET alone the metric that the set goes by; all are
-    fractions, 0 to 1. Probes of subsets that were mixed again since are left out.
+    Columns: of (run or probe), subset, seed, samples, and one per metric. SET/METRIC is a metric of
+    an evaluation set; SET is the set's main metric. All values are fractions from 0 to 1. Probes of
+    subsets that have been remixed since are omitted.
     """
     return wide_table([*_runs(store), *_probes(store)], ABOUT_RUN)
 

@@ -1,7 +1,8 @@
-"""Images with their texts, to look at: HTML in a notebook, lines of text in a terminal.
+"""Show images with their texts: HTML in a notebook, plain text in a terminal.
 
-Everything shown is of the pool and of models, so it is escaped and bounded: thumbnails of THUMBNAIL
-pixels, texts of LONGEST_TEXT characters, MOST samples. Nothing is loaded from a network.
+The content comes from the pool and from models, so it is escaped and bounded: thumbnails of
+THUMBNAIL pixels, texts of LONGEST_TEXT characters, MOST samples. Nothing is loaded over the
+network.
 """
 
 import hashlib
@@ -31,8 +32,8 @@ from capmix.report.examples import LONGEST_TEXT, data_url, thumbnails
 from capmix.settings.printable import printable
 from capmix.settings.tables import NO_MATH, table_lines
 
-MOST = 100  # samples: about 1 MB of HTML
-AT_FIRST = 4  # shards that samples are drawn from, where these have enough
+MOST = 100  # samples; about 1 MB of HTML
+AT_FIRST = 4  # shards to draw samples from, if they have enough
 LONGEST_LINE = 100  # characters of a text in a terminal
 NO_TEXT = "(no text)"
 STYLE = {
@@ -47,8 +48,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class ShownText:
-    """Caption `k` of a source, or the raw text of a sample; `notes` are flags, and what a subset
-    says of it. `is_chosen`: it is in the subset that is shown."""
+    """Caption `k` of a source, or the raw text of a sample.
+
+    `notes` are its flags and, in a subset, its k and weight. `is_chosen` is true if it is in the
+    displayed subset.
+    """
 
     source: str
     text: str | None
@@ -64,8 +68,8 @@ class ShownText:
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample. `image` is a WebP thumbnail; None where the image does not decode, and of pools
-    without images."""
+    """A sample. `image` is a WebP thumbnail; None if the image does not decode or the pool has no
+    images."""
 
     uid: str
     key: str
@@ -76,7 +80,7 @@ class ShownSample:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some samples of a pool or a subset. A notebook shows the images, a terminal the texts."""
+    """Some samples of a pool or subset; displayed with images in a notebook, as text elsewhere."""
 
     title: str
     samples: Sequence[ShownSample]
@@ -112,12 +116,12 @@ def show(
     seed: int = 0,
     subset: str | None = None,
 ) -> Gallery:
-    """`n` samples drawn by `seed`, of the pool or of a subset, with their texts.
+    """Draw `n` samples of the pool or a subset by `seed`, with their texts.
 
-    They come from AT_FIRST shards that are drawn first, and from more only where these have too few
-    for which `asked.where` holds: of a pool of thousands of shards four are read. Shards without
-    all of the captions and scores that are asked for are left out while there are others. Raises
-    UserError where `n` is not in 1 to MOST, and as read_batches does.
+    They are drawn from AT_FIRST random shards, and from more only if these have too few samples
+    that match `asked.where`, so that few shards of a large pool are read. Shards that lack some of
+    the requested captions or scores are skipped, unless all shards do. Raises UserError if `n` is
+    not in 1 to MOST, and in the same cases as read_batches.
     """
     if not 1 <= n <= MOST:
         raise UserError(f"show: n: expected a number from 1 to {MOST}, found {n}")
@@ -151,10 +155,10 @@ class _OfPool:
     @property
     def about(self) -> str:
         condition = f" where {self.asked.where}" if self.asked.where else ""
-        return f"of the pool {self.catalog.pool.location}{condition}"
+        return f"of pool {self.catalog.pool.location}{condition}"
 
     def ready(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Those that have everything that is asked for; all where none has."""
+        """Return the shards that have all requested columns; all shards if none has."""
         known = self.catalog.columns(self.catalog.scorer(self.asked.scorer))
         names = table_columns(self.catalog, self._sources, self.asked.scorer)
         folders = folders_of([known[name] for name in names]) - folders_of([])
@@ -189,8 +193,7 @@ class _OfPool:
 
 @dataclass(frozen=True)
 class _OfSubset:
-    """Samples of a subset with the texts that it has, and those of the sources that are asked for
-    by name beside them."""
+    """Samples of a subset with their selected texts, and texts of any sources requested by name."""
 
     of_pool: _OfPool
     rows: SubsetRows
@@ -198,7 +201,7 @@ class _OfSubset:
     @property
     def about(self) -> str:
         condition = f" where {self.of_pool.asked.where}" if self.of_pool.asked.where else ""
-        return f"of the subset {self.rows.name}{condition}"
+        return f"of subset {self.rows.name}{condition}"
 
     def ready(self, shards: Sequence[Shard]) -> list[Shard]:
         names = set(self.rows.shard_names())

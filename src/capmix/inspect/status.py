@@ -1,5 +1,5 @@
-"""How far each stage of a work directory has come: parts done, missing and stale, rows, bytes; who
-is at work, what takes disk, and what to run next."""
+"""Report the state of a work directory: finished, missing and stale parts of each stage, active
+processes, disk usage, and the next command."""
 
 import shlex
 from collections import Counter
@@ -30,19 +30,21 @@ from capmix.storage.marker import Marker
 from capmix.storage.store import Store
 
 HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
-LARGEST = 6  # folders that are named with their bytes
-# By the first folder of a part's name: how many folders below it a stage's folder is. The rest of
-# the name is the shard's, which may have slashes of its own.
+LARGEST = 6  # number of folders listed with their sizes
+# Depth of a stage's folder below each top folder. The rest of a part's name is the shard's name,
+# which may contain slashes itself.
 DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
 FIELDS_SHOWN = 60
 
 
 @dataclass
 class StageStatus:
-    """One folder of parts. `done`, `missing` and `stale` count parts (one per shard; a subset is
-    one part); a stale part was made from inputs that have changed since. `ok`, `dropped` and
-    `failed` count rows of the parts that exist, `bytes` their files. `settings` are those of the
-    first part."""
+    """One folder of parts.
+
+    `done`, `missing` and `stale` count parts (one per shard; a subset is one part). A stale part's
+    inputs have changed since it was written. `ok`, `dropped` and `failed` count rows of existing
+    parts; `bytes` is the size of their files. `settings` are the settings of the first part.
+    """
 
     stage: str
     done: int = 0
@@ -58,11 +60,11 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Every stage of a work directory, in the order in which they depend on each other.
+    """All stages of a work directory, in dependency order.
 
-    `fields` are those of the samples' JSON, with their SQL types. `running` names the processes
-    that work there now, `disk` has the bytes of all files by the first folder, and `next` is a
-    command line, "" where nothing is known to be left.
+    `fields` maps the fields of the samples' JSON to SQL types. `running` lists the active
+    processes, `disk` maps each top-level folder to its size in bytes, and `next` is the next
+    command line to run, or "" if nothing is left to do or a run is active.
     """
 
     pool: str
@@ -75,21 +77,21 @@ class Status:
     next: str = ""
 
     def __getitem__(self, stage: str) -> StageStatus:
-        """The stage of a folder, such as captions/blip2. Raises KeyError."""
+        """Return the stage of a folder, for example captions/blip2. Raises KeyError."""
         for one in self.stages:
             if one.stage == stage:
                 return one
         raise KeyError(stage)
 
     def to_table(self) -> pa.Table:
-        """A row per stage, without settings and reasons."""
+        """Return one row per stage, without settings and reasons."""
         rows = [asdict(one) for one in self.stages]
         return pa.Table.from_pylist(
             [{k: v for k, v in row.items() if k not in ("settings", "reasons")} for row in rows]
         )
 
     def lines(self) -> list[str]:
-        """A table for people."""
+        """Return a human-readable table."""
         about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
         table = table_lines(HEADS, self._rows())
         return [*about, *table, *self._fields(), "", *self._notes()]
@@ -118,7 +120,7 @@ class Status:
         largest = sorted(self.disk.items(), key=lambda one: (-one[1], one[0]))[:LARGEST]
         shares = ", ".join(f"{name} {size_text(size)}" for name, size in largest)
         total = size_text(sum(self.disk.values()))
-        at_work = ", ".join(self.running) or "no run is at work"
+        at_work = ", ".join(self.running) or "none"
         failed = [one for one in self.stages if one.failed]
         notes = [f"running: {at_work}", f"disk: {total} ({shares})"]
         if failed:
@@ -127,7 +129,7 @@ class Status:
 
 
 def status(pool: Pool, store: Store) -> Status:
-    """Read the markers of every stage. Nothing is recomputed or written."""
+    """Return the state of every stage by reading markers. Nothing is recomputed or written."""
     with store.listed([*DEPTHS, SUBSETS]):
         parts = {top: store.parts(top) for top in (*DEPTHS, SUBSETS)}
         markers = {one: store.read_marker(one) for found in parts.values() for one in found}
@@ -155,7 +157,7 @@ def status(pool: Pool, store: Store) -> Status:
 
 
 def _disk(store: Store) -> dict[str, int]:
-    """Bytes of all files, by their first folder or name; of markers and copies by what they are."""
+    """Return the total file size in bytes by top-level folder or file name."""
     found: Counter[str] = Counter()
     for path, about in store.fs.find(store.root, detail=True).items():
         found[path[len(store.root) + 1 :].partition("/")[0]] += about["size"]
@@ -163,11 +165,13 @@ def _disk(store: Store) -> dict[str, int]:
 
 
 def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) -> str:
-    """The command line that makes what is missing or out of date first, else the next step; "" for
-    none."""
+    """Return the command line that computes the first missing or stale stage, else the next step.
+
+    Returns "" if there is none.
+    """
     work = f" --work {shlex.quote(store.location)}"
     for one in stages:
-        if (one.missing or one.stale) and (line := _again(one, work)):
+        if (one.missing or one.stale) and (line := _rerun_command(one, work)):
             return line
     tops = [one.stage.split("/")[0] for one in stages]
     if not has_images:
@@ -183,8 +187,12 @@ def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) 
     return f"capmix export{work} --subset {name} --out DIR"
 
 
-def _again(stage: StageStatus, work: str) -> str:
-    """The command that makes a stage's missing and stale parts, as far as its settings tell."""
+def _rerun_command(stage: StageStatus, work: str) -> str:
+    """Return the command that computes a stage's missing and stale parts.
+
+    Settings that the markers lack are placeholders such as MODEL. Returns "" for stages without a
+    dedicated command.
+    """
     top, _, rest = stage.stage.partition("/")
     settings = stage.settings
     if top == CAPTIONS and "import" not in settings:
@@ -208,7 +216,7 @@ def _model(settings: Mapping[str, Any]) -> str:
 
 
 def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
-    """The stages' folders at or below `top`: those that are there, and those of markers alone."""
+    """Return the stage folders at or below `top`, including those that have only markers."""
     found = [top]
     for _ in range(DEPTHS[top]):
         found = [f"{one}/{name}" for one in found for name in store.folders(one)]
@@ -218,13 +226,13 @@ def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
 
 
 def stage_folder(name: str) -> str:
-    """The stage's folder of a part; a stage's folder is its own."""
+    """Return the stage folder of a part; a stage folder is returned unchanged."""
     names = name.split("/")
     return "/".join(names[: DEPTHS.get(names[0], 0) + 1])
 
 
 def _digest(store: Store, folder: str, shards: Sequence[Shard]) -> str:
-    """The folder's digest now, to compare with the one in a subset's inputs."""
+    """Return a folder's current digest, for comparison with the one in a subset's inputs."""
     return folder_digest((one.name, store.fingerprint(f"{folder}/{one.name}")) for one in shards)
 
 
@@ -248,8 +256,10 @@ def _stage(
 def _subset(
     store: Store, part: str, marker: Marker | None, digest: Callable[[str], str]
 ) -> StageStatus:
-    """`digest` is that of a folder as it is now. A uid list may have changed unnoticed: its
-    marker has the digest of the list, and not where it was."""
+    """Return the status of a subset; `digest` computes a folder's current digest.
+
+    A changed uid list is not detected: the marker has the list's digest but not its path.
+    """
     found = StageStatus(part)
     size = store.size(f"{part}.parquet")
     if marker is None or size < 0 or not store.has_sizes(marker):
@@ -273,8 +283,10 @@ def _add(found: StageStatus, marker: Marker) -> None:
 
 
 def is_stale(store: Store, shard: Shard, marker: Marker) -> bool:
-    """Whether an input is another one now: the pool's shard, or the part of another stage, which
-    is named by its folder or in full."""
+    """Return whether an input of a part has changed: the pool's shard, or another stage's part.
+
+    Inputs are named by the part's full name or by its folder only.
+    """
     for name, made_from in marker.inputs.items():
         if name == SELECTED:
             continue

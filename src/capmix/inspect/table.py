@@ -1,4 +1,4 @@
-"""Samples as a table: texts, scores, flags and annotations, of no more shards than are needed."""
+"""Samples as a table of texts, scores, flags and annotations; reads as few shards as possible."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +20,15 @@ from capmix.settings.base import did_you_mean
 from capmix.storage.layout import ANNOTATIONS, SAMPLES
 
 Names = str | Sequence[str] | None
-Index = Callable[[Sequence[Shard]], None]  # lists the samples of some shards
+Index = Callable[[Sequence[Shard]], None]  # indexes the samples of some shards
 PATTERN = re.compile(r"[*?[]")
 ALWAYS = ("uid", "key", "shard")
-WHERE = "where"  # what errors of a condition begin with
+WHERE = "where"  # prefix of errors about a condition
 
 
 @dataclass(frozen=True)
 class TableRequest:
-    """Which columns of which samples are asked for; see Workspace.table."""
+    """The requested columns and samples; see Workspace.table."""
 
     sources: Names = None
     columns: Names = None
@@ -42,14 +42,17 @@ class TableRequest:
             raise UserError(f"limit: expected a number of at least 1, found {self.limit}")
 
     def names(self) -> set[str]:
-        """Columns that are named, in a condition too. Raises UserError for what recipes refuse."""
+        """Return the columns named in `columns` and `where`.
+
+        Raises UserError for conditions that are not valid in recipes.
+        """
         columns = [self.columns] if isinstance(self.columns, str) else self.columns or ()
         found = {name for name in columns if not PATTERN.search(name)}
         return found | (names_in(self.where, WHERE) if self.where is not None else set())
 
 
 def column_names(catalog: Catalog, scorer: str | None = None) -> list[str]:
-    """Every column of recipes, without those of numbered captions (S_k1_text and on)."""
+    """Return all columns that recipes can use, except numbered captions (S_k1_text, ...)."""
     return _shown(catalog.columns(scorer))
 
 
@@ -59,14 +62,13 @@ def read_batches(
     index: Index,
     shards: Sequence[Shard] | None = None,
 ) -> pa.RecordBatchReader:
-    """The rows that are asked for as a stream, in pool order, of some shards of those that are
-    asked for (default: all); see table_batches for the types.
+    """Stream the requested rows in pool order; see table_batches for the types.
 
-    One shard is in memory at a time. With a limit, shards behind the one that reaches it are not
-    even listed. A threshold in the condition is that of the whole pool; the keys of the samples for
-    which it holds are found before the stream begins (DuckDB crashes where it reads a stream that
-    runs DuckDB). Raises UserError for names that are not there and for parts that are missing or
-    stale.
+    `shards` restricts the requested shards (default: all of them). One shard is in memory at a
+    time. With a limit, shards after the one that reaches it are not indexed. A threshold in the
+    condition is computed over the whole pool. The keys of matching samples are computed before the
+    stream starts, because DuckDB crashes if it reads a stream that itself runs DuckDB. Raises
+    UserError for unknown names and for missing or stale parts.
     """
     chosen = chosen_shards(catalog.pool, asked.shards) if shards is None else list(shards)
     keys: dict[str, pa.Array] | None = None
@@ -85,12 +87,15 @@ def read_batches(
 
 
 def has_threshold(where: str) -> bool:
-    """Whether a condition is about the whole pool. Raises UserError for what recipes refuse."""
+    """Return whether a condition has thresholds, which are computed over the whole pool.
+
+    Raises UserError for conditions that are not valid in recipes.
+    """
     return bool(parse(where, f"{WHERE} {where!r}").thresholds)
 
 
 def first_rows(tables: Iterable[pa.Table], limit: int | None) -> pa.Table:
-    """The tables as one, or its first `limit` rows; what is behind them is not read."""
+    """Concatenate the tables, up to `limit` rows; further tables are not read."""
     if limit is None:
         return pa.concat_tables(tables)
     if limit < 1:
@@ -106,9 +111,9 @@ def first_rows(tables: Iterable[pa.Table], limit: int | None) -> pa.Table:
 
 
 def chosen_shards(pool: Pool, wanted: Names) -> list[Shard]:
-    """The shards of these names or patterns (00000, 000*), in pool order; all for None.
+    """Return the shards that match names or patterns (00000, 000*), in pool order; all for None.
 
-    Raises UserError for a name or a pattern that no shard has.
+    Raises UserError for a name or pattern that matches no shard.
     """
     if wanted is None:
         return list(pool.shards)
@@ -117,7 +122,7 @@ def chosen_shards(pool: Pool, wanted: Names) -> list[Shard]:
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
             hint = did_you_mean(pattern, names)
-            raise UserError(f"no shard {pattern!r} in the pool {pool.location}{hint}")
+            raise UserError(f"no shard {pattern!r} in pool {pool.location}{hint}")
     found = [one for one in pool.shards if any(_matches(one.name, p) for p in patterns)]
     if not found:
         raise UserError("shards: expected at least one name or pattern")
@@ -125,7 +130,7 @@ def chosen_shards(pool: Pool, wanted: Names) -> list[Shard]:
 
 
 def of_shards(catalog: Catalog, shards: Sequence[Shard]) -> Catalog:
-    """The same catalog as if the pool had these shards alone."""
+    """Return the catalog restricted to some shards of the pool."""
     return Catalog(replace(catalog.pool, shards=list(shards)), catalog.store)
 
 
@@ -134,7 +139,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _enough(catalog: Catalog, shards: Sequence[Shard], rows: int, index: Index) -> list[Shard]:
-    """The first of the shards that have so many samples together."""
+    """Return the leading shards that together have at least `rows` samples."""
     found, count = [], 0
     for group in growing(shards):
         index(group)
@@ -179,8 +184,10 @@ def _shown(known: dict[str, Column]) -> list[str]:
 def _matching(
     catalog: Catalog, asked: TableRequest, where: str, shards: Sequence[Shard], index: Index
 ) -> dict[str, pa.Array]:
-    """By shard the keys of the samples for which a condition holds, until there are as many as the
-    limit; shards without any are left out."""
+    """Return the keys of matching samples by shard, stopping once the limit is reached.
+
+    Shards without matches are omitted.
+    """
     is_of_pool = has_threshold(where)
     if is_of_pool:
         index(catalog.pool.shards)

@@ -1,4 +1,4 @@
-"""Time the real stages on some samples of a pool, in a scratch directory."""
+"""Time the real stages on a few samples of a pool, in a scratch directory."""
 
 import tempfile
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -16,7 +16,7 @@ WARM = "warm-up"
 
 @dataclass(frozen=True)
 class TimedStage:
-    """One stage as it was timed: images/s of one worker, and bytes read and written an image."""
+    """One timed stage: images/s of one worker, and bytes read and written per image."""
 
     name: str
     rate: float
@@ -26,7 +26,7 @@ class TimedStage:
 
 @dataclass(frozen=True)
 class Timed:
-    """Stages that were timed on so many images; and the bytes that one takes in the pool."""
+    """Timed stages, the number of images timed, and the pool's bytes per image (`of_image`)."""
 
     stages: list[TimedStage]
     images: int
@@ -35,7 +35,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class _FirstSamples(Pool):
-    """A pool of one shard that ends after so many samples; and the same as a shard to warm up."""
+    """A pool of one shard cut off after `limit` samples, and the same shard again for warm-up."""
 
     limit: int = 0
     warm_up: int = 0
@@ -54,8 +54,11 @@ def time_stages(
     samples: int,
     warm_up: int,
 ) -> Timed:
-    """Time the stages that `stages_of` gives for a pool and a store, on the first `samples` of a
-    shard, after `warm_up` more that are not timed. Raises UserError where it holds none."""
+    """Time the stages of `stages_of(pool, store)` on the first `samples` samples of a shard.
+
+    The stages first run on `warm_up` samples that are not timed. Raises UserError if no sample of
+    the shard can be read.
+    """
     in_shard = sum(isinstance(sample, Sample) for sample in pool.read(shard))
     if not in_shard:
         raise UserError(f"pool {pool.location}: no sample in shard {shard.name} can be read")
@@ -73,7 +76,7 @@ def time_stages(
 
 
 def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float) -> TimedStage:
-    """Of a stage that may have several rows an image."""
+    """Run and time one stage, which may write several rows per image."""
     outcome = run_one(stage, shard, store, lambda _: None)
     marker = store.read_marker(stage.part(shard))
     assert marker is not None
@@ -82,12 +85,12 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
         read += of_image
     rate = images / max(outcome.seconds, 1e-9)
     written = _bytes(store, stage.part(shard))
-    if stage.folder == SAMPLES:  # the index writes both
+    if stage.folder == SAMPLES:  # the index stage also writes fields
         written += _bytes(store, f"{FIELDS}/{shard.name}")
     return TimedStage(stage.name, rate, read, written / images)
 
 
 def _bytes(store: Store, part: str) -> int:
-    """Of a part's files and its marker."""
+    """Return the size of a part's files and marker."""
     marker = store.read_marker(part)
     return 0 if marker is None else marker.bytes + len(store.read_marker_bytes(part))

@@ -1,6 +1,8 @@
-"""Whether every file of a work directory, of exports and of the pool is what was written or read.
+"""Verify files of a work directory and of exports against their digests, and pool samples against
+the index.
 
-Markers hold a digest of each file. Parts of an earlier capmix have none: they are counted.
+Markers have a digest of each file. Files written by old versions of capmix have none; these are
+counted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,8 +34,8 @@ from capmix.storage.layout import (
 from capmix.storage.marker import Marker
 from capmix.storage.store import ABSENT, Store
 
-DAMAGED_MARKER = "its marker is damaged"
-# What makes the parts below a folder; the name that follows the folder stands for {}.
+DAMAGED_MARKER = "the marker is damaged"
+# The command that writes the parts below a folder; {} is the name that follows the folder.
 MADE_BY = {
     SAMPLES: "any command on the pool",
     FIELDS: "capmix mix, with a recipe that names a field",
@@ -51,7 +53,7 @@ MADE_BY = {
 
 @dataclass(frozen=True)
 class Damage:
-    """A file, or a sample of the pool, that is not what it was. `part` is empty for the latter."""
+    """A damaged file, or a changed sample of the pool (`part` is then empty)."""
 
     part: str
     file: str
@@ -61,7 +63,7 @@ class Damage:
 
 @dataclass
 class Verified:
-    """What was read, and what of it is damaged. `unknown` counts files without a digest."""
+    """Counts of what was read, and the damage found. `unknown` counts files without a digest."""
 
     parts: int = 0
     files: int = 0
@@ -73,12 +75,12 @@ class Verified:
 
     @property
     def changed_samples(self) -> int:
-        """How many of the damaged are samples of the pool."""
+        """Number of damaged items that are samples of the pool."""
         return sum(not one.part for one in self.damaged)
 
     def lines(self) -> list[str]:
-        """For people: a table of the damage, and what was read."""
-        heads = ("file", "what is wrong", "recompute with")
+        """Return a human-readable table of the damage, and a summary."""
+        heads = ("file", "problem", "recompute with")
         rows = [[one.file, one.how, one.made_by] for one in self.damaged]
         read = f"{self.parts:,} parts, {self.files:,} files, {self.bytes:,} bytes"
         if self.samples:
@@ -86,7 +88,7 @@ class Verified:
         lines = table_lines(heads, rows, "lll") if rows else []
         lines.append(f"verified {read}: {len(self.damaged):,} damaged")
         if self.unknown:
-            lines.append(f"files without a digest, of an earlier capmix: {self.unknown:,}")
+            lines.append(f"files without a digest (old capmix version): {self.unknown:,}")
         if self.discarded:
             lines.append(f"parts marked as missing: {self.discarded:,}")
         return lines
@@ -98,18 +100,18 @@ def verify(
     exports: Sequence[str] = (),
     discard: bool = False,
 ) -> Verified:
-    """Read every file that a marker names, and compare it with its digest.
+    """Read every file listed in a marker and compare it with its digest.
 
-    With `pool`, the samples of the pool are compared with the index too. With `discard`, parts that
-    are damaged count as missing from now on, so that the next run recomputes them. Raises UserError
-    where one of `exports` is no export, and OSError where the storage fails.
+    With `pool`, also compare the pool's samples with the index. With `discard`, mark damaged parts
+    as missing, so that the next run recomputes them. Raises UserError if one of `exports` is not an
+    export, and OSError if the storage fails.
     """
     found = Verified()
     _verify_parts(store, "", found, discard)
     for place in exports:
         target = ExportTarget(place)
         if target.size(EXPORT_ABOUT) < 0:
-            raise UserError(f"--exports {place}: expected a directory that `capmix export` wrote")
+            raise UserError(f"--exports {place}: expected a directory written by `capmix export`")
         _verify_parts(target, f"{place.rstrip('/')}/", found, discard)
         _verify_listed(target, f"{place.rstrip('/')}/", found)
     if pool is not None:
@@ -122,7 +124,7 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
     with progress("verify", "part", len(parts)) as bar:
         for part in parts:
             marker, damage = _damage(store, part)
-            if damage:  # another run may have written the part meanwhile
+            if damage:  # check under lock: another run may be writing the part
                 with store.locked(part):
                     marker, damage = _damage(store, part)
                     if damage and discard:
@@ -149,8 +151,10 @@ def _damage(store: Store, part: str) -> tuple[Marker | None, dict[str, str]]:
 
 
 def _verify_listed(target: ExportTarget, place: str, found: Verified) -> None:
-    """Files of an export that are in no marker, such as images and captions; not its card, which is
-    there to be filled in."""
+    """Verify files of an export that no marker lists, for example images and captions.
+
+    The card is skipped, since users are meant to edit it.
+    """
     of_parts = {name for part in target.parts("") for name in _files(target, part)}
     for manifest in target.files(EXPORT_FILES):
         for name, record in target.written(manifest).items():
@@ -159,7 +163,7 @@ def _verify_listed(target: ExportTarget, place: str, found: Verified) -> None:
             try:
                 how = record.difference_to(target.digest(name))
             except ABSENT:
-                how = "it is missing"
+                how = "missing"
             if how:
                 found.damaged.append(Damage(manifest, f"{place}{name}", how, "capmix export"))
             found.files += 1
@@ -177,7 +181,7 @@ def _made_by(part: str) -> str:
 
 
 def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Damage]:
-    """Samples whose bytes are others than when the pool was indexed, and those that are gone."""
+    """Yield samples that have changed or disappeared since the pool was indexed."""
     with progress("verify pool", "shard", len(pool.shards)) as bar:
         for shard in pool.shards:
             known = indexed_bytes(store, shard.name)
@@ -187,11 +191,11 @@ def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Dama
                 found.samples += 1
                 before = known.pop(sample.key, None)
                 if before is not None and not before.are_of(sample):
-                    yield _of_pool(f"{shard.name}/{sample.key}", "other bytes than were indexed")
+                    yield _of_pool(f"{shard.name}/{sample.key}", "changed since it was indexed")
             for key in known:
-                yield _of_pool(f"{shard.name}/{key}", "it was indexed, and is not there")
+                yield _of_pool(f"{shard.name}/{key}", "indexed but missing")
             bar.update(1)
 
 
 def _of_pool(file: str, how: str) -> Damage:
-    return Damage("", file, how, "a copy of the pool's shard")
+    return Damage("", file, how, "restore the pool's shard from a copy")

@@ -1,7 +1,7 @@
-"""What the texts of each source speak of: topics, and a map of all sources over the same axes.
+"""Topics of the texts of each source, and a map of all sources over the same axes.
 
-Topics are k-means clusters of text embeddings, named by the words that set them apart. The map is
-t-SNE. Both come from scikit-learn, with the embeddings of one scorer's text tower.
+Topics are k-means clusters of text embeddings, described by their most distinctive words. The map
+is computed by t-SNE. Both use scikit-learn and the embeddings of a scorer's text tower.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from capmix.storage.store import Store
 
 PART = f"{MEASURES}/coverage"
 DEFAULTS = defaults_of(MeasureSettings)
-TEXTS_OF_SOURCE = 5_000  # at most, for topics
+TEXTS_OF_SOURCE = 5_000  # most texts per source that topics are computed from
 TOPIC_WORDS = 5
 LONGEST_WORD = 40
 
@@ -37,11 +37,12 @@ def measure_coverage(
     settings: MeasureSettings,
     scorer: Scorer,
 ) -> dict[str, Any]:
-    """`topics`: of each its words and its share of each source's texts. `effective_topics` of each
-    source: exp of the entropy of its shares, 1 to the number of topics. Writes
-    `measures/coverage.parquet`, the map: source, uid, text, topic, x, y.
+    """Compute topics, and write the map to `measures/coverage.parquet` (source, uid, text, topic,
+    x, y).
 
-    Raises UserError where scikit-learn is missing.
+    Returns `topics`, the words of each topic and its share of each source's texts; and
+    `effective_topics` of each source, exp of the entropy of its shares, between 1 and the number of
+    topics. Raises UserError if scikit-learn is missing.
     """
     require(["sklearn"], "topics and the map of texts", "measure")
     import sklearn
@@ -58,7 +59,8 @@ def measure_coverage(
         texts = _texts(table, sources)
         if len(texts) < 2 * settings.topics:
             raise UserError(
-                f"--topics {settings.topics}: the sample has {len(texts)} texts; ask for fewer"
+                f"--topics {settings.topics}: too many for the {len(texts)} texts of the sample; "
+                "use at least two texts per topic"
             )
         vectors = encode_all(scorer, texts["text"].to_pylist())
         topic = _topics(vectors, settings)
@@ -84,7 +86,7 @@ def measure_coverage(
 
 
 def _texts(table: pa.Table, sources: Sequence[str]) -> pa.Table:
-    """uid, source and text of the lowest draws that have a text, source by source."""
+    """Return uid, source and text of the texts with the lowest draws, source by source."""
     tables = []
     for source in sources:
         texts = table.select(["uid", f"{source}_text"]).rename_columns(["uid", "text"])
@@ -103,7 +105,7 @@ def _topics(vectors: np.ndarray, settings: MeasureSettings) -> np.ndarray:
 
 
 def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[list[str]]:
-    """The words of highest TF-IDF, each topic's texts taken for one document."""
+    """Return the words with the highest TF-IDF in each topic, whose texts form one document."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     documents = ["" for _ in range(topics)]
@@ -114,7 +116,7 @@ def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[l
     try:
         model = TfidfVectorizer(stop_words="english", sublinear_tf=True, max_features=20_000)
         weights = model.fit_transform(documents)
-    except ValueError:  # no word that is not a stop word
+    except ValueError:  # there are only stop words
         return [[] for _ in documents]
     names = model.get_feature_names_out()
     found = []
@@ -127,7 +129,7 @@ def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[l
 def _shares(
     of_text: Sequence[str], topic: np.ndarray, sources: Sequence[str], topics: int
 ) -> np.ndarray:
-    """(sources, topics): the share of each topic in the texts of each source."""
+    """Return the share of each topic in the texts of each source, float64 (sources, topics)."""
     shares = np.zeros((len(sources), topics))
     np.add.at(shares, (np.array([sources.index(one) for one in of_text]), topic), 1)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
@@ -153,7 +155,7 @@ def _write_map(
     chosen = np.concatenate(
         [np.flatnonzero(of_text == source)[: settings.map_points] for source in sources]
     )
-    neighbours = min(30.0, (len(chosen) - 1) / 3)  # scikit-learn's default where there are enough
+    neighbours = min(30.0, (len(chosen) - 1) / 3)  # 30 is scikit-learn's default
     model = TSNE(init="pca", perplexity=neighbours, random_state=settings.seed)
     places = model.fit_transform(vectors[chosen])
     table = texts.take(pa.array(chosen)).append_column("topic", pa.array(topic[chosen], pa.int32()))

@@ -1,8 +1,8 @@
-"""How many different keys there are among any number of them, exactly and within bounded memory.
+"""Count distinct keys exactly and in bounded memory.
 
-Keys are spread over files by the upper bits of their hash, and each file is sorted by itself. The
-count can be read at several levels, each of which holds the keys of those below it: that is a curve
-over the size of a sample, from one pass.
+Keys are partitioned into files by the upper bits of their hash, and each file is sorted separately.
+Counts are available for several nested levels, each of which includes the keys of the levels below.
+One pass therefore produces a curve over the sample size.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ import numpy as np
 
 PARTITIONS = 64
 PARTITION_SHIFT = np.uint64(58)
-KEPT_KEYS = 4_000_000  # in memory before they go to the files
+KEPT_KEYS = 4_000_000  # held in memory before they are written to the files
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: Knuth's multiplicative hash
 
 
 class Distinct:
-    """Counts different keys: 64-bit numbers (`width` 1) or pairs of them (`width` 2)."""
+    """Counts distinct keys: 64-bit numbers (`width` 1) or pairs of them (`width` 2)."""
 
     def __init__(self, folder: Path, levels: int, width: int = 1):
         self._folder = folder
@@ -29,7 +29,7 @@ class Distinct:
         folder.mkdir(parents=True)
 
     def add(self, keys: np.ndarray, levels: np.ndarray) -> None:
-        """Take `keys`, uint64 (N,) or (N, 2), the i-th of level `levels[i]`."""
+        """Add `keys`, uint64 (N,) or (N, 2); key i belongs to level `levels[i]`."""
         for level in range(self._levels):
             here = keys[levels == level].reshape(-1, self._width)
             if len(here):
@@ -40,7 +40,7 @@ class Distinct:
             self._write()
 
     def counts(self) -> list[int]:
-        """Different keys of level 0, of levels 0 and 1, and so on."""
+        """Return the number of distinct keys in level 0, in levels 0 and 1, and so on."""
         self._write()
         with ThreadPoolExecutor(2) as threads:
             found = list(threads.map(self._partition, range(PARTITIONS)))

@@ -1,7 +1,7 @@
-"""How varied a population of texts is, and how that grows with its size.
+"""The diversity of a population of texts, and how it grows with the population's size.
 
-Exact counts need memory for the vocabulary alone (about 100 bytes for each different word); n-grams
-and texts go to files. With `sketch` the counts are HyperLogLog's, and nothing grows at all.
+Exact counts keep only the vocabulary in memory (about 100 bytes per distinct word); n-grams and
+texts are written to files. With `sketch`, counts are HyperLogLog estimates in fixed memory.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from capmix.measure.sketch import BASE, STANDARD_ERROR, Sketch, hashes, mixed
 from capmix.measure.words import Vocabulary, Words, bigram_keys, places_of, split, trigram_keys
 from capmix.mix.limits import without_progress_bar
 
-REPEATED = 5  # samples that share a text: a batch upload's title, or a captioner's stock phrase
-LONGEST = 1024  # words; longer texts count as this long in `words_deciles`
+REPEATED = 5  # samples with the same text: titles of batch uploads, captioners' stock phrases
+LONGEST = 1024  # words; the maximum in `words_deciles`
 
 
 @dataclass(frozen=True)
 class Split:
-    """A batch of texts, ready to be counted; `levels` has the level of each text, uint8."""
+    """A batch of texts split into words; `levels` is the level of each text, uint8 (texts,)."""
 
     texts: pa.StringArray
     levels: np.ndarray
@@ -33,7 +33,7 @@ class Split:
 
 
 def split_batch(texts: pa.StringArray, levels: np.ndarray) -> Split:
-    """Leave out missing and empty texts, and find the words of the others."""
+    """Leave out missing and empty texts, and split the others into words."""
     has_text = pc.greater(pc.fill_null(pc.binary_length(texts), 0), 0)
     if not pc.all(has_text).as_py():
         texts, levels = texts.filter(has_text), levels[has_text.to_numpy(zero_copy_only=False)]
@@ -41,9 +41,10 @@ def split_batch(texts: pa.StringArray, levels: np.ndarray) -> Split:
 
 
 class Ngrams:
-    """Counts different words, bigrams and trigrams at nested levels (see Distinct).
+    """Counts distinct words, bigrams and trigrams at nested levels (see Distinct).
 
-    `folder` takes what does not stay in memory; `orders` are those of 2 and 3 that are counted.
+    Data that does not stay in memory is written to `folder`. `orders` selects bigrams (2) and
+    trigrams (3).
     """
 
     def __init__(self, folder: Path, levels: int, orders: Sequence[int] = (2, 3)):
@@ -70,7 +71,7 @@ class Ngrams:
             self._wide_trigrams.add(pairs, levels[wide])
 
     def _note_first(self, ids: np.ndarray, levels: np.ndarray) -> None:
-        """Keep the lowest level at which each word stands."""
+        """Update the lowest level at which each word occurs."""
         grown = np.full(len(self._vocabulary.ids), self._levels - 1, np.uint8)
         grown[: len(self._first_level)] = self._first_level
         for level in range(self._levels - 1):
@@ -79,7 +80,7 @@ class Ngrams:
         self._first_level = grown
 
     def counts(self) -> dict[str, list[int]]:
-        """By level: different words, bigrams and trigrams."""
+        """Return the number of distinct words, bigrams and trigrams at each level."""
         vocabulary = np.bincount(self._first_level, minlength=self._levels)
         wide = self._wide_trigrams.counts()
         return {
@@ -90,9 +91,10 @@ class Ngrams:
 
 
 class Diversity:
-    """Counts different texts, words and n-grams of a population, exactly, at nested levels.
+    """Counts distinct texts, words and n-grams of a population, exactly, at nested levels.
 
-    `folder` takes what does not stay in memory; it must be empty, and is the caller's to remove.
+    Data that does not stay in memory is written to `folder`, which must be empty. The caller
+    removes it.
     """
 
     def __init__(self, folder: Path, levels: int):
@@ -113,7 +115,7 @@ class Diversity:
         self._texts.unregister("batch")
 
     def result(self) -> dict[str, Any]:
-        """The measures of all texts, and under `curve` those of each level."""
+        """Return the measures of all texts, and under `curve` the measures at each level."""
         unique_texts, repeated = np.zeros(self._levels, np.int64), 0
         found = self._texts.execute(
             "select level, count(*), sum(n) filter (where n >= $repeated) from "
@@ -132,7 +134,7 @@ class Diversity:
 
 
 class SketchedDiversity:
-    """Diversity with counts of different things that are about right (sketch.py)."""
+    """Diversity with estimates of all distinct counts (sketch.py)."""
 
     def __init__(self, levels: int):
         self._totals = _Totals(levels)
@@ -156,13 +158,14 @@ class SketchedDiversity:
             self._sketches[name].add(ngrams, levels[places])
 
     def merge(self, other: "SketchedDiversity") -> None:
-        """Take what another has counted."""
+        """Add the counts of another instance."""
         self._totals.merge(other._totals)
         for name, sketch in self._sketches.items():
             sketch.merge(other._sketches[name])
 
     def result(self) -> dict[str, Any]:
-        """As Diversity's, with the `standard_error` of the counts of different things."""
+        """Return the same measures as Diversity, with the `standard_error` of distinct counts and
+        without `share_repeated_5` (None)."""
         counts = {name: sketch.counts() for name, sketch in self._sketches.items()}
         return self._totals.measures(counts) | {
             "share_repeated_5": None,
@@ -171,7 +174,7 @@ class SketchedDiversity:
 
 
 class _Totals:
-    """How many texts, words and characters there are at each level."""
+    """Counts texts, words, characters, bigrams and trigrams at each level."""
 
     def __init__(self, levels: int):
         self._of_level = np.zeros((5, levels), np.int64)
@@ -218,7 +221,7 @@ class _Totals:
         }
 
     def _deciles(self) -> list[int]:
-        """The least number of words that so many tenths of the texts do not exceed."""
+        """Return the deciles of the number of words per text, 11 values from minimum to maximum."""
         total = self._lengths.sum()
         if not total:
             return []
@@ -227,5 +230,5 @@ class _Totals:
 
 
 def _ratios(counts: list[int], totals: list[int]) -> list[float]:
-    """Different n-grams over all: distinct-n of Li et al. 2016 (arXiv 1510.03055)."""
+    """Return distinct-n (Li et al. 2016, arXiv 1510.03055): distinct n-grams over all n-grams."""
     return [count / total if total else 0.0 for count, total in zip(counts, totals, strict=True)]

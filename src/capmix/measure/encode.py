@@ -1,4 +1,4 @@
-"""Many texts through a scorer's text tower, some at a time."""
+"""Encode many texts with a scorer's text tower, in batches."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ TEXTS_AT_ONCE = 512
 
 
 def encode_all(scorer: Scorer, texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors, float32 (N, D), of N texts; N is at least 1."""
+    """Return unit vectors, float32 (N, D), of N texts. N must be at least 1."""
     pieces = []
     starts = range(0, len(texts), TEXTS_AT_ONCE)
     for start in progress("encode texts", "batch", work=starts):

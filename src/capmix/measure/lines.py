@@ -1,4 +1,4 @@
-"""Measures as lines for a terminal."""
+"""Format measures as lines for the terminal."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from capmix.settings.tables import table_lines
 
 
 def measure_lines(found: dict[str, Any]) -> list[str]:
-    """A table with a row for each source, then references, agreement and topics."""
+    """Return a table with a row per source, then agreement, reference metrics and topics."""
     population, sampled = found["population"], found["sampled"]
     lines = [
-        f"{population['samples']:,} samples; nouns, openings and topics on "
+        f"{population['samples']:,} samples; nouns, openings and topics are computed on "
         f"{population['sampled']:,} of them"
         + (f" ({sampled['tagger']})" if sampled["tagger"] else "")
     ]
@@ -27,12 +27,14 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
                 f"{pair['first']} scores higher than {pair['second']} on "
                 f"{pair['first_higher']:.1%} of samples (mean difference "
                 f"{pair['difference']:+.4f}); {pair['above_top']:.1%} of {pair['second']} texts "
-                f"reach what the best 30 % of {pair['first']} reach"
+                f"reach the score of the top 30 % of {pair['first']}"
             )
     if found["references"]:
         metrics = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "CLIPScore", "RefCLIPScore")
         about = found["references"]
-        lines.append(f"against references, {about['images']:,} images, tokens: {about['tokens']}")
+        lines.append(
+            f"reference metrics on {about['images']:,} images, tokenization: {about['tokens']}"
+        )
         rows = [
             [name, *(_number(one[metric], ".4f") for metric in metrics)]
             for name, one in about["sources"].items()

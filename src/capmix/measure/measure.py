@@ -1,4 +1,4 @@
-"""Measure a pool's texts by source: how varied they are, how well they fit, what they speak of."""
+"""Measure the texts of a pool by source: diversity, image-text similarity and topics."""
 
 import logging
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ def measure(
     text_encoder: Scorer | None = None,
     engine: EngineSettings = EngineSettings(),
 ) -> dict[str, Any]:
-    """All measures, each part of which is kept below measures/ until what it is made from changes.
+    """Compute all measures. Each part is stored in measures/ and reused until its inputs change.
 
-    `sources` have texts and `scored` of them scores by `scorer`. `text_encoder` is a scorer with a
-    text tower; topics need one, and RefCLIPScore the very scorer that is measured. Returns
-    `population` (population.py), `sampled` (sampled.py), and, None where not asked for or not
-    possible, `references` and `coverage`.
+    `sources` are the sources to measure; those in `scored` have scores by `scorer`. `text_encoder`
+    is a scorer with a text tower: topics need one, and RefCLIPScore needs the one that is measured.
+    Returns `population` (population.py), `sampled` (sampled.py), `references` and `coverage`. The
+    last two are None if not requested or not possible.
     """
     if settings.references and not settings.references.startswith(SOURCE):
-        load_references(settings.references)  # a mistake is told before the pass over the pool
+        load_references(settings.references)  # report errors before the pass over the pool
     population = Population(store, pool, scorer, sources, scored, settings)
     found: dict[str, Any] = {"population": measure_population(population, engine)}
     digests = found["population"]["digests"]
     shards = [shard.name for shard in pool.shards]
     found["sampled"] = measure_sampled(store, digests, sources, shards, settings)
     if found["sampled"]["tagger"] is None:
-        log.warning("measure: no nouns without a tagger: pip install 'capmix[measure]'")
+        log.warning("measure: nouns need a tagger, skipped: pip install 'capmix[measure]'")
     found["references"] = found["coverage"] = None
     if settings.references:
         same = text_encoder if text_encoder is not None and text_encoder.name == scorer else None
@@ -51,10 +51,10 @@ def measure(
             population, settings.references, settings.java, same
         )
     if settings.topics and text_encoder is None:
-        log.info("measure: no topics without a text tower; name a scorer with --model")
+        log.info("measure: topics need a text tower, skipped; select a scorer with --model")
     elif settings.topics and text_encoder is not None:
         try:
             found["coverage"] = measure_coverage(store, digests, sources, settings, text_encoder)
         except UserError as error:
-            log.warning("measure: no topics: %s", error)
+            log.warning("measure: topics skipped: %s", error)
     return found

@@ -1,4 +1,4 @@
-"""How well texts fit their images: the distribution of similarity, and how sources agree."""
+"""Noise of texts: the distribution of image-text similarity, and how sources agree."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -8,34 +8,35 @@ import numpy as np
 import pyarrow as pa
 
 BINS = 100
-TOP = 0.3  # the fraction of raw texts that the paper's filter keeps most often
+TOP = 0.3  # the fraction of raw texts that most of the paper's filters keep
 
 
 class Noise:
-    """The scores of one source: four bytes a sample are kept until `result`."""
+    """The scores of one source, held in memory (four bytes per sample)."""
 
     def __init__(self) -> None:
         self._scores: list[np.ndarray] = []
 
     def add(self, scores: pa.ChunkedArray) -> None:
-        """Take float32 scores; null where a text has none."""
+        """Add float32 scores; null for none."""
         self._scores.append(scores.to_numpy().astype(np.float32))
 
     def all(self) -> np.ndarray:
-        """Every score so far, float32 (samples,), NaN where there is none."""
+        """Return all scores added so far, float32 (samples,), NaN for none."""
         if len(self._scores) > 1:
             self._scores = [np.concatenate(self._scores)]
         return self._scores[0] if self._scores else np.empty(0, np.float32)
 
     def result(self) -> dict[str, Any]:
-        """mean, deciles (11 values, least to greatest), top (what the best 30 % reach), and a
-        histogram over BINS bins of equal width: its `edges` and `counts`."""
+        """Return the number of scores, their mean, deciles (11 values from minimum to maximum), top
+        (the score that the top 30 % reach), and a histogram of BINS equal bins (`edges`,
+        `counts`)."""
         scores = self.all()
         scores = np.sort(scores[np.isfinite(scores)])
         if not len(scores):
             return {"scored": 0, "mean": None, "deciles": [], "top": None, "histogram": None}
         least, greatest = float(scores[0]), float(scores[-1])
-        if greatest - least < 1e-6:  # BINS bins between need not exist as numbers
+        if greatest - least < 1e-6:  # too close for BINS distinct edges
             least, greatest = least - 0.005, greatest + 0.005
         counts, edges = np.histogram(scores.astype(np.float64), BINS, (least, greatest))
         return {
@@ -48,11 +49,12 @@ class Noise:
 
 
 def agreement(noise: Mapping[str, Noise]) -> list[dict[str, Any]]:
-    """Of each two sources, over the samples that have both scores.
+    """Compare each pair of sources over the samples that have both scores.
 
-    `correlation` (Pearson's) of the scores, `first_higher`: the share of samples whose first score
-    is the higher one, `difference`: the mean of first less second, and `above_top`: of the second
-    source's texts, the share that reaches what the best 30 % of the first source's reach.
+    Returns for each pair `correlation`, Pearson's; `first_higher`, the share of samples with a
+    higher score for the first source; `difference`, the mean of first minus second; and
+    `above_top`, the share of all scored texts of the second source that reach the score of the top
+    30 % of the first source.
     """
     found = []
     tops = {name: of_source.result()["top"] for name, of_source in noise.items()}

@@ -1,7 +1,8 @@
-"""Nouns of English texts, by a part-of-speech tagger.
+"""Nouns of English texts, found by a part-of-speech tagger.
 
-spaCy with its model en_core_web_sm where both are installed, otherwise HanTa (Wartena 2019), whose
-model comes with its package from the package index: LGPL-3, about 1,000 captions a second and core.
+The tagger is spaCy with its model en_core_web_sm if both are installed, otherwise HanTa (Wartena
+2019). HanTa's package includes its model, is licensed under LGPL-3, and tags about 1,000 captions
+per second and core.
 """
 
 import re
@@ -14,16 +15,17 @@ from capmix.errors import UserError
 
 MODEL = "en_core_web_sm"
 TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]")
-HANTA_NOUNS = {"NN0", "NN1", "NN2", "NP0"}  # the C5 tags: singular, plural, neither, and names
+HANTA_NOUNS = {"NN0", "NN1", "NN2", "NP0"}  # C5 tags: neutral, singular, plural, proper
 SPACY_NOUNS = {"NOUN", "PROPN"}
-LONGEST_TOKEN, MOST_TOKENS = 40, 256  # HanTa takes seconds for a token of 400 letters
+LONGEST_TOKEN, MOST_TOKENS = 40, 256  # HanTa needs seconds for a token of 400 letters
 
 Tagger = Callable[[Iterable[str]], list[tuple[int, list[str]]]]
 
 
 def load_tagger() -> tuple[str, Tagger]:
-    """The name of the tagger, and a function that gives, for each text, the number of its words and
-    its nouns as lower-case lemmas. Raises UserError where neither is installed."""
+    """Return the name of the tagger and the tagger: a function that returns, for each text, its
+    number of words and its nouns as lower-case lemmas. Raises UserError if no tagger is
+    installed."""
     if find_spec("spacy") and find_spec(MODEL):
         return _spacy()
     if find_spec("HanTa"):
@@ -72,7 +74,7 @@ def _hanta() -> tuple[str, Tagger]:
 
 
 def _unpickler() -> Any:
-    """HanTa's model is a pickle: one that builds numbers and nothing else."""
+    """Return an unpickler for HanTa's model that, for safety, only builds numbers."""
     import pickle
 
     class NumbersAlone(pickle.Unpickler):
@@ -83,6 +85,6 @@ def _unpickler() -> Any:
                 ("numpy.core.multiarray", "scalar"),
             }:
                 return super().find_class(module, name)
-            raise UserError(f"HanTa's model asks for {module}.{name}: install HanTa 1.2")
+            raise UserError(f"HanTa's model uses {module}.{name}: install HanTa 1.2")
 
     return NumbersAlone

@@ -1,7 +1,7 @@
-"""One pass over all texts and scores of a pool: diversity, noise, agreement, and a fair sample.
+"""Measure diversity, noise and agreement in one pass over a pool, and draw a random sample.
 
-Writes `measures/population.json` and `measures/sample.parquet`: of the samples with the lowest
-draws uid, shard, key, draw, size, and of each source its text, flags and score.
+Writes `measures/population.json` and `measures/sample.parquet`. The latter has the samples with the
+lowest draws: uid, shard, key, draw, size, and for each source its text, flags and score.
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ PART = f"{MEASURES}/population"
 DEFAULTS = defaults_of(MeasureSettings)
 SAMPLE = f"{MEASURES}/sample"
 ROWS_AT_ONCE = 100_000
-SMALLEST_LEVEL = 300  # texts; below that a count of different trigrams says nothing
+SMALLEST_LEVEL = 300  # texts; for fewer, a count of distinct trigrams is meaningless
 
 
 Counted = Diversity | SketchedDiversity
@@ -46,9 +46,12 @@ Counted = Diversity | SketchedDiversity
 
 @dataclass(frozen=True)
 class Batch:
-    """Some shards, as far as they have been counted: how many samples there are, those of the fair
-    sample, scores of each scored source, and by source the words of the texts, or what a sketch
-    has of them, flags, and texts that were cut."""
+    """Counts of a few shards.
+
+    `samples` is their number of samples, and `sampled` those in the random sample. By source:
+    scores, texts (split into words, or as a sketch), counts of flags, and the number of texts that
+    the scorer truncated.
+    """
 
     samples: int
     sampled: pa.Table
@@ -60,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Population:
-    """What to read: `sources` have texts, `scored` of them also scores by `scorer`."""
+    """The inputs: `sources` to measure; those in `scored` have scores by `scorer`."""
 
     store: Store
     pool: Pool
@@ -80,8 +83,8 @@ class Population:
 def measure_population(
     population: Population, engine: EngineSettings = EngineSettings()
 ) -> dict[str, Any]:
-    """`sources`: the measures of each; `agreement` of each pair; `steps` (see StepCounts);
-    `digests` of the folders that were read."""
+    """Return the measures of each source (`sources`), the agreement of each pair (`agreement`),
+    `steps` (see StepCounts) and the `digests` of the folders read."""
     columns = population.columns()
     store = population.store
     parts = check_parts(store, population.pool.shards, folders_of(columns.values()))
@@ -106,12 +109,12 @@ def measure_population(
 
 
 def read_sample(store: Store) -> pa.Table:
-    """The samples with the lowest draws, lowest first."""
+    """Return the samples with the lowest draws, in ascending order."""
     return store.read_table(f"{SAMPLE}.parquet", part=PART)
 
 
 def scores_of_texts(table: pa.Table, scored: Sequence[str]) -> pa.Table:
-    """No score where there is no text, as imported scores can have: no recipe takes such a row."""
+    """Remove scores without a text, which can be imported: no recipe uses such a row."""
     for source in scored:
         place = table.schema.get_field_index(f"{source}_score")
         has_text = pc.is_valid(table[f"{source}_text"])
@@ -122,12 +125,12 @@ def scores_of_texts(table: pa.Table, scored: Sequence[str]) -> pa.Table:
 
 
 def text_digests(digests: Mapping[str, str], sources: Sequence[str]) -> dict[str, str]:
-    """Of the folders that hold the texts of these sources."""
+    """Return the digests of the folders with the texts of `sources`."""
     return {texts_folder(source): digests[texts_folder(source)] for source in sources}
 
 
 def levels_of(samples: int) -> list[int]:
-    """Sizes of nested samples, three to ten times as large each as the one before, then all."""
+    """Return the sizes of nested samples: 300, 1,000, 3,000, ..., and finally all samples."""
     sizes, size = [], SMALLEST_LEVEL
     while size < samples:
         sizes.append(size)
@@ -194,7 +197,7 @@ def _add(counter: Counted, texts: Split | SketchedDiversity) -> None:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Reads batches of shards and counts what can be counted of them alone."""
+    """Reads batches of shards and computes the counts that need only one batch."""
 
     population: Population
     columns: Mapping[str, Column]
@@ -244,7 +247,7 @@ def _connection() -> duckdb.DuckDBPyConnection:
 
 
 def _batches(reading: _Reading, engine: EngineSettings) -> Iterator[Batch]:
-    """Batches in pool order."""
+    """Yield batches in pool order."""
     groups = shard_batches(reading.parts.rows, ROWS_AT_ONCE)
     with progress("measure", "row", reading.rows) as bar, mapper(engine) as maps:
         for _, batch in maps(reading, groups):

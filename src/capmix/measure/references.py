@@ -1,8 +1,8 @@
 """Reference metrics of captions: CIDEr, BLEU-4, ROUGE-L, METEOR, CLIPScore and RefCLIPScore.
 
-The first four are those of pycocoevalcap. Its tokeniser (Stanford's PTBTokenizer) and METEOR need
-Java; without Java, words are found as in words.py, figures are then not comparable with published
-ones, and METEOR is left out. The result names the tokenisation.
+The first four are computed by pycocoevalcap. Its tokenizer (Stanford's PTBTokenizer) and METEOR
+need Java. Without Java, texts are tokenized as in words.py, METEOR is left out, and the values are
+not comparable with published ones. The result includes the name of the tokenization.
 """
 
 import shutil
@@ -34,7 +34,7 @@ SOURCE = "source:"
 
 @dataclass(frozen=True)
 class ReferencedImage:
-    """An image with references, and what each source says of it: text and score."""
+    """An image with its references, and the text and score of each source."""
 
     references: list[str]
     texts: dict[str, str | None]
@@ -44,16 +44,18 @@ class ReferencedImage:
 def measure_references(
     population: Population, given: str, java: bool = True, scorer: Scorer | None = None
 ) -> dict[str, Any]:
-    """The metrics of each source on the samples that have references.
+    """Compute the metrics of each source on the samples that have references.
 
     `given` is a COCO or NoCaps annotation file (see load_references) or source:NAME. RefCLIPScore
-    needs `scorer`, the one whose scores are measured. Raises UserError where no sample has any.
+    needs `scorer`, the scorer whose scores are measured. Raises UserError if no sample has a
+    reference.
     """
     columns = population.columns()
     parts = check_parts(population.store, population.pool.shards, folders_of(columns.values()))
     name = given.removeprefix(SOURCE) if given.startswith(SOURCE) else None
     if name is not None and name not in population.sources:
-        raise UserError(f"--references {given}: no texts of that source; have {population.sources}")
+        known = ", ".join(population.sources)
+        raise UserError(f"--references {given}: no such source; sources: {known}")
     inputs = dict(parts.digests)
     if name is None:
         about = Path(given).stat() if Path(given).exists() else None
@@ -74,8 +76,8 @@ def measure_references(
         refuse_rewritten(population.store, parts)
         if not items:
             raise UserError(
-                f"--references {given}: no sample of the pool has any. A file's image names "
-                "(without suffix) or ids must be the samples' uids or keys."
+                f"--references {given}: no sample of the pool has a reference. The image names "
+                "(without suffix) or ids in the file must be uids or keys of samples."
             )
         metrics = {source: _metrics(items, source, java, scorer) for source in sources}
         counts = Counts(ok=len(items))
@@ -96,10 +98,10 @@ def has_java() -> bool:
 
 
 def load_references(path: str) -> dict[str, list[str]]:
-    """References by image id and by file name without suffix, from an annotation file.
+    """Read an annotation file; return references by image id and by file name without suffix.
 
-    The form of COCO and NoCaps: `annotations` with `image_id` and `caption`, `images` with `id` and
-    `file_name`. Raises UserError for another one.
+    The format is that of COCO and NoCaps: `annotations` with `image_id` and `caption`, `images`
+    with `id` and `file_name`. Raises UserError for other formats.
     """
     try:
         value = parse_json(Path(path).read_bytes())
@@ -117,7 +119,7 @@ def load_references(path: str) -> dict[str, list[str]]:
         raise UserError(f"--references {path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"--references {path}: expected COCO's form, annotations with image_id and caption"
+            f"--references {path}: expected COCO's format, annotations with image_id and caption"
         ) from error
     return found
 
@@ -143,7 +145,8 @@ def _items(
 def _metrics(
     items: Sequence[ReferencedImage], source: str, java: bool, scorer: Scorer | None
 ) -> dict[str, Any]:
-    """A missing caption counts as an empty one; CLIPScores are of captions that have a score."""
+    """Compute the metrics of a source. A missing caption counts as an empty one; CLIPScores cover
+    only captions with a score."""
     candidates = [item.texts.get(source) or "" for item in items]
     metrics: dict[str, Any] = {"captions": sum(map(bool, candidates))}
     metrics |= text_metrics(candidates, [item.references for item in items], java)
@@ -151,7 +154,7 @@ def _metrics(
     metrics["CLIPScore"] = metrics["RefCLIPScore"] = None
     if scored:
         similarity = np.array([item.scores[source] for item in scored], np.float64)
-        is_cosine = bool((np.abs(similarity) <= 1.001).all())  # imported ones can be 100 times it
+        is_cosine = bool((np.abs(similarity) <= 1.001).all())  # imports may be scaled by 100
         metrics["CLIPScore"] = float(clip_score(similarity).mean()) if is_cosine else None
         if scorer is not None and is_cosine:
             texts = [item.texts[source] or "" for item in scored]
@@ -163,9 +166,9 @@ def _metrics(
 def text_metrics(
     candidates: Sequence[str], references: Sequence[Sequence[str]], java: bool = True
 ) -> dict[str, float | None]:
-    """CIDEr, BLEU-4, ROUGE-L and METEOR (None without Java) of one candidate for each image.
+    """Return CIDEr, BLEU-4, ROUGE-L and METEOR (None without Java) for one candidate per image.
 
-    Raises UserError unless pycocoevalcap is installed.
+    Raises UserError if pycocoevalcap is not installed.
     """
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -200,13 +203,13 @@ def _tokens(texts: Sequence[Sequence[str]], java: bool) -> dict[int, list[str]]:
 
 
 def clip_score(similarity: np.ndarray) -> np.ndarray:
-    """CLIP-S = 2.5 x max(cos, 0) of cosine similarities (arXiv 2104.08718, section 3)."""
+    """Return CLIP-S = 2.5 * max(cos, 0) of cosine similarities (arXiv 2104.08718, section 3)."""
     score: np.ndarray = CLIP_WEIGHT * np.maximum(similarity, 0)
     return score
 
 
 def ref_clip_score(similarity: np.ndarray, closest: np.ndarray) -> np.ndarray:
-    """RefCLIP-S: the harmonic mean of CLIP-S and max(cos, 0) of the closest reference's text."""
+    """Return RefCLIP-S: the harmonic mean of CLIP-S and max(cos, 0) to the closest reference."""
     of_image, of_text = clip_score(similarity), np.maximum(closest, 0)
     both = of_image + of_text
     mean: np.ndarray = np.divide(
@@ -218,7 +221,7 @@ def ref_clip_score(similarity: np.ndarray, closest: np.ndarray) -> np.ndarray:
 def _closest(
     scorer: Scorer, texts: Sequence[str], references: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """Cosine similarity of each text to its closest reference."""
+    """Return the cosine similarity of each text to its closest reference."""
     flat = [reference for of_image in references for reference in of_image]
     vectors = encode_all(scorer, [*texts, *flat])
     of_texts, of_references = vectors[: len(texts)], vectors[len(texts) :]

@@ -1,4 +1,4 @@
-"""Measures of the single caption, on the pool's sample: nouns, languages, openings, K captions."""
+"""Measures on the random sample of a pool: nouns, languages, openings and multiple captions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from capmix.storage.store import Store
 PART = f"{MEASURES}/sampled"
 DEFAULTS = defaults_of(MeasureSettings)
 OPENING_WORDS, OPENINGS = 4, 20
-SHARDS_OF_CAPTIONS = 50  # whose several captions an image are read
+SHARDS_OF_CAPTIONS = 50  # shards whose captions of the same image are compared
 TEXTS_AT_ONCE = 500
 
 
@@ -35,12 +35,12 @@ def measure_sampled(
     shards: Sequence[str],
     settings: MeasureSettings,
 ) -> dict[str, Any]:
-    """`tagger`, `sources`: measures of each on the sample's texts, `overlap`: of each two sources.
+    """Return `tagger`, the measures of each source (`sources`) and the `overlap` of each pair.
 
-    Needs measure_population, whose `digests` these are. Of a source: texts, nouns (different ones),
-    noun_share (of words: the grounding ratio), nouns_a_text, nouns_curve (texts, nouns), languages
-    (texts by fastText's ISO 639-1 code; None where it is not installed), openings, and several (see
-    _several).
+    Run measure_population first and pass its `digests`. The measures of a source are texts, nouns
+    (distinct), noun_share (of all words: the grounding ratio), nouns_a_text, nouns_curve (texts,
+    nouns), languages (number of texts by fastText's ISO 639-1 code; None if it is not installed),
+    openings, and several (see _several).
     """
     from capmix.mix.functions import fingerprint
 
@@ -86,7 +86,7 @@ def _measure(texts: Sequence[str | None], source: str, tagger: Tagger | None) ->
 
 
 def _nouns(texts: Sequence[str], source: str, tagger: Tagger) -> dict[str, Any]:
-    """Texts that occur more than once are tagged once."""
+    """Count nouns. Each distinct text is tagged only once."""
     different = list(dict.fromkeys(texts))
     tagged: dict[str, tuple[int, list[str]]] = {}
     with progress(f"nouns of {source}", "text", len(different)) as bar:
@@ -116,16 +116,16 @@ def _languages(texts: Sequence[str]) -> list[tuple[str, int]] | None:
     from capmix.mix.functions import language_of
 
     try:
-        tell = language_of()
+        detect = language_of()
     except UserError:
         return None
-    counts = Counter(tell(text) for text in texts)
+    counts = Counter(detect(text) for text in texts)
     return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
 
 
 def _overlap(table: pa.Table, sources: Sequence[str]) -> list[dict[str, Any]]:
-    """The mean share of common words (Jaccard's index of the sets of words) of two sources' texts
-    of a sample."""
+    """Return, for each pair of sources, the mean Jaccard index of the word sets of their texts for
+    the same sample."""
     words = {source: _word_sets(table[f"{source}_text"].to_pylist()) for source in sources}
     found = []
     for first, second in combinations(sources, 2):
@@ -141,10 +141,11 @@ def _word_sets(texts: Sequence[str | None]) -> list[frozenset[str]]:
 
 
 def _several(store: Store, source: str, shards: Sequence[str]) -> dict[str, Any] | None:
-    """Diversity over the captions of one image, where a source has several; means over images.
+    """Return the diversity of the captions of one image, averaged over images; None if the source
+    has no image with several captions.
 
-    `captions` an image, `unique`: different ones over all, `div_1` and `div_2`: different words and
-    bigrams over the number of words (Shetty et al. 2017, arXiv 1703.10476).
+    `captions`: per image. `unique`: the share of distinct captions. `div_1` and `div_2`: distinct
+    words and bigrams over the number of words (Shetty et al. 2017, arXiv 1703.10476).
     """
     of_image: list[list[str]] = []
     for shard in shards:

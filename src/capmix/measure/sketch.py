@@ -1,4 +1,4 @@
-"""HyperLogLog: about how many different keys there are, in 16 KiB a count whatever their number."""
+"""HyperLogLog: estimate the number of distinct keys, in 16 KiB per count."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,17 +7,17 @@ BITS = 14
 REGISTERS = 1 << BITS
 STANDARD_ERROR = 1.04 / REGISTERS**0.5  # Flajolet et al. 2007, section 1: 0.8 %
 ALPHA = 0.7213 / (1 + 1.079 / REGISTERS)  # the same, figure 3
-BASE = np.uint64(0x9FB21C651E98DF25)  # odd, and else of no meaning
+BASE = np.uint64(0x9FB21C651E98DF25)  # an arbitrary odd number
 
 
 class Sketch:
-    """The interface of Distinct, with counts that are off by STANDARD_ERROR on average."""
+    """Same interface as Distinct, with estimated counts (relative error STANDARD_ERROR)."""
 
     def __init__(self, levels: int):
         self._registers = np.zeros((levels, REGISTERS), np.uint8)
 
     def add(self, keys: np.ndarray, levels: np.ndarray) -> None:
-        """Take `keys`, uint64 (N,), evenly spread over all 64-bit numbers."""
+        """Add `keys`, uint64 (N,), which must be uniformly distributed hashes."""
         register = (keys >> np.uint64(64 - BITS)).astype(np.int64)
         # The float64 of a number below 2^50 is exact, so its exponent counts the leading zeros.
         rest = keys & np.uint64((1 << (64 - BITS)) - 1)
@@ -25,16 +25,17 @@ class Sketch:
         np.maximum.at(self._registers, (levels, register), rank)
 
     def merge(self, other: "Sketch") -> None:
-        """Take the keys that another has taken."""
+        """Add the keys of another sketch."""
         np.maximum(self._registers, other._registers, out=self._registers)
 
     def counts(self) -> list[int]:
-        """About how many different keys are of level 0, of levels 0 and 1, and so on."""
+        """Return the estimated number of distinct keys in level 0, in levels 0 and 1, and so
+        on."""
         return [_estimate(one) for one in np.maximum.accumulate(self._registers, axis=0)]
 
 
 def _estimate(registers: np.ndarray) -> int:
-    """With linear counting where few registers are taken, as in the paper's section 4."""
+    """Estimate a count; with few registers in use, by linear counting (the paper's section 4)."""
     raw = ALPHA * REGISTERS**2 / np.exp2(-registers.astype(np.float64)).sum()
     empty = int((registers == 0).sum())
     if raw <= 2.5 * REGISTERS and empty:
@@ -43,7 +44,7 @@ def _estimate(registers: np.ndarray) -> int:
 
 
 def hashes(values: pa.StringArray) -> np.ndarray:
-    """A 64-bit hash of each string, uint64 (N,): a polynomial of its bytes, mixed."""
+    """Return a 64-bit hash of each string, uint64 (N,): a polynomial of its bytes, mixed."""
     offsets = np.frombuffer(values.buffers()[1], np.int32)
     offsets = offsets[values.offset : values.offset + len(values) + 1].astype(np.int64)
     data = np.frombuffer(values.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
@@ -57,7 +58,7 @@ def hashes(values: pa.StringArray) -> np.ndarray:
 
 
 def mixed(keys: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: every bit of a key changes half of the bits."""
+    """Apply SplitMix64's finalizer: every bit of a key affects about half of the output bits."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     keys ^= keys >> np.uint64(31)

@@ -1,7 +1,8 @@
-"""How many samples reach which thresholds, for several sources at once.
+"""Count how many samples reach which score thresholds, for several sources at once.
 
-A threshold that stands on a step of the scale can be moved without reading a score again: what a
-recipe of the form "the first source whose score reaches its threshold" keeps is a sum over cells.
+The report can move thresholds between steps of the scale without reading scores again: the number
+of samples kept by a recipe of the form "the first source whose score reaches its threshold" is a
+sum over cells.
 """
 
 import math
@@ -12,28 +13,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-STEPS = 120  # about so many between the least and the greatest score of the first batch
+STEPS = 120  # approximate number between the lowest and highest score of the first batch
 MOST_CELLS = 200_000
 MOST_SOURCES = 6
 NO_SCORE = -(2**31)
 
 
 class StepCounts:
-    """Counts samples by the step that each source's score reaches; of the first MOST_SOURCES.
+    """Counts samples by the step that the score of each source reaches, for up to MOST_SOURCES
+    sources.
 
-    The steps are the float32 numbers nearest to whole multiples of a size, and a score reaches the
-    highest that it is not below: a recipe's `score >= 0.215` says the same. Where there are too
-    many cells to keep, steps are joined, two by two.
+    Steps are the float32 numbers nearest to integer multiples of a step size. A score reaches the
+    highest step that it is not below, which matches a recipe's `score >= 0.215`. If there are too
+    many cells, pairs of adjacent steps are merged.
     """
 
     def __init__(self, sources: Sequence[str]):
         self.sources = sources[:MOST_SOURCES]
-        self._unit = 0  # a step is the unit over the scale
+        self._unit = 0  # the step size is unit / scale
         self._scale = 1
         self._cells: Counter[tuple[int, ...]] = Counter()
 
     def add(self, scores: Sequence[pa.ChunkedArray]) -> None:
-        """Take the scores of some samples, a column for each source; null for no score."""
+        """Add the scores of a batch of samples, one column per source; null for no score."""
         if not self.sources:
             return
         columns = [column.to_numpy().astype(np.float32) for column in scores[:MOST_SOURCES]]
@@ -47,8 +49,8 @@ class StepCounts:
             self._coarsen()
 
     def result(self) -> dict[str, Any] | None:
-        """`sources`, the steps as `unit` and `scale` (step i is at i x unit / scale), and `cells`:
-        the steps that the sources' scores reach, null for no score, and the number of samples."""
+        """Return `sources`, `unit` and `scale` (step i is at i * unit / scale), and `cells`: the
+        steps that the sources' scores reach, None for no score, and the number of samples."""
         if not self._cells:
             return None
         cells = [
@@ -63,7 +65,7 @@ class StepCounts:
         }
 
     def _choose(self, columns: Sequence[np.ndarray]) -> None:
-        """1, 2 or 5 times a power of ten."""
+        """Choose the step size: 1, 2 or 5 times a power of ten."""
         values = np.concatenate(columns)
         values = values[np.isfinite(values)]
         span = float(values.max() - values.min()) if len(values) else 1.0
@@ -74,9 +76,9 @@ class StepCounts:
         self._scale = 10**-power if power < 0 else 1
 
     def _coarsen(self) -> None:
-        """Join steps, two by two; those that stay keep their value.
+        """Merge pairs of adjacent steps. The remaining steps keep their values.
 
-        It ends: of steps -1 and 0, which are joined with no other, there are at most 3^6 cells.
+        Repeated merging leaves only steps -1 and 0, and thus at most 3^6 cells.
         """
         coarser: Counter[tuple[int, ...]] = Counter()
         for cell, count in self._cells.items():
@@ -87,11 +89,11 @@ class StepCounts:
 
 
 def steps_of(values: np.ndarray, unit: int, scale: int) -> np.ndarray:
-    """The highest step that each score (float32) reaches, int64; NO_SCORE where there is none."""
+    """Return the highest step that each score (float32) reaches, int64; NO_SCORE for none."""
     known = np.isfinite(values)
     steps = np.full(len(values), NO_SCORE, np.int64)
     close = np.floor(values[known].astype(np.float64) * scale / unit).astype(np.int64)
-    # Division may be off by one at a step itself: the step's own value decides.
+    # The quotient may be off by one for scores at a step, so compare with the step's value.
     close -= values[known] < step_value(close, unit, scale)
     close += values[known] >= step_value(close + 1, unit, scale)
     steps[known] = close
@@ -99,5 +101,5 @@ def steps_of(values: np.ndarray, unit: int, scale: int) -> np.ndarray:
 
 
 def step_value(steps: np.ndarray, unit: int, scale: int) -> np.ndarray:
-    """The score at these steps, float32, as SQL reads the decimal number."""
+    """Return the scores at these steps, float32, equal to the decimal numbers in SQL."""
     return (steps.astype(np.float64) * unit / scale).astype(np.float32)

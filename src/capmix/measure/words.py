@@ -1,8 +1,8 @@
-"""Texts to words, a whole column at once, and the n-grams of those words as numbers.
+"""Split columns of texts into words, and encode n-grams of these words as numbers.
 
-A word is what WORD finds in the lower-cased text: letters and digits, with single apostrophes and
-hyphens inside. Texts of ASCII alone are split by array operations, the others by the expression
-itself; both give the same words.
+A word is a match of WORD in the lower-cased text: letters and digits, with single apostrophes and
+hyphens inside. ASCII texts are split by array operations, all others by the regular expression;
+both produce the same words.
 """
 
 import re
@@ -20,11 +20,10 @@ LETTERS, DIGITS, JOINERS = (ord("a"), 26), (ord("0"), 10), b"'-"
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts, one text's after the other's.
+    """The concatenated words of several texts.
 
-    `values` has every word as a dictionary (codes, and the different words); those of the i-th text
-    here end before `ends[i]` (int64). The i-th text here is number `rows[i]` of the column that was
-    split.
+    `values` are all words, dictionary-encoded. The words of text i end before `ends[i]` (int64).
+    Text i is row `rows[i]` of the column that was split.
     """
 
     values: pa.DictionaryArray
@@ -32,12 +31,12 @@ class Words:
     rows: np.ndarray
 
     def counts(self) -> np.ndarray:
-        """Words in each text, int64 (texts,)."""
+        """Return the number of words in each text, int64 (texts,)."""
         return np.diff(self.ends, prepend=0)
 
 
 def split(texts: pa.StringArray) -> Words:
-    """The words of a column of texts that has no nulls."""
+    """Split a column of texts, without nulls, into words."""
     ascii_only = pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)
     plain, other = np.flatnonzero(ascii_only), np.flatnonzero(~ascii_only)
     if not len(other):
@@ -57,7 +56,7 @@ def split(texts: pa.StringArray) -> Words:
 def _split_ascii(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
     whole = pa.ListArray.from_arrays(
         pa.array([0, len(texts)], pa.int32()), pc.ascii_lower(texts)
-    )  # a line break before and after every text, so that every word has an end
+    )  # a newline before and after every text ends its first and last word
     joined = np.frombuffer(pc.binary_join(whole, "\n")[0].as_buffer(), np.uint8)
     data = np.pad(joined, 1, constant_values=ord("\n"))
     is_word = np.zeros(len(data), bool)
@@ -78,7 +77,7 @@ def _split_ascii(texts: pa.StringArray) -> tuple[pa.StringArray, np.ndarray]:
 
 
 def places_of(words: Words, length: int) -> np.ndarray:
-    """Where in `words.values` n-grams of `length` words begin that lie within one text."""
+    """Return where in `words.values` the n-grams of `length` words begin; none spans two texts."""
     total = len(words.values)
     inside = np.ones(max(total - length + 1, 0), bool)
     ends = words.ends[words.counts() > 0]
@@ -89,19 +88,19 @@ def places_of(words: Words, length: int) -> np.ndarray:
 
 
 class Vocabulary:
-    """Numbers words in the order in which they are met, from 0."""
+    """Numbers words from 0 in the order in which they first occur."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """The number of each word, uint64 (words,)."""
+        """Return the number of each word, uint64 (words,)."""
         ids = self.ids
         return np.fromiter((ids.setdefault(word, len(ids)) for word in words), np.uint64)
 
 
 def bigram_keys(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """One number for each pair of words, uint64 (N,); equal for equal pairs alone."""
+    """Return a unique number for each bigram, uint64 (N,)."""
     keys: np.ndarray = (ids[places] << np.uint64(32)) | ids[places + 1]
     return keys
 
@@ -109,10 +108,10 @@ def bigram_keys(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
 def trigram_keys(
     ids: np.ndarray, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers for the trigrams that begin at `places`; equal for equal trigrams alone.
+    """Return unique keys of the trigrams that begin at `places`.
 
-    Returns the places of those whose three ids fit one number with these numbers, uint64 (N,), and
-    the places of the others with pairs, uint64 (M, 2).
+    Returns the places and keys, uint64 (N,), of trigrams whose three ids fit in one number, then
+    the places and keys, uint64 (M, 2), of the others.
     """
     first, second, third = (ids[places + shift] for shift in range(3))
     is_narrow = (first | second | third) < (1 << NARROW_BITS)
@@ -125,7 +124,7 @@ def trigram_keys(
 
 
 def common_openings(texts: Sequence[str], words: int, most: int) -> list[tuple[str, int]]:
-    """The openings of so many words that most texts share, with how many texts each opens."""
+    """Return the `most` frequent openings of `words` words, and the number of texts of each."""
     from collections import Counter
 
     openings: Counter[str] = Counter()

@@ -1,7 +1,8 @@
-"""A projection of image-tower features and static text vectors into one space.
+"""Projections of image features and static text vectors into a common space.
 
-The image side adds two things: a linear map of the features, and a linear map of the ConSE vector
-(arXiv 1312.5650): the mean of ImageNet class-name vectors, weighted by the ten likeliest classes.
+An image embedding is the sum of a linear map of the features and a linear map of the ConSE vector
+(arXiv 1312.5650): the mean of the vectors of the ten most likely ImageNet class names, weighted by
+the probabilities of the classes.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ CONSE_CLASSES = 10
 
 
 class Head:
-    """Loads `<name>.safetensors`: features (1280, D), conse (256, D), text (256, D).
+    """A head with the weights of `<name>.safetensors`.
 
-    Products are float64 and then rounded: in float32 they differ with the number of threads, and
-    one worker's scores must be another's.
+    The weights are features (1280, D), conse (256, D) and text (256, D). Products are computed in
+    float64 and then rounded: float32 results depend on the number of threads, but all workers must
+    compute the same scores.
     """
 
     def __init__(self, name: str):
@@ -29,21 +31,24 @@ class Head:
         self._classifier, self._bias = (array.astype(np.float64) for array in imagenet_classifier())
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D), of image features float16 (N, 1280)."""
+        """Return unit vectors, float32 (N, D), for image features, float16 (N, 1280)."""
         features, conse = image_inputs(
             embeddings, self._classifier, self._bias, self._class_vectors
         )
         return unit(features @ self._weights["features"] + conse @ self._weights["conse"])
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D)."""
         return unit(text_tower().encode(texts) @ self._weights["text"])
 
 
 def image_inputs(
     embeddings: np.ndarray, classifier: np.ndarray, bias: np.ndarray, class_vectors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a head sees of image features (N, 1280): unit square roots (N, 1280), ConSE (N, 256)."""
+    """Return a head's inputs for image features (N, 1280).
+
+    These are the square roots of the features, normalized (N, 1280), and ConSE vectors (N, 256).
+    """
     features = embeddings.astype(classifier.dtype)
     logits = features @ classifier.T + bias
     likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))

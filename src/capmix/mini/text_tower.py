@@ -1,7 +1,7 @@
-"""A static text tower: one 256-dimensional row per token, averaged.
+"""A static text tower: the mean of one 256-dimensional row per token.
 
-Distilled from all-MiniLM-L6-v2 by tools/build_mini; 7 MB where the teacher takes 84. Word order
-plays no part.
+Distilled from all-MiniLM-L6-v2 by tools/build_mini: 7 MB instead of the teacher's 84 MB. Word order
+is ignored.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class StaticTextTower:
         self._table = weights["table"].astype(np.float32) * weights["scale"].astype(np.float32)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids; of a text beyond 2,000 characters the rest is not read."""
+        """Return token ids. Texts are truncated after 2,000 characters."""
         clean = [text[:MAX_CHARACTERS].replace("\x00", " ") for text in texts]
         encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, 256); a text without any known token gives zeros."""
+        """Return unit vectors, float32 (N, 256); zeros for a text without any known token."""
         tokens = self.tokens(texts)
         lengths = np.array([len(ids) for ids in tokens])
         sums = np.zeros((len(texts), DIMENSIONS), np.float32)

@@ -1,4 +1,4 @@
-"""Read the embedded weights: safetensors files whose digests name them in every marker."""
+"""Read the embedded weights: safetensors files, identified in markers by their digest."""
 
 import hashlib
 from functools import cache
@@ -24,7 +24,7 @@ def models_folder() -> Path:
 
 
 def load_weights(name: str) -> dict[str, np.ndarray]:
-    """The tensors of `<name>.safetensors` of the embedded models."""
+    """Return the tensors in `<name>.safetensors` of the embedded models."""
     from safetensors.numpy import load_file
 
     return load_file(models_folder() / f"{name}.safetensors")
@@ -32,7 +32,7 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
 
 @cache
 def digest(*names: str) -> str:
-    """First 16 hex digits of the sha256 over the named files of the embedded models."""
+    """Return the first 16 hex digits of the sha256 over the given files of the embedded models."""
     total = hashlib.sha256()
     for name in names:
         total.update((models_folder() / name).read_bytes())

@@ -1,4 +1,4 @@
-"""What to do about what a recipe asks for and a work directory lacks."""
+"""Advice on how to get the scores that a recipe needs and the work directory lacks."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,8 +7,8 @@ from capmix.storage.layout import SCORES
 
 
 def about_scores(names: Collection[str], columns: Mapping[str, Column]) -> str | None:
-    """The command that gives the scores which `names` of columns need and which are not there, or
-    the choice between scorers that have them; None where none are lacking."""
+    """Return the command that computes the missing scores that the columns `names` need, or the
+    scorers to choose from if several have them. None if no scores are missing."""
     sources = [
         name.removesuffix("_text")
         for name, one in columns.items()

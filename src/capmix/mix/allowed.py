@@ -1,11 +1,12 @@
-"""The SQL that a recipe may use: functions, operators and types, and how large its results can be.
+"""The SQL that recipes may use: functions, operators and types, and bounds on result sizes.
 
-Listed here is what gives the same answer for the same row in every run, and a result whose size is
-bounded by the row's: DuckDB takes the memory of texts that it makes from no budget of its own.
-Left out, for example: random and now; repeat, lpad, format and range, whose results have the size
-that a number says; hex, base64 and url_encode, which multiply when they are nested; levenshtein and
-the like, whose time or memory is the product of two lengths; hash, which differs between versions
-of DuckDB; time zones, which differ between machines; lambdas and functions of many rows.
+A listed function returns the same result for the same row in every run, and the size of the result
+is bounded by the size of the row: DuckDB does not count the texts that expressions create against
+its memory limit. Not listed, for example: random and now; repeat, lpad, format and range, whose
+result size is given by a number; hex, base64 and url_encode, whose output multiplies when nested;
+levenshtein and similar functions, whose time or memory is the product of two lengths; hash, which
+differs between versions of DuckDB; time zones, which differ between hosts; lambdas, aggregates and
+window functions.
 """
 
 import json
@@ -18,8 +19,8 @@ from capmix.mix.patterns import MATCHING, SlowCall, slow_call
 from capmix.settings.base import did_you_mean
 
 Node = dict[str, Any]
-MAX_TIMES = 500  # bytes that an expression makes, all steps together, for a byte of the row
-MAX_EXTRA = 1 << 22  # and beside these
+MAX_TIMES = 500  # bytes that all steps of an expression create per byte of the row
+MAX_EXTRA = 1 << 22  # bytes that they create in addition, whatever the size of the row
 OWN = "threshold top datacomp_threshold in_list times_in_list"
 OWN_OF_TEXT = "language word_count token_count imagenet_noun"
 
@@ -76,10 +77,11 @@ def _words(text: str) -> frozenset[str]:
 
 NAMES = _words(" ".join(FUNCTIONS.values()))
 OF_JSON = _words(FUNCTIONS["json"]) | {"->>"}
-# What stays as large as its arguments together, or grows by the factor below. The rest is small.
+# Functions whose result is as large as all arguments together, or by a factor of FACTORS larger.
+# The results of all others are small.
 GROWING = _words(FUNCTIONS["texts"] + FUNCTIONS["lists and structs"] + FUNCTIONS["choices"])
 GROWING |= OF_JSON | {"||"}
-LETTER_CASE, NORMAL, TRANSLATED, PARSED, PIECES = 2, 3, 4, 8, 17  # a list takes 16 bytes a piece
+LETTER_CASE, NORMAL, TRANSLATED, PARSED, PIECES = 2, 3, 4, 8, 17  # a list adds 16 bytes per item
 SPLITTING = _words(
     """string_split str_split split string_to_array regexp_extract_all regexp_split_to_array
     string_split_regex str_split_regex split_part"""
@@ -91,7 +93,7 @@ FACTORS = {
     **dict.fromkeys(SPLITTING, PIECES),
     "translate": TRANSLATED,
 }
-# Arguments by place that must be written out, so that their size is known.
+# Positions of arguments that must be literals, so that their size is known.
 WRITTEN_OUT = {
     "replace": (2,),
     "regexp_replace": (2,),
@@ -128,7 +130,7 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Size:
-    """A bound of a result, in bytes: `times` those of the row's values, and `extra`."""
+    """An upper bound of a result's size: `times` the bytes of the row's values, plus `extra`."""
 
     times: int = 0
     extra: int = 0
@@ -144,25 +146,25 @@ SMALL = Size(0, 64)
 
 
 def check_expression(node: Node, place: str) -> Size:
-    """A bound of what all steps of an expression make together for a row.
+    """Return a bound on the bytes that all steps of an expression create for a row.
 
-    `node` is of DuckDB's parser (json_serialize_sql). Raises UserError, which begins with `place`,
-    for what is not listed here and for results that could be too large.
+    `node` comes from DuckDB's parser (json_serialize_sql). Raises UserError, prefixed with `place`,
+    for SQL that is not listed here and for results that could be too large.
     """
     _, total = _sizes(node, place)
     if total.times > MAX_TIMES or total.extra > MAX_EXTRA:
         raise UserError(
-            f"{place}: its texts could grow to {total.times:,} times those of a sample, and "
-            f"{total.extra:,} bytes; at most {MAX_TIMES} times and {MAX_EXTRA:,} bytes are allowed"
+            f"{place}: its texts could grow to {total.times:,} times the size of a sample plus "
+            f"{total.extra:,} bytes; the limit is {MAX_TIMES} times plus {MAX_EXTRA:,} bytes"
         )
     return total
 
 
 def _sizes(node: Node, place: str) -> tuple[Size, Size]:
-    """Bounds of the result of a node, and of all that is made on the way to it."""
+    """Return a bound of a node's result, and one of this result and all intermediate results."""
     kind = node["class"]
     if kind not in CLASSES:
-        raise UserError(f"{place}: a recipe cannot use {REFUSED.get(kind, kind.lower())}")
+        raise UserError(f"{place}: recipes do not support {REFUSED.get(kind, kind.lower())}")
     made, total = Size(), Size()
     for child in children(node):
         size, below = _sizes(child, place)
@@ -170,11 +172,11 @@ def _sizes(node: Node, place: str) -> tuple[Size, Size]:
     if kind == "FUNCTION":
         name = str(node["function_name"]).lower()
         size = _of_function(name, node, made, place)
-        if name in _words(OWN_OF_TEXT):  # Python's copies of the texts
+        if name in _words(OWN_OF_TEXT):  # these run in Python, which copies the texts
             total += made * PARSED
     elif kind == "OPERATOR":
         if node["type"] not in OPERATORS:
-            raise UserError(f"{place}: a recipe cannot use {node['type'].lower()}")
+            raise UserError(f"{place}: recipes do not support {node['type'].lower()}")
         size = made if node["type"] in OPERATORS_OF_SIZE else SMALL
     elif kind == "CAST":
         size = _of_cast(node, made, place)
@@ -191,19 +193,19 @@ def _of_function(name: str, node: Node, arguments: Size, place: str) -> Size:
     if name not in NAMES or node.get("schema") or node.get("catalog"):
         hint = did_you_mean(name, NAMES)
         raise UserError(
-            f"{place}: no function {name!r} in recipes{hint or ''}; docs/recipes.md lists them "
-            "(all are of the sample's own row; chance is the column draw)"
+            f"{place}: no function {name!r} in recipes{hint or ''}; docs/recipes.md lists the "
+            "functions (they see only the sample's own row; for random numbers use the column draw)"
         )
     given = list(children(node))
     if name in MATCHING and len(given) > 1 and written_out(given[1]) is None:
-        raise UserError(f"{place}: {name}: expected its pattern written out in ''")
+        raise UserError(f"{place}: {name}: the pattern must be a literal in ''")
     for position in WRITTEN_OUT.get(name, ()):
         text = written_out(given[position]) if position < len(given) else ""
         if text is None:
-            raise UserError(f"{place}: {name}: expected argument {position + 1} written out in ''")
+            raise UserError(f"{place}: {name}: argument {position + 1} must be a literal in ''")
         if name in OF_JSON | {"json_exists"} and "*" in text:
-            raise UserError(f"{place}: {name}: a path with * can stand for too much")
-        if name not in OF_JSON:  # a piece for each byte, or each reference of a replacement
+            raise UserError(f"{place}: {name}: * is not supported in paths")
+        if name not in OF_JSON:  # a separator per byte, or a copy per reference in a replacement
             arguments = arguments * (1 + 2 * len(text.encode("utf-8", "replace")))
     if name not in GROWING:
         return SMALL
@@ -211,7 +213,10 @@ def _of_function(name: str, node: Node, arguments: Size, place: str) -> Size:
 
 
 def slow_call_of(node: Node) -> SlowCall | None:
-    """The bounds of time of a node that check_expression has passed; None where it needs none."""
+    """Return the time bounds of a call, or None if `node` is not a slow call.
+
+    `node` must have passed check_expression.
+    """
     if node["class"] != "FUNCTION":
         return None
     given = list(children(node))
@@ -225,17 +230,18 @@ def _of_cast(node: Node, made: Size, place: str) -> Size:
     for name in names:
         if name not in TYPES:
             raise UserError(
-                f"{place}: a recipe cannot cast to {name}{did_you_mean(name, TYPES)}; expected one "
-                "of BOOLEAN, numbers, VARCHAR, DATE, TIME, TIMESTAMP, INTERVAL, JSON or lists"
+                f"{place}: recipes do not support casts to {name}{did_you_mean(name, TYPES)}; use "
+                "BOOLEAN, a numeric type, VARCHAR, DATE, TIME, TIMESTAMP, INTERVAL, JSON or a list"
             )
     if not WORDS.intersection(names):
         return SMALL
-    # Texts of lists have quotes around their pieces; lists of texts 16 bytes beside each piece.
+    # A list cast to text adds quotes around its items; a list of texts adds 16 bytes per item.
     return made * (PIECES if "list" in names else LETTER_CASE) + SMALL
 
 
 def _type_names(node: Node) -> Iterator[str]:
-    """Of DuckDB 2 as it parses types, and of older versions, which have bound them by then."""
+    """Yield the names of the types in a cast. DuckDB 2 stores parsed types, older versions bound
+    ones."""
     waiting: list[Any] = [node.get("type_expr") or node.get("cast_type")]
     while waiting:
         one = waiting.pop()
@@ -249,7 +255,7 @@ def _type_names(node: Node) -> Iterator[str]:
 
 
 def written_out(node: Node) -> str | None:
-    """The text or number that a constant is; None for anything else."""
+    """Return a constant's text or number as a string; None for any other node."""
     if node["class"] != "CONSTANT":
         return None
     literal = node.get("literal") or {}
@@ -258,7 +264,7 @@ def written_out(node: Node) -> str | None:
 
 
 def children(node: Any) -> Iterator[Node]:
-    """The expressions right below a node."""
+    """Yield the direct child expressions of a node."""
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, dict) and "class" in value:
             if value["class"] != "TYPE":

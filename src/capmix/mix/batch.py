@@ -1,7 +1,7 @@
-"""What a recipe needs of some shards at a time: the columns that it names, and where its texts are.
+"""Read the data that a recipe needs, a few shards at a time: its columns, and which texts exist.
 
-Scores come as raw arrays (score/array.py), which also say which samples are ok and have a text.
-Tables are read for other columns alone, and only those columns of them.
+Scores are raw arrays (score/array.py), which also store which samples are ok and have a text.
+Tables are read only for other columns, and only these columns are read.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,8 +26,12 @@ TEXT = "\0{}"  # no expression can name it
 
 @dataclass(frozen=True)
 class SourceTexts:
-    """One text of each of N samples: whether there is one (bool), its score (float32, NaN for
-    none), and which caption it is: number `k` of each, or the one that `best` says (int32)."""
+    """One text for each of N samples.
+
+    `is_there`: whether the sample has the text, bool (N,). `score`: float32 (N,), NaN for none.
+    The text is caption number `k` of every sample or, if `best` is set, caption `best[i]` of sample
+    i, int32 (N,).
+    """
 
     is_there: np.ndarray
     score: np.ndarray
@@ -37,10 +41,11 @@ class SourceTexts:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """The N samples of some `shards` that are ok, in pool order.
+    """The N samples of `shards` that are ok, in pool order.
 
-    `table` has the columns that were asked for; `shard` numbers the shards from 0, and `row` is the
-    number of a sample in the index of its shard, both int32. `texts` are by source.
+    `table` has the requested columns. `shard` is the position of a sample's shard in `shards`, and
+    `row` the sample's row in the index of its shard, both int32 (N,). `texts` maps each source to
+    its texts.
     """
 
     shards: Sequence[str]
@@ -55,8 +60,11 @@ class SampleBatch:
 
 @dataclass(frozen=True)
 class BatchReader:
-    """Reads batches. `columns` are all that a recipe could ask for, `kinds` the types of those that
-    shards may have in several (see kinds.py), `lists` the uid lists."""
+    """Reads batches.
+
+    `columns` are all columns that a recipe can use, `kinds` the types of columns whose type can
+    differ between shards (see kinds.py), and `lists` the uid lists.
+    """
 
     store: Store
     columns: Mapping[str, Column]
@@ -66,12 +74,14 @@ class BatchReader:
     def read(
         self, parts: Parts, names: Collection[str], sources: Iterable[str] = ()
     ) -> SampleBatch:
-        """Of the shards that `parts` has: the columns of these `names`, and the texts of these
-        `sources`, which clauses name."""
+        """Read the columns `names` and the texts of `sources` for all shards of `parts`.
+
+        `sources` are named as in clauses, for example blip2_best.
+        """
         sources, shards = list(sources), list(parts.rows)
         found = [_ShardReader(self, parts, shard).read(names, sources) for shard in shards]
         rows = np.concatenate([one.row for one in found])
-        table = pa.table({"nothing": pa.nulls(len(rows))})  # one of no columns has no rows
+        table = pa.table({"nothing": pa.nulls(len(rows))})  # a table without columns has no rows
         if found[0].table is not None:
             tables = (one.table for one in found)
             table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
@@ -93,7 +103,7 @@ class BatchReader:
         return SampleBatch(shards, table, numbers, rows, texts)
 
     def of_scores(self, parts: Parts, column: Column) -> np.ndarray:
-        """float32 (N,): a column of scores of the samples that are ok, NaN for none."""
+        """Return the scores of the samples that are ok, float32 (N,), NaN for none."""
         found = []
         for shard in parts.rows:
             reader = _ShardReader(self, parts, shard)
@@ -104,7 +114,7 @@ class BatchReader:
 
 
 def is_score(column: Column | None) -> bool:
-    """Whether a column is read as an array."""
+    """Whether a column holds scores, which are read as arrays."""
     return column is not None and is_of_scores(column.folder) and column.field == "score"
 
 
@@ -119,7 +129,7 @@ def _together(parts: Sequence[SourceTexts]) -> SourceTexts:
 
 @dataclass(frozen=True)
 class _Read:
-    """What is read of one shard; no table where only scores are asked for."""
+    """The data of one shard; `table` is None if only scores are requested."""
 
     table: pa.Table | None
     scores: dict[str, np.ndarray]
@@ -128,7 +138,7 @@ class _Read:
 
 
 class _ShardReader:
-    """One shard; each array is read once."""
+    """Reads one shard, and each array of it only once."""
 
     def __init__(self, reader: BatchReader, parts: Parts, shard: str):
         self._of, self._parts, self._shard = reader, parts, shard
@@ -160,7 +170,7 @@ class _ShardReader:
         return _Read(table if has_columns else None, found, row, texts)
 
     def scores(self, column: Column) -> np.ndarray:
-        """float32 (N,): a column of scores of all samples, NaN for none."""
+        """Return the scores of all samples, float32 (N,), NaN for none."""
         array = self._array(column.folder)
         if column.pick == BEST:
             return array.at(self._array(column.judge or "").best())
@@ -182,7 +192,7 @@ class _ShardReader:
         return self._arrays[folder]
 
     def ok(self) -> np.ndarray | None:
-        """bool (N,): which samples are ok; None for all."""
+        """Return which samples are ok, bool (N,), or None if all are."""
         if self._shard in self._parts.whole:
             return None
         for array in self._arrays.values():
@@ -194,7 +204,7 @@ class _ShardReader:
         return found
 
     def _table(self, names: Collection[str], columns: Mapping[str, Column]) -> pa.Table | None:
-        """Columns that are no scores, and uid and key where they are asked for."""
+        """Read the columns that are not scores, with uid and key if needed."""
         lists = {LIST_COLUMN.format(name) for name in self._of.lists}
         asks_uid = not lists.isdisjoint(names) or not {"uid", "draw"}.isdisjoint(names)
         about = [*(["uid"] if asks_uid else []), *(["key"] if "key" in names else [])]

@@ -1,4 +1,5 @@
-"""What a work directory holds for recipes and reports: sources, scores, columns, subsets."""
+"""The contents of a work directory that recipes and reports use: sources, scores, columns,
+subsets."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -31,73 +32,75 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 NO_COLUMNS = ("uid", "key", "shard", "draw")
-FIRST_SAMPLES = 20  # of a shard, in which a field is looked for
+FIRST_SAMPLES = 20  # of a shard, searched for a field
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """A pool and its work directory, read anew at each call."""
+    """A pool and its work directory; every call reads its current state."""
 
     pool: Pool
     store: Store
     _said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def sources(self) -> list[str]:
-        """raw, and every source that has captions."""
+        """Return raw and every source that has captions."""
         return [RAW, *self.store.folders(CAPTIONS)]
 
     def known_sources(self, wanted: Sequence[str] | None) -> list[str]:
-        """`wanted` (default: all) in the order of sources(). Raises UserError for others."""
+        """Return `wanted` (default: all) in the order of sources(). Raises UserError for unknown
+        sources."""
         have = self.sources()
         for source in wanted or ():
             if source not in have:
                 hint = did_you_mean(source, have)
                 raise UserError(
-                    f"no captions of source {source!r} here, only {', '.join(have)}{hint}"
+                    f"no captions for source {source!r}; sources: {', '.join(have)}{hint}"
                 )
         return [source for source in have if wanted is None or source in wanted]
 
     def subsets(self) -> list[str]:
-        """Names of the subsets, sorted."""
+        """Return the names of the subsets, sorted."""
         return [part.partition("/")[2] for part in self.store.parts(SUBSETS)]
 
     def scored(self, scorer: str) -> list[str]:
-        """The sources that `scorer` has scored."""
+        """Return the sources that `scorer` has scored."""
         found = self.store.folders(scores_folder(scorer, "").rstrip("/"))
         return [source for source in self.sources() if source in found]
 
     def scorer(self, wanted: str | None) -> str | None:
-        """`wanted`, or the one scorer that has scores, or the only one that capmix ran where the
-        others were imported; None where there are no scores.
+        """Return `wanted` or the default scorer; None if there are no scores.
 
-        Raises UserError where there are several to choose from, or not the wanted one.
+        The default is the only scorer with scores, or the only one that capmix ran if the scores of
+        all others were imported. Raises UserError if several remain, or if `wanted` has no scores.
         """
         found = self.store.folders(SCORES)
-        if wanted and wanted not in found:  # by its model, or the model's short name
+        if wanted and wanted not in found:  # it may be the model or the model's short name
             named = ScoreSettings(model=wanted).name
             wanted = named if named in found else wanted
         if wanted in found or (wanted is None and len(found) < 2):
             return wanted or next(iter(found), None)
-        if wanted is None and (computed := self._the_computed(found)):
-            return self._announced(computed, found)
+        if wanted is None and (computed := self._only_computed(found)):
+            return self._log_choice(computed, found)
         if not found:
             named = f"--scorer {wanted}: " if wanted else ""
-            raise UserError(f"{named}nothing is scored in {self.store.root}: run `capmix score`")
+            raise UserError(f"{named}no scores in {self.store.root}: run `capmix score`")
         have = ", ".join(found)
         hint = did_you_mean(wanted, found) if wanted else ""
         raise UserError(
-            f"--scorer: expected one that has scores in {self.store.root} ({have}){hint}"
+            f"--scorer: expected a scorer with scores in {self.store.root} ({have}){hint}"
         )
 
     def columns(
         self, scorer: str | None, names: Collection[str] | None = None
     ) -> dict[str, Column]:
-        """Every column of recipes; `scorer` is the one whose scores are called S_score.
+        """Return every column that recipes can use, by name.
 
-        `names` are those of the columns that are asked for (see plan.names_of). Where there are
-        several scorers and none is wanted, S_score is of the only one that has scored all of the
-        sources whose scores are among them, or of the only such one that capmix ran; without any,
-        there is no S_score. A field that only some shards have is found where it is among `names`.
+        S_score is the score by `scorer`. `names` are the columns that a recipe needs (see
+        plan.names_of). If `scorer` is None and there are several scorers, S_score is by the only
+        one that has scored all sources whose scores are among `names`; of several such scorers, by
+        the only one that capmix ran. If this leaves no scorer, there is no S_score. A field that
+        only some shards have is included only if it is among `names`.
         """
         scored = {name: self.scored(name) for name in self.store.folders(SCORES)}
         if scorer is None and len(scored) > 1:
@@ -117,13 +120,17 @@ class Catalog:
         return first
 
     def fields(self) -> dict[str, str]:
-        """The SQL type of every field of the samples' JSON, as far as it was listed."""
+        """Return the SQL type of every field of the samples' JSON in the shards whose fields are
+        indexed."""
         return field_types(self.store, self.pool)
 
     def lacks_fields(self, names: Collection[str], columns: Mapping[str, Column]) -> bool:
-        """Whether one of `names` may be a field of the samples' JSON and some shard, indexed by an
-        older capmix, lacks its fields. A name that neither `columns` nor the first samples of such
-        a shard have is none, unless it begins with field."""
+        """Return whether one of `names` may be a field of the samples' JSON and the fields of some
+        shard are not indexed, because an older capmix indexed it.
+
+        A name that is neither in `columns` nor in the first samples of such a shard is not a field,
+        unless it begins with "field.".
+        """
         if not self.pool.has_images:
             return False
         asked = _may_be_fields(names, columns)
@@ -132,7 +139,7 @@ class Catalog:
         with self.store.listed([FIELDS]):
             parts = ((shard, f"{FIELDS}/{shard.name}") for shard in self.pool.shards)
             lacking = [shard for shard, part in parts if not self.store.fingerprint(part)]
-        with self.store.listed([SAMPLES]):  # a shard that is listed later gets its fields then
+        with self.store.listed([SAMPLES]):  # shards that are indexed later get their fields then
             lacking = [one for one in lacking if self.store.fingerprint(f"{SAMPLES}/{one.name}")]
         if not lacking:
             return False
@@ -145,14 +152,14 @@ class Catalog:
     def _scorer_of(self, scored: Mapping[str, Sequence[str]], names: Collection[str]) -> str | None:
         asked = scored_sources(names, self.sources())
         covering = [one for one, of_one in scored.items() if asked and asked <= set(of_one)]
-        found = covering[0] if len(covering) == 1 else self._the_computed(covering, asked)
-        return found and self._announced(found, scored)
+        found = covering[0] if len(covering) == 1 else self._only_computed(covering, asked)
+        return found and self._log_choice(found, scored)
 
-    def _the_computed(
+    def _only_computed(
         self, scorers: Collection[str], sources: Collection[str] | None = None
     ) -> str | None:
-        """The only one of `scorers` whose scores of all `sources` (default: all that it has scored)
-        were not imported."""
+        """Return the only one of `scorers` whose scores were not imported for any of `sources`
+        (default: all that it has scored); None if there are none or several."""
         computed = [one for one in scorers if not self._is_imported(one, sources)]
         return computed[0] if len(computed) == 1 else None
 
@@ -164,10 +171,10 @@ class Catalog:
         markers = map(self._first_marker, folders)
         return any(marker is not None and "import" in marker.config for marker in markers)
 
-    def _announced(self, scorer: str, others: Collection[str]) -> str:
-        """The scorer that was chosen, with one line for people, once."""
+    def _log_choice(self, scorer: str, others: Collection[str]) -> str:
+        """Return the chosen scorer, and log the choice once."""
         rest = ", ".join(sorted(set(others) - {scorer}))
-        line = f"scores are of {scorer}; choose {rest} with --scorer"
+        line = f"using the scores of {scorer}; to use {rest}, set --scorer"
         if line not in self._said:
             log.info("%s", line)
         self._said.add(line)
@@ -178,8 +185,8 @@ class Catalog:
         return self.store.read_marker(f"{folder}/{shards[0].name}") if shards else None
 
     def _fields(self, folder: str) -> list[str]:
-        """The columns of a folder of parts beside the status, as the first one that is not of
-        failed rows alone has them."""
+        """Return the columns of a folder's parts, without the status columns. They are read from
+        the first part in which a sample did not fail."""
         known = {field for field, _ in STATUS_FIELDS}
         for shard in self.pool.shards:
             marker = self.store.read_marker(f"{folder}/{shard.name}")
@@ -190,7 +197,7 @@ class Catalog:
 
 
 def _may_be_fields(names: Collection[str], columns: Mapping[str, Column]) -> set[str]:
-    """Those of `names` that are fields, or neither columns nor what recipes have beside them."""
+    """Return those of `names` that are fields or could be: neither columns nor built-in names."""
     return {
         name
         for name in names
@@ -199,5 +206,5 @@ def _may_be_fields(names: Collection[str], columns: Mapping[str, Column]) -> set
 
 
 def _is_other(name: str, columns: Mapping[str, Column]) -> bool:
-    is_source = f"{name}_text" in columns  # of a text that a clause composes
+    is_source = f"{name}_text" in columns  # in a text template, a source stands for its text
     return is_source or name in NO_COLUMNS or name.startswith(LIST_COLUMN.format(""))

@@ -1,4 +1,4 @@
-"""Choose samples by number, condition and list: `--limit`, `--where` and `--uids`."""
+"""Choose samples by count, condition and list: `--limit`, `--where` and `--uids`."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
-MAX_LIST = 1 << 28  # bytes of a list of names
+MAX_LIST = 1 << 28  # bytes of a text file of names
 WHERE = "--where"
-AT_ONCE = 64  # shards that are listed together, at most
+AT_ONCE = 64  # most shards in one group
 
 
 class Chooser:
-    """Goes through an indexed pool, as far as it must, and notes which samples are chosen.
+    """Scans an indexed pool, stopping at the limit, and records which samples are chosen.
 
-    Raises UserError for a condition that recipes refuse, and for a list that cannot be read.
+    Raises UserError for a condition that is not valid in recipes, and for an unreadable list.
     """
 
     def __init__(self, store: Store, settings: SelectSettings):
@@ -42,28 +42,32 @@ class Chooser:
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many as were asked for."""
+        """Whether the limit is reached."""
         return self._left == 0
 
     def look_at(self, pool: Pool, columns: Mapping[str, Column], shards: Sequence[Shard]) -> None:
-        """Choose among the samples of these shards. All shards of `pool`, which are indexed, tell
-        the types of the `columns` that the condition `names`."""
+        """Choose among the samples of these shards.
+
+        The types of the `columns` in the condition are those in all shards of `pool`, which must be
+        indexed.
+        """
         for shard, where in self._matching(pool, columns, shards):
             if self.is_full:
                 break
             self._add(shard, where)
 
     def selection(self) -> Selection:
-        """What was chosen; names that were not found are logged. Raises UserError for nothing."""
+        """Return the chosen samples. Logs names that were not found; raises UserError if no sample
+        is chosen."""
         if not self._count:
-            raise UserError(f"{_options(self._settings)}: no sample of the pool is selected")
+            raise UserError(f"{_options(self._settings)}: selects no sample of the pool")
         if self._listed is not None and self._settings.limit is None:
             self._listed.report(self._settings.uids or "")
         log.info("%s samples selected", f"{self._count:,}")
         return Selection(self._bits, frozenset(self._whole))
 
     def shards(self, pool: Pool) -> list[Shard]:
-        """Those that hold what was chosen, or all where the number has no limit."""
+        """Return the shards with chosen samples; without a limit, all shards."""
         if self._settings.limit is None:
             return pool.shards
         return [shard for shard in pool.shards if any(self._bits.get(shard.name, b""))]
@@ -95,9 +99,9 @@ class Chooser:
 
 
 class NameList:
-    """uids from a .npy file as DataComp writes it; or uids or keys from a text file, one a line.
+    """uids from a .npy file in DataComp's format, or uids or keys from a text file, one per line.
 
-    Raises UserError where it cannot be read.
+    Raises UserError if the file cannot be read.
     """
 
     def __init__(self, path: str):
@@ -106,7 +110,7 @@ class NameList:
         self._found: set[str] = set()
 
     def contains(self, uids: pa.ChunkedArray, keys: pa.ChunkedArray) -> np.ndarray:
-        """bool (N,): which of N samples are in the list. uids may be null."""
+        """Return which of N samples are in the list, bool (N,). uids may be null."""
         if self._pairs is not None:
             known = pc.fill_null(uids, "0" * 32).combine_chunks()
             is_listed: np.ndarray = self._pairs.times(known) > 0
@@ -119,11 +123,11 @@ class NameList:
         return either
 
     def report(self, path: str) -> None:
-        """Warn of names that no sample of the pool has."""
+        """Warn about names that no sample of the pool has."""
         missing = [name for name in self._names.to_pylist() if name not in self._found]
         if missing:
             log.warning(
-                "--uids %s: %s of %s are not in the pool, such as %r",
+                "--uids %s: %s of %s are not in the pool, for example %r",
                 path, f"{len(missing):,}", f"{len(self._names):,}", missing[0],
             )  # fmt: skip
 
@@ -133,7 +137,7 @@ def _read_names(path: str) -> pa.Array:
         with open(path, "rb") as stream:
             data = stream.read(MAX_LIST + 1)
         if len(data) > MAX_LIST:
-            raise ValueError(f"at most {MAX_LIST >> 20} MiB are read; give a .npy file of uids")
+            raise ValueError(f"larger than {MAX_LIST >> 20} MiB; use a .npy file of uids")
         names = [line.strip() for line in data.decode().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"--uids {path}: {error}") from error
@@ -151,7 +155,7 @@ def _options(settings: SelectSettings) -> str:
 
 
 def growing(shards: Sequence[Shard], first: int = 1) -> Iterator[list[Shard]]:
-    """The shards in groups that double in size, up to AT_ONCE."""
+    """Yield the shards in groups of doubling size, from `first` up to AT_ONCE."""
     start, size = 0, first
     while start < len(shards):
         yield list(shards[start : start + size])

@@ -1,20 +1,22 @@
-"""What recipes can speak about: columns of the parts, read side by side for one shard at a time.
+"""The columns that recipes can use, read from the parts one shard at a time.
 
 uid, shard, key       the sample
 width, height, bytes, sha256    its image as stored (pixels, bytes)
-original_width, original_height    its image before a downloader resized it, where the pool says so
-draw                  uniform in [0, 1), from seed and uid alone
+original_width, original_height    its image before a downloader resized it, if the pool has this
+draw                  uniform in [0, 1), a function of seed and uid only
 raw_text, raw_score   the pool's own text and its similarity
 S_text, S_score       the same for the source S: its first caption
-S_flags, S_finish, S_truncated  see caption/flags.py; the scorer did not read the text's end
+S_flags, S_finish     see caption/flags.py
+S_truncated           whether the text was too long for the scorer, which then ignored its end
 S_kJ_...              the J-th of several captions (from 0); S_best_...: the one that scores highest
-S_score_NAME          by the scorer NAME, where there are several ('-' and '.' become '_')
-COLUMN                of a pool of metadata alone: any column of its own
-NAME_COLUMN           what `capmix annotate` wrote as NAME
-field.F               the field F of the samples' JSON (models/fields.py); F alone too, where that
-                      is no name of the others
+S_score_NAME          by the scorer NAME, if there are several ('-' and '.' become '_')
+COLUMN                any other column of a metadata pool
+NAME_COLUMN           a column that `capmix annotate` wrote as NAME
+field.F               the field F of the samples' JSON (models/fields.py); also F if no other column
+                      has this name
 
-storage/names.py refuses names that make two columns alike, and columns_of what has them already.
+storage/names.py rejects names that would make two column names equal; columns_of raises for those
+that exist already.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,13 +43,13 @@ from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 SAMPLE_FIELDS = ("width", "height", "bytes", "sha256")
-ORIGINAL_FIELDS = ("original_width", "original_height")  # null where the index has none
+ORIGINAL_FIELDS = ("original_width", "original_height")  # null if the index has none
 CAPTION_FIELDS = ("text", "flags", "finish", "k")
 SCORE_FIELDS = ("score", "truncated")
 MAX_CAPTIONS = 64  # S_k0 to S_k63
 FIRST, BEST = 0, -1
 FIELD = "field."  # no name of a source or annotation has a dot
-# What a field needs FIELD for, whether or not there are such columns yet.
+# Fields of these names are always written with FIELD, even if the pool has no such column yet.
 NOT_OF_FIELDS = frozenset(
     (
         *("uid", "key", "shard", "draw", "repeat_draw", "nothing", "text", "field"),
@@ -59,10 +61,10 @@ PREFIXES_NOT_OF_FIELDS = (f"{RAW}_", "list_", "capmix_")
 
 @dataclass(frozen=True)
 class Column:
-    """Where a column lies: a folder of parts and a field in them.
+    """Where a column is stored: a folder of parts, and a field of these parts.
 
-    Of several captions of a sample, `pick` is the number of the one that is meant, or BEST by the
-    scores in the folder `judge`; None where a sample has only one row.
+    `pick` selects one of several captions of a sample: its number, or BEST for the one with the
+    highest score in the folder `judge`. It is None if a sample has only one row.
     """
 
     folder: str
@@ -72,17 +74,18 @@ class Column:
 
 
 def folders_of(columns: Iterable[Column]) -> set[str]:
-    """The folders of parts that these columns are read from."""
+    """Return the folders of parts that these columns are read from."""
     found = {SAMPLES}
     for column in columns:
         found.add(column.folder)
-        if column.judge is not None:  # the best of the texts that are there
+        if column.judge is not None:  # BEST needs the scores and their texts
             found |= {column.judge, texts_folder(column.judge.rpartition("/")[2])}
     return found
 
 
 def is_text(column: Column | None) -> bool:
-    """Whether a column is the texts of a source, not a field of another place that is called so."""
+    """Return whether a column holds the texts of a source, not a field or annotation that is also
+    named `text`."""
     return (
         column is not None
         and column.field == "text"
@@ -92,7 +95,8 @@ def is_text(column: Column | None) -> bool:
 
 
 def source_names(source: str) -> dict[str, int]:
-    """The names that a clause can call `source` by, and the caption that each means."""
+    """Return the names by which clauses can refer to `source`, and the caption that each selects:
+    its number, or BEST."""
     if source == "raw":
         return {source: FIRST}
     numbered = {f"{source}_k{k}": k for k in range(MAX_CAPTIONS)}
@@ -106,12 +110,12 @@ def columns_of(
     annotations: Mapping[str, Sequence[str]],
     of_pool: Sequence[str] = SAMPLE_FIELDS,
 ) -> dict[str, Column]:
-    """Every column by its name.
+    """Return every column by name, without the fields of the samples' JSON.
 
-    `of_pool` are the fields of the index, with what a pool of metadata brought along.
-    `scored` has the sources that each scorer has scored, `scorer` names the one that S_score means
-    and BEST is chosen by, and `annotations` has the fields of each annotation. Raises UserError for
-    a name that two of these claim.
+    `of_pool` are the fields of the index, including a metadata pool's own columns. `scored` maps
+    each scorer to the sources that it has scored. `scorer` is the one that S_score and BEST use.
+    `annotations` maps each annotation to its fields. Raises UserError for a name that belongs to
+    two of these.
     """
     found: dict[str, Column] = {}
     of_pool = [*of_pool, *ORIGINAL_FIELDS]
@@ -131,8 +135,8 @@ def columns_of(
 
 
 def with_fields(columns: Mapping[str, Column], fields: Iterable[str]) -> dict[str, Column]:
-    """The columns and those of the samples' JSON: each as field.NAME, and as NAME alone where that
-    is no name of capmix's own, of a source's or of an annotation's columns."""
+    """Return the columns and the fields of the samples' JSON: each as field.NAME, and also as NAME
+    if no column of capmix, of a source or of an annotation has this name."""
     taken = {name.lower() for name in columns} | NOT_OF_FIELDS
     found = dict(columns)
     for name in fields:
@@ -144,20 +148,21 @@ def with_fields(columns: Mapping[str, Column], fields: Iterable[str]) -> dict[st
 
 
 def can_be_field(name: str) -> bool:
-    """Whether a name may mean a field of the samples' JSON, if there is no other such column."""
+    """Return whether a name refers to a field of the samples' JSON if no column has this name."""
     lower = name.lower()
     is_other = lower in NOT_OF_FIELDS or lower.startswith(PREFIXES_NOT_OF_FIELDS)
     return name.startswith(FIELD) or not is_other
 
 
 def lacking_fields(names: Iterable[str], columns: Mapping[str, Column]) -> set[str]:
-    """The names that are not among the columns of some shards, but may be fields in others."""
+    """Return the names that are not among `columns` but may be fields of other shards."""
     return {name for name in names if name not in columns and can_be_field(name)}
 
 
 def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
-    """What to write instead of a `name` that could mean a column of a source or an annotation as
-    well as a field; None where it means one thing. Names that are always capmix's own do."""
+    """Return what to write instead of an ambiguous `name`: one that is both a field and a column of
+    a source or an annotation. None if it is unambiguous, as names reserved for capmix always are.
+    """
     column, of_field = columns.get(name), columns.get(f"{FIELD}{name}")
     if column is None or of_field is None or column == of_field or column.folder == SAMPLES:
         return None
@@ -166,13 +171,13 @@ def other_owner(name: str, columns: Mapping[str, Column]) -> str | None:
     same = [one for one, known in columns.items() if known == column and one != name]
     other = f", or {same[0]} for what capmix wrote" if same else ""
     if column.folder.startswith(f"{ANNOTATIONS}/"):
-        other = ", or annotate again with another --name for what capmix wrote"
+        other = ", or rerun `capmix annotate` with another --name for what capmix wrote"
     return f"{FIELD}{name} for the field{other}"
 
 
 def scored_sources(names: Iterable[str], sources: Iterable[str]) -> set[str]:
-    """The sources whose scores `names` of columns need: S_score, S_truncated, or S_best_... which
-    goes by them. Scores by a scorer that is named, S_score_NAME, are not meant."""
+    """Return the sources whose scores the columns `names` need: for S_score, S_truncated and
+    S_best_..., which is chosen by score. S_score_NAME, which names its scorer, does not count."""
     asked = set(names)
     found = set()
     for source in sources:
@@ -191,8 +196,8 @@ def _check_owners(
     annotations: Mapping[str, Sequence[str]],
     of_pool: Sequence[str],
 ) -> None:
-    """Raise UserError for a column that belongs to two of them, whether or not it has values yet:
-    the text of one source must not pass with the score of another."""
+    """Raise UserError for a column name with two owners, even if the column has no values yet:
+    otherwise the text of one source could be combined with the score of another."""
     claims = [(field, f"the pool's field {field!r}") for field in of_pool]
     for source in sources:
         for name in source_names(source):
@@ -208,8 +213,8 @@ def _check_owners(
     for name, owner in claims:
         if owners.setdefault(name, owner) != owner:
             raise UserError(
-                f"column {name!r} is of {owners[name]} and of {owner}: write one of them again "
-                "under another name, then delete what has this name"
+                f"column name {name!r} belongs to {owners[name]} and to {owner}: write one of them "
+                "under another name and delete the old one"
             )
 
 
@@ -241,11 +246,11 @@ def read_samples(
     parts: Parts,
     about: Sequence[str] = ("uid", "key"),
 ) -> pa.Table:
-    """`about` and `columns` of those samples of a shard that are ok, in pool order.
+    """Read `about` and `columns` of the samples of a shard that are ok, in pool order.
 
-    Parts hold a row for every sample, in the pool's order, so that nothing has to be joined; where
-    a part does not, rows are found by uid. Of scores not even the uids are read where the markers
-    (`parts`) say that they belong to the texts, row by row. NaN becomes null.
+    Most parts have one row per sample in pool order, so that no join is needed; for the others,
+    rows are looked up by uid. The uids of scores are not read if the markers (`parts`) declare that
+    the scores match their texts row by row. NaN becomes null.
     """
     whole = shard in parts.whole
     fields = {column.field for column in columns.values() if column.folder == SAMPLES}
@@ -260,7 +265,7 @@ def read_samples(
         if folder == SAMPLES:
             found |= {name: samples[column.field] for name, column in here.items()}
             continue
-        if folder == FIELDS:  # a shard may have none of them
+        if folder == FIELDS:  # fields that this shard lacks are null
             asked = {column.field for column in here.values()}
             part = _aligned(_read(store, parts, FIELDS, shard, ["uid"], asked), samples["uid"])
             found |= {name: part[column.field] for name, column in here.items()}
@@ -282,25 +287,25 @@ def read_samples(
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Null for NaN, which SQL takes for the greatest number."""
+    """Replace NaN, which SQL sorts as the largest number, by null."""
     if not pa.types.is_floating(column.type) or not pc.any(pc.is_nan(column)).as_py():
         return column
     return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
 
 
 def can_read_alone(column: Column) -> bool:
-    """Whether a column can be read without knowing which samples are ok (see read_alone)."""
+    """Return whether read_alone supports a column: it is read from one part, not from the index."""
     return column.folder not in (SAMPLES, FIELDS) and column.judge is None
 
 
 def read_alone(store: Store, shard: str, column: Column, parts: Parts) -> pa.Array:
-    """The column of a shard in which every sample is ok: nothing else is read for it."""
+    """Read a column, and nothing else, of a shard in which every sample is ok."""
     part = _read(store, parts, column.folder, shard, _fields_needed([column]) - {"uid"})
     return one_array(_picked(store, parts, shard, part, column.pick, None)[column.field])
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece."""
+    """Return the column as one array."""
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
@@ -321,7 +326,7 @@ def _read(
     fields: Iterable[str],
     optional: Iterable[str] = (),
 ) -> pa.Table:
-    """Some columns of a part; those of `optional` that it has not are null."""
+    """Read columns of a part; columns of `optional` that the part lacks are null."""
     part = f"{folder}/{shard}.parquet"
     record = parts.records.get(part)
     absent: set[str] = set()
@@ -337,7 +342,10 @@ def _read(
 def _picked(
     store: Store, parts: Parts, shard: str, part: pa.Table, pick: int | None, judge: str | None
 ) -> pa.Table:
-    """One row a sample: the caption that `pick` means. Rows of a sample stand together."""
+    """Return one row per sample: the caption that `pick` selects.
+
+    The rows of a sample are adjacent in `part`.
+    """
     if pick is None or not len(part):
         return part
     if judge is None:
@@ -347,7 +355,7 @@ def _picked(
         return part.filter(pc.equal(pc.fill_null(part["k"], 0), pick))
     scores = _read(store, parts, judge, shard, {"uid", "k", "score"})
     if not (scores["uid"].equals(part["uid"]) and scores["k"].equals(part["k"])):
-        # The rows of both are those of the captions, except where a caption was not scored.
+        # Both have one row per caption, but captions that were not scored have no score row.
         keys = pa.table({"uid": part["uid"], "k": part["k"], "place": np.arange(len(part))})
         scores = keys.join(scores, ["uid", "k"], join_type="left outer").sort_by("place")
     values = pc.fill_null(scores["score"], -np.inf).to_numpy()
@@ -363,7 +371,7 @@ def _picked(
 
 
 def _aligned(part: pa.Table, uids: pa.ChunkedArray) -> pa.Table:
-    """The rows of `part` that belong to `uids`, in their order; null where there is none."""
+    """Return the rows of `part` for `uids`, in their order; null for uids without a row."""
     if part["uid"].equals(uids):
         return part
     return part.take(pc.index_in(uids, value_set=one_array(part["uid"])))

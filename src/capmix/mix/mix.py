@@ -1,8 +1,8 @@
-"""Apply a recipe to a pool of any size: two passes over the parts, some shards at a time.
+"""Apply a recipe to a pool of any size: two passes over the parts, a few shards at a time.
 
-The first pass finds the thresholds, exactly (threshold.py). The second puts the columns of a few
-shards side by side, lets DuckDB say which clauses hold for each sample, and writes references to
-the rows that are kept (subset.py). The same input and seed give the same bytes.
+The first pass computes the exact thresholds (threshold.py). The second joins the columns of a few
+shards, evaluates with DuckDB which clauses hold for each sample, and writes references to the kept
+rows (subset.py). The same input and seed produce the same bytes.
 """
 
 import logging
@@ -62,10 +62,10 @@ DEFAULTS = {
 
 @dataclass
 class Summary:
-    """What a recipe did: rows by clause, thresholds used, and the mean score by source.
+    """The result of a recipe: rows by clause, thresholds, and the mean score by source.
 
-    `short` has the thresholds of which fewer samples have a value than the fraction asks for: how
-    many are asked for, and how many there are.
+    `short` has an entry for each threshold whose value fewer samples have than its fraction
+    requests: the requested number, and the number with a value.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Summary:
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The summary for people."""
+        """Return the summary as lines to print."""
         share = f"{self.share_synthetic:.1%} synthetic"
         lines = [f"{self.name}: {self.kept:,} rows kept of {self.rows_in:,} samples, {share}"]
         rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
@@ -92,14 +92,15 @@ class Summary:
         return lines + ([f"  mean score: {', '.join(scores)}"] if scores else [])
 
     def shortages(self) -> list[str]:
-        """A line for each threshold that too few values leave undefined."""
+        """Return one line for each threshold that is undefined because too few samples have a
+        value."""
         return [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
 
 
 def _shortage(threshold: str, asked: int, there: int, samples: int) -> str:
     passes = "none" if threshold.startswith(DATACOMP_THRESHOLD) else "each"
     return (
-        f"{threshold} is undefined: the fraction asks for {asked:,} of {samples:,} samples, and "
+        f"{threshold} is undefined: the fraction requests {asked:,} of {samples:,} samples, but "
         f"{there:,} have a value; {passes} of them passes"
     )
 
@@ -116,16 +117,16 @@ def mix(
     """Write `subsets/<output>.parquet` (default: the recipe's name; see subset.py) unless it is up
     to date.
 
-    `columns` are what the recipe may use (columns.columns_of). A .npy file beside it
-    (see MixSettings) has the uids, sorted, each as often as it counts. Raises UserError for a
-    recipe that does not fit the columns or keeps nothing, and for parts that are missing or stale.
+    `columns` are the columns that the recipe can use (columns.columns_of). The .npy file beside it
+    (see MixSettings) has the sorted uids, each repeated by its weight. Raises UserError if the
+    recipe does not fit the columns or keeps no sample, and if parts are missing or stale.
     """
     called = output or recipe.name
     if not NAME.fullmatch(called):
         raise UserError(f"--out {called}: expected letters, digits and . _ + -")
     name = f"{SUBSETS}/{called}"
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
-    lists = {one: UidList(path) for one, path in settings.uids.items() if _asked(plan, one)}
+    lists = {one: UidList(path) for one, path in settings.uids.items() if _uses_list(plan, one)}
     parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
     inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
     config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
@@ -159,13 +160,13 @@ def mix(
 
 
 def _read(plan: RecipePlan) -> frozenset[str]:
-    """Names of the columns that are read for its expressions."""
+    """Return the names of the columns that the plan reads."""
     distinct = plan.recipe.distinct
     return plan.named | ({distinct} if distinct else set())
 
 
 def check_expressions(run: MixRun) -> None:
-    """See plan.check_types; a recipe that SQL refuses is found before anything is read."""
+    """Check the recipe's SQL on an empty table (plan.check_types), before any sample is read."""
     first = run.parts.of(run.batches[0][:1])
     batch = run.reader.read(first, _read(run.plan)).table.slice(0, 0)
     run.connection.register("batch", batch)
@@ -174,7 +175,7 @@ def check_expressions(run: MixRun) -> None:
 
 
 def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tuple[Summary, int]:
-    """Write the subset; returns its summary, and how many samples have a row in it."""
+    """Write the subset; return its summary and the number of samples with a row in it."""
     recipe, store = run.plan.recipe, run.reader.store
     composes = run.plan.composes
     all_raw = not composes and all(clause.source == RAW for clause in recipe.clauses)
@@ -211,7 +212,10 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
 
 
 def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
-    """False where uids are not of DataComp's form and need not be."""
+    """Add the uids to the sorter.
+
+    Return False if they are not in DataComp's format, or raise UserError if they `must` be.
+    """
     if kept.texts is None:
         return True
     try:
@@ -228,12 +232,12 @@ def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
 
 
 def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
-    """Raises UserError where nothing was kept."""
+    """Build the summary. Raises UserError if no row was kept."""
     values = found.values
     shown = {str(t): value if math.isfinite(value) else None for t, value in values.items()}
     if not tally.rows:
         short = "".join(
-            f". {t}: so few samples have a value that DataComp keeps none"
+            f". {t}: too few samples have a value, so DataComp's rule keeps none"
             for t, value in values.items()
             if math.isnan(value)
         )
@@ -241,7 +245,7 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
         everything = [one.clause for one in plan.steps if str(one.clause.where).strip() == "true"]
         unweighted = [one.source for one in everything if str(one.weight).strip() == "1"]
         sources = ", ".join(dict.fromkeys(unweighted))
-        textless = f". No sample has a text of {sources}" if sources else ""
+        textless = f". No sample has a text from {sources}" if sources else ""
         limits = f". Thresholds: {shown}" if shown else ""
         raise UserError(
             f"recipe {plan.recipe.name} selects none of {tally.samples} samples. "
@@ -262,5 +266,5 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
     )
 
 
-def _asked(plan: RecipePlan, name: str) -> bool:
+def _uses_list(plan: RecipePlan, name: str) -> bool:
     return LIST_COLUMN.format(name) in plan.lists

@@ -1,4 +1,4 @@
-"""The parts that a recipe reads: all there, and made from each other's present form."""
+"""The parts that a recipe reads: check that all exist and that none is stale."""
 
 import contextlib
 import hashlib
@@ -23,15 +23,17 @@ DEFAULTS = {CAPTIONS: defaults_of(CaptionSettings), SCORES: defaults_of(ScoreSet
 
 @dataclass(frozen=True)
 class Parts:
-    """What the markers of a recipe's parts say.
+    """The contents of the markers of a recipe's parts.
 
-    `digests`: one for each folder, of all its markers. `rows`: of each shard, in pool order.
-    `whole`: the shards in which no sample failed. `following`: the folders of scores whose parts
-    were made, row by row, from the parts of their texts that lie there now. `records`: of every
-    file of these parts, by name. `unrecorded`: fingerprints of the parts with a file whose digest
-    is not compared when it is read: written by an older capmix, or remote and large.
-    `fingerprints`: of each part, also of texts in folders that only scores refer to. `folders`:
-    all that these are in.
+    digests: one per folder, over all its markers.
+    rows: the number of rows of each shard, in pool order.
+    whole: the shards in which no sample failed.
+    following: the folders of scores that were computed, row by row, from the current texts.
+    records: the record of every file of these parts, by file name.
+    unrecorded: the fingerprints of parts with a file whose digest is not compared when it is read,
+        because an older capmix wrote it or because it is remote and large.
+    fingerprints: the fingerprint of each part, including texts that only scores refer to.
+    folders: the folders of all these parts.
     """
 
     digests: dict[str, str]
@@ -44,7 +46,7 @@ class Parts:
     folders: tuple[str, ...] = ()
 
     def of(self, shards: Sequence[str]) -> "Parts":
-        """What concerns some shards."""
+        """Return the entries for `shards`."""
         parts = [f"{folder}/{shard}" for shard in shards for folder in self.folders]
         files = [f"{part}.parquet" for part in parts]
         return Parts(
@@ -59,7 +61,8 @@ class Parts:
         )
 
     def pinned(self, store: Store) -> PinnedParts:
-        """The same for who reads single files; of other parts, those that lie there now."""
+        """Return a view for readers of single files; parts not checked here resolve to their
+        current state."""
         return PinnedParts(
             lambda part: self.fingerprints.get(part) or store.fingerprint(part),
             lambda name: self.records.get(name) or store.record(name),
@@ -69,8 +72,8 @@ class Parts:
 def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
     """Read the markers of these shards' parts in these folders (see columns.folders_of).
 
-    Raises UserError where a shard's part is missing, or where scores were made from captions that
-    have been written again since.
+    Raises UserError if a shard's part is missing, or if scores were computed from captions that
+    have been rewritten since.
     """
     texts = {texts_folder(one.rpartition("/")[2]) for one in folders if is_of_scores(one)}
     with store.listed(folders | texts):
@@ -78,16 +81,18 @@ def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Par
 
 
 def refuse_rewritten(store: Store, parts: Parts, referred: Collection[str] = ()) -> None:
-    """Raise UserError where a part was made again since check_parts has seen its marker: of the
-    folders that the result refers to, and of what no digest tells when it is read."""
+    """Raise UserError if a part was rewritten after check_parts read its marker.
+
+    This covers the folders `referred` that the result refers to, and the parts whose digest is not
+    compared when they are read.
+    """
     tops = tuple(f"{folder}/" for folder in referred)
     known = {part: one for part, one in parts.fingerprints.items() if part.startswith(tops)}
     with store.listed(referred):
         for part, fingerprint in (known | parts.unrecorded).items():
             if store.fingerprint(part) != fingerprint:
                 raise UserError(
-                    f"{store.path(part)} was written again while it was read. Run the command "
-                    "again."
+                    f"{store.path(part)} was rewritten while it was being read. Rerun the command."
                 )
 
 
@@ -137,7 +142,7 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
 
 
 def is_of_scores(folder: str) -> bool:
-    """Whether the parts of a folder are scores."""
+    """Return whether the parts of a folder are scores."""
     return folder.startswith(f"{SCORES}/")
 
 
@@ -148,21 +153,22 @@ def _refuse_two_settings(
     config: dict[str, Any],
     settings: dict[str, dict[str, Any]],
 ) -> None:
-    """Raise UserError where parts of captions or scores were made with different settings, as
-    where `--force` was stopped; `settings` are those of each folder's first part."""
+    """Raise UserError if parts of captions or scores have different settings, for example after an
+    interrupted `--force` run. `settings` collects the settings of each folder's first part."""
     defaults = DEFAULTS.get(folder.partition("/")[0])
     if defaults is None:
         return
     changed = changes(settings.setdefault(folder, config), config, defaults)
     if changed:
         raise UserError(
-            f"{store.path(folder)} contains parts of two settings: shard {shard} has "
-            f"{'; '.join(changed)}. Run the command that made them again, with --force."
+            f"{store.path(folder)} contains parts with different settings: shard {shard} has "
+            f"{'; '.join(changed)}. Rerun the command that wrote them with --force."
         )
 
 
 def folder_digest(parts: Iterable[tuple[str, str]]) -> str:
-    """32 hex digits of a folder: of the name and fingerprint of each shard's part, in order."""
+    """Return the digest of a folder, 32 hex digits: a hash of each shard's name and its part's
+    fingerprint, in order."""
     total = hashlib.sha256()
     for shard, digest in parts:
         total.update(f"{shard} {digest}\n".encode())
@@ -170,9 +176,9 @@ def folder_digest(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
-    """Shards in pool order, as many at a time as have `at_once` rows.
+    """Group shards, in pool order, into batches of at least `at_once` rows.
 
-    Neither cores nor memory count: the batches are the row groups of a subset.
+    Batches do not depend on cores or memory, because they are the row groups of a subset.
     """
     batches: list[list[str]] = [[]]
     waiting = 0
@@ -186,7 +192,7 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
 
 
 def _makes(folder: str) -> str:
-    """The command that makes the parts of a folder."""
+    """Return the command that writes the parts of a folder."""
     top, _, rest = folder.partition("/")
     source = rest.rpartition("/")[2]
     return {
@@ -194,11 +200,12 @@ def _makes(folder: str) -> str:
         SCORES: f"`capmix score --sources {source}`",
         ANNOTATIONS: f"`capmix annotate --name {source}`",
         FIELDS: "`capmix mix` with a recipe that names a field",
-    }.get(top, "the command that makes it")
+    }.get(top, "the command that writes it")
 
 
 def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> tuple[str, Marker]:
-    """A part's fingerprint and marker. Raises UserError for none or a damaged one."""
+    """Return a part's fingerprint and marker. Raises UserError if the marker is missing or
+    damaged."""
     part = f"{folder}/{shard}"
     with contextlib.suppress(OSError):
         digest, marker = store.fingerprint_and_marker(part)
@@ -206,8 +213,8 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
             return digest, marker
         if digest:
             raise UserError(
-                f"{store.path(folder)}: the marker of shard {shard} is damaged. Run the command "
-                "that made it again."
+                f"{store.path(folder)}: the marker of shard {shard} is damaged. Rerun the command "
+                "that wrote it."
             )
     done = set(store.parts(folder)) - {part}
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
@@ -220,7 +227,10 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
 def _follows(
     store: Store, folder: str, shard: str, marker: Marker, of_part: dict[str, str]
 ) -> bool:
-    """Whether a part of scores names the present part of its texts as what it was made from."""
+    """Return whether a part of scores was computed from the current part of its texts.
+
+    Raises UserError if it was computed from an older one.
+    """
     if not is_of_scores(folder):
         return False
     texts = texts_folder(folder.rpartition("/")[2])
@@ -231,7 +241,7 @@ def _follows(
     of_part[f"{texts}/{shard}"] = now
     if now and made_from != now:
         raise UserError(
-            f"{store.path(folder)}: shard {shard} was scored before its texts in {texts} were "
-            "written again. Run `capmix score` once more."
+            f"{store.path(folder)}: the texts of shard {shard} in {texts} were rewritten after it "
+            "was scored. Rerun `capmix score`."
         )
     return made_from == now

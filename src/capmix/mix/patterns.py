@@ -1,8 +1,9 @@
-"""Functions of recipes whose time grows with the square of a text, or with text and pattern.
+"""Time bounds for functions whose time grows with the square of the text's length, or with the
+lengths of text and pattern.
 
-DuckDB notices an interrupt between vectors of rows alone, so that the time of one row needs a bound
-of its own. RE2 takes up to 5 ns for each byte and step of a pattern; where all matches are looked
-for, it may read the rest of the text for each of them.
+DuckDB checks for interrupts only between vectors of rows, so the time of a single row needs its own
+bound. RE2 needs up to 5 ns per byte of the text and step of the pattern. A search for all matches
+may read the rest of the text for each match.
 """
 
 import math
@@ -10,23 +11,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WORK = 2_000_000_000  # steps of a row: about 10 s at worst
-AT_MOST = "capmix_at_most"  # of SQL: (text, bytes, function), see functions.add_bound
+WORK = 2_000_000_000  # steps per row: about 10 s at worst
+AT_MOST = "capmix_at_most"  # SQL function (text, bytes, function), see functions.add_bound
 ALL_MATCHES = frozenset(
     ("regexp_extract_all", "regexp_split_to_array", "string_split_regex", "str_split_regex")
 )
 MATCHING = ALL_MATCHES | {"regexp_matches", "regexp_full_match", "regexp_extract", "regexp_replace"}
-ORDERING = frozenset(("nfc_normalize",))  # of marks that follow each other
-ORDERED_AT_ONCE = 16  # marks, in the time of a step
-PROPERTY = 20  # steps of \pL
+ORDERING = frozenset(("nfc_normalize",))  # sorts adjacent combining marks
+ORDERED_AT_ONCE = 16  # marks sorted in the time of one step
+PROPERTY = 20  # steps of a Unicode class, for example \pL
 REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
 @dataclass(frozen=True)
 class SlowCall:
-    """A call that takes `steps` x length^`power` for a text of at most `longest` bytes.
+    """A call that needs `steps` * length ** `power` steps for a text of `length` bytes.
 
-    `times` bounds how many bytes the text has for each byte of the row.
+    The text may have at most `longest` bytes. `times` bounds its bytes per byte of the row. `share`
+    is the part of WORK that this call may use.
     """
 
     function: str
@@ -42,8 +44,10 @@ class SlowCall:
 
 
 def slow_call(name: str, written: Sequence[str | None], times: int) -> SlowCall | None:
-    """The bounds of a call of `name`; None where its time is not of this kind. `written` are its
-    arguments, None for each that is not a constant."""
+    """Return the time bounds of a call of function `name`; None if the function is not slow.
+
+    `written` are the arguments: the value of each constant, None for any other expression.
+    """
     if name in ORDERING:
         return SlowCall(name, 1 / ORDERED_AT_ONCE, 2, times)
     if name not in MATCHING:
@@ -55,7 +59,8 @@ def slow_call(name: str, written: Sequence[str | None], times: int) -> SlowCall 
 
 
 def pattern_steps(pattern: str) -> int:
-    """About how many instructions RE2 makes of a pattern, at least 1; it writes repeats out."""
+    """Estimate how many instructions RE2 compiles a pattern to, at least 1. RE2 expands counted
+    repetitions."""
     open_, last, i = [0], 0, 0
     while i < len(pattern):
         letter, repeat = pattern[i], REPEAT.match(pattern, i)
@@ -80,7 +85,7 @@ def pattern_steps(pattern: str) -> int:
 
 
 def _end(pattern: str, start: int) -> int:
-    """Where a letter, an escape or a class ends."""
+    """Return where the character, escape or class at `start` ends."""
     if pattern[start] == "\\":
         return min(start + 2, len(pattern))
     if pattern[start] != "[":

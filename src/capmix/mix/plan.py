@@ -1,4 +1,4 @@
-"""What a recipe needs before it can run: its expressions checked, its columns found."""
+"""Plan a recipe before it runs: check its expressions and look up its columns."""
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -38,10 +38,11 @@ class ClausePlan:
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """A recipe against the columns of one work directory.
+    """A recipe checked against the columns of a work directory.
 
-    `columns` are those that its rows depend on, `lists` the uid lists that are asked for, `option`
-    what errors name where a condition alone was given, not a recipe.
+    `columns` are those that the result depends on, and `lists` the names of the uid-list columns
+    that the recipe uses. `option` prefixes errors if the plan is for a condition of an option
+    instead of a recipe.
     """
 
     recipe: Recipe
@@ -53,7 +54,7 @@ class RecipePlan:
 
     @property
     def place(self) -> str:
-        """What errors begin with."""
+        """The prefix of error messages."""
         return self.option or f"recipe {self.recipe.name}"
 
     @property
@@ -67,21 +68,21 @@ class RecipePlan:
 
     @property
     def of_rows(self) -> frozenset[str]:
-        """The columns that its clauses name, beside those of thresholds, whose numbers are known
-        by then."""
+        """The columns that the clauses need once the thresholds are known."""
         return frozenset().union(*(e.of_rows for e in self._expressions()))
 
     @property
     def named(self) -> frozenset[str]:
-        """All columns that its clauses name."""
+        """All columns that the clauses use, including those of thresholds."""
         return frozenset().union(*(e.columns for e in self._expressions()))
 
     def sql(self, values: Mapping[Threshold, float], with_text: bool = True) -> str:
-        """One row of booleans c0, c1, ..., of the texts t_i that clauses compose and, where any
-        weight is given, of weights w0, w1, ...
+        """Return the query that evaluates all clauses for each row of `batch`, in order.
 
-        Every row of `batch` gives one, in its order. c_i says that clause i holds and has a text,
-        or need not have one; texts are not looked at without `with_text`.
+        Its columns are booleans c0, c1, ...: whether clause i holds. For clauses with a text
+        template they also include the texts t<i>, and, if any clause has a weight, the weights w0,
+        w1, ... Unless the recipe keeps samples without text or `with_text` is False, a clause holds
+        only if its text exists.
         """
         asks = with_text and self.recipe.without_text == "drop"
         columns = []
@@ -98,29 +99,30 @@ class RecipePlan:
         return f"select {', '.join(columns)}\nfrom {self.rows(self.of_rows)}"
 
     def value_sql(self, threshold: Threshold) -> str:
-        """The values, FLOAT, that a threshold is taken of."""
+        """Return the query for the values, FLOAT, that a threshold is computed from."""
         return f"select ({threshold.value})::FLOAT as v from {self.rows(threshold.columns)}"
 
     def rows(self, names: Collection[str]) -> str:
-        """The table that expressions with columns of these `names` are of."""
+        """Return the FROM item for expressions that use the columns `names`."""
         if "draw" not in names:
             return "batch as samples"
         draw = DRAW.format(name="draw", seed=self.seed)
         return f"(select *, {draw}::FLOAT as draw from batch) as samples"
 
     def source_of(self, step: ClausePlan) -> str:
-        """blip2 for blip2_best: the folder of the source's captions."""
+        """Return the source of a clause without the suffix for its caption: blip2 for
+        blip2_best."""
         folder = self.columns[f"{step.clause.source}_text"].folder
         return folder.rpartition("/")[2] if "/" in folder else step.clause.source
 
     @property
     def size(self) -> Size:
-        """A bound of what its expressions make for a row."""
+        """A bound on the bytes that all expressions create per row."""
         return sum((one.size for one in self._expressions()), Size())
 
     @property
     def composes(self) -> bool:
-        """Whether a clause has a text of its own."""
+        """Whether a clause has a text template."""
         return any(step.text is not None for step in self.steps)
 
     @property
@@ -133,9 +135,9 @@ class RecipePlan:
 
 
 def names_of(recipe: Recipe) -> set[str]:
-    """The names of columns that a recipe asks for, whether or not there are such columns.
+    """Return the names of the columns that a recipe uses; the columns need not exist.
 
-    Raises UserError for an expression that recipes refuse.
+    Raises UserError for an expression that is not valid in recipes.
     """
     found = {recipe.distinct} if recipe.distinct is not None else set()
     for clause in recipe.clauses:
@@ -160,9 +162,9 @@ def _shown(clause: Clause) -> str:
 def make_plan(
     recipe: Recipe, columns: Mapping[str, Column], lists: Collection[str], seed: int
 ) -> RecipePlan:
-    """Check a recipe against what there is.
+    """Check a recipe against the existing columns and lists.
 
-    Raises UserError that names the clause and lists what exists.
+    Raises UserError, with the clause and the existing names, if it does not fit.
     """
     for name in lists:
         if LIST_COLUMN.format(name) in columns:
@@ -192,13 +194,13 @@ def make_plan(
 
 
 def _check_letter_case(place: str, names: Collection[str]) -> None:
-    """Raise UserError for two columns that are one to SQL, which knows no upper and lower case."""
+    """Raise UserError for two column names that differ only in case, which SQL ignores."""
     seen = {name: name for name in (*ALWAYS, "draw", "repeat_draw")}
     for name in names:
         if seen.setdefault(name.lower(), name) != name:
             raise UserError(
-                f"{place}: SQL cannot tell column {name!r} from {seen[name.lower()]!r}; use one of "
-                "them"
+                f"{place}: columns {name!r} and {seen[name.lower()]!r} differ only in case, which "
+                "SQL ignores; use one of them"
             )
 
 
@@ -221,19 +223,19 @@ def _step(
 def _text(
     clause: Clause, place: str, columns: Mapping[str, Column], lists: Collection[str]
 ) -> Expression | None:
-    """The text that a clause composes; a source stands for its first text."""
+    """Parse the text template of a clause, in which a source stands for its first text."""
     if clause.text is None:
         return None
     texts = {name.removesuffix("_text"): name for name, one in columns.items() if is_text(one)}
-    for one in template.expressions(clause.text):  # each is whole by itself
+    for one in template.expressions(clause.text):  # each must be a valid expression by itself
         if parse(one, f"{place}, {{{one}}}").thresholds:
-            raise UserError(f"{place}, {{{one}}}: a threshold is of conditions, not of texts")
+            raise UserError(f"{place}, {{{one}}}: thresholds are not supported in texts")
     named = parse(template.as_sql(clause.text), place).columns
     for name in sorted(named & texts.keys() & columns.keys()):
         field = f", or {FIELD}{name} for the field" if f"{FIELD}{name}" in columns else ""
         raise UserError(
-            f"{place}: {name!r} is a source and a column; write {texts[name]} for the source's "
-            f"text{field}"
+            f"{place}: {name!r} is both a source and a column; write {texts[name]} for the "
+            f"source's text{field}"
         )
     found = parse(template.as_sql(clause.text), place, texts)
     _check_names(found.columns, place, columns, lists)
@@ -243,9 +245,10 @@ def _text(
 def condition_plan(
     expression: str, columns: Mapping[str, Column], seed: int, option: str
 ) -> RecipePlan:
-    """A plan of one condition, which `option` gave, and of no texts.
+    """Return a plan for a single condition, given by `option`, without texts.
 
-    Raises UserError, which begins with both, for what recipes refuse and for unknown columns.
+    Raises UserError, prefixed with option and condition, if the condition is not valid in recipes
+    or uses unknown columns.
     """
     place = f"{option} {expression!r}"
     where = parse(expression, place)
@@ -270,8 +273,8 @@ def _check_names(
             raise UserError(f"{place}: {_absent(name, columns, lists)}")
         if instead := other_owner(name, columns):
             raise UserError(
-                f"{place}: {name!r} is a column of capmix's and a field of the samples' JSON; "
-                f"write {instead}"
+                f"{place}: {name!r} is both a column written by capmix and a field of the samples' "
+                f"JSON; write {instead}"
             )
 
 
@@ -279,14 +282,15 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     prefix = LIST_COLUMN.format("")
     if name.startswith(prefix):
         given = ", ".join(lists) or "none"
-        return f"no uid list {name.removeprefix(prefix)!r} (--uids NAME=FILE gave: {given})"
+        return f"no uid list {name.removeprefix(prefix)!r} (lists given by --uids: {given})"
     known = _readable(columns)
     hint = did_you_mean(name, [*known, *columns])
     return f"no column {name!r}; columns: {', '.join(known)}{hint}"
 
 
 def _readable(columns: Mapping[str, Column]) -> list[str]:
-    """The columns without the 64 that every source has for its numbered captions."""
+    """Return the columns to list in errors: without the 64 numbered captions of each source, and
+    without field.NAME if NAME is enough."""
     numbered = [name for name, column in columns.items() if f"_k{column.pick}_" in name]
     twice = {f"{FIELD}{name}" for name, column in columns.items() if column.folder == FIELDS}
     shown = [name for name in columns if name not in numbered and name not in twice]
@@ -294,7 +298,7 @@ def _readable(columns: Mapping[str, Column]) -> list[str]:
 
 
 def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None:
-    """Run each expression on the table `batch` of no rows: what SQL says then names the clause."""
+    """Run each expression on the empty table `batch`, so that SQL errors name the clause."""
     values = dict.fromkeys(plan.thresholds, 0.0)
     for step in plan.steps:
         place = plan.option or f"{plan.place}, clause '{step}'"
@@ -309,15 +313,18 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
 
 
 def locked_connection(functions: Collection[str] = ()) -> duckdb.DuckDBPyConnection:
-    """A connection for expressions of recipes: no file, no network, no extension, one thread, a
-    bound of memory, no scratch files, and one time zone on all machines."""
+    """Return a connection for the expressions of recipes.
+
+    It has no access to files, network or extensions, one thread, a memory limit, no scratch files,
+    and the time zone UTC on all hosts.
+    """
     connection = duckdb.connect(config={"threads": 1, "autoload_known_extensions": False})
     add_bound(connection)
     add_functions(connection, set(functions) & set(TYPES))
     connection.execute(f"set memory_limit = '{MEMORY}'")
     connection.execute("set temp_directory = ''")
     without_progress_bar(connection)
-    with suppress(duckdb.Error):  # a DuckDB without time zones
+    with suppress(duckdb.Error):  # this DuckDB has no time zones
         connection.execute("set TimeZone = 'UTC'")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")

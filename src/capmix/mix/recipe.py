@@ -1,4 +1,4 @@
-"""Recipes: which text each sample gets, as an ordered list of clauses in a small YAML file."""
+"""Recipes: which text each sample gets, as an ordered list of clauses in a YAML file."""
 
 import itertools
 import math
@@ -22,21 +22,23 @@ from capmix.mix import template
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
 from capmix.settings.yaml import parse_yaml
+from capmix.storage.compare import ANY
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 MAX_COMBINATIONS = 10_000
-MAX_TEMPLATE = 10_000  # letters
-MAX_REPEATS = 10_000  # of a row; lists of uids repeat one a few times
+MAX_TEMPLATE = 10_000  # characters
+MAX_REPEATS = 10_000  # of a row; uid lists usually repeat a uid only a few times
 OPTIONS = {name for one in (MixSettings, EngineSettings, RunSettings) for name in options_of(one)}
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # not a regex's {4}
 
 
 class Clause(BaseModel):
-    """A sample takes `source` if the condition `where` holds and the source has a text.
+    """One clause: a sample gets the text of `source` if `where` holds and the source has a text.
 
-    `weight` (SQL) says how often: 2.3 means twice, and for three samples in ten a third time. With
-    a template `text` (see template.py), the row has that text, and counts as one of `source`: the
-    clause holds where what the template names is there, whether or not the source has a text.
+    `weight` (SQL) is how often the row counts: 2.3 means twice, and a third time for three samples
+    in ten. With a template `text` (see template.py), the row has the composed text but still counts
+    as one of `source`. The clause then holds if everything that the template uses exists, even if
+    the source itself has no text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +52,7 @@ class Clause(BaseModel):
     def _check_text(cls, text: str | None) -> str | None:
         if text is not None:
             if len(text) > MAX_TEMPLATE:
-                raise ValueError(f"a template of over {MAX_TEMPLATE:,} letters")
+                raise ValueError(f"the template has more than {MAX_TEMPLATE:,} characters")
             template.expressions(text)
         return text
 
@@ -61,15 +63,16 @@ class Clause(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A mixing strategy. A sample takes the first clause that holds; it is left out if none does.
+    """A mixing strategy. Each sample uses the first clause that holds; it is left out if none does.
 
-    A condition `where` of the recipe holds for every clause beside the clause's own. With
-    `keep: all` a sample takes every clause that holds, one row each. `distinct` names a column: of
-    the samples that are kept and share its value, the first in the pool stays. No row counts more
-    than `max_repeats` times, whatever its weight. `parameters` fill the `{placeholders}` of name
-    and clauses; `{percent}` is fraction x 100. A clause does not hold where its source has no text,
-    unless `without_text` is keep: the text is empty then. With `shuffle` the chosen texts are
-    handed around among the chosen samples: a control.
+    - where: condition added to that of every clause.
+    - keep: "all" keeps one row per clause that holds, "first" only the first one.
+    - distinct: a column. Of the kept samples with the same value, only the first in the pool stays.
+    - max_repeats: most times that a row counts, whatever its weight.
+    - parameters: values of the `{placeholders}` in name and clauses; `{percent}` is 100 * fraction.
+    - without_text: a clause whose source has no text does not hold ("drop"), or holds with an empty
+      text ("keep").
+    - shuffle: exchange the chosen texts between the chosen samples, as a control.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,11 +103,14 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check_shuffle(self) -> "Recipe":
         if self.shuffle and self.keep == "all":
-            raise ValueError("shuffle: not with keep: all, where a text could stay in its place")
+            raise ValueError(
+                "shuffle cannot be combined with keep: all: a sample could get back "
+                "a text of its own"
+            )
         return self
 
     def filled(self) -> "Recipe":
-        """This recipe with every placeholder filled in and no parameters left open."""
+        """Return this recipe with all placeholders replaced by the values of its parameters."""
         values = dict(self.parameters)
         if "fraction" in values:
             values["percent"] = f"{float(values['fraction']) * 100:g}"
@@ -136,17 +142,17 @@ class Recipe(BaseModel):
 
 
 def recipe_defaults() -> dict[str, Any]:
-    """What a recipe is where it does not say; of each clause too."""
+    """Return the defaults of a recipe's fields and of a clause's; descriptions do not count."""
 
     def of(kind: type[BaseModel]) -> dict[str, Any]:
         fields = {name: one for name, one in kind.model_fields.items() if not one.is_required()}
         return {n: one.get_default(call_default_factory=True) for n, one in fields.items()}
 
-    return of(Recipe) | {"clauses": [of(Clause)]}
+    return of(Recipe) | {"about": ANY, "reference": ANY, "clauses": [of(Clause)]}
 
 
 def _both(clause: str, recipe: str) -> str:
-    """The two conditions as one; true is not written out."""
+    """Join two conditions with `and`, leaving out those that are `true`."""
     wanted = [condition for condition in (clause, recipe) if condition != "true"]
     return " and ".join(wanted if len(wanted) < 2 else (f"({one})" for one in wanted)) or "true"
 
@@ -156,8 +162,8 @@ def check_fraction(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         raise ValueError(
-            f"fraction {SHORT.repr(value)}: expected a number over 0 and at most 1, "
-            "such as 0.3 for 30 %"
+            f"fraction {SHORT.repr(value)}: expected a number greater than 0 and at most 1, for "
+            "example 0.3 for 30 %"
         )
     return float(value)
 
@@ -167,11 +173,12 @@ def load_recipe(
     parameters: dict[str, Any] | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Recipe:
-    """A shipped recipe by name, or one from a .yaml file, with its parameters replaced and filled.
+    """Load a shipped recipe by name, or a recipe from a .yaml file, and fill in its parameters.
 
-    `changes` add to `where` or replace `distinct`, which are about every clause. A recipe with
-    `base` is the shipped recipe of that name with what it says itself put over it. Raises
-    UserError where there is none, or where it does not say what a recipe must say.
+    `parameters` override the recipe's defaults. `changes` can add a condition `where` to every
+    clause, and replace `distinct`. A recipe with `base` starts from the shipped recipe of that name
+    and overrides the fields that it sets itself. Raises UserError if the recipe does not exist or
+    is invalid.
     """
     value = _with_base(name_or_path)
     defaults = value["parameters"]
@@ -193,25 +200,25 @@ def load_recipe(
 
 
 def combinations(sweep: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every choice of one value for each parameter; those that are lists have several.
+    """Return all combinations of parameter values; a list is a choice of several values.
 
     Raises UserError for more than MAX_COMBINATIONS.
     """
     names = list(sweep)
     values = [value if isinstance(value, list) else [value] for value in sweep.values()]
     if math.prod(map(len, values)) > MAX_COMBINATIONS:
-        raise UserError(f"mix: a sweep of over {MAX_COMBINATIONS:,} subsets")
+        raise UserError(f"mix: the sweep has more than {MAX_COMBINATIONS:,} subsets")
     return [dict(zip(names, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with capmix, sorted."""
+    """Return the names of the recipes that ship with capmix, sorted."""
     folder = resources.files("capmix.mix") / "recipes"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
 
 
 def _with_base(name_or_path: str) -> dict[str, Any]:
-    """What the recipe says, over what its base says; parameters of both together."""
+    """Return the fields of a recipe merged over those of its base, with the parameters of both."""
     value = _recipe_value(name_or_path)
     parameters = value.get("parameters") or {}
     if not isinstance(parameters, dict):
@@ -222,7 +229,7 @@ def _with_base(name_or_path: str) -> dict[str, Any]:
     if not isinstance(base, str):
         raise UserError(f"recipe {name_or_path}: base: expected the name of a shipped recipe")
     if base not in shipped_recipes() or base == name_or_path:
-        raise UserError(f"recipe {name_or_path}: base {base!r} is no shipped recipe")
+        raise UserError(f"recipe {name_or_path}: base {base!r} is not a shipped recipe")
     under = _with_base(base)
     return under | value | {"parameters": under["parameters"] | parameters}
 

@@ -1,4 +1,4 @@
-"""Run a plan over a pool's shards: find its thresholds, then give the rows that it keeps."""
+"""Run a plan over the shards of a pool: compute its thresholds, then yield the kept rows."""
 
 import math
 from collections import Counter
@@ -28,15 +28,15 @@ from capmix.mix.uids import PAIR, PairSorter, pairs_of
 
 Result = TypeVar("Result")
 With = Literal["references", "uids", "texts"]
-KEEP_AT_MOST = 32_000_000  # float32 values that need not be read twice: 128 MB
+KEEP_AT_MOST = 32_000_000  # float32 values kept in memory between the passes: 128 MB
 ROW = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("row", "i8")])
-NO_ARRAYS = ("shards", "texts")  # of Kept
+NO_ARRAYS = ("shards", "texts")  # fields of Kept that are not arrays
 NO_CLAUSE, NO_WEIGHT, REPEATED = "no clause holds", "weight 0", "repeats an earlier {}"
 
 
 @dataclass(frozen=True)
 class MixRun:
-    """A plan with what it runs over. `batches` are names of shards that are read together."""
+    """A plan and its inputs. `batches` are lists of shard names that are read together."""
 
     plan: RecipePlan
     reader: BatchReader
@@ -47,18 +47,22 @@ class MixRun:
 
     @property
     def samples(self) -> int:
-        """Rows of the index."""
+        """The number of samples in the index."""
         return sum(self.parts.rows.values())
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """One for each thread."""
+        """This thread's connection."""
         if not hasattr(self._threads, "connection"):
             self._threads.connection = locked_connection(self.plan.functions)
         made: duckdb.DuckDBPyConnection = self._threads.connection
         return made
 
     def query(self, sql: str, batch: pa.Table) -> pa.Table:
+        """Run `sql` on `batch`.
+
+        Raises UserError if it exceeds a limit or does not return one row for each row of `batch`.
+        """
         sql, slow = bounded(sql)
         self.connection.register("batch", in_pieces(batch, self.plan.size, slow))
         try:
@@ -67,11 +71,11 @@ class MixRun:
         finally:
             self.connection.unregister("batch")
         if len(found) != len(batch):
-            raise UserError(f"{self.plan.place}: an expression is not of single rows")
+            raise UserError(f"{self.plan.place}: an expression does not return one value per row")
         return found
 
     def each_batch(self, work: Callable[[Parts], Result], about: str) -> Iterator[Result]:
-        """`work` of the parts of every batch, in order."""
+        """Yield the result of `work` on the parts of each batch, in order."""
         batches = map(self.parts.of, self.batches)
         with progress(about, "shard", len(self.parts.rows)) as bar:
             for parts, found in self.mapper(work, batches):
@@ -79,7 +83,7 @@ class MixRun:
                 bar.update(len(parts.rows))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For functions that run elsewhere, and are given the parts that they need."""
+        """Drop what workers do not need: they receive the parts of each batch separately."""
         return vars(self) | {"_threads": None, "mapper": None, "parts": None, "batches": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,7 +92,7 @@ class MixRun:
 
 @dataclass
 class MixTally:
-    """What was seen and kept so far."""
+    """Counts of samples and rows processed so far."""
 
     clauses: int
     samples: int = 0
@@ -116,8 +120,8 @@ class MixTally:
 
 @dataclass(frozen=True)
 class _Values:
-    """What a batch has of the values that thresholds are taken of; `kept` where they need not be
-    read twice."""
+    """A batch's part in the computation of a threshold. `kept` are its values if they fit in memory
+    until the second pass, otherwise None."""
 
     total: int
     upper: np.ndarray
@@ -126,20 +130,23 @@ class _Values:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The number that each threshold of a plan stands for, a float32, -inf where every value
-    reaches it, or NaN where none does; `short` has those of which fewer samples have a value than
-    the fraction asks for: how many are asked for, and how many there are."""
+    """The values of a plan's thresholds: float32, -inf if every value reaches the threshold, NaN if
+    none does.
+
+    `short` has an entry for each threshold whose value fewer samples have than its fraction
+    requests: the requested number, and the number with a value.
+    """
 
     values: dict[Threshold, float]
     short: dict[Threshold, tuple[int, int]]
 
 
 def find_thresholds(run: MixRun) -> Thresholds:
-    """All of a plan, by one or two passes over the values."""
+    """Compute all thresholds of a plan in one or two passes over the values."""
     tops = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
     if not tops:
         return Thresholds({}, {})
-    # One reading for all thresholds of a value.
+    # The thresholds of the same value share a pass.
     values = {threshold.value: threshold for threshold in tops}
     keep = run.samples * len(values) <= KEEP_AT_MOST
     kept: list[dict[str, Ordered | None]] = []
@@ -186,7 +193,7 @@ def _lower_of(
 
 
 def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
-    """float32 (N,), NaN where there is none."""
+    """Return the values of a threshold's expression, float32 (N,), NaN for none."""
     reader = run.reader
     column = reader.columns.get(threshold.value)
     if column is not None and is_score(column):
@@ -205,8 +212,12 @@ def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Which rows of a batch are kept: sample, clause and weight of each; `composed` are the texts
-    that their clauses compose, null where a clause composes none, None where no clause does."""
+    """The kept rows of a batch: sample, clause and weight of each.
+
+    `no_clause` counts the samples for which no clause holds, `no_weight` those whose rows all have
+    weight 0. `composed` are the texts from templates, null for clauses without one; None if no
+    clause has a template.
+    """
 
     samples: np.ndarray
     clauses: np.ndarray
@@ -218,11 +229,11 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class Kept:
-    """The rows of a batch that are kept, in pool order.
+    """The kept rows of a batch, in pool order.
 
-    `shard` numbers the batch's `shards`, `row` is the number of the sample in its shard's index,
-    `clause` that of the clause; `k`, `score` (NaN for none), `weight` and `copy` as in a subset.
-    `texts` are uid, key and text of the rows, where they are asked for; a uid alone may be.
+    `shard` is the position of a row's shard in `shards`, `row` the sample's row in the shard's
+    index, and `clause` the clause number. `k`, `score` (NaN for none), `weight` and `copy` are
+    those of subset.py. `texts` has uid, key and text of the rows, or only the uid, if requested.
     """
 
     shards: list[str]
@@ -239,14 +250,14 @@ class Kept:
         return len(self.row)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Columns of one value, which most are, travel as that value."""
+        """Send constant columns, which most are, to other processes as a single value."""
         return {name: _packed(one) for name, one in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({name: _unpacked(one) for name, one in state.items()})
 
     def where(self, stays: np.ndarray) -> "Kept":
-        """Some of the rows."""
+        """Return the rows where `stays` is true."""
         arrays = {name: one[stays] for name, one in vars(self).items() if name not in NO_ARRAYS}
         texts = None if self.texts is None else self.texts.filter(pa.array(stays))
         return Kept(self.shards, **arrays, texts=texts)
@@ -254,7 +265,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Repeated:
-    """An array of one value."""
+    """A constant array."""
 
     value: Any
     count: int
@@ -272,7 +283,7 @@ def _unpacked(one: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Rows of a batch, and the samples that have none."""
+    """The kept rows of a batch, and counts of the samples that are left out."""
 
     kept: Kept
     samples: np.ndarray
@@ -288,10 +299,10 @@ def kept_rows(
     repeated: np.ndarray | None = None,
     read: With = "references",
 ) -> Iterator[Kept]:
-    """The rows that are kept, in pool order: references alone, with their uids, or with uid, key
-    and text, as `read` says; `tally` counts them.
+    """Yield the kept rows in pool order, and count them in `tally`.
 
-    `repeated` (see find_repeated) are the numbers of samples that are left out after all.
+    `read` selects what the rows have: only references, also uids, or also uid, key and text.
+    `repeated` (see find_repeated) are the numbers of samples to leave out as repetitions.
     """
     names = [run.plan.source_of(step) for step in run.plan.steps]
     work = partial(_kept_of, run, run.plan.sql(values, with_text=False), names, read)
@@ -326,7 +337,7 @@ def _kept_of(run: MixRun, sql: str, names: Sequence[str], read: With, parts: Par
 def _texts(
     run: MixRun, parts: Parts, kept: Kept, names: Sequence[str], with_text: bool
 ) -> pa.Table | None:
-    """uid and, if wanted, key and text of each row; None for no rows."""
+    """Read the uid and, `with_text`, key and text of each row; None if there are no rows."""
     store = run.reader.store
     pinned = parts.pinned(store)
     ends = np.searchsorted(kept.shard, np.arange(len(kept.shards)), side="right")
@@ -347,8 +358,8 @@ def _texts(
 
 
 def chosen_samples(run: MixRun, sql: str, about: Sequence[str], parts: Parts) -> pa.Table:
-    """The columns `about` of the samples of a batch for which the first clause of `sql` (see
-    RecipePlan.sql) holds, whatever texts they have."""
+    """Return the columns `about` of the samples of a batch for which the first clause of `sql` (see
+    RecipePlan.sql) holds, even if they have no text."""
     batch = run.reader.read(parts, run.plan.of_rows | {*about})
     return batch.table.filter(run.query(sql, batch.table)["c0"]).select(about)
 
@@ -356,7 +367,8 @@ def chosen_samples(run: MixRun, sql: str, about: Sequence[str], parts: Parts) ->
 def _chosen(
     run: MixRun, sql: str, parts: Parts, more: Collection[str]
 ) -> tuple[SampleBatch, _Chosen]:
-    """A batch with `more` columns than its clauses name, and what they choose of it."""
+    """Read a batch, with the columns `more` in addition to those of the clauses, and choose its
+    rows."""
     plan = run.plan
     names = plan.of_rows | {*more} | ({"uid"} if plan.is_weighted else set())
     batch = run.reader.read(parts, names, dict.fromkeys(s.clause.source for s in plan.steps))
@@ -364,7 +376,7 @@ def _chosen(
 
 
 def _count(tally: MixTally, kept: Kept, names: list[str]) -> None:
-    """Rows and scores by clause, and by the source that `names` gives for each."""
+    """Count rows and scores by clause and by source; `names` has the source of each clause."""
     tally.rows += len(kept)
     tally.weight += int(kept.weight.sum(dtype=np.int64))
     size = tally.clauses
@@ -383,7 +395,7 @@ def _count(tally: MixTally, kept: Kept, names: list[str]) -> None:
 
 
 def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
-    """Row by row, the clauses that hold: the first, or all where the recipe keeps all."""
+    """Choose for each sample the first clause that holds, or all if the recipe keeps all."""
     holds = [answers[f"c{i}"].to_numpy() for i in range(len(plan.steps))]
     if plan.recipe.without_text == "drop":
         has_text = _has_text(plan, answers, batch)
@@ -409,7 +421,7 @@ def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
 
 
 def _has_text(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> list[np.ndarray]:
-    """bool (N,) for each clause: whether its text is there."""
+    """Return for each clause whether its text exists, bool (N,)."""
     return [
         batch.texts[step.clause.source].is_there
         if step.text is None
@@ -421,7 +433,8 @@ def _has_text(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> list[n
 def _composed(
     plan: RecipePlan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray
 ) -> pa.Array | None:
-    """See _Chosen; a text that `without_text: keep` keeps without its parts is empty."""
+    """Return the composed texts (see _Chosen). A missing one, which `without_text: keep` allows, is
+    empty."""
     if not plan.composes:
         return None
     found = pa.nulls(len(samples), pa.string())
@@ -433,14 +446,14 @@ def _composed(
 
 
 def _distinct(ascending: np.ndarray) -> int:
-    """How many different numbers there are."""
+    """Return the number of distinct values of a sorted array."""
     return int(np.count_nonzero(np.diff(ascending))) + 1 if len(ascending) else 0
 
 
 def _weights(
     plan: RecipePlan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray
 ) -> np.ndarray:
-    """Whole weights, int32: of 2.3, three for three in ten samples and two for the others."""
+    """Round weights to int32 by repeat_draw: 2.3 becomes 3 for three samples in ten, else 2."""
     given = [pc.fill_null(answers[f"w{i}"], 0).to_numpy() for i in range(len(plan.steps))]
     wanted = np.nan_to_num(np.column_stack(given)[samples, clauses], nan=0.0)
     wanted = wanted.clip(0, plan.recipe.max_repeats)
@@ -460,7 +473,9 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
             k[here] = one.best[samples[here]]
     score = np.stack([one.score for one in texts])[clauses, samples]
     composes = np.array([step.text is not None for step in plan.steps])
-    score[composes[clauses]] = np.nan  # it is of the source's text
+    score[composes[clauses]] = (
+        np.nan
+    )  # the score belongs to the source's text, not to the composed one
     once = plan.recipe.keep == "first"
     return Kept(
         list(batch.shards),
@@ -475,7 +490,7 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
 
 
 def _first_copies(chosen: _Chosen) -> np.ndarray:
-    """int32: how much the earlier rows of the same sample weigh together."""
+    """Return the total weight of the earlier rows of the same sample, int32 (N,)."""
     before = np.cumsum(chosen.weights) - chosen.weights
     begins = np.ones(len(before), bool)
     begins[1:] = np.diff(chosen.samples) != 0
@@ -485,10 +500,10 @@ def _first_copies(chosen: _Chosen) -> np.ndarray:
 
 
 def find_repeated(run: MixRun, values: Mapping[Threshold, float]) -> np.ndarray:
-    """Numbers, counted through the pool, of samples that are kept though an earlier one that is
-    kept has the same value of the recipe's `distinct` column.
+    """Return the numbers (positions in the pool) of kept samples that repeat an earlier kept
+    sample's value of the recipe's `distinct` column.
 
-    The values' md5 stand for them. A missing value repeats nothing.
+    Values are compared by md5. Missing values are never repetitions.
     """
     column = run.plan.recipe.distinct or ""
     sql = f'select md5("{column}"::VARCHAR) as v from batch'
@@ -524,7 +539,7 @@ def _with_digests(run: MixRun, choosing: str, sql: str, parts: Parts) -> tuple[p
 
 
 def shuffled(run: MixRun, table: pa.Table) -> pa.Table:
-    """Each text moves to the next sample in the order of `draw`: none keeps its own place."""
+    """Move each text to the next sample in the order of `draw`, so that no sample keeps its own."""
     found = run.query(f"select draw from {run.plan.rows(['draw'])}", table)
     order = np.argsort(found["draw"].to_numpy(), kind="stable")
     giver = np.empty(len(table), np.int64)

@@ -1,4 +1,4 @@
-"""The samples for which a condition holds, shard by shard: what `--where` chooses."""
+"""Select the samples for which a condition holds, shard by shard (`--where`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,8 +23,10 @@ ABOUT = ("uid", "key")
 
 
 def names_in(expression: str, option: str = "--where") -> frozenset[str]:
-    """The names of columns in a condition, for Workspace.recipe_columns. Raises UserError, which
-    begins with `option` and the expression, for what recipes refuse."""
+    """Return the names of the columns in a condition, for Workspace.recipe_columns.
+
+    Raises UserError, prefixed with `option` and the expression, if it is not valid in recipes.
+    """
     return parse(expression, f"{option} {expression!r}").columns
 
 
@@ -37,13 +39,15 @@ def matching(
     option: str = "--where",
     seed: int = 0,
 ) -> Iterator[tuple[Shard, pa.Table]]:
-    """uid and key of those samples of each of `shards` (default: all) for which `expression`, a
-    condition as recipes have it, is true; in pool order, without samples that failed in the index.
+    """Yield, for each of `shards` (default: all), uid and key of the samples that meet a condition.
 
-    `columns` are those of Workspace.recipe_columns for names_in(expression). A threshold in the
-    condition is that of the whole pool. Raises UserError, which begins with `option` and the
-    expression, at the first step: for an expression that recipes refuse, an unknown column, and
-    parts that are missing or stale; while reading, for parts that are written again meanwhile.
+    `expression` is a condition as in recipes. Samples are in pool order, without those that failed
+    in the index. `columns` are those of Workspace.recipe_columns for names_in(expression).
+    Thresholds in the condition are computed over the whole pool.
+
+    Raises UserError, prefixed with `option` and the expression, at the first step, if the
+    expression is not valid in recipes, if a column is unknown, and if parts are missing or stale;
+    and while reading, if parts are rewritten meanwhile.
     """
     plan = condition_plan(expression, columns, seed, option)
     chosen = pool.shards if shards is None else list(shards)

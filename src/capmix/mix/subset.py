@@ -1,11 +1,11 @@
-"""Subsets: rows that refer to samples and texts, read in pieces, with their texts.
+"""Subsets: rows that refer to samples and texts, read in pieces together with their texts.
 
-`subsets/<name>.parquet` has shard, row (the sample's number in the shard's index), source, k,
-score, weight (how often the row counts) and copy (how much the sample's earlier rows weigh); with
-`mix --texts`, and where texts are shuffled, also uid, key and text. Rows lie in pool order.
-`subsets/.shards/<name>.parquet` has, for each shard that rows come from, how many rows and copies
-there are, and the fingerprints of the parts that they refer to. Subsets of capmix 0.1 hold their
-texts, and have no such table.
+`subsets/<name>.parquet` has the columns shard, row (of the sample in the shard's index), source, k,
+score, weight (how often the row counts) and copy (total weight of the sample's earlier rows). With
+`mix --texts`, and if texts are shuffled or composed, it also has uid, key and text. Rows are in
+pool order. `subsets/.shards/<name>.parquet` has one row for each shard that the subset uses: its
+number of rows and copies, and the fingerprints of the parts that the rows refer to. Subsets of
+capmix 0.1 contain their texts and have no such table.
 """
 
 import os
@@ -31,7 +31,7 @@ from capmix.storage.record import FileRecord
 from capmix.storage.store import READERS, Store
 from capmix.storage.temporary import remove_temporary, temporary_name
 
-WORD = pa.dictionary(pa.int32(), pa.string())  # as it is written; readers get plain strings
+WORD = pa.dictionary(pa.int32(), pa.string())  # only for writing; readers get plain strings
 REFERENCES = [
     ("shard", WORD),
     ("row", pa.int32()),
@@ -43,17 +43,17 @@ REFERENCES = [
 ]
 TEXTS = [("uid", pa.string()), ("key", pa.string()), ("text", pa.string())]
 RESOLVED = ("uid", "shard", "key", "source", "k", "text", "score", "weight", "copy")
-OF_SHARD = ("shard", "rows", "copies")  # beside the fingerprints, by folder
+OF_SHARD = ("shard", "rows", "copies")  # all other columns are fingerprints, one per folder
 ROWS_AT_ONCE = 100_000
 
 
 def subset_file(name: str) -> str:
-    """The rows of a subset."""
+    """Return the file with the rows of a subset."""
     return f"{SUBSETS}/{name}.parquet"
 
 
 def shards_file(name: str) -> str:
-    """What it says of each shard. No name of a subset begins with a dot."""
+    """Return the file with a subset's table of shards. Names of subsets never begin with a dot."""
     return f"{SUBSETS}/.shards/{name}.parquet"
 
 
@@ -66,8 +66,11 @@ def texts_of(
     source: Mapping[str, np.ndarray],
     with_text: bool = True,
 ) -> pa.Table:
-    """uid, key and text of N rows of a shard: `row` and `k`, int (N,), and for each source which of
-    them are of it, bool (N,). A text that is not there is empty. Without texts, the uid alone."""
+    """Read uid, key and text of N rows of a shard, or only the uid if `with_text` is False.
+
+    `row` and `k` are int (N,); `source` maps each source to a mask of its rows, bool (N,). Missing
+    texts are empty.
+    """
     read = partial(pinned.read, store)
     if not with_text:
         return read(f"{SAMPLES}/{shard}", "uid").take(pa.array(row))
@@ -97,13 +100,13 @@ def texts_of(
 
 
 def _place_of(uids: pa.Array, part: pa.Table, row: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """int64 (N,): where captions `k` of samples `row` of an index lie in a part; -1: nowhere."""
+    """Return the row in `part` of caption `k` of each sample `row`, int64 (N,); -1 if absent."""
     known = places(uids, part, np.ones(len(part), bool))
     found = np.full(len(row), -1, np.int64)
     for number in np.unique(k):
         of_number = np.flatnonzero(known.k == number)[::-1]
         place = np.full(len(uids), -1, np.int64)
-        place[known.row[of_number]] = known.place[of_number]  # of equal ones the first
+        place[known.row[of_number]] = known.place[of_number]  # the first of duplicates
         place = place if known.same is None else place[known.same]
         asked = k == number
         found[asked] = place[row[asked]]
@@ -112,10 +115,10 @@ def _place_of(uids: pa.Array, part: pa.Table, row: np.ndarray, k: np.ndarray) ->
 
 @dataclass
 class SubsetRows:
-    """A subset read by numbers of copies: a row of weight 3 is three of them.
+    """Reads a subset by copy number: a row of weight 3 is three copies.
 
-    It is the one of `fingerprint`, which `pinned` notes: one that is written meanwhile is an error.
-    `records` are those of its files.
+    It reads the version with this `fingerprint`, which `pinned` records; a subset that is rewritten
+    meanwhile is an error. `records` are the records of its files.
     """
 
     store: Store
@@ -125,7 +128,7 @@ class SubsetRows:
 
     @classmethod
     def pinned(cls, store: Store, name: str) -> "SubsetRows":
-        """The subset as it is now. Raises UserError where there is none."""
+        """Pin the current version of a subset. Raises UserError if it does not exist."""
         part = f"{SUBSETS}/{name}"
         fingerprint, marker = store.fingerprint_and_marker(part)
         if marker is None:
@@ -133,17 +136,17 @@ class SubsetRows:
         return cls(store, name, fingerprint, marker.files)
 
     def refuse_changed(self) -> None:
-        """Raise UserError where the subset was written again since it was pinned."""
+        """Raise UserError if the subset was rewritten after it was pinned."""
         if self.store.fingerprint(self.part) != self.fingerprint:
             raise UserError(
-                f"subset {self.name} was written again while it was read; run the command again"
+                f"subset {self.name} was rewritten while it was being read; rerun the command"
             )
 
     def refuse_stale(self) -> None:
-        """Raise UserError where it refers to samples or texts that were written again, before
-        anything else is done with it. One that has its texts refers to samples alone."""
+        """Raise UserError if the subset refers to samples or texts that were rewritten; call this
+        before using the subset. A subset that contains its texts refers only to samples."""
         folders = [name for name in self._table.column_names if name not in OF_SHARD]
-        if self._rows_file.has_texts:  # a uid can be made of a path: another picture may have it
+        if self._rows_file.has_texts:  # a uid can be derived from a path, whose image may change
             folders = [name for name in folders if name == SAMPLES]
         with self.store.listed(folders):
             for folder in folders:
@@ -152,20 +155,20 @@ class SubsetRows:
                         raise self._stale(folder, shard)
 
     def refuse_gone(self, pool: Pool) -> None:
-        """Raise UserError where the pool lacks a shard that rows come from."""
+        """Raise UserError if the pool lacks a shard that the subset uses."""
         known = {shard.name for shard in pool.shards}
         gone = [name for name in self._names if name not in known]
         if gone:
             raise UserError(
-                f"pool {pool.location} has no shard {gone[0]} that the subset {self.name} takes "
-                f"samples from ({len(gone)} are gone). Bring them back or mix again."
+                f"subset {self.name} uses shard {gone[0]}, which is not in pool {pool.location} "
+                f"({len(gone)} missing). Restore the shards or rerun `capmix mix`."
             )
 
     def _stale(self, folder: str, shard: str) -> UserError:
         return UserError(
-            f"subset {self.name} refers to {self.store.path(folder)}, of which shard {shard} was "
-            f"written again or is gone. Run `capmix mix --out {self.name}` again, with the recipe "
-            f"and options that {MARKERS}/{self.part}.json has"
+            f"subset {self.name} refers to {self.store.path(folder)}, whose shard {shard} was "
+            f"rewritten or removed. Rerun `capmix mix --out {self.name}` with the recipe and "
+            f"options in {MARKERS}/{self.part}.json"
         )
 
     @property
@@ -177,9 +180,11 @@ class SubsetRows:
         return int(self._copies[-1])
 
     def between(self, start: int, stop: int) -> pa.Table:
-        """The rows that copies `start` to `stop` belong to, with two more columns: `first` is the
-        number, among all copies of the sample, of the row's first that is asked for, and `times`
-        how many of them are."""
+        """Return the rows of copies `start` to `stop` (exclusive), with two more columns.
+
+        `times` is how many of a row's copies are in this range; `first` is the number of the first
+        of these among all copies of the sample.
+        """
         numbers = self._numbers(start, stop)
         table = pa.concat_tables(self._of_numbers(numbers.start, numbers.stop))
         ends = self._copies[numbers.start] + np.cumsum(table["weight"].to_numpy(), dtype=np.int64)
@@ -190,27 +195,28 @@ class SubsetRows:
         return both.append_column("times", pa.array(times)).filter(pa.array(times > 0))
 
     def shards(self, start: int, stop: int) -> list[str]:
-        """Names of the input shards that copies `start` to `stop` come from, in pool order."""
+        """Return the names of the input shards of copies `start` to `stop`, in pool order."""
         return [self._names[number] for number in self._numbers(start, stop)]
 
     def shard_names(self) -> list[str]:
-        """Names of all input shards that rows come from, in pool order."""
+        """Return the names of all input shards with rows in the subset, in pool order."""
         return list(self._names)
 
     def of_shard(self, name: str) -> pa.Table:
-        """The rows of one input shard, with the columns `first` and `times` (see `between`)."""
+        """Return the rows of one input shard, with the columns `first` and `times` (see
+        `between`)."""
         rows = self._of_number(self._number[name])
         return rows.append_column("first", rows["copy"]).append_column("times", rows["weight"])
 
     def sources_of(self, shard: str) -> pa.Table:
-        """`uid` and `source` of the rows of one input shard; no text is read."""
+        """Return uid and source of the rows of one input shard, without reading texts."""
         if shard not in self._number:
             return pa.table({"uid": pa.array([], pa.string()), "source": pa.array([], pa.string())})
         return self._of_number(self._number[shard], with_text=False).select(["uid", "source"])
 
     def batches(self) -> Iterator[pa.Table]:
-        """The whole subset, whole shards at a time, some ROWS_AT_ONCE rows; a few are read ahead,
-        in threads."""
+        """Yield the whole subset in batches of complete shards, about ROWS_AT_ONCE rows each.
+        Threads read a few batches ahead."""
         threads = cores() if self.store.is_local else READERS
         for _, found in prefetched(self._ranges(), self._of_range, threads, threads + 1):
             yield found.result()
@@ -228,7 +234,7 @@ class SubsetRows:
 
     @cached_property
     def _table(self) -> pa.Table:
-        """One row a shard; see the head of this file."""
+        """The table of shards (see the module docstring), one row per shard."""
         file = shards_file(self.name)
         if file in self.records:
             try:
@@ -256,16 +262,16 @@ class SubsetRows:
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        """int64 (shards + 1,): how many rows lie before each shard, and all of them."""
+        """The number of rows before each shard, then the total: int64 (shards + 1,)."""
         return _before(self._table["rows"])
 
     @cached_property
     def _copies(self) -> np.ndarray:
-        """The same of copies."""
+        """The number of copies before each shard, then the total: int64 (shards + 1,)."""
         return _before(self._table["copies"])
 
     def _numbers(self, start: int, stop: int) -> range:
-        """Numbers of the shards that copies come from."""
+        """Return the numbers of the shards of copies `start` to `stop`."""
         first, last = np.searchsorted(self._copies, [start, stop - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
@@ -273,7 +279,7 @@ class SubsetRows:
         return self._of_numbers(number, number + 1, with_text)[0]
 
     def _of_numbers(self, begin: int, end: int, with_text: bool = True) -> list[pa.Table]:
-        """RESOLVED of each of some shards that lie one behind the other."""
+        """Return the RESOLVED columns of each of the shards `begin` to `end` (exclusive)."""
         rows = self._read(int(self._rows[begin]), int(self._rows[end]))
         starts = self._rows - self._rows[begin]
         found = []
@@ -298,11 +304,12 @@ class SubsetRows:
         try:
             return texts_of(self.store, pinned, self._names[number], row, k, wanted, with_text)
         except UserError:
-            self._pinned(number, folders)  # another run may have written a part meanwhile
+            self._pinned(number, folders)  # raises if another run rewrote a part meanwhile
             raise
 
     def _pinned(self, number: int, folders: Sequence[str]) -> PinnedParts:
-        """Raises UserError where a part is not the one that the subset refers to."""
+        """Return the parts of a shard that the subset refers to. Raises UserError if one of them
+        was rewritten."""
         shard = self._names[number]
         records: dict[str, FileRecord | None] = {}
         prints: dict[str, str] = {}
@@ -317,7 +324,7 @@ class SubsetRows:
         return PinnedParts(prints.__getitem__, records.__getitem__)
 
     def _read(self, start: int, stop: int) -> pa.Table:
-        """Rows as they are written."""
+        """Read rows without resolving references."""
         try:
             return self._rows_file.read(start, stop)
         except UserError:
@@ -329,12 +336,12 @@ class SubsetRows:
         return _RowsFile(self.store, subset_file(self.name), self._record)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What was read or opened stays in this process."""
+        """Leave out cached tables and open files."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 class _RowsFile:
-    """A parquet file that is opened once: of a large one, its footer alone takes 20 ms."""
+    """A Parquet file that stays open: reading the footer of a large one takes 20 ms."""
 
     def __init__(self, store: Store, name: str, record: FileRecord | None):
         self._open = store.open_table(name, record)
@@ -344,10 +351,10 @@ class _RowsFile:
         counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._last: tuple[int, pa.Table] | None = None
-        self._lock = Lock()  # a reader is for one thread at a time
+        self._lock = Lock()  # ParquetFile is not thread-safe
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Some of its rows. The row group that was read last is kept."""
+        """Read rows `start` to `stop` (exclusive). The last row group is cached."""
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         last = int(np.searchsorted(self._starts, stop, side="left"))
         with self._lock:
@@ -361,8 +368,10 @@ class _RowsFile:
 
 
 def write_parquet(rows: SubsetRows, path: str) -> int:
-    """Write a subset with its texts as one parquet file for other tools, some rows at a time;
-    returns how many rows there are. Raises UserError where it cannot be written."""
+    """Write a subset with its texts as one Parquet file for other tools, in batches.
+
+    Returns the number of rows. Raises UserError if the file cannot be written.
+    """
     written = 0
     beside = f"{path}.{temporary_name()}"
     try:

@@ -1,4 +1,4 @@
-"""Write the rows that a recipe keeps as a subset: see subset.py for the files."""
+"""Write the kept rows of a recipe as a subset (see subset.py for the files)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,17 +14,18 @@ from capmix.mix.subset import REFERENCES, TEXTS
 from capmix.storage.layout import SAMPLES, texts_folder
 from capmix.storage.record import Sink
 
-# Most columns are one value again and again; the numbers of rows lie close to each other, and
-# scores do not get smaller. `store_schema` would make readers return dictionaries.
+# Most columns repeat few values, adjacent row numbers are close to each other, and scores do not
+# compress. With `store_schema`, readers would return dictionaries.
 REPEATING = ["shard", "source", "k", "weight", "copy"]
 TEXTUAL = [name for name, _ in TEXTS]
 
 
 @dataclass
 class SubsetWriter:
-    """Takes the rows that are kept, batch by batch, in pool order.
+    """Writes kept rows batch by batch, in pool order.
 
-    `sources` has one for each clause of the recipe; `parts` are those that the rows refer to.
+    `sources` has the source of each clause of the recipe; `parts` are the parts that the rows refer
+    to.
     """
 
     stream: Sink
@@ -46,7 +47,7 @@ class SubsetWriter:
         self._file.close()
 
     def table(self, kept: Kept) -> pa.Table:
-        """The rows as they are written."""
+        """Return the rows in the subset's schema, and count them."""
         self._count(kept)
         words = pa.array(self._words, pa.string())
         columns = {
@@ -69,7 +70,7 @@ class SubsetWriter:
             self._file.write_table(table)
 
     def shards(self) -> pa.Table:
-        """What the subset says of each shard."""
+        """Return the subset's table of shards."""
         names, rows, copies = zip(*self._shards, strict=True) if self._shards else ((), (), ())
         columns = {
             "shard": pa.array(names, pa.string()),

@@ -1,4 +1,4 @@
-"""Texts, scores and flags of several sources side by side, some shards at a time."""
+"""Tables of the texts, scores and flags of several sources, read shard by shard."""
 
 from collections.abc import Iterator, Sequence
 
@@ -23,10 +23,10 @@ KINDS = {
 
 
 def table_columns(catalog: Catalog, sources: Sequence[str], scorer: str | None) -> list[str]:
-    """S_text and S_score of each source S, and S_flags of captions; scores only where there are
-    any.
+    """Return the names S_text, S_score and S_flags for each source S, without those of columns that
+    do not exist.
 
-    Raises UserError where several scorers have scored and `scorer` names none of them.
+    Raises UserError if there are several scorers and `scorer` selects none of them.
     """
     known = catalog.columns(catalog.scorer(scorer))
     wanted = [f"{source}_{field}" for source in sources for field in ("text", "score", "flags")]
@@ -36,12 +36,12 @@ def table_columns(catalog: Catalog, sources: Sequence[str], scorer: str | None) 
 def table_batches(
     catalog: Catalog, columns: Sequence[str], scorer: str | None
 ) -> pa.RecordBatchReader:
-    """uid, key, shard and `columns` (any that recipes know) of every sample that is ok, in pool
-    order; a record batch per shard. Captions are the first of each sample (S_k1_text: the second).
+    """Read uid, key, shard and `columns` of every sample that is ok, in pool order.
 
-    A column of a metadata pool has the type that holds its values of all shards, such as double
-    for int64 and double. Raises UserError for an unknown column, for one whose types have nothing
-    in common, and, while reading, for parts that are missing or stale.
+    `columns` are any columns of recipes; S_text is the first caption of each sample, S_k1_text the
+    second. There is one record batch per shard. A column of a metadata pool has the common type of
+    all shards, for example double for int64 and double. Raises UserError for an unknown column, for
+    one without a common type, and, while reading, if parts are missing or stale.
     """
     known = catalog.columns(scorer, columns)
     if lacking := about_scores(columns, known):
@@ -74,7 +74,7 @@ def _read(
 
 
 def _kind(catalog: Catalog, column: Column) -> pa.DataType:
-    """The Arrow type of a column, as the first part that has it says."""
+    """Return the Arrow type of a column in the first part that has the column."""
     for shard in catalog.pool.shards:
         kind = kinds_of(catalog.store, f"{column.folder}/{shard.name}").get(column.field)
         if kind is not None:

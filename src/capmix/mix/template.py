@@ -1,8 +1,8 @@
-"""Texts that a clause composes: `sks style, {lower(blip2)}`.
+"""Text templates of clauses, for example `sks style, {lower(blip2)}`.
 
-What is in braces is an expression of recipes, in which a source stands for its text; {{ and }} are
-braces. A template becomes one SQL expression, so that functions, bounds and nulls are those of
-conditions: one null makes the whole text null.
+Braces contain an expression of recipes, in which a source stands for its text; write {{ and }} for
+literal braces. A template is translated to one SQL expression, so functions, limits and nulls work
+as in conditions: one null makes the whole text null.
 """
 
 import re
@@ -14,9 +14,11 @@ QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
 
 
 def pieces(template: str) -> Iterator[tuple[str, bool]]:
-    """The pieces of a template in order, and whether each is an expression; braces of plain ones
-    are single. Raises ValueError for a brace without its other, and
-    for nothing between two."""
+    """Yield the pieces of a template in order, and whether each is an expression.
+
+    In literal text, doubled braces become single ones. Raises ValueError for unbalanced braces and
+    for empty expressions.
+    """
     plain, at = "", 0
     while at < len(template):
         letter = template[at]
@@ -25,13 +27,13 @@ def pieces(template: str) -> Iterator[tuple[str, bool]]:
         elif letter == "{":
             end = _end(template, at)
             if not template[at + 1 : end].strip():
-                raise ValueError(f"text {template!r}: nothing between {{ and }}")
+                raise ValueError(f"text {template!r}: empty expression between {{ and }}")
             if plain:
                 yield plain, False
             yield template[at + 1 : end], True
             plain, at = "", end + 1
         elif letter == "}":
-            raise ValueError(f"text {template!r}: a single }}; write }}}}")
+            raise ValueError(f"text {template!r}: unmatched }}; write }}}} for a literal brace")
         else:
             plain, at = plain + letter, at + 1
     if plain:
@@ -39,7 +41,7 @@ def pieces(template: str) -> Iterator[tuple[str, bool]]:
 
 
 def _end(template: str, start: int) -> int:
-    """Where the brace at `start` is closed; braces between quotes do not count."""
+    """Return where the brace at `start` is closed, ignoring braces inside quotes."""
     depth, quote = 0, ""
     for at in range(start, len(template)):
         letter = template[at]
@@ -53,12 +55,15 @@ def _end(template: str, start: int) -> int:
             depth -= 1
             if not depth:
                 return at
-    raise ValueError(f"text {template!r}: a {{ that is not closed; write {{{{ for a brace")
+    raise ValueError(f"text {template!r}: unclosed {{; write {{{{ for a literal brace")
 
 
 def filled(template: str, fill: Callable[[str], str], parameters: set[str]) -> str:
-    """The template with `fill` applied to its expressions, in which {P} stands for the parameter P
-    but for what is between quotes; an expression that is a parameter's name is one too."""
+    """Return the template with `fill` applied to its expressions outside of quotes.
+
+    `fill` replaces {P} by the value of parameter P. An expression that is only the name of a
+    parameter is also replaced.
+    """
     found = ""
     for text, is_expression in pieces(template):
         if not is_expression:
@@ -71,18 +76,18 @@ def filled(template: str, fill: Callable[[str], str], parameters: set[str]) -> s
 
 
 def _filled(parts: Sequence[str], fill: Callable[[str], str]) -> Iterator[str]:
-    """Every second one of the parts is between quotes."""
+    """Apply `fill` to every other part; the parts in between are quoted."""
     for number, part in enumerate(parts):
         yield part if number % 2 else fill(part)
 
 
 def expressions(template: str) -> list[str]:
-    """What is in the braces of a template."""
+    """Return the expressions of a template."""
     return [text for text, is_expression in pieces(template) if is_expression]
 
 
 def as_sql(template: str) -> str:
-    """The SQL expression that a template stands for; each of its expressions is one by itself."""
+    """Return a template as one SQL expression. Its expressions must be valid by themselves."""
     found = []
     for text, is_expression in pieces(template):
         quoted = text.replace("'", "''")

@@ -1,4 +1,4 @@
-"""The score that the top fraction of a pool reaches: exact, in a few hundred kilobytes."""
+"""Find the score that the top fraction of a pool reaches, exactly, in a few hundred kilobytes."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,15 +10,17 @@ BINS = 1 << 16
 
 @dataclass(frozen=True)
 class Ordered:
-    """N float32 values as uint32 `numbers` that sort as they do; those that are NaN are left out
-    and -0 counts as 0."""
+    """float32 values as uint32 `numbers` with the same order. NaN is left out, and -0 equals 0.
+
+    `total` is the number of values including NaN.
+    """
 
     total: int
     numbers: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Ordered":
-        """`values`: float32 (N,)."""
+        """Convert `values`, float32 (N,)."""
         is_none = np.isnan(values)
         some = values[~is_none] if is_none.any() else values
         bits = (some + np.float32(0)).view(np.int32)
@@ -26,12 +28,12 @@ class Ordered:
         return cls(len(values), bits.view(np.uint32) ^ flipped)
 
     def upper(self) -> np.ndarray:
-        """int32 (BINS,): how many have each number as their upper 16 bits."""
+        """Return a histogram of the upper 16 bits, int32 (BINS,)."""
         found: np.ndarray = np.bincount(self.numbers >> 16, minlength=BINS).astype(np.int32)
         return found
 
     def lower(self, upper: int) -> np.ndarray:
-        """uint16 (M,): the lower 16 bits of those with these upper ones."""
+        """Return the lower 16 bits of the numbers whose upper 16 bits are `upper`, uint16 (M,)."""
         found: np.ndarray = self.numbers[self.numbers >> 16 == upper].astype(np.uint16)
         return found
 
@@ -40,11 +42,11 @@ class Ordered:
 class TopFraction:
     """Finds the (n + 1)-th largest of N float32 values, n = int(N * fraction).
 
-    The rule is DataComp's (baselines/apply_filter.py, get_threshold): a value that is missing (NaN)
-    counts in N and sorts last. Where fewer values than n + 1 are there, the threshold is -inf and
-    all of them pass; DataComp's is NaN then, which none reaches (`is_short`). Values come in
-    batches, all of them twice, in any order: `count` takes how many lie in each bin of the upper 16
-    bits, `refine` the lower 16 of those in `bin`, which holds the threshold.
+    The rule is DataComp's (baselines/apply_filter.py, get_threshold): missing values (NaN) count in
+    N and sort last. If there are fewer than n + 1 values (`is_short`), the threshold is -inf and
+    all values pass; DataComp's is NaN in this case, and none passes. Values are processed in
+    batches, in two passes, in any order: `count` adds the histogram of the upper 16 bits, `refine`
+    the lower 16 bits of the values in `bin`, which contains the threshold.
     """
 
     fraction: float
@@ -53,38 +55,38 @@ class TopFraction:
     lower: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def count(self, total: int, upper: np.ndarray) -> None:
-        """First time; see Ordered."""
+        """Add a batch in the first pass (see Ordered)."""
         self.total += total
         self.upper += upper
 
     def refine(self, lower: np.ndarray) -> None:
-        """Second time, once `count` has seen all of them."""
+        """Add a batch in the second pass, after `count` was called for all batches."""
         self.lower += np.bincount(lower, minlength=BINS)
 
     @property
     def bin(self) -> int | None:
-        """None where there is no threshold."""
+        """The upper 16 bits of the threshold; None if there is no threshold."""
         place = self._bin()
         return None if place is None else place[0]
 
     @property
     def is_short(self) -> bool:
-        """Whether there are fewer values than n + 1."""
+        """Whether there are fewer than n + 1 values."""
         return int(self.total * self.fraction) >= int(self.upper.sum())
 
     @property
     def asked(self) -> tuple[int, int]:
-        """How many values the fraction asks for, and how many there are."""
+        """The number of values that the fraction requests, and the number of values."""
         return int(self.total * self.fraction), int(self.upper.sum())
 
     @property
     def lacks(self) -> bool:
-        """Whether there are fewer values than the fraction asks for."""
+        """Whether there are fewer values than the fraction requests."""
         wanted, there = self.asked
         return there < wanted
 
     def value(self) -> float:
-        """The threshold, a float32 number or -inf."""
+        """Return the threshold, a float32 number or -inf."""
         place = self._bin()
         if place is None:
             return -math.inf
@@ -94,13 +96,14 @@ class TopFraction:
         return float(_value(np.uint32(upper << 16 | lower)))
 
     def _bin(self) -> tuple[int, int] | None:
-        """The bin that holds the threshold, and how many values lie above that bin."""
+        """Return the bin that contains the threshold, and the number of values above that bin."""
         position = int(self.total * self.fraction)
         return None if self.is_short else _from_top(self.upper, position)
 
 
 def _from_top(counts: np.ndarray, position: int) -> tuple[int, int]:
-    """The bin of the value at `position`, counted down from the top bin, and how many lie above."""
+    """Return the bin of the value at `position`, counted from the top, and the number of values
+    above that bin."""
     above = np.cumsum(counts[::-1])
     index = int(np.searchsorted(above, position, side="right"))
     return len(counts) - 1 - index, int(above[index] - counts[::-1][index])

@@ -1,4 +1,4 @@
-"""uids as DataComp keeps them: pairs of 64-bit numbers, sorted, in .npy files."""
+"""uids in DataComp's format: sorted pairs of 64-bit numbers in .npy files."""
 
 import hashlib
 import os
@@ -21,11 +21,11 @@ PAIR = np.dtype("u8,u8")
 HEX_DIGITS = 32
 PARTITIONS = 256
 COUNTED = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("times", "i4")])
-KEPT = 1 << 24  # bytes in memory before they go to the files
+KEPT = 1 << 24  # bytes held in memory before they are written to the files
 PAIRS_AT_ONCE = 1 << 20  # 16 bytes each
-TEXT_AT_ONCE = 1 << 24  # bytes of a list of uids
-MAX_UIDS = 1 << 31  # of a list: 32 GB in memory
-# What numpy's reading of a header raises beside ValueError, which its parser of Python may do.
+TEXT_AT_ONCE = 1 << 24  # bytes of a text file that are read at a time
+MAX_UIDS = 1 << 31  # in a list: 32 GB in memory
+# What reading a broken .npy file raises: numpy parses its header with Python's own parser.
 BROKEN_LIST = (
     OSError,
     ValueError,
@@ -41,9 +41,10 @@ BROKEN_LIST = (
 
 
 def pairs_of(uids: pa.Array) -> np.ndarray:
-    """(N,) pairs u8,u8: the upper and the lower 64 bits of N uids of 32 hex digits each.
+    """Convert N uids of 32 hex digits to pairs u8,u8 (N,): their upper and lower 64 bits.
 
-    The form of DataComp's subset files. Raises UserError that names a uid of another form.
+    This is the format of DataComp's subset files. Raises UserError, with the uid, for any other
+    form.
     """
     lengths = pc.binary_length(uids)
     if len(uids) and not pc.all(pc.equal(lengths, HEX_DIGITS)).as_py():
@@ -68,14 +69,15 @@ def _is_hex(uid: str) -> bool:
 
 
 def _not_hex(uid: str | None) -> UserError:
-    return UserError(f"uid {uid!r}: expected {HEX_DIGITS} hex digits, as DataComp's uids have")
+    return UserError(f"uid {uid!r}: expected {HEX_DIGITS} hex digits, as in DataComp")
 
 
 class PairSorter:
-    """Sorts any number of records whose first two fields are a pair, within bounded memory.
+    """Sorts any number of records by their first two fields, a pair, in bounded memory.
 
-    Records go to a file by the first byte of their pair; each file is then sorted by itself. At
-    most `kept` bytes wait in memory, and one file is open at a time: a job may be allowed few.
+    Records are partitioned into files by the first byte of their pair, and each file is sorted
+    separately. Records are written once they fill `kept` bytes. Only one file is open at a time,
+    because jobs may have a low limit of open files.
     """
 
     def __init__(self, scratch: str, dtype: np.dtype = PAIR, kept: int = KEPT):
@@ -86,14 +88,14 @@ class PairSorter:
         self._bytes = 0
 
     def add(self, records: np.ndarray) -> None:
-        """Take records, which must not be changed afterwards."""
+        """Add records. They are not copied, so do not change them afterwards."""
         self._waiting.append(records)
         self._bytes += records.nbytes
         if self._bytes >= self._kept:
             self._write()
 
     def sorted(self) -> Iterator[np.ndarray]:
-        """All records, in order, some at a time; equal pairs in the order in which they came."""
+        """Yield all records in order, in batches. Equal pairs stay in the order of insertion."""
         self._write()
         for part in range(PARTITIONS):
             file = self._file(part)
@@ -104,7 +106,7 @@ class PairSorter:
             yield records[np.lexsort((records["f1"], records["f0"]))]
 
     def close(self) -> None:
-        """Forget the records."""
+        """Discard all records."""
         self._waiting, self._bytes = [], 0
         for part in range(PARTITIONS):
             self._file(part).unlink(missing_ok=True)
@@ -126,9 +128,9 @@ class PairSorter:
 
 
 def write_npy(stream: Sink, batches: Iterable[np.ndarray], count: int) -> None:
-    """A .npy file of `count` pairs, as np.save writes it, without holding them in memory.
+    """Write a .npy file of `count` pairs, as np.save does, without holding them in memory.
 
-    `batches` are COUNTED: each pair is written `times` times, and these add up to `count`.
+    `batches` are COUNTED: each pair is written `times` times, which must add up to `count`.
     """
     header = {"descr": np.lib.format.dtype_to_descr(PAIR), "fortran_order": False}
     np.lib.format.write_array_header_1_0(stream, header | {"shape": (count,)})
@@ -138,7 +140,7 @@ def write_npy(stream: Sink, batches: Iterable[np.ndarray], count: int) -> None:
 
 
 def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
-    """PAIR: each of COUNTED as often as it counts, PAIRS_AT_ONCE at a time."""
+    """Yield each pair of a COUNTED batch `times` times, as PAIR, PAIRS_AT_ONCE at a time."""
     pairs = np.empty(len(batch), PAIR)
     pairs["f0"], pairs["f1"] = batch["f0"], batch["f1"]
     ends = np.cumsum(batch["times"], dtype=np.int64)
@@ -149,7 +151,7 @@ def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class UidList:
-    """A list of uids from a .npy file of pairs (sorted or not) or a text file, one uid a line."""
+    """A list of uids from a .npy file of pairs (sorted or not) or a text file, one uid per line."""
 
     def __init__(self, path: str):
         pairs = _read_list(path)
@@ -162,19 +164,19 @@ class UidList:
         if len(counts) and counts.max() > MAX_REPEATS:
             upper, lower = pairs[begins[counts.argmax()]].tolist()
             raise UserError(
-                f"uid list {path}: uid {upper:016x}{lower:016x} is in it {counts.max():,} times; "
+                f"uid list {path} contains uid {upper:016x}{lower:016x} {counts.max():,} times; "
                 f"expected at most {MAX_REPEATS:,}"
             )
         self._counts = counts.astype(np.int32)
         self._first, self._second = pairs["f0"][begins], pairs["f1"][begins]
 
     def times(self, uids: pa.Array) -> np.ndarray:
-        """int32 (N,): how often each of N uids is in the list."""
+        """Return how often each of N uids is in the list, int32 (N,)."""
         asked = pairs_of(uids)
         place = np.searchsorted(self._first, asked["f0"])
         found = np.zeros(len(asked), np.int32)
         open_ = np.arange(len(asked))
-        while len(open_):  # more than once only for uids that share their upper half
+        while len(open_):  # more than one iteration only for uids with the same upper half
             open_ = open_[place[open_] < len(self._first)]
             open_ = open_[self._first[place[open_]] == asked["f0"][open_]]
             same = self._second[place[open_]] == asked["f1"][open_]
@@ -186,7 +188,7 @@ class UidList:
 
 def _read_list(path: str) -> np.ndarray:
     try:
-        # A FIFO would be waited for, and a device has no end.
+        # Reading a FIFO would block, and a device has no end.
         with open(
             path, "rb", opener=lambda name, flags: os.open(name, flags | READ_FLAGS)
         ) as stream:
@@ -205,12 +207,13 @@ def _read_list(path: str) -> np.ndarray:
     if pairs.dtype != PAIR or pairs.ndim != 1:
         raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")
     if len(pairs) > MAX_UIDS:
-        raise UserError(f"uid list {path}: {len(pairs):,} uids; at most {MAX_UIDS:,} are read")
+        raise UserError(f"uid list {path}: {len(pairs):,} uids; at most {MAX_UIDS:,} are supported")
     return pairs
 
 
 def _pairs_of_words(stream: BinaryIO) -> np.ndarray:
-    """The uids between white space. Raises UserError and ValueError for what is none."""
+    """Read the uids separated by whitespace. Raises UserError for an invalid uid and ValueError for
+    more than MAX_UIDS."""
     found = [np.empty(0, PAIR)]
     rest = b""
     count = 0
@@ -222,7 +225,7 @@ def _pairs_of_words(stream: BinaryIO) -> np.ndarray:
         found.append(_pairs_of(words))
         count += len(words)
         if count > MAX_UIDS:
-            raise ValueError(f"at most {MAX_UIDS:,} uids are read")
+            raise ValueError(f"more than {MAX_UIDS:,} uids")
     return np.concatenate([*found, _pairs_of([rest] if rest else [])])
 
 
@@ -231,7 +234,7 @@ def _pairs_of(words: list[bytes]) -> np.ndarray:
 
 
 def _digest(pairs: np.ndarray) -> str:
-    """32 hex digits, of a list that need not fit into memory a second time."""
+    """Return a digest of the list, 32 hex digits, without a second copy of it in memory."""
     total = hashlib.sha256()
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         total.update(pairs[start : start + PAIRS_AT_ONCE].tobytes())

@@ -1,4 +1,4 @@
-"""What every backend that loads a model needs: where it runs, and what names its weights."""
+"""Helpers for backends that load a model: device, dtype, fingerprint of weights, provenance."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,11 @@ FINGERPRINT_BYTES = 2**20
 
 
 def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
-    """The device and torch dtype that `auto` stands for: a GPU in bfloat16, else CPU in float32."""
+    """Resolve `auto` and return the device and the torch dtype.
+
+    `auto` is a GPU with bfloat16 (float16 if the GPU does not support bfloat16), else the CPU with
+    float32.
+    """
     import torch
 
     if device == "auto":
@@ -26,9 +30,10 @@ def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
 
 
 def fingerprint(model: str) -> str | None:
-    """16 hex digits over the config and both ends of the weights of a local folder or file.
+    """Return a digest (16 hex digits) of a local model folder or file.
 
-    None where `model` is neither: a hub id is named by its revision.
+    It covers the names, and the first and last FINGERPRINT_BYTES, of the config and weight files.
+    Returns None if `model` is not a local path: a Hub model is identified by its revision.
     """
     path = Path(model)
     if path.is_dir():
@@ -47,9 +52,9 @@ def fingerprint(model: str) -> str | None:
 
 
 def input_side(image_processor: Any) -> int | None:
-    """The side in pixels to which a processor of transformers brings an image; None if it varies.
+    """Return the side in pixels to which a transformers processor resizes images.
 
-    Of a shape that is no square, the longer one.
+    For a target that is not square, this is the longer side. Returns None if the size varies.
     """
     size = dict(getattr(image_processor, "size", None) or {})
     if getattr(image_processor, "do_resize", False) and set(size) == {"height", "width"}:
@@ -60,8 +65,10 @@ def input_side(image_processor: Any) -> int | None:
 
 
 def shorter_side(image_processor: Any) -> int | None:
-    """To how many pixels a processor of transformers brings the shorter side of an image; None
-    where it bounds the longer one."""
+    """Return the length in pixels to which a transformers processor resizes the shorter side.
+
+    Returns None if the processor does not resize by the shorter side.
+    """
     size = dict(getattr(image_processor, "size", None) or {})
     only_shorter = getattr(image_processor, "do_resize", False) and set(size) == {"shortest_edge"}
     return int(size["shortest_edge"]) if only_shorter else None
@@ -70,9 +77,9 @@ def shorter_side(image_processor: Any) -> int | None:
 def provenance(
     packages: Iterable[str], device: str, batch_size: int, compiled: bool = False
 ) -> dict[str, Any]:
-    """What a model ran with, for markers: versions, device, batch size, compiled or not.
+    """Return the environment of a run for markers: versions, device, batch size, compiled or not.
 
-    It never decides whether a part is up to date.
+    Provenance does not affect whether a part is up to date.
     """
     versions = {}
     for name in ("capmix", *packages):

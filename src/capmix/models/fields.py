@@ -1,19 +1,18 @@
-"""The JSON fields of a pool's samples as typed columns: `fields/<shard>.parquet`.
+"""Store the JSON fields of a pool's samples as typed columns: `fields/<shard>.parquet`.
 
-A row for each sample of the index, with its uid and a column for each field that a recipe can name.
-The columns of texts, numbers and truth values of parquet and Lance pools with images count as such
-fields. The index stage writes the
-part beside its own while it reads the shard; `field_stages` makes it for shards that an older
-capmix has indexed.
+The part has a row for each row of the index, with the sample's uid and a column for each field that
+a recipe can name. In parquet and Lance pools with images, the columns of strings, numbers and
+booleans are the fields. The index stage writes this part while it reads the shard. `field_stages`
+writes it for shards indexed by an older capmix.
 
-The type of a field in a shard is BOOLEAN, BIGINT, DOUBLE (for integers beside other numbers, and
-for those of over 64 bits) or VARCHAR (for texts beside anything else, where a number is written as
-in JSON). A list or an object is a VARCHAR of JSON. Null and a field that a sample lacks are alike.
-`common_type` says what a field is in shards that have it in several types.
+The type of a field in a shard is BOOLEAN, BIGINT, DOUBLE (if integers and other numbers are mixed,
+and for integers of over 64 bits) or VARCHAR (if strings and other values are mixed; numbers are
+then written as in JSON). Lists and objects are stored as JSON in a VARCHAR. A missing field is
+stored as null. If the type differs between shards, `common_type` returns the type of the field.
 
-Anybody may have written the JSON, so what is kept of it is bounded, and what is left out is counted
-by reason in the marker: names that are no identifiers, fields after the first MAX_FIELDS of a
-shard, texts of over MAX_TEXT_BYTES, and texts after MAX_SHARD_BYTES of a shard.
+The JSON is untrusted, so the stored fields are bounded. The marker counts what is left out, by
+reason: names that are not identifiers, fields after the first MAX_FIELDS of a shard, strings of
+over MAX_TEXT_BYTES, and strings after the first MAX_SHARD_BYTES of a shard.
 """
 
 import json
@@ -38,21 +37,21 @@ from capmix.storage.layout import FIELDS, SAMPLES
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.store import Store
 
-CONFIG = {"rules": 1}  # how values become columns
-TYPES = "types"  # in the marker: SQL type by field
+CONFIG = {"rules": 1}  # version of the conversion from values to columns
+TYPES = "types"  # key in the marker: SQL type by field
 BOOLEAN, BIGINT, DOUBLE, VARCHAR = "BOOLEAN", "BIGINT", "DOUBLE", "VARCHAR"
 ARROW = {BOOLEAN: pa.bool_(), BIGINT: pa.int64(), DOUBLE: pa.float64(), VARCHAR: pa.string()}
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-OF_CAPMIX = "uid"  # is in every part
+UID = "uid"  # column of every part, which a field cannot overwrite
 MAX_FIELDS = 100
 MAX_TEXT_BYTES = 1 << 15
 MAX_SHARD_BYTES = 1 << 26
-AT_ONCE = 1024  # samples: to call Arrow for fewer takes longer than their values do
+AT_ONCE = 1024  # samples; with fewer, the call to Arrow takes longer than converting the values
 JSON_AT_ONCE = 1 << 23  # bytes
-NESTED_BYTES = 1 << 16  # of JSON whose size is not known
-SQL_OF = {bool: BOOLEAN, int: BIGINT, float: DOUBLE, str: VARCHAR}
+NESTED_BYTES = 1 << 16  # estimate for a list or an object whose JSON size is unknown
+SQL_TYPES = {bool: BOOLEAN, int: BIGINT, float: DOUBLE, str: VARCHAR}
 SQL = {kind: name for name, kind in ARROW.items()}
-# Why something is left out.
+# Reasons for leaving out a field or a value.
 NO_NAME = "not an identifier"
 TOO_MANY = f"more than {MAX_FIELDS} fields"
 TOO_LONG = f"over {MAX_TEXT_BYTES:,} bytes"
@@ -62,8 +61,10 @@ UNREAD = ("unreadable_shard", "unreadable_file")
 
 @dataclass
 class _Field:
-    """The values of one field so far, some rows in each chunk (a list where they are of several
-    types), and the types that occur."""
+    """The values of one field in chunks of rows, and their types.
+
+    A chunk whose values have several types is a list.
+    """
 
     chunks: list[pa.Array | list[Any]] = field(default_factory=list)
     types: set[str] = field(default_factory=set)
@@ -73,60 +74,64 @@ class _Field:
 class FieldColumns:
     """Collects the fields of a shard's samples, in the order of the index.
 
-    Samples wait until there are AT_ONCE of them: a column of values of one type is made at once.
+    Samples are buffered and converted to columns in batches of up to AT_ONCE, because Arrow
+    converts a list of values of one type in one call.
     """
 
     uids: list[str | None] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     _found: dict[str, _Field] = field(default_factory=dict)
-    _waiting: list[Mapping[str, Any]] = field(default_factory=list)
+    _buffer: list[Mapping[str, Any]] = field(default_factory=list)
     _json: int = 0
     _texts: int = 0
 
     def add(self, sample: Sample | BadSample) -> None:
-        """Take the next sample; of one that could not be read, nothing is known."""
+        """Add the next sample; a BadSample gets a row of nulls."""
         if isinstance(sample, BadSample):
             self.uids.append(None)
-            self._waiting.append({})
+            self._buffer.append({})
         else:
             self.uids.append(sample.uid)
-            self._waiting.append(sample.metadata)
+            self._buffer.append(sample.metadata)
             self._json += _size(sample)
-        if len(self._waiting) >= AT_ONCE or self._json > JSON_AT_ONCE:
-            self._take()
+        if len(self._buffer) >= AT_ONCE or self._json > JSON_AT_ONCE:
+            self._flush()
 
     @property
     def types(self) -> dict[str, str]:
         """The SQL type of each field that has a value."""
-        self._take()
+        self._flush()
         return {name: _type_of(one.types) for name, one in self._found.items() if one.types}
 
     def table(self) -> pa.Table:
-        """uid, and the fields in the order in which they were met; no rows without any field."""
+        """Return a table of uid and fields, in order of first appearance.
+
+        The table has no rows if the shard has no fields.
+        """
         types = self.types
         uids = self.uids if types else []
-        columns: dict[str, Any] = {OF_CAPMIX: pa.array(uids, pa.string())}
+        columns: dict[str, Any] = {UID: pa.array(uids, pa.string())}
         for name, type_ in types.items():
             chunks = self._found[name].chunks
             columns[name] = pa.chunked_array([as_array(one, type_) for one in chunks])
         return pa.table(columns)
 
-    def _take(self) -> None:
-        """Make columns of the samples that wait."""
-        waiting, self._waiting, self._json = self._waiting, [], 0
-        if not waiting:
+    def _flush(self) -> None:
+        """Convert the buffered samples to columns."""
+        samples, self._buffer, self._json = self._buffer, [], 0
+        if not samples:
             return
-        before = len(self.uids) - len(waiting)
-        for about in waiting:
+        before = len(self.uids) - len(samples)
+        for about in samples:
             for name in about:
-                if name not in self._found and name != OF_CAPMIX:
-                    self._meet(name, before)
+                if name not in self._found and name != UID:
+                    self._add_field(name, before)
         for name, known in self._found.items():
-            values = [about.get(name) for about in waiting]
+            values = [about.get(name) for about in samples]
             known.chunks.append(self._column(values, known.types))
 
-    def _meet(self, name: str, before: int) -> None:
-        """A field that no sample had so far."""
+    def _add_field(self, name: str, before: int) -> None:
+        """Register a field at its first appearance, after `before` rows."""
         if not NAME.fullmatch(name):
             self.left_out[NO_NAME] += 1
         elif len(self._found) >= MAX_FIELDS:
@@ -135,7 +140,7 @@ class FieldColumns:
             self._found[name] = _Field([pa.nulls(before)] if before else [])
 
     def _column(self, values: list[Any], types: set[str]) -> pa.Array | list[Any]:
-        """The values of some samples; `types` takes those that occur."""
+        """Convert the values of one field, and add their types to `types`."""
         kinds = set(map(type, values)) - {NoneType}
         if not kinds:
             return pa.nulls(len(values))
@@ -145,13 +150,15 @@ class FieldColumns:
                 types.add(SQL[found.type])
                 return found
         known = [None if one is None else self._value(one) for one in values]
-        types |= {SQL_OF[type(one)] for one in known if one is not None}
+        types |= {SQL_TYPES[type(one)] for one in known if one is not None}
         return known
 
     def _plain(self, values: list[Any], kind: type) -> pa.Array:
-        """Values of one type that need no further look. Raises ValueError or pa.ArrowException for
-        others."""
-        found = pa.array(values, ARROW[SQL_OF[kind]] if kind in SQL_OF else pa.null())
+        """Convert values of one type in one call.
+
+        Raises ValueError or pa.ArrowException if they must be checked one by one.
+        """
+        found = pa.array(values, ARROW[SQL_TYPES[kind]] if kind in SQL_TYPES else pa.null())
         if kind is float and not pc.all(pc.is_finite(found)).as_py():
             raise ValueError("not finite")
         if kind is str:
@@ -163,7 +170,7 @@ class FieldColumns:
         return found
 
     def _value(self, value: Any) -> Any:
-        """A value as it is kept: a truth value, a number or a text; None for one that is not."""
+        """Return the boolean, number or string to store for a value; None if it is left out."""
         if isinstance(value, bool):
             return value
         if isinstance(value, int):
@@ -182,7 +189,7 @@ class FieldColumns:
 
 
 def as_array(values: pa.Array | list[Any], type_: str) -> pa.Array:
-    """Values of other types as `type_`, which holds them."""
+    """Convert values to `type_`, which must be able to represent them."""
     kind = ARROW[type_]
     if isinstance(values, list):
         return pa.array([as_type(one, type_) for one in values], kind)
@@ -194,7 +201,7 @@ def as_array(values: pa.Array | list[Any], type_: str) -> pa.Array:
 
 
 def _size(sample: Sample) -> int:
-    """About the bytes of a sample's JSON."""
+    """Estimate the size of a sample's JSON in bytes."""
     if sample.members:
         return len(sample.members.get("json", b""))
     sizes = (
@@ -212,14 +219,14 @@ def _json_of(value: Any) -> bytes:
 
 
 def common_type(one: str, other: str) -> str:
-    """The type that holds the values of both, of a field that two shards have in these."""
+    """Return the type that can represent the values of both types."""
     if one == other:
         return one
     return DOUBLE if {one, other} == {BIGINT, DOUBLE} else VARCHAR
 
 
 def as_type(value: Any, type_: str) -> Any:
-    """A value as the type of its column holds it."""
+    """Convert a value to the type of its column."""
     if value is None:
         return None
     if type_ == DOUBLE:
@@ -230,7 +237,7 @@ def as_type(value: Any, type_: str) -> Any:
 
 
 def types_of(marker: Marker | None) -> dict[str, str]:
-    """The SQL types of the fields in a part; none of a part that is not there."""
+    """Return the SQL types of the fields in a part; an empty dict if the part is missing."""
     found = {} if marker is None else marker.extra.get(TYPES)
     if not isinstance(found, dict):
         return {}
@@ -252,7 +259,10 @@ def _as_double(value: Any) -> float | None:
 
 
 def write_fields(draft: Draft, shard: Shard, columns: FieldColumns) -> None:
-    """Write the part of a shard beside another one that is made of the same reading."""
+    """Write the fields of a shard as a separate part, in the store of the index's `draft`.
+
+    If another process has written the part meanwhile, that part is kept.
+    """
     beside = Draft(draft.store, f"{FIELDS}/{shard.name}")
     try:
         table = columns.table()
@@ -275,7 +285,7 @@ def write_fields(draft: Draft, shard: Shard, columns: FieldColumns) -> None:
 
 
 def field_stages(pool: Pool, store: Store) -> list[Stage]:
-    """The one stage that makes the fields of shards that were indexed without them."""
+    """Return the stage that writes the fields of shards that were indexed without them."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         columns = FieldColumns()

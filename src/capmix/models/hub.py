@@ -1,8 +1,8 @@
-"""Whether a model of the Hub can be had, found out within seconds and before anything is loaded.
+"""Check within seconds, before anything is loaded, whether a Hub model is available.
 
-huggingface_hub repeats its requests for minutes where there is no network, and transformers asks
-for one file after another. Here one connection is tried, then one file is asked for; the download
-itself is the library's, with its own time-outs.
+Without a network, huggingface_hub retries its requests for minutes, and transformers requests one
+file after another. This module tries one connection, then requests the metadata of one file. The
+download itself is left to the library and its own timeouts.
 """
 
 import logging
@@ -22,17 +22,17 @@ from capmix.models.registry import require
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 8.0  # for the host's name and all of its addresses
+CONNECT_SECONDS = 8.0  # to resolve the host's name and try all of its addresses
 ADDRESS_SECONDS = 4.0
 ANSWER_SECONDS = 10.0
 TRIES = 2
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "SSLError"}  # of httpx and its heirs
-LOCAL = "name a local folder of the model, or set HF_HUB_OFFLINE=1 for one that is downloaded"
+UNREACHED = {"ConnectError", "ConnectTimeout", "ProxyError", "SSLError"}  # of httpx and its forks
+LOCAL = "give a local folder of the model, or set HF_HUB_OFFLINE=1 if it is already downloaded"
 
 
 class Connection:
-    """A connection to the host of `url`, or to the proxy for it, tried in a thread of its own."""
+    """An attempt, in its own thread, to connect to the host of `url` or to the proxy for it."""
 
     def __init__(self, url: str):
         self._until = time.monotonic() + CONNECT_SECONDS
@@ -42,11 +42,14 @@ class Connection:
         except ValueError as error:
             self._problem.set_result(str(error))
             return
-        # Name servers that do not answer hold a thread for longer than any time-out of a socket.
+        # A name server that does not answer blocks the thread longer than any socket timeout.
         Thread(target=self._connect, args=place, daemon=True).start()
 
     def problem(self) -> str | None:
-        """Why there is none, at most CONNECT_SECONDS after it was begun; None: there is one."""
+        """Return why the connection failed; None if it succeeded.
+
+        Waits until CONNECT_SECONDS after the start of the attempt.
+        """
         try:
             return self._problem.result(max(0.0, self._until - time.monotonic()))
         except TimeoutError:
@@ -63,8 +66,11 @@ class Connection:
 
 
 def _place(url: str) -> tuple[str, int]:
-    """Host and port of a URL, or of the proxy for it. Raises ValueError that names the environment
-    variable of an address that is none, and not the address, which may hold a password."""
+    """Return host and port of a URL, or of the proxy for it.
+
+    Raises ValueError for an invalid address. Its message names the environment variable but not the
+    address, which may hold a password.
+    """
     scheme = url.partition("://")[0]
     host, port = _host_and_port(url, "HF_ENDPOINT", "https://huggingface.co")
     proxies = getproxies()
@@ -84,12 +90,12 @@ def _host_and_port(address: str, variable: str, example: str) -> tuple[str, int]
         return parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)
     except ValueError:
         raise ValueError(
-            f"{variable}: expected an address such as {example}; correct or unset it"
+            f"{variable}: expected an address like {example}; correct or unset the variable"
         ) from None
 
 
 def connect_to_hub() -> Connection | None:
-    """Begin a connection to the Hub, for check_hub; None where it is not to be asked."""
+    """Start connecting to the Hub, for check_hub. Returns None if HF_HUB_OFFLINE is set."""
     require(["huggingface_hub"], "models of the Hub")
     from huggingface_hub import constants
 
@@ -103,11 +109,13 @@ def check_hub(
     file: str = "config.json",
     connection: Connection | None = None,
 ) -> bool:
-    """Whether the Hub cannot be reached and `model`, an id or a local path, is downloaded.
+    """Check that `model`, a Hub id or a local path, is available.
 
-    `what` begins every error, `file` is one that such models have. Raises UserError where there is
-    no such model or revision, where it is gated or private, and where it is not downloaded and
-    there is no network. A slow answer is no error.
+    Returns true if the Hub cannot be reached but the model is downloaded, so that it must be loaded
+    offline. `what` begins every error message. `file` is a file that every such model has.
+
+    Raises UserError if the model or revision does not exist, if the model is gated or private, or
+    if it is not downloaded and there is no network. A slow response is not an error.
     """
     if Path(model).exists():
         return False
@@ -123,23 +131,23 @@ def check_hub(
         if not is_here:
             raise UserError(
                 f"{what}: cannot be loaded (not downloaded, and HF_HUB_OFFLINE is set); unset it, "
-                "or name a local folder of the model"
+                "or give a local folder of the model"
             )
         return True
     problem = (connection or Connection(constants.ENDPOINT)).problem()
     if problem is None and not is_here:
-        problem = _ask(model, what, revision, file)
+        problem = _request(model, what, revision, file)
     if problem is None:
         return False
     host = constants.ENDPOINT.partition("://")[2].partition("/")[0]
     if not is_here:
         raise UserError(f"{what}: cannot be loaded (no network: {host}: {problem}); {LOCAL}")
-    log.warning("%s: no network (%s: %s); the downloaded files are used", what, host, problem)
+    log.warning("%s: no network (%s: %s); using the downloaded files", what, host, problem)
     return True
 
 
 def is_downloaded(model: str) -> bool:
-    """Whether weights of a Hub id are in the cache."""
+    """Whether the Hub cache holds weights of a Hub id."""
     try:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
@@ -150,8 +158,11 @@ def is_downloaded(model: str) -> bool:
     return any(path.suffix in WEIGHTS for path in snapshots.rglob("*"))
 
 
-def _ask(model: str, what: str, revision: str | None, file: str) -> str | None:
-    """Ask for a file of a model: None, or why the Hub cannot be reached. Raises UserError."""
+def _request(model: str, what: str, revision: str | None, file: str) -> str | None:
+    """Request the metadata of a model's file. Returns why the Hub cannot be reached, else None.
+
+    Raises UserError if the model or revision does not exist or is not accessible.
+    """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -164,7 +175,7 @@ def _ask(model: str, what: str, revision: str | None, file: str) -> str | None:
     page = f"{constants.ENDPOINT}/{model}"
     try:
         url = hf_hub_url(model, file, revision=revision, endpoint=constants.ENDPOINT)
-        return _tried(partial(get_hf_file_metadata, url, timeout=ANSWER_SECONDS))
+        return _try(partial(get_hf_file_metadata, url, timeout=ANSWER_SECONDS))
     except GatedRepoError as error:
         raise UserError(
             f"{what}: gated; accept its terms at {page}, then log in (`hf auth login`, or HF_TOKEN)"
@@ -172,33 +183,36 @@ def _ask(model: str, what: str, revision: str | None, file: str) -> str | None:
     except RevisionNotFoundError as error:
         raise UserError(f"{what}: no revision {revision!r} at {page}") from error
     except EntryNotFoundError:
-        return None  # what its repository lacks is for the library to say
+        return None  # the library reports which files are missing
     except RepositoryNotFoundError as error:
         raise UserError(_no_such(what, page)) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        if status in (401, 404):  # 401: as for what may be private
+        if status in (401, 404):  # the Hub answers 401 for models that may be private
             raise UserError(_no_such(what, page)) from error
         if status == 403:
-            raise UserError(f"{what}: {page} refuses access; check HF_TOKEN") from error
-        return None  # a fault of the server: the library repeats its request
+            raise UserError(f"{what}: no access to {page}; check HF_TOKEN") from error
+        return None  # a server error: the library retries
 
 
 def _no_such(what: str, page: str) -> str:
     return (
-        f"{what}: no such model, or a private one ({page}); check the name (`capmix models` lists "
-        "short ones), or set HF_TOKEN"
+        f"{what}: no such model, or it is private ({page}); check the name (`capmix models` lists "
+        "short names), or set HF_TOKEN"
     )
 
 
-def _tried(ask: Callable[[], object]) -> str | None:
-    """None after an answer, or where one takes long; else why the connection fails each time."""
+def _try(request: Callable[[], object]) -> str | None:
+    """Send a request up to TRIES times. Returns why every connection failed, else None.
+
+    A response, or a timeout while waiting for it, counts as a working connection.
+    """
     problem = None
     for _ in range(TRIES):
         try:
-            ask()
+            request()
             return None
-        except Exception as error:  # of the client library, which changes its name
+        except Exception as error:  # the library's HTTP client, and so its errors, may change
             names = {kind.__name__ for kind in type(error).__mro__}
             if "HfHubHTTPError" in names:
                 raise

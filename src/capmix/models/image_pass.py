@@ -1,8 +1,8 @@
-"""The one image pass: decode every image once and keep its embedding.
+"""The image pass: decode every image once and store its embedding.
 
-Writes `embeddings/<encoder>/image/<shard>.npy`, float16 (rows ok, dimensions), and beside it a
-`.parquet` with a status row per sample; the n-th row that is ok belongs to the n-th row of the
-array. Captioners, scorers and trainers that share an encoder read these instead of the images.
+Writes `embeddings/<encoder>/image/<shard>.npy`, float16 (ok rows, dimensions), and a `.parquet`
+with a status row per sample. The n-th row of the array belongs to the n-th row with status ok.
+Captioners, scorers and trainers that share an encoder read the embeddings instead of the images.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ DEFAULTS: dict[str, Preprocess] = {"preprocess": "capmix"}
 
 
 class ImageEncoder(Protocol):
-    """A frozen model that turns an image into one vector. `name` names its embedding space.
+    """A frozen model that embeds an image as one vector. `name` identifies its embedding space.
 
-    `workers` threads decode and prepare images ahead of the model. `input_side` is the side of the
-    model's input in pixels where large JPEGs may be decoded at a smaller scale (images.py).
-    An encoder may have `preprocess`, "open_clip" where `prepare` takes images as Image.open gives
-    them, in the file's own mode.
+    `workers` is the number of threads that decode and prepare images ahead of the model.
+    `input_side` is the side of the model's input in pixels if large JPEGs may be decoded at a
+    smaller scale (see images.py), else None. An encoder may have an attribute `preprocess`; with
+    "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode.
     """
 
     name: str
@@ -41,15 +41,15 @@ class ImageEncoder(Protocol):
     input_side: int | None
 
     def load(self) -> None:
-        """Bring the weights into memory, where they are not there yet; encoding does so too."""
+        """Load the weights, if they are not loaded yet. `encode_pixels` does so too."""
         ...
 
     def prepare(self, image: Image.Image) -> Any:
-        """What the model reads of an RGB image: float32 (3, H, W)."""
+        """Convert an RGB image to the model's input, float32 (3, H, W)."""
         ...
 
     def encode_pixels(self, pixels: Sequence[Any]) -> np.ndarray:
-        """Vectors (N, dimensions) of N prepared images."""
+        """Return vectors (N, dimensions) of N prepared images."""
         ...
 
 
@@ -59,7 +59,7 @@ def embed_stage(
     name: str | None = None,
     batch_timeout: float = BATCH_TIMEOUT,
 ) -> Stage:
-    """The stage that runs `encoder` over a pool's images. `name` is what progress calls it."""
+    """Return the stage that runs `encoder` over a pool's images. `name` is shown in progress."""
     batches = Batches(batch_timeout)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
@@ -94,8 +94,10 @@ def embed_shard(
     busy: Busy,
     keys: frozenset[str] | None = None,
 ) -> tuple[list[Row], np.ndarray]:
-    """Status rows of a shard, and the vectors (rows that are ok, dimensions) of its images; with
-    `keys`, of these samples alone."""
+    """Return the status rows of a shard, and the vectors (ok rows, dimensions) of its images.
+
+    With `keys`, only the samples with these keys are read.
+    """
     if keys is not None and not keys:
         return [], np.empty((0, encoder.dimensions), np.float32)
     encoder.load()
@@ -122,17 +124,17 @@ def embed_shard(
 
 
 def _embedded(row: Row, vector: np.ndarray | SampleError, vectors: list[np.ndarray]) -> Row:
-    """The row of an image by what the model made of it; a vector goes to `vectors`."""
+    """Return the status row for an image's result, and append a valid vector to `vectors`."""
     if isinstance(vector, SampleError):
         return Row(row.uid, row.key, FAILED, vector.reason, str(vector))
     if not np.isfinite(vector).all():
-        return Row(row.uid, row.key, FAILED, "not_finite", "the model gave NaN or infinity")
+        return Row(row.uid, row.key, FAILED, "not_finite", "the model returned NaN or infinity")
     vectors.append(vector)
     return row
 
 
 def read_embeddings(store: Store, part: str) -> tuple[list[Row], np.ndarray]:
-    """All status rows of an embedding part, and the float16 array of those that are ok."""
+    """Return all status rows of an embedding part, and the float16 array (ok rows, dimensions)."""
     rows = rows_of(store.read_table(f"{part}.parquet"))
     array = store.read_array(f"{part}.npy")
     expected = sum(row.status == OK for row in rows)
@@ -148,7 +150,7 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
         return Row(sample.uid, sample.key), encoder.prepare(_decoded(sample.image, encoder))
     except BadImageError as error:
         reason, detail = error.reason, str(error)
-    except Exception as error:  # processors raise many types on images of odd shapes
+    except Exception as error:  # processors raise various types on images with odd shapes
         reason, detail = "model_error", f"{type(error).__name__}: {error}"[:LONGEST_DETAIL]
     return Row(sample.uid, sample.key, FAILED, reason, detail), None
 
@@ -160,13 +162,13 @@ def _decoded(data: bytes, encoder: ImageEncoder) -> Image.Image:
 
 
 def preprocess_of(encoder: ImageEncoder) -> Preprocess:
-    """How the images are prepared that the encoder reads."""
+    """Return how images are decoded for an encoder."""
     found: Preprocess = getattr(encoder, "preprocess", DEFAULTS["preprocess"])
     return found
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, float32; a row of zeros stays zeros."""
+    """Normalize rows to length 1, float32; a row of zeros stays zeros."""
     rows = vectors.astype(np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: np.ndarray = rows / np.maximum(lengths, 1e-12)

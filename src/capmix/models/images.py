@@ -1,4 +1,4 @@
-"""Decode untrusted image bytes into RGB, within stated bounds."""
+"""Decode untrusted image bytes to RGB, with limits on pixels, memory and time."""
 
 import contextlib
 import io
@@ -13,35 +13,36 @@ from capmix.models.jpeg import jpeg_size
 from capmix.models.jpeg2000 import check_jpeg2000
 from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 
-# Who prepares images: decode_image, or Image.open and the transform of an open_clip model alone.
+# How images are decoded: by decode_image, or as by Image.open, for the transforms of open_clip.
 Preprocess = Literal["capmix", "open_clip"]
 MAX_PIXELS = 100_000_000
 SCAN, EXIF = b"\xff\xda", b"Exif\0\0"
-# With its length and number of components, which libjpeg compares: two bytes are in any large TIFF.
+# Includes the segment's length and number of components, which libjpeg checks. The two bytes of
+# SCAN by themselves occur in any large TIFF.
 WHOLE_SCAN = re.compile(rb"\xff\xda\0(?:\x06\0|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-MAX_SIDE = 65_535  # of a JPEG; the rows of a narrow PNG cost more than their pixels
-MAX_EXIF_PARTS = 100  # of a JPEG: Pillow's time grows with the square of their number
-MAX_SCANNED = 50 * MAX_PIXELS  # of a progressive JPEG: each scan passes over every pixel
-MAX_READS = 100_000  # of a file, each a segment or chunk that Pillow looks at one by one
-MAX_TIMES_READ = 8  # of a file's bytes: the tags of a TIFF may all lead to the same large piece
+MAX_SIDE = 65_535  # the limit of JPEG; the rows of a narrow PNG cost more than their pixels
+MAX_EXIF_PARTS = 100  # segments in a JPEG; Pillow's time grows with the square of their number
+MAX_SCANNED = 50 * MAX_PIXELS  # pixels in a progressive JPEG, where each scan visits every pixel
+MAX_READS = 100_000  # read calls per file; Pillow reads each segment or chunk separately
+MAX_TIMES_READ = 8  # average reads per byte; all tags of a TIFF may point to one large piece
 SPARE_BYTES = 1 << 20
 STRIP = 1 << 20  # pixels
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
-# Decoding a JPEG at a scale that leaves twice the model's input side changes the input by less
-# than one level of 255 on average (benchmarks/decode.py).
+# Decoding a JPEG at a scale that keeps twice the model's input side changes the input by less than
+# one of 255 levels on average (benchmarks/decode.py).
 SPARE = 2
 
 
 class BadImageError(ValueError):
-    """The bytes are not an image that capmix reads. `reason` is a short word to count by."""
+    """The bytes are not a supported image. `reason` is a code to count by."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason = reason
 
 
-class _Counted(io.BytesIO):
-    """A file that ends in an error where a decoder would go through pieces without end."""
+class _BoundedFile(io.BytesIO):
+    """A file that raises ValueError when a decoder reads too many pieces or too many bytes."""
 
     left = MAX_READS
     exif_left = MAX_EXIF_PARTS
@@ -53,28 +54,29 @@ class _Counted(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise ValueError(f"the image is of over {MAX_READS} pieces")
+            raise ValueError(f"the image has over {MAX_READS} pieces")
         data = super().read(size)
         self.bytes_left -= len(data)
         if self.bytes_left < 0:
-            raise ValueError(f"parts of the image are read over {MAX_TIMES_READ} times")
-        if data.startswith(EXIF):  # Pillow reads a segment as a whole
+            raise ValueError(f"the image refers to its bytes over {MAX_TIMES_READ} times")
+        if data.startswith(EXIF):  # Pillow reads each segment in one call
             self.exif_left -= 1
             if self.exif_left < 0:
-                raise ValueError(f"the image is of over {MAX_EXIF_PARTS} Exif segments")
+                raise ValueError(f"the image has over {MAX_EXIF_PARTS} Exif segments")
         return data
 
 
 def decode_image(
     data: bytes, max_pixels: int = MAX_PIXELS, input_side: int | None = None
 ) -> Image.Image:
-    """Decode the bytes of an image, of any of pool.formats.FORMATS, to an RGB image.
+    """Decode image bytes in any of pool.formats.FORMATS to an RGB image.
 
-    The image has its own size; but where `input_side`, the side of the model's input in pixels, is
-    given, a JPEG is decoded at 1/2, 1/4 or 1/8 if both sides keep SPARE times `input_side`.
+    The size is unchanged, with one exception: if `input_side` (the side of the model's input in
+    pixels) is given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at least
+    SPARE times `input_side` pixels.
 
-    EXIF orientation is applied, the first frame of an animation is taken, and transparency
-    is laid on white. The size is read from the header and checked before any pixel is decoded.
+    Applies EXIF orientation, uses the first frame of an animation, and puts transparent images on
+    white. The size is read from the header and checked before any pixel is decoded.
 
     Raises BadImageError with reason `not_an_image`, `no_decoder` (a package is not installed),
     `too_many_pixels` or `broken_image`.
@@ -85,26 +87,26 @@ def decode_image(
             width, height = image.size
             scale = _spare_scale(width, height, SPARE * input_side)
             image.draft(None, (width // scale, height // scale))
-        ImageOps.exif_transpose(image, in_place=True)  # a copy would cost 4 bytes a pixel
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would take 4 bytes per pixel
         return _to_rgb(image)
 
     return _decode(data, max_pixels, convert)
 
 
 def decode_as_stored(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode to RGB as webdataset's `pilrgb`, and so open_clip's trainer and CLIP_benchmark, do.
+    """Decode to RGB like webdataset's `pilrgb`, which open_clip's trainer and CLIP_benchmark use.
 
-    Pixels alone: neither EXIF orientation nor transparency counts. Bounds and errors are those of
+    EXIF orientation and transparency are ignored. Limits and errors are the same as for
     decode_image.
     """
     return _decode(data, max_pixels, lambda image: image.convert("RGB"))
 
 
 def decode_unconverted(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode as `Image.open` does: in the file's own mode, every pixel, as stored.
+    """Decode as `Image.open` does: at full size, as stored, in the file's own mode.
 
-    It is for open_clip's transforms, which resize before they convert to RGB. Bounds and errors are
-    those of decode_image.
+    Use it for open_clip's transforms, which resize before they convert to RGB. Limits and errors
+    are the same as for decode_image.
     """
 
     def load(image: Image.Image) -> Image.Image:
@@ -115,27 +117,28 @@ def decode_unconverted(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def check_resized(size: tuple[int, int], side: int | None, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise BadImageError where an image whose shorter side is brought to `side` pixels, as CLIP's
-    transforms do, would be over the bound: a line of 1 x 60,000 pixels becomes one of billions.
+    """Raise BadImageError if resizing the shorter side to `side` would exceed `max_pixels`.
 
-    `side` is None for transforms that bound the longer side.
+    CLIP's transforms resize the shorter side, so an image of 1 x 60,000 pixels becomes one of
+    billions. Set `side` to None for transforms that limit the longer side.
     """
     shorter, longer = sorted(size)
     if side is not None and side * side * longer // max(1, shorter) > max_pixels:
         detail = f"{size[0]} x {size[1]} pixels with the shorter side resized to {side}"
-        raise BadImageError("too_many_pixels", f"{detail} are over the bound of {max_pixels}")
+        raise BadImageError("too_many_pixels", f"{detail} exceed the limit of {max_pixels}")
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels as stored, from the header. Raises BadImageError."""
+    """Return width and height in pixels as stored, from the header. Raises BadImageError."""
     size: tuple[int, int] = jpeg_size(data) or _open(data).size
     return size
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, int, int]:
-    """The format as Pillow calls it (JPEG, PNG, HEIF, ...), width and height in pixels as stored.
+    """Return the format as Pillow names it (JPEG, PNG, HEIF, ...), and width and height in pixels.
 
-    Bounds are those of decode_image, but no pixel is decoded: what follows may be broken.
+    Width and height are as stored. Limits are the same as for decode_image, but no pixel is
+    decoded, so the data after the header may be broken.
 
     Raises BadImageError with reason `not_an_image`, `no_decoder` or `too_many_pixels`.
     """
@@ -169,24 +172,27 @@ def _open_bounded(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _count_scans(data: bytes, enough: int) -> int:
-    """How many scans of a JPEG may be in the bytes. Up to `enough`, each two bytes that could begin
-    one count."""
+    """Return an upper bound on the number of JPEG scans.
+
+    If at most `enough` byte pairs could begin a scan, their number is returned; otherwise only
+    complete scan headers are counted.
+    """
     found = data.count(SCAN)
     return found if found <= enough else sum(1 for _ in WHOLE_SCAN.finditer(data))
 
 
 def _side(value: Any) -> int:
-    """A side as a tag of a TIFF has it, which may be of any type. Raises ValueError."""
+    """Check a side from a TIFF tag, which may have any type. Raises ValueError."""
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"a tile's side is {value!r:.80}; expected a whole number of pixels")
+        raise ValueError(f"the side of a tile is {value!r:.80}; expected a whole number of pixels")
     return value
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, what: str = "") -> None:
     width, height = size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        bounds = f"{max_pixels}, {MAX_SIDE} a side"
-        detail = f"{what}{width} x {height} pixels is over the bound of {bounds}"
+        bounds = f"{max_pixels} pixels or {MAX_SIDE} per side"
+        detail = f"{what}{width} x {height} pixels exceeds the limit of {bounds}"
         raise BadImageError("too_many_pixels", detail)
 
 
@@ -200,7 +206,7 @@ def _decode(
 
 @contextlib.contextmanager
 def _only_bad_images(image: Image.Image) -> Iterator[None]:
-    """BadImageError for whatever a decoder raises, and none of its warnings."""
+    """Turn any exception of a decoder into BadImageError, and suppress its warnings."""
     what = f"{image.format} {image.width} x {image.height}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -215,27 +221,27 @@ def _only_bad_images(image: Image.Image) -> Iterator[None]:
 def _open(data: bytes) -> Image.Image:
     kind = format_of(data)
     if kind is None:
-        detail = f"{len(data)} bytes starting {data[:16]!r} are of no format that is read"
+        detail = f"{len(data)} bytes starting with {data[:16]!r}: not a supported image format"
         raise BadImageError("not_an_image", detail)
     if not kind.is_readable:
         detail = f"{kind.name} needs a decoder: {kind.install}, then rerun with --retry-failed"
         raise BadImageError("no_decoder", detail)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own bounds replace Pillow's bomb warning
+        warnings.simplefilter("ignore")  # the limits above replace Pillow's bomb warning
         try:
-            return _opened(_Counted(data), kind)
+            return _opened(_BoundedFile(data), kind)
         except Image.DecompressionBombError as error:
             raise BadImageError("too_many_pixels", str(error)) from error
-        except Exception as error:  # Pillow's plugins raise many types on hostile bytes
+        except Exception as error:  # Pillow's plugins raise various types on malicious bytes
             is_unknown = isinstance(error, UnidentifiedImageError)
             why = "the header cannot be read" if is_unknown else error
-            detail = f"{len(data)} bytes that start as {kind.name}: {why}"
+            detail = f"{len(data)} bytes that start like {kind.name}: {why}"
             raise BadImageError("not_an_image", detail) from error
 
 
 def _opened(file: io.BytesIO, kind: ImageFormat) -> ImageFile.ImageFile:
     if kind is HEIC:
-        # Its class itself: as a plugin it would be there for all of the process's other code too.
+        # Use the class directly: a registered plugin would affect all code in the process.
         from pillow_heif import HeifImageFile
 
         image: ImageFile.ImageFile = HeifImageFile(file)
@@ -244,7 +250,10 @@ def _opened(file: io.BytesIO, kind: ImageFormat) -> ImageFile.ImageFile:
 
 
 def _spare_scale(width: int, height: int, needed: int) -> int:
-    """The largest scale that keeps `needed` pixels a side. Only whole quotients: others shift."""
+    """Return the largest divisor in 8, 4, 2, 1 that keeps `needed` pixels per side.
+
+    A divisor must divide both sides exactly: otherwise the scaled image is shifted.
+    """
     return next(
         s
         for s in (8, 4, 2, 1)
@@ -254,7 +263,7 @@ def _spare_scale(width: int, height: int, needed: int) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to white on conversion; keep the high byte instead.
+        # Pillow's own conversion clips 16-bit grey to white; keep the high byte instead.
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         return _stretched(image).convert("RGB")
@@ -264,7 +273,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stretched(image: Image.Image) -> Image.Image:
-    """Grey of 32 bits, whose range no format tells: from its smallest value to its largest."""
+    """Convert 32-bit grey, whose range is not declared by any format.
+
+    Its smallest value becomes black, its largest white.
+    """
     low, high = image.getextrema()
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
@@ -273,7 +285,7 @@ def _stretched(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """In strips: each of the images that lie between would cost 4 bytes a pixel."""
+    """Composite onto white, in strips, as each intermediate image takes 4 bytes per pixel."""
     whole = Image.new("RGB", image.size)
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):

@@ -1,11 +1,17 @@
-"""The first stage: what is in a pool. Writes `samples/<shard>.parquet`, without any pixels.
+"""The first stage: list the samples of a pool in `samples/<shard>.parquet`, without pixels.
 
-Columns beside the status: `text` (the raw caption, null where there is none), `width` and `height`
-in pixels as stored, `bytes` and `sha256` of the image, `xxh3` of all files of the sample (see
-Sample.xxh3). For a pool of metadata alone, whatever it says of these, and its other columns (see
-parquet.read_metadata). Where the json of a shard's samples has them, as img2dataset writes it, also
-`original_width` and `original_height`: pixels before it made the image smaller. All fields of that
-json are kept beside the index (see fields.py).
+Columns in addition to the status columns:
+
+- `text`: the raw caption; null if there is none
+- `width`, `height`: pixels as stored
+- `bytes`, `sha256`: of the image
+- `xxh3`: of all files of the sample (see Sample.xxh3)
+- `original_width`, `original_height`: pixels before img2dataset resized the image, if the JSON of
+  the shard's samples has these fields
+
+For a pool with only metadata, these columns are taken from the metadata where it has them, and its
+other columns are added (see parquet.read_metadata). All fields of the JSON are stored beside the
+index (see fields.py).
 """
 
 import hashlib
@@ -32,12 +38,12 @@ FIELDS = [
     ("sha256", pa.string()),
     ("xxh3", pa.uint64()),
 ]
-NEW = 1  # of FIELDS, at their end: parts without them stay valid
+NEW = 1  # the last of FIELDS are new: parts without them stay valid
 ORIGINAL_FIELDS = [("original_width", pa.int32()), ("original_height", pa.int32())]
 
 
 def index_stages(pool: Pool) -> list[Stage]:
-    """The one stage that lists a pool's samples."""
+    """Return the stage that lists a pool's samples."""
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         if not pool.has_images:
@@ -77,20 +83,23 @@ def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
 
 
 class IndexedBytes(NamedTuple):
-    """What the index knows of a sample's bytes; capmix 0.1 has kept the sha256 of the image."""
+    """The digests of a sample in the index. Indexes of capmix 0.1 have only the image's sha256."""
 
     xxh3: int | None
     sha256: str | None
 
     def are_of(self, sample: Sample) -> bool:
-        """Whether the sample has the bytes that were indexed, as far as that is known."""
+        """Whether the sample's bytes match the index; true if the index has no digest."""
         if self.xxh3 is not None:
             return self.xxh3 == sample.xxh3
         return self.sha256 in (None, hashlib.sha256(sample.image).hexdigest())
 
 
 def indexed_bytes(store: Store, shard: str) -> dict[str, IndexedBytes]:
-    """Of the samples of a shard that are ok, by key. Raises UserError where it is not indexed."""
+    """Return the digests of a shard's ok samples, by key.
+
+    Raises UserError if the shard is not indexed.
+    """
     part = f"{SAMPLES}/{shard}.parquet"
     with store.open_table(part) as file:
         have = file.schema_arrow.names
@@ -127,6 +136,6 @@ def _row(sample: Sample | BadSample) -> Row:
 
 
 def _pixels(value: Any) -> int | None:
-    """A whole number that the index can hold; None for anything else."""
+    """Return a whole number in the range of int32; None for anything else."""
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
     return int(value) if is_whole and 0 <= value < 2**31 else None

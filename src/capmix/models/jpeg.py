@@ -1,8 +1,8 @@
-"""The size of a plain JPEG, from its header alone.
+"""Read the size of a plain JPEG from its header.
 
-Reading the headers of a pool's images with Pillow takes longer than all else that the index does
-beside their digests. Most JPEGs of a pool, such as img2dataset writes, have nothing in their
-headers but what is known here; for others there is Pillow.
+Besides computing digests, reading image headers with Pillow would be the most expensive part of
+the index stage. Most JPEGs in pools, for example those written by img2dataset, contain only the
+segments that are known here; for other JPEGs, Pillow is used.
 """
 
 from struct import Struct
@@ -14,16 +14,18 @@ TABLES, SCAN = 0xDB, 0xDA
 JFIF, ADOBE = 0xE0, 0xEE
 SKIPPED = (0xC4, 0xDD, 0xFE)  # Huffman tables, restart interval, comment
 JFIF_BYTES, ADOBE_BYTES = 16, 14
-TABLE_BYTES = 65  # of a quantization table of 8 bits
+TABLE_BYTES = 65  # size of an 8-bit quantization table
 MAX_SEGMENTS = 64
-MAX_PIXELS = 80_000_000  # below Pillow's own bound
-SEGMENT = Struct(">BBH")  # 255, kind, bytes that follow the kind
+MAX_PIXELS = 80_000_000  # below Pillow's own limit
+SEGMENT = Struct(">BBH")  # 255, kind, number of bytes after the kind
 FRAME = Struct(">BHHB")  # bits, height, width, components
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels as stored; None where Pillow might read the header in another way
-    or refuse it."""
+    """Return width and height in pixels as stored.
+
+    Returns None if Pillow might reject the header or read it differently.
+    """
     size, at = None, len(START)
     if not data.startswith(START):
         return None
@@ -38,7 +40,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             if size is not None or (size := _frame_size(data, begin, length)) is None:
                 return None
         elif kind == TABLES:
-            are_wide = any(byte > 15 for byte in data[begin:end:TABLE_BYTES])  # of 16 bits
+            are_wide = any(byte > 15 for byte in data[begin:end:TABLE_BYTES])  # 16-bit tables
             if are_wide or (length - 2) % TABLE_BYTES:
                 return None
         elif kind == SCAN:
@@ -58,5 +60,5 @@ def _frame_size(data: bytes, begin: int, length: int) -> tuple[int, int] | None:
 
 
 def _is_known_application(kind: int, length: int) -> bool:
-    """Whether a segment of JFIF or Adobe has all that Pillow looks for in it."""
+    """Whether a segment is a JFIF or Adobe segment with all fields that Pillow reads."""
     return (kind == JFIF and length >= JFIF_BYTES) or (kind == ADOBE and length >= ADOBE_BYTES)

@@ -1,8 +1,8 @@
-"""Short names of models: `blip2` for `Salesforce/blip2-opt-2.7b`, with what to know before a run.
+"""Short names of models, such as `blip2` for `Salesforce/blip2-opt-2.7b`, with size and license.
 
-The settings replace a short name by what it stands for, so that markers hold the real id and both
-spellings are the same settings. A captioner or scorer that a package registers under the same name
-(models/registry.py) comes first; a folder of that name is `./NAME`.
+The settings replace a short name with the full name. Markers therefore hold the real id, and both
+spellings are the same settings. A captioner or scorer that another package registers under the same
+name (see models/registry.py) takes precedence. To use a folder with that name, write `./NAME`.
 """
 
 import logging
@@ -19,17 +19,16 @@ log = logging.getLogger(__name__)
 MINI, EMBEDDED = "mini", "embedded"
 KINDS = {CAPTIONERS: "captioner", SCORERS: "scorer"}
 EXAMPLES = {CAPTIONERS: "blip, blip2 or qwen3-vl", SCORERS: "clip-b32, clip-l14 or datacomp-l14"}
-OF_MINI = {
-    CAPTIONERS: "it picks phrases that were written for clip art",
+MINI_LIMITS = {
+    CAPTIONERS: "it picks from phrases written for clip art",
     SCORERS: "it was trained on clip art",
 }
-# Prompts of captioning, by what a model was trained with.
+# Captioning prompts that the models were trained with.
 CHAT_PROMPT = "Describe this image in one sentence."
 FLORENCE_PROMPT = "<CAPTION>"
 PALIGEMMA_PROMPT = "caption en"
 
-
-# Memory of GPUs that are sold, in GB.
+# Memory sizes of common GPUs, in GB.
 CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80, 141)
 
 
@@ -37,8 +36,8 @@ CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80, 141)
 class KnownModel:
     """A model with a short name, for the backends of `group`.
 
-    `hub_id` is where its weights are, `parameters` are in millions, and `prompt` is what it is
-    asked without `--prompt` (None: nothing).
+    `hub_id` is the Hub repository of its weights, `parameters` is in millions, and `prompt` is the
+    default of `--prompt` (None: no prompt).
     """
 
     group: str
@@ -52,15 +51,15 @@ class KnownModel:
 
     @property
     def kind(self) -> str:
-        """captioner or scorer."""
+        """`captioner` or `scorer`."""
         return KINDS[self.group]
 
     @property
     def gpu_gb(self) -> int:
-        """The smallest usual GPU, in GB, that holds the weights in bfloat16 and small batches.
+        """Memory in GB of the smallest common GPU that fits the bfloat16 weights and small batches.
 
-        An estimate: 2 bytes a parameter, a fifth more, and 1 GB for torch. Batches that do not fit
-        are halved.
+        This is an estimate: 2 bytes per parameter, plus 20 %, plus 1 GB for torch. Batches that do
+        not fit are halved.
         """
         needed = self.parameters * 2 / 1000 * 1.2 + 1
         return next(card for card in CARDS if card >= needed)
@@ -82,11 +81,11 @@ def _clip(
 
 
 def _siglip2(name: str, hub_id: str, about: str, size: int) -> KnownModel:
-    model = f"transformers:{hub_id}"  # open_clip's needs a tokenizer of transformers anyway
+    model = f"transformers:{hub_id}"  # open_clip's version needs a transformers tokenizer anyway
     return KnownModel(SCORERS, name, model, hub_id, about, size, "Apache-2.0")
 
 
-# Ids, parameters and licences are those of the model cards; all have weights in safetensors.
+# Ids, parameters and licenses are from the model cards; all weights are available as safetensors.
 KNOWN = (
     _transformers("blip", "Salesforce/blip-image-captioning-large",
                   "short captions, fast", 470, "BSD-3-Clause"),
@@ -134,7 +133,7 @@ KNOWN = (
 
 
 def full_name(group: str, model: str) -> str:
-    """What a short name stands for; any other name as it is."""
+    """Return the full name for a short name; any other name is returned unchanged."""
     for one in KNOWN:
         if (one.group, one.name) == (group, model) and model not in backends(group):
             return one.model
@@ -142,7 +141,7 @@ def full_name(group: str, model: str) -> str:
 
 
 def hub_id_of(model: str) -> str | None:
-    """Where the weights of a model of open_clip are that has a short name; None for others."""
+    """Return the Hub repository of an open_clip model that has a short name; None for others."""
     names = ((one.model.removeprefix("open_clip:"), one.hub_id) for one in KNOWN)
     return next((hub_id for name, hub_id in names if name == model), None)
 
@@ -150,22 +149,23 @@ def hub_id_of(model: str) -> str | None:
 def chosen_model(
     group: str, model: str, pool: str | None, what: str, option: str = "--model"
 ) -> str:
-    """The model that a command works with on a pool (None: there is none).
+    """Return the model that a command uses on a pool. `pool` is None if the command has no pool.
 
-    Without one it is the embedded model on the embedded pool. Raises UserError, which begins with
-    `what`, on any other: the embedded models would give real data a demo's texts and scores.
+    If `model` is empty, returns the embedded model on the embedded pool, and raises UserError on
+    any other pool: the embedded models would give real data a demo's texts and scores. `what`
+    begins the message, and `option` is the option that it names.
     """
     if not model and pool == EMBEDDED:
         return MINI
     if not model:
         raise UserError(
-            f"{what}: name a {KINDS[group]} with {option}, such as {EXAMPLES[group]} (`capmix "
-            f"models` lists them); only the pool {EMBEDDED!r} has one by default"
+            f"{what}: choose a {KINDS[group]} with {option}, for example {EXAMPLES[group]} "
+            f"(`capmix models` lists them); only the pool {EMBEDDED!r} has a default"
         )
     if model == MINI and pool != EMBEDDED:
         log.warning(
-            "%s: %s is the demo's toy model (%s); for real data name one such as %s",
-            what, MINI, OF_MINI[group], EXAMPLES[group],
+            "%s: %s is the demo's toy model (%s); for real data use, for example, %s",
+            what, MINI, MINI_LIMITS[group], EXAMPLES[group],
         )  # fmt: skip
     return model
 

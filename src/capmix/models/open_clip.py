@@ -1,4 +1,4 @@
-"""Load models of open_clip: `ARCHITECTURE/TAG`, `local-dir:FOLDER` or `hf-hub:ID`.
+"""Load open_clip models, given as `ARCHITECTURE/TAG`, `local-dir:FOLDER` or `hf-hub:ID`.
 
 TAG is a pretrained tag or a checkpoint file.
 """
@@ -21,20 +21,21 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def load_open_clip(
     name: str, device: str, dtype: Any, logit_bias: float | None = None
 ) -> tuple[Any, Any, Any]:
-    """The model in evaluation mode, its preprocessing for inference, and its tokenizer.
+    """Load a model. Returns the model in evaluation mode, its inference transform, its tokenizer.
 
-    `logit_bias` is for checkpoints of SigLIP's loss, whose models have such a parameter.
+    Set `logit_bias` for checkpoints trained with SigLIP's loss, whose models have this parameter.
+    Raises UserError if the model cannot be loaded.
     """
     require(["torch", "open_clip"], f"model {name}", "open_clip")
     architecture, _, tag = (name, "", "") if name.startswith(SCHEMES) else name.partition("/")
     is_checked = check_open_clip(name)
-    asks = not is_checked and bool(tag) and not os.path.isfile(tag)
-    connection = connect_to_hub() if asks else None  # meanwhile open_clip loads, for seconds
+    uses_hub = not is_checked and bool(tag) and not os.path.isfile(tag)
+    connection = connect_to_hub() if uses_hub else None  # connects during the slow import below
     import open_clip
 
     if not name.startswith(SCHEMES):
         _check_names(name, architecture, tag)
-    if asks:
+    if uses_hub:
         _check_tag(name, architecture, tag, connection)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -45,35 +46,41 @@ def load_open_clip(
             **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # open_clip, hubs and torch raise many types here
+    except Exception as error:  # open_clip, the Hub and torch raise various types here
         first = " ".join(str(error).split())[:300]
         raise UserError(f"model {name}: cannot be loaded ({first})") from error
     return model.eval(), preprocess, tokenizer
 
 
 def input_side(model: Any) -> int:
-    """The longer side of the image that the model reads, in pixels."""
+    """Return the longer side of the model's input image, in pixels."""
     size = model.visual.image_size
     return max(size) if isinstance(size, Sequence) else int(size)
 
 
 def shorter_side(model: Any) -> int | None:
-    """To how many pixels the model's transform brings the shorter side of an image; None where it
-    bounds the longer one."""
+    """Return the length in pixels to which the model's transform resizes the shorter side.
+
+    Returns None if the transform does not resize by the shorter side.
+    """
     about = getattr(model.visual, "preprocess_cfg", None) or {}
     return input_side(model) if about.get("resize_mode", "shortest") == "shortest" else None
 
 
 def weights_path(name: str) -> str:
-    """Where a model's own weights lie on this disk, if its name says so; else no such path."""
+    """Return the part of a model's name that may be a local path of its weights.
+
+    For a Hub id or a pretrained tag, the returned path does not exist.
+    """
     scheme = next((s for s in SCHEMES if name.startswith(s)), None)
     return name.removeprefix(scheme) if scheme else name.partition("/")[2]
 
 
 def check_open_clip(name: str) -> bool:
-    """Whether the weights' place is known without open_clip, which takes seconds to load.
+    """Check a model whose Hub repository is known without importing open_clip, which takes seconds.
 
-    Raises UserError where it is, and they are neither downloaded nor to be had (see hub.py).
+    Returns false if the repository is not known. Raises UserError if it is known, but the weights
+    are neither downloaded nor available (see hub.py).
     """
     hub_id = name.removeprefix(HUB) if name.startswith(HUB) else hub_id_of(name)
     if hub_id is not None:
@@ -82,7 +89,7 @@ def check_open_clip(name: str) -> bool:
 
 
 def _check_tag(name: str, architecture: str, tag: str, connection: Connection | None) -> None:
-    """The same for a tag that open_clip knows."""
+    """Check a model whose Hub repository is known to open_clip. Raises UserError."""
     import open_clip
 
     known = open_clip.get_pretrained_cfg(architecture, tag) or {}
@@ -92,26 +99,26 @@ def _check_tag(name: str, architecture: str, tag: str, connection: Connection | 
 
 
 def _check_names(name: str, architecture: str, tag: str) -> None:
-    """Tell an unknown architecture or tag, and an activation that does not fit the weights."""
+    """Raise UserError for an unknown architecture or tag, or a mismatch of the activation."""
     import open_clip
 
     if architecture not in open_clip.list_models():
         raise UserError(
             f"model {name}: open_clip has no architecture {architecture!r}; expected "
-            "ARCHITECTURE/TAG, such as ViT-L-14-quickgelu/openai"
+            "ARCHITECTURE/TAG, for example ViT-L-14-quickgelu/openai"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     known = open_clip.get_pretrained_cfg(architecture, tag) or {}
     if not known and not os.path.isfile(tag):
         raise UserError(
             f"model {name}: {tag!r} is neither a pretrained tag of {architecture} "
-            f"({', '.join(tags) or 'it has none'}) nor a file"
+            f"({', '.join(tags) or 'which has none'}) nor a file"
         )
     has = bool((open_clip.get_model_config(architecture) or {}).get("quick_gelu", False))
     if known and bool(known.get("quick_gelu", False)) != has:
         other = architecture.removesuffix("-quickgelu") if has else f"{architecture}-quickgelu"
         trained = "without" if has else "with"
         raise UserError(
-            f"model {name}: these weights were trained {trained} QuickGELU and would give wrong "
-            f"scores; use {other}/{tag}"
+            f"model {name}: these weights were trained {trained} QuickGELU, so scores would be "
+            f"wrong; use {other}/{tag}"
         )

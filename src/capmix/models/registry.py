@@ -1,17 +1,17 @@
-"""Find captioners and scorers by name: built-in ones and those of other packages.
+"""Find captioners and scorers by name, both built-in ones and those of other packages.
 
-A backend is a class that an entry point names, in the group `capmix.captioners` or
-`capmix.scorers`. `--model NAME` or `--model NAME:REST` chooses one by its entry point,
-`--model package.module:Class` any importable class; whatever else a model is called goes to the
-group's default. The class declares what it needs:
+A backend is a class registered as an entry point in the group `capmix.captioners` or
+`capmix.scorers`. `--model NAME` and `--model NAME:REST` select it by the entry point's name.
+`--model package.module:Class` selects any importable class. Any other model name is passed to the
+group's default backend. The class declares its requirements:
 
-    extra       the extra of capmix that installs its packages; None where pip installs them by name
-    packages    names of the modules that it imports
-    device      "gpu": runs on a GPU where there is one; "cpu"; "remote": another machine computes
-    needs_images  whether it looks at pixels (False: the pool's metadata is enough)
-    check       a static method of the settings, optional: raises UserError for a model that cannot
-                be had, within seconds, before the pool is listed
-    warm_up     images that `capmix plan` runs before its clock starts; 8 where it is not given
+    extra         the extra of capmix that installs its packages; None if pip installs them by name
+    packages      names of the modules that it imports
+    device        "gpu": runs on a GPU if there is one; "cpu"; "remote": runs on another host
+    needs_images  whether it needs pixels (False: the pool's metadata is enough)
+    check         optional static method that is called with the settings before the pool is listed;
+                  raises UserError within seconds if the model is not available
+    warm_up       number of images that `capmix plan` runs before it starts timing; default 8
 """
 
 import importlib
@@ -30,7 +30,7 @@ CAPTIONERS, SCORERS = "capmix.captioners", "capmix.scorers"
 DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip"}
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
 HELP = "see docs/adding-a-model.md"
-# The module, its distribution and the extra of capmix that installs it.
+# Module: (its distribution, the extra of capmix that installs it).
 EXTRAS = {
     "torch": ("torch", "transformers"),
     "torchvision": ("torchvision", "transformers"),
@@ -67,7 +67,7 @@ EXTRAS = {
 
 @cache
 def backends(group: str) -> dict[str, metadata.EntryPoint]:
-    """The entry points of a group by name; of two with one name capmix's own."""
+    """Return the entry points of a group by name. If names collide, capmix's own is preferred."""
     found: dict[str, metadata.EntryPoint] = {}
     for point in metadata.entry_points(group=group):
         if point.name not in found or point.value.startswith("capmix."):
@@ -76,9 +76,9 @@ def backends(group: str) -> dict[str, metadata.EntryPoint]:
 
 
 def find_backend(group: str, model: str) -> Any:
-    """The class that `model` names (see above), not checked for what it needs.
+    """Return the class that `model` names (see above), without checking its requirements.
 
-    Raises UserError where it cannot be imported or is no class.
+    Raises UserError if it cannot be imported or is not a class.
     """
     known = backends(group)
     prefix, _, _ = model.partition(":")
@@ -96,30 +96,31 @@ def find_backend(group: str, model: str) -> Any:
 
 
 def ready_backend(group: str, model: str) -> Any:
-    """The class that `model` names. Raises UserError where a package that it needs is missing."""
+    """Return the class that `model` names. Raises UserError if a required package is missing."""
     found = find_backend(group, model)
     require(getattr(found, "packages", ()), f"--model {model}", getattr(found, "extra", None))
     return found
 
 
 def check_backend(group: str, model: str, settings: Any) -> None:
-    """Raise UserError for a model that cannot be had, without loading it."""
+    """Raise UserError if a model is not available, without loading it."""
     check = getattr(ready_backend(group, model), "check", None)
     if check is not None:
         check(settings)
 
 
 def make_backend(group: str, model: str, **arguments: Any) -> Any:
-    """The class that `model` names, called with the values of `arguments` in their order.
+    """Create an instance of the class that `model` names, with `arguments` passed by position.
 
-    Raises UserError where a package is missing, or the class does not take that many arguments.
+    Raises UserError if a package is missing, if the class does not accept that many arguments, or
+    if it is abstract.
     """
     found = ready_backend(group, model)
-    # A Protocol's own constructor takes anything, and then refuses it.
+    # The signature of a Protocol's constructor accepts any arguments, but the call then fails.
     is_of_protocol = getattr(found.__init__, "__module__", None) == "typing"
     try:
         inspect.signature(object if is_of_protocol else found).bind(*arguments.values())
-    except (TypeError, ValueError) as error:  # ValueError: a class of C without a signature
+    except (TypeError, ValueError) as error:  # ValueError: a C class without a signature
         call = f"{found.__name__}({', '.join(arguments)})"
         raise UserError(f"--model {model}: cannot call {call}: {error}; {HELP}") from error
     if inspect.isabstract(found):
@@ -128,7 +129,7 @@ def make_backend(group: str, model: str, **arguments: Any) -> Any:
 
 
 def require_members(made: Any, model: str, names: Iterable[str]) -> None:
-    """Raise UserError that lists those of `names` that a captioner or scorer does not have."""
+    """Raise UserError if a captioner or scorer lacks any of the attributes `names`."""
     absent = [name for name in names if not hasattr(made, name)]
     if absent:
         raise _lacking(type(made), model, absent)
@@ -145,21 +146,21 @@ def is_ready(group: str, model: str) -> bool:
 
 
 def require(packages: Iterable[str], what: str, extra: str | None = None) -> None:
-    """Raise UserError with the command that installs what is missing of some modules."""
+    """Raise UserError with the install command if any of the modules is missing."""
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
         raise UserError(f"{what} needs {_distributions(absent)}: {install_command(absent, extra)}")
 
 
 def install_command(modules: Iterable[str], extra: str | None = None) -> str:
-    """`pip install ...` for modules that are missing."""
+    """Return the `pip install` command for missing modules."""
     names = list(modules)
     wanted = extra or next((EXTRAS[name][1] for name in names if name in EXTRAS), None)
     return f"pip install 'capmix[{wanted}]'" if wanted else f"pip install {' '.join(names)}"
 
 
 def missing_module(error: ImportError) -> str:
-    """One line for an import that failed, with the command that installs it."""
+    """Return a one-line message for a failed import, with the command that installs the module."""
     module = (error.name or "").partition(".")[0]
     if not module or find_spec(module) is not None:
         return f"{error}"

@@ -1,4 +1,4 @@
-"""The samples that a stage is asked to process, and the parts that have them already."""
+"""The selected samples of a stage, and the existing parts that include them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from capmix.storage.store import Store
 
 @dataclass(frozen=True)
 class SelectedSamples:
-    """The samples of a selection, by the index."""
+    """The samples of a selection, looked up in the index."""
 
     store: Store
     selection: Selection
 
     def of(self, shard: str) -> dict[str, str] | None:
-        """Keys of the selected samples of a shard by uid; None where all are."""
+        """Return the keys of a shard's selected samples by uid; None if all are selected."""
         if not self.selection.fingerprint(shard):
             return None
         index = self.store.read_table(f"{SAMPLES}/{shard}.parquet", ["uid", "key"])
@@ -30,7 +30,7 @@ class SelectedSamples:
         return dict(zip(chosen["uid"].to_pylist(), chosen["key"].to_pylist(), strict=True))
 
     def are_in(self, part: str, shard: str) -> bool:
-        """Whether a part that was made of other samples has all of these."""
+        """Whether a part written for another selection includes all of these samples."""
         chosen = self.of(shard)
         if chosen is None:
             return False
@@ -41,13 +41,13 @@ class SelectedSamples:
 
 
 def not_selected(uid: str | None, key: str) -> Row:
-    """The row of a sample that was not asked for."""
+    """Return the row of a sample that is not selected."""
     return Row(uid, key, DROPPED, NOT_SELECTED, WHY_NOT)
 
 
 @dataclass(frozen=True)
 class LargerParts:
-    """Reuse (engine/redo.py) of parts that have more samples than are asked for, whole."""
+    """Reuse (see engine/redo.py) whole parts that include more samples than the selected ones."""
 
     samples: SelectedSamples
     folder: str
@@ -56,11 +56,11 @@ class LargerParts:
     inputs: Callable[[Shard], dict[str, str]]
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Nothing of a part is kept where another is made."""
+        """Return false: a part is reused as a whole or recomputed as a whole."""
         return False
 
     def suffices(self, shard: Shard) -> bool:
-        """Whether the part is of the same inputs and settings and has the selected samples."""
+        """Whether the part has the same inputs and settings and includes the selected samples."""
         store, part = self.samples.store, f"{self.folder}/{shard.name}"
         marker = store.read_marker(part)
         if marker is None or not store.has_sizes(marker):
@@ -72,10 +72,10 @@ class LargerParts:
         return SELECTED not in marker.inputs or self.samples.are_in(part, shard.name)
 
     def redo(self, shard: Shard) -> None:
-        """All of a part is made."""
+        """Return None: all rows of a part are recomputed."""
         return None
 
 
 def without_selection(inputs: Mapping[str, str]) -> dict[str, str]:
-    """The inputs of a part, whatever its samples."""
+    """Return the inputs of a part without its selection."""
     return {name: one for name, one in inputs.items() if name != SELECTED}

@@ -1,6 +1,6 @@
-"""The pipeline file of `capmix run`: which stages to run, on what, with which settings.
+"""The pipeline file of `capmix run`: pools, stages and their settings.
 
-A section has the options of the command of its name, with underscores for dashes.
+A section has the options of the command of the same name, with underscores instead of dashes.
 """
 
 import difflib
@@ -40,14 +40,14 @@ SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
 
 
 class CaptionSection(CaptionSettings, SelectSettings):
-    """One source, and the samples that it is written for."""
+    """The settings of one source, and the samples to caption."""
 
     def settings(self) -> CaptionSettings:
-        """The options of captioning alone."""
+        """Return the captioning options."""
         return CaptionSettings(**self.model_dump(include=set(CaptionSettings.model_fields)))
 
     def samples(self) -> SelectSettings:
-        """The samples."""
+        """Return the options that select samples."""
         return SelectSettings(**self.model_dump(include=set(SelectSettings.model_fields)))
 
 
@@ -58,22 +58,25 @@ class ImportSection(ImportSettings):
     files: Names = Field(min_length=1, description="CSV or parquet files, or patterns.")
 
     def settings(self) -> ImportSettings:
-        """The options alone."""
+        """Return the options without `kind` and `files`."""
         return ImportSettings(**self.model_dump(exclude={"kind", "files"}))
 
 
 class MixSection(MixSettings):
-    """The subsets to make; options here are those of every recipe that does not have its own."""
+    """The subsets to write. Options here apply to every recipe that does not set its own."""
 
     recipes: list[str | dict[str, Any]] = Field(
         min_length=1,
-        description="A shipped recipe's name, a .yaml file, or a mapping with `recipe`, its "
-        "parameters and options of `capmix mix`. A parameter that is a list stands for one subset "
-        "per value.",
+        description="Name of a shipped recipe, a .yaml file, or a mapping with `recipe`, its "
+        "parameters and options of `capmix mix`. A list as a parameter writes one subset per "
+        "value.",
     )
 
     def entries(self) -> list[tuple[str, dict[str, Any], MixSettings]]:
-        """Each recipe as its name or file, its parameters and its options. Raises UserError."""
+        """Return name or file, parameters and options of each recipe.
+
+        Raises UserError for invalid options.
+        """
         found = []
         common = self.model_dump(exclude={"recipes"})
         for entry in self.recipes:
@@ -91,9 +94,9 @@ class MixSection(MixSettings):
 
 
 class TrainSection(TrainSettings):
-    """A run for each of `seeds` and recipes, straight from the pool.
+    """One run per recipe and seed, trained directly on the pool.
 
-    With `devices` over 1, each run is started by torchrun on so many GPUs of this machine.
+    If `devices` is above 1, torchrun starts each run on that many GPUs of this computer.
     """
 
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
@@ -103,29 +106,30 @@ class TrainSection(TrainSettings):
     @classmethod
     def _only_seeds(cls, value: Any) -> Any:
         if isinstance(value, dict) and "seed" in value:
-            raise ValueError("unknown setting 'seed'; a grid has `seeds`, a list")
+            raise ValueError("unknown setting 'seed'; use `seeds`, a list")
         return value
 
     def of_seed(self, seed: int) -> TrainSettings:
-        """The settings of one run."""
+        """Return the settings of the run with this seed."""
         return TrainSettings(**self.model_dump(exclude={"seeds", "seed", "devices"}), seed=seed)
 
 
 class EvaluateSection(EvaluateSettings):
-    """The sets that every run is evaluated on."""
+    """The evaluation of every run."""
 
     evalsets: str = Field("embedded", description="Directory of evaluation sets, or `embedded`.")
-    out: None = Field(None, description="Results are in the directories of the runs.")
+    out: None = Field(None, description="Not supported: results are in the runs' directories.")
 
 
 class Pipeline(OpenSettings):
-    """A whole run. A stage whose section is missing is not run.
+    """A pipeline file. Stages without a section are skipped.
 
-    `pool` may be several, by name: the stages are run on each in a folder of its own below `work`.
+    `pool` may be a mapping of names to pools: the stages run on each, in a folder of that name
+    in `work`.
     """
 
     pool: str | list[str] | dict[str, str | list[str]] = Field(
-        description="Directory, URL or pattern, or a list of these; or several pools, by name."
+        description="Directory, URL or pattern, or a list of these; or a mapping of names to pools."
     )
     work: str = Field(description="Work directory.")
     max_failures: float = Field(
@@ -133,12 +137,12 @@ class Pipeline(OpenSettings):
         ge=0,
         le=1,
         description="Stop when more than this fraction of rows failed. Up to 10 failed rows are "
-        "always allowed if they are at most half of all; 0 allows none.",
+        "always allowed if they are at most half of all rows; 0 allows none.",
     )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     imports: list[ImportSection] = Field(default_factory=list, alias="import")
     caption: dict[str, CaptionSection] = Field(
-        default_factory=dict, description="Captioning by source name."
+        default_factory=dict, description="Captioning settings by source name."
     )
     score: ScoreSettings | None = None
     annotate: list[AnnotateSettings] = Field(default_factory=list)
@@ -151,13 +155,13 @@ class Pipeline(OpenSettings):
     report: ReportSettings | None = None
 
     def pools(self) -> dict[str, tuple[str | list[str], str]]:
-        """Location and work directory of each pool by name; one that has none is called pool."""
+        """Return location and work directory of each pool by name; a single pool is named pool."""
         if isinstance(self.pool, str | list):
             return {"pool": (self.pool, self.work)}
         return {name: (place, f"{self.work}/{name}") for name, place in self.pool.items()}
 
     def score_settings(self) -> ScoreSettings:
-        """The score section; by default raw and the sources of this file are scored."""
+        """Return the score section; `sources` defaults to raw and the sources of this file."""
         settings = self.score or ScoreSettings()
         imported = [one.source for one in self.imports if one.kind == "captions"]
         sources = settings.sources or ["raw", *imported, *self.caption]
@@ -168,9 +172,10 @@ NEEDS = {"export": "mix", "probe": "mix", "train": "mix", "evaluate": "train"}
 
 
 def load_pipeline(path: str, **overrides: Any) -> Pipeline:
-    """Read and check a pipeline file. Raises UserError that names the file and the faulty place.
+    """Read and check a pipeline file, with top-level settings replaced by `overrides`.
 
-    Relative paths of pool, work and evaluation sets count from the directory of the command.
+    Relative paths of pool, work and evaluation sets are resolved against the current directory.
+    Raises UserError that names the file and the invalid setting.
     """
     try:
         text = Path(path).read_text("utf-8")
@@ -190,7 +195,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
                 f"pipeline {path}: unknown stage {name!r}{hint} "
                 f"(stages: {', '.join(STAGES)}; settings: {', '.join(SETTINGS)})"
             )
-    # `measure:` with nothing behind it means the stage with its defaults.
+    # An empty section, such as `measure:`, runs the stage with its defaults.
     lists = ("import", "annotate")
     value = {k: ({} if v is None and k in STAGES else v) for k, v in value.items()}
     value |= {k: [value[k]] for k in lists if isinstance(value.get(k), dict)}
@@ -211,7 +216,10 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
 
 
 def _with_models(path: str, pipeline: Pipeline) -> Pipeline:
-    """A model that is not named is one of the embedded pool alone: found here, before any stage."""
+    """Fill in the default models, which only the embedded pool has.
+
+    Raises UserError for another pool without a model, before any stage runs.
+    """
     places = [place for place, _ in pipeline.pools().values()]
     other = next((place for place in places if place != EMBEDDED), EMBEDDED)
     pool = other if isinstance(other, str) else shown_location(other)
@@ -229,7 +237,7 @@ def _with_models(path: str, pipeline: Pipeline) -> Pipeline:
 
 
 def _check_training(path: str, pipeline: Pipeline) -> None:
-    """So are a model or a batch that do not fit, before the days that runs may take."""
+    """Raise UserError for an invalid model or batch before any stage runs."""
     if pipeline.train is None:
         return
     try:
@@ -241,17 +249,17 @@ def _check_training(path: str, pipeline: Pipeline) -> None:
 
 
 def _check_report(path: str, pipeline: Pipeline) -> None:
-    """Each pool has a report of its own; two in one file would be one."""
+    """Raise UserError if several pools would write their reports to the same place."""
     page = pipeline.report
     if page is not None and (page.out or page.figures) and len(pipeline.pools()) > 1:
         raise UserError(
-            f"pipeline {path}: report: out and figures are for one pool; with several, leave them "
-            "out: each report is in its pool's work directory"
+            f"pipeline {path}: report: out and figures need a single pool; remove them: with "
+            "several pools, each report is written to its pool's work directory"
         )
 
 
 def _check_recipes(path: str, pipeline: Pipeline) -> None:
-    """A faulty recipe is found before the hours that captioning may take."""
+    """Raise UserError for an invalid recipe before captioning, which may take hours."""
     names: set[str] = set()
     for recipe, parameters, settings in pipeline.mix.entries() if pipeline.mix else []:
         loaded = load_recipe(recipe, parameters, settings.changes)

@@ -1,7 +1,7 @@
-"""The grid of an experiment: a training run and its evaluation for every pool, recipe and seed.
+"""The experiment grid: one training run and its evaluation per pool, recipe and seed.
 
-`results/cells` has a row for each number of each cell; `results/summary` its mean and standard
-deviation over seeds; both as parquet and as CSV.
+`results/cells` has one row per metric of each run; `results/summary` has the mean and standard
+deviation over seeds. Both are written as parquet and CSV.
 """
 
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `numbers` by evaluation set and metric."""
+    """One run of the grid. `numbers` are by evaluation set and metric."""
 
     pool: str
     recipe: str
@@ -44,21 +44,23 @@ class Cell:
 def check_training(
     work: Workspace, training: TrainSection, captioned: Sequence[str], subsets: Sequence[str]
 ) -> None:
-    """Raise UserError for what would stop a run of `subsets` that is not finished; `captioned` are
-    sources that will be."""
+    """Raise UserError if a run of `subsets` that is not finished could not be trained.
+
+    `captioned` are the sources that earlier stages of the pipeline write.
+    """
     runs = (_run(work, subset, seed) for subset in subsets for seed in training.seeds)
     if work.store.is_local and all(RunFolder(Path(run)).finished for run in runs):
         return
     from capmix.training.train import check_machine, place
 
     if place()[1] > 1:
-        raise UserError("run: one process for the whole file; `train: {devices: N}` uses N GPUs")
+        raise UserError("run: start a single process; `train: {devices: N}` trains on N GPUs")
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     work.pool.need_images("train")
     unknown = set(training.texts) - {*captioned, *work.sources()}
     if unknown:
-        raise UserError(f"train: no captions of source {min(unknown)!r}, which texts names")
+        raise UserError(f"train: texts: no captions of source {min(unknown)!r}")
     check_machine(training.of_seed(training.seeds[0]), training.devices)
 
 
@@ -71,7 +73,7 @@ def run_cells(
 ) -> list[Cell]:
     """Train and evaluate each subset with each seed, in `runs/<subset>-seed<k>`.
 
-    Cells that are finished are not made again. Raises UserError where a set cannot be evaluated.
+    Finished runs are not retrained. Raises UserError if an evaluation set cannot be evaluated.
     """
     cells = []
     grid = [(subset, seed) for subset in subsets for seed in training.seeds]
@@ -92,7 +94,7 @@ def _run(work: Workspace, subset: str, seed: int) -> str:
 
 
 def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, run: str) -> None:
-    """In a process of its own, unless the run is finished."""
+    """Train in a separate process, unless the run is finished."""
     settings = training.of_seed(seed)
     source = pool_source(work.pool, work.store, subset.name, settings)
     there = RunFolder(Path(run).resolve())
@@ -122,7 +124,7 @@ def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], flo
         if value is not None
     }
     main = [value for (_, metric), value in numbers.items() if metric == MAIN]
-    # Of these tasks alone: the run's directory may hold results of others.
+    # Means over these tasks only: the run's directory may have results of others.
     means = {name: value for name, value in means_of(found.lines).items() if value is not None}
     if main:
         means[MEAN] = statistics.mean(main)
@@ -132,9 +134,9 @@ def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], flo
 def write_tables(
     cells: Sequence[Cell], directory: str, probes: Mapping[tuple[str, str], float]
 ) -> list[str]:
-    """Write both tables below `directory`/results; returns lines that show the means.
+    """Write both tables to `directory`/results, and return lines that show the means.
 
-    `probes` are averages by pool and recipe, whose order is compared with that of the runs.
+    `probes` are averages by pool and recipe; their ranking is compared with the runs' ranking.
     """
     rows = [
         {"pool": cell.pool, "recipe": cell.recipe, "samples": cell.samples, "seed": cell.seed}
@@ -143,26 +145,28 @@ def write_tables(
         for (evalset, metric), value in cell.numbers.items()
     ]
     if not rows:
-        return [f"{len(cells)} runs are trained; nothing was evaluated"]
+        return [f"{len(cells)} runs trained, none evaluated"]
     summary = summarised(cells)
     store = Store(directory)
     for name, table in (("cells", rows), ("summary", summary)):
-        made = pa.Table.from_pylist(table)
-        store.write_table(f"{RESULTS}/{name}.parquet", made)
+        rows_table = pa.Table.from_pylist(table)
+        store.write_table(f"{RESULTS}/{name}.parquet", rows_table)
         with store.writing(f"{RESULTS}/{name}.csv") as stream:
-            pa_csv.write_csv(made, stream)
+            pa_csv.write_csv(rows_table, stream)
     lines = _shown(summary)
     overall = [row for row in summary if (row["evalset"], row["metric"]) == (MEAN, MAIN)]
     both = [(row["mean"], probes.get((str(row["pool"]), str(row["recipe"])))) for row in overall]
     known = [(mean, probe) for mean, probe in both if probe is not None]
     if len(known) > 1:
         tau = agreement(*zip(*known, strict=True))
-        lines.append(f"order of probes and runs: Kendall's tau {tau:.2f} over {len(known)} recipes")
+        lines.append(
+            f"ranking by probes and by runs: Kendall's tau {tau:.2f} over {len(known)} recipes"
+        )
     return [*lines, f"tables: {store.path(RESULTS)}/summary.csv and cells.csv"]
 
 
 def summarised(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Mean and standard deviation (of a sample) over seeds for each number of each recipe."""
+    """Return mean and sample standard deviation over seeds for each metric of each recipe."""
     values: dict[tuple[str, str, int, str, str], list[float]] = {}
     for cell in cells:
         for (evalset, metric), value in cell.numbers.items():
@@ -177,12 +181,12 @@ def summarised(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def _shown(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """Main metrics in percent: a line for each recipe, a column for each set."""
+    """Format main metrics in percent: one line per recipe, one column per evaluation set."""
     main = [row for row in summary if row["metric"] == MAIN]
     sets = list(dict.fromkeys(str(row["evalset"]) for row in main))
     recipes = list(dict.fromkeys((str(r["pool"]), str(r["recipe"]), r["samples"]) for r in main))
     cells = {(r["pool"], r["recipe"], r["evalset"]): _percent(r) for r in main}
-    shown = sets if len(sets) <= 6 else sets[-6:]  # of many tasks the means alone
+    shown = sets if len(sets) <= 6 else sets[-6:]  # the means only, if there are many tasks
     heads = ["pool", "recipe", "samples", *shown]
     lines = [
         [pool, recipe, f"{samples:,}", *(cells.get((pool, recipe, one), "") for one in shown)]

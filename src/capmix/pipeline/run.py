@@ -25,14 +25,14 @@ LATER = ("annotate", "measure", "mix", "export", "probe", "train", "evaluate", "
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives people: lines of tables, and the paths of the reports."""
+    """The printed result of a pipeline: lines of tables, and the paths of the reports."""
 
     lines: list[str] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
 
 
 def demo_file() -> str:
-    """The pipeline file of `capmix demo`."""
+    """Return the path of the pipeline file of `capmix demo`."""
     return str(embedded_folder() / DEMO)
 
 
@@ -41,11 +41,11 @@ def run_pipeline(
     runs: RunSettings = RunSettings(),
     samples: SelectSettings = SelectSettings(),
 ) -> Outcome:
-    """Run every stage that the file has, on each of its pools.
+    """Run every stage of the file on each of its pools.
 
-    `runs` says what becomes of existing parts and earlier failures; the file has the budget of
-    failures. `samples` are captioned and scored; with a limit, the other stages too see nothing but
-    the shards that hold them.
+    `runs` sets whether existing parts are overwritten and earlier failures retried; the budget of
+    failures is the file's. `samples` selects what is captioned and scored; with a limit, the other
+    stages also process only the shards that contain the selected samples.
     """
     _check_packages(pipeline)
     _check_evalsets(pipeline)
@@ -93,20 +93,23 @@ def _check_packages(pipeline: Pipeline) -> None:
 
 
 def _check_evalsets(pipeline: Pipeline) -> None:
-    """Look for the evaluation sets before anything is made. Raises UserError for broken ones."""
+    """Open the evaluation sets before any stage runs.
+
+    Raises UserError for an invalid set, and if none is found; warns about missing ones.
+    """
     if pipeline.evaluate is None:
         return
     from capmix.evaluation.results import fetch_command, open_sets
 
     found, missing, broken = open_sets(pipeline.evaluate.tasks, pipeline.evaluate.evalsets)
-    told = (
+    not_found = (
         f"{len(missing)} evaluation sets not found. "
         f"{fetch_command(missing, pipeline.evaluate.evalsets)}"
     )
     if broken or not found:
-        raise UserError(f"evaluate: {'; '.join(broken) or told}")
+        raise UserError(f"evaluate: {'; '.join(broken) or not_found}")
     if missing:
-        log.warning("evaluate: %s", told)
+        log.warning("evaluate: %s", not_found)
 
 
 def forecast_pipeline(
@@ -114,7 +117,7 @@ def forecast_pipeline(
     runs: RunSettings = RunSettings(),
     samples: SelectSettings = SelectSettings(),
 ) -> list[str]:
-    """What captioning and scoring would do, and which stages would follow, as lines."""
+    """Estimate captioning and scoring, and list the stages that would follow, as lines."""
     lines: list[str] = []
     for name, (pool, directory) in pipeline.pools().items():
         work = _opened(pipeline, pool, directory, runs)
@@ -140,8 +143,11 @@ def _opened(
 def _limited(
     work: Workspace, samples: SelectSettings, chosen: Sequence[SelectSettings]
 ) -> tuple[Workspace, SelectSettings]:
-    """With a limit, the workspace of the shards that hold what was captioned, and the samples to be
-    scored: those that were captioned, where these are the same for all sources."""
+    """Return the workspace of the following stages, and the samples to score.
+
+    With a limit, the workspace has only the shards that contain captioned samples. If all sources
+    were captioned for the same samples, these are scored.
+    """
     several = list(dict.fromkeys(chosen)) or [samples]
     if all(one.limit is None for one in several):
         return work, samples
@@ -151,7 +157,7 @@ def _limited(
 
 
 def _chosen(pipeline: Pipeline, samples: SelectSettings) -> list[SelectSettings]:
-    """The samples that each source is written for."""
+    """Return the samples to caption for each source."""
     return [_both(one.samples(), samples) for one in pipeline.caption.values()]
 
 
@@ -161,24 +167,24 @@ def _to_score(samples: SelectSettings, chosen: Sequence[SelectSettings]) -> Sele
 
 
 def _both(of_file: SelectSettings, given: SelectSettings) -> SelectSettings:
-    """The file's choice of samples, each option replaced by the one that is given."""
+    """Return the file's choice of samples, with the given options replacing the file's."""
     return of_file.model_copy(update=given.model_dump(exclude_none=True))
 
 
 def _make_subsets(
     work: Workspace, pipeline: Pipeline, samples: SelectSettings
 ) -> tuple[Workspace, list[Subset]]:
-    """The subsets, and the workspace that the following stages are about."""
+    """Run the stages up to export; return the workspace of the following stages and the subsets."""
     for one in pipeline.imports:
         if one.kind == "captions":
-            _tell(work.import_captions(one.files, one.settings()).lines())
+            _log(work.import_captions(one.files, one.settings()).lines())
     chosen = _chosen(pipeline, samples)
     for (source, section), some in zip(pipeline.caption.items(), chosen, strict=True):
         work.caption(source, section.settings(), some)
     work, samples = _limited(work, samples, chosen)
     for one in pipeline.imports:
         if one.kind == "scores":
-            _tell(work.import_scores(one.files, one.settings()).lines())
+            _log(work.import_scores(one.files, one.settings()).lines())
     if pipeline.score is not None:
         work.score(pipeline.score_settings(), samples)
     for annotation in pipeline.annotate:
@@ -195,7 +201,7 @@ def _make_subsets(
     for recipe, parameters, mixing in pipeline.mix.entries():
         mixing = mixing.model_copy(update={"scorer": mixing.scorer or scorer})
         subset: Subset = work.mix(recipe, mixing, parameters)
-        _tell(subset.summary.lines())
+        _log(subset.summary.lines())
         found.append(subset)
     if pipeline.export is not None:
         for subset in found:
@@ -203,7 +209,7 @@ def _make_subsets(
     return work, found
 
 
-def _tell(lines: list[str]) -> None:
+def _log(lines: list[str]) -> None:
     for line in lines:
         log.info("%s", line)
 
@@ -213,7 +219,7 @@ def _scorer(pipeline: Pipeline) -> str | None:
 
 
 def _probe(work: Workspace, pipeline: Pipeline, subsets: list[Subset]) -> dict[str, float]:
-    """The average of each subset's probes in percent."""
+    """Return the average probe accuracy of each subset in percent."""
     if pipeline.probe is None:
         return {}
     from capmix.report.compare import compare

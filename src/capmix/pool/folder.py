@@ -1,4 +1,4 @@
-"""Read a folder of images with .txt (and .json) files of the same name beside them."""
+"""Read a folder of images and their sidecars: .txt and .json files with the same stem."""
 
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
@@ -16,15 +16,15 @@ from capmix.pool.sample import (
 from capmix.pool.tar import raw_text
 from capmix.storage.json_text import loads
 
-ReadFile = Callable[[str, int], bytes]  # by path below the folder, and the largest size allowed
+ReadFile = Callable[[str, int], bytes]  # arguments: path relative to the folder, maximum size
 
 
 def read_files(
     read: ReadFile, root: str, images: list[str], sidecars: set[str]
 ) -> Iterator[Sample | BadSample]:
-    """Samples of the image files `images` (paths below `root`), in that order.
+    """Yield a sample for each file in `images` (paths relative to `root`), in that order.
 
-    The key is the path below the folder. Two images of one name (a.jpg, a.png) share their .txt.
+    The key is the relative path. Images with the same stem (a.jpg, a.png) share their sidecars.
     """
     seen: set[str] = set()
     for image in images:
@@ -36,7 +36,7 @@ def read_files(
             found = BadSample(image, "unreadable_file", f"{root}/{image}: {error}")
         if isinstance(found, Sample):
             if found.uid in seen:
-                found = BadSample(image, "duplicate_uid", f"uid {found.uid!r} is there before")
+                found = BadSample(image, "duplicate_uid", f"uid {found.uid!r} was already used")
             else:
                 seen.add(found.uid)
         yield found

@@ -1,20 +1,22 @@
-"""The image formats that a pool may hold: their names, how their bytes begin, what decodes them."""
+"""Supported image formats: names, file signatures and the packages that decode them."""
 
 import importlib.util
 from dataclasses import dataclass
 
-BOX = 8  # bytes of the length and the name that a part of an ISO media file begins with
-MAX_BRANDS = 256  # bytes of a file's brands
+BOX = 8  # bytes in the header (length and name) of a box in an ISO media file
+MAX_BRANDS = 256  # bytes of the file type box in which brands are looked up
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """`kind` is Pillow's word for it, `suffixes` the endings of its files, the usual one first.
+    """An image format and its decoder.
 
-    It is decoded by `package`, or by a part of Pillow, `feature`, which not every build has; with
-    neither, by Pillow alone. `install` is the command that adds what is missing.
+    `kind` is Pillow's name for the format. `suffixes` are its file suffixes, the usual one first.
+    `starts` are the byte sequences that its files begin with. The decoder is `package`, or a
+    `feature` of Pillow that not every build has, or plain Pillow if both are empty. `install` is
+    the command that installs the decoder.
     """
 
     name: str
@@ -27,7 +29,7 @@ class ImageFormat:
 
     @property
     def is_readable(self) -> bool:
-        """Whether it can be decoded here."""
+        """Whether the decoder is installed."""
         if self.package:
             return importlib.util.find_spec(self.package) is not None
         if not self.feature:
@@ -65,15 +67,17 @@ FORMATS = (JPEG, PNG, WEBP, AVIF, BMP, GIF, HEIC, JPEG_2000, TIFF)
 
 
 def format_of(data: bytes) -> ImageFormat | None:
-    """The format of an image by its first bytes; None for what is none of FORMATS."""
+    """Return the format of an image, detected by its first bytes; None if it is not supported."""
     if data[4:BOX] == b"ftyp":
         return _format_of_brands(data)
     return next((one for one in FORMATS if data.startswith(one.starts)), None)
 
 
 def _format_of_brands(data: bytes) -> ImageFormat | None:
-    """Of an ISO media file. The brands that it agrees with tell AVIF where the first is a common
-    one."""
+    """Return the format of an ISO media file.
+
+    All compatible brands are checked, because the major brand of an AVIF file may be a generic one.
+    """
     end = min(int.from_bytes(data[:4], "big"), MAX_BRANDS)
     brands = {data[at : at + 4] for at in range(BOX, end, 4)}
     if brands & AVIF_BRANDS:
@@ -82,7 +86,9 @@ def _format_of_brands(data: bytes) -> ImageFormat | None:
 
 
 def install_hint(suffix: str) -> str:
-    """The command that adds the decoder of the images of a suffix (without dot); "" where there is
-    nothing to add."""
+    """Return the command that installs the decoder for a suffix (without the dot).
+
+    Returns "" if the decoder is installed or the suffix is not an image's.
+    """
     kind = next((one for one in FORMATS if suffix in one.suffixes), None)
     return "" if kind is None or kind.is_readable else kind.install

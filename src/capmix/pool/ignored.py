@@ -1,4 +1,4 @@
-"""Files in the folders of a pool that are no part of it, and what would make them one."""
+"""Summarize the files in a pool's folders that are ignored, and how to make them readable."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,11 @@ LONGEST_SUFFIX = 20
 
 
 def ignored_line(counts: Mapping[str, int]) -> str:
-    """Such as `5 files ignored (.heic 3: pip install 'capmix[heif]'; .svg 2)` for counts by suffix;
-    "" for none. What a package would add comes first, then what there is most of."""
+    """Return a summary of ignored files by suffix; "" for none.
+
+    Example: `5 files ignored (.heic 3: pip install 'capmix[heif]'; .svg 2)`. Suffixes that a
+    package would make readable come first, then the most frequent ones.
+    """
     total = sum(counts.values())
     if not total:
         return ""
@@ -29,12 +32,12 @@ def ignored_line(counts: Mapping[str, int]) -> str:
 
 
 def count_suffixes(names: Iterable[str]) -> Counter[str]:
-    """How many names there are of each suffix."""
+    """Count file names by suffix."""
     return Counter(map(suffix_of, names))
 
 
 def suffix_of(name: str) -> str:
-    """What follows the last dot of a file's name, in lower case; "" where there is none."""
+    """Return what follows the last dot of a file name, in lower case; "" if there is no dot."""
     _, dot, suffix = name.rpartition("/")[2].rpartition(".")
     return suffix.lower() if dot else ""
 

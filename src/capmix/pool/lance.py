@@ -1,7 +1,8 @@
-"""Read a Lance dataset: a fragment is a shard, and a row a sample with columns as in parquet files.
+"""Read a Lance dataset: each fragment is a shard, each row a sample.
 
-The key of a row is its number in the fragment, which the deletion of others does not change. What
-lies outside of the dataset's directory is not read: neither other bases nor blobs by reference.
+The columns are those of parquet pools. The key of a row is its position in the fragment, which
+does not change when other rows are deleted. Files outside the dataset's directory are never read:
+additional base paths and blobs stored by reference are rejected.
 """
 
 import glob
@@ -22,16 +23,20 @@ SUFFIX = ".lance"
 DATA, DELETIONS, VERSIONS = "data", "_deletions", "_versions"
 NAME_DIGITS = 8
 ROW_ADDRESS = "_rowaddr"
-ROW_BITS = 32  # of an address; the others are the fragment's number
-ROWS_AT_ONCE = 1  # of 16 large images it holds 2.5 GB; of small ones one at a time costs 0.1 ms
-BUFFER = 1 << 25  # bytes that Lance reads ahead
+ROW_BITS = 32  # low bits of a row address: the position; the high bits are the fragment's number
+ROWS_AT_ONCE = 1  # 16 large images would take 2.5 GB; one row at a time costs 0.1 ms per row
+BUFFER = 1 << 25  # bytes; Lance's read-ahead buffer
 DELETION_SUFFIX = {"array": "arrow", "bitmap": "bin"}
 BLOB = b"lance-encoding:blob"
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """`about` changes when the fragment's rows do; `files` are below the dataset's directory."""
+    """A fragment of a dataset.
+
+    `about` changes whenever the fragment's rows change. `files` are relative to the dataset's
+    directory.
+    """
 
     name: str
     about: str
@@ -39,19 +44,19 @@ class Fragment:
 
 
 def need_lance(what: str) -> ModuleType:
-    """The package. Raises UserError where it is not installed."""
-    os.environ.setdefault("LANCE_LOG", "error")  # it prints notes on standard error
+    """Import and return the lance package. Raises UserError if it is not installed."""
+    os.environ.setdefault("LANCE_LOG", "error")  # by default Lance logs notes to stderr
     try:
         import lance
     except ImportError as error:
-        message = f"{what}: Lance needs a package: pip install 'capmix[lance]'"
+        message = f"{what}: Lance is not installed: pip install 'capmix[lance]'"
         raise UserError(message) from error
     module: ModuleType = lance
     return module
 
 
 def is_dataset(path: str, is_local: bool) -> bool:
-    """Whether a directory is a Lance dataset; elsewhere than on a local disk by its name alone."""
+    """Whether a directory is a Lance dataset. Remote directories are judged only by their name."""
     if path.rstrip("/").endswith(SUFFIX):
         return not is_local or os.path.isdir(path)
     manifests = f"{glob.escape(path)}/{VERSIONS}/*.manifest"
@@ -59,9 +64,10 @@ def is_dataset(path: str, is_local: bool) -> bool:
 
 
 def list_fragments(location: str, root: str) -> tuple[int, list[Fragment]]:
-    """The version of the dataset in the local directory `root`, and its fragments.
+    """Return the version and the fragments of the dataset in the local directory `root`.
 
-    Raises UserError for what is no dataset, has no images or keeps data elsewhere.
+    Raises UserError if it is not a dataset, has no image column or no rows, or refers to data
+    outside its directory.
     """
     lance = need_lance(f"pool {location}")
     try:
@@ -70,19 +76,19 @@ def list_fragments(location: str, root: str) -> tuple[int, list[Fragment]]:
         form = ParquetForm.of(schema)
         described = [(one.fragment_id, one.metadata.to_json()) for one in dataset.get_fragments()]
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"pool {location}: no Lance dataset that can be read: {error}") from error
+        raise UserError(f"pool {location}: cannot read the Lance dataset: {error}") from error
     if form.image is None:
         raise UserError(
-            f"pool {location}: no column of image bytes in the Lance dataset, only {schema.names}; "
-            "expected one such as `image`"
+            f"pool {location}: the Lance dataset has no column of image bytes, only "
+            f"{schema.names}; expected a binary column such as `image`"
         )
     if _is_blob(schema.field(form.image)):
         raise UserError(
-            f"pool {location}: column {form.image!r} holds Lance blobs; write it as plain binary"
+            f"pool {location}: column {form.image!r} holds Lance blobs; rewrite it as plain binary"
         )
     found = [_fragment(location, *one, schema.to_string()) for one in described]
     if not found:
-        raise UserError(f"pool {location}: a Lance dataset without rows")
+        raise UserError(f"pool {location}: the Lance dataset has no rows")
     return dataset.version, found
 
 
@@ -102,8 +108,8 @@ def _fragment(location: str, number: int, about: dict[str, Any], schema: str) ->
     is_outside = any(".." in name.split("/") or "\\" in name for name in files)
     if is_elsewhere or is_outside or about.get("overlays") or not about["files"]:
         raise UserError(
-            f"pool {location}: fragment {number} of the Lance dataset has data in another place; "
-            "write the dataset anew as one"
+            f"pool {location}: fragment {number} of the Lance dataset refers to data outside its "
+            "directory; rewrite the dataset into one directory"
         )
     stamp = json.dumps([about, schema], sort_keys=True)
     return Fragment(f"{number:0{NAME_DIGITS}d}", stamp, files)
@@ -112,9 +118,9 @@ def _fragment(location: str, number: int, about: dict[str, Any], schema: str) ->
 def read_fragment(
     root: str, version: int, shard: str, keys: Container[str] | None = None
 ) -> Iterator[Sample | BadSample]:
-    """The samples of a fragment, or those with `keys` alone, in the order of its rows.
+    """Yield a fragment's samples in row order; with `keys`, only the samples with these keys.
 
-    Raises OSError or pa.ArrowException where it cannot be read.
+    Raises OSError or pa.ArrowException if the fragment cannot be read.
     """
     dataset = _opened(need_lance(root), root, version)
     fragment = dataset.get_fragment(int(shard))
@@ -145,8 +151,11 @@ def _opened(lance: ModuleType, root: str, version: int | None = None) -> Any:
 
 
 def _checked(found: Iterable[Any]) -> Iterator[Any]:
-    """What Lance gives; its errors as OSError or ArrowInvalid of one line. Rust code that meets
-    what it does not expect panics, which is no Exception in Python."""
+    """Yield from `found`, turning Lance's errors into OSError or ArrowInvalid with one line.
+
+    A panic in Lance's Rust code arrives as a PanicException, which is a BaseException but not an
+    Exception.
+    """
     try:
         yield from found
     except OSError as error:

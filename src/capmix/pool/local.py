@@ -1,8 +1,9 @@
-"""The files of a pool on a local disk: which are listed, and how one is opened.
+"""List and open the files of a pool on a local disk.
 
-A pool that others made may hold links to any file of this machine, and files whose reading never
-ends. Only regular files inside the pool's real path are opened, unless links are followed; then
-any regular file. What is listed is checked again when it is opened: it may be replaced meanwhile.
+An untrusted pool may hold links to any file on this computer, and files whose reading never ends
+(FIFOs, devices). Only regular files inside the pool's real path are opened; `follow_links` allows
+any regular file. Files are checked when they are listed and again when they are opened, because
+they may be replaced in between.
 """
 
 import contextlib
@@ -19,39 +20,39 @@ from typing import Any, BinaryIO
 from capmix.pool.ignored import suffix_of
 from capmix.storage.filesystem import again, is_left_out
 
-# Windows has none of these, and opens files as text by default.
+# Windows has none of these flags, and opens files in text mode by default.
 HAS_DIR_FD = os.open in os.supports_dir_fd and hasattr(os, "O_NOFOLLOW")
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-# A FIFO that nobody writes to would be waited for.
+# Without O_NONBLOCK, opening a FIFO without a writer blocks.
 FILE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-LINKED = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # what O_NOFOLLOW says of a link, by system
-NO_FILE = (errno.ENXIO, errno.ENODEV)  # a socket, a device without a driver
+LINKED = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # O_NOFOLLOW on a link; depends on the system
+NO_FILE = (errno.ENXIO, errno.ENODEV)  # a socket, or a device without a driver
 SIDECARS = (".txt", ".json")
 
 LEAVES = "link that leaves the pool"
 BROKEN = "broken link"
 LINKED_FOLDER = "linked folder"
-LISTED_BEFORE = "link to a folder that is listed before"
+LISTED_BEFORE = "link to a folder that is already listed"
 NOT_UTF8 = "name that is not UTF-8"
 PLURALS = {
     LEAVES: "links that leave the pool",
     LINKED_FOLDER: "linked folders",
-    LISTED_BEFORE: "links to folders that are listed before",
+    LISTED_BEFORE: "links to folders that are already listed",
     NOT_UTF8: "names that are not UTF-8",
 }
-FOLLOWED = (LEAVES, LINKED_FOLDER)  # what is read where links are followed
+FOLLOWED = (LEAVES, LINKED_FOLDER)  # read with --follow-links
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 NOT_REGULAR = "not a regular file"
 
 
 class FileTooLargeError(ValueError):
-    """A file holds more bytes than are read of its kind."""
+    """A file is larger than the limit for its kind."""
 
 
 @dataclass
 class Skipped:
-    """Entries of a pool's folders that are not read, by kind, and the name of one."""
+    """Counts of the entries that were skipped in a pool's folders, by kind, and an example name."""
 
     counts: Counter[str] = field(default_factory=Counter)
     example: str = ""
@@ -61,7 +62,7 @@ class Skipped:
         self.example = min(self.example or name, name)
 
     def __str__(self) -> str:
-        """Such as `3 entries skipped (2 FIFOs, 1 socket), such as 'a.jpg'`; "" for none."""
+        """Example: `3 entries skipped (2 FIFOs, 1 socket), for example 'a.jpg'`; "" for none."""
         total = self.counts.total()
         if not total:
             return ""
@@ -71,17 +72,17 @@ class Skipped:
         )
         entries = "1 entry" if total == 1 else f"{total:,} entries"
         advice = any(kind in self.counts for kind in FOLLOWED)
-        hint = ". Read what links lead to with --follow-links" if advice else ""
-        return f"{entries} skipped ({kinds}), such as {self.example!r}{hint}"
+        hint = ". Use --follow-links to read linked files and folders" if advice else ""
+        return f"{entries} skipped ({kinds}), for example {self.example!r}{hint}"
 
 
 @dataclass
 class Listing:
-    """Size and times of each file that a pool may read, by its path below the pool's folder.
+    """The files below a pool's folder: `files` maps relative paths to size and times.
 
-    A .txt or .json file that is skipped is in `files` too: the sample that it belongs to fails
-    when it is opened, as it would have another text or uid without it. `others` counts the regular
-    files of no suffix that was asked for, by suffix.
+    Skipped .txt and .json files are in `files` too: without its sidecar a sample would have another
+    text or uid, so it must fail when the sidecar is opened. `others` counts regular files with
+    other suffixes than the requested ones, by suffix.
     """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,22 +91,24 @@ class Listing:
 
 
 def list_local(root: str, suffixes: tuple[str, ...], follow_links: bool) -> Listing:
-    """List the files below a folder whose names end in one of `suffixes`, in any case.
+    """List the files below a folder whose names end in one of `suffixes`, ignoring case.
 
-    Hidden files and folders are left out. Each folder is listed once, whatever links lead to it.
-    Raises OSError where one cannot be listed, unless it is gone.
+    Hidden files and folders are left out. Each folder is listed once, no matter how many links
+    lead to it. Raises OSError if a folder cannot be listed; folders removed meanwhile are ignored.
     """
     walk = _Walk(root, suffixes, follow_links)
     walk.below("")
-    while walk.linked:  # after all folders of the pool itself, so that these keep their names
+    while walk.linked:  # after all real folders, so that these are listed under their own names
         walk.below(heapq.heappop(walk.linked))
     files = dict(sorted(walk.found.files.items()))
     return Listing(files, walk.found.skipped, walk.found.others)
 
 
 def list_named(root: str, names: Iterable[str], follow_links: bool) -> Listing:
-    """Files below a folder by their names there, as list_local lists them. Raises OSError where one
-    is missing."""
+    """List the given files (paths relative to the folder) in the form that list_local returns.
+
+    Raises OSError if one is missing.
+    """
     walk = _Walk(root, ("",), follow_links)
     for name in names:
         walk.add(name, again(partial(os.lstat, f"{root}/{name}")))
@@ -113,7 +116,7 @@ def list_named(root: str, names: Iterable[str], follow_links: bool) -> Listing:
 
 
 class _Walk:
-    """A listing under way; `linked` is a heap of the folders behind links that are to be listed."""
+    """A listing in progress. `linked` is a heap of linked folders that are still to be listed."""
 
     def __init__(self, root: str, suffixes: tuple[str, ...], follow_links: bool):
         self.root, self.suffixes, self.follow_links = root, suffixes, follow_links
@@ -122,7 +125,7 @@ class _Walk:
         self._listed: set[tuple[int, int]] = set()
 
     def below(self, start: str) -> None:
-        """List a folder and those in it, but not those behind links."""
+        """List a folder and its subfolders, without linked folders."""
         folders = [start]
         while folders:
             folder = folders.pop()
@@ -146,7 +149,7 @@ class _Walk:
                     folders.append(name)
 
     def add(self, name: str, info: os.stat_result) -> None:
-        """Note what is no folder: a file, a link to anything, a FIFO, ..."""
+        """Record an entry that is not a folder: a file, a link to a file or folder, a FIFO, ..."""
         is_link = stat.S_ISLNK(info.st_mode)
         why, target = self._behind(name, info) if is_link else (_kind(info), info)
         if name.rpartition("/")[2].startswith("."):
@@ -167,7 +170,10 @@ class _Walk:
             self.found.files[name] = _sizes(info, target)
 
     def _behind(self, name: str, link: os.stat_result) -> tuple[str, os.stat_result]:
-        """Why what a link leads to is not read, "" where it is, and what is known of it."""
+        """Return why a link's target is not read ("" if it is read), and the target's stat result.
+
+        For a broken link, the stat result is that of the link itself.
+        """
         try:
             target = os.stat(f"{self.root}/{name}")
         except OSError:
@@ -189,7 +195,7 @@ def list_entries(path: str) -> list[tuple[str, os.stat_result]]:
 
 
 def _kind(about: os.stat_result) -> str:
-    """What a file is that cannot be read to its end; "" for a regular one."""
+    """Return the kind of a special file (FIFO, socket, device); "" for a regular file."""
     kind = stat.S_IFMT(about.st_mode)
     return "" if kind == stat.S_IFREG else KINDS.get(kind, "device")
 
@@ -197,13 +203,13 @@ def _kind(about: os.stat_result) -> str:
 def is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # Python keeps each byte that is not as half of a surrogate pair
+    except UnicodeEncodeError:  # Python decodes each invalid byte to a lone surrogate
         return False
     return True
 
 
 def _sizes(entry: os.stat_result, target: os.stat_result) -> dict[str, Any]:
-    """Of the target, with the later of both times: a link and what it leads to can change."""
+    """Return the target's size, and the later times of link and target, as both can change."""
     both = entry, target
     created = max(getattr(one, "st_birthtime", one.st_ctime) for one in both)
     mtime = max(one.st_mtime for one in both)
@@ -211,12 +217,12 @@ def _sizes(entry: os.stat_result, target: os.stat_result) -> dict[str, Any]:
 
 
 def is_inside(root: str, name: str) -> bool:
-    """Whether what a name below the folder `root` leads to is in that folder."""
+    """Whether a path relative to `root`, with all links resolved, is inside `root`."""
     return _real_name(root, name) is not None
 
 
 def _real_name(root: str, name: str) -> str | None:
-    """The path below the real path of the root of what a file's name leads to; None outside."""
+    """Resolve links in a path below `root`. Returns it relative to the real root; None outside."""
     folder = _real(root).rstrip("/") + "/"
     real = _real(f"{root}/{name}")
     return real.removeprefix(folder) if real.startswith(folder) else None
@@ -229,8 +235,8 @@ def _real(path: str) -> str:
 def open_local(root: str, name: str, follow_links: bool, buffering: int = -1) -> BinaryIO:
     """Open a regular file below the folder `root` for reading.
 
-    Raises OSError: PermissionError where it is something else or, unless `follow_links`, where
-    links lead out of `root`.
+    Raises OSError; in particular PermissionError if it is not a regular file, or if a link leads
+    out of `root` and `follow_links` is false.
     """
     path = f"{root}/{name}"
     try:
@@ -249,8 +255,11 @@ def open_local(root: str, name: str, follow_links: bool, buffering: int = -1) ->
 
 
 def _open_inside(root: str, name: str) -> int:
-    """A link to a file inside is opened by that file's own name. Only a name without links is
-    ever opened, so that one that is replaced meanwhile leads nowhere."""
+    """Open a file inside `root`, and return its descriptor.
+
+    A link is resolved first, and then its target is opened by a path without links. A link that
+    replaces a part of that path meanwhile is therefore not followed.
+    """
     try:
         return _open_without_links(root, name)
     except OSError as error:
@@ -258,7 +267,9 @@ def _open_inside(root: str, name: str) -> int:
             raise
     real = _real_name(root, name)
     if real is None:
-        raise PermissionError(errno.EPERM, f"a {LEAVES}; --follow-links reads it", f"{root}/{name}")
+        raise PermissionError(
+            errno.EPERM, f"a {LEAVES}; use --follow-links to read it", f"{root}/{name}"
+        )
     try:
         return _open_without_links(root, real)
     except OSError as error:
@@ -269,7 +280,7 @@ def _open_inside(root: str, name: str) -> int:
 
 def _open_without_links(root: str, name: str) -> int:
     if not HAS_DIR_FD:
-        return _open_after_looking(root, name)
+        return _open_after_check(root, name)
     folder = os.open(root, FOLDER)
     try:
         *folders, last = name.split("/")
@@ -282,9 +293,12 @@ def _open_without_links(root: str, name: str) -> int:
         os.close(folder)
 
 
-def _open_after_looking(root: str, name: str) -> int:
-    """Where a system cannot refuse links while it opens: a link that is put there between the look
-    and the opening is followed, but what is opened is looked at once more."""
+def _open_after_check(root: str, name: str) -> int:
+    """Open a file on a system without O_NOFOLLOW.
+
+    A link that is created between the check and the open is followed, so the opened file is
+    compared with the checked one.
+    """
     path = root
     for one in name.split("/"):
         path = f"{path}/{one}"
@@ -300,18 +314,20 @@ def _open_after_looking(root: str, name: str) -> int:
 
 
 def _is_junction(path: str) -> bool:
-    """Whether a folder of Windows leads to another one."""
+    """Whether a path is a Windows junction: a folder that links to another one."""
     return bool(getattr(os.path, "isjunction", lambda _: False)(path))
 
 
 def read_local(root: str, name: str, bound: int, follow_links: bool) -> bytes:
-    """All bytes of a regular file. Raises FileTooLargeError for one of more than `bound`, and
-    OSError as open_local does."""
+    """Read all bytes of a regular file.
+
+    Raises FileTooLargeError if it has more than `bound` bytes, and OSError as open_local does.
+    """
     with open_local(root, name, follow_links) as stream:
         size = os.fstat(stream.fileno()).st_size
         data = (stream.read(size + 1) or b"") if size <= bound else b""
-        if len(data) > size:  # it grows, or is one of those whose size is not told
+        if len(data) > size:  # it is growing, or reports no size (as files in /proc do)
             data += stream.read(bound + 1 - len(data)) or b""
     if max(size, len(data)) > bound:
-        raise FileTooLargeError(f"{name}: at most {bound} bytes are read")
+        raise FileTooLargeError(f"{name}: larger than the limit of {bound} bytes")
     return data

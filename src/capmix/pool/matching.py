@@ -1,5 +1,8 @@
-"""What a pattern finds on a local disk, as a directory is listed: no folder behind a link is gone
-into, unless links are followed, and none twice."""
+"""Find the files and folders on a local disk that match a pattern.
+
+The same rules hold as for listing a directory: linked folders are entered only if links are
+followed, and no folder is entered twice.
+"""
 
 import fnmatch
 import heapq
@@ -21,19 +24,19 @@ from capmix.pool.local import (
 from capmix.storage.filesystem import again, is_left_out
 
 WILD = re.compile(r"[*?\[]")
-DEEP = "**"  # any folders, or none
+DEEP = "**"  # any number of folders
 
 
 def match_local(
     root: str, pattern: str, follow_links: bool
 ) -> tuple[list[tuple[str, bool]], Skipped]:
-    """What there is below the folder `root` that a pattern of `*`, `?`, `[...]` and `**` matches:
-    names below it, in order, and whether each is a folder.
+    """Find what matches a pattern of `*`, `?`, `[...]` and `**` below the folder `root`.
 
-    What is hidden matches only what begins with a dot too. A folder that the pattern itself names
-    may be a link to another one in `root`. Where links are followed, a folder that several names
-    lead to has one without links if there is any. Raises OSError where a folder cannot be listed,
-    unless it is gone.
+    Returns the relative paths in order, each with whether it is a folder, and what was skipped.
+    Hidden entries match only parts of the pattern that begin with a dot. A folder that the pattern
+    names without a wildcard may be a link to another folder in `root`. If links are followed and
+    several paths lead to one folder, a path without links is preferred. Raises OSError if a folder
+    cannot be listed; folders removed meanwhile are ignored.
     """
     found = _Matching(root, pattern.split("/"), follow_links)
     found.run()
@@ -46,8 +49,12 @@ def match_local(
 
 
 class _Matching:
-    """A search under way. `folders`, and those behind links, are to be compared with the part of
-    the pattern whose number is beside them; behind all parts, they are found."""
+    """A search in progress.
+
+    `_folders` and `_linked` hold the folders still to be entered, each with the number of the
+    pattern's part that its entries are compared with; after the last part, the folder itself
+    matches.
+    """
 
     def __init__(self, root: str, parts: list[str], follow_links: bool):
         self.root, self.parts, self.follow_links = root, parts, follow_links
@@ -60,15 +67,17 @@ class _Matching:
     def run(self) -> None:
         while self._folders or self._linked:
             if self._folders:
-                self._look_into(*self._folders.pop())
+                self._enter(*self._folders.pop())
                 continue
             name, at = heapq.heappop(self._linked)
-            if not self._look_into(name, at):
+            if not self._enter(name, at):
                 self.skipped[name] = LISTED_BEFORE
 
     def leave_out_nested(self) -> None:
-        """Leave out folders behind links that are in another one, or around it: all that is below
-        a folder is listed."""
+        """Leave out linked folders that contain, or are inside, another matching folder.
+
+        Matching folders are listed recursively, so their files would be listed twice.
+        """
         folders = [name for name, is_folder in self.names.items() if is_folder]
         real = {name: os.path.realpath(f"{self.root}/{name}") for name in folders}
         root = os.path.realpath(self.root)
@@ -84,8 +93,8 @@ class _Matching:
                 kept.add(path)
                 around |= set(_above(path))
 
-    def _look_into(self, folder: str, at: int) -> bool:
-        """Whether no other name has led to this folder at this part of the pattern."""
+    def _enter(self, folder: str, at: int) -> bool:
+        """Match a folder's entries. Returns false if it was entered before at this part."""
         try:
             about = again(partial(os.stat, f"{self.root}/{folder}"))
             place = (about.st_dev, about.st_ino, at)
@@ -102,7 +111,7 @@ class _Matching:
         if is_deep and not is_last:
             self._folders.append((folder, at + 1))
         for base, info in entries:
-            self._meet(f"{folder}/{base}" if folder else base, info, at, is_deep, is_last)
+            self._add(f"{folder}/{base}" if folder else base, info, at, is_deep, is_last)
         return True
 
     def _matches(self, folder: str, part: str) -> list[tuple[str, os.stat_result]]:
@@ -114,8 +123,8 @@ class _Matching:
             return [(base, info) for base, info in found if not is_left_out(base)]
         return [one for one in found if part.startswith(".") or not one[0].startswith(".")]
 
-    def _meet(self, name: str, info: os.stat_result, at: int, is_deep: bool, is_last: bool) -> None:
-        """An entry that matches the part `at`."""
+    def _add(self, name: str, info: os.stat_result, at: int, is_deep: bool, is_last: bool) -> None:
+        """Record an entry that matches the part `at`, or queue it if it is a folder."""
         is_link = stat.S_ISLNK(info.st_mode)
         is_folder = os.path.isdir(f"{self.root}/{name}") if is_link else stat.S_ISDIR(info.st_mode)
         next_part = at if is_deep else at + 1

@@ -1,9 +1,10 @@
-"""Read pools of parquet files: with images as Hugging Face datasets keeps them, or metadata alone.
+"""Read pools of parquet files: with images (as written by Hugging Face datasets) or only metadata.
 
-A file is a shard and a row a sample, keyed by its number. The image column is the first struct
-with a field `bytes`, or a binary column named as images are; the text is `text` or `caption`. Of
-the other columns, those of texts, numbers and truth values are the sample's metadata. A
-file without images (DataComp's metadata) can be mixed, to select before anything is downloaded.
+Each file is a shard, each row a sample with its row number as key. The image column is the first
+struct with a field `bytes`, or binary column named `image`, `img` or an image suffix. The text
+column is the first of TEXT_COLUMNS. Other columns of strings, numbers and booleans are the sample's
+metadata. Files without images (DataComp's metadata) can be mixed, to select samples before their
+images are downloaded.
 """
 
 from collections import Counter
@@ -29,14 +30,14 @@ from capmix.storage.rows import FAILED, OK, STATUS_FIELDS
 TEXT_COLUMNS = ("text", "caption", "txt", "TEXT")
 IMAGE_COLUMNS = ("image", "img", *IMAGE_SUFFIXES)
 SIZES = {"width": ("width", "original_width"), "height": ("height", "original_height")}
-ROWS_AT_ONCE = 16  # a few bytes of parquet can stand for images of the largest size allowed
+ROWS_AT_ONCE = 16  # a few compressed bytes can expand to images of the largest allowed size
 KEY_DIGITS = 9
-RESERVED = ("shard", "draw", "repeat_draw")  # what recipes have of their own
+RESERVED = ("shard", "draw", "repeat_draw")  # columns that recipes define
 
 
 @dataclass(frozen=True)
 class ParquetForm:
-    """Which columns hold what; None where there is none."""
+    """The names of the image, text and uid columns; None for a column that does not exist."""
 
     image: str | None
     text: str | None
@@ -44,19 +45,20 @@ class ParquetForm:
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "ParquetForm":
-        """Raises ArrowInvalid where two columns have one name: neither can be read by it."""
+        """Find the columns in a schema.
+
+        Raises ArrowInvalid if two columns have the same name: neither can be read by name.
+        """
         name, times = next(iter(Counter(schema.names).most_common(1)), ("", 0))
         if times > 1:
-            raise pa.ArrowInvalid(
-                f"{times} columns are called {name!r:.80}; expected one of a name"
-            )
+            raise pa.ArrowInvalid(f"{times} columns are named {name!r:.80}; expected unique names")
         image = next((f.name for f in schema if _holds_images(f)), None)
         words = [f.name for f in schema if _is_text(f.type)]
         text = next((name for name in TEXT_COLUMNS if name in words), None)
         return cls(image, text, "uid" if "uid" in words else None)
 
     def needed(self, schema: pa.Schema) -> list[str]:
-        """The columns that samples are read from."""
+        """Return the columns that samples are read from."""
         return [f.name for f in schema if f.name == self.image or _is_plain(f.type)]
 
 
@@ -80,7 +82,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 def read_parquet(
     file: pq.ParquetFile, shard: str, keys: Container[str] | None = None
 ) -> Iterator[Sample | BadSample]:
-    """The samples of one file with images, or those with `keys` alone, in the order of its rows."""
+    """Yield the samples of a file with images in row order; with `keys`, only these samples."""
     form = ParquetForm.of(file.schema_arrow)
     needed = form.needed(file.schema_arrow)
     batches = file.iter_batches(ROWS_AT_ONCE, columns=needed, use_threads=False)
@@ -100,7 +102,10 @@ def read_rows(
     shard: str,
     keys: Container[str] | None = None,
 ) -> Iterator[Sample | BadSample]:
-    """The samples of batches of rows, each with the rows' numbers in the shard."""
+    """Yield the samples in batches of rows; each batch comes with its rows' numbers in the shard.
+
+    With `keys`, yields only the samples with these keys.
+    """
     seen: set[str] = set()
     for numbers, batch in batches:
         for i, number in enumerate(numbers):
@@ -109,7 +114,7 @@ def read_rows(
                 continue
             try:
                 row = batch.slice(i, 1).to_pylist()[0]
-            except (ValueError, OverflowError) as error:  # text that is no UTF-8, for instance
+            except (ValueError, OverflowError) as error:  # for example, text that is not UTF-8
                 yield BadSample(key, "bad_row", str(error))
                 continue
             yield _sample(row, form, key, shard, seen)
@@ -122,14 +127,15 @@ def _sample(
     if not isinstance(uid, str) or not SAFE_UID.fullmatch(uid):
         return BadSample(key, "bad_uid", f"uid {uid!r:.80}: expected letters, digits, '-' or '_'")
     if uid in seen:
-        return BadSample(key, "duplicate_uid", f"uid {uid} stands in this file more than once")
+        return BadSample(key, "duplicate_uid", f"uid {uid} occurs more than once in this file")
     seen.add(uid)
     value = row.pop(form.image or "", None)
     data = value.get("bytes") if isinstance(value, dict) else value
     if not data:
         return BadSample(key, "no_image", f"no bytes in column {form.image!r}")
     if len(data) > MAX_IMAGE_BYTES:
-        return BadSample(key, "too_many_bytes", f"{len(data)} bytes; {MAX_IMAGE_BYTES} are read")
+        detail = f"{len(data)} bytes; the limit is {MAX_IMAGE_BYTES}"
+        return BadSample(key, "too_many_bytes", detail)
     suffix = _suffix(data, value.get("path") if isinstance(value, dict) else None)
     text = row.get(form.text) if form.text else None
     known = {k: v for k, v in row.items() if isinstance(v, str | int | float | bool) or v is None}
@@ -145,8 +151,11 @@ def _suffix(data: bytes, path: str | None) -> str:
 
 
 def read_metadata(file: pq.ParquetFile, shard: str) -> pa.Table:
-    """The rows of a file without images, as the index keeps them: status columns, text, width and
-    height, sha256, and every other column of numbers, words or truth values under its own name."""
+    """Read a file without images into a table with the columns of the index.
+
+    These are the status columns, text, width, height and sha256, and every other column of numbers,
+    strings or booleans under its own name.
+    """
     schema = file.schema_arrow
     form = ParquetForm.of(schema)
     plain = [f.name for f in schema if _is_plain(f.type)]
@@ -190,12 +199,12 @@ def _is_number(kind: pa.DataType) -> bool:
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if _is_text(column.type):
         return column.cast(pa.string())
-    # SQL has no numbers of 16 bits.
+    # SQL has no 16-bit floats.
     return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _pixels(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int32; null for what no image is wide or high."""
+    """Convert to int32; null for values that cannot be an image's width or height."""
     numbers = column.cast(pa.float64(), safe=False)
     possible = pc.and_(pc.greater(numbers, 0), pc.less(numbers, 2**31))
     kept = pc.if_else(possible, numbers, pa.scalar(None, pa.float64()))

@@ -1,7 +1,7 @@
-"""Where the files of a pool are: what its location names, and what is in there.
+"""Resolve the locations of a pool to directories and files.
 
-A location is a directory, a file, or a pattern: `{00000..00041}` and `{a,b}` stand for each of
-their names, `*`, `?`, `[...]` and `**` for what there is. A pool may have several.
+A location is a directory, a file, or a pattern: `{00000..00041}` and `{a,b}` expand to each of
+their names; `*`, `?`, `[...]` and `**` match existing files. A pool may have several locations.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ IMAGE_ENDINGS = tuple(f".{suffix}" for one in FORMATS for suffix in one.suffixes
 FILES = (*TAR_SUFFIXES, PARQUET_SUFFIX, *IMAGE_ENDINGS)
 SUFFIXES = (*FILES, *SIDECARS)
 READ_AHEAD = 1 << 20
-ASKED_AT_ONCE = 32
+CONCURRENT_REQUESTS = 32
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}/]*,[^{}/]*)\}")
 MAX_EXPANDED = 1_000_000
-WILD_IN_ADDRESS = re.compile(r"\*")  # a ? begins the query of a web address
+WILD_IN_ADDRESS = re.compile(r"\*")  # in a web address, ? begins the query
 ADDRESS = ("http://", "https://")
-# Names in a work directory, as a pattern may match them or the folders that they are in.
-OF_WORK = (
+# Examples of paths in a work directory, to test whether a pattern matches such a file or folder.
+WORK_FILES = (
     *(f"{folder}/0.parquet" for folder in (SAMPLES, FIELDS)),
     *(f"{folder}/x/0.parquet" for folder in (CAPTIONS, SUBSETS, SHARDS)),
     *(f"{SCORES}/x/x/0.parquet", f"{SHARDS}/x/0.tar", f"{SHARDS}/x/0.jpg"),
@@ -57,10 +57,10 @@ OF_WORK = (
 
 @dataclass(frozen=True)
 class PoolPlace:
-    """A directory of a pool, whose files are named in the pool with `prefix` before them.
+    """A directory of a pool. `prefix` comes before the names of its files in the pool.
 
-    `owned` is the path or URL of a directory that is the pool's as a whole; "" where single files
-    of it were named, and others may lie beside them.
+    `owned` is the path or URL of a directory that belongs to the pool as a whole; "" if the pool
+    names single files, so that other files may exist beside them.
     """
 
     prefix: str
@@ -74,27 +74,33 @@ class PoolPlace:
         return is_local(self.fs)
 
     def open(self, name: str, buffering: int = READ_AHEAD) -> BinaryIO:
-        """A file by its name below the directory. Raises OSError."""
-        if self.is_local:  # fsspec's wrapper costs more than small reads do
+        """Open a file by its path relative to the directory. Raises OSError."""
+        if self.is_local:  # fsspec's wrapper would cost more than a small read
             return open_local(self.root, name, self.follow_links, buffering)
         opened: BinaryIO = self.fs.open(f"{self.root}/{name}", "rb")
         return opened
 
     def read(self, name: str, bound: int) -> bytes:
-        """All bytes of a file. Raises FileTooLargeError for one of more than `bound`, OSError."""
+        """Read all bytes of a file.
+
+        Raises FileTooLargeError if it has more than `bound` bytes, OSError if it cannot be read.
+        """
         if self.is_local:
             return again(lambda: read_local(self.root, name, bound, self.follow_links))
         path = f"{self.root}/{name}"
         if again(lambda: self.fs.size(path)) > bound:
-            raise FileTooLargeError(f"{name}: at most {bound} bytes are read")
+            raise FileTooLargeError(f"{name}: larger than the limit of {bound} bytes")
         data: bytes = again(lambda: self.fs.cat_file(path))
         return data
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A place and what is in it. `is_optional` where a pattern found it, so that it may hold
-    nothing; `is_chosen` where its files were named, and not their directory."""
+    """A place and its files.
+
+    `is_optional` is set if a pattern found the place, so that it may be empty. `is_chosen` is set
+    if its files were named, instead of their directory.
+    """
 
     place: PoolPlace
     listing: Listing
@@ -104,10 +110,10 @@ class Listed:
 
 @dataclass
 class _Named:
-    """What a location names: the directory `root`, or the files in it that `names` has.
+    """What a location names: the directory `root`, or only the files `names` in it.
 
-    `anchor` is the part of the location that does not depend on what a pattern finds.
-    `follow_links` where each file was named by itself.
+    `anchor` is the directory before the location's first wildcard or brace, or the path itself if
+    it has none. `follow_links` is set if each file was named explicitly.
     """
 
     location: str
@@ -118,8 +124,8 @@ class _Named:
     owned: str = ""
     follow_links: bool = False
     is_optional: bool = False
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # of files, where it is known
-    listing: Listing = field(default_factory=Listing)  # what a pattern found beside files
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # file information, if known
+    listing: Listing = field(default_factory=Listing)  # matches of a pattern that are not read
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ class _Named:
 
 
 def _parts(location: str, path: str) -> tuple[str, ...]:
-    """A protocol and the names in a path."""
+    """Split a path into its protocol and names."""
     protocol, mark, _ = location.partition("://")
     plain = path.partition("://")[2] if "://" in path else path
     is_path = not mark or protocol == "file"
@@ -136,32 +142,32 @@ def _parts(location: str, path: str) -> tuple[str, ...]:
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether files are on this machine's disks."""
+    """Whether a file system is on a local disk."""
     return "file" in fs.protocol
 
 
 def find_places(locations: Sequence[str], follow_links: bool) -> list[Listed]:
-    """The places that locations name, each with its files.
+    """Return the places that the locations name, each with its files.
 
-    Prefixes are what sets the directories apart: there is none where there is one directory, or
-    files of one; the files of a/ and b/ begin with `a/` and `b/`. Raises UserError where there is
-    nothing, and where one directory is in another.
+    Prefixes distinguish the directories: with one directory (or files in one directory) the prefix
+    is empty; with a/ and b/ the prefixes are `a/` and `b/`. Raises UserError if nothing is found,
+    or if one directory is inside another.
     """
     named: list[_Named] = []
     for location in locations:
-        with _told(location):
+        with _user_errors(location):
             named += _named_by(location, follow_links)
     named = _merged(named)
     _refuse_overlap(named)
     found = []
     for one, prefix in zip(named, _prefixes(named), strict=True):
-        with _told(one.location):
+        with _user_errors(one.location):
             found.append(_listed(one, prefix, follow_links))
     return found
 
 
 @contextlib.contextmanager
-def _told(location: str) -> Iterator[None]:
+def _user_errors(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -186,15 +192,15 @@ def _named_by(location: str, follow_links: bool) -> list[_Named]:
         skipped = next(
             (f"; {one.listing.skipped}" for one in found if one.listing.skipped.counts), ""
         )
-        raise UserError(f"pool {location}: no tar, image or parquet file matches{skipped}")
+        raise UserError(f"pool {location}: no matching tar, image or parquet file{skipped}")
     return found
 
 
 def would_find(location: str, directory: str, is_work: bool = False) -> bool:
-    """Whether a location that is looked up again may find what is exported to `directory`, a path
-    or URL that need not exist, or where it `is_work` what a work directory there holds.
+    """Whether a location may match files that are written to `directory` later.
 
-    Only a pattern with `*`, `?` or `[...]` finds what is new.
+    `directory` is a path or URL and need not exist. The files are exported shards, or with
+    `is_work` those of a work directory. Only patterns with `*`, `?` or `[...]` match new files.
     """
     fs, path = open_file_system(location, "pool")
     path = path.rstrip("/")
@@ -214,18 +220,21 @@ def would_find(location: str, directory: str, is_work: bool = False) -> bool:
 
 
 def _may_find(rest: list[str] | None, is_work: bool) -> bool:
-    """By what is left of a pattern below a directory, see _rest."""
+    """Whether the rest of a pattern (see _rest) may match files written to the directory."""
     if not rest:
         return rest is not None
     if is_work:
-        return any(_rest(rest, name.split("/")) == [] for name in OF_WORK)
-    # Tars and tables are written into the directory itself, images also into folders of it.
+        return any(_rest(rest, name.split("/")) == [] for name in WORK_FILES)
+    # Tars and tables are written into the directory itself, images also into subfolders.
     return len(rest) == 1 or not rest[-1].endswith((*TAR_SUFFIXES, PARQUET_SUFFIX))
 
 
 def _rest(pattern: list[str], names: Sequence[str]) -> list[str] | None:
-    """The parts of a pattern that follow those that match the names; none where it matches a folder
-    that the names are in. None where it does not match."""
+    """Match a pattern against the names of a directory's path. Returns the remaining parts.
+
+    Returns an empty list if the pattern matches the directory, or one that contains it, and None if
+    the pattern does not match.
+    """
     for number, part in enumerate(pattern):
         if part == DEEP:
             return []
@@ -238,7 +247,7 @@ def _rest(pattern: list[str], names: Sequence[str]) -> list[str] | None:
 
 
 def _real_parts(place: str) -> tuple[str, ...]:
-    """A protocol and the names in a path or URL; of a path without links and `..`."""
+    """Split a path or URL into its protocol and names; links and `..` in a path are resolved."""
     path = place.removeprefix("file://")
     if "://" in path:
         return _parts(path, path)
@@ -246,7 +255,7 @@ def _real_parts(place: str) -> tuple[str, ...]:
 
 
 def _literal(location: str, fs: fsspec.AbstractFileSystem, path: str, anchor: str) -> _Named:
-    """A file or a directory by its path."""
+    """Return the file or directory at a path."""
     is_file = path.lower().endswith(FILES) and not (is_local(fs) and os.path.isdir(path))
     if is_file:
         anchor = path.rpartition("/")[0] if anchor == path else anchor
@@ -256,13 +265,13 @@ def _literal(location: str, fs: fsspec.AbstractFileSystem, path: str, anchor: st
 
 
 def _address(location: str, path: str) -> str:
-    """A path with the protocol of the location that it comes from."""
+    """Prepend the protocol of the path's location."""
     protocol, mark, _ = location.partition("://")
     return f"{protocol}://{path}" if mark and "://" not in path else path
 
 
 def _expanded(pattern: str) -> list[str]:
-    """A pattern once for each choice in its braces."""
+    """Expand the braces in a pattern. Raises OSError if that yields over MAX_EXPANDED names."""
     found, braces = [pattern], BRACES.search(pattern)
     while braces:
         choices = _choices(braces)
@@ -291,8 +300,10 @@ def _choices(braces: re.Match[str]) -> list[str]:
 
 
 def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
-    """The files and directories that match. Those that links lead to outside of the pattern's own
-    directory are skipped, unless links are followed. With `**` there are files alone."""
+    """Return the files and directories that match; with `**`, only files.
+
+    Links that lead out of the anchor's directory are skipped, unless links are followed.
+    """
     anchor, found = files.anchor, [files]
     files.is_optional, is_deep = True, DEEP in pattern
     files.owned = _address(files.location, anchor) if is_deep else ""
@@ -318,8 +329,7 @@ def _matches(files: _Named, pattern: str, follow_links: bool) -> list[_Named]:
 def _glob(
     files: _Named, pattern: str, follow_links: bool
 ) -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """The name below the anchor, whether it is a directory, and what is known, of all that
-    matches."""
+    """Yield for each match its path below the anchor, whether it is a directory, and file info."""
     below = len(files.anchor)
     if is_local(files.fs):
         inner = pattern[below:].strip("/")
@@ -333,7 +343,7 @@ def _glob(
 
 
 def _merged(named: list[_Named]) -> list[_Named]:
-    """With the files of each directory together."""
+    """Merge the entries that name files in the same directory."""
     found: dict[tuple[str, ...], _Named] = {}
     others = []
     for one in named:
@@ -365,19 +375,19 @@ def _refuse_overlap(named: list[_Named]) -> None:
     folders: dict[tuple[str, ...], _Named] = {}
     for one in named:
         if one.names is None and folders.setdefault(one.parts, one) is not one:
-            raise UserError(f"pool {one.location}: named twice; name it once")
+            raise UserError(f"pool {one.location}: given twice; give it once")
     for one in named:
         inner = one.parts if one.names is not None else one.parts[:-1]
         outer = (folders.get(inner[:end]) for end in range(len(inner), 0, -1))
         if around := next(filter(None, outer), None):
             raise UserError(
-                f"pool {one.location}: it is in {around.location}, which is named too; name one of "
-                "the two"
+                f"pool {one.location}: it is inside {around.location}, which is also given; give "
+                "only one of them"
             )
 
 
 def _prefixes(named: list[_Named]) -> list[str]:
-    """Of the names of each place's files: its path below what all of them have in common."""
+    """Return each place's prefix: its path below the longest common directory of all places."""
     anchors = [_parts(one.location, one.anchor) for one in named]
     levels = zip(*anchors, strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
@@ -386,8 +396,8 @@ def _prefixes(named: list[_Named]) -> list[str]:
         names = one.parts[common:]
         if hidden := next((name for name in names if name.startswith(".")), None):
             raise UserError(
-                f"pool {one.location}: {hidden} is hidden, and cannot be one of several places; "
-                "name it alone"
+                f"pool {one.location}: {hidden} is hidden and cannot be combined with other "
+                "locations; give only this one"
             )
         found.append("".join(f"{name}/" for name in names))
     return found
@@ -401,7 +411,10 @@ def _listed(one: _Named, prefix: str, follow_links: bool) -> Listed:
 
 
 def _list_folder(place: PoolPlace) -> Listing:
-    """One listing, of as many calls as its pages are; never a call a file where it tells sizes."""
+    """List a directory with one call per page of results.
+
+    Only if the listing contains no sizes, files are queried one by one.
+    """
     fs, root = place.fs, place.root
     if is_local(fs) and os.path.isdir(root):
         return list_local(root, SUFFIXES, place.follow_links)
@@ -418,14 +431,14 @@ def _list_folder(place: PoolPlace) -> Listing:
 
 
 def _list_files(one: _Named, follow_links: bool) -> Listing:
-    """The files that are named, with the sidecars of images among them."""
+    """List the named files, and the sidecars of the images among them."""
     names = sorted(set(one.names or ()))
     images = [name for name in names if name.lower().endswith(IMAGE_ENDINGS)]
     stems = dict.fromkeys(name.rpartition(".")[0] for name in images)
     sidecars = [f"{stem}{suffix}" for stem in stems for suffix in SIDECARS]
     if is_local(one.fs):
-        there = [name for name in sidecars if os.path.lexists(f"{one.root}/{name}")]
-        found = list_named(one.root, [*names, *there], follow_links)
+        existing = [name for name in sidecars if os.path.lexists(f"{one.root}/{name}")]
+        found = list_named(one.root, [*names, *existing], follow_links)
         found.skipped.counts += one.listing.skipped.counts
         found.skipped.example = found.skipped.example or one.listing.skipped.example
         return Listing(found.files, found.skipped, one.listing.others)
@@ -438,10 +451,12 @@ def _list_files(one: _Named, follow_links: bool) -> Listing:
 def _about(
     fs: fsspec.AbstractFileSystem, root: str, names: list[str], are_optional: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """What the file system says of each file, asked side by side; without those that are not there
-    where they are optional."""
+    """Query information about each file, concurrently.
 
-    def ask(name: str) -> dict[str, Any]:
+    A missing file raises FileNotFoundError, or is left out if `are_optional`.
+    """
+
+    def query(name: str) -> dict[str, Any]:
         try:
             about: dict[str, Any] = again(lambda: fs.info(f"{root}/{name}"))
         except FileNotFoundError as error:
@@ -450,11 +465,11 @@ def _about(
             raise FileNotFoundError(f"no such file: {name}") from error
         return about
 
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        found = dict(zip(names, threads.map(ask, names), strict=True))
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:
+        found = dict(zip(names, threads.map(query, names), strict=True))
     return {name: about for name, about in found.items() if about}
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder that it is in, has a name that begins with a dot."""
+    """Whether a part of a path begins with a dot."""
     return any(part.startswith(".") for part in name.split("/"))

@@ -1,4 +1,4 @@
-"""Open a pool wherever it lies: WebDataset tars, images, parquet files, or a Lance dataset."""
+"""Open a pool, local or remote: WebDataset tars, images, parquet files, or a Lance dataset."""
 
 import contextlib
 import hashlib
@@ -41,18 +41,18 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 FILES_PER_SHARD = 1000
-TEXTS = ("txt", "json", "caption", "tags")  # beside images: what is read, or trainers read
+TEXTS = ("txt", "json", "caption", "tags")  # sidecars of images that capmix or trainers read
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 Read = Callable[[], Iterator[Sample | BadSample]]
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Shards in name order, and the way to read one. The pool itself is never written to.
+    """The shards of a pool, in name order, and methods to read them. A pool is never modified.
 
-    `files` are those of each shard. `location` is what people are shown, `locations` what the pool
-    was opened by. `follow_links` opens what links lead to, wherever that is on this machine's
-    disks. `version` is that of a Lance dataset.
+    `files` maps each shard to its files. `location` is the text shown in messages, `locations` are
+    the arguments that the pool was opened with. With `follow_links`, links are followed to anywhere
+    on the local disks. `version` is the version of a Lance dataset, else 0.
     """
 
     location: str
@@ -66,12 +66,12 @@ class Pool:
 
     @property
     def root(self) -> str:
-        """The directory of the first place: the only one of a pool that is one directory."""
+        """The directory of the first place. A pool that is one directory has only this place."""
         return self.places[0].root
 
     @cached_property
     def has_images(self) -> bool:
-        """False for parquet files of metadata alone. The first one that can be read tells."""
+        """False for parquet files with only metadata, judged by the first readable file."""
         if not self._first_file.endswith(PARQUET_SUFFIX):
             return True
         for shard in self.shards:
@@ -83,11 +83,11 @@ class Pool:
         return True
 
     def need_images(self, what: str) -> None:
-        """Raise UserError for a pool of metadata alone."""
+        """Raise UserError if the pool has only metadata."""
         if not self.has_images:
             raise UserError(
-                f"{what}: pool {self.location} holds metadata without images. Download them "
-                "first (img2dataset), and open the tars as a pool of their own."
+                f"{what}: pool {self.location} has metadata but no images. Download the images "
+                "(for example with img2dataset) and open the resulting tars as a new pool."
             )
 
     @property
@@ -96,19 +96,23 @@ class Pool:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the samples are files of their own, whose keys are paths below the pool's folder.
-        In tars, parquet files and Lance datasets a key has no suffix."""
+        """Whether each sample is a separate file; its key is the path relative to the pool.
+
+        Keys in tars, parquet files and Lance datasets have no suffix.
+        """
         return not self._first_file.endswith((*TAR_SUFFIXES, PARQUET_SUFFIX, lance.SUFFIX))
 
     @property
     def is_local(self) -> bool:
-        """Whether all of it is on this machine's disks."""
+        """Whether all files are on local disks."""
         return all(place.is_local for place in self.places)
 
     @property
     def survives_fork(self) -> bool:
-        """Whether a forked process can read it. Lance's threads are not there: of twenty such
-        processes one did not end."""
+        """Whether a forked process can read the pool.
+
+        False for Lance: its threads do not survive a fork, and one in twenty forked processes hung.
+        """
         return not self._first_file.endswith(lance.SUFFIX)
 
     @property
@@ -118,8 +122,11 @@ class Pool:
     def read(
         self, shard: Shard, keys: Container[str] | None = None
     ) -> Iterator[Sample | BadSample]:
-        """Stream one shard's samples, or those with `keys` alone, which must not change meanwhile;
-        see read_tar and read_files for what bad input becomes."""
+        """Stream the samples of one shard; with `keys`, only the samples with these keys.
+
+        `keys` must not change during the iteration. Bad input is returned as a BadSample, see
+        read_tar and read_files.
+        """
         files = self.files[shard.name]
         if files[0].endswith(PARQUET_SUFFIX):
             return _read_again(lambda: self._read_parquet(shard, keys), files[0])
@@ -144,27 +151,29 @@ class Pool:
         self, shard: Shard, keys: Container[str] | None
     ) -> Iterator[Sample | BadSample]:
         for name in self.files[shard.name]:
-            open_local(self.root, name, self.follow_links).close()  # Lance opens whatever is there
+            open_local(self.root, name, self.follow_links).close()  # Lance itself opens any file
         return lance.read_fragment(self.root, self.version, shard.name, keys)
 
     @contextlib.contextmanager
     def open_parquet(self, shard: Shard) -> Iterator[pq.ParquetFile]:
-        """The file of a shard of a parquet pool. Raises OSError or pa.ArrowException."""
+        """Open a shard's parquet file. Raises OSError or pa.ArrowException."""
         with self._open(self.files[shard.name][0]) as stream, pq.ParquetFile(stream) as file:
             yield file
 
     def open_tar(self, shard: Shard) -> BinaryIO:
-        """The bytes of a shard of a pool of tars. Raises OSError."""
-        return self._open(self.files[shard.name][0], buffering=-1)  # read in windows
+        """Open a shard's tar. Raises OSError."""
+        return self._open(self.files[shard.name][0], buffering=-1)  # TarMembers buffers itself
 
     def path(self, name: str) -> str:
-        """The path of a file in its file system."""
+        """Return the path of a file in its file system."""
         place, inner = self.place_of(name)
         return f"{place.root}/{inner}"
 
     def holds(self, directory: str, is_work: bool = False) -> str:
-        """The directory or pattern of the pool that finds what is exported to `directory`, or where
-        it `is_work` what a work directory there holds; "" where none does."""
+        """Return the pool's directory or pattern that would include output in `directory`.
+
+        The output is an export, or with `is_work` a work directory. Returns "" if there is none.
+        """
         owned = (one.owned for one in self.places)
         if inside := next((one for one in owned if one and is_within(directory, one)), ""):
             return inside
@@ -173,7 +182,7 @@ class Pool:
         return next((one for one in self.locations if would_find(one, directory, is_work)), "")
 
     def reopened(self) -> "Pool":
-        """The same pool for another process: connections to a remote one do not survive a fork."""
+        """Return a copy with new connections, because connections do not survive a fork."""
         known: dict[int, fsspec.AbstractFileSystem] = {}
         for fs in [one.fs for one in self.places]:
             if id(fs) not in known:
@@ -181,12 +190,13 @@ class Pool:
         return replace(self, places=tuple(replace(p, fs=known[id(p.fs)]) for p in self.places))
 
     def place_of(self, name: str) -> tuple[PoolPlace, str]:
-        """Where a file is, and its name there. Longer prefixes come first."""
+        """Return the place of a file, and the file's path relative to that place."""
+        # Places with longer prefixes come first.
         place = next(one for one in self.places if name.startswith(one.prefix))
         return place, name[len(place.prefix) :]
 
     def _base(self, name: str) -> str:
-        """What comes before the name of a file in its path, in messages."""
+        """Return the directory that a file's name in the pool is relative to, for messages."""
         place, _ = self.place_of(name)
         return place.root.removesuffix(place.prefix.rstrip("/")).rstrip("/")
 
@@ -203,55 +213,69 @@ def _read_again(read: Read, file: str) -> Iterator[Sample | BadSample]:
     try:
         yield from again_from(read)
     except pa.ArrowInvalid as error:
-        detail = f"{file}: {error}. Check that the file is whole."
+        detail = f"{file}: {error}. Check that the file is complete."
         yield BadSample("", "unreadable_shard", detail)
     except OSError as error:
-        detail = f"{file}: {error}. Check that the file is there and readable."
+        detail = f"{file}: {error}. Check that the file exists and is readable."
         yield BadSample("", "unreadable_shard", detail)
 
 
 def embedded_folder() -> Path:
-    """Where the pool, evaluation sets and weights that ship with capmix lie."""
+    """Return the folder of the pool, evaluation sets and weights that ship with capmix."""
     return Path(__file__).parent.parent / "embedded"
 
 
 def open_pool(location: str | Sequence[str], follow_links: bool = False) -> Pool:
-    """List the shards of a pool.
+    """Open a pool: list its shards.
 
-    `location` is a directory or fsspec URL that holds tars (at any depth), images or parquet files,
-    such a file, a pattern of them as `{00000..00041}.tar` or `*.tar` (see places.py), several of
-    these, a local directory that is a Lance dataset, or `embedded`. Raises UserError where there is
-    none.
+    `location` is one of the following:
 
-    In a directory, only regular files inside its real path are read; `follow_links` adds what links
-    lead to. What is skipped or ignored is logged as one line. A file that is named may be a link.
+    - a directory or fsspec URL with tars (at any depth), images or parquet files
+    - such a file, or a pattern like `{00000..00041}.tar` or `*.tar` (see places.py)
+    - a sequence of these
+    - a local directory that is a Lance dataset
+    - `embedded`: the pool that ships with capmix
+
+    In a directory, only regular files inside its real path are read, unless `follow_links` is true.
+    A file that is named explicitly may be a link. Skipped and ignored files are logged in one line.
+
+    Raises UserError if no pool is found.
     """
     locations = (location,) if isinstance(location, str) else tuple(location)
     shown = shown_location(locations)
     if EMBEDDED in locations:
-        follow_links = True  # some installers link what they install
+        follow_links = True  # some installers install files as links
         if len(locations) > 1:
-            raise UserError(f"pool {shown}: `{EMBEDDED}` is a pool of its own")
+            raise UserError(
+                f"pool {shown}: `{EMBEDDED}` cannot be combined with other locations; give only "
+                "this one"
+            )
     paths = [str(embedded_folder() / "pool") if one == EMBEDDED else one for one in locations]
     for path in paths:
         fs, root = open_file_system(path, "pool")
         if lance.is_dataset(root, is_local(fs)):
             if len(paths) > 1:
-                raise UserError(f"pool {path}: a Lance dataset is a pool of its own")
+                raise UserError(
+                    f"pool {path}: a Lance dataset cannot be combined with other locations; give "
+                    "only this one"
+                )
             return _open_lance(shown, fs, root.rstrip("/"), follow_links)
     found = [_contents(shown, one) for one in find_places(paths, follow_links)]
     return _joined(locations, [one for one in found if one is not None], follow_links)
 
 
 def shown_location(locations: Sequence[str]) -> str:
-    """The places of a pool in a few words."""
+    """Return the locations of a pool in short form: the first one and the number of others."""
     first, *others = locations
     return f"{first} and {len(others):,} more" if others else first
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a place holds: `files` of each shard and what is known of them, without its prefix."""
+    """The contents of a place: the files of each shard and information about them.
+
+    Names are relative to the place, without its prefix.
+    """
 
     place: PoolPlace
     kind: str
@@ -261,8 +285,11 @@ class _Contents:
 
 
 def _contents(location: str, found: Listed) -> _Contents | None:
-    """The shards of a place; None where a pattern found a directory that has none. Raises
-    UserError for another one."""
+    """Return the shards of a place.
+
+    Returns None for an empty directory that a pattern found; raises UserError for any other place
+    without shards.
+    """
     listing, place = found.listing, found.place
     visible = {name: info for name, info in sorted(listing.files.items()) if not is_hidden(name)}
     tars = [name for name in visible if name.endswith(TAR_SUFFIXES)]
@@ -272,7 +299,7 @@ def _contents(location: str, found: Listed) -> _Contents | None:
     of_kind = {"tars": tars, "images": readable, "parquet files": tables}
     kinds = [kind for kind, names in of_kind.items() if names]
     if found.is_chosen and len(kinds) > 1:
-        raise UserError(f"pool {location}: it names {kinds[0]} and {kinds[1]}; name one kind")
+        raise UserError(f"pool {location}: mixes {kinds[0]} and {kinds[1]}; give only one kind")
     kind = kinds[0] if kinds else ""
     files, sidecars = {}, set[str]()
     if kind == "tars":
@@ -280,7 +307,7 @@ def _contents(location: str, found: Listed) -> _Contents | None:
         if len(files) < len(tars):
             twin = next(name for name in tars if [name] not in files.values())
             raise UserError(
-                f"pool {location}: both {twin} and {twin}.gz exist; keep one of the two"
+                f"pool {location}: both {twin} and {twin}.gz exist; keep only one of them"
             )
     elif kind == "images":
         files = _folder_shards(readable)
@@ -292,7 +319,7 @@ def _contents(location: str, found: Listed) -> _Contents | None:
     where = location if not place.prefix else f"{location}: {place.root}"
     if not kind and not found.is_optional:
         raise UserError(
-            "; ".join([f"pool {where}: no tar, no image and no parquet file in it", *left_out])
+            "; ".join([f"pool {where}: no tar, image or parquet file found", *left_out])
         )
     for text in left_out:
         log.warning("pool %s: %s", where, text)
@@ -300,15 +327,15 @@ def _contents(location: str, found: Listed) -> _Contents | None:
 
 
 def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links: bool) -> Pool:
-    """One pool of what all places hold."""
+    """Join the contents of all places into one pool."""
     shown = shown_location(locations)
     if not found:
-        raise UserError(f"pool {shown}: no tar, no image and no parquet file in it")
+        raise UserError(f"pool {shown}: no tar, image or parquet file found")
     other = next((one for one in found if one.kind != found[0].kind), None)
     if other is not None:
         raise UserError(
-            f"pool {shown}: {found[0].place.root} holds {found[0].kind}, and {other.place.root} "
-            f"{other.kind}; a pool is of one kind"
+            f"pool {shown}: {found[0].place.root} holds {found[0].kind}, but {other.place.root} "
+            f"holds {other.kind}; give only one kind"
         )
     _refuse_twice(shown, found)
     files: dict[str, list[str]] = {}
@@ -329,7 +356,7 @@ def _joined(locations: tuple[str, ...], found: Sequence[_Contents], follow_links
 
 
 def _refuse_twice(shown: str, found: Sequence[_Contents]) -> None:
-    """Raise UserError for a file that two places hold: its sample would be there twice."""
+    """Raise UserError if two places include the same file: its samples would be duplicated."""
     if len(found) < 2:
         return
     seen: set[tuple[int, str]] = set()
@@ -337,7 +364,7 @@ def _refuse_twice(shown: str, found: Sequence[_Contents]) -> None:
         paths = {f"{one.place.root}/{name}" for names in one.files.values() for name in names}
         known = {(id(type(one.place.fs)), path) for path in paths}
         if twice := min(known & seen, default=None):
-            raise UserError(f"pool {shown}: {twice[1]} is in two of the places; name it once")
+            raise UserError(f"pool {shown}: {twice[1]} is matched by two locations; give it once")
         seen |= known
 
 
@@ -346,12 +373,12 @@ def _open_lance(
 ) -> Pool:
     if not is_local(fs):
         raise UserError(
-            f"pool {location}: a Lance dataset is read from a local disk alone; copy it there"
+            f"pool {location}: Lance datasets can be read only from a local disk; copy it there"
         )
     listing = list_local(root, ("",), follow_links)
     if listing.skipped.counts:
         raise UserError(
-            f"pool {location}: a Lance dataset of regular files only; {listing.skipped}"
+            f"pool {location}: a Lance dataset must hold only regular files; {listing.skipped}"
         )
     version, fragments = lance.list_fragments(location, root)
     files, shards = {}, []
@@ -366,7 +393,7 @@ def _open_lance(
 
 
 def _readable(images: list[str]) -> list[str]:
-    """The images that can be decoded here."""
+    """Return the images whose decoder is installed."""
     absent = {one for one in set(map(suffix_of, images)) if install_hint(one)}
     return [name for name in images if suffix_of(name) not in absent] if absent else images
 
@@ -374,8 +401,11 @@ def _readable(images: list[str]) -> list[str]:
 def _ignored(
     listing: Listing, visible: Iterable[str], files: Mapping[str, list[str]], images: list[str]
 ) -> Counter[str]:
-    """The files of a pool's folder that it does not read, by suffix. Beside tars and tables, as
-    img2dataset writes them with files of counts, only images are of interest."""
+    """Count the files of a folder that are not read, by suffix.
+
+    In folders of tars or parquet files only images are counted: img2dataset writes other files,
+    such as statistics, beside them.
+    """
     used = {name for names in files.values() for name in names}
     is_folder = not files or is_image(next(iter(used)))
     considered = visible if is_folder else images
@@ -396,7 +426,7 @@ def _with_sidecars(files: list[str], sidecars: set[str]) -> list[str]:
 
 
 def _fingerprint(files: dict[str, dict[str, Any]]) -> str:
-    """Size and time of change (or etag) of a file; a digest over names and these for several."""
+    """Return the size and modification time (or etag) of a file, or a digest of several files'."""
     stamps = []
     for name, info in files.items():
         # S3; Google and HTTP; a local disk; Azure; Hugging Face

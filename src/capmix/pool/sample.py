@@ -1,4 +1,4 @@
-"""What a pool is made of: samples, and the places where one should have been."""
+"""Samples, samples that could not be read, and shards."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import xxhash
 from capmix.pool.formats import FORMATS
 
 IMAGE_SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
-TAR_IMAGES = ("jpg", "png", "jpeg", "webp")  # of images in tars, as open_clip looks for them
+TAR_IMAGES = ("jpg", "png", "jpeg", "webp")  # images that open_clip reads from tars, in its order
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_TEXT_BYTES = 2**20
 SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -19,11 +19,11 @@ SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with its raw text, as it lies in the pool.
+    """One image of the pool with its raw text.
 
-    `text` is None where the pool has none. `metadata` is the sample's json object, or empty,
-    `members` the sample's files in a tar by suffix, byte for byte. `is_named_by_path` says that
-    the uid is that of a file's path, which changes when the file is renamed.
+    `text` is None if the pool has no text for it. `metadata` is the sample's JSON object, or empty.
+    `members` are the sample's files in a tar, unchanged, by suffix. `is_named_by_path` is set if
+    the uid was derived from the path of the image file, and so changes when the file is renamed.
     """
 
     key: str
@@ -37,18 +37,21 @@ class Sample:
 
     @property
     def draw_name(self) -> str:
-        """What random draws about the image are keyed by: its uid, or the first 32 hex digits of
-        its sha256 where the uid would change with the file's name."""
+        """The key of random draws about the image.
+
+        It is the uid, or the first 32 hex digits of the image's sha256 if the uid depends on the
+        name of the file.
+        """
         needs_digest = self.is_named_by_path
         return self.drawn_by(hashlib.sha256(self.image).hexdigest() if needs_digest else "")
 
     def drawn_by(self, sha256: str) -> str:
-        """The `draw_name`, by the hex digits of the image's sha256."""
+        """Return the `draw_name`, given the image's sha256 as hex digits."""
         return sha256[:32] if self.is_named_by_path else self.uid
 
     @property
     def xxh3(self) -> int:
-        """64 bits (xxh3) of all that was read of the sample, in its order."""
+        """64-bit xxh3 digest of the sample's files, in the order in which they were read."""
         files = self.members or self._files
         sizes = "".join([f"{name} {len(data)}\n" for name, data in files.items()])
         state = xxhash.xxh3_64(sizes.encode())
@@ -64,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A row that could not be read: `reason` is a word to count by, `detail` is for people."""
+    """A sample that could not be read: `reason` is a code to count by, `detail` a message."""
 
     key: str
     reason: str
@@ -73,10 +76,10 @@ class BadSample:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One unit of work. `name` is its path inside the pool without suffix and names every part.
+    """One unit of work. `name` is its path in the pool without suffix; parts have the same name.
 
-    `fingerprint` changes when the shard's bytes do (size and time of change, or an etag). `bytes`
-    is how many there are, where that is known.
+    `fingerprint` changes when the shard's bytes change (size and modification time, or an etag).
+    `bytes` is its size, or 0 if unknown.
     """
 
     name: str
@@ -85,8 +88,8 @@ class Shard:
 
 
 def uid_from_path(path: str) -> str:
-    """The uid of a sample that brings none: 32 hex digits of the sha256 of its path in the pool.
+    """Return the uid of a sample without one: 32 hex digits of the sha256 of its path in the pool.
 
-    32 digits, as DataComp's uids have, so that subsets can be written in DataComp's format.
+    DataComp's uids have 32 digits too, so subsets can be written in DataComp's format.
     """
     return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""How a pool and its work directory are opened, and which samples a stage is about."""
+"""Settings for opening a pool and its work directory, and for selecting samples."""
 
 from capmix.settings.base import Settings, option
 
@@ -6,45 +6,47 @@ SAMPLES = "Samples"
 
 
 class PoolSettings(Settings):
-    """What is read of a pool."""
+    """Settings for opening a pool."""
 
     follow_links: bool | None = option(
         None,
-        "Read what links lead to outside of a local pool, and linked folders (default: no; a work "
-        "directory remembers its last choice).",
+        "Follow links that leave a local pool, and links to folders (default: the last choice "
+        "stored in the work directory, else no).",
     )
 
 
 class OpenSettings(PoolSettings):
-    """A pool with its work directory."""
+    """Settings for opening a pool with its work directory."""
 
     scratch: str | None = option(
         None,
-        "Directory for what does not fit into memory (default: below the work directory; of a "
-        "remote one the system's).",
+        "Directory for temporary files that exceed memory (default: in the work directory; for a "
+        "remote work directory, the system's temporary directory).",
         metavar="DIR",
     )
 
 
 class SelectSettings(Settings):
-    """Which samples are processed; the rest can follow later, and what is there is kept."""
+    """Which samples to process. Other samples can be processed later; existing output is kept."""
 
     limit: int | None = option(
         None,
-        "Only the first N samples (of those that are selected).",
+        "Process only the first N of the selected samples.",
         group=SAMPLES,
         metavar="N",
         ge=1,
     )
     where: str | None = option(
         None,
-        "Only samples for which this condition holds, as in recipes: 'raw_text is null'.",
+        "Process only samples that match this condition, written as in recipes: "
+        "'raw_text is null'.",
         group=SAMPLES,
         metavar="SQL",
     )
     uids: str | None = option(
         None,
-        "Only samples in this list: a text file of uids or keys, one per line, or a .npy file.",
+        "Process only the samples in this list: a text file of uids or keys, one per line, or a "
+        ".npy file.",
         group=SAMPLES,
         metavar="FILE",
     )

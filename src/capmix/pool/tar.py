@@ -1,8 +1,7 @@
-"""Read WebDataset tars as a stream: nothing but images, texts and json objects ever comes out.
+"""Read WebDataset tars as a stream of images, texts and JSON objects.
 
-Members are never written to disk, never unpickled and never decoded by name. A sample is the run
-of neighbouring members that share the text before the first dot of their file name, as
-webdataset and open_clip read it.
+Members are never written to disk, unpickled or decoded according to their name. A sample is a run
+of adjacent members whose file names agree up to the first dot, as in webdataset and open_clip.
 """
 
 from collections.abc import Container, Iterator
@@ -18,17 +17,17 @@ READ_SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
 def read_tar(
     stream: BinaryIO, shard: str, keys: Container[str] | None = None
 ) -> Iterator[Sample | BadSample]:
-    """Samples of one tar in the order they lie in it; what cannot be read comes as a BadSample.
+    """Yield the samples of one tar in order; a sample that cannot be read yields a BadSample.
 
-    With `keys`, of these alone: the bytes of others are skipped. Memory holds one sample, and the
-    keys and uids already seen. A tar that breaks off gives every whole sample before the break (see
-    tar_groups), then one BadSample with reason `truncated_shard` (or `not_a_tar` when nothing could
-    be read; `too_many_bytes` where its names hold over 32 MiB). Raises OSError where the storage
-    fails.
+    With `keys`, yields only the samples with these keys and skips the bytes of the others. Memory
+    holds one sample, and the keys and uids seen so far. A truncated tar yields every complete
+    sample before the break (see tar_groups), then one BadSample with reason `truncated_shard`
+    (`not_a_tar` if nothing could be read, `too_many_bytes` if its names exceed 32 MiB). Raises
+    OSError if the storage fails.
     """
     reader = _Reader(shard)
     if keys is not None:
-        reader.expects_json = False  # what the first sample has is not seen
+        reader.expects_json = False  # the first sample may be skipped, so its members are unknown
     try:
         for group in tar_groups(stream, READ_SUFFIXES, keys):
             if group.dotted and not group.images:
@@ -41,15 +40,15 @@ def read_tar(
 
 def _broken_tar(error: BrokenTarError) -> BadSample:
     if not error.after:
-        detail = f"{error}; expected a tar of images. Fetch the shard again or take it away."
+        detail = f"{error}; expected a tar of images. Download the shard again or remove it."
         return BadSample("", "not_a_tar", detail)
     if error.is_too_long:
-        return BadSample("", "too_many_bytes", f"{error}. Split the shard, or shorten its names.")
-    return BadSample("", "truncated_shard", f"{error}. Fetch the shard again.")
+        return BadSample("", "too_many_bytes", f"{error}. Split the shard or shorten its names.")
+    return BadSample("", "truncated_shard", f"{error}. Download the shard again.")
 
 
 class _Reader:
-    """Turns groups of members into samples, and remembers what one tar has shown so far."""
+    """Converts groups of members to samples, and keeps the keys and uids seen in one tar."""
 
     def __init__(self, shard: str):
         self.shard = shard
@@ -58,12 +57,12 @@ class _Reader:
         self.expects_json: bool | None = None
 
     def finish(self, group: TarGroup) -> Sample | BadSample:
-        """The sample of a group that has any member."""
+        """Return the sample of a group with at least one member."""
         key = group.key
         if group.too_large:
             return BadSample(key, "too_many_bytes", group.too_large)
         if key in self.keys:
-            detail = "the key stands in this tar more than once; the first sample was kept"
+            detail = "the key occurs more than once in this tar; the first sample was kept"
             return BadSample(key, "duplicate_key", detail)
         self.keys.add(key)
         images = group.images
@@ -75,7 +74,7 @@ class _Reader:
         if self.expects_json is None:
             self.expects_json = "json" in group.members
         if self.expects_json and "json" not in group.members:
-            detail = "no json member though the shard's first sample has one: its uid is unknown"
+            detail = "no json member, though the shard's first sample has one: the uid is unknown"
             return BadSample(key, "no_json", detail)
         return self._with_metadata(group, images[0])
 
@@ -92,7 +91,7 @@ class _Reader:
             detail = f"uid {uid!r:.80}: expected 1 to 128 letters, digits, '-' or '_'"
             return BadSample(group.key, "bad_uid", detail)
         if uid in self.uids:
-            detail = f"uid {uid} stands in this tar more than once; the first sample was kept"
+            detail = f"uid {uid} occurs more than once in this tar; the first sample was kept"
             return BadSample(group.key, "duplicate_uid", detail)
         self.uids.add(uid)
         text = raw_text(group.members.get("txt"), metadata)
@@ -101,13 +100,17 @@ class _Reader:
 
 
 def raw_text(member: bytes | None, metadata: dict[str, object]) -> str | None:
-    """The txt member, else the json's `caption` (as img2dataset writes); bad bytes: U+FFFD."""
+    """Return the text of the txt member, else of the JSON's `caption` (as in img2dataset's output).
+
+    Returns None if there is neither. Invalid UTF-8 is replaced with U+FFFD, lone surrogates
+    with `?`.
+    """
     if member is not None:
         return member.decode("utf-8", "replace")
     caption = metadata.get("caption")
     if not isinstance(caption, str):
         return None
-    # A json string can hold lone surrogates, which no UTF-8 file can.
+    # JSON strings can hold lone surrogates, which UTF-8 cannot encode.
     return caption.encode("utf-8", "replace").decode("utf-8")
 
 

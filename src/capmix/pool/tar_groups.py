@@ -1,4 +1,4 @@
-"""Neighbouring members of a tar that belong together, as webdataset and open_clip group them."""
+"""Group the adjacent members of a tar into samples, as webdataset and open_clip do."""
 
 import zlib
 from collections.abc import Collection, Container, Iterator
@@ -13,31 +13,32 @@ from capmix.pool.sample import (
 )
 from capmix.pool.tar_members import NamesTooLongError, TarError, TarMembers
 
-SHOWN = 200  # characters of a name in a message
+SHOWN = 200  # maximum length of a member's name in messages
 OTHER_IMAGES = tuple(one for one in IMAGE_SUFFIXES if one not in TAR_IMAGES)
 
 
 class BrokenTarError(TarError):
-    """The tar breaks off after the member `after`; "" where not even one could be read.
+    """The tar is truncated or corrupt after the member `after` ("" if no member could be read).
 
-    `is_too_long` where it goes on, with more names than are read of one tar.
+    `is_too_long` is set if the tar continues, but its names exceed the limit.
     """
 
     def __init__(self, after: str, cause: Exception):
         self.after = after
         self.is_too_long = isinstance(cause, NamesTooLongError)
-        what = "is read up to" if self.is_too_long else "breaks off after"
+        what = "reading stopped at" if self.is_too_long else "broken after"
         super().__init__(f"{what} member {shown(after)} ({cause})" if after else str(cause))
 
 
 @dataclass
 class TarGroup:
-    """Members by suffix; `too_large_by` says which were left out for their size.
+    """The members of one sample, by suffix.
 
-    Images of formats that open_clip and webdataset do not read count where there is no other image.
-    `suffixes` are those of all wanted members, also of what was left out or skipped. `dotted` holds
-    the names of images whose key has a dot, by that key: they end up in the group of the key before
-    the first dot, where no reader finds them.
+    `suffixes` are the suffixes of all wanted members, including omitted and skipped ones.
+    `too_large_by` has a message for each member that was left out because of its size. `dotted`
+    maps keys that contain a dot to the names of their images: webdataset readers end a key at its
+    first dot, and so miss these images. Images in formats that open_clip and webdataset do not
+    read count only if the group has no other image.
     """
 
     key: str
@@ -48,11 +49,11 @@ class TarGroup:
 
     @property
     def images(self) -> list[str]:
-        """Suffixes of the images, in their order."""
+        """Suffixes of the images, in the order of the members."""
         return [suffix for suffix in self.members if suffix in IMAGE_SUFFIXES]
 
     def without_others(self) -> "TarGroup":
-        """The group without its images of other formats, where it has one of TAR_IMAGES."""
+        """Return the group; if it has an image of TAR_IMAGES, without images of other formats."""
         if self.suffixes.isdisjoint(TAR_IMAGES):
             return self
         for suffix in self.suffixes.intersection(OTHER_IMAGES):
@@ -62,18 +63,18 @@ class TarGroup:
 
     @property
     def image(self) -> bytes | None:
-        """The one that counts where there are several, as for open_clip."""
+        """The image that open_clip would use: the first by suffix, in the order of TAR_IMAGES."""
         order = (*TAR_IMAGES, *OTHER_IMAGES)
         return next((self.members[one] for one in order if one in self.members), None)
 
     @property
     def too_large(self) -> str:
-        """What was left out for its size; "" for nothing."""
+        """The message for the first member that was left out because of its size; "" if none."""
         return next(iter(self.too_large_by.values()), "")
 
     @property
     def is_dotted(self) -> bool:
-        """Whether there is nothing but images whose key has a dot."""
+        """Whether the group holds only images whose keys contain a dot."""
         return bool(self.dotted) and not (self.members or self.too_large)
 
     @property
@@ -84,20 +85,20 @@ class TarGroup:
 def tar_groups(
     stream: BinaryIO, wanted: Collection[str], keys: Container[str] | None = None
 ) -> Iterator[TarGroup]:
-    """Groups of members with the same path up to the first dot of the file's name.
+    """Yield groups of adjacent members with the same path up to the first dot of the file name.
 
-    Suffixes are lower-cased; the bytes of suffixes outside `wanted` and, with `keys`, of other
-    keys are skipped. A suffix that comes again begins another group. Raises BrokenTarError
-    after the last whole group of a tar that breaks off, OSError where the storage fails.
+    Suffixes are lower-cased. Members with suffixes outside `wanted` are skipped; with `keys`, so
+    are members with other keys. A repeated suffix begins another group. Raises BrokenTarError
+    after the last complete group of a truncated tar, and OSError if the storage fails.
 
-    The group before a break is whole where another key's member follows it. Where the break hides
-    what follows, it is whole if all of its members are there to their last byte and it has as many
-    images and every other wanted suffix that any group before it has. The first group of a tar has
-    none before it, so that it is not.
+    A group is known to be complete when a member with another key follows it. For the last group
+    before a break, that is unknown: it counts as complete if all of its members are complete, and
+    if it has as many images as any earlier group and every other wanted suffix that an earlier
+    group has. If it is the tar's first group, it counts as incomplete.
     """
     bounds = {one: MAX_IMAGE_BYTES if one in IMAGE_SUFFIXES else MAX_TEXT_BYTES for one in wanted}
     last, begin = "", "."
-    group, is_asked_for = TarGroup(""), keys is None or "" in keys
+    group, is_requested = TarGroup(""), keys is None or "" in keys
     shapes: set[frozenset[str]] = set()
     tar, fault = TarMembers(stream), None
     try:
@@ -109,16 +110,16 @@ def tar_groups(
                 shapes.add(frozenset(group.suffixes))
                 key, suffix = _key_and_suffix(last)
                 group, begin = TarGroup(key), f"{key}."
-                is_asked_for = keys is None or key in keys
+                is_requested = keys is None or key in keys
             if suffix not in bounds:
-                if is_asked_for and "." in suffix:
+                if is_requested and "." in suffix:
                     _note_dotted(group, last)
                 continue
             group.suffixes.add(suffix)
-            if not is_asked_for:
+            if not is_requested:
                 continue
             if size > bounds[suffix]:
-                about = f"{size} bytes, at most {bounds[suffix]} are read"
+                about = f"{size} bytes; the limit is {bounds[suffix]}"
                 group.too_large_by[suffix] = f"member {shown(last)}: {about}"
             else:
                 group.members[suffix] = tar.read()
@@ -138,8 +139,10 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
 
 
 def _has_all(suffixes: Collection[str], before: Collection[frozenset[str]]) -> bool:
-    """Whether a group has as many images as any before it, and every other suffix of some; false
-    where there is none before it."""
+    """Whether a group has as many images as any earlier group, and all of their other suffixes.
+
+    False if there is no earlier group.
+    """
     images, others = _images_and_others(suffixes)
     parts = [_images_and_others(one) for one in before]
     most = max((count for count, _ in parts), default=0)
@@ -159,5 +162,5 @@ def _note_dotted(group: TarGroup, name: str) -> None:
 
 
 def shown(name: str) -> str:
-    """A member's name in a message, the end of a long one."""
+    """Shorten a member's name for a message to its last characters."""
     return name if len(name) <= SHOWN else f"...{name[-SHOWN:]}"

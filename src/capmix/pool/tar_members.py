@@ -1,13 +1,13 @@
-"""Walk through a tar as a stream: names and sizes of regular files, and their bytes if wanted.
+"""Iterate over the members of a tar stream: names, sizes and, on request, bytes of regular files.
 
-Reads what tar writers write (v7, ustar, GNU long names, PAX), plain or gzipped, several times as
-fast as tarfile, which is what reading a pool mostly consists of. Nothing is ever written to disk.
-Unlike tarfile it takes only the block of zeros that every writer puts there for the end: a tar that
-breaks off or has a broken header is told.
+Reads v7, ustar, GNU long names and PAX, plain or gzipped. It is several times as fast as tarfile,
+where most of the time of reading a pool would be spent. Nothing is ever written to disk. Unlike
+tarfile, it accepts only a block of zeros as the end of the tar, and so raises TarError for a
+truncated tar or a corrupt header.
 
-Headers are read where they lie in a window of WINDOW bytes. A file is not mapped into memory: one
-that is shortened while it is mapped ends the process (SIGBUS), where a read tells of it, and a
-mapping saves no more than a tenth of the time.
+Headers are parsed in place in a window of WINDOW bytes. Files are not memory-mapped: if a mapped
+file is truncated, the process is killed (SIGBUS) where a read returns an error, and mapping would
+save at most a tenth of the time.
 """
 
 import contextlib
@@ -20,34 +20,34 @@ from zlib import adler32
 
 BLOCK = 512
 CHUNK = 1 << 20
-WINDOW = 1 << 18  # bytes: what is read at once, no more than the cache of one core holds
+WINDOW = 1 << 18  # bytes per read; small enough for one core's cache
 MAX_HEADER_BYTES = 1 << 16
 MAX_NAME = 4096
-MAX_NAMES_BYTES = 32 << 20  # a gigabyte of long names packs into one megabyte
-FAR = 1 << 40  # behind the end of any shard; seek() takes no number of 64 bits
+MAX_NAMES_BYTES = 32 << 20  # a gigabyte of long names compresses to one megabyte
+FAR = 1 << 40  # beyond the end of any shard; seek() rejects offsets of 2**63 and more
 GZIP = b"\x1f\x8b"
 ZEROS = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")
 LONG_NAME, PAX = b"L", b"x"
-FIELDS = struct.Struct("124x 12s 12x 8s 1s")  # size, check sum, kind
+FIELDS = struct.Struct("124x 12s 12x 8s 1s")  # size, checksum, kind
 USTAR = b"ustar\0"
-REMEMBERED = 1 << 12  # numbers: the sums and small sizes of one tar are few
-HALF = BLOCK // 2  # bytes, whose sum is below adler32's modulus
+CACHE_SIZE = 1 << 12  # entries; one tar has few distinct checksums and small sizes
+HALF = BLOCK // 2  # bytes; the sum of so few is below adler32's modulus
 LOWER = 0xFFFF
 
 
 class TarError(Exception):
-    """The bytes are no tar, or break off."""
+    """The bytes are not a tar, or the tar is truncated."""
 
 
 class NamesTooLongError(TarError):
-    """The names of a tar's members hold more than MAX_NAMES_BYTES together."""
+    """The names of a tar's members exceed MAX_NAMES_BYTES in total."""
 
 
 class TarMembers:
-    """The regular files of a tar, in order. Iterate, and call `read` for those that are wanted.
+    """The regular files of a tar, in order. Iterate, and call `read` to get a member's bytes.
 
-    `is_whole` is false while bytes of the member that was given last are still to come.
+    `is_whole` is false while bytes of the last yielded member are still unread.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -57,7 +57,7 @@ class TarMembers:
         self.is_whole = True
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Name and size in bytes of each member. Raises TarError, zlib.error or OSError."""
+        """Yield each member's name and size in bytes. Raises TarError, zlib.error or OSError."""
         window = self._window
         extended: dict[str, str] = {}
         while True:
@@ -67,27 +67,27 @@ class TarMembers:
             data, at = window.data, window.at
             if len(data) - at < BLOCK:
                 if not window.holds(BLOCK):
-                    raise TarError("the file ends before the tar does")
+                    raise TarError("unexpected end of file")
                 data, at = window.data, window.at
             window.at = at + BLOCK
             if not data[at] and data.startswith(ZEROS, at):
                 return
-            digits, told, kind = FIELDS.unpack_from(data, at)
+            digits, checksum, kind = FIELDS.unpack_from(data, at)
             middle = at + HALF
-            # Of so few bytes adler32's lower half is their sum and 1: a tenth of the time of sum().
+            # For so few bytes, adler32's lower half is their sum plus 1; sum() is ten times slower.
             total = (adler32(data[at:middle]) & LOWER) + (
                 adler32(data[middle : at + BLOCK]) & LOWER
             )
-            if total - 2 != _told_sum(told):
-                _check_signed_sum(data[at : at + BLOCK], _told_sum(told))
+            if total - 2 != _expected_sum(checksum):
+                _check_signed_sum(data[at : at + BLOCK], _expected_sum(checksum))
             self._unread = size = _number(digits)
             if kind in (PAX, LONG_NAME):
                 if size > MAX_HEADER_BYTES:
-                    raise TarError(f"a header of {size} bytes")
+                    raise TarError(f"header of {size} bytes; the limit is {MAX_HEADER_BYTES}")
                 about = self.read()
                 if kind == LONG_NAME:
                     extended["path"] = _text(about.rstrip(b"\0"))
-                elif b"path=" in about or b"size=" in about:  # most often there are but times
+                elif b"path=" in about or b"size=" in about:  # most have only times
                     extended |= _records(about)
                 continue
             if "size" in extended:
@@ -95,19 +95,21 @@ class TarMembers:
             name = extended.get("path") or _name(data, at)
             extended.clear()
             if len(name) > MAX_NAME:
-                raise TarError(f"a name of {len(name)} characters")
-            # As large as it is in memory: one character that is not ASCII can make each of a
-            # name's take four bytes.
+                raise TarError(f"name of {len(name)} characters; the limit is {MAX_NAME}")
+            # The size in memory: one non-ASCII character can make every character take four bytes.
             self._names_bytes += len(name) if name.isascii() else 4 * len(name)
             if self._names_bytes > MAX_NAMES_BYTES:
-                text = f"names of members hold over {MAX_NAMES_BYTES >> 20} MiB"
+                text = f"member names exceed {MAX_NAMES_BYTES >> 20} MiB"
                 raise NamesTooLongError(text)
             if kind in REGULAR and not name.endswith("/"):
                 self.is_whole = False
                 yield name, size
 
     def read(self) -> bytes:
-        """The bytes of the member that was given last, once. Raises TarError if it breaks off."""
+        """Return the bytes of the last yielded member. Can be called only once per member.
+
+        Raises TarError if the member is truncated.
+        """
         size, self._unread = self._unread, 0
         window = self._window
         end = window.at + size
@@ -130,15 +132,15 @@ class TarMembers:
 
 
 class _Bytes(Protocol):
-    """What gives bytes: fewer than it is asked for, if it likes, and none at its end."""
+    """A source of bytes. `read` may return fewer bytes than requested, and b"" at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class _Window:
-    """Bytes of a stream, in order: `data` from `at` on are read and not used yet.
+    """A buffer on a stream: the bytes in `data` from position `at` are not consumed yet.
 
-    What is not wanted is skipped over where the stream can seek.
+    Unwanted bytes are skipped by seeking, if the stream is seekable.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -151,7 +153,10 @@ class _Window:
             self._source, self._seek, self.data = _Inflated(stream, self.data), None, b""
 
     def holds(self, size: int) -> bool:
-        """Whether there are so many bytes from `at` on, once more is read; `at` may change."""
+        """Fill the buffer to `size` unconsumed bytes. Returns false if the stream ends before.
+
+        `data` and `at` may change.
+        """
         while len(self.data) - self.at < size:
             more = self._source.read(WINDOW)
             if not more:
@@ -161,15 +166,15 @@ class _Window:
         return True
 
     def take(self, size: int) -> bytes:
-        """So many bytes; fewer where the stream ends."""
+        """Consume `size` bytes and return them; fewer at the end of the stream."""
         end = self.at + size
         data = self.data[self.at : end]
         if end > len(self.data):
-            return self._take_on(data, size)
+            return self._take_more(data, size)
         self.at = end
         return data
 
-    def _take_on(self, first: bytes, size: int) -> bytes:
+    def _take_more(self, first: bytes, size: int) -> bytes:
         pieces, left = [first], size - len(first)
         while left:
             self.data, self.at = b"", 0
@@ -184,14 +189,14 @@ class _Window:
         return b"".join(pieces)
 
     def skip(self, size: int) -> bool:
-        """Whether there were so many bytes."""
+        """Consume `size` bytes. Returns false if the stream ends before."""
         end = self.at + size
         if end <= len(self.data):
             self.at = end
             return True
         size, self.data, self.at = end - len(self.data), b"", 0
         if size > CHUNK and self._seek is not None:
-            # Nothing tells of a seek past the end of a short file but a read.
+            # Seeking past the end succeeds; only reading the last byte detects a short file.
             self._seek(min(size, FAR) - 1, 1)
             size = 1
         while size and self.holds(1):
@@ -201,7 +206,7 @@ class _Window:
 
 
 class _Inflated:
-    """Bytes of a gzipped stream; several gzip members are one."""
+    """Decompressed bytes of a gzipped stream. Several gzip members are concatenated."""
 
     def __init__(self, stream: BinaryIO, first: bytes):
         self._stream, self._packed = stream, first
@@ -209,7 +214,7 @@ class _Inflated:
         self._fault: zlib.error | None = None
 
     def read(self, size: int, /) -> bytes:
-        """At most CHUNK bytes, or a few bytes could unpack to more than the memory holds."""
+        """Return at most CHUNK bytes, as a few bytes could expand to more than fits in memory."""
         while self._fault is None:
             if self._inflate.eof:
                 self._packed = self._inflate.unused_data or self._packed
@@ -227,7 +232,7 @@ class _Inflated:
 
 
 def _before_fault(inflate: "zlib._Decompress", packed: bytes) -> bytes:
-    """What faulty bytes unpack to before the fault; zlib gives nothing of a piece with one."""
+    """Decompress corrupt data up to the fault; zlib returns nothing for a chunk with a fault."""
     data = bytearray()
     with contextlib.suppress(zlib.error):
         for byte in packed:
@@ -235,29 +240,31 @@ def _before_fault(inflate: "zlib._Decompress", packed: bytes) -> bytes:
     return bytes(data)
 
 
-def _check_signed_sum(header: bytes, told: int) -> None:
-    """Some old writers summed signed. Raise TarError where that is not the sum either."""
-    if told != sum(header) - 256 * sum(byte > 127 for byte in header):
-        raise TarError("bad checksum of a header")
+def _check_signed_sum(header: bytes, checksum: int) -> None:
+    """Compare with the sum of signed bytes, which some old writers used. Raises TarError."""
+    if checksum != sum(header) - 256 * sum(byte > 127 for byte in header):
+        raise TarError("bad checksum in a header")
 
 
-@lru_cache(REMEMBERED)
-def _told_sum(field: bytes) -> int:
-    """What the bytes of a header add up to by its check sum, which counts its own field as
-    blanks."""
+@lru_cache(CACHE_SIZE)
+def _expected_sum(field: bytes) -> int:
+    """Return the sum of a header's bytes according to its checksum field.
+
+    The checksum is computed with its own field filled with blanks.
+    """
     try:
         return int(field.strip(b" \0") or b"-1", 8) - 8 * 32 + sum(field)
     except ValueError as error:
         raise TarError("bad header") from error
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHE_SIZE)
 def _number(field: bytes) -> int:
-    """Octal digits, or a binary number where the first bit is set (GNU, for large files)."""
+    """Parse octal digits, or a binary number if the first bit is set (GNU, for large files)."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 8)) - 1)
     digits = field.strip(b" \0") or b"0"
-    if not digits.isdigit():  # int() would take a sign
+    if not digits.isdigit():  # int() would accept a sign
         raise TarError("bad size in a header")
     try:
         return int(digits, 8)
@@ -272,7 +279,7 @@ def _decimal(text: str) -> int:
 
 
 def _name(data: bytes, at: int) -> str:
-    """Of the header at `at`."""
+    """Return the name in the header at `at`."""
     name = data[at : at + 100].split(b"\0", 1)[0]
     if data[at + 345] and data.startswith(USTAR, at + 257):
         name = data[at + 345 : at + 500].split(b"\0", 1)[0] + b"/" + name
@@ -280,12 +287,12 @@ def _name(data: bytes, at: int) -> str:
 
 
 def _text(name: bytes) -> str:
-    """A name that any file can hold: bytes that are no UTF-8 are written out."""
+    """Decode a name; bytes that are not UTF-8 become backslash escapes."""
     return name.decode("utf-8", "backslashreplace")
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """PAX records: `length key=value`, length in bytes with itself and the line's end."""
+    """Parse PAX records: `length key=value`, where the length in bytes counts the whole line."""
     found: dict[str, str] = {}
     start = 0
     while start < len(data) and data[start] != 0:

@@ -1,4 +1,4 @@
-"""An evaluation set with the features that a probe's frozen tower gives its images."""
+"""Evaluation sets with the features that a probe's frozen tower computes from their images."""
 
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from capmix.storage.store import Store
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """`features` float16 (N, dimensions) of a set's `items`, whose images are left out."""
+    """Features, float16 (N, dimensions), of the `items` of a set; the items' images are dropped."""
 
     evalset: EvalSet
     items: list[EvalItem]
@@ -27,7 +27,7 @@ class FeatureSet:
 
     @property
     def labels(self) -> np.ndarray:
-        """int (N,), of a classification set."""
+        """The class numbers of a classification set, int64 (N,)."""
         return np.array([item.label for item in self.items], np.int64)
 
     @property
@@ -37,17 +37,19 @@ class FeatureSet:
 
     @property
     def image_of_text(self) -> np.ndarray:
-        """int (texts,)."""
+        """The number of the image that each text belongs to, int64 (texts,)."""
         return np.repeat(np.arange(len(self.items)), [len(item.texts) for item in self.items])
 
 
 def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> FeatureSet:
-    """Features out of the work directory, where they are computed once.
+    """Return the features of a set, computed once and stored in the work directory.
 
-    Raises UserError for a set of another kind, or an image that cannot be read.
+    Raises UserError for an unsupported kind of set, or an image that cannot be read.
     """
     if evalset.kind == "association":
-        raise UserError(f"evaluation set {evalset.name}: probes take classification and retrieval")
+        raise UserError(
+            f"evaluation set {evalset.name}: probes support only classification and retrieval sets"
+        )
     part = f"{EVALSETS}/{evalset.name}/{encoder.name}"
     inputs = {"evalset": evalset.digest}
 
@@ -65,7 +67,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
             )
         ]
         if not arrays:
-            raise UserError(f"evaluation set {evalset.name}: no image in it")
+            raise UserError(f"evaluation set {evalset.name}: no images")
         features = np.concatenate(arrays).astype(np.float16)
         draft.write_array(f"{part}.npy", features)
         return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))

@@ -20,7 +20,7 @@ from capmix.storage.store import Store
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Metrics by evaluation set, and per-item hits (0 or 1) for intervals, keyed set/metric."""
+    """Metrics by evaluation set, and per-item hits (0 or 1) by `set/metric`, for intervals."""
 
     part: str
     metrics: dict[str, dict[str, Any]]
@@ -28,7 +28,7 @@ class ProbeResult:
 
 
 def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> ProbeResult:
-    """Evaluate `checkpoint` (a name below `probes/`) unless its result is up to date."""
+    """Evaluate `checkpoint` (a path that starts with `probes/`) unless its result is up to date."""
     part = f"{PROBE_RESULTS}/{checkpoint.split('/', 1)[1]}"
     inputs = {"checkpoint": store.fingerprint(checkpoint)}
     config: dict[str, Any] = {
@@ -54,7 +54,7 @@ def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> P
 
 
 def load_result(store: Store, part: str) -> ProbeResult:
-    """Read a result of `evaluate`; `part` is its name below the work directory, without suffix."""
+    """Read a result of `evaluate`. `part` is its path in the work directory, without suffix."""
     marker = store.read_marker(part)
     assert marker is not None, f"{part}: not evaluated"
     with np.load(io.BytesIO(store.read_part_bytes(f"{part}.npz")), allow_pickle=False) as z:
@@ -63,7 +63,7 @@ def load_result(store: Store, part: str) -> ProbeResult:
 
 
 def zero_shot_classifier(student: Probe, classes: list[str], templates: list[str]) -> np.ndarray:
-    """Unit vectors (classes, D): the mean over templates of each class's normalised embeddings."""
+    """Return unit vectors (classes, D): each class's mean normalized embedding over templates."""
     texts = [template.replace("{c}", name) for name in classes for template in templates]
     embeddings = student.encode_texts(texts).reshape(len(classes), len(templates), -1)
     return unit(embeddings.mean(axis=1))

@@ -1,8 +1,8 @@
-"""Train probes on a subset: small projections of frozen towers, seconds on a CPU.
+"""Train probes on a subset: small projections of frozen towers, in seconds on a CPU.
 
-Both towers are frozen (EfficientNet-Lite0 and the static text table) and a linear projection is
+Both towers (EfficientNet-Lite0 and the static text table) are frozen. A linear projection is
 trained on top of each with CLIP's symmetric contrastive loss: locked-tower training as in LiT
-(arXiv 2111.07991). Every recipe is given the same number of steps, as DataComp does.
+(arXiv 2111.07991). As in DataComp, all recipes are trained for the same number of steps.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from capmix.storage.store import Store
 if TYPE_CHECKING:
     import torch
 
-MAX_ROWS = 100_000  # a probe sees 25,600; their features are about 1 GB
+MAX_ROWS = 100_000  # about 1 GB of features; a probe sees 25,600 rows
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings that were chosen on the development set of the embedded stamps."""
+    """Training settings. The defaults were tuned on the development set of the embedded stamps."""
 
     steps: int = 100
     batch_size: int = 256
@@ -48,7 +48,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Image features float16 (N, 1280) and text vectors float32 (N, 256) of a subset's rows."""
+    """Image features, float16 (N, 1280), and text vectors, float32 (N, 256), of a subset's rows."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -63,19 +63,20 @@ class Probe:
     text_projection: np.ndarray
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D), of image features (N, 1280)."""
+        """Return unit vectors, float32 (N, D), for image features (N, 1280)."""
         return unit(_scaled(embeddings) @ self.image_projection)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D)."""
         return unit(text_tower().encode(texts) @ self.text_projection)
 
 
 def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> TrainingSet:
-    """The rows of a subset, as often as their weights say, with saved image features.
+    """Load the rows of a subset, repeated by weight, with their saved image features.
 
-    Of a large subset, those of some whole shards, up to MAX_ROWS and a shard more; all subsets take
-    them in the same order. Raises UserError where there is no row to train on.
+    For a large subset, only the rows of some whole shards are loaded: shards are added until there
+    are at least MAX_ROWS rows, in the same random order for all subsets. Raises UserError if there
+    is no row to train on.
     """
     counts, images, texts = Counts(), [], []
     for table, features in _shards(store, SubsetRows.pinned(store, subset), encoder):
@@ -97,7 +98,7 @@ def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> Train
 def _shards(
     store: Store, rows: SubsetRows, encoder: ImageEncoder
 ) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
-    """Rows of input shards, and the features of their images by uid, in pool order."""
+    """Yield the rows of each chosen shard, and its image features by uid, in pool order."""
     names = rows.shard_names()
     drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     tables: dict[str, pa.Table] = {}
@@ -120,10 +121,10 @@ def train_probes(
     encoder: ImageEncoder,
     settings: FitSettings = FitSettings(),
 ) -> list[str]:
-    """Train one probe per seed into `probes/<subset>/seed<k>`; those there are kept.
+    """Train one probe per seed and write it to `probes/<subset>/seed<k>`.
 
-    The pool's images must be embedded. Returns the names of the probes. Raises UserError where
-    there is no such subset.
+    Probes that are up to date are kept. The pool's images must be embedded. Returns the names of
+    the probes. Raises UserError if the subset does not exist.
     """
     part = f"{SUBSETS}/{subset}"
     if store.read_marker(part) is None:
@@ -151,7 +152,9 @@ def train_probes(
         ) -> Marker:
             samples = training_set()
             if store.fingerprint(part) != inputs["subset"]:
-                raise UserError(f"subset {subset} was written again meanwhile; run this again")
+                raise UserError(
+                    f"subset {subset} was overwritten during the training; rerun the command"
+                )
             student, losses = _fit(samples, seed, settings)
             tensors = {
                 "image_projection": student.image_projection,
@@ -167,18 +170,18 @@ def train_probes(
 
 
 def load_probe(store: Store, checkpoint: str) -> Probe:
-    """Read a probe of train_probes. Raises UserError where there is none."""
+    """Read a probe written by train_probes. Raises UserError if it cannot be read."""
     from safetensors.numpy import load
 
     try:
         tensors = load(store.read_part_bytes(f"{checkpoint}.safetensors"))
         return Probe(tensors["image_projection"], tensors["text_projection"])
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{store.path(checkpoint)}: no probe ({error})") from error
+        raise UserError(f"{store.path(checkpoint)}: cannot read the probe: {error}") from error
 
 
 def _fit(data: TrainingSet, seed: int, settings: FitSettings) -> tuple[Probe, list[float]]:
-    """Train one student; returns it and its loss every tenth of the way."""
+    """Train one probe. Returns it, and its loss after each tenth of the steps."""
     import torch
     from torch.nn import functional
 
@@ -218,7 +221,7 @@ def _fit(data: TrainingSet, seed: int, settings: FitSettings) -> tuple[Probe, li
 def _batches(
     rows: int, settings: FitSettings, generator: "torch.Generator"
 ) -> Iterator["torch.Tensor"]:
-    """Endless batches: whole shuffled passes, the short rest of a pass left out."""
+    """Yield batches without end: shuffled passes; the incomplete last batch of each is dropped."""
     import torch
 
     size = min(settings.batch_size, rows)
@@ -228,5 +231,5 @@ def _batches(
 
 
 def _scaled(features: np.ndarray) -> np.ndarray:
-    """Square root of the non-negative features, then unit length: float32 (N, 1280)."""
+    """Take the square root of the non-negative features and normalize: float32 (N, 1280)."""
     return unit(np.sqrt(np.maximum(features.astype(np.float32), 0)))

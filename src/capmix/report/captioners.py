@@ -1,4 +1,4 @@
-"""The table of captioners: which metric of captions tells how useful they are for training?"""
+"""The table of captioners: which caption metric predicts training results?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,12 +8,12 @@ from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
 from capmix.storage.layout import captions_folder
 
-FEWEST = 3  # of which a rank correlation says anything at all
+FEWEST = 3  # sources for a rank correlation
 
 
 @dataclass(frozen=True)
 class CaptionerRow:
-    """One source: its settings, its measures, and what training on it alone gives, in percent."""
+    """One source: settings, metrics, and the results of training on it alone, in percent."""
 
     source: str
     model: str
@@ -29,7 +29,7 @@ class CaptionerRow:
 
 
 def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[CaptionerRow]:
-    """A row for each source; the last three columns are of the subset that takes it alone."""
+    """Return a row per source; the last three columns are from the subset with only this source."""
     alone = {subset.only_source: name for name, subset in found.subsets.items()}
     alone |= {n: n for n, subset in found.subsets.items() if subset.only_source == n}
     by_subset = {outcome.subset: outcome for outcome in outcomes}
@@ -43,7 +43,7 @@ def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[Captione
         rows.append(
             CaptionerRow(
                 source,
-                "people" if found.is_of_people(source) else str(model),
+                "manual edits" if found.is_of_people(source) else str(model),
                 settings.get("temperature"),
                 metrics.get("CIDEr"),
                 metrics.get("CLIPScore"),
@@ -59,8 +59,10 @@ def captioners(found: Found, outcomes: Sequence[RecipeOutcome]) -> list[Captione
 
 
 def rank_correlations(rows: Sequence[CaptionerRow]) -> list[tuple[str, str, float, int]]:
-    """Metric, result, Kendall's tau-b between them, and over how many sources, where three or more
-    have both. Raw text is one of the sources."""
+    """Return metric, result, Kendall's tau-b between them and the number of sources.
+
+    Pairs that fewer than three sources have are left out. Raw text is one of the sources.
+    """
     names = {field.name for field in fields(CaptionerRow)}
     found = []
     for metric in ("cider", "clip_score", "similarity", "trigrams", "nouns"):

@@ -17,7 +17,7 @@ CONTROLS = ("control", "oracle")
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    """In percent: mean and standard deviation over seeds, and a 95 % interval."""
+    """Mean and standard deviation over seeds, and a 95 % interval, in percent."""
 
     mean: float
     deviation: float
@@ -27,9 +27,11 @@ class MeanEstimate:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """One recipe's row of the table. `metrics` maps set/metric to (mean, deviation) in percent;
-    `resamples` are the averages behind the intervals, of the same items for all recipes, `by_seed`
-    those of its probes, all in percent."""
+    """One recipe's row of the table; all numbers are in percent.
+
+    `metrics` maps set/metric to (mean, deviation). `resamples` are the bootstrap averages behind
+    the intervals, over the same items for all recipes; `by_seed` are the averages of the probes.
+    """
 
     name: str
     seeds: int
@@ -41,13 +43,14 @@ class RecipeResult:
 
 
 def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[RecipeResult]:
-    """One row per recipe, in the order given, with its difference to `baseline`.
+    """Return one row per recipe, in the given order, with its difference from `baseline`.
 
-    The average is the mean over evaluation sets of a set's own mean: acc1 for classification, the
-    mean of recall@5 both ways for retrieval. Intervals: percentile bootstrap (1,000 resamples)
-    over seeds and evaluation items together; a difference uses the same items for both recipes. An
-    interval is never narrower than Student's t over seeds, whose error is pooled over the recipes
-    with two seeds or more: a bootstrap over few seeds finds too little chance in them.
+    The average is the mean over evaluation sets of each set's mean: acc1 for classification, the
+    mean of recall@5 in both directions for retrieval. Intervals: percentile bootstrap (1,000
+    resamples) over seeds and evaluation items jointly; a difference uses the same items for both
+    recipes. A bootstrap over few seeds underestimates their variance, so an interval is never
+    narrower than Student's t over seeds, whose error is pooled over the recipes with two seeds or
+    more.
     """
     samples = {name: _bootstrap(runs) for name, runs in results.items()}
     averages = {name: _by_seed(runs) for name, runs in results.items()}
@@ -80,7 +83,7 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
 
 
 def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
-    """Plain sentences: which recipes differ from the baseline, and if `order` (rising) appears."""
+    """Return sentences: which recipes differ from the baseline, and whether `order` holds."""
     lines = []
     for row in rows:
         change = row.against_baseline
@@ -98,15 +101,15 @@ def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
 
 
 def order_found(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
-    """A sentence that says whether `order` (rising) appears, where all its recipes have results."""
+    """Return a sentence on whether the means rise in `order`; none if a recipe has no results."""
     by_name = {row.name: row for row in rows}
     known = [by_name[name] for name in order if name in by_name]
     if not order or len(known) < len(order):
         return []
     means = [row.average.mean for row in known]
     rises = all(a < b for a, b in pairwise(means))
-    appears = "appears in these means" if rises else "does not appear here"
-    return [f"The paper's order ({' < '.join(order)}) {appears}."]
+    verb = "holds" if rises else "does not hold"
+    return [f"The expected order ({' < '.join(order)}) {verb} for these means."]
 
 
 def _average(hits: dict[str, np.ndarray]) -> float:
@@ -117,8 +120,10 @@ def _average(hits: dict[str, np.ndarray]) -> float:
 
 
 def _by_seed(runs: Sequence[ProbeResult]) -> dict[Seed, float]:
-    """Averages in percent by the last part of a result's name, or by number where that is the same
-    for several."""
+    """Return averages in percent by the last part of a result's name.
+
+    If several results have the same last part, the keys are their indices.
+    """
     names: list[Seed] = [run.part.rpartition("/")[2] for run in runs]
     if len(set(names)) < len(names):
         names = list(range(len(names)))
@@ -127,7 +132,7 @@ def _by_seed(runs: Sequence[ProbeResult]) -> dict[Seed, float]:
 
 
 def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
-    """Resampled averages in percent (1000,). The same items are drawn for every recipe."""
+    """Return resampled averages in percent (1000,). The same items are drawn for every recipe."""
     items = np.random.default_rng(0)
     seeds = np.random.default_rng([1, len(runs)])
     stacked = {name: np.stack([run.hits[name] for run in runs]) for name in runs[0].hits}
@@ -143,13 +148,17 @@ def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
 
 
 def pooled(values: Mapping[str, T]) -> Mapping[str, T]:
-    """Those whose errors are pooled: controls, which may have less, only where little else is."""
+    """Return the recipes whose errors are pooled.
+
+    Controls may vary less than others, so they are included only if there are not two other
+    recipes.
+    """
     others = {name: value for name, value in values.items() if not is_control_name(name)}
     return others if len(others) > 1 else values
 
 
 def is_control_name(name: str) -> bool:
-    """Whether a recipe is called a control or an oracle."""
+    """Return whether a recipe is named as a control or an oracle."""
     return name.startswith(CONTROLS)
 
 

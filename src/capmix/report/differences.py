@@ -1,4 +1,4 @@
-"""Differences between each two recipes, and which of them are clear of zero."""
+"""Differences between all pairs of recipes, and which are significant."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,11 @@ from capmix.report.seeds import LEVEL, PairError, Seed, error_of_differences
 
 @dataclass(frozen=True)
 class Difference:
-    """In points. `low` and `high` are a 95 % interval of this difference by itself, None where
-    nothing says how much chance there is in it. `is_clear` holds at 5 % for all pairs together."""
+    """A difference in points.
+
+    `low` and `high` are a 95 % interval of this difference alone; None if its error is unknown.
+    `is_clear`: significant at 5 %, corrected for all pairs.
+    """
 
     mean: float
     low: float | None
@@ -22,8 +25,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Of all pairs of `names`, whose averages in percent are `means`; `about` says what the
-    intervals are of."""
+    """The differences between all pairs of `names`, whose averages in percent are `means`.
+
+    `about` describes the intervals.
+    """
 
     names: Sequence[str]
     means: np.ndarray
@@ -40,7 +45,7 @@ class Differences:
         return float(self.means[self.names.index(name)])
 
     def of(self, first: str, second: str) -> Difference:
-        """`first` minus `second`. Raises ValueError for a name that is not there."""
+        """Return `first` minus `second`. Raises ValueError for an unknown name."""
         i, j = self.names.index(first), self.names.index(second)
         low = None if self.low is None else float(self.low[i, j])
         high = None if self.high is None else float(self.high[i, j])
@@ -49,11 +54,12 @@ class Differences:
 
 
 def of_probes(rows: Sequence[RecipeResult]) -> Differences:
-    """From bootstrap resamples of seeds and items: percentile intervals, and for all pairs together
-    the 95 % quantile of the greatest studentized deviation (max-T, Westfall and Young 1993).
+    """Return differences between probes, from bootstrap resamples of seeds and items.
 
-    A bootstrap over few seeds finds too little chance in them: an interval is never narrower than,
-    and a difference never clear without, Student's t over seeds (see of_runs).
+    Intervals are percentile intervals. Significance for all pairs uses the 95 % quantile of the
+    greatest studentized deviation (max-T, Westfall and Young 1993). A bootstrap over few seeds
+    underestimates their variance, so an interval is never narrower than Student's t over seeds, and
+    a difference is significant only if it is also by that test (see of_runs).
     """
     samples = np.stack([row.resamples for row in rows])
     means = np.array([row.average.mean for row in rows])
@@ -84,11 +90,12 @@ def of_probes(rows: Sequence[RecipeResult]) -> Differences:
 
 
 def of_runs(averages: Mapping[str, Mapping[int, float]]) -> Differences:
-    """From averages in percent by recipe and seed: t intervals of differences paired by seed.
+    """Return differences between runs, from averages in percent by recipe and seed.
 
-    The error is pooled over the recipes with two seeds or more that are no controls; of these
-    recipes the seeds that all have are compared, if two are. For all pairs together it is
-    Bonferroni's. Where no recipe has two seeds nothing is tested.
+    Intervals are t intervals of differences paired by seed. The error is pooled over the recipes
+    with two seeds or more, without controls. If these recipes have two or more seeds in common,
+    only these seeds are compared. Significance for all pairs is Bonferroni-corrected. Without a
+    recipe that has two seeds, nothing is tested.
     """
     names = list(averages)
     common = _common(averages)
@@ -105,7 +112,7 @@ def of_runs(averages: Mapping[str, Mapping[int, float]]) -> Differences:
     half, strict = _halves(of_seeds, values)
     clear = np.abs(difference) > strict
     several = {frozenset(one) for one in values.values() if len(one) > 1}
-    about = "95 % t intervals over training seeds, paired where two recipes have the same"
+    about = "95 % t intervals over training seeds, paired for recipes with the same seeds"
     if len(several) == 1:
         about = f"95 % t intervals over {len(several.pop())} training seeds, paired by seed"
     about += _single(values)
@@ -113,7 +120,7 @@ def of_runs(averages: Mapping[str, Mapping[int, float]]) -> Differences:
 
 
 def _common(averages: Mapping[str, Mapping[int, float]]) -> set[int]:
-    """The seeds that all recipes with several have, or every seed where these are not two."""
+    """Return the seeds that all recipes with several seeds share; if fewer than two, all seeds."""
     several = [set(one) for one in averages.values() if len(one) > 1]
     shared = set.intersection(*several) if several else set()
     return shared if len(shared) > 1 else set[int]().union(*several)
@@ -122,7 +129,7 @@ def _common(averages: Mapping[str, Mapping[int, float]]) -> set[int]:
 def _halves(
     error: PairError, by_seed: Mapping[str, Mapping[Seed, float]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Halves of the intervals of all pairs: of each by itself, and of all together."""
+    """Return the half-widths of the intervals of all pairs: individual and simultaneous."""
     of_all = _pairs(list(by_seed))
     half, strict = (
         np.array([[error.half(a, b, n) for b in by_seed.values()] for a in by_seed.values()])
@@ -132,10 +139,10 @@ def _halves(
 
 
 def _single(by_seed: Mapping[str, Mapping[Seed, float]]) -> str:
-    """What is to be said where a recipe has one seed alone."""
+    """Return a remark for the case that a recipe has only one seed."""
     if all(len(one) > 1 for one in by_seed.values()):
         return ""
-    return " (a recipe with one seed has the seed error of the others)"
+    return " (recipes with one seed use the seed error of the others)"
 
 
 def _pairs(names: Sequence[str]) -> int:

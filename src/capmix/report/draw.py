@@ -1,4 +1,4 @@
-"""Figures as PDF and PNG files, for papers."""
+"""Write figures as PDF and PNG files, for papers."""
 
 import io
 from collections.abc import Sequence
@@ -15,15 +15,18 @@ from capmix.report.svg import outline
 from capmix.storage.store import Store
 
 WIDTH = 6.4  # inches
-PIXELS = 620  # of the layout over that width: its texts have 8 to 9 points
+PIXELS = 620  # width of the layout, which makes its text 8 to 9 points
 THEME = {"ink": "#1b1f27", "quiet": "#545c69", "grid": "#dfe3e9", "paper": "#ffffff"}
-MARGIN = 6  # pixels around it
-INCH = WIDTH / (PIXELS + 2 * MARGIN)  # of a pixel
-PER_PIXEL = 72 * INCH  # points
+MARGIN = 6  # pixels around the layout
+INCH = WIDTH / (PIXELS + 2 * MARGIN)  # inches per pixel
+PER_PIXEL = 72 * INCH  # points per pixel
 
 
 def write_figures(figures: Sequence[Figure], directory: str) -> list[str]:
-    """Write `<name>.pdf`, `.png` (200 dots an inch) and `.csv` of each; returns the paths."""
+    """Write `<name>.pdf`, `.png` (200 dpi) and `.csv` of each figure.
+
+    Returns the paths of the PDF and PNG files.
+    """
     store = Store(directory)
     paths = []
     for figure in figures:

@@ -1,4 +1,4 @@
-"""The samples that the report shows: texts with scores and flags, thumbnails, and decisions."""
+"""The samples in the report: texts with scores and flags, thumbnails, and decisions."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ LONGEST_TEXT = 600
 
 @dataclass(frozen=True)
 class ThresholdSteps:
-    """The sources whose thresholds can be moved, and the scale (see measure/steps.py)."""
+    """The sources with adjustable thresholds, and the scale of the steps (see measure/steps.py)."""
 
     sources: Sequence[str]
     unit: int
@@ -31,8 +31,11 @@ class ThresholdSteps:
 def example_rows(
     table: pa.Table, sources: Sequence[str], scored: Sequence[str], steps: ThresholdSteps | None
 ) -> list[dict[str, Any]]:
-    """Samples as the page takes them: uid, key, shard, `texts` (by source: text, score, flags) and
-    `steps`, the step that each of the sources' scores reaches."""
+    """Return samples in the page's format.
+
+    Each has uid, key, shard, `texts` (by source: text, score, flags) and `steps`, the threshold
+    step that each source's score reaches.
+    """
     reached: dict[str, list[int | None]] = {}
     for source in steps.sources if steps else ():
         assert steps is not None
@@ -65,8 +68,10 @@ def example_rows(
 
 
 def decisions(rows: SubsetRows, samples: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """The source of the text that a subset has for each of `samples` (uid and shard); None where it
-    left the sample out. Of other shards nothing is read."""
+    """Return the source that a subset chose for each of `samples` (uid and shard).
+
+    None if the subset leaves the sample out. Only the shards of the samples are read.
+    """
     chosen: dict[str, dict[str, str]] = {}
     for shard in sorted({sample["shard"] for sample in samples}):
         found = rows.sources_of(shard)
@@ -80,7 +85,10 @@ def decisions(rows: SubsetRows, samples: Sequence[Mapping[str, Any]]) -> list[st
 def thumbnails(
     pool: Pool, rows: Iterable[Mapping[str, Any]], side: int = THUMBNAIL
 ) -> dict[str, bytes]:
-    """WebP copies by uid, `side` pixels at most each way; none of images that do not decode."""
+    """Return WebP thumbnails by uid, at most `side` pixels wide and high.
+
+    Images that cannot be decoded are left out.
+    """
     by_shard: dict[str, dict[str, str]] = {}
     for row in rows:
         by_shard.setdefault(row["shard"], {})[row["key"]] = row["uid"]

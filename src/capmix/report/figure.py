@@ -1,4 +1,4 @@
-"""What a figure shows, apart from how it is drawn: on the page, or in a file."""
+"""The content of a figure, independent of how it is drawn."""
 
 import csv
 import io
@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["line", "points", "steps", "cloud"]
-Mark = Literal["best", "tie", "lower", ""]  # against the highest
+Mark = Literal["best", "tie", "lower", ""]  # compared with the highest
 PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, group of points or histogram. `low` and `high` are ends of intervals of `y`;
-    `labels` say what each point is. `short` is what is written beside it (default: `name`), where
-    it is `named`; `marks` say how each point compares with the highest."""
+    """One line, group of points or histogram.
+
+    `low` and `high` are the ends of intervals of `y`; `labels` name the points. If `named`, `short`
+    (default: `name`) is written next to the series. `marks` compare each point with the highest.
+    """
 
     name: str
     x: Sequence[float]
@@ -36,8 +38,11 @@ class Series:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A line of a figure that lists recipes. `mark` says how it compares with the highest;
-    `difference` is that from a baseline, with the ends of its interval if there is one."""
+    """A row of a figure that lists recipes.
+
+    `mark` compares it with the highest; `difference` is the difference from the baseline, with the
+    ends of its interval if there is one.
+    """
 
     name: str
     value: float
@@ -51,9 +56,11 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is that of its files, `about` says in words what is to be seen. A figure has either
-    `series`, or `rows` by group. `marks` are vertical lines, `levels` and `published`
-    horizontal ones: what they are called, and where they are."""
+    """A figure with either `series`, or `rows` by group.
+
+    `name` is the stem of its files; `about` describes the figure in words. `marks` are vertical
+    lines, `levels` and `published` horizontal ones: pairs of a name and a value.
+    """
 
     name: str
     title: str
@@ -70,7 +77,7 @@ class Figure:
     baseline: str = ""
 
     def csv(self) -> str:
-        """The numbers behind the figure."""
+        """Return the data of the figure as CSV."""
         out = io.StringIO()
         writer = csv.writer(out)
         if self.rows:
@@ -99,5 +106,5 @@ class Figure:
 
 
 def _inert(text: str) -> str:
-    """A cell that a spreadsheet takes for text: captions are not ours."""
+    """Escape a cell so that spreadsheets do not evaluate it: captions are untrusted."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,4 +1,4 @@
-"""The paper's figures, of what one work directory holds."""
+"""Build the paper's figures from one work directory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,20 @@ from capmix.report.palette import OTHER, Palette
 from capmix.report.published import SOURCE, PublishedRow
 
 LONGEST_LABEL = 120
-FEWEST_TEXTS = 20  # of which a distribution says anything
+FEWEST_TEXTS = 20  # texts for a histogram
 BINS = 50
 MOST_NAMES = 12
-FEWEST_POINTS = 3  # of a line
+FEWEST_POINTS = 3  # points for a line
 CONTROLS = "Controls and oracles"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Results, and what the figures say of them: how each recipe compares with the highest, the
-    differences from `baseline`, and published rows of the same scale."""
+    """Results and their comparisons.
+
+    `marks` compare each recipe with the highest, `differences` include those from `baseline`, and
+    `published` are rows of the same scale.
+    """
 
     outcomes: Sequence[RecipeOutcome]
     marks: dict[str, Mark] = field(default_factory=dict)
@@ -38,10 +41,12 @@ def all_figures(
     rows: Sequence[CaptionerRow],
     shown: FoundSubset | None,
 ) -> list[Figure]:
-    """Those that there are numbers for, the main one first; `shown` is the subset whose thresholds
-    are drawn in."""
+    """Return the figures that have data, the main one first.
+
+    `shown` is the subset whose thresholds are drawn.
+    """
     palette = Palette(found.sources)
-    made = [
+    figures = [
         fractions(found, compared, palette),
         recipes(found, compared, palette),
         imagenet(found, compared, palette),
@@ -51,12 +56,14 @@ def all_figures(
         *temperatures(rows),
         texts_map(found, palette),
     ]
-    return [figure for figure in made if figure is not None]
+    return [figure for figure in figures if figure is not None]
 
 
 def recipes(found: Found, compared: Compared, palette: Palette) -> Figure | None:
-    """The average of each recipe with its interval, highest first; controls and published rows
-    apart."""
+    """Show the average of each recipe with its interval, highest first.
+
+    Controls and published rows are separate groups.
+    """
     if not compared.outcomes:
         return None
     rows = _rows(found, compared, palette)
@@ -74,7 +81,7 @@ def recipes(found: Found, compared: Compared, palette: Palette) -> Figure | None
 
 
 def imagenet(found: Found, compared: Compared, palette: Palette) -> Figure | None:
-    """ImageNet of each recipe beside published rows, where these are of the same scale."""
+    """Show ImageNet accuracy of each recipe next to published rows of the same scale."""
     published = _published(compared.published, IMAGENET)
     known = [one for one in compared.outcomes if IMAGENET in one.groups]
     if not known or not published:
@@ -87,7 +94,7 @@ def imagenet(found: Found, compared: Compared, palette: Palette) -> Figure | Non
     rows = sorted(rows, key=lambda row: (row.group, -row.value)) + published
     about = f"ImageNet accuracy of each recipe, and of baselines of the same scale ({SOURCE})"
     return Figure(
-        "imagenet", "ImageNet beside published baselines", about, "ImageNet accuracy, %", "recipe",
+        "imagenet", "ImageNet and published baselines", about, "ImageNet accuracy, %", "recipe",
         rows=rows,
     )  # fmt: skip
 
@@ -121,12 +128,12 @@ def _difference(compared: Compared, subset: str) -> tuple[float, float | None, f
 
 def _published(rows: Sequence[PublishedRow], group: str) -> list[FigureRow]:
     head = f"Published, DataComp {rows[0].scale}" if rows else ""
-    made = [
+    found = [
         FigureRow(row.name, row.groups[group], colour=OTHER, group=head)
         for row in rows
         if group in row.groups
     ]
-    return sorted(made, key=lambda row: -row.value)
+    return sorted(found, key=lambda row: -row.value)
 
 
 def _colour(found: Found, name: str, palette: Palette) -> str:
@@ -141,8 +148,11 @@ def _ends(outcomes: Sequence[RecipeOutcome]) -> str:
 
 
 def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | None:
-    """The average against the fraction that a recipe is given: a line for each strategy of which
-    there are several fractions, levels for the baseline and for published rows."""
+    """Show the average against the fraction parameter of the recipe.
+
+    Strategies with several fractions are lines; the baseline and published rows are horizontal
+    lines.
+    """
     by_strategy: dict[str, list[tuple[float, RecipeOutcome]]] = {}
     for outcome in compared.outcomes:
         subset = found.subsets.get(outcome.subset)
@@ -181,8 +191,8 @@ def fractions(found: Found, compared: Compared, palette: Palette) -> Figure | No
         )
     ends = _ends(compared.outcomes)
     about = (
-        "The average of each recipe against the fraction that it is given; recipes that differ in "
-        f"it alone are joined{ends and f'; bands: {ends}'}"
+        "The average of each recipe against its fraction; lines join recipes that differ only in "
+        f"the fraction{ends and f'; bands: {ends}'}"
     )
     return Figure(
         "fractions",
@@ -203,8 +213,8 @@ def _published_levels(compared: Compared) -> list[tuple[str, float]]:
 
 
 def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure]:
-    """ImageNet (or classification) against the average and against retrieval."""
-    made = []
+    """Show ImageNet (or classification) against the average and against retrieval."""
+    figures = []
     outcomes = [one for one in compared.outcomes if not is_control(found, one.subset)]
     for name, title in (("average", "the average"), ("retrieval", "retrieval")):
         points = [
@@ -235,22 +245,24 @@ def tradeoffs(found: Found, compared: Compared, palette: Palette) -> list[Figure
                 for row in compared.published
                 if {IMAGENET, group} <= row.groups.keys()
             ]  # fmt: skip
-        made.append(
+        figures.append(
             Figure(
                 f"classes-{name}",
                 f"Classification against {title}",
-                f"{len(points)} recipes, a point each: zero-shot classification and {title}",
+                f"Zero-shot classification and {title} of {len(points)} recipes, one point each",
                 f"{classes}, %",
                 f"{title.removeprefix('the ')}, %",
                 series,
             )
         )
-    return made
+    return figures
 
 
 def _named(found: Found, compared: Compared, outcomes: Sequence[RecipeOutcome]) -> list[str]:
-    """Whose names are in a figure, the highest and the baseline first; of more than MOST_NAMES the
-    highest of each strategy."""
+    """Return the recipes named in a figure, the highest and the baseline first.
+
+    With more than MOST_NAMES recipes, only the highest of each strategy is named.
+    """
     order = sorted(outcomes, key=lambda one: -one.average)
     first = [one.subset for one in order[:1]] + [compared.baseline]
     if len(order) <= MOST_NAMES:
@@ -263,7 +275,7 @@ def _named(found: Found, compared: Compared, outcomes: Sequence[RecipeOutcome]) 
 
 
 def similarity(found: Found, shown: FoundSubset | None, palette: Palette) -> Figure | None:
-    """Histograms of similarity by source, as shares, with the recipe's thresholds."""
+    """Show histograms of similarity by source, as shares, with the recipe's thresholds."""
     series = []
     for source in found.scored:
         noise = found.population["sources"][source]["noise"]
@@ -293,7 +305,7 @@ def similarity(found: Found, shown: FoundSubset | None, palette: Palette) -> Fig
         "Image-text similarity by source",
         about,
         f"cosine similarity ({found.scorer})",
-        "% of texts for each 0.01",
+        "% of texts per 0.01",
         series,
         marks=marks,
     )
@@ -302,7 +314,7 @@ def similarity(found: Found, shown: FoundSubset | None, palette: Palette) -> Fig
 def _density(
     edges: Sequence[float], counts: Sequence[int], total: int
 ) -> tuple[list[float], list[float]]:
-    """Middles of bins, joined where there are more than BINS, and % of all for each 0.01."""
+    """Return the middles of at most BINS bins, merging bins if necessary, and % per 0.01."""
     joined = -(-len(counts) // BINS)
     starts = range(0, len(counts), joined)
     width = edges[1] - edges[0]
@@ -314,7 +326,7 @@ def _density(
 
 
 def diversity(found: Found, palette: Palette) -> list[Figure]:
-    """Unique trigrams and nouns against the number of texts, both on logarithmic axes."""
+    """Show distinct trigrams and nouns against the number of texts, on logarithmic axes."""
     trigrams = [
         _curve(source, one["curve"]["texts"], one["curve"]["unique_trigrams"], palette)
         for source, one in found.population["sources"].items()
@@ -325,17 +337,17 @@ def diversity(found: Found, palette: Palette) -> list[Figure]:
         if one["nouns"]:
             x, y = zip(*one["nouns_curve"], strict=True)
             nouns.append(_curve(source, x, y, palette))
-    made = []
+    figures = []
     for what, curves, sampled in (("trigrams", trigrams, False), ("nouns", nouns, True)):
         series = [one for one in curves if len(one.x) >= FEWEST_POINTS]
         if series:
             ends = ", ".join(f"{one.name} {one.y[-1]:,}" for one in series)
-            made.append(
+            figures.append(
                 Figure(
                     f"diversity-{what}",
                     f"Distinct {what} against the number of texts",
-                    f"Distinct {what} in growing samples of each source; in the largest: {ends}"
-                    + (" (on the sample that is tagged)" if sampled else ""),
+                    f"Distinct {what} in increasingly large samples of each source; in the largest "
+                    f"sample: {ends}" + (" (of tagged texts)" if sampled else ""),
                     "texts",
                     f"distinct {what}",
                     series,
@@ -343,7 +355,7 @@ def diversity(found: Found, palette: Palette) -> list[Figure]:
                     y_log=True,
                 )
             )
-    return made
+    return figures
 
 
 def _curve(source: str, x: Sequence[float], y: Sequence[float], palette: Palette) -> Series:
@@ -351,7 +363,7 @@ def _curve(source: str, x: Sequence[float], y: Sequence[float], palette: Palette
 
 
 def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
-    """Of captioners of which several differ in temperature: similarity, diversity and results."""
+    """Show similarity, diversity and results against temperature, for captioners with several."""
     by_model: dict[str, list[CaptionerRow]] = {}
     for row in rows:
         if row.temperature is not None:
@@ -362,7 +374,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
         if len({row.temperature for row in of_model}) > 1
     }
     palette = Palette(list(swept))
-    made = []
+    figures = []
     for what, title in (
         ("similarity", "mean similarity"),
         ("trigrams", "distinct trigrams"),
@@ -377,7 +389,7 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
                 colour = palette.of([model])
                 series.append(Series(model, x, y, labels=labels, colour=colour))
         if series:
-            made.append(
+            figures.append(
                 Figure(
                     f"temperature-{what}",
                     f"Sampling temperature and {title.removesuffix(', %')}",
@@ -387,11 +399,11 @@ def temperatures(rows: Sequence[CaptionerRow]) -> list[Figure]:
                     series,
                 )
             )
-    return made
+    return figures
 
 
 def texts_map(found: Found, palette: Palette) -> Figure | None:
-    """t-SNE of text embeddings, all sources over the same axes."""
+    """Show a t-SNE map of text embeddings, with all sources on the same axes."""
     table = found.texts_map
     if table is None:
         return None
@@ -409,7 +421,8 @@ def texts_map(found: Found, palette: Palette) -> Figure | None:
             )
         )
     about = (
-        "A point for each of some texts of each source, near to texts of like meaning; where one "
-        "source alone has points, the other does not speak of such things"
+        "A sample of texts from each source, one point per text; texts of similar meaning are "
+        "close together. A region with points of only one source is a topic that the others do "
+        "not cover"
     )
     return Figure("map", "Map of texts (t-SNE)", about, "", " ", series)

@@ -1,4 +1,4 @@
-"""Collect what a work directory holds for the report."""
+"""Read the contents of a work directory for the report."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,18 +54,18 @@ class FoundSubset:
 
     @property
     def fraction(self) -> float:
-        """Rows kept over samples, the paper's fraction of the pool."""
+        """Kept rows divided by samples: the paper's fraction of the pool."""
         return self.summary.kept / self.summary.rows_in if self.summary.rows_in else 0.0
 
     @property
     def given(self) -> float:
-        """The fraction that its recipe was given; without one, that of the rows it kept."""
+        """The fraction parameter of its recipe; without one, the fraction of rows kept."""
         given = self.recipe.get("parameters", {}).get("fraction")
         return self.fraction if given is None else float(given)
 
     @property
     def strategy(self) -> str:
-        """The name without the fraction that was asked for."""
+        """The name without the fraction parameter."""
         fraction = self.recipe.get("parameters", {}).get("fraction")
         percent = "" if fraction is None else f"{float(fraction) * 100:g}"
         before, found, after = self.name.rpartition(percent) if percent else ("", "", self.name)
@@ -73,17 +73,17 @@ class FoundSubset:
 
     @property
     def sources(self) -> list[str]:
-        """The sources that its clauses name, in their order."""
+        """The sources of its clauses, in order."""
         return list(dict.fromkeys(str(clause["source"]) for clause in self.recipe["clauses"]))
 
     @property
     def is_control(self) -> bool:
-        """Whether it is set apart: its texts are handed around, or it is called so."""
+        """Whether it is a control: its texts are shuffled, or its name says so."""
         return bool(self.recipe["shuffle"]) or is_control_name(self.name)
 
     @property
     def only_source(self) -> str | None:
-        """The source of a subset that takes every text of one source, as it stands."""
+        """The source, if the subset is all texts of a single source, unchanged."""
         clauses = self.recipe["clauses"]
         whole = {"where": "true", "weight": "1", "source": clauses[0]["source"]}
         plain = clauses == [whole] and not self.recipe["shuffle"] and not self.recipe["distinct"]
@@ -92,8 +92,11 @@ class FoundSubset:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that the report shows, apart from images and texts of samples. `by_seed` are the
-    averages of trained runs in percent, by recipe and seed; `scale` is what all were trained at."""
+    """The data of the report, except images and texts of samples.
+
+    `by_seed` are the averages of trained runs in percent, by recipe and seed; `scale` is the scale
+    of all runs.
+    """
 
     catalog: Catalog
     scorer: str | None
@@ -114,14 +117,14 @@ class Found:
     scale: str | None = None
 
     def columns(self) -> dict[str, Column]:
-        """What the samples' rows are read with."""
+        """Return the columns for reading the samples' rows."""
         asked = Population(
             self.store, self.pool, self.scorer, self.sources, self.scored, MeasureSettings()
         )
         return asked.columns()
 
     def is_of_people(self, source: str) -> bool:
-        """Whether people wrote the texts, in the workbench (see capmix/view/parts.py)."""
+        """Return whether the texts were written by hand in capmix view (see view/parts.py)."""
         return self.settings.get(captions_folder(source), {}).get("model") == BY_PEOPLE
 
     @property
@@ -139,10 +142,12 @@ def gather(
     recipes: Sequence[str] | None,
     results: str | None = None,
 ) -> Found:
-    """Read the work directory. `recipes` names the subsets to show, in order (default: all);
-    `results` is the directory of a grid whose runs are shown (default: the work directory).
+    """Read the work directory.
 
-    What `capmix measure` counts in one pass is counted now unless it is there.
+    `recipes` names the subsets to show, in order (default: all); `results` is the directory of a
+    grid whose runs are shown (default: the work directory). Measures that need a single pass over
+    the texts are computed now if they are missing. Raises UserError for unknown subsets, and if
+    `results` has no results.
     """
     store = catalog.store
     sources, scored = catalog.sources(), catalog.scored(scorer) if scorer else []
@@ -155,7 +160,10 @@ def gather(
     pool_name, grid = store.root.rpartition("/")[2], Store(results) if results else store
     rows = read_summary(grid, pool_name)
     if results and not rows:
-        raise UserError(f"--results {results}: no results/summary.parquet of `capmix run` there")
+        raise UserError(
+            f"--results {results}: no results/summary.parquet; expected the work directory of a "
+            "`capmix run` with training"
+        )
     rows = comparable(rows, present.notes)
     return Found(
         catalog,
@@ -180,7 +188,7 @@ def gather(
 
 @dataclass
 class _Present:
-    """Reads what was made of the texts and scores that lie there now, and notes what was not."""
+    """Read outputs computed from the current texts and scores, and note outdated ones."""
 
     store: Store
     population: dict[str, Any]
@@ -191,7 +199,7 @@ class _Present:
         marker = self.store.read_marker(part)
         if marker is None:
             return None
-        if not self._is_of_now(marker):
+        if not self._is_current(marker):
             self.notes.append(
                 f"The {what} are left out: texts or scores have changed since they were "
                 "measured. Rerun `capmix measure`."
@@ -200,30 +208,32 @@ class _Present:
         return _in_order(marker.extra, self.sources) if "sources" in marker.extra else marker.extra
 
     def subsets(self, wanted: Sequence[str] | None) -> dict[str, FoundSubset]:
-        """Raises UserError for a wanted one that is not there."""
+        """Return the current subsets. Raises UserError for an unknown name in `wanted`."""
         found = {}
         for part in self.store.parts(SUBSETS):
             marker, name = self.store.read_marker(part), part.partition("/")[2]
             if marker is None or (wanted is not None and name not in wanted):
                 continue
-            if self._is_of_now(marker):
+            if self._is_current(marker):
                 summary = Summary(**marker.extra["summary"])
                 found[name] = FoundSubset(name, summary, marker.config["recipe"])
             else:
                 self.notes.append(
-                    f"The subset {name} is left out: texts or scores were written again since it "
-                    "was mixed. Mix it once more."
+                    f"The subset {name} is left out: texts or scores have changed since it was "
+                    "mixed. Rerun `capmix mix`."
                 )
         known = {part.partition("/")[2] for part in self.store.parts(SUBSETS)}
         for name in wanted or ():
             if name not in known:
-                raise UserError(f"no subset {name!r}, only {', '.join(sorted(known)) or 'none'}")
+                raise UserError(f"no subset {name!r}; found {', '.join(sorted(known)) or 'none'}")
         return {name: found[name] for name in wanted or found if name in found}
 
     def probes(self, subsets: Iterable[str]) -> dict[str, list[ProbeResult]]:
-        """The results of probes that were trained on the subsets as they are now, and evaluated on
-        the sets that most subsets were; of groups of the same size the one with most results, then
-        the first."""
+        """Return the results of probes trained on the current subsets.
+
+        Only probes evaluated on the same sets are comparable: the group with most subsets is kept,
+        then the one with most results, then the first.
+        """
         groups: dict[tuple[tuple[str, str], ...], dict[str, list[ProbeResult]]] = {}
         for name in subsets:
             for part, evalsets in self._evaluated(name):
@@ -237,7 +247,7 @@ class _Present:
         for sets, found in groups.items():
             if sets != kept:
                 names, others = ([name for name, _ in one] for one in (sets, kept))
-                on = listed(names) if names != others else f"other files of {listed(names)}"
+                on = listed(names) if names != others else f"different files of {listed(names)}"
                 probes = counted(sum(map(len, found.values())), "probe")
                 self.notes.append(
                     f"Left out: {probes} of {listed(list(found))}, evaluated on {on}; the others "
@@ -247,7 +257,7 @@ class _Present:
         return groups.get(kept, {})
 
     def _evaluated(self, subset: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """Results of the probes of a subset as it is now, with the digests of evaluation sets."""
+        """Yield result parts of a current subset's probes, with digests of evaluation sets."""
         now = self.store.fingerprint(f"{SUBSETS}/{subset}")
         for part in self.store.parts(f"{PROBE_RESULTS}/{subset}"):
             probe = f"{PROBES}/{part.partition('/')[2]}"
@@ -257,8 +267,8 @@ class _Present:
             if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
                 yield part, marker.config.get("evalsets", {})
 
-    def _is_of_now(self, marker: Marker) -> bool:
-        """Whether the folders it was made from are as they were, and the sample is the same."""
+    def _is_current(self, marker: Marker) -> bool:
+        """Return whether its input folders are unchanged and its sample is the same."""
         now: dict[str, str] = self.population["digests"]
         same = all(now.get(name, digest) == digest for name, digest in marker.inputs.items())
         drawn = {name: marker.config.get(name) for name in ("sample", "seed")}
@@ -269,7 +279,7 @@ class _Present:
 def _population(
     catalog: Catalog, scorer: str | None, sources: Sequence[str], scored: Sequence[str]
 ) -> dict[str, Any]:
-    """With the settings that it was measured with before, if it was."""
+    """Measure the population, with the settings of the previous measurement if there is one."""
     marker = catalog.store.read_marker(POPULATION)
     names = ("sketch", "sample", "seed")
     known = {name: marker.config[name] for name in names} if marker else {}
@@ -280,13 +290,13 @@ def _population(
 
 
 def _in_order(measures: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
-    """Markers sort their keys; here raw comes first."""
+    """Order measures by source with raw first; markers sort their keys."""
     of_source = measures["sources"]
     return measures | {"sources": {name: of_source[name] for name in sources if name in of_source}}
 
 
 def _conservation(store: Store) -> list[dict[str, Any]]:
-    """Rows in, ok, dropped and failed of every stage folder, summed over its parts."""
+    """Return rows in, ok, dropped and failed of every stage folder, summed over its parts."""
     rows: dict[str, dict[str, Any]] = {}
     for top in (SAMPLES, EMBEDDINGS, CAPTIONS, SCORES, ANNOTATIONS, SUBSETS):
         with store.listed([top]):
@@ -307,7 +317,7 @@ def _conservation(store: Store) -> list[dict[str, Any]]:
 
 
 def _settings(store: Store) -> dict[str, dict[str, Any]]:
-    """The settings of each captioner and scorer, from the first marker of each folder."""
+    """Return the settings of each captioner and scorer, from the first marker of each folder."""
     found: dict[str, dict[str, Any]] = {}
     for top in (CAPTIONS, SCORES):
         for part in store.parts(top):

@@ -1,4 +1,4 @@
-"""What the results say, in one sentence that the intervals carry."""
+"""Summarize the results in one sentence that the intervals support."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,11 @@ Clause = str | None
 
 @dataclass(frozen=True)
 class Headline:
-    """`text` is the answer, `more` says what else holds, `about` what was compared and how. `marks`
-    has how each recipe compares with the highest."""
+    """The summary of the results.
+
+    `text` is the main result, `more` are further results, and `about` describes the comparison.
+    `marks` compare each recipe with the highest.
+    """
 
     text: str
     more: Sequence[str] = ()
@@ -28,7 +31,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class _Results:
-    """Recipes that are no controls, highest first, and what is known of their differences."""
+    """Candidates (recipes that are not controls, highest first), controls and differences."""
 
     candidates: Sequence[RecipeOutcome]
     controls: Sequence[RecipeOutcome]
@@ -50,7 +53,7 @@ class _Results:
 def headline(
     found: Found, rows: Sequence[RecipeResult], outcomes: Sequence[RecipeOutcome], baseline: str
 ) -> Headline | None:
-    """None where no recipe but controls has results."""
+    """Return the summary, or None if only controls have results."""
     known = [one for one in outcomes if not is_control(found, one.subset)]
     if not known:
         return None
@@ -72,13 +75,13 @@ def headline(
 
 
 def headline_lines(found: Found, rows: Sequence[RecipeResult], baseline: str) -> list[str]:
-    """The same for a terminal; no lines where there is none."""
-    said = headline(found, rows, found.runs or of_outcomes(rows), baseline)
-    return [said.text + ".", *said.more, said.about] if said else []
+    """Return the summary as lines for a terminal; an empty list without results."""
+    summary = headline(found, rows, found.runs or of_outcomes(rows), baseline)
+    return [summary.text + ".", *summary.more, summary.about] if summary else []
 
 
 def is_control(found: Found, subset: str) -> bool:
-    """Whether a recipe is set apart, by what it does or by its name."""
+    """Return whether a recipe is a control, because it shuffles texts or by its name."""
     known = found.subsets.get(subset)
     return known.is_control if known is not None else is_control_name(subset)
 
@@ -86,7 +89,7 @@ def is_control(found: Found, subset: str) -> bool:
 def differences_of(
     found: Found, rows: Sequence[RecipeResult], outcomes: Sequence[RecipeOutcome]
 ) -> Differences:
-    """Those of the trained runs if there are any, else of the probes."""
+    """Return the differences of the trained runs, or without runs, of the probes."""
     if not found.runs:
         return of_probes(rows)
     known = {one.subset: found.by_seed.get(one.subset) for one in outcomes}
@@ -100,30 +103,28 @@ def _against_baseline(results: _Results) -> str:
     best, differences = results.best.subset, results.differences
     others = [one.subset for one in results.candidates if one.subset != results.baseline]
     if len(results.candidates) == 1 and results.baseline in (None, best):
-        return (
-            f"{best}: average {_average(results.best)}; there is no other recipe to compare it with"
-        )
+        return f"{best}: average {_average(results.best)}; no other recipe to compare it with"
     if results.baseline is None:
         of_all = counted(len(results.candidates), "recipe")
         return f"{best}: average {_average(results.best)}, the highest of {of_all}"
     if best == results.baseline:
         change = differences.of(others[0], best)
         clear = "" if change.is_clear or not differences.tested else ", not distinguishable"
-        return f"No recipe is above {best}: the next, {others[0]}, has {_points(change)}{clear}"
+        return f"No recipe is above {best}; the next is {others[0]}: {_points(change)}{clear}"
     against = {name: differences.of(name, results.baseline) for name in others}
     above = [name for name, one in against.items() if one.is_clear and one.mean > 0]
     if not differences.tested:
         return f"{best}: {_over(against[best], results.baseline)}; not tested"
     if not above:
         return (
-            f"No recipe is clearly above {results.baseline}: the highest, {best}, has "
+            f"No recipe is clearly above {results.baseline}; the highest is {best}: "
             f"{_points(against[best])}"
         )
     return f"{above[0]}: {_over(against[above[0]], results.baseline)}"
 
 
 def _mixing(found: Found, results: _Results) -> Clause:
-    """How the best mix with raw text compares with the best synthetic captions alone."""
+    """Compare the highest mix with raw text with the highest recipe of only synthetic captions."""
     mixed, alone = _best_of_kinds(found, results)
     if mixed is None or alone is None or not results.differences.tested:
         return None
@@ -140,12 +141,14 @@ def _best_mixing(found: Found, results: _Results) -> Clause:
     if mixed is None or alone is None:
         return None
     change = results.differences.of(mixed, alone)
-    return f"Of mixes, {mixed} is highest: {_points(change)} against {alone}."
+    return f"The highest mix is {mixed}: {_points(change)} compared with {alone}."
 
 
 def _best_of_kinds(found: Found, results: _Results) -> tuple[str | None, str | None]:
-    """The highest recipe of raw text with synthetic captions, and that of these alone; recipes with
-    texts that people wrote are neither."""
+    """Return the highest mix of raw text and synthetic captions, and the highest without raw text.
+
+    Recipes with manually written texts are neither.
+    """
     mixed, alone = None, None
     for one in results.candidates:
         subset = found.subsets.get(one.subset)
@@ -200,16 +203,16 @@ def _about(results: _Results) -> str:
     if len(every) == 1:
         return text
     if not results.differences.tested:
-        return f"{text} No differences are tested: {results.differences.about}."
+        return f"{text} Differences are not tested: {results.differences.about}."
     pairs = len(every) * (len(every) - 1) // 2
-    itself, corrected = ", each by itself", f", corrected for all {pairs:,} pairs"
+    single, corrected = ", for each pair separately", f", corrected for all {pairs:,} pairs"
     if pairs == 1:
-        itself = corrected = ""
+        single = corrected = ""
     biased = (
         " The highest of several means is biased upward." if len(results.candidates) > 2 else ""
     )
     return (
-        f"{text} In brackets: {results.differences.about}{itself}. “Over” and “lower” are "
+        f"{text} In brackets: {results.differences.about}{single}. “Over” and “lower” are "
         f"significant at 5 %{corrected}. “Not distinguishable” means not significant.{biased}"
     )
 

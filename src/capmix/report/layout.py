@@ -1,4 +1,4 @@
-"""Lay out a figure: axes, ticks, and texts that do not overlap; for page, PDF and PNG alike."""
+"""Lay out a figure for the page, PDF and PNG: axes, ticks, and text that does not overlap."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,17 +25,17 @@ from capmix.report.wording import change_text, interval_text
 
 SMALL = 11
 ROW, PHONE_ROW = 26, 40
-PHONE = 480  # a figure narrower than this has names above its rows
-HEIGHT = 270  # of a plot, without its texts
-LINE = 15  # pixels between texts
-MANY = 60  # points of a line that are not marked one by one
+PHONE = 480  # figures narrower than this have names above their rows
+HEIGHT = 270  # of a plot, without its text
+LINE = 15  # pixels between lines of text
+MANY = 60  # lines with more points have no markers
 DIRECTIONS = (
     (1, 0), (-1, 0), (0, -1), (0, 1), (0.7, -0.7), (0.7, 0.7), (-0.7, -0.7), (-0.7, 0.7),
     (0.4, -0.9), (0.4, 0.9), (-0.4, -0.9), (-0.4, 0.9),
 )  # fmt: skip
-RINGS = (9, 18, 30, 44, 60, 80, 104)  # how far from its point a text may be
-FAINT = 0.45  # opacity of a point among thousands: where there are many it is darker
-STAR = 5  # the shape of a marker
+RINGS = (9, 18, 30, 44, 60, 80, 104)  # distances of a label from its point, in pixels
+FAINT = 0.45  # opacity of a point of a cloud, so that dense regions are darker
+STAR = 5  # index of the shape in svg.outline
 MARKS = "★ highest   ● not distinguishable   ○ lower"
 
 
@@ -57,7 +57,7 @@ class Axis:
         return self.start + (value - least) / (most - least) * (self.end - self.start)
 
     def ticks(self, count: int) -> list[float]:
-        """Round values within the axis, about `count`."""
+        """Return about `count` round values within the axis."""
         if self.log:
             return self._log_ticks(count)
         step = _round_step((self.most - self.least) / max(count, 1))
@@ -76,12 +76,12 @@ class Axis:
 
 
 def laid_out(figure: Figure, width: float) -> Scene:
-    """The figure as a scene `width` pixels wide."""
+    """Return the figure as a scene that is `width` pixels wide."""
     return _rows(figure, width) if figure.rows else _plot(figure, width)
 
 
 def _rows(figure: Figure, width: float) -> Scene:
-    """A line for each recipe. Published ones come last, so that the scene can end before them."""
+    """Draw a row per recipe. Published rows are last, so that hiding them shortens the scene."""
     phone = width < PHONE
     changes = [_change(row) for row in figure.rows]
     value_width = _widest([f"{row.value:.1f}" for row in figure.rows], bold=True) + 12
@@ -139,7 +139,7 @@ class _Columns:
 
 
 def _row_places(rows: Sequence[FigureRow], top: float, phone: bool) -> tuple[list[float], float]:
-    """The height of each row's marker, and where the last row ends."""
+    """Return the y position of each row's marker, and of the end of the last row."""
     places: list[float] = []
     group, at = "", top
     for row in rows:
@@ -229,7 +229,7 @@ def _plot(figure: Figure, width: float) -> Scene:
 
 
 def _legend(scene: Scene, series: Sequence[Series], width: float, top: float) -> float:
-    """Names with their markers, in as many lines as it takes; returns where the plot begins."""
+    """Draw names with markers, in as many lines as needed; return the top of the plot."""
     x = 0.0
     for one in series:
         name = shortened(one.short or one.name, width - 20, SMALL)
@@ -257,7 +257,7 @@ def _series(scene: Scene, one: Series, x_axis: Axis, y_axis: Axis) -> None:
         )
         return
     if one.kind == "points":
-        return  # drawn with their texts
+        return  # drawn by _point_labels
     if one.low:
         below = [(x, y_axis.at(low)) for (x, _), low in zip(points, one.low, strict=True)]
         above = [(x, y_axis.at(high)) for (x, _), high in zip(points, one.high, strict=True)]
@@ -299,7 +299,7 @@ def _tips(one: Series) -> list[str]:
 def _end_labels(
     scene: Scene, figure: Figure, lines: Sequence[Series], x_axis: Axis, y_axis: Axis, width: float
 ) -> None:
-    """The name of each line and level at its right end."""
+    """Draw the name of each line and level at its right end."""
     right = x_axis.end
     ends = [(x_axis.at(one.x[-1]), y_axis.at(one.y[-1])) for one in lines]
     of_levels = [""] * len(figure.levels) + [PUBLISHED] * len(figure.published)
@@ -320,8 +320,10 @@ def _end_labels(
 
 
 def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, bounds: Box) -> None:
-    """Points that do not overlap, each with its name where nothing else is; and the name of each
-    histogram above its peak."""
+    """Draw points without overlap, each with its name in a free place.
+
+    The name of each histogram is near its peak.
+    """
     owners = [(one, i) for one in figure.series if one.kind == "points" for i in range(len(one.x))]
     true = [(x_axis.at(one.x[i]), y_axis.at(one.y[i])) for one, i in owners]
     points = dodged(true, 10)
@@ -360,7 +362,7 @@ def _point_labels(scene: Scene, figure: Figure, x_axis: Axis, y_axis: Axis, boun
 
 
 def _lines_of(figure: Figure, x_axis: Axis, y_axis: Axis) -> list[Box]:
-    """What texts of a histogram must not cover: the outlines and the vertical lines."""
+    """Return what labels must not cover: outlines of histograms and vertical lines."""
     found = []
     for one in figure.series:
         if one.kind == "steps":
@@ -373,7 +375,7 @@ def _lines_of(figure: Figure, x_axis: Axis, y_axis: Axis) -> list[Box]:
 
 
 def _crosses(first: Point, last: Point, boxes: Sequence[Box]) -> bool:
-    """Whether a line passes through any of the boxes."""
+    """Return whether a line passes through any of the boxes."""
     return any(_around(one, 1).overlaps(box) for one in _along(first, last) for box in boxes)
 
 
@@ -382,12 +384,12 @@ def _around(at: Point, reach: float) -> Box:
 
 
 def _nearest(box: Box, at: Point) -> Point:
-    """The point of a box that is nearest to another."""
+    """Return the point of a box that is nearest to `at`."""
     return min(max(at[0], box.left), box.right), min(max(at[1], box.top), box.bottom)
 
 
 def _along(first: Point, last: Point) -> list[Point]:
-    """Points of a line, 3 pixels apart."""
+    """Return points of a line, about 3 pixels apart."""
     steps = max(2, int(math.dist(first, last) // 3))
     return [
         (first[0] + (last[0] - first[0]) * i / steps, first[1] + (last[1] - first[1]) * i / steps)
@@ -396,7 +398,7 @@ def _along(first: Point, last: Point) -> list[Point]:
 
 
 def _meets(first: Point, last: Point, points: Sequence[Point]) -> bool:
-    """Whether a line passes any of the points at less than 6 pixels."""
+    """Return whether a line passes within 6 pixels of any of the points."""
     along = _along(first, last)
     return any(math.dist(one, point) < 6 for one in along for point in points)
 
@@ -410,9 +412,11 @@ def _free_place(
     bounds: Box,
     part: str,
 ) -> Text | None:
-    """The nearest place for a text at which it overlaps nothing, if there is one from where a line
-    to its point meets none of `others`; None where there is no room. `boxes` are all that is taken,
-    and those of texts."""
+    """Return the label at the nearest place where it overlaps nothing; None if there is none.
+
+    Places whose line to the point meets none of `others` and no text are preferred. `boxes` are all
+    occupied boxes, and those of texts.
+    """
     taken, texts = boxes
     label = shortened(label, 0.5 * (bounds.right - bounds.left), SMALL)
     for may_meet, ring, (dx, dy) in product((False, True), RINGS, DIRECTIONS):
@@ -461,7 +465,7 @@ def _padded(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def _apart(ticks: Sequence[float], axis: Axis) -> list[float]:
-    """Those of the ticks whose texts do not overlap."""
+    """Return the ticks whose labels do not overlap."""
     shown: list[float] = []
     edge = -math.inf
     for value in ticks:

@@ -1,4 +1,4 @@
-"""How well what was trained on each subset does, from trained runs or from probes."""
+"""Results of training on each subset, from trained runs or probes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,14 @@ IMAGENET, AVERAGE, RETRIEVAL = "ImageNet", "Average", "Retrieval"
 
 @dataclass(frozen=True)
 class RecipeOutcome:
-    """Of one subset, in percent. `average` is over all sets, `classes` on ImageNet or, without it,
-    over the sets with classes, `retrieval` over the others; None where there is no such set.
-    `low` and `high` are a 95 % interval of the average, or a standard deviation to each side.
-    `groups` are DataComp's means over groups of tasks, each complete; `average_of` names the mean
-    that `average` is."""
+    """The results of one subset, in percent.
+
+    `average` is over all evaluation sets, `classes` is ImageNet accuracy or, without ImageNet, the
+    mean over classification sets, `retrieval` the mean over retrieval sets; None if there is no
+    such set. `low` and `high` are a 95 % interval of the average (probes), or one standard
+    deviation to each side (runs). `groups` are DataComp's means over groups of tasks, only of
+    complete groups; `average_of` names the mean that `average` is.
+    """
 
     subset: str
     of: Literal["runs", "probes"]
@@ -36,7 +39,11 @@ class RecipeOutcome:
 
 
 def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
-    """classes is the mean accuracy, retrieval the mean recall@5 both ways, as in their average."""
+    """Return the outcomes of probes.
+
+    `classes` is the mean accuracy and `retrieval` the mean recall@5 in both directions, as in the
+    average.
+    """
     found = []
     for row in rows:
         accuracy = [mean for name, (mean, _) in row.metrics.items() if name.endswith("acc1")]
@@ -52,12 +59,12 @@ def of_probes(rows: Sequence[RecipeResult]) -> list[RecipeOutcome]:
 
 
 def read_summary(store: Store, pool: str) -> list[dict[str, Any]]:
-    """The rows of results/summary.parquet (see pipeline/grid.py) that are of this pool."""
+    """Return this pool's rows of results/summary.parquet (see pipeline/grid.py)."""
     return _of_pool(store, SUMMARY, pool)
 
 
 def read_cells(store: Store, pool: str) -> list[dict[str, Any]]:
-    """The same of results/cells.parquet, which has a row for each seed."""
+    """Return this pool's rows of results/cells.parquet, which has a row per seed."""
     return _of_pool(store, CELLS, pool)
 
 
@@ -70,8 +77,11 @@ def _of_pool(store: Store, name: str, pool: str) -> list[dict[str, Any]]:
 
 
 def comparable(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """The rows of recipes that were evaluated on the tasks that most recipes were; a note for each
-    other group of recipes. Of groups of the same size the first is kept."""
+    """Return the rows of the largest group of recipes evaluated on the same tasks.
+
+    Of groups of the same size the first is kept. A note about each other group is appended to
+    `notes`.
+    """
     tasks: dict[str, set[str]] = {}
     for row in rows:
         known = tasks.setdefault(str(row["recipe"]), set())
@@ -83,17 +93,18 @@ def comparable(rows: Sequence[dict[str, Any]], notes: list[str]) -> list[dict[st
     kept = max(groups, key=lambda one: len(groups[one]), default=frozenset[str]())
     for sets, recipes in groups.items():
         changes = [("without", kept - sets), ("with", sets - kept)]
-        said = [f"{word} {listed(sorted(names))}" for word, names in changes if names]
-        if said:
+        differing = [f"{word} {listed(sorted(names))}" for word, names in changes if names]
+        if differing:
             notes.append(
                 f"The runs of {listed(recipes)} are left out: unlike the others, they were "
-                f"evaluated {' and '.join(said)}. To compare them, evaluate all on the same tasks."
+                f"evaluated {' and '.join(differing)}. To compare them, evaluate all on the same "
+                "tasks."
             )
     return [row for row in rows if row["recipe"] in groups.get(kept, [])]
 
 
 def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
-    """The same from a grid's table of results."""
+    """Return the outcomes of trained runs from a grid's table of results."""
     by_recipe: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_recipe.setdefault(str(row["recipe"]), []).append(row)
@@ -124,7 +135,10 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
 
 
 def average_name(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The mean that all recipes have: over DataComp's 38 tasks, or over the sets that there are."""
+    """Return the name of the mean that all recipes have.
+
+    It is over DataComp's 38 tasks if all recipes were evaluated on them, otherwise over all sets.
+    """
     recipes = {row["recipe"] for row in rows}
     whole = {row["recipe"] for row in rows if (row["evalset"], row["metric"]) == (AVERAGE, MAIN)}
     return AVERAGE if recipes == whole else MEAN
@@ -133,7 +147,7 @@ def average_name(rows: Sequence[Mapping[str, Any]]) -> str:
 def averages_by_seed(
     cells: Sequence[Mapping[str, Any]], averaged: str
 ) -> dict[str, dict[int, float]]:
-    """The average in percent of each recipe's runs, by seed."""
+    """Return the average in percent of each recipe's runs, by seed."""
     found: dict[str, dict[int, float]] = {}
     for row in cells:
         if (row["evalset"], row["metric"]) == (averaged, MAIN):

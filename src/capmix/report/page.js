@@ -1,22 +1,22 @@
 "use strict";
-// Texts of samples are web texts: they go into the page as text nodes and nothing else.
+// Texts of samples are untrusted: insert them into the page only as text nodes.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 12;
 
   function element(name, attributes = {}, ...children) {
-    const made = document.createElement(name);
+    const node = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) {
-      if (value === true) made.setAttribute(key, "");
-      else if (value !== false && value !== null) made.setAttribute(key, String(value));
+      if (value === true) node.setAttribute(key, "");
+      else if (value !== false && value !== null) node.setAttribute(key, String(value));
     }
-    made.append(...children);
-    return made;
+    node.append(...children);
+    return node;
   }
 
   // Figures -----------------------------------------------------------------------------------
 
-  const NEAR = 24;  // pixels from a marker within which it is pointed at
+  const NEAR = 24;  // the pointer selects a marker within this many pixels
 
   function buildFigures() {
     const csv = Object.fromEntries(data.figures.map((figure) => [figure.name, figure.csv]));
@@ -56,7 +56,7 @@
     tip.style.top = `${event.clientY + 16}px`;
   }
 
-  // Published rows are the last of their figures, which end before them when they are hidden.
+  // Published rows are last in each figure, so hiding them shortens the figure.
   function showPublished(shown) {
     document.documentElement.classList.toggle("no-published", !shown);
     for (const chart of document.querySelectorAll("svg.chart")) {
@@ -83,7 +83,7 @@
     }
   }
 
-  // Each group of rows by itself. Numbers start with the greatest; what has none comes last.
+  // Sort each group of rows separately. Numbers start with the greatest; cells without one are last.
   function sortBy(table, head) {
     const column = head.cellIndex;
     const value = (row) => row.cells[column].textContent.trim();
@@ -132,9 +132,9 @@
 
   function recipe() {
     const used = order.filter((one) => one.used);
-    if (!used.length) return "# no source is used: nothing is kept\n";
+    if (!used.length) return "# no source is selected: no sample is kept\n";
     const name = used.map((one) => one.name + valueOf(one.step)).join("+").slice(0, 100);
-    const lines = [`name: "${name}"`, "about: Thresholds chosen in a report of capmix."];
+    const lines = [`name: "${name}"`, "about: Thresholds chosen in a capmix report."];
     if (data.scorer) lines.push(`# scores of the scorer ${data.scorer}`);
     lines.push("clauses:");
     for (const one of used) {
@@ -148,7 +148,7 @@
     box.replaceChildren();
     order.forEach((one, position) => {
       const use = element("input", { type: "checkbox", checked: one.used });
-      const up = element("button", { type: "button", "aria-label": `${one.name} before` }, "↑");
+      const up = element("button", { type: "button", "aria-label": `move ${one.name} up` }, "↑");
       up.disabled = position === 0;
       const range = element("input", {
         type: "range", min: steps.least[one.column], max: steps.most[one.column] + 1, step: 1,
@@ -198,15 +198,15 @@
 
   async function copyRecipe() {
     const area = document.getElementById("recipe");
-    const told = document.getElementById("copied");
+    const status = document.getElementById("copied");
     try {
       await navigator.clipboard.writeText(area.value);
     } catch {
       area.select();
       document.execCommand("copy");
     }
-    told.textContent = "copied";
-    setTimeout(() => { told.textContent = ""; }, 2000);
+    status.textContent = "copied";
+    setTimeout(() => { status.textContent = ""; }, 2000);
   }
 
   // Samples -----------------------------------------------------------------------------------
@@ -228,7 +228,7 @@
     fill(filters.elements.decision,
       [["", "any"], ...named(data.sources).map(([v, t]) => [v, `kept: ${t}`]), ["-", "left out"]]);
     const byScore = data.scored.flatMap((s) => [[`-${s}`, `${s}: highest first`], [`+${s}`, `${s}: lowest first`]]);
-    fill(filters.elements.sort, [["", "chance"], ...byScore]);
+    fill(filters.elements.sort, [["", "random order"], ...byScore]);
     fill(filters.elements.source, named(data.scored));
     fill(filters.elements.flag, [["", "any"], ["-", "none"], ["+", "some"], ...named(data.flags)]);
     hideEmptyFilters();
@@ -244,7 +244,7 @@
     });
   }
 
-  // What has nothing to choose between is not shown.
+  // Hide filters without anything to choose from.
   function hideEmptyFilters() {
     const decides = data.subsets.length > 0 || steps !== null;
     const shownFor = {
@@ -296,7 +296,7 @@
     const text = document.getElementById("matching");
     text.dataset.count = found.length;
     text.textContent = `${found.length.toLocaleString("en")} of ${samples.length.toLocaleString("en")} samples match.` +
-      (unread ? ` They are spaced evenly over the shard's ${(samples.length + unread).toLocaleString("en")}.` : "");
+      (unread ? ` Loaded at even intervals from the shard's ${(samples.length + unread).toLocaleString("en")} samples.` : "");
     document.getElementById("more").hidden = found.length <= shown;
   }
 
@@ -316,13 +316,13 @@
       if (chosen) head.append(element("span", { class: "quiet" }, " ✓ chosen"));
       return element("div", { class: chosen ? "said chosen" : "said" }, head, said, ...flags);
     });
-    const told = !data.subsets.length && !steps ? "" : decided === undefined ? "reading the decision …" : decided === null ? "left out" : `takes ${decided}`;
+    const status = !data.subsets.length && !steps ? "" : decided === undefined ? "loading the decision …" : decided === null ? "left out" : `uses ${decided}`;
     return element("li", { class: "example", "data-uid": sample.uid, "data-decision": decided || "" },
       element("div", { class: "picture" }, picture), ...texts,
-      element("p", { class: "decision" }, `${told}${told ? " · " : ""}${sample.shard}/${sample.key}`));
+      element("p", { class: "decision" }, `${status}${status ? " · " : ""}${sample.shard}/${sample.key}`));
   }
 
-  // The server of `capmix view` gives rows and decisions when they are asked for.
+  // The server of `capmix view` returns rows and decisions on request.
 
   async function ask(path, parameters) {
     const answer = await fetch(`${path}?${new URLSearchParams({ token: data.api, ...parameters })}`);
@@ -330,7 +330,7 @@
     return answer.json();
   }
 
-  // An answer that another question has overtaken is let go.
+  // Discard a response if the selection has changed since the request.
   async function fetchSamples() {
     if (!data.api) return;
     const shard = filters.elements.shard.value;
@@ -359,7 +359,7 @@
     } catch (error) {
       document.getElementById("examples").replaceChildren();
       document.getElementById("matching").textContent =
-        `The server of capmix view does not answer (${error.message}).`;
+        `The capmix view server does not respond (${error.message}).`;
     }
   }
 
@@ -370,7 +370,7 @@
     document.getElementById("about-samples").textContent = data.about;
     if (data.api) {
       document.getElementById("shard-choice").hidden = false;
-      fill(filters.elements.shard, [["", "a fair sample of all"], ...data.shards.map((s) => [s, s])]);
+      fill(filters.elements.shard, [["", "random sample of all"], ...data.shards.map((s) => [s, s])]);
     }
     if (steps) {
       buildSliders();

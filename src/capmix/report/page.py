@@ -37,7 +37,7 @@ from capmix.storage.store import Store
 FIRST_ROWS = 24
 PAGE = f"{REPORT}/report.html"
 HEADER_SETTINGS = ("revision", "prompt", *CaptionSettings().sampling())
-# Of charts in pixels, and the names of their forms in page.css.
+# Widths of charts in pixels: the main figure, figures side by side, and charts for phones.
 MAIN, BESIDE, PHONE = 1148, 548, 356
 CONTENTS = {
     "result": "Result",
@@ -46,7 +46,7 @@ CONTENTS = {
     "thresholds": "Try thresholds",
     "figures": "Figures",
     "captions": "Captions",
-    "conservation": "In and out",
+    "conservation": "Row counts",
     "settings": "Settings",
 }
 
@@ -57,9 +57,9 @@ def write_page(
     out: str | None,
     settings: ReportSettings = ReportSettings(),
 ) -> list[Figure]:
-    """Write the page to the local file `out`, or to PAGE in the work directory; its figures.
+    """Write the page to the local file `out`, or to PAGE in the work directory; return its figures.
 
-    Raises UserError where `settings` name a subset that is not there.
+    Raises UserError if `settings` name an unknown subset.
     """
     figures, page = render_page(found, rows, settings)
     if out is None:
@@ -73,15 +73,19 @@ def write_page(
 def render_page(
     found: Found, rows: Sequence[RecipeResult], settings: ReportSettings, token: str = ""
 ) -> tuple[list[Figure], str]:
-    """The figures and the page. With a `token` it asks its server for samples and images."""
+    """Return the figures and the page.
+
+    With a `token`, the page loads samples and images from its server. Raises UserError if
+    `settings` name an unknown subset.
+    """
     _check_names(found, rows, settings)
     shown = _shown_subset(list(found.subsets.values()), settings.examples_of)
     outcomes = found.runs or of_probes(rows)
-    said = headline(found, rows, outcomes, settings.baseline)
+    summary = headline(found, rows, outcomes, settings.baseline)
     beside = published(found.scale) if settings.published and found.runs else []
     compared = Compared(
         outcomes,
-        dict(said.marks) if said else {},
+        dict(summary.marks) if summary else {},
         differences_of(found, rows, outcomes) if outcomes else None,
         settings.baseline,
         beside,
@@ -107,11 +111,11 @@ def render_page(
     }
     data["about"] = _about_samples(len(data["examples"]), found.population["samples"], token)
     script = _resource("page.js")
-    main = _main_figure(figures) if said else None
+    main = _main_figure(figures) if summary else None
     others = [figure for figure in figures if figure is not main and len(figure.rows) != 1]
     missing = {
-        "result": said is None,
-        "recipes": said is None,
+        "result": summary is None,
+        "recipes": summary is None,
         "thresholds": steps is None,
         "figures": not others,
     }
@@ -121,13 +125,13 @@ def render_page(
         name=_pool_name(found.pool.location),
         day=f"{datetime.now(UTC):%-d %B %Y}",
         facts=_facts(found),
-        headline=said,
+        headline=summary,
         main_figure=main,
         charts={one.name: _charts(one, MAIN if one is main else BESIDE) for one in figures},
-        samples_title="Samples" if said else _captioned(found),
+        samples_title="Samples" if summary else _captioned(found),
         samples_about=_without_results(found),
         **_tables(found, rows, compared),
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=metadata.version("capmix"),
         digest=_digest(found),
         sources=[(name, _source_words(found, name)) for name in found.sources],
@@ -152,8 +156,10 @@ def render_page(
 
 
 def _main_figure(figures: Sequence[Figure]) -> Figure | None:
-    """The one of the first screen: a sweep where there are lines, else the list of recipes; of one
-    recipe alone, what it can be compared with."""
+    """Return the figure of the first screen: a sweep over fractions, or the list of recipes.
+
+    None if neither has several points to compare.
+    """
     for figure in figures:
         if any(one.kind == "line" and len(one.x) >= FEWEST_POINTS for one in figure.series):
             return figure if figure.name == "fractions" else None
@@ -163,18 +169,18 @@ def _main_figure(figures: Sequence[Figure]) -> Figure | None:
 
 
 def _charts(figure: Figure, width: float) -> Markup:
-    """For screens and for phones; page.css shows one of them."""
+    """Draw the figure for screens and for phones; page.css shows one of the two."""
     wide, phone = svg(laid_out(figure, width), figure.about, "wide"), laid_out(figure, PHONE)
     return wide + svg(phone, figure.about, "phone")
 
 
 def _pool_name(location: str) -> str:
-    """The last part of its path or URL."""
+    """Return the last part of the pool's path or URL."""
     return location.rstrip("/").rpartition("/")[2] or location
 
 
 def _facts(found: Found) -> str:
-    """One line: how much there is."""
+    """Return one line with the numbers of samples, texts and recipes."""
     facts = [counted(found.population["samples"], "sample")]
     facts.append(f"texts: {listed(_with_texts(found))}")
     if found.subsets:
@@ -188,31 +194,32 @@ def _with_texts(found: Found) -> list[str]:
 
 
 def _captioned(found: Found) -> str:
-    """The title of a page without results."""
+    """Return the title of a page without results."""
     images = counted(found.population["samples"], "image")
     written = [name for name in _with_texts(found) if name != "raw" and name != "none"]
     models = [name for name in written if not found.is_of_people(name)]
-    said = [f"captioned by {listed(models)}"] if models else []
-    said += ["edited by people"] if len(models) < len(written) else []
-    return f"{images}, {' and '.join(said) or 'not captioned yet'}"
+    origins = [f"captioned by {listed(models)}"] if models else []
+    origins += ["edited manually"] if len(models) < len(written) else []
+    return f"{images}, {' and '.join(origins) or 'not captioned yet'}"
 
 
 def _without_results(found: Found) -> str:
-    """What there is, and which command comes next."""
-    said = []
+    """Return statistics of the texts, and the next command."""
+    statistics = []
     for name in _with_texts(found):
         measures = found.population["sources"].get(name)
         if measures:
             noise = measures["noise"] or {}
             mean = noise.get("mean")
             similarity = "" if mean is None else f", similarity {mean:.3f}"
-            said.append(f"{name}: {measures['mean_words']:.1f} words a text{similarity}")
+            words = f"{measures['mean_words']:.1f} words per text"
+            statistics.append(f"{name}: {words}{similarity}")
     after = "capmix probe" if found.subsets else "capmix mix, then capmix probe"
-    return f"{'; '.join([*said, 'no recipe has results yet'])}. To compare recipes: {after}."
+    return f"{'; '.join([*statistics, 'no results yet'])}. To compare recipes, run {after}."
 
 
 def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> dict[str, Any]:
-    """Rows of the tables of results by group, best first, and what may stand beside them."""
+    """Return the rows of the result tables by group, best first, and comparable published rows."""
     groups = {name for one in compared.outcomes for name in one.groups}
     comparable = {name: all(name in one.groups for one in found.runs) for name in groups}
     comparable = dict.fromkeys((AVERAGE, IMAGENET, RETRIEVAL), False) | comparable
@@ -258,38 +265,38 @@ def _published_note(
     beside: Sequence[PublishedRow],
     comparable: Mapping[str, bool],
 ) -> str:
-    """What published rows are, or why there are none."""
+    """Describe the published rows, or why there are none."""
     if not found.runs or not compared.published:
         return ""
     if not beside:
         return (
-            f"No published baseline is shown: the runs are of DataComp's scale {found.scale}, but "
-            "were not evaluated on all tasks of any of its groups."
+            f"No published baselines are shown: the runs have DataComp's scale {found.scale}, but "
+            "were not evaluated on all tasks of any group."
         )
     average = {AVERAGE: "the average of 38 tasks"}
     same = [average.get(name, name) for name, is_same in comparable.items() if is_same]
     text = f"Published: {SOURCE}; scale {found.scale}, one run each; compared on {listed(same)}."
     if not comparable[AVERAGE]:
-        text += " The average of these runs is over other tasks than DataComp's 38: not compared."
+        text += " Averages are not compared: these runs were evaluated on other tasks than the 38."
     return text
 
 
 def steps_of_page(found: Found) -> ThresholdSteps | None:
-    """The scale of the thresholds that can be moved."""
+    """Return the sources and the scale of the adjustable thresholds."""
     steps = found.population["steps"]
     return ThresholdSteps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
 
 
 def _about_samples(shown: int, samples: int, token: str) -> str:
     if token:
-        return "Samples are read from the pool when they are asked for."
+        return "Samples are read from the pool on demand."
     if shown == samples:
         return ""
-    return f"{counted(shown, 'sample')} drawn by chance, the same for every recipe."
+    return f"{counted(shown, 'sample')} drawn at random, the same for every recipe."
 
 
 def _first_rows(found: Found) -> list[dict[str, Any]]:
-    """What a served page shows before it has asked for anything."""
+    """Return the samples that a served page shows before its first request."""
     table = read_sample(found.store).slice(0, FIRST_ROWS)
     return example_rows(table, found.sources, found.scored, steps_of_page(found))
 
@@ -310,14 +317,16 @@ def _examples(found: Found, count: int) -> list[dict[str, Any]]:
 def _check_names(found: Found, rows: Sequence[RecipeResult], settings: ReportSettings) -> None:
     have = ", ".join(found.subsets) or "none"
     if settings.examples_of is not None and settings.examples_of not in found.subsets:
-        raise UserError(f"no subset {settings.examples_of!r} to show examples of, only {have}")
+        raise UserError(f"--examples-of: no subset {settings.examples_of!r}; found {have}")
     trained = [row.name for row in rows]
     if (
         settings.baseline != ReportSettings().baseline
         and trained
         and settings.baseline not in trained
     ):
-        raise UserError(f"no probes of {settings.baseline!r} to compare with, only {trained}")
+        raise UserError(
+            f"--baseline: no probes of subset {settings.baseline!r}; found {', '.join(trained)}"
+        )
 
 
 def _shown_subset(subsets: Sequence[FoundSubset], wanted: str | None) -> FoundSubset | None:
@@ -328,8 +337,10 @@ def _shown_subset(subsets: Sequence[FoundSubset], wanted: str | None) -> FoundSu
 
 
 def _with_bounds(steps: dict[str, Any], shown: FoundSubset | None) -> dict[str, Any]:
-    """The least and the greatest step of each source; where its threshold starts and whether it is
-    used: as in the clauses of the subset that is shown, in their `order`."""
+    """Add the bounds of each source's steps, and the initial thresholds.
+
+    `start`, `used` and `order` follow the clauses of the shown subset.
+    """
     sources = steps["sources"]
     known = [[c[i] for c in steps["cells"] if c[i] is not None] for i in range(len(sources))]
     least, most = [min(one, default=0) for one in known], [max(one, default=0) for one in known]
@@ -354,7 +365,7 @@ def _with_bounds(steps: dict[str, Any], shown: FoundSubset | None) -> dict[str, 
 def _score_threshold(
     clause: Mapping[str, Any], thresholds: Mapping[str, float | None]
 ) -> float | None:
-    """What a clause asks of its own source's score, where that is all it asks."""
+    """Return a clause's threshold on its own source's score; None if it has another condition."""
     score = re.escape(f"{clause['source']}_score")
     top = re.fullmatch(rf"top\(({score}, [\d.]+)\)", clause["where"])
     least = re.fullmatch(rf"{score} >= (.+)", clause["where"])
@@ -374,11 +385,11 @@ def _overlaps(found: Found) -> dict[tuple[str, str], float | None]:
 
 
 def _source_words(found: Found, source: str) -> str:
-    """Where a source's texts come from: the model with its revision and sampling settings."""
+    """Describe the origin of a source's texts: the model, its revision and sampling settings."""
     if source == "raw":
         return "the pool's own texts"
     if found.is_of_people(source):
-        return "edited by people in capmix view"
+        return "edited manually in capmix view"
     settings = found.settings.get(captions_folder(source), {})
     words = [str(settings.get("model", "imported"))]
     words += [
@@ -390,14 +401,14 @@ def _source_words(found: Found, source: str) -> str:
 
 
 def _digest(found: Found) -> str:
-    """Of all settings of captioners, scorers and recipes."""
+    """Return a digest of all settings of captioners, scorers and recipes."""
     recipes = {name: subset.recipe for name, subset in found.subsets.items()}
     text = json.dumps([found.settings, recipes], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _policy(script: str, token: str) -> str:
-    """Nothing runs but this script, and nothing is fetched but from the page's own server."""
+    """Return a policy that allows only this script, and requests only to the page's own server."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     images = "img-src data: 'self'; connect-src 'self'" if token else "img-src data:"
     return (
@@ -407,12 +418,12 @@ def _policy(script: str, token: str) -> str:
 
 
 def _in_script(text: str) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Escape JSON so that it cannot close the surrounding script element."""
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _unbroken(text: str) -> str:
-    """With numbers and intervals that stay in one line."""
+    """Replace spaces within numbers and intervals by non-breaking ones."""
     text = re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
     return re.sub(r" (?=[%±])|(?<=±) ", "\u00a0", text)
 

@@ -1,4 +1,4 @@
-"""Published results to compare with: DataComp's baselines, by training scale."""
+"""Published baselines of DataComp by training scale."""
 
 import csv
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from capmix.storage.store import Store
 from capmix.training.scales import SCALES
 
 SOURCE = "DataComp, Gadre et al. 2023, arXiv 2304.14108"
-# Columns of published.csv, and what the same means are called in tables of results.
+# Columns of published.csv, and the names of the same means in tables of results.
 GROUPS = {
     "imagenet": "ImageNet",
     "imagenet_shifts": "ImageNet dist. shifts",
@@ -23,8 +23,11 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One baseline. `groups` are means over groups of tasks in percent, those that are confirmed;
-    `checkpoint` is the released model whose results they were checked against."""
+    """One baseline.
+
+    `groups` are the confirmed means over groups of tasks in percent; `checkpoint` is the released
+    model against whose results they were checked.
+    """
 
     scale: str
     name: str
@@ -34,7 +37,7 @@ class PublishedRow:
 
 
 def published(scale: str | None) -> list[PublishedRow]:
-    """The baselines of one of DataComp's scales; none for another scale."""
+    """Return the baselines of a DataComp scale; an empty list for any other scale."""
     text = (resources.files("capmix.report") / "published.csv").read_text("utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return [
@@ -49,10 +52,10 @@ def _groups(row: dict[str, str]) -> dict[str, float]:
 
 
 def scale_of_runs(store: Store, recipes: Iterable[str]) -> str | None:
-    """The scale that the runs of all these recipes were trained at.
+    """Return the scale at which the runs of all these recipes were trained.
 
-    None where they differ, where a run.json cannot be read, or where a setting that fixes the
-    compute (model, batch, samples seen) is not the scale's.
+    None if the scales differ, if a run.json cannot be read, or if a setting that determines the
+    compute (model, batch size, samples seen) differs from the scale's.
     """
     wanted = set(recipes)
     folders = [one for one in store.folders(RUNS) if one.rpartition("-seed")[0] in wanted]

@@ -1,4 +1,4 @@
-"""Recipes in the order of their probes, best first, with intervals over seeds and test items."""
+"""Rank recipes by their probes, best first, with intervals over seeds and test items."""
 
 from capmix.probe.evaluate import ProbeResult
 from capmix.report.compare import compare
@@ -6,7 +6,7 @@ from capmix.settings.tables import table_lines
 
 
 def ranking(results: dict[str, list[ProbeResult]]) -> list[str]:
-    """Lines of a table: the average in percent of each subset's probes and its 95 % interval."""
+    """Return the lines of a table: each subset's average in percent and its 95 % interval."""
     rows = sorted(compare(results, baseline=""), key=lambda row: -row.average.mean)
     lines = []
     for rank, row in enumerate(rows, 1):

@@ -1,4 +1,4 @@
-"""What a figure is drawn of: shapes at places in pixels, the same for page, PDF and PNG."""
+"""The shapes of a figure, placed in pixels; the same for the page, PDF and PNG."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Literal
 
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
-# Of DejaVu Sans, in em; most fonts of a browser are narrower.
+# Narrow and wide characters of DejaVu Sans; most browser fonts are narrower.
 NARROW, WIDE = set("ijlt.,:;!'|I()[] f/r-"), set("mwMW%@+–−≈★")
 SIZE = 12
 
 
 @dataclass(frozen=True)
 class Line:
-    """`colour` is a hex colour, or a name that the theme fills in: ink, quiet, grid, paper."""
+    """A line. `colour` is a hex colour or a name of the theme: ink, quiet, grid, paper."""
 
     points: Sequence[Point]
     colour: str
@@ -33,7 +33,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Dot:
-    """A marker. `tip` is what is shown where it is pointed at."""
+    """A marker. `tip` is its tooltip."""
 
     at: Point
     colour: str
@@ -91,8 +91,10 @@ Shape = Line | Area | Dot | Text
 
 @dataclass
 class Scene:
-    """Shapes, the first one at the back. `part` of a shape names what can be switched off with it;
-    without those shapes the scene is `short` high."""
+    """Shapes in drawing order. Shapes with a `part` can be hidden in the page.
+
+    Without those shapes the scene is `short` pixels high.
+    """
 
     width: float
     height: float
@@ -104,7 +106,7 @@ class Scene:
 
 
 def text_width(text: str, size: float = SIZE, bold: bool = False) -> float:
-    """An upper bound of the width in pixels, for any font that is no wider than DejaVu Sans."""
+    """Return an upper bound of the width in pixels, for any font no wider than DejaVu Sans."""
     em = sum(
         0.38 if letter in NARROW else 0.98 if letter in WIDE or letter > "\u2e00" else 0.65
         for letter in text
@@ -113,8 +115,10 @@ def text_width(text: str, size: float = SIZE, bold: bool = False) -> float:
 
 
 def shortened(text: str, width: float, size: float = SIZE) -> str:
-    """`text`, or its beginning and end where it is wider than `width`: names of recipes differ at
-    both."""
+    """Return `text`, with its middle elided if it is wider than `width`.
+
+    Beginning and end are kept because names of recipes differ at both.
+    """
     if text_width(text, size) <= width:
         return text
     for left_out in range(2, len(text)):
@@ -126,8 +130,10 @@ def shortened(text: str, width: float, size: float = SIZE) -> str:
 
 
 def spread(wanted: Sequence[float], gap: float, least: float, most: float) -> list[float]:
-    """Places at least `gap` apart and near to those `wanted`, from `least` to `most` where they
-    fit."""
+    """Return positions close to `wanted` and at least `gap` apart.
+
+    They are between `least` and `most` if they fit.
+    """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     places = [min(max(wanted[i], least), most) for i in order]
     for _ in range(200):
@@ -152,7 +158,7 @@ def spread(wanted: Sequence[float], gap: float, least: float, most: float) -> li
 
 
 def dodged(points: Sequence[Point], apart: float) -> list[Point]:
-    """The points, moved no further than it takes to be `apart` pixels from each other."""
+    """Return the points, moved just enough to be `apart` pixels from each other."""
     places = [list(point) for point in points]
     for _ in range(300):
         moved = False

@@ -1,4 +1,4 @@
-"""How much chance there is in training seeds, of which there are few: Student's t."""
+"""Estimate the variance between training seeds; with few seeds, intervals are Student's t."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -15,23 +15,28 @@ Seed = int | str
 
 @dataclass(frozen=True)
 class SeedError:
-    """The variance of an average over training seeds, in points squared, and its degrees of
-    freedom."""
+    """The variance over training seeds, in points squared, and its degrees of freedom."""
 
     variance: float
     freedom: int
 
     def half(self, share: float, comparisons: int = 1) -> float:
-        """Half of a 95 % interval of what has `share` of the variance (a mean of n seeds has 1/n);
-        of several `comparisons` for all together (Bonferroni)."""
+        """Return the half-width of a 95 % interval.
+
+        `share` scales the variance: 1/n for a mean of n seeds. With several `comparisons`, the
+        interval is simultaneous (Bonferroni).
+        """
         quantile = t_quantile(1 - LEVEL / 2 / comparisons, self.freedom)
         return quantile * math.sqrt(self.variance * share)
 
 
 @dataclass(frozen=True)
 class PairError:
-    """Of a difference of two recipes' means. `paired` is without what a seed does to all recipes,
-    which cancels out where both have the same seeds; None where too few recipes share seeds."""
+    """The error of a difference between two recipes' means.
+
+    `paired` excludes the effect of a seed on all recipes, which cancels out if both recipes have
+    the same seeds; None if too few recipes share seeds. `apart` includes it.
+    """
 
     paired: SeedError | None
     apart: SeedError
@@ -39,15 +44,17 @@ class PairError:
     def half(
         self, first: Collection[Seed], second: Collection[Seed], comparisons: int = 1
     ) -> float:
-        """Half of a 95 % interval for recipes with these seeds; see SeedError."""
+        """Return the half-width of a 95 % interval for recipes with these seeds; see SeedError."""
         is_paired = self.paired is not None and set(first) == set(second)
         error = self.paired if self.paired is not None and is_paired else self.apart
         return error.half(1 / len(first) + 1 / len(second), comparisons)
 
 
 def error_of_means(values: Mapping[str, Collection[float]]) -> SeedError | None:
-    """Of one recipe's mean over seeds, pooled over all recipes, each with its averages by seed;
-    None where none has two."""
+    """Return the error of a recipe's mean over seeds, pooled over all recipes.
+
+    `values` are averages by seed for each recipe; None if no recipe has two seeds.
+    """
     known = [np.array(list(one)) for one in values.values() if len(one) > 1]
     if not known:
         return None
@@ -57,11 +64,12 @@ def error_of_means(values: Mapping[str, Collection[float]]) -> SeedError | None:
 
 
 def error_of_differences(values: Mapping[str, Mapping[Seed, float]]) -> PairError | None:
-    """Of differences between recipes, from those with two seeds or more; None where there are none.
+    """Return the error of differences between recipes, from recipes with two seeds or more.
 
-    An additive model of recipe and seed is fitted by least squares: its residuals are the error of
-    paired means. Means over other seeds also differ by what seeds do to all recipes; the degrees of
-    freedom of the sum of both are Satterthwaite's, rounded down.
+    An additive model of recipe and seed is fitted by least squares; its residuals are the error of
+    paired means. Means over different seeds also differ by the effect of the seeds on all recipes;
+    the degrees of freedom of the sum of both are Satterthwaite's, rounded down. None if no recipe
+    has two seeds.
     """
     known = [one for one in values.values() if len(one) > 1]
     within = error_of_means({str(i): list(one.values()) for i, one in enumerate(known)})
@@ -77,7 +85,10 @@ def error_of_differences(values: Mapping[str, Mapping[Seed, float]]) -> PairErro
 
 
 def _residuals(recipes: Sequence[Mapping[Seed, float]]) -> tuple[float, int]:
-    """Sum of squares that an additive model of recipe and seed leaves, and degrees of freedom."""
+    """Return the residual sum of squares of an additive model of recipe and seed.
+
+    The second value is the degrees of freedom.
+    """
     seeds = list({seed: None for one in recipes for seed in one})
     cells = [(i, seed, value) for i, one in enumerate(recipes) for seed, value in one.items()]
     design = np.zeros((len(cells), len(recipes) + len(seeds)))
@@ -91,7 +102,7 @@ def _residuals(recipes: Sequence[Mapping[Seed, float]]) -> tuple[float, int]:
 
 @cache
 def t_quantile(share: float, freedom: int) -> float:
-    """Of Student's t distribution with whole degrees of freedom; `share` above 0.5."""
+    """Return a quantile of Student's t with integer degrees of freedom; `share` is above 0.5."""
     low, high = 0.0, 1.0
     while _t_share(high, freedom) < share:
         high *= 2
@@ -102,7 +113,7 @@ def t_quantile(share: float, freedom: int) -> float:
 
 
 def _t_share(t: float, freedom: int) -> float:
-    """The distribution function (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Evaluate the cumulative distribution function (Abramowitz and Stegun, 26.7.3, 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     cosine = math.cos(angle) ** 2
     odd = freedom % 2

@@ -1,4 +1,4 @@
-"""Options of `capmix report`."""
+"""Settings of the report."""
 
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
@@ -7,38 +7,38 @@ EXAMPLES = 240
 
 
 class ReportSettings(Settings):
-    """What the report shows."""
+    """The options of `capmix report`."""
 
     out: str | None = option(
-        None, "File of the page (default: report/report.html in the work directory)."
+        None, "Output file (default: report/report.html in the work directory)."
     )
     scorer: str | None = option(
-        None, "Whose scores to show (default: the only scorer, or the only one not imported)."
+        None, "Scorer to show (default: the only scorer, or the only one not imported)."
     )
     recipes: Names | None = option(
         None, "Subsets to show, comma-separated (default: all).", metavar="SUBSET,..."
     )
     results: str | None = option(
-        None, "Directory of `capmix run` whose trained runs are shown.", metavar="DIR"
+        None, "Show the trained runs of this `capmix run` work directory.", metavar="DIR"
     )
     figures: str | None = option(
-        None, "Directory for PDF, PNG and CSV files of the figures.", metavar="DIR"
+        None, "Also write the figures as PDF, PNG and CSV to this directory.", metavar="DIR"
     )
-    baseline: str = option("raw", "Subset that others are compared with.")
-    examples: int = option(EXAMPLES, "Samples in the page.", ge=0)
+    baseline: str = option("raw", "Subset to compare the others with.")
+    examples: int = option(EXAMPLES, "Number of samples in the page.", ge=0)
     examples_of: str | None = option(
-        None, "Subset whose samples are shown first (default: the first that mixes sources)."
+        None, "Subset to show samples of first (default: the first that mixes sources)."
     )
     order: Names = option(
         list,
-        "Subsets expected to rise in this order; the report says whether they do.",
+        "Subsets in the expected order, lowest first; the report states whether it holds.",
         metavar="SUBSET,...",
     )
     published: bool = option(
-        True, "Show DataComp's published baselines beside runs of the same scale and tasks."
+        True, "Show DataComp's published baselines next to runs of the same scale and tasks."
     )
-    note: str = option("", "A sentence for the top of the page.")
+    note: str = option("", "Text for the top of the page.")
 
     def packages(self) -> list[str]:
-        """Modules that this report needs and the base install does not have."""
+        """Return the modules that this report needs beyond the base install."""
         return ["jinja2"] if self.figures is None else ["jinja2", "matplotlib"]

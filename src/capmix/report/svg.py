@@ -1,4 +1,4 @@
-"""A scene as SVG in the page, which gives texts and grid their colours, dark or light."""
+"""Render a scene as SVG; the page's CSS sets the colours of text and grid, dark or light."""
 
 import math
 
@@ -10,7 +10,7 @@ SHAPES = 6
 
 
 def svg(scene: Scene, label: str, kind: str) -> Markup:
-    """An svg element of class `kind`. Texts are escaped; markers have what they say in data-tip."""
+    """Return an svg element of class `kind`; text is escaped, tooltips are in data-tip."""
     size = f'viewBox="0 0 {scene.width:g} {scene.height:.0f}" style="max-width:{scene.width:g}px"'
     heights = f'data-height="{scene.height:.0f}" data-short="{scene.short:.0f}"'
     body = "".join(_element(shape) for shape in scene.shapes)
@@ -50,7 +50,7 @@ def _element(shape: Shape) -> str:
 
 
 def outline(dot: Dot) -> list[Point]:
-    """The corners of a marker; a circle is a polygon of 16."""
+    """Return the corners of a marker; a circle is a polygon with 16 corners."""
     x, y = dot.at
     corners, turn, inner = (
         (16, 0.0, 1.0),
@@ -75,7 +75,7 @@ def _path(points: object) -> str:
 
 
 def _paint(what: str, colour: str, part: str) -> str:
-    """Hex colours as attributes; those of the theme, and what can be switched off, as classes."""
+    """Return hex colours as attributes; theme colours and parts that can be hidden as classes."""
     classes = [f"{what}-{colour}"] if not colour.startswith("#") else []
     classes += [part] if part else []
     paint = f' {what}="{colour}"' if colour.startswith("#") else ""

@@ -1,4 +1,4 @@
-"""The table of recipes as text, for a terminal."""
+"""Format the table of recipes for a terminal."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from capmix.settings.tables import table_lines
 
 
 def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> list[str]:
-    """One line per recipe: samples, metrics with their deviation over seeds, intervals."""
+    """Return one line per recipe: samples, metrics with deviation over seeds, and intervals."""
     if not rows:
         return []
     shown = shown_metrics(rows)
@@ -26,13 +26,13 @@ def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> 
 
 
 def shown_metrics(rows: Sequence[RecipeResult]) -> list[str]:
-    """The metrics that tables have room for: accuracy, recall@1 and recall@5."""
+    """Return the metrics shown in tables: accuracy, recall@1 and recall@5."""
     endings = ("acc1", "recall@1", "recall@5")
     return [name for name in rows[0].metrics if name.endswith(endings)] if rows else []
 
 
 def short_name(metric: str) -> str:
-    """A metric's name as a column head."""
+    """Return a metric's column heading."""
     name = metric.rpartition("/")[2]
     return (
         name.replace("text_retrieval_recall@", "i->t R@")

@@ -1,4 +1,4 @@
-"""Numbers and lists as the report writes them."""
+"""Format numbers and lists for the report."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ LISTED = 4
 
 
 def signed(value: float) -> str:
-    """In points, with its sign."""
+    """Format points with a sign."""
     return ("+" if round(value, 1) > 0 else "") + unsigned(value)
 
 
 def unsigned(value: float) -> str:
-    """With one digit, and a minus sign where it is below zero."""
+    """Format with one decimal, and a minus sign if negative."""
     return f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
 
 
@@ -20,17 +20,17 @@ def interval_text(low: float, high: float) -> str:
 
 
 def change_text(mean: float, low: float | None, high: float | None) -> str:
-    """A difference in points, with its interval if there is one."""
+    """Format a difference in points, with its interval if there is one."""
     return signed(mean) + ("" if low is None or high is None else f" {interval_text(low, high)}")
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, in the singular or the plural."""
+    """Format a count with its noun in the singular or plural."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def listed(words: Sequence[str]) -> str:
-    """The first words, and how many more there are."""
+    """Join words; if there are many, the first ones and the number of the others."""
     if len(words) > LISTED + 1:
         return f"{', '.join(words[:LISTED])} and {len(words) - LISTED} more"
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

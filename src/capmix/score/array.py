@@ -1,12 +1,16 @@
-"""Scores of a shard as a raw array in the order of the index: what recipes read, not tables.
+"""Scores of a shard as a raw array in index order, which recipes read instead of tables.
 
-`.arrays/scores/<scorer>/<source>/<shard>` has a header and then, of N samples with up to K
-captions: float32 scores (K, N), NaN for none; where some samples are not ok, a bit for each that
-is; where not exactly the texts have scores, a bit for each of (K, N) that has a text.
+`.arrays/scores/<scorer>/<source>/<shard>` has a header, followed by the data of N samples with up
+to K captions:
 
-It is a copy: the header names the parts that it was made from by their fingerprints, and has a
-digest of all that follows. Where these do not match it is made again, so that any of these files
-may be deleted, and none that is damaged or out of date is used.
+- float32 scores (K, N), NaN where there is no score
+- if some samples are not ok: one bit per sample, set if it is ok
+- if the captions with a text are not exactly those with a score: one bit per caption (K, N), set if
+  it has a text
+
+The file is a cache. Its header has the fingerprints of the parts that it was computed from and a
+digest of the data. If one of them does not match, the array is recomputed. Therefore any of these
+files may be deleted, and damaged or outdated files are never used.
 """
 
 import contextlib
@@ -30,23 +34,23 @@ MAGIC = b"capmix\0\1"
 # Magic, N, K, flags, fingerprints of index, texts and scores, digest of flags, sizes and content.
 HEADER = struct.Struct("<8sIHH16s16s16s16s")
 SOME_NOT_OK, TEXTS_APART = 1, 2
-MAX_PLANES = 1024  # captions of a sample: 40 MB of scores for 10,000 samples
+MAX_PLANES = 1024  # captions per sample: 40 MB of scores for 10,000 samples
 
 
 @dataclass(frozen=True)
 class PinnedParts:
-    """The parts that a reader keeps to: fingerprints by part, and records by file."""
+    """The versions of parts that a reader uses: fingerprints by part, records by file."""
 
     fingerprint: Callable[[str], str]
     record: Callable[[str], FileRecord | None]
 
     @classmethod
     def present(cls, store: Store) -> "PinnedParts":
-        """Those that lie there now."""
+        """Pin the parts that exist now."""
         return cls(store.fingerprint, store.record)
 
     def read(self, store: Store, part: str, *columns: str) -> pa.Table:
-        """Some columns of a part. Raises UserError where it is not the one that was pinned."""
+        """Read columns of a part. Raises UserError if it is not the pinned version."""
         name = f"{part}.parquet"
         return store.read_table(name, columns, self.record(name))
 
@@ -55,8 +59,9 @@ class PinnedParts:
 class ScoreArray:
     """Scores of all texts of a shard, in the order of the index.
 
-    `scores` is float32 (K, N), NaN where there is none; `is_ok` bool (N,), None where all samples
-    are ok; `texts` bool (K, N), None where the texts are those that have a score.
+    `scores` is float32 (K, N), NaN where there is no score. `is_ok` is bool (N,), or None if all
+    samples are ok. `texts` is bool (K, N), or None if exactly the captions with a score have a
+    text.
     """
 
     scores: np.ndarray
@@ -68,22 +73,24 @@ class ScoreArray:
         return int(self.scores.shape[1])
 
     def of(self, k: int) -> np.ndarray:
-        """float32 (N,): the scores of each sample's caption k."""
+        """Return the score of caption k of each sample, float32 (N,)."""
         if k < len(self.scores):
             found: np.ndarray = self.scores[k]
             return found
         return np.full(self.samples, np.nan, np.float32)
 
     def has_text(self, k: int) -> np.ndarray:
-        """bool (N,): whether the sample has a caption k."""
+        """Return whether each sample has a caption k, bool (N,)."""
         if k >= len(self.scores):
             return np.zeros(self.samples, bool)
         found: np.ndarray = ~np.isnan(self.scores[k]) if self.texts is None else self.texts[k]
         return found
 
     def best(self) -> np.ndarray:
-        """int32 (N,): the caption that scores highest, of equals the first; the first one where
-        none has a score, 0 where there is none."""
+        """Return the number of the highest-scoring caption of each sample, int32 (N,).
+
+        The first one wins ties. Without scores it is the first caption, without captions 0.
+        """
         if len(self.scores) < 2:
             return np.zeros(self.samples, np.int32)
         texts = ~np.isnan(self.scores) if self.texts is None else self.texts
@@ -94,29 +101,29 @@ class ScoreArray:
         return found
 
     def at(self, k: np.ndarray) -> np.ndarray:
-        """float32 (N,): the scores of captions `k`, int32 (N,)."""
+        """Return the scores, float32 (N,), of captions `k`, int32 (N,): one per sample."""
         last = len(self.scores) - 1
         found: np.ndarray = np.array(self.scores[np.minimum(k, last), np.arange(self.samples)])
         found[k > last] = np.nan
         return found
 
     def has_text_at(self, k: np.ndarray) -> np.ndarray:
-        """bool (N,): whether the sample has that of captions `k`, int32 (N,)."""
+        """Return whether each sample has its caption of `k`, int32 (N,), as bool (N,)."""
         if self.texts is None:
             has: np.ndarray = ~np.isnan(self.at(k))
             return has
         last = len(self.scores) - 1
         found: np.ndarray = self.texts[np.minimum(k, last), np.arange(self.samples)]
-        found &= k <= last  # a copy: numbers of places chose it
+        found &= k <= last  # in place: integer indexing has made a copy
         return found
 
 
 @dataclass(frozen=True)
 class Places:
-    """Rows of a part, int64: the number of each in the index, its k, and its number in the part.
+    """Positions of the rows of a part, int64: `row` in the index, `k`, and `place` in the part.
 
-    Where they were found by uid, a uid that the index has again is found once: `same` (N,) has, for
-    each sample, the first one of its uid; None where every row has its own.
+    Rows are matched by uid to the first sample of the index with that uid. `same` (N,) maps each
+    sample to the first one with its uid; it is None if no uid is repeated or no match was needed.
     """
 
     row: np.ndarray
@@ -126,10 +133,10 @@ class Places:
 
 
 def read_array(store: Store, folder: str, shard: str, pinned: PinnedParts) -> ScoreArray:
-    """The scores of a shard in a folder of scores.
+    """Read the scores of a shard from a folder of scores.
 
-    They are written down for the next reader where the parts that they come from have digests.
-    Raises UserError where these parts are missing or damaged.
+    Caches them for the next reader if the parts that they come from have digests. Raises UserError
+    if these parts are missing or damaged.
     """
     parts = _parts(folder, shard)
     prints = [pinned.fingerprint(part) for part in parts]
@@ -137,23 +144,25 @@ def read_array(store: Store, folder: str, shard: str, pinned: PinnedParts) -> Sc
     with contextlib.suppress(OSError, ValueError):
         return _parsed(store.read_bytes(name), prints)
     array = _make(store, parts, pinned)
-    # Of what an older capmix wrote, a fingerprint does not tell the content.
+    # Parts written by older versions have no digests: their fingerprint does not cover the content.
     if all(prints) and all((r := pinned.record(f"{p}.parquet")) and r.digest for p in parts):
-        with contextlib.suppress(OSError, UserError):  # such as a work directory that others own
+        with contextlib.suppress(OSError, UserError):  # for example a read-only work directory
             store.write_bytes(name, _as_bytes(array, prints), sync=False)
     return array
 
 
 def write_array(store: Store, folder: str, shard: str) -> None:
-    """Write down the scores of a part that was just made, if the shard is indexed. On a remote
-    store, where that takes a dozen requests, it is left to who reads them first."""
+    """Cache the scores of a part that was just written, if the shard is indexed.
+
+    Does nothing on a remote store, where it takes a dozen requests: the first reader caches them.
+    """
     if store.is_local and store.fingerprint(f"{SAMPLES}/{shard}"):
-        with contextlib.suppress(UserError):  # the reader gets this error
+        with contextlib.suppress(UserError):  # raised again when the scores are read
             read_array(store, folder, shard, PinnedParts.present(store))
 
 
 def _parts(folder: str, shard: str) -> list[str]:
-    """Index, texts and scores."""
+    """Return the names of the index, texts and scores parts."""
     texts = texts_folder(folder.rpartition("/")[2])
     return [f"{one}/{shard}" for one in (SAMPLES, texts, folder)]
 
@@ -175,8 +184,11 @@ def _make(store: Store, parts: list[str], pinned: PinnedParts) -> ScoreArray:
 def _array(
     uids: pa.Array, ok: np.ndarray, captions: pa.Table | None, given: pa.Table, place: str
 ) -> ScoreArray:
-    """See ScoreArray; `captions` have uid and text, `given` uid and score, both k where there are
-    several. Without captions, each score stands for one."""
+    """Build a ScoreArray.
+
+    `captions` has the columns uid and text, `given` uid and score; both have k if samples can have
+    several captions. Without `captions`, exactly the captions with a score have a text.
+    """
     values = pc.fill_null(given["score"], np.nan).to_numpy().astype(np.float32)
     scored = places(uids, given, ~np.isnan(values))
     written = scored
@@ -185,11 +197,13 @@ def _array(
     numbers = np.concatenate([scored.k, written.k])
     if numbers.max(initial=0) >= MAX_PLANES or numbers.min(initial=0) < 0:
         raise UserError(
-            f"{place}: a caption number outside 0 to {MAX_PLANES - 1}; recipes and subsets take "
-            f"up to {MAX_PLANES:,} captions of a sample. Write fewer, and score them again"
+            f"{place}: a caption number is outside 0 to {MAX_PLANES - 1}; recipes and subsets "
+            f"support up to {MAX_PLANES:,} captions per sample. Write fewer and rescore them"
         )
     scores = np.full((1 + int(numbers.max(initial=0)), len(uids)), np.nan, np.float32)
-    scores[scored.k[::-1], scored.row[::-1]] = values[scored.place[::-1]]  # of equal ones the first
+    scores[scored.k[::-1], scored.row[::-1]] = values[
+        scored.place[::-1]
+    ]  # the first of duplicates wins
     texts = np.zeros(scores.shape, bool)
     texts[written.k, written.row] = True
     if scored.same is not None:
@@ -202,8 +216,11 @@ def _array(
 
 
 def places(uids: pa.Array, part: pa.Table, counts: np.ndarray) -> Places:
-    """Where the rows of `part` that count, bool (M,), belong among the `uids` of an index, those
-    that it knows; uid and, where there are several captions of a sample, k tell."""
+    """Locate rows of `part` in an index with these `uids`.
+
+    `counts`, bool (M,), selects the rows. Rows with unknown uids or a null k are left out. Without
+    a column k, all k are 0.
+    """
     of_part, same = _one(part["uid"]), None
     if of_part.equals(uids):
         rows = np.arange(len(uids))
@@ -242,12 +259,12 @@ def _as_bytes(array: ScoreArray, prints: list[str]) -> bytes:
 
 
 def _parsed(data: bytes, prints: list[str]) -> ScoreArray:
-    """Raises ValueError where the bytes are damaged or of other parts."""
+    """Parse a cached array. Raises ValueError if it is damaged or was computed from other parts."""
     if len(data) < HEADER.size:
         raise ValueError("too short")
     magic, samples, planes, flags, *found, digest = HEADER.unpack_from(data)
     if magic != MAGIC or found != [bytes.fromhex(one) for one in prints]:
-        raise ValueError("of other parts")
+        raise ValueError("computed from other parts")
     content = memoryview(data)[HEADER.size :]
     if digest != _digest(samples, planes, flags, content):
         raise ValueError("damaged")

@@ -1,4 +1,4 @@
-"""What a scorer is: a model that gives the cosine similarity of an image and a text."""
+"""The scorer protocol: models that compute the cosine similarity of images and texts."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,24 +9,27 @@ from capmix.models.image_pass import ImageEncoder
 
 
 class Scorer(Protocol):
-    """Projects images and texts into one space. `settings` names the model and its weights."""
+    """A model that embeds images and texts in one space.
+
+    `settings` contains the model and a digest of its weights.
+    """
 
     name: str
     settings: dict[str, Any]
 
     @property
     def encoder(self) -> ImageEncoder:
-        """The model whose embeddings the scorer projects."""
+        """The image encoder whose embeddings the scorer projects."""
         ...
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D), of the encoder's float16 (N, dimensions) embeddings."""
+        """Project float16 (N, dimensions) image embeddings to unit vectors, float32 (N, D)."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D)."""
         ...
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Which texts are longer than the scorer reads."""
+        """Return whether each text is longer than the scorer's context."""
         ...

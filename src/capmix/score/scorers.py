@@ -1,4 +1,4 @@
-"""From the name of a scorer to the model, and to the stages that write its scores."""
+"""Load a scorer by name and build the stages that write its scores."""
 
 from collections.abc import Sequence
 
@@ -24,26 +24,26 @@ MEMBERS = ("name", "settings", "encoder", "project_images", "encode_texts", "too
 
 
 def needs_gpu(settings: ScoreSettings) -> bool:
-    """Whether the scorer runs on a GPU of its own choice, where there is one."""
+    """Return whether the scorer runs on a GPU by default, if the computer has one."""
     on_gpu = getattr(find_backend(SCORERS, settings.model), "device", "gpu") == "gpu"
     return on_gpu and settings.device in ("auto", "cuda")
 
 
 def check_preprocess(settings: ScoreSettings) -> None:
-    """Raise UserError where the scorer does not prepare images as asked for."""
+    """Raise UserError if the scorer does not support the requested preprocessing."""
     known = getattr(find_backend(SCORERS, settings.model), "preprocesses", ("capmix",))
     if settings.preprocess not in known:
         raise UserError(
-            f"--preprocess {settings.preprocess}: the scorer {settings.model} takes "
-            f"{' or '.join(known)} only; name a model of open_clip, or leave the option out"
+            f"--preprocess {settings.preprocess}: the scorer {settings.model} supports only "
+            f"{' or '.join(known)}; choose an open_clip model or omit the option"
         )
 
 
 def make_scorer(settings: ScoreSettings) -> Scorer:
-    """The model, loaded. See ScoreSettings for its names.
+    """Load the scorer. See ScoreSettings for model names.
 
-    Raises UserError where a package is missing, the class is no scorer, it does not prepare images
-    as asked for, or the model cannot be loaded.
+    Raises UserError if a package is missing, the class is not a scorer, it does not support the
+    requested preprocessing, or the model cannot be loaded.
     """
     check_preprocess(settings)
     made: Scorer = make_backend(SCORERS, settings.model, settings=settings)
@@ -59,10 +59,11 @@ def score_stages(
     selection: Selection | None = None,
     scorer: Scorer | None = None,
 ) -> list[Stage]:
-    """A stage for each source, with the model loaded, unless it is given: one image pass for all
-    of them. Embeddings that are kept are those of all samples, whatever the `selection`.
+    """Return a scoring stage per source; all sources share one image pass.
 
-    Raises UserError where recipes could not tell the scores from those of another scorer.
+    Loads the model unless `scorer` is given. With `save_embeddings`, all samples are embedded,
+    regardless of `selection`. Raises UserError if recipes could not distinguish the column names of
+    these scores from another scorer's.
     """
     scorer, timeout = scorer or make_scorer(settings), settings.batch_timeout
     check_scorer_columns(scorer.name, store.folders(SCORES))

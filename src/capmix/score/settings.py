@@ -1,4 +1,4 @@
-"""Options of scoring: the same for the command line, a pipeline file and Python."""
+"""Scoring options, shared by the command line, pipeline files and Python."""
 
 import re
 from typing import Literal
@@ -14,7 +14,7 @@ MODEL = "Model"
 
 
 class ScoreSettings(Settings):
-    """Which texts are scored, and by which model."""
+    """Options for scoring texts."""
 
     sources: Names | None = option(
         None,
@@ -23,37 +23,38 @@ class ScoreSettings(Settings):
     )
     model: ScoreModel = option(
         "",
-        "Scorer: a short name such as clip-l14 (`capmix models` lists them); ARCHITECTURE/TAG, "
-        "local-dir:FOLDER or hf-hub:ID of open_clip; `transformers:ID`; `package.module:Class` of "
-        "your own; `mini`, the demo's (default for the pool `embedded` alone).",
+        "Scorer: a short name such as clip-l14 (`capmix models` lists them); an open_clip model "
+        "(ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID); `transformers:ID`; "
+        "`package.module:Class` (your own); `mini` (the demo model, default only for the pool "
+        "`embedded`).",
         group=MODEL,
     )
     save_embeddings: bool = option(
-        False, "Keep the image embeddings (float16) and score later sources from them.", group=MODEL
+        False, "Save the image embeddings (float16) and reuse them for other sources.", group=MODEL
     )
     preprocess: Preprocess = option(
         "capmix",
-        "Images for the model: capmix = EXIF rotation applied, transparency on white; open_clip = "
-        "Image.open and the model's transform alone (models of open_clip).",
+        "Image decoding before the model's transform: capmix = apply EXIF rotation, make "
+        "transparency white; open_clip = plain Image.open (only open_clip models).",
         group=MODEL,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
     exact_decode: bool = option(
         False,
-        "Decode every pixel of JPEGs that are much larger than the model's input.",
+        "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
         group=HARDWARE,
     )
     batch_timeout: float = option(
         BATCH_TIMEOUT,
-        "Seconds a batch may take before its samples count as failed.",
+        "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
         group=RESUME,
         gt=0,
     )
 
     @property
     def name(self) -> str:
-        """What the scorer is called below scores/: the model in lower case, parted by "-"."""
+        """The scorer's folder in scores/: the model in lower case, with "-" as separator."""
         return re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-.")

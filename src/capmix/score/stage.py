@@ -1,7 +1,7 @@
-"""Score a source's texts: writes `scores/<scorer>/<source>/<shard>.parquet`.
+"""Score a source's texts: write `scores/<scorer>/<source>/<shard>.parquet`.
 
-Columns beside the status: `k`; `score`, the float32 cosine similarity of image and text; and
-`truncated`, true where the text is longer than the scorer's context.
+Columns in addition to the status: `k`, `score` (cosine similarity of image and text, float32) and
+`truncated` (true if the text is longer than the scorer's context).
 """
 
 import math
@@ -42,9 +42,9 @@ Embedded = tuple[list[Row], np.ndarray]
 
 
 class ImagePass:
-    """Embeddings of one shard at a time, for every source that asks: one decode, one image pass.
+    """Image embeddings of one shard at a time, shared by all sources: each image is decoded once.
 
-    With `selected`, of those samples alone.
+    With `selected`, embeds only these samples.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ImagePass:
         self._last: tuple[str, Embedded] | None = None
 
     def __call__(self, shard: Shard, busy: Busy) -> Embedded:
-        """Status rows, and float32 (rows that are ok, dimensions)."""
+        """Return the status rows and float32 embeddings (ok rows, dimensions) of a shard."""
         if self._last is None or self._last[0] != shard.name:
             chosen = self._selected.of(shard.name) if self._selected else None
             keys = None if chosen is None else frozenset(chosen.values())
@@ -75,7 +75,7 @@ def saved_score_stage(
     batch_timeout: float = BATCH_TIMEOUT,
     selected: SelectedSamples | None = None,
 ) -> Stage:
-    """Scoring from the embeddings that lie in the work directory."""
+    """Return a scoring stage that reads embeddings from the work directory."""
     folder = embeddings_folder(scorer.encoder.name)
 
     def inputs(shard: Shard) -> dict[str, str]:
@@ -96,7 +96,7 @@ def fresh_score_stage(
     batch_timeout: float = BATCH_TIMEOUT,
     selected: SelectedSamples | None = None,
 ) -> Stage:
-    """Scoring from the pool's images; embeddings are not kept."""
+    """Return a scoring stage that embeds the pool's images and does not save the embeddings."""
     return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
 
 
@@ -110,8 +110,10 @@ def score_stage(
     batch_timeout: float,
     selected: SelectedSamples | None = None,
 ) -> Stage:
-    """The stage in which `scorer` compares every text of `source` with its image's embedding; with
-    `selected`, those of some samples, and the others are dropped."""
+    """Return the stage in which `scorer` compares each text of `source` with its image.
+
+    With `selected`, other samples are dropped.
+    """
     texts = texts_folder(source)
     batches = Batches(batch_timeout)
 
@@ -176,17 +178,19 @@ def score_stage(
 
 
 def _unscored(row: Row, text: str | None, image: Row | None, unread: Row | None) -> Row:
-    """The row of a text by that of its image; `unread` says why the image pass ended early."""
+    """Return the row of a text, given its image's. `unread`: why the image pass ended early."""
     if row.status != OK:
         return row
     if image is None and unread is not None:
         return Row(row.uid, row.key, FAILED, unread.reason, unread.detail)
     if image is None:
-        return Row(row.uid, row.key, FAILED, "no_embedding", "the image pass has no such sample")
+        return Row(
+            row.uid, row.key, FAILED, "no_embedding", "the image pass did not embed this sample"
+        )
     if image.status != OK:
         return image
     if not text or not text.strip():
-        return Row(row.uid, row.key, DROPPED, "no_text", "there is no text to score")
+        return Row(row.uid, row.key, DROPPED, "no_text", "no text to score")
     return row
 
 
@@ -197,5 +201,5 @@ def _scored(
         return Row(row.uid, row.key, FAILED, words.reason, str(words))
     score = float(np.einsum("d,d->", picture, words, dtype=np.float32))
     if math.isnan(score):
-        return Row(row.uid, row.key, FAILED, "nan_score", "the scorer gave NaN")
+        return Row(row.uid, row.key, FAILED, "nan_score", "the scorer returned NaN")
     return Row(row.uid, row.key, values=(k, score, truncated))

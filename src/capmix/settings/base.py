@@ -1,10 +1,11 @@
-"""Every option is written once: a field of a Settings class with type, default, range and help.
+"""Define every option once: a field of a Settings class with type, default, range and help.
 
-The command line, pipeline files, Python keywords, `--help` and the tables of docs/commands are made
-from these fields.
+The command line, pipeline files, Python keywords, `--help` and the tables of docs/commands are
+generated from these fields.
 """
 
 import difflib
+import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,22 +18,25 @@ from capmix.errors import UserError
 
 Kind = TypeVar("Kind", bound="Settings")
 Function = TypeVar("Function", bound=Callable[..., Any])
-# Aliases let a few lines of YAML stand for lists that fill the memory when they are written out.
+# YAML aliases let a few lines expand to lists that would exhaust memory when printed.
 SHORT = reprlib.Repr()
 SHORT.maxlevel = 2
-SHOWN = 80  # characters of a bad value in an error
+SHOWN = 80  # maximum characters of an invalid value in an error
 
 
 class Settings(BaseModel):
-    """Immutable options. Unknown names and values out of range are refused."""
+    """Immutable options. Unknown names and values out of range are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """How a field is shown: its group in `--help`, another name than the field's, what stands for
-    the value, whether the option may be repeated, and whether it belongs to the command line."""
+    """How a field is shown.
+
+    `group` is the heading in `--help`, `name` the option's name if it differs from the field's,
+    and `metavar` the placeholder of the value; `repeats` options may be given several times.
+    """
 
     group: str = ""
     name: str | None = None
@@ -41,7 +45,7 @@ class OptionInfo:
     on_command_line: bool = True
 
     def __call__(self, schema: dict[str, Any]) -> None:
-        """The JSON Schema of a pipeline file does not show it."""
+        """Add nothing to the JSON Schema of a pipeline file."""
 
 
 def option(
@@ -55,7 +59,7 @@ def option(
     on_command_line: bool = True,
     **bounds: Any,
 ) -> Any:
-    """A field of a Settings class; `bounds` are pydantic's, such as ge=1 or min_length=1."""
+    """Return a field of a Settings class; `bounds` are pydantic's, such as ge=1 or min_length=1."""
     info = OptionInfo(group, name, metavar, repeats, on_command_line)
     if callable(default):
         return Field(default_factory=default, description=help, json_schema_extra=info, **bounds)
@@ -63,39 +67,40 @@ def option(
 
 
 def option_info(field: FieldInfo) -> OptionInfo:
-    """What `option` noted of a field; the defaults for a plain one."""
+    """Return the OptionInfo of a field; the defaults for a field without `option`."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, OptionInfo) else OptionInfo()
 
 
 def option_name(name: str, field: FieldInfo) -> str:
-    """What Python keywords and, with dashes, the command line call a field."""
+    """Return a field's name as a Python keyword and, with dashes, on the command line."""
     return option_info(field).name or name
 
 
 def options_of(kind: type[Settings]) -> dict[str, str]:
-    """Field names by option names."""
+    """Return field names by option name."""
     return {option_name(name, field): name for name, field in kind.model_fields.items()}
 
 
 def defaults_of(kind: type[Settings]) -> dict[str, Any]:
-    """Each field's default, by field name."""
+    """Return defaults by field name."""
     fields = kind.model_fields.items()
     return {name: field.get_default(call_default_factory=True) for name, field in fields}
 
 
 def make(kind: type[Kind], given: Mapping[str, Any], place: str = "") -> Kind:
-    """The settings that `given` options describe, by option name; None stands for "not given".
+    """Return settings from `given` options, by option name; None stands for "not given".
 
-    Raises UserError that begins with `place` and names the option.
+    Raises UserError, prefixed with `place`, that names the invalid option.
     """
     names = options_of(kind)
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise UserError(_at(place, f"no option {unknown[0]!r}{did_you_mean(unknown[0], names)}"))
+        hint = did_you_mean(unknown[0], names)
+        raise UserError(_at(place, f"unknown option {unknown[0]!r}{hint}"))
     values = {names[name]: value for name, value in given.items()}
     fields = kind.model_fields
-    # None is how "not given" arrives where a field has no such value.
+    # None stands for "not given" unless it is the field's default.
     values = {k: v for k, v in values.items() if v is not None or fields[k].default is None}
     try:
         return kind(**values)
@@ -104,8 +109,10 @@ def make(kind: type[Kind], given: Mapping[str, Any], place: str = "") -> Kind:
 
 
 def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
-    """The settings with some options replaced; None replaces only what may be None. Raises
-    UserError."""
+    """Return the settings with some options replaced; None is ignored unless it is the default.
+
+    Raises UserError, prefixed with `place`, that names the invalid option.
+    """
     kind = type(settings)
     names = {field: name for name, field in options_of(kind).items()}
     optional = {name for field, name in names.items() if kind.model_fields[field].default is None}
@@ -119,7 +126,7 @@ def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
 def distribute(
     given: Mapping[str, Any], place: str, kinds: Iterable[type[Settings]]
 ) -> list[dict[str, Any]]:
-    """The options of each kind. Raises UserError for one that none of them has."""
+    """Split options by Settings class. Raises UserError for an option that no class has."""
     shares = []
     known: set[str] = set()
     for kind in kinds:
@@ -129,14 +136,14 @@ def distribute(
     unknown = [name for name in given if name not in known]
     if unknown:
         hint = did_you_mean(unknown[0], known)
-        raise UserError(_at(place, f"no option {unknown[0]!r}{hint}"))
+        raise UserError(_at(place, f"unknown option {unknown[0]!r}{hint}"))
     return shares
 
 
 def describe(error: ValidationError, kind: type[Settings] | None = None) -> str:
-    """The first fault as one line: which option or setting, what was expected, what was given.
+    """Return the first error as one line: the option or setting, the expected and the given value.
 
-    Options are named as on the command line where `kind` is given.
+    With `kind`, options are named as on the command line.
     """
     first = error.errors(include_url=False)[0]
     place = [str(part) for part in first["loc"]]
@@ -151,7 +158,7 @@ def describe(error: ValidationError, kind: type[Settings] | None = None) -> str:
 def _message(fault: Any) -> str:
     bounds = {
         "greater_than_equal": ("of at least", "ge"),
-        "greater_than": ("over", "gt"),
+        "greater_than": ("above", "gt"),
         "less_than_equal": ("of at most", "le"),
         "less_than": ("below", "lt"),
     }
@@ -160,12 +167,12 @@ def _message(fault: Any) -> str:
     if kind == "extra_forbidden":
         return "unknown setting"
     if kind == "missing":
-        return "missing; give it a value"
+        return "required, but missing"
     if kind in bounds:
         words, name = bounds[kind]
         return f"expected a number {words} {context[name]:g}, found {given}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
-        return f"expected a whole number, found {given}"
+        return f"expected an integer, found {given}"
     if kind in ("float_parsing", "float_type", "finite_number"):
         return f"expected a number, found {given}"
     if kind == "literal_error":
@@ -174,15 +181,15 @@ def _message(fault: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value that others wrote, bounded; aliases let a few lines of YAML stand for very much."""
+    """Return an untrusted value as bounded text: YAML aliases can expand to huge values."""
     try:
         return SHORT.repr(value)[:SHOWN]
-    except ValueError:  # a number of too many digits
+    except ValueError:  # an integer with more digits than Python converts
         return type(value).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or nothing."""
+    """Return `; did you mean 'x'?` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -192,13 +199,13 @@ def _at(place: str, message: str) -> str:
 
 
 def with_options(*kinds: type[Settings]) -> Callable[[Function], Function]:
-    """A decorator that lists the options of these kinds in a function's docstring."""
+    """Return a decorator that appends these options to a function's docstring."""
 
     def document(function: Function) -> Function:
         if function.__doc__ is not None:
             lines = [line for kind in kinds for line in _lines(kind)]
-            function.__doc__ = f"{function.__doc__.rstrip()}\n\n        Options:\n" + "\n".join(
-                f"            {line}" for line in lines
+            function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nOptions:\n" + "\n".join(
+                f"    {line}" for line in lines
             )
         return function
 

@@ -1,16 +1,16 @@
-"""Text from outside (names, captions, answers of servers) as a terminal may be given it."""
+"""Escape untrusted text (names, captions, server responses) for a terminal."""
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with every character written out that does not print, but those of `keep`.
+    """Return `text` with every unprintable character escaped, except those in `keep`.
 
-    Those are control characters, which steer a terminal or break a line, and marks that turn a
-    text's direction.
+    Unprintable are control characters, which control a terminal or break a line, and marks that
+    change the direction of text.
     """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one in keep else _written_out(one) for one in text)
+    return "".join(one if one.isprintable() or one in keep else _escaped(one) for one in text)
 
 
-def _written_out(one: str) -> str:
+def _escaped(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")

@@ -1,4 +1,4 @@
-"""Tables of text for a terminal and for notebooks, one way for all of them."""
+"""Format tables as text for a terminal and as HTML for notebooks."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,15 +7,15 @@ from tabulate import tabulate
 
 from capmix.settings.printable import printable
 
-# Jupyter typesets what is between dollars, which in captions are prices; MathJax 2 and 3.
+# Jupyter typesets text between dollar signs, which in captions are prices; MathJax 2 and 3.
 NO_MATH = "mathjax_ignore tex2jax_ignore"
 SIDES = {"l": "left", "r": "right"}
 
 
 def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "l") -> list[str]:
-    """A line per row under a line of heads, which is left out where it is empty.
+    """Return a line of headings, unless `heads` is empty, and a line per row.
 
-    `align` has l or r for each column; columns beyond it are aligned to the right.
+    `align` has l or r for each column; further columns are right-aligned.
     """
     if not rows:
         return ["  ".join(heads)] if heads else []
@@ -33,7 +33,7 @@ def table_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str 
 
 
 def size_text(size: float) -> str:
-    """Bytes for people, such as `512 bytes` and `1.2 GB`; a GB is 10^9."""
+    """Format a number of bytes, for example `512 bytes` or `1.2 GB`; a GB is 10^9 bytes."""
     value, unit = float(size), "bytes"
     for following in ("kB", "MB", "GB", "TB", "PB"):
         if value < 1000:
@@ -45,9 +45,9 @@ def size_text(size: float) -> str:
 def table_html(
     heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "l", title: str = ""
 ) -> str:
-    """The same table as HTML for a notebook, below a title; every text is escaped.
+    """Return the same table as HTML for a notebook, below a title; all text is escaped.
 
-    `heads` are left out where they are empty.
+    The line of headings is left out if `heads` is empty.
     """
     sides = [SIDES[side] for side in align.ljust(max(map(len, [heads, *rows])), "r")]
     lines = [_html_row("td", row, sides) for row in rows]

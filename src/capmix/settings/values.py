@@ -1,4 +1,4 @@
-"""Values of settings that a command line writes as one text: lists, pairs, weights, words."""
+"""Parse values that the command line passes as one string: lists, pairs, weights, words."""
 
 import shlex
 from typing import Annotated, Any
@@ -7,19 +7,19 @@ from pydantic import BeforeValidator
 
 
 def split_names(value: Any) -> Any:
-    """`raw,blip2` as a list; anything else as it is."""
+    """Parse `raw,blip2` as a list; return any other type unchanged."""
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def split_paths(value: Any) -> Any:
-    """`a::b`, as open_clip joins directories, as a list."""
+    """Parse `a::b`, open_clip's form of several directories, as a list."""
     return [part for part in value.split("::") if part] if isinstance(value, str) else value
 
 
 def split_weights(value: Any) -> Any:
-    """`raw=0.5,blip2=0.5` as a mapping. Raises ValueError."""
+    """Parse `raw=0.5,blip2=0.5` as a mapping. Raises ValueError if a weight is not a number."""
     if not isinstance(value, str):
         return value
     pairs = [one.partition("=") for one in value.split(",")]
@@ -30,7 +30,7 @@ def split_weights(value: Any) -> Any:
 
 
 def split_pairs(value: Any) -> Any:
-    """A list of `NAME=VALUE` as a mapping. Raises ValueError."""
+    """Parse a list of `NAME=VALUE` as a mapping. Raises ValueError for another form."""
     if not isinstance(value, list | tuple):
         return value
     found = {}
@@ -43,7 +43,7 @@ def split_pairs(value: Any) -> Any:
 
 
 def split_words(value: Any) -> Any:
-    """`--lock-text --wd 0.1` as a shell splits it. Raises ValueError."""
+    """Split `--lock-text --wd 0.1` like a shell. Raises ValueError for unclosed quotes."""
     return shlex.split(value) if isinstance(value, str) else value
 
 

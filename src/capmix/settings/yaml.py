@@ -1,4 +1,4 @@
-"""Read YAML that others wrote, within bounds."""
+"""Parse untrusted YAML within bounds."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ MAX_MERGED = 1_000
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """A safe loader in which merge keys (`<<`) do not multiply what they merge."""
+    """A safe loader that limits what merge keys (`<<`) expand to."""
 
     def flatten_mapping(self, node: Any) -> None:
-        """Raises yaml.YAMLError for more than MAX_MERGED names, or references to them."""
+        """Merge mappings. Raises yaml.YAMLError for more than MAX_MERGED names or references."""
         before = len(node.value)
         merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
         is_bounded = sum(len(value.value) for value in merged) <= MAX_MERGED
@@ -24,12 +24,12 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value of YAML text. Raises UserError, which begins with `place`."""
+    """Return the value of YAML text. Raises UserError, prefixed with `place`, if it is invalid."""
     try:
         loader = _BoundedLoader(text)
         try:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except Exception as error:  # beside YAMLError: IndexError for `!!int ""`, RecursionError, ...
-        raise UserError(f"{place}: not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # also IndexError for `!!int ""`, RecursionError, ...
+        raise UserError(f"{place}: invalid YAML: {' '.join(str(error).split())}") from error

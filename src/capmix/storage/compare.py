@@ -1,7 +1,7 @@
-"""Whether two descriptions of how something was made say the same.
+"""Compare the settings that two parts were created with.
 
-A setting at its default counts as absent: an option that a later version adds leaves what earlier
-ones made valid. Markers hold all settings in full, so that a default that changes is seen.
+A setting at its default counts as absent, so that a new option in a later version does not
+invalidate existing parts. Markers store all settings in full, so that a changed default is noticed.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,23 @@ from typing import Any
 MISSING = object()
 
 
-def same_settings(one: Any, other: Any, defaults: Any = None) -> bool:
-    """Whether both are equal without what is at its default.
+class _Any:
+    """Equal to every value."""
 
-    `defaults` mirrors their form: a mapping by name, or [defaults of each element] for a list.
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ANY = _Any()  # as a default: the setting does not count, for example a description
+
+
+def same_settings(one: Any, other: Any, defaults: Any = None) -> bool:
+    """Return whether both are equal, ignoring settings at their default.
+
+    `defaults` has the same structure: a mapping by name, or, for a list, a list with the defaults
+    of each element as its only item.
     """
     return bool(_without(one, defaults) == _without(other, defaults))
 
@@ -21,7 +34,7 @@ def same_settings(one: Any, other: Any, defaults: Any = None) -> bool:
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> list[str]:
-    """`name old -> new` for each setting that differs."""
+    """Return `name old -> new` for each setting that differs."""
     before, now = _without(before, defaults), _without(now, defaults)
     return [
         f"{name} {before.get(name, defaults.get(name))!r} -> {now.get(name, defaults.get(name))!r}"

@@ -1,9 +1,9 @@
-"""A part that is being made: its files are written under temporary names, then put in place.
+"""Draft of a part: its files are written under temporary names and then moved into place.
 
-`commit` writes the marker under a temporary name too, removes the marker of the part's earlier
-form, and moves the files and then the marker to their names: whatever ends a process between two of
-these steps, the part is not finished, and is recomputed. Of two runs that make one part at a time
-the first one wins; the second finds a marker that was not there before.
+`commit` writes the new marker under a temporary name, removes the old marker of the part, and
+renames first the files and then the marker. If the process dies between two of these steps, the
+part is unfinished and is recomputed. If two runs compute the same part, the first one wins: the
+second one detects the new marker.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ REPEATING = ("status", "reason", "detail", "finish", "shard", "source")
 
 
 class MadeMeanwhileError(Exception):
-    """Another run has finished the same part since this one began it."""
+    """Another run finished the same part after this run started it."""
 
 
 class OtherMadeError(UserError):
-    """Another run has finished the same part since, from other inputs or with other settings."""
+    """Another run finished the same part meanwhile, with different inputs or settings."""
 
     def __init__(self, message: str, has_same_settings: bool):
         super().__init__(message)
@@ -39,7 +39,7 @@ class OtherMadeError(UserError):
 
 
 class Directory(Protocol):
-    """What a draft needs of the work directory: see Store."""
+    """Methods of the work directory that a draft uses; see Store."""
 
     @property
     def is_local(self) -> bool: ...
@@ -58,9 +58,9 @@ class Directory(Protocol):
 
 
 class Draft:
-    """The files of `part`, which belong to it once they are committed.
+    """Files of `part` that become visible when they are committed.
 
-    `files` has the record of each that was written whole.
+    `files` has the record of each completely written file.
     """
 
     def __init__(self, store: Directory, part: str):
@@ -71,8 +71,10 @@ class Draft:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[RecordingStream]:
-        """Open a file of the part. Raises UserError where it cannot be written, and OSError where
-        that may pass."""
+        """Open a file of the part for writing.
+
+        Raises UserError if it cannot be written, and OSError if a retry may succeed.
+        """
         with self.store.reporting_errors(name), self.store.temporary_file(name) as (path, stream):
             yield stream
         self.discard(name)
@@ -91,12 +93,12 @@ class Draft:
         self.write_bytes(name, buffer.getbuffer())  # type: ignore[arg-type]
 
     def commit(self, marker: Marker) -> Marker:
-        """Put the files in place and declare the part finished; returns the marker as it is read
-        back, so that a run that makes the part sees what later ones will.
+        """Move the files into place and mark the part as finished.
 
-        Raises MadeMeanwhileError where another run has finished the part with the same inputs and
-        settings, UserError where it has done so with others, and ValueError where the counts of
-        `marker` do not add up.
+        Returns the marker as it is read back, so that this run sees the same marker as later runs.
+        Raises MadeMeanwhileError if another run has finished the part with the same inputs and
+        settings, OtherMadeError (a UserError) if with different ones, and ValueError if the counts
+        of `marker` do not add up.
         """
         marker = replace(marker, files=self.files | marker.files)
         read_back = parse_marker(marker_bytes(marker), self.part)
@@ -114,8 +116,10 @@ class Draft:
         return read_back
 
     def _put_in_place(self, marker: Marker) -> None:
-        """The earlier form counts as unfinished from the first step on: it lacks a file, or has no
-        marker."""
+        """Replace the old files and remove the old marker.
+
+        From the first step on, the old part counts as unfinished: it lacks a file or its marker.
+        """
         swept = [path for path in self._temporary.values() if not os.path.exists(path)]
         if swept:
             raise OSError(errno.ESTALE, f"{swept[0]} was removed while it was in use")
@@ -129,7 +133,7 @@ class Draft:
             del self._temporary[name]
 
     def discard(self, name: str | None = None) -> None:
-        """Remove the temporary file of `name`, or all of them."""
+        """Remove the temporary file of `name`; by default all temporary files."""
         for one in [name] if name is not None else list(self._temporary):
             if path := self._temporary.pop(one, None):
                 self.store.release(path)
@@ -144,25 +148,25 @@ class Draft:
         if (found.inputs, found.config) == (marker.inputs, marker.config):
             raise MadeMeanwhileError(self.part)
         raise OtherMadeError(
-            f"{self.store.path(self.part)}: another run has written it meanwhile, with other "
-            "settings or from other inputs; this run's result is not kept. Run one after the "
-            "other, or give each a name of its own.",
+            f"{self.store.path(self.part)}: a concurrent run has written this part with different "
+            "settings or inputs; the output of this run is discarded. Run one after the other, or "
+            "use a different name for each.",
             found.config == marker.config,
         )
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as a parquet file."""
+    """Return a table as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **parquet_options(table.schema))
     return buffer.getvalue()
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """How tables are written: a dictionary only for columns that repeat a few words.
+    """Return the options of the Parquet writer, with dictionaries only for repetitive columns.
 
-    For uids and captions it costs a third of the time to write and to read, and saves nothing.
-    Readers that know no digest of the file can check its pages.
+    For uids and captions, a dictionary costs a third of the time for writing and reading and saves
+    no space. Page checksums are for readers that do not have the digest of the file.
     """
     repeating = [name for name in schema.names if name in REPEATING]
     return {

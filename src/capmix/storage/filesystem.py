@@ -1,4 +1,4 @@
-"""Places that fsspec reaches: a local path, s3://, gs://, hf://, http(s):// and some more."""
+"""File systems through fsspec: local paths, s3://, gs://, hf://, http(s):// and others."""
 
 import errno
 import itertools
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 PROTOCOLS = ("file", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "az", "abfs", "memory")
 S3 = ("s3", "s3a")
-PACKAGES = {  # what pip installs for them
+PACKAGES = {  # the package to install for a protocol
     **dict.fromkeys(S3, "'capmix[s3]'"),
     **dict.fromkeys(("gs", "gcs"), "'capmix[gcs]'"),
     **dict.fromkeys(("http", "https"), "'capmix[http]'"),
@@ -31,20 +31,21 @@ READ_ONLY = ("http", "https")
 TRIES = 4
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-# A FIFO that nobody writes to would be waited for; Windows has none, and files of text by default.
+# Without O_NONBLOCK, opening a FIFO without a writer blocks. Windows lacks O_NONBLOCK and
+# O_CLOEXEC, and needs O_BINARY because it opens files in text mode by default.
 READ_FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-HELD_FOR = 2.0  # seconds that another program may hold a file that is replaced, on Windows
-FULL = (27, 28, 30, 36, 122)  # EFBIG, ENOSPC, EROFS, ENAMETOOLONG, EDQUOT: no wait makes room
+HELD_FOR = 2.0  # seconds to wait for a program that holds the file to replace open, on Windows
+FULL = (27, 28, 30, 36, 122)  # EFBIG, ENOSPC, EROFS, ENAMETOOLONG, EDQUOT: a retry does not help
 OTHER_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("httpx", "HTTPError"),
-    ("httpx2", "HTTPError"),  # what huggingface_hub 2 asks with
+    ("httpx2", "HTTPError"),  # the HTTP client of huggingface_hub 2
     ("gcsfs.retry", "HttpError"),
     ("gcsfs.retry", "ChecksumError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -57,11 +58,12 @@ SIGNED = re.compile(
 
 
 def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path in it.
+    """Return the file system of a path or URL, and the path in it.
 
-    Listings are not cached: other machines write there too. Raises UserError where the protocol is
-    none of PROTOCOLS, its package is not installed, it cannot be written to and `what` must, or the
-    Hub of an hf:// URL gives no answer.
+    `what` names the location in errors; only a "pool" may be read-only. Listings are not cached,
+    because other machines may write to the same location. Raises UserError if the protocol is not
+    in PROTOCOLS, if its package is not installed, if it is read-only but must be written to, if an
+    http(s) URL contains a secret, or if the Hub does not respond for an hf:// URL.
     """
     if not location or "::" in location:
         raise UserError(f"{what} {location!r}: expected a path or a URL, without '::'")
@@ -70,11 +72,11 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
         known = ", ".join(PROTOCOLS)
         raise UserError(f"{what} {location}: protocol {protocol!r} is not one of {known}")
     if protocol in READ_ONLY and what != "pool":
-        raise UserError(f"{what} {location}: {protocol} can only be read from; name another place")
+        raise UserError(f"{what} {location}: {protocol} is read-only; choose another location")
     if protocol in READ_ONLY and without_secrets(location) != location:
         raise UserError(
-            f"{what} {without_secrets(location)}: the address holds a secret, which would be "
-            "written down in the work directory; let the server ask for none, or fetch the files"
+            f"{what} {without_secrets(location)}: the URL contains a secret, which would be stored "
+            "in the work directory; use a URL without one, or download the files first"
         )
     try:
         if protocol in S3:
@@ -94,28 +96,28 @@ def open_file_system(location: str, what: str) -> tuple[fsspec.AbstractFileSyste
 
 
 def is_within(place: str, folder: str) -> bool:
-    """Whether a path or URL is `folder` or lies below it."""
+    """Return whether a path or URL is `folder` or is inside it."""
     inner, outer = (_resolved(one).rstrip("/") + "/" for one in (place, folder))
     return inner.startswith(outer)
 
 
 def _resolved(place: str) -> str:
-    """A URL as it is; a path, also of file://, without links and `..`."""
+    """Return a URL unchanged, and a path or file:// URL without symbolic links and `..`."""
     path = place.removeprefix("file://")
     return path if "://" in path else Path(path).resolve().as_posix()
 
 
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """What the file system says of each file below `path`, at any depth; none where it is missing.
+    """Return fsspec's info of each file below `path`, at any depth; empty if `path` is missing.
 
-    Raises OSError, also where one folder cannot be listed.
+    Raises OSError, also if a single folder cannot be listed.
     """
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     found: dict[str, dict[str, Any]]
     try:
         if {"file", "http", "https"} & protocols:
             found = _walked(fs, path)
-        else:  # one listing of all that is below, whatever its folders
+        else:  # an object store lists everything below a prefix at once
             found = again(lambda: fs.find(path, detail=True))
     except FileNotFoundError:
         return {}
@@ -123,7 +125,7 @@ def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str,
 
 
 def _walked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """As fsspec's own walk, which leaves out without a word the folders that it cannot list."""
+    """Walk the folders below `path`. fsspec's own walk silently skips folders it cannot list."""
     found: dict[str, dict[str, Any]] = {}
     folders = [path]
     while folders:
@@ -143,22 +145,25 @@ def _walked(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any
 
 
 def is_left_out(folder: str) -> bool:
-    """Hidden folders, and one that no user can read, at the top of many disks."""
+    """Return whether to skip a folder: hidden folders and `lost+found`, which users cannot read."""
     name = folder.rstrip("/").rpartition("/")[2]
     return name.startswith(".") or name == "lost+found"
 
 
 def again(call: Callable[[], Result]) -> Result:
-    """What `call` returns; tried again where the storage fails in a way that may pass.
+    """Return the result of `call`, with retries after transient storage errors.
 
-    Raises OSError: the last one, or at once one that waiting does not fix.
+    Raises OSError: the last error after TRIES attempts, or at once an error that is not transient.
     """
     return next(again_from(lambda: iter((call(),))))
 
 
 def again_from(read: Callable[[], Iterable[Result]]) -> Iterator[Result]:
-    """What `read` gives; read from its start again where the storage fails in a way that may
-    pass, without what was given already. Raises OSError as `again` does."""
+    """Yield the results of `read`, with retries after transient storage errors.
+
+    A retry reads from the start and skips the results that were already yielded. Raises OSError as
+    `again` does.
+    """
     given, wait = 0, FIRST_WAIT
     for attempt in range(TRIES):
         try:
@@ -176,16 +181,18 @@ def again_from(read: Callable[[], Iterable[Result]]) -> Iterator[Result]:
 
 
 class NotAFileError(IsADirectoryError):
-    """A folder, FIFO, device or socket lies where a file is expected."""
+    """A folder, FIFO, device or socket was found in place of a regular file."""
 
 
 def open_regular(path: str) -> int:
-    """The descriptor of a local file, to read. Raises NotAFileError for what is no regular file,
-    without waiting for it, and OSError where it cannot be opened."""
+    """Open a local file for reading and return its descriptor, without blocking on a FIFO.
+
+    Raises NotAFileError if it is not a regular file, and OSError if it cannot be opened.
+    """
     try:
         handle = os.open(path, READ_FLAGS)
     except PermissionError as error:
-        if os.path.isdir(path):  # as Windows says it
+        if os.path.isdir(path):  # Windows reports a folder as a permission error
             raise NotAFileError(errno.EISDIR, "not a regular file", path) from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -195,8 +202,11 @@ def open_regular(path: str) -> int:
 
 
 def replace_file(path: str, name: str) -> None:
-    """Give a local file the name of another one, which is gone then. On Windows that waits a
-    little while another program, such as a scanner, has either open."""
+    """Rename a local file, replacing the file `name` if it exists.
+
+    On Windows, wait up to HELD_FOR seconds if another program, such as a virus scanner, has one of
+    the files open.
+    """
     ends_at = time.monotonic() + HELD_FOR
     while True:
         try:
@@ -209,12 +219,12 @@ def replace_file(path: str, name: str) -> None:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether an error of the storage says that trying again is of no use."""
+    """Return whether a storage error is permanent, so that a retry is useless."""
     return isinstance(error, FINAL) or getattr(error, "errno", None) in FULL
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise where the storage fails; not all of them raise OSError alone."""
+    """Return the exceptions of storage errors; some file systems raise others than OSError."""
     found: list[type[Exception]] = [OSError]
     for module, name in OTHER_ERRORS:
         if module in sys.modules:
@@ -223,11 +233,11 @@ def storage_errors() -> tuple[type[Exception], ...]:
 
 
 def storage_message(error: BaseException) -> str:
-    """One line for a storage error, with what to do next."""
+    """Return a one-line message for a storage error, with what to do next."""
     shown = " ".join(str(error).split()).removesuffix(".")
     return f"storage error: {shown}. Fix it and rerun the same command to resume"
 
 
 def without_secrets(text: str) -> str:
-    """A URL as it may be shown: without user, password and signature that may stand in it."""
+    """Return text in a form that can be shown: URLs without user, password and signature."""
     return SIGNED.sub(r"\1...", USER.sub(r"\1", text))

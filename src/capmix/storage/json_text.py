@@ -1,4 +1,4 @@
-"""JSON of a file that anybody may have damaged: whatever is wrong with it is a ValueError."""
+"""Parse JSON from files that may be damaged: every fault in them raises ValueError."""
 
 import json
 from contextlib import suppress
@@ -6,20 +6,19 @@ from typing import Any
 
 import orjson
 
-# Every digit becomes a 0, every opening bracket a [.
+# Maps every digit to 0 and every opening bracket to [.
 OUTLINE = bytes.maketrans(b"123456789{", b"000000000[")
-# orjson makes a float of an integer of over 64 bits, without a word; -2^63 has 19 digits.
+# orjson silently converts integers of more than 64 bits to float; -2^63 has 19 digits.
 LONG_NUMBER = b"0" * 19
-# orjson reads what is nested more deeply than json.loads does, or than json.dumps can write.
+# orjson accepts deeper nesting than json.loads and json.dumps.
 MAX_BRACKETS = 100
 
 
 def loads(data: bytes) -> Any:
-    """The value of JSON as json.loads gives it, in about half of the time. Raises ValueError or
-    RecursionError, those of json.loads.
+    """Parse JSON with the same result as json.loads, in about half the time.
 
-    What orjson refuses (NaN, lone surrogates, another encoding than UTF-8) or would read
-    differently is left to json.loads.
+    Input that orjson rejects (NaN, lone surrogates, encodings other than UTF-8) or would parse
+    differently is passed to json.loads. Raises ValueError or RecursionError as json.loads does.
     """
     try:
         return _quickly(data)
@@ -28,7 +27,7 @@ def loads(data: bytes) -> Any:
 
 
 def _quickly(data: bytes) -> Any:
-    """Raises ValueError for what json.loads may read differently."""
+    """Parse with orjson. Raises ValueError for input that json.loads may parse differently."""
     outline = data.translate(OUTLINE)
     if LONG_NUMBER in outline or outline.count(b"[") > MAX_BRACKETS:
         raise ValueError("long or deep")
@@ -36,7 +35,7 @@ def _quickly(data: bytes) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value. Raises ValueError, with a short reason, also for what is nested too deeply."""
+    """Parse JSON. Raises ValueError with a short reason, also for input nested too deeply."""
     if not data.strip():
         raise ValueError("empty")
     if isinstance(data, bytes):
@@ -54,9 +53,9 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def parse_object(data: bytes | str) -> dict[str, Any]:
-    """The object. Raises ValueError as parse_json does, and for a value of another kind."""
+    """Parse a JSON object. Raises ValueError as parse_json does, and for any other value."""
     value = parse_json(data)
     if not isinstance(value, dict):
         kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-        raise ValueError(f"{kinds.get(type(value), 'a number')} where an object is expected")
+        raise ValueError(f"expected an object, not {kinds.get(type(value), 'a number')}")
     return value

@@ -1,20 +1,20 @@
-"""Every folder and file name of a work directory, an export and a grid's results.
+"""Names of all folders and files of a work directory, an export and the results of a grid.
 
-.markers/<folder>/<shard>.json             one per finished part; readers of a folder ignore it
-pool.json                                  which pool the directory belongs to
+.markers/<folder>/<shard>.json             one per finished part; table readers skip this folder
+pool.json                                  the pool that the directory belongs to
 samples/<shard>                            the index: one row per sample
-fields/<shard>                             the fields of the samples' JSON, as columns
-embeddings/<encoder>/image/<shard>         vectors of the images
-captions/<source>/<shard>                  texts of a captioner
+fields/<shard>                             fields of the samples' JSON, as columns
+embeddings/<encoder>/image/<shard>         image embeddings
+captions/<source>/<shard>                  captions of one source
 scores/<scorer>/<source>/<shard>           image-text similarities
-.arrays/scores/<scorer>/<source>/<shard>   copies of the scores that are quick to read
+.arrays/scores/<scorer>/<source>/<shard>   copies of the scores as arrays, which load faster
 columns/<annotation>/<shard>               columns for recipes
 .carried/<source>                          captions of images that a run may have to move
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
-report/, shards/<subset>, runs/<subset>-seed<k>, results/  what is written for people
-edits/<source>/journal.jsonl               what people did in `capmix view`, one action per line
-running/                                   runs under way
-.scratch/                                  what runs keep on disk while they work
+report/, shards/<subset>, runs/<subset>-seed<k>, results/  outputs for the user
+edits/<source>/journal.jsonl               edits made in `capmix view`, one action per line
+running/                                   runs in progress
+.scratch/                                  temporary files of runs
 error.log                                  traceback of the last internal error
 """
 
@@ -48,37 +48,37 @@ EXPORT_FILES = ".manifest"
 EXPORT_CARD = "README.md"
 
 RAW = "raw"
-# Without rows that say what became of a sample; those of FIELDS are in the index.
+# Folders whose rows do not have the status of a sample; the status of FIELDS rows is in the index.
 NOT_OF_SAMPLES = (
     FIELDS, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,
 )  # fmt: skip
 
 
 def part_name(folder: str, shard: str) -> str:
-    """The part of one shard; `folder` is empty for an export, whose parts are its shards."""
+    """Return the name of a shard's part; `folder` is empty in an export, where parts are shards."""
     return f"{folder}/{shard}" if folder else shard
 
 
 def embeddings_folder(encoder: str) -> str:
-    """Vectors of the pool's images by one encoder."""
+    """Return the folder of image embeddings of one encoder."""
     return f"{EMBEDDINGS}/{encoder}/image"
 
 
 def captions_folder(source: str) -> str:
-    """Captions of one source."""
+    """Return the folder of captions of one source."""
     return f"{CAPTIONS}/{source}"
 
 
 def scores_folder(scorer: str, source: str) -> str:
-    """Scores that one scorer gave the texts of one source."""
+    """Return the folder of one scorer's scores for the texts of one source."""
     return f"{SCORES}/{scorer}/{source}"
 
 
 def texts_folder(source: str) -> str:
-    """Where the texts of a source are: the index for the pool's own."""
+    """Return the folder with the texts of a source; for `raw`, that is the index."""
     return SAMPLES if source == RAW else captions_folder(source)
 
 
 def annotation_folder(name: str) -> str:
-    """Columns of one annotation."""
+    """Return the folder of one annotation."""
     return f"{ANNOTATIONS}/{name}"

@@ -1,4 +1,4 @@
-"""What capmix 0.1 wrote: markers beside the parts, without a format number or columns."""
+"""Support for capmix 0.1: its markers are next to the parts, without format number or columns."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from capmix.storage.layout import (
 
 LARGEST_MARKER = 1 << 26  # bytes
 STATUS = ("uid", "key", "status", "reason", "detail")
-# Columns of the parts, by the first folder of their names.
+# Columns of the parts, by top-level folder.
 COLUMNS = {
     SAMPLES: (*STATUS, "text", "width", "height", "bytes", "sha256"),
     EMBEDDINGS: STATUS,
@@ -36,13 +36,16 @@ MARKED = (
 
 
 def columns_of(part: str) -> tuple[str, ...]:
-    """The columns of a part of 0.1; none where its kind had no fixed ones."""
+    """Return the columns of a part that 0.1 wrote; empty if its kind had no fixed columns."""
     return COLUMNS.get(part.partition("/")[0], ())
 
 
 def adopt(here: str, target: str) -> None:
-    """Move a marker to where markers are now; of two the newer one describes the part. What cannot
-    be moved, as on a disk that is read-only, is read where it is, and what is no marker stays."""
+    """Move a marker to its current location; if both exist, keep the newer one.
+
+    A marker that cannot be moved, for example on a read-only disk, is read from its old location.
+    Files that are not markers are left alone.
+    """
     if f"/{EXPORT_MARKERS}/" in here or not _is_marker_file(here):
         return
     with contextlib.suppress(OSError):
@@ -54,7 +57,7 @@ def adopt(here: str, target: str) -> None:
 
 
 def is_marker(data: bytes) -> bool:
-    """Whether a .json file is a marker: users keep files of their own beside parts."""
+    """Return whether a .json file is a marker: users may keep their own files next to parts."""
     try:
         value = parse_json(data)
     except ValueError:

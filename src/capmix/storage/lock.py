@@ -1,4 +1,4 @@
-"""One process at a time in a folder of a local disk, or with a file."""
+"""Locks on a folder of a local disk, and on an open file."""
 
 import contextlib
 import errno
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 NO_LOCKS = (
     errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
 )  # fmt: skip
-LOOKED_EVERY = 0.02  # seconds
-TOLD_AFTER = 10.0
-LOCK = ".lock"  # in a folder, where a folder itself cannot be locked
+CHECK_INTERVAL = 0.02  # seconds
+WARN_AFTER = 10.0
+LOCK = ".lock"  # file in the folder, for systems where a folder itself cannot be locked
 
 
 @contextlib.contextmanager
 def folder_lock(folder: str) -> Iterator[None]:
-    """Within the block no other process, or thread, is in a block of the same folder.
+    """Hold an exclusive lock on a folder within the block, across processes and threads.
 
-    Where the file system has no locks there is none. The folder is made where it is missing.
+    Creates the folder if it is missing. Does nothing if the file system does not support locks.
     """
     os.makedirs(folder, exist_ok=True)
     if fcntl is None:
@@ -38,15 +38,18 @@ def folder_lock(folder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_held:  # a forked process may have the handle open still
+            if is_held:  # closing is not enough: a forked process may still have the handle open
                 _unlock(handle)
     finally:
         os.close(handle)
 
 
 def try_lock(handle: int) -> None:
-    """Lock an open file, until it is closed. Raises BlockingIOError where another process has, and
-    OSError where the file system has no locks."""
+    """Lock an open file until it is closed.
+
+    Raises BlockingIOError if another process holds the lock, and OSError if the file system does
+    not support locks.
+    """
     if fcntl is not None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
@@ -70,15 +73,15 @@ def _unlock(handle: int) -> None:
 
 
 def _taken(handle: int, folder: str) -> bool:
-    started, is_told = time.monotonic(), False
+    started, has_warned = time.monotonic(), False
     while True:
         try:
             try_lock(handle)
         except BlockingIOError:
-            if not is_told and time.monotonic() - started > TOLD_AFTER:
-                log.warning("waiting for another process that writes to %s", folder)
-                is_told = True
-            time.sleep(LOOKED_EVERY)
+            if not has_warned and time.monotonic() - started > WARN_AFTER:
+                log.warning("waiting for another process that is writing to %s", folder)
+                has_warned = True
+            time.sleep(CHECK_INTERVAL)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

@@ -1,4 +1,4 @@
-"""Markers: the JSON that declares a part finished, and says what it was made from."""
+"""Markers: the JSON files that mark parts as finished and record what they were created from."""
 
 import contextlib
 import hashlib
@@ -15,13 +15,13 @@ from capmix.storage import legacy
 from capmix.storage.json_text import parse_json, parse_object
 from capmix.storage.record import FileRecord, as_json, digest_of, records_of
 
-FORMAT = 2  # 1: sizes of files, without digests; those of capmix 0.1 have no number
+FORMAT = 2  # 1: file sizes without digests; markers of capmix 0.1 have no format number
 UNFINGERPRINTED = ("provenance", "upgraded", "check")
 
 
 @dataclass
 class Counts:
-    """Rows of a part by what became of them; dropped and failed by reason."""
+    """Rows of a part that are ok, dropped (by reason) and failed (by reason)."""
 
     ok: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class _UncheckedCounts(BaseModel, strict=True):
 
 
 class _Unchecked(BaseModel, strict=True):
-    """The fields of a Marker without a digest of itself; `columns` is None in capmix 0.1."""
+    """Fields of a marker without a checksum; `columns` is None in markers of capmix 0.1."""
 
     inputs: dict[str, str]
     config: dict[str, Any]
@@ -81,13 +81,14 @@ class _Unchecked(BaseModel, strict=True):
 
 @dataclass(frozen=True)
 class Marker:
-    """What a finished part was made from, and its counts.
+    """Description of a finished part: what it was created from, and its counts.
 
     `inputs` maps each input's name to its fingerprint; `config` holds every setting that the
     part's content depends on. `rows_in` is counted where rows enter the stage and `counts` where
-    they leave it: the two must agree. `files` are the part's files, `columns` those of its table.
-    `provenance` (versions, device, batch size) decides nothing. `upgraded` is the fingerprint that
-    the part had before columns were added to it, and still has for what was made from it.
+    they leave it: the two must agree. `files` are the part's files, `columns` the columns of its
+    table. `provenance` (versions, device, batch size) does not affect whether the part is valid.
+    `upgraded` is the fingerprint of the part before columns were added; it remains the fingerprint,
+    so that parts that depend on this one stay valid.
     """
 
     inputs: dict[str, str]
@@ -102,20 +103,22 @@ class Marker:
     upgraded: str = ""
 
     def columns_missing(self, wanted: Sequence[str]) -> list[str]:
-        """Those of `wanted` that the part does not have; none where it does not say."""
+        """Return the columns in `wanted` that the part lacks; empty if the marker names none."""
         return [name for name in wanted if self.columns and name not in self.columns]
 
     @property
     def bytes(self) -> int:
-        """Of all its files."""
+        """Total size of the part's files."""
         return sum(one.size for one in self.files.values())
 
 
 def marker_bytes(marker: Marker) -> bytes:
-    """The marker as it is written, with a digest of itself in `check`. Raises ValueError if its
-    counts do not add up."""
+    """Serialize a marker, with a checksum of its content in `check`.
+
+    Raises ValueError if its counts do not add up.
+    """
     if marker.counts.total != marker.rows_in:
-        raise ValueError(f"{marker.rows_in} rows in, {marker.counts.total} accounted")
+        raise ValueError(f"{marker.rows_in} rows in, but {marker.counts.total} accounted for")
     counts = {
         "ok": marker.counts.ok,
         "dropped": dict(marker.counts.dropped),
@@ -124,12 +127,12 @@ def marker_bytes(marker: Marker) -> bytes:
     value = vars(marker) | {"counts": counts, "files": as_json(marker.files)}
     if not marker.upgraded:
         del value["upgraded"]
-    value["check"] = _check(json.loads(json.dumps(value)))  # as it is read back
+    value["check"] = _check(json.loads(json.dumps(value)))  # of the value that is read back
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def parse_marker(data: bytes, part: str) -> Marker | None:
-    """The marker of `part`; None where it is damaged in any way."""
+    """Parse the marker of `part`; None if it is damaged in any way."""
     try:
         return _marker_of(parse_object(data), part)
     except ValueError:
@@ -137,7 +140,7 @@ def parse_marker(data: bytes, part: str) -> Marker | None:
 
 
 def digest_and_marker(data: bytes, part: str) -> tuple[str, Marker | None]:
-    """marker_digest and parse_marker, of bytes that are read once."""
+    """Return marker_digest and parse_marker of `data`, but parse the JSON only once."""
     try:
         value = parse_object(data)
     except ValueError:
@@ -147,9 +150,9 @@ def digest_and_marker(data: bytes, part: str) -> tuple[str, Marker | None]:
 
 
 def _marker_of(value: dict[str, Any], part: str) -> Marker | None:
-    """Takes `value` apart."""
+    """Return the marker in `value`, which is modified; None if it is damaged."""
     try:
-        if "check" not in value:  # of an older capmix
+        if "check" not in value:  # written by an older version of capmix
             value = _Unchecked.model_validate(value).model_dump()
             is_of_its_time = value["format"] < FORMAT and (
                 not value["format"] or value["columns"] is not None
@@ -181,15 +184,17 @@ def _marker_of(value: dict[str, Any], part: str) -> Marker | None:
 
 
 def marker_digest(data: bytes) -> str:
-    """32 hex digits of a marker's content, without its provenance: what was made the same way on
-    another machine is the same."""
-    with contextlib.suppress(ValueError, AttributeError, TypeError):  # a damaged one: its bytes
+    """Return the fingerprint of a marker: 32 hex digits of its content without the provenance.
+
+    Parts that were created in the same way on different machines have the same fingerprint.
+    """
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # if damaged: hash its bytes
         return _digest_of(parse_json(data), data)
     return _hashed(data)
 
 
 def _digest_of(value: dict[str, Any], data: bytes) -> str:
-    if "provenance" not in value:  # of capmix 0.1
+    if "provenance" not in value:  # written by capmix 0.1
         return _hashed(data)
     if upgraded := value.get("upgraded"):
         return str(upgraded)

@@ -1,4 +1,4 @@
-"""Parts that are not per shard, such as subsets and measures: whole, or recomputed."""
+"""Parts that are not per shard, such as subsets and measures: reused if intact, else recomputed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,10 +18,10 @@ def once(
     defaults: Mapping[str, Any] | None = None,
     files: Sequence[str] = (),
 ) -> tuple[Marker, bool]:
-    """Make a part that is not per shard unless it is done, `files` are there, and all of its files
-    are those that were written.
+    """Compute a part that is not per shard, unless it is up to date.
 
-    Returns its marker, and whether it was made now.
+    It is up to date if it is finished with these inputs and settings, `files` exist, and the
+    digests of all its files match. Returns the marker, and whether the part was computed now.
     """
     is_there = all(store.size(one) >= 0 for one in files)  # markers of capmix 0.1 name none
     known = _made(store, name, inputs, config, defaults) if is_there else None
@@ -34,7 +34,9 @@ def once(
         except MadeMeanwhileError:
             known = _made(store, name, inputs, config, defaults)
             if known is None:
-                raise UserError(f"{store.path(name)}: another run is writing it; rerun") from None
+                raise UserError(
+                    f"{store.path(name)}: another run is writing it; rerun the same command later"
+                ) from None
             return known, False
 
 

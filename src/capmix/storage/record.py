@@ -1,7 +1,7 @@
-"""What a file was when it was written: its size and a digest, compared when it is read.
+"""Size and digest of a file when it was written, which are compared when it is read.
 
-xxh3 (https://xxhash.com, 128 bits) finds what disks, networks and other programs do to a file. It
-does not protect from somebody who changes a file and its marker on purpose.
+The digest is xxh3 (https://xxhash.com, 128 bits). It detects damage by disks, networks and other
+programs, but does not protect against someone who changes a file and its marker on purpose.
 """
 
 import io
@@ -15,34 +15,36 @@ import xxhash
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Bytes of a file, and 32 hex digits of its content; "" where an older capmix wrote it."""
+    """Size of a file in bytes, and its digest: 32 hex digits, or "" from older capmix versions."""
 
     size: int
     digest: str = ""
 
     def difference(self, data: pa.Buffer | bytes) -> str:
-        """In words, how a file's bytes are others than were written; "" where they are the same."""
+        """Describe how the bytes of a file differ from this record; "" if they match."""
         size = memoryview(data).nbytes
         is_compared = self.digest and size == self.size
         return self.difference_to(FileRecord(size, digest_of(data) if is_compared else ""))
 
     def difference_to(self, found: "FileRecord") -> str:
-        """The same of a file whose record is `found`."""
+        """Describe how a file with the record `found` differs from this one; "" if they match."""
         if found.size != self.size:
-            return f"it has {found.size:,} bytes, its marker says {self.size:,}"
+            return f"size is {found.size:,} bytes, but its marker records {self.size:,}"
         if self.digest and found.digest != self.digest:
-            return "its bytes are not those that were written"
+            return "checksum mismatch"
         return ""
 
 
 def digest_of(data: Any) -> str:
-    """32 hex digits of bytes, or of anything with a buffer of them."""
+    """Return the digest of bytes or of any object with a buffer, as 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def records_of(files: Mapping[str, Any]) -> dict[str, FileRecord]:
-    """The files of a marker by name; capmix 0.1 wrote down their sizes alone. Raises KeyError,
-    TypeError or ValueError for another form."""
+    """Parse the files of a marker, by name; markers of capmix 0.1 have only their sizes.
+
+    Raises KeyError, TypeError or ValueError for any other form.
+    """
     found = {}
     for name, about in files.items():
         if isinstance(about, dict):
@@ -53,7 +55,7 @@ def records_of(files: Mapping[str, Any]) -> dict[str, FileRecord]:
 
 
 def as_json(files: Mapping[str, FileRecord]) -> dict[str, Any]:
-    """The form of markers, which records_of reads."""
+    """Return the JSON form of a marker's files, the inverse of records_of."""
     return {
         name: {"bytes": one.size, "xxh3": one.digest} if one.digest else one.size
         for name, one in files.items()
@@ -61,13 +63,13 @@ def as_json(files: Mapping[str, FileRecord]) -> dict[str, Any]:
 
 
 class Sink(Protocol):
-    """Where bytes are written to."""
+    """Object that bytes are written to."""
 
     def write(self, data: bytes, /) -> Any: ...
 
 
 class RecordingStream(io.BufferedIOBase):
-    """Writes through to a file, and knows what it has written. Writing is all that it does."""
+    """Write-only stream that writes through to a file and computes its size and digest."""
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
@@ -76,7 +78,7 @@ class RecordingStream(io.BufferedIOBase):
 
     @property
     def record(self) -> FileRecord:
-        """Of all bytes so far."""
+        """Record of all bytes written so far."""
         return FileRecord(self._size, self._state.hexdigest())
 
     def writable(self) -> bool:
@@ -93,5 +95,5 @@ class RecordingStream(io.BufferedIOBase):
         return self._size
 
     def flush(self) -> None:
-        if not self._stream.closed:  # the finaliser flushes once more, after the file was closed
+        if not self._stream.closed:  # the finalizer flushes again after the file was closed
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""Columns that every part has: which sample a row is about, and what became of it."""
+"""Columns that every part has: the sample of a row, and its status."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STATUS_FIELDS = [
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a part. A row that is not ok says why; its uid is null where it is unknown."""
+    """One row of a part. A row that is not ok has a reason; an unknown uid is None."""
 
     uid: str | None
     key: str
@@ -31,7 +31,10 @@ class Row:
 
 
 def table_of(rows: Sequence[Row], fields: Sequence[tuple[str, pa.DataType]]) -> pa.Table:
-    """A table of the status columns and then `fields`, which `values` fills where a row is ok."""
+    """Return a table of the status columns followed by `fields`.
+
+    The fields come from `values` of each row, and are null in rows without values.
+    """
     columns: dict[str, pa.Array] = {}
     for name, kind in STATUS_FIELDS:
         columns[name] = pa.array(list(map(attrgetter(name), rows)), kind)
@@ -42,20 +45,20 @@ def table_of(rows: Sequence[Row], fields: Sequence[tuple[str, pa.DataType]]) -> 
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    """The rows of a part's table without its own columns."""
+    """Return the rows of a part's table, with only the status columns."""
     columns = (table.column(name).to_pylist() for name, _ in STATUS_FIELDS)
     return [Row(*values) for values in zip(*columns, strict=True)]
 
 
 def column_names(fields: Sequence[tuple[str, pa.DataType]]) -> tuple[str, ...]:
-    """The columns of a table that table_of makes with these fields."""
+    """Return the column names of the tables that table_of creates with these fields."""
     return (*(name for name, _ in STATUS_FIELDS), *(name for name, _ in fields))
 
 
 def with_columns(
     fields: Sequence[tuple[str, pa.DataType]],
 ) -> Callable[[pa.Table], pa.Table]:
-    """A function that adds those of `fields` that a table lacks, null in every row."""
+    """Return a function that adds the `fields` that a table lacks, as null in every row."""
 
     def add(table: pa.Table) -> pa.Table:
         for name, kind in fields:

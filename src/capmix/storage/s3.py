@@ -1,7 +1,7 @@
-"""S3 by obstore, as a file system that storage/filesystem.py opens.
+"""S3 through obstore, as an fsspec file system; storage/filesystem.py opens it.
 
-obstore is the Rust crate object_store. Where a bucket is and who asks is found by botocore, so that
-the environment, `~/.aws`, profiles and roles mean what they mean to the AWS CLI.
+obstore wraps the Rust crate object_store. botocore resolves endpoints and credentials, so that the
+environment, `~/.aws`, profiles and roles work as in the AWS CLI.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential
 
 AWS = (".amazonaws.com", ".amazonaws.com.cn")
-RETRIES = 4  # what botocore's own default is
+RETRIES = 4  # the default of botocore
 NO_BYTES_FOR = "60s"
-WINDOW = 1 << 24  # bytes that a file is read by
-PIECE, PIECES = 1 << 24, 8_000  # bytes of a piece that is sent, and how many; S3 takes 10,000
+WINDOW = 1 << 24  # bytes per read request
+PIECE, PIECES = 1 << 24, 8_000  # minimum bytes and maximum number of upload parts; S3 allows 10,000
 SENT_AT_ONCE = 4
-KEPT_FOR = timedelta(minutes=10)  # botocore renews what expires in less than 15
+KEPT_FOR = timedelta(minutes=10)  # botocore renews credentials 15 minutes before they expire
 STATUS = re.compile(r"status code: (\d{3})")
 MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 NOT_THERE = "no such object or bucket"
@@ -58,17 +58,20 @@ NO_CREDENTIALS = (
 
 @dataclass
 class _Threads:
-    """The process that obstore's threads are in; 0 before there are any. It is of the process, and
-    not of a file system: a forked child inherits it and has no threads."""
+    """Number of the process that runs obstore's threads; 0 before they are started.
+
+    This is a module-level state and not one per file system: a forked child inherits it, but not
+    the threads.
+    """
 
     process: int = 0
 
     def claim(self) -> None:
-        """Raises UserError where obstore would wait without end."""
+        """Claim obstore for this process. Raises UserError if it would hang here after a fork."""
         if self.process not in (0, os.getpid()):
             raise UserError(
                 "s3://: this process was forked from one that had used S3, and would hang. Start "
-                "processes by `spawn` or `forkserver` (multiprocessing.get_context)"
+                "processes with `spawn` or `forkserver` (multiprocessing.get_context)"
             )
         self.process = os.getpid()
 
@@ -78,8 +81,11 @@ THREADS = _Threads()
 
 @dataclass(frozen=True)
 class Access:
-    """How buckets are reached, with the names and meaning that s3fs gives them: what fsspec's own
-    configuration (FSSPEC_S3_ENDPOINT_URL, FSSPEC_S3_ANON, ...) can set."""
+    """Options for access to buckets, with the same names and meaning as in s3fs.
+
+    They can be set through the configuration of fsspec (FSSPEC_S3_ENDPOINT_URL, FSSPEC_S3_ANON,
+    ...).
+    """
 
     anon: bool = False
     key: str | None = None
@@ -92,17 +98,20 @@ class Access:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Access":
-        """Raises UserError for an option that is none of these."""
+        """Create Access from fsspec options. Raises UserError for an unknown option."""
         unknown = sorted(set(options) - set(cls.__dataclass_fields__))
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
-            raise UserError(f"s3://: fsspec sets {unknown[0]!r}; expected one of {known}")
+            raise UserError(f"s3://: unknown fsspec option {unknown[0]!r}; expected one of {known}")
         switches = {"anon", "requester_pays"} & set(options)
         return cls(**{**options, **{name: _is_on(options[name]) for name in switches}})
 
     def store(self, bucket: str) -> S3Store:
-        """Raises PermissionError without credentials, UserError and BotoCoreError for a
-        configuration that cannot be used."""
+        """Return the obstore store of a bucket.
+
+        Raises PermissionError without credentials, and UserError or BotoCoreError for an invalid
+        configuration.
+        """
         try:
             return self._store(bucket)
         except (BaseError, ValueError) as error:
@@ -118,7 +127,7 @@ class Access:
         return S3Store(
             bucket,
             endpoint=url,
-            virtual_hosted_style_request=True,  # the URL is that of the bucket
+            virtual_hosted_style_request=True,  # the endpoint URL already includes the bucket
             region=region,
             skip_signature=self.anon,
             request_payer=self.requester_pays,
@@ -130,7 +139,7 @@ class Access:
     def client(
         self, session: botocore.session.Session, region: str | None = None, unsigned: bool = False
     ) -> BaseClient:
-        """botocore's own."""
+        """Return a botocore client."""
         given: dict[str, Any] = {"endpoint_url": self.endpoint_url} | dict(self.client_kwargs)
         if region:
             given["region_name"] = region
@@ -144,11 +153,11 @@ class Access:
     def _place(
         self, bucket: str, session: botocore.session.Session, client: BaseClient
     ) -> tuple[str, str]:
-        """The URL of a bucket and its region."""
+        """Return the URL of a bucket and its region."""
         if (urlsplit(client.meta.endpoint_url).hostname or "").endswith(AWS):
             region = _region_of(bucket, self.client(session)) or client.meta.region_name
             return f"{self.client(session, region).meta.endpoint_url}/{bucket}", region
-        # Whether the bucket is in the path or in the name of the host is in a URL alone.
+        # Only a generated URL shows whether the bucket is in the path or in the host name.
         url = client.generate_presigned_url("head_bucket", Params={"Bucket": bucket})
         return url.rstrip("/"), client.meta.region_name
 
@@ -163,7 +172,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Credentials:
-    """What obstore asks for keys."""
+    """Credential provider of obstore."""
 
     found: Any
 
@@ -178,12 +187,12 @@ class Credentials:
 
 
 def _is_on(value: object) -> bool:
-    """A switch that may come out of the environment."""
+    """Return a boolean option, which may be a string from the environment."""
     return str(value).lower() in ("1", "true", "yes", "on")
 
 
 def _region_of(bucket: str, client: BaseClient) -> str | None:
-    """The region of a bucket of AWS: a request to another one is refused."""
+    """Return the region of a bucket on AWS, which rejects requests to any other region."""
     try:
         return str(client.head_bucket(Bucket=bucket)["BucketRegion"])
     except ClientError as error:
@@ -199,13 +208,13 @@ def _connection(url: str, session: botocore.session.Session) -> "ClientConfig":
         "allow_http": url.startswith("http://"),
         "connect_timeout": NO_BYTES_FOR,
         "read_timeout": NO_BYTES_FOR,
-        "timeout": "1h",  # of a request as a whole, however large
+        "timeout": "1h",  # per request, including its whole transfer
     }
     bundle = session.get_config_variable("ca_bundle")
     if bundle and url.startswith("https://"):
         try:
             options["root_certificate"] = Path(bundle).read_bytes()
-        except OSError as error:  # it would look like that of an object
+        except OSError as error:  # would look like a missing object
             raise UserError(
                 f"s3://: cannot read AWS_CA_BUNDLE {bundle}: {error.strerror}"
             ) from error
@@ -213,10 +222,10 @@ def _connection(url: str, session: botocore.session.Session) -> "ClientConfig":
 
 
 class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """What capmix does with buckets; `options` are those of Access. Listings are not cached.
+    """Read, write and list objects in S3 buckets; `options` are the fields of Access.
 
-    Connections are made when something is asked for, in the process that asks. Raises
-    FileNotFoundError, PermissionError, and OSError for what may pass.
+    Listings are not cached. Connections are opened at the first request, in the process that makes
+    it. Methods raise FileNotFoundError, PermissionError, and OSError for transient errors.
     """
 
     protocol = ("s3", "s3a")
@@ -228,8 +237,10 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._lock = threading.Lock()
 
     def _at(self, path: str) -> tuple[S3Store, str, str]:
-        """The store of a path's bucket, the bucket and the key. Raises UserError in a forked
-        process whose parent has used S3."""
+        """Return the store of a path's bucket, the bucket and the key.
+
+        Raises UserError in a forked process whose parent has used S3.
+        """
         bucket, _, key = self._strip_protocol(path).partition("/")
         THREADS.claim()
         with self._lock:
@@ -273,14 +284,14 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         detail: bool = False,
         **_: Any,
     ) -> Any:
-        """All objects below a path, by one listing; of a path that is an object, that one."""
+        """Return all objects below a path with one listing; for an object, the object itself."""
         if maxdepth is not None or withdirs:
-            raise NotImplementedError("objects have no depth")
+            raise NotImplementedError("maxdepth and withdirs are not supported")
         store, bucket, key = self._at(path)
         with _errors(path):
             try:
                 listed: list[Any] = [one for page in obstore.list(store, key) for one in page]
-            except InvalidPathError:  # of one key, for all that are listed
+            except InvalidPathError:  # one invalid key fails the whole listing in obstore
                 listed = list(self._listed_by_botocore(bucket, key))
         found = [_info(bucket, one) for one in _without_folders(listed, key)]
         if not found and key:
@@ -309,7 +320,7 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
             return obstore.get(store, key).bytes().to_bytes()
 
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
-        """Send a local file. It appears whole or not at all."""
+        """Upload a local file. The object appears complete or not at all."""
         store, _bucket, key = self._at(rpath)
         piece = max(PIECE, os.path.getsize(lpath) // PIECES)
         with _errors(rpath):
@@ -321,9 +332,9 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
         self.rm(path)
 
     def rm(self, path: str | Iterable[str], recursive: bool = False, **_: Any) -> None:
-        """Remove objects; those that are not there are left out."""
+        """Remove objects; missing objects are ignored."""
         if recursive:
-            raise NotImplementedError("name the objects")
+            raise NotImplementedError("recursive is not supported; list the objects")
         keys: dict[str, list[str]] = {}
         for one in [path] if isinstance(path, str) else path:
             _store, bucket, key = self._at(one)
@@ -334,11 +345,11 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> "S3File":
         if mode != "rb":
-            raise NotImplementedError("objects are written whole, by put_file")
+            raise NotImplementedError("writing is not supported; upload a file with put_file")
         return S3File(self, path)
 
     def read_range(self, path: str, start: int, end: int, e_tag: str) -> memoryview:
-        """Bytes of the version of an object that has this tag."""
+        """Return a range of bytes of an object. Raises OSError if its ETag is not `e_tag`."""
         store, _bucket, key = self._at(path)
         with _errors(path):
             options: obstore.GetOptions = {"range": (start, end), "if_match": e_tag}
@@ -346,15 +357,15 @@ class S3FileSystem(AbstractFileSystem):  # type: ignore[misc]
 
 
 class S3File(io.BufferedIOBase):
-    """An object that is read in windows, all of one version.
+    """Object opened for reading in windows, all of the same version of the object.
 
-    A window is a request of its own: whoever takes an hour for a shard holds no connection.
+    Each window is a separate request, so that a slow reader does not hold a connection open.
     """
 
     def __init__(self, fs: S3FileSystem, path: str):
         self._fs, self._path, self._about = fs, path, fs.info(path)
         if self._about["type"] != "file":
-            raise IsADirectoryError(errno.EISDIR, "no object", path)
+            raise IsADirectoryError(errno.EISDIR, "not an object", path)
         self._at, self._start, self._window = 0, 0, memoryview(b"")
 
     def readable(self) -> bool:
@@ -372,7 +383,7 @@ class S3File(io.BufferedIOBase):
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        """Raises OSError, also where the object has been replaced since it was opened."""
+        """Read bytes. Raises OSError, also if the object was replaced after it was opened."""
         end: int = self._about["size"]
         stop = end if size is None or size < 0 else min(end, self._at + size)
         pieces = []
@@ -388,7 +399,7 @@ class S3File(io.BufferedIOBase):
     def _fetch(self, stop: int) -> None:
         found = self._fs.read_range(self._path, self._at, stop, self._about["ETag"])
         if len(found) != stop - self._at:
-            raise OSError(errno.EIO, "the storage sent less than was asked for", self._path)
+            raise OSError(errno.EIO, "incomplete response from the storage", self._path)
         self._start, self._window = self._at, found
 
 
@@ -402,7 +413,7 @@ def _folder(bucket: str, key: str) -> dict[str, Any]:
 
 
 def _without_folders(listed: list[Any], key: str) -> Iterator[Any]:
-    """Without the empty objects that some tools make for a folder, which end with `/` in S3."""
+    """Leave out the empty objects that some tools create for folders; their keys end with `/`."""
     ends: list[Any] = [{"path": ""}]
     for one, following in pairwise([*listed, *ends]):
         path = one["path"].rstrip("/")
@@ -413,29 +424,29 @@ def _without_folders(listed: list[Any], key: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _errors(path: str) -> Iterator[None]:
-    """obstore's errors as those of a disk."""
+    """Convert the errors of obstore to those of a local file system."""
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, NOT_THERE, path) from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, f"denied: {_short(error)}", path) from error
+        raise PermissionError(errno.EACCES, f"access denied: {_short(error)}", path) from error
     except PreconditionError as error:
-        raise OSError(errno.EBUSY, "replaced while it was read", path) from error
+        raise OSError(errno.EBUSY, "replaced while it was being read", path) from error
     except (InvalidPathError, ValueError) as error:
         raise FileNotFoundError(errno.ENOENT, BAD_KEY, path) from error
     except BaseError as error:
-        # Of what is listed, no error has a class.
+        # Errors of listings do not have specific classes.
         status = STATUS.search(str(error))
         if status and status[1] == "404":
             raise FileNotFoundError(errno.ENOENT, NOT_THERE, path) from error
         if status and status[1] in ("401", "403"):
-            raise PermissionError(errno.EACCES, f"denied: {_short(error)}", path) from error
+            raise PermissionError(errno.EACCES, f"access denied: {_short(error)}", path) from error
         raise OSError(errno.EIO, _short(error), path) from error
 
 
 def _short(error: Exception) -> str:
-    """In one line: what obstore says and the server's message, without the rest of its answer."""
+    """Return obstore's error and the server's message in one line, without the full response."""
     text = str(error).partition("\n\nDebug source")[0]
     said = MESSAGE.search(text)
     text = " ".join(text.partition("<?xml")[0].partition("<Error>")[0].split())[:400].rstrip(": ")

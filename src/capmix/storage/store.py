@@ -1,10 +1,10 @@
-"""Parts and markers: what a work directory holds, and how it is known to be whole.
+"""Work directories: parts, their markers, and the checks that parts are complete and undamaged.
 
 A stage writes one part per shard below its folder, as `<folder>/<shard>.<suffix>` files, through a
 draft (draft.py). The marker `.markers/<folder>/<shard>.json` is written last, with the size and
-the digest of each file. A part whose marker does not match (other inputs, other settings, a column
-or a file that is missing, a file of another size) counts as missing. What is read from a part is
-compared with its digest.
+the digest of each file. A part whose marker does not match (other inputs or settings, a missing
+column or file, a file of another size) counts as missing. Files are checked against their digests
+when they are read.
 """
 
 import contextlib
@@ -60,17 +60,17 @@ from capmix.storage.temporary import (
 
 BUFFER = 1 << 20
 RACES = 1000
-READERS = 32  # threads that ask a remote store at once
-MAPPED_FROM = 1 << 22  # bytes: smaller local files are read as a whole
+READERS = 32  # threads that read from a remote store at the same time
+MAPPED_FROM = 1 << 22  # bytes: smaller local files are read, larger ones are memory-mapped
 LARGEST_MARKER = 1 << 26
-READ_WHOLE = 1 << 26  # bytes: of larger remote files, some row groups are read at a time
+READ_WHOLE = 1 << 26  # bytes: larger remote files are read by row groups
 ABSENT = (FileNotFoundError, NotADirectoryError)
 LEGACY = tuple(f"{folder}/" for folder in legacy.MARKED)
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What lay below some folders: sizes by name, and the markers' bytes."""
+    """Snapshot of the files below some folders: sizes by name, and the content of markers."""
 
     folders: tuple[str, ...]
     sizes: dict[str, int]
@@ -81,9 +81,9 @@ class _Listing:
 
 
 class Store:
-    """A work directory on a local disk or on any file system that fsspec knows.
+    """Work directory on a local disk or on any file system that fsspec supports.
 
-    What cannot be asked or read for another reason than that it is not there raises OSError.
+    Methods raise OSError if the storage fails; a file that does not exist is not such a failure.
     """
 
     kind = "work directory"  # in errors
@@ -101,7 +101,7 @@ class Store:
         self._listing: _Listing | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Threads and what this process alone knows stay in it."""
+        """Leave out threads and caches, which belong to this process."""
         return vars(self) | {"_renewal": None, "_known_whole": {}, "_last_remote": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -109,20 +109,20 @@ class Store:
         self._renewal = Renewal()
 
     def reopened(self) -> "Store":
-        """The same with connections of its own, for another process."""
+        """Return a copy with its own connections, for another process."""
         again = Store(self.location, self._markers, self.scratch_place)
         again._known_whole = dict(self._known_whole)
         return again
 
     def path(self, name: str) -> str:
-        """Full path of a file of this work directory; `name` uses forward slashes."""
+        """Return the full path of a file of this work directory; `name` uses forward slashes."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
         return bool(again(lambda: self.fs.exists(self.path(name))))
 
     def size(self, name: str) -> int:
-        """Bytes of a file; -1 where there is none."""
+        """Return the size of a file in bytes; -1 if it does not exist."""
         if self._listing is not None and self._listing.covers(name):
             return self._listing.sizes.get(name, -1)
         try:
@@ -134,10 +134,10 @@ class Store:
 
     @contextlib.contextmanager
     def listed(self, folders: Iterable[str]) -> Iterator[None]:
-        """Within the block, sizes and markers below `folders` are as they lay there at its start.
+        """Use a snapshot of the sizes and markers below `folders` within the block.
 
-        On a remote file system that is one listing of each folder and markers read side by side,
-        in place of several calls, one after the other, for each part. A local disk needs none.
+        On a remote file system, this takes one listing per folder and parallel reads of the
+        markers, instead of several sequential calls per part. On a local disk it does nothing.
         """
         if self.is_local:
             yield
@@ -171,16 +171,16 @@ class Store:
         return None
 
     def draft(self, part: str) -> "contextlib.AbstractContextManager[Draft]":
-        """The files of a part that is to be made; what is not committed within the block is
-        removed."""
+        """Return a context manager with the draft of a part, which removes files that are not
+        committed within the block."""
         return _draft(self, part)
 
     @contextlib.contextmanager
     def writing(self, name: str, sync: bool = True) -> Iterator[RecordingStream]:
-        """Open a file that appears under its name only when the block ends without an error.
+        """Open a file for writing; it appears under its name when the block ends without an error.
 
-        Raises UserError where it cannot be written, and OSError where that may pass.
-        Without `sync` it may be lost if the machine itself stops soon after.
+        Without `sync`, the file can be lost if the machine crashes soon after. Raises UserError if
+        it cannot be written, and OSError if a retry may succeed.
         """
         with self.reporting_errors(name):
             with self.temporary_file(name, sync) as (path, stream):
@@ -193,7 +193,7 @@ class Store:
 
     @contextlib.contextmanager
     def reporting_errors(self, name: str) -> Iterator[None]:
-        """Within the block, an error of the storage that does not pass is a UserError."""
+        """Convert permanent storage errors within the block to UserError."""
         try:
             yield
         except OSError as error:
@@ -204,12 +204,14 @@ class Store:
 
     @contextlib.contextmanager
     def temporary_file(self, name: str, sync: bool = True) -> Iterator[tuple[str, RecordingStream]]:
-        """A new local file for what will be called `name`, and where it is. It stays there until it
-        is put in place or released; an error within the block removes it."""
+        """Create a local temporary file for `name`; yield its path and a stream to write to.
+
+        The file is kept until it is put in place or released. An error within the block removes it.
+        """
         folder = os.path.dirname(self.path(name)) if self.is_local else self._scratch_base()
         path = f"{folder}/{temporary_name()}"
         try:
-            # Where it is uploaded from, others may read the folder.
+            # Before an upload it is in a directory that other users may be able to read.
             with _opened(path, 0o666 if self.is_local else 0o600) as file:
                 self._renewal.add(path)
                 yield path, RecordingStream(file)
@@ -221,8 +223,7 @@ class Store:
             raise
 
     def put_in_place(self, path: str, name: str) -> None:
-        """Give a temporary file its name. An object store shows an object when all of it is there;
-        what broke off is not sent."""
+        """Rename a temporary file to `name`, or upload it. A partial file is never visible."""
         if self.is_local:
             replace_file(path, self.path(name))
             self._renewal.remove(path)
@@ -237,8 +238,10 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[str]:
-        """A local folder for what does not fit into memory, removed when it is done with; what
-        killed processes have left beside it is removed too."""
+        """Create a local folder for data that does not fit in memory; remove it after the block.
+
+        Also removes the folders that killed processes have left behind.
+        """
         base = self._scratch_base()
         path = f"{base}/{temporary_name()}"
         _make_folder(path)
@@ -258,7 +261,7 @@ class Store:
         return self.path(SCRATCH) if self.is_local else tempfile.gettempdir()
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with contextlib.suppress(*ABSENT):
             if self.is_local:
                 os.remove(self.path(name))
@@ -266,8 +269,10 @@ class Store:
                 again(lambda: self.fs.rm_file(self.path(name)))
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written, and move markers of capmix 0.1 to where
-        they are now; of a remote work directory, what waited here to be uploaded."""
+        """Remove temporary files of killed processes, and move markers of capmix 0.1.
+
+        For a remote work directory, this only removes local files that were waiting for upload.
+        """
         _sweep_folder(self._scratch_base())
         if not self.is_local:
             return
@@ -286,18 +291,18 @@ class Store:
                     remove_temporary(path)
 
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> FileRecord:
-        """A whole file; returns its record."""
+        """Write a whole file and return its record."""
         with self.writing(name, sync) as stream:
             stream.write(data)
         return stream.record
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError or NotADirectoryError where there is none."""
+        """Read a whole file. Raises FileNotFoundError or NotADirectoryError if there is none."""
         if self._listing is not None and name.endswith(".json") and self._listing.covers(name):
             if name not in self._listing.markers:
                 raise FileNotFoundError(name)
             return self._listing.markers[name]
-        if self.is_local:  # a tenth of what fsspec takes, and a pool has many markers
+        if self.is_local:  # ten times as fast as fsspec, and a pool has many markers
             return again(lambda: self._read_local(name))
         data: bytes = again(lambda: self.fs.cat_file(self.path(name)))
         return data
@@ -306,7 +311,7 @@ class Store:
         self.write_bytes(name, as_lines(value))
 
     def read_json(self, name: str) -> Any:
-        """The parsed file; None where it is missing or is not json."""
+        """Parse a JSON file; None if it is missing or is not valid JSON."""
         try:
             return parse_json(self.read_bytes(name))
         except (*ABSENT, ValueError):
@@ -322,13 +327,14 @@ class Store:
         record: FileRecord | None = None,
         part: str | None = None,
     ) -> pa.Table:
-        """A table, or some of its columns.
+        """Read a table, or some of its columns.
 
-        Raises UserError where one is missing, or the file is not what `record`, or the marker of
-        `part` (default: the file's name without suffix), says; OSError where the storage fails.
+        The file is checked against `record` or, by default, against its record in the marker of
+        `part` (default: the file's name without suffix). Raises UserError if a column is missing or
+        the file does not match, and OSError if the storage fails.
         """
-        # Threads that read a Python stream can abort or hang the interpreter when it exits
-        # (apache/arrow issues 33975 and 50482).
+        # use_threads=False: threads that read a Python stream can abort or hang the interpreter
+        # when it exits (apache/arrow issues 33975 and 50482).
 
         def read() -> pa.Table:
             with self.open_table(name, record, part) as file:
@@ -342,7 +348,7 @@ class Store:
             return read() if self.is_local else again(read)
         except (OSError, pa.ArrowException) as error:
             may_pass = isinstance(error, OSError) and error.errno and not is_final(error)
-            if may_pass:  # Arrow gives no number where the bytes are damaged
+            if may_pass:  # Arrow's errors about damaged bytes have no errno
                 raise
             raise UserError(_unreadable(self.path(name), str(error))) from error
 
@@ -350,16 +356,17 @@ class Store:
     def open_table(
         self, name: str, record: FileRecord | None = None, part: str | None = None
     ) -> Iterator[pq.ParquetFile]:
-        """A parquet file whose row groups can be read one by one; see read_table.
+        """Open a Parquet file whose row groups can be read one by one; see read_table.
 
-        The digest is compared when a file is opened for the first time. Where there is none, and in
-        remote files of more than READ_WHOLE bytes, the checksum of each page is, when it is read.
+        The digest is checked when a file is opened for the first time. Without a digest, and in
+        remote files larger than READ_WHOLE bytes, the checksum of each page is checked instead,
+        when the page is read.
         """
         is_pinned = record is not None
         record = record or self.record(name, part)
         if not self.is_local and (size := self.size(name)) > READ_WHOLE:
             if record is not None and record.size != size:
-                difference = f"it has {size:,} bytes, its marker says {record.size:,}"
+                difference = record.difference_to(FileRecord(size))
                 raise UserError(_unreadable(self.path(name), difference))
             file = again(
                 lambda: pq.ParquetFile(
@@ -377,10 +384,9 @@ class Store:
             yield file
 
     def record(self, name: str, part: str | None = None) -> FileRecord | None:
-        """What the marker of `part` (default: the file's name without suffix) says of a file; None
-        where nothing is said of it.
+        """Return the record of a file in the marker of `part` (default: its name without suffix).
 
-        Raises UserError for a file of a part that is not finished.
+        None if the marker has no record of the file. Raises UserError if the part is not finished.
         """
         part = part or name.rpartition(".")[0]
         marker = self.read_marker(part)
@@ -389,19 +395,22 @@ class Store:
         if not name.startswith(LEGACY):
             return None
         raise UserError(
-            f"{self.path(part)}: no finished part. Run the command that makes it first."
+            f"{self.path(part)}: no finished part. Run the command that creates it first."
         )
 
     def compares(self, record: FileRecord) -> bool:
-        """Whether the digest of a file is compared before it is read."""
+        """Return whether a file with this record is checked against its digest before reading."""
         return bool(record.digest) and (self.is_local or record.size <= READ_WHOLE)
 
     def _whole(
         self, name: str, record: FileRecord | None, part: str | None, is_pinned: bool = False
     ) -> pa.Buffer:
-        """All bytes of a file. Raises UserError where they are not those of its record, and
-        FileNotFoundError where there is none. A record that is not pinned may be one that another
-        run has just replaced."""
+        """Return all bytes of a file.
+
+        Raises UserError if they do not match its record, and FileNotFoundError if there is no file.
+        A record that is not pinned is read again after a mismatch, because another run may just
+        have replaced the file and its marker.
+        """
         difference = ""
         for _ in range(2):
             last = self._last_remote  # once: another thread may replace it
@@ -423,29 +432,30 @@ class Store:
     def _note_whole(
         self, name: str, record: FileRecord, data: pa.Buffer, state: tuple[int, int, int]
     ) -> None:
-        """Of a file whose digest was compared: it need not be again while it is the same file."""
+        """Remember that the digest of a file matched, to skip the check while it is unchanged."""
         if not record.digest:
             return
         if self.is_local:
             self._known_whole[name] = (record.digest, *state)
-        elif record.size > BUFFER:  # a subset, which is read again and again
+        elif record.size > BUFFER:  # for example a subset, which is read many times
             self._last_remote = name, record.digest, data
 
     def _bytes_of(self, name: str) -> tuple[pa.Buffer, tuple[int, int, int]]:
-        """The bytes of a file, and what tells a local one from one that replaces it."""
+        """Return the bytes of a file, and for a local file its inode, size and time of change."""
         if not self.is_local:
             data = again(lambda: self.fs.cat_file(self.path(name)))
             return pa.py_buffer(data), (0, 0, 0)
         with self._reading(name) as stream:
             about = os.fstat(stream.fileno())
             state = about.st_ino, about.st_size, about.st_mtime_ns
-            # A read reports errors, where a mapping kills; Windows replaces no mapped file.
+            # Reads report I/O errors, while an error in a mapping kills the process. Windows cannot
+            # replace a file that is mapped.
             if about.st_size < MAPPED_FROM or sys.platform == "win32":
                 return pa.py_buffer(stream.read()), state
             return pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)), state
 
     def digest(self, name: str) -> FileRecord:
-        """The record of a file as it is now, read in pieces. Raises FileNotFoundError."""
+        """Compute the record of a file from its current content. Raises FileNotFoundError."""
 
         def read() -> FileRecord:
             state, size = xxhash.xxh3_128(), 0
@@ -468,7 +478,7 @@ class Store:
         return data
 
     def read_part_bytes(self, name: str, part: str | None = None) -> bytes:
-        """The whole file of a part. Raises UserError where it is not what its marker says."""
+        """Read a whole file of a part. Raises UserError if it does not match its marker."""
         try:
             data: bytes = self._whole(name, self.record(name, part), part).to_pybytes()
         except ABSENT as error:
@@ -476,7 +486,7 @@ class Store:
         return data
 
     def read_array(self, name: str, part: str | None = None) -> np.ndarray:
-        """Raises UserError where it is missing, unreadable or not what its marker says."""
+        """Read an array. Raises UserError if it is missing, unreadable or not as in its marker."""
         try:
             data = self.read_part_bytes(name, part)
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
@@ -485,27 +495,27 @@ class Store:
         return array
 
     def write_marker(self, part: str, marker: Marker) -> None:
-        """Declare `part` finished; Draft.commit is what does so for parts that are made."""
+        """Mark `part` as finished. For computed parts, Draft.commit does this."""
         self.put_marker(self.prepare_marker(part, marker), part)
 
     def prepare_marker(self, part: str, marker: Marker) -> str:
-        """Write a marker under a temporary name, which put_marker takes."""
+        """Write a marker to a temporary file, and return its path for put_marker."""
         with self.temporary_file(self._marker(part)) as (path, stream):
             stream.write(marker_bytes(marker))
         return path
 
     def put_marker(self, path: str, part: str) -> None:
-        """Declare `part` finished by a marker that was prepared."""
+        """Mark `part` as finished, with a marker from prepare_marker."""
         self.put_in_place(path, self._marker(part))
         self._remove_old_marker(part)
 
     def remove_marker(self, part: str) -> None:
-        """The part is not finished from now on."""
+        """Mark `part` as unfinished."""
         self.remove(self._marker(part))
         self._remove_old_marker(part)
 
     def _remove_old_marker(self, part: str) -> None:
-        """One of capmix 0.1, beside the part. Users have .json files of their own there."""
+        """Remove a capmix 0.1 marker next to the part, but no other .json file of the user."""
         if self._has_old_marker(part):
             self.remove(f"{part}.json")
 
@@ -517,20 +527,20 @@ class Store:
         return False
 
     def locked(self, part: str) -> "contextlib.AbstractContextManager[None]":
-        """Within the block no other process of a local disk commits a part of the same folder."""
+        """Lock the folder of a part against commits by other processes; only on a local disk."""
         if not self.is_local:
             return contextlib.nullcontext()
         return folder_lock(self.path(self._marker(part)).rpartition("/")[0])
 
     def read_marker(self, part: str) -> Marker | None:
-        """The marker of `part`, or None where there is none that can be read."""
+        """Return the marker of `part`; None if it is missing or damaged."""
         try:
             return parse_marker(self.read_marker_bytes(part), part)
         except ABSENT:
             return None
 
     def read_marker_bytes(self, part: str) -> bytes:
-        """The marker of a part as it is written. Raises FileNotFoundError where there is none."""
+        """Return the marker of a part as bytes. Raises FileNotFoundError if there is none."""
         try:
             return self.read_bytes(self._marker(part))
         except ABSENT:
@@ -538,21 +548,23 @@ class Store:
                 raise
         with contextlib.suppress(*ABSENT):
             return self.read_bytes(f"{part}.json")
-        return self.read_bytes(self._marker(part))  # another process may have moved it meanwhile
+        return self.read_bytes(self._marker(part))  # another process may just have moved it
 
     def _marker(self, part: str) -> str:
         return f"{self._markers}/{part}.json"
 
     def fingerprint(self, part: str) -> str:
-        """Digest of a part's marker, for parts made from it; "" while it is missing."""
+        """Return the digest of a part's marker, as an input of other parts; "" if missing."""
         try:
             return marker_digest(self.read_marker_bytes(part))
         except ABSENT:
             return ""
 
     def fingerprint_and_marker(self, part: str) -> tuple[str, Marker | None]:
-        """Both of one reading: "" and None while it is missing, and no marker where it is
-        damaged."""
+        """Return fingerprint and read_marker of a part with a single read.
+
+        They are "" and None if the marker is missing. The marker is None if it is damaged.
+        """
         try:
             return digest_and_marker(self.read_marker_bytes(part), part)
         except ABSENT:
@@ -566,8 +578,10 @@ class Store:
         defaults: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
     ) -> bool:
-        """Whether the part is there as its marker says, made of these inputs with this config, and
-        has these columns. Settings at their `defaults` count as absent."""
+        """Return whether the part is complete and was created from these inputs and settings.
+
+        It must also have all `columns`. Settings at their `defaults` count as absent.
+        """
         marker = self.read_marker(part)
         return (
             marker is not None
@@ -578,30 +592,30 @@ class Store:
         )
 
     def has_sizes(self, marker: Marker) -> bool:
-        """Whether every file of a part is there with as many bytes as its marker says."""
+        """Return whether every file of a part exists and has the size that its marker records."""
         return all(self.size(name) == one.size for name, one in marker.files.items())
 
     def damage(self, marker: Marker) -> dict[str, str]:
-        """Every file of a part that is not what its marker says: how, by name. All are read.
+        """Return the files of a part that do not match its marker: name -> description.
 
-        Raises OSError where the storage fails.
+        Reads all files of the part. Raises OSError if the storage fails.
         """
         found = {}
         for name, one in marker.files.items():
             try:
                 found[name] = one.difference_to(self.digest(name))
             except ABSENT:
-                found[name] = "it is missing"
+                found[name] = "missing"
             except NotAFileError:
-                found[name] = "it is no regular file"
+                found[name] = "not a regular file"
         return {name: how for name, how in found.items() if how}
 
     def is_gone(self, part: str, marker: Marker) -> bool:
-        """Whether somebody has deleted all files of a part and left its marker."""
+        """Return whether all files of a part have been deleted, but not its marker."""
         return all(self.size(name) < 0 for name in marker.files or [f"{part}.parquet"])
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders right below `folder`, sorted; none where it is missing."""
+        """Return the sorted names of the direct subfolders of `folder`; empty if it is missing."""
         path = self.path(folder)
         try:
             found = again(lambda: self.fs.ls(path, detail=True))
@@ -612,16 +626,16 @@ class Store:
         return sorted(name for name, is_one in zip(names, is_folder, strict=True) if is_one)
 
     def _leads_to_folder(self, about: Mapping[str, Any]) -> bool:
-        """Whether a link that a user put here leads to a folder, such as one on a larger disk."""
+        """Return whether an entry is a symbolic link to a folder, for example on a larger disk."""
         return bool(about.get("islink")) and os.path.isdir(about["name"])
 
     def files(self, folder: str) -> list[str]:
-        """Names of all files below `folder`, sorted."""
+        """Return the sorted names of all files below `folder`."""
         found = files_below(self.fs, self.path(folder))
         return sorted(path[len(self.root) + 1 :] for path in found)
 
     def parts(self, folder: str) -> list[str]:
-        """Names of the finished parts below `folder`, without suffix, sorted."""
+        """Return the sorted names of the finished parts below `folder`, without suffix."""
         top = f"{self._markers}/"
         marked = [name.removeprefix(top) for name in self.files(f"{top}{folder}".rstrip("/"))]
         parts = {name[: -len(".json")] for name in marked if name.endswith(".json")}
@@ -639,7 +653,7 @@ def _draft(store: Store, part: str) -> Iterator[Draft]:
 
 
 def _make_folder(path: str) -> None:
-    """A folder for its owner alone. Raises UserError where it cannot be made."""
+    """Create a folder that only its owner can access. Raises UserError if that fails."""
     base = os.path.dirname(path)
     for attempt in range(RACES):
         try:
@@ -647,14 +661,14 @@ def _make_folder(path: str) -> None:
             os.mkdir(path, 0o700)
             return
         except OSError as error:
-            # Another run may just have removed the folder that is empty.
+            # Another run may just have removed the empty parent folder.
             is_race = isinstance(error, FileNotFoundError | FileExistsError)
             if not is_race or attempt == RACES - 1:
                 raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _sweep_folder(folder: str) -> None:
-    """Remove the temporary files and folders right below `folder` whose process has ended."""
+    """Remove the temporary files and folders directly in `folder` whose process has ended."""
     try:
         names = [name for name in os.listdir(folder) if is_temporary(name)]
     except OSError:
@@ -666,12 +680,12 @@ def _sweep_folder(folder: str) -> None:
 
 
 def as_lines(value: Any) -> bytes:
-    """The JSON of a value as files hold it, for people too."""
+    """Return the JSON of a value, indented to be readable."""
     return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _opened(path: str, mode: int) -> BinaryIO:
-    """A new file; fsspec's wrapper costs more than small writes do."""
+    """Create a file, without fsspec, whose wrapper costs more than a small write."""
 
     def opener(path: str, flags: int) -> int:
         return os.open(path, flags, mode)
@@ -686,5 +700,5 @@ def _opened(path: str, mode: int) -> BinaryIO:
 def _unreadable(path: str, why: str) -> str:
     return (
         f"cannot use {path}: {why}. If no other run is writing it, run `capmix verify --discard`, "
-        "then the command that made it"
+        "then rerun the command that created it"
     )

@@ -1,9 +1,9 @@
-"""Files and folders that a process needs for a while: whose they are, and whether it still runs.
+"""Temporary files and folders: their owner, and whether the owner is still running.
 
-Their names say which process made them: a digest of the machine's boot and of the namespace of its
-process numbers, then the number. A process of the same namespace can be asked for; for all others,
-such as those of another container or of another machine on the same file system, the time of last
-change counts, which their process renews while it uses them.
+The name of a temporary file identifies the process that created it: a digest of the machine's boot
+ID and PID namespace, then the process number. If the owner is in the same namespace, its process
+is looked up. Otherwise (another container, or another machine that shares the file system) the
+modification time decides, which the owner renews while it uses the file.
 """
 
 import hashlib
@@ -22,30 +22,30 @@ from pathlib import Path
 from typing import Any
 
 NAME = re.compile(r"\.([0-9a-f]{12})\.(\d+)\.[0-9a-f]{8}\.tmp")
-OLD_NAME = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}\.tmp")  # with the host's name, of capmix 0.1
+OLD_NAME = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}\.tmp")  # capmix 0.1: starts with the host name
 RENEWED_EVERY = 60.0  # seconds
-SYNCHRONIZE, WAIT_TIMEOUT, ERROR_ACCESS_DENIED = 0x100000, 258, 5  # of Windows
-ABANDONED_AFTER = 1800.0  # seconds without a change; a process can be stopped for a while
+SYNCHRONIZE, WAIT_TIMEOUT, ERROR_ACCESS_DENIED = 0x100000, 258, 5  # Windows API
+ABANDONED_AFTER = 1800.0  # seconds without renewal; long, because a process can be suspended
 
 
 def temporary_name() -> str:
-    """A new name that says whose it is."""
+    """Return a new unique name that identifies this process as the owner."""
     return f".{process_namespace()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's or folder's name is one of temporary_name."""
+    """Return whether a file or folder name has the form of temporary_name, or of capmix 0.1."""
     return bool(OLD_NAME.fullmatch(name))
 
 
 def is_abandoned(path: str, now: float) -> bool:
-    """Whether the process that made a temporary file or folder has ended without removing it.
+    """Return whether the process that created a temporary file or folder ended without removing it.
 
-    `now` is the time in seconds as the file system of `path` tells it (see clock_of).
+    `now` is the current time in seconds on the clock of the file system of `path`; see clock_of.
     """
     name = path.rpartition("/")[2]
     ours = NAME.fullmatch(name)
-    if ours and ours[1] == process_namespace():  # a process may be stopped, or its machine asleep
+    if ours and ours[1] == process_namespace():  # works for suspended processes and machines too
         return not is_running(int(ours[2]))
     try:
         return is_temporary(name) and now - os.stat(path).st_mtime > ABANDONED_AFTER
@@ -54,7 +54,7 @@ def is_abandoned(path: str, now: float) -> bool:
 
 
 def remove_temporary(path: str) -> None:
-    """Remove a file or a folder with all that is in it; what cannot be removed stays."""
+    """Remove a file, or a folder with its content. Errors are ignored."""
     with suppress(OSError):
         if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -63,7 +63,10 @@ def remove_temporary(path: str) -> None:
 
 
 def clock_of(folder: str) -> float:
-    """The time in seconds as a folder's file system tells it: another machine may be ahead."""
+    """Return the time in seconds on the clock of a folder's file system.
+
+    The clock of a file server can differ from the clock of this machine.
+    """
     path = f"{folder}/{temporary_name()}"
     try:
         with open(path, "wb"):
@@ -76,8 +79,8 @@ def clock_of(folder: str) -> float:
 
 
 def is_running(process: int) -> bool:
-    """Whether a process of this namespace has that number."""
-    if sys.platform == "win32":  # where os.kill ends processes
+    """Return whether there is a process with this number in the current namespace."""
+    if sys.platform == "win32":  # os.kill would terminate the process
         return _runs_on_windows(process)
     try:
         os.kill(process, 0)
@@ -102,7 +105,7 @@ def _runs_on_windows(process: int) -> bool:
 
 
 class Renewal:
-    """Renews the time of change of files and folders in use, from a thread that ends with them."""
+    """Updates the modification times of paths in use, from a thread that runs only when needed."""
 
     def __init__(self, every: float = RENEWED_EVERY):
         self._every = every
@@ -112,7 +115,7 @@ class Renewal:
 
     @contextmanager
     def of(self, path: str) -> Iterator[None]:
-        """Within the block the path is renewed."""
+        """Renew the path within the block."""
         self.add(path)
         try:
             yield
@@ -145,10 +148,10 @@ class Renewal:
 
 @cache
 def process_namespace() -> str:
-    """12 hex digits of where process numbers mean what they mean here."""
+    """Return 12 hex digits that identify the boot and PID namespace of this process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         place = f"{socket.gethostname()} {uuid.getnode()}"
     return hashlib.sha256(place.encode()).hexdigest()[:12]

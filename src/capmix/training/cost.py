@@ -1,11 +1,12 @@
-"""What a training run takes, before it begins: hours on a CPU, and memory.
+"""Estimate the cost of a training run before it starts: hours on a CPU, and memory.
 
-From the shape of the model's transformers and, for hours, a product of matrices that is timed on
-this machine. Of one layer and one token of width w, a forward pass is 24 w^2 operations, and
-attention 4 T w with T tokens; a backward pass is twice that, and with checkpointing the forward
-pass comes again. Memory is 16 bytes a parameter (weights, gradients, two moments of Adam), the
-input of each layer, and what one layer holds while it is computed again: 8.1 MB for a sample of
-ViT-B-32 in float32; measured on a CPU, between batches of 16 and 48, 7.5 MB.
+The estimate uses the shapes of the model's transformers and, for hours, a matrix product that is
+timed on this computer. Per layer and token, a forward pass at width w takes 24 w^2 operations, plus
+4 T w for attention over T tokens. A backward pass takes twice as many, and gradient checkpointing
+adds a second forward pass. Memory is 16 bytes per parameter (weights, gradients, two moments of
+Adam), the input of each layer, and the activations of one layer while it is recomputed. For
+ViT-B-32 in float32 this is 8.1 MB per sample; 7.5 MB was measured on a CPU, from the difference
+between batches of 16 and 48.
 """
 
 import os
@@ -20,19 +21,19 @@ from capmix.training.run import RunFolder
 from capmix.training.scales import TINY, TrainSettings
 from capmix.training.train import check_machine, on_cpu, place
 
-LONG = 2.0  # hours that nobody is asked about
+MAX_CPU_HOURS = 2.0  # longer runs need --yes
 PARAMETER_BYTES = 16
-OF_ONE_LAYER = 24  # values of its width that a layer holds for a token, gradients included
-PREFETCHED = 2  # batches of each data worker: torch's default
-LOADED = 10**9  # bytes of the libraries
+ACTIVATIONS = 24  # per layer and token, as a multiple of the width, including gradients
+PREFETCHED = 2  # batches per data worker: torch's default
+LOADED = 10**9  # bytes used by the libraries
 VOCABULARY, CONTEXT, PATCH = 49_408, 77, 16
-SIDE, TIMED = 1024, 0.3  # of the matrices that are timed, and for how many seconds
+SIDE, TIMED = 1024, 0.3  # side of the timed matrices, and seconds of timing
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A transformer: layers, width, tokens of a sample."""
+    """A transformer: its layers, width and tokens per sample."""
 
     layers: int
     width: int
@@ -44,20 +45,23 @@ class Tower:
 
     @property
     def operations(self) -> int:
-        """Of a forward pass of one sample."""
+        """Operations of a forward pass of one sample."""
         attention = 4 * self.tokens**2 * self.width
         return self.layers * (24 * self.width**2 * self.tokens + attention)
 
     @property
     def values(self) -> int:
-        """Numbers that a layer takes in, of one sample."""
+        """Number of input values of a layer per sample."""
         return self.tokens * self.width
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """What one device's process takes: operations of the run, bytes of the model and its batch,
-    and bytes of the batches that its data workers hold."""
+    """The cost of one device's process.
+
+    `operations` are those of the whole run. `training` are the bytes of the model and its batch,
+    `loading` the bytes of the batches in its data workers.
+    """
 
     operations: float
     training: float
@@ -65,7 +69,7 @@ class RunCost:
 
 
 def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) -> RunCost | None:
-    """None for a model that is not of two plain transformers, such as a ResNet."""
+    """Estimate the cost; None unless both towers are plain transformers (not for a ResNet)."""
     scale = settings.in_full
     path = config_file(settings)
     config = read_config(path) if path is not None else _known_config(scale.model)
@@ -77,9 +81,9 @@ def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) 
     parameters = sum(tower.parameters for tower in towers) + VOCABULARY * towers[1].width
     size = 4 if is_cpu or settings.precision == "fp32" or settings.scale == TINY else 2
     batch = settings.device_batch(world_size)
-    kept = 1 if scale.grad_checkpointing else OF_ONE_LAYER
+    kept = 1 if scale.grad_checkpointing else ACTIVATIONS
     values = sum(kept * tower.layers * tower.values for tower in towers)
-    values += OF_ONE_LAYER * max(tower.values for tower in towers)  # one layer at a time
+    values += ACTIVATIONS * max(tower.values for tower in towers)  # one layer at a time
     pixels = batch * 3 * 4 * _side(config) ** 2
     training = parameters * PARAMETER_BYTES + batch * values * size + pixels
     loading = settings.data_workers * PREFETCHED * pixels
@@ -87,9 +91,9 @@ def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) 
 
 
 def check_cost(settings: TrainSettings, out: str) -> None:
-    """Raise UserError for a run that takes days on a CPU, or more memory than there is.
+    """Raise UserError if a run would take over MAX_CPU_HOURS on a CPU, or more memory than exists.
 
-    A run that is finished takes nothing.
+    Does nothing for finished runs.
     """
     if RunFolder(Path(out).resolve()).finished:
         return
@@ -100,8 +104,8 @@ def check_cost(settings: TrainSettings, out: str) -> None:
     if cost is None:
         if is_cpu and settings.scale != TINY:
             raise UserError(
-                f"train: --scale {settings.scale} on a CPU takes days or more; pass --yes to start "
-                "it anyway, or train on a GPU"
+                f"train: --scale {settings.scale} on a CPU takes days or more; train on a GPU, "
+                "or pass --yes to start it anyway"
             )
         return
     problem = _on_cpu(settings, cost) if is_cpu else _on_gpu(cost)
@@ -113,14 +117,14 @@ def _on_cpu(settings: TrainSettings, cost: RunCost) -> str | None:
     rate = operations_per_second()
     hours = cost.operations / rate / 3600
     needed, there = cost.training + cost.loading + LOADED, machine_memory()
-    if hours <= LONG and needed <= there:
+    if hours <= MAX_CPU_HOURS and needed <= there:
         return None
     scale = settings.in_full
     return (
-        f"on this CPU {scale.samples:,} samples of {scale.model} take about {_hours(hours)} and "
-        f"{_gb(needed)} of memory (this machine has {_gb(there)}), estimated at {rate / 1e9:,.0f} "
-        "billion operations/s, timed now; train on a GPU, or lower --samples, --batch-size, "
-        "--workers"
+        f"training {scale.model} on {scale.samples:,} samples on this CPU takes about "
+        f"{_hours(hours)} and {_gb(needed)} of memory (available: {_gb(there)}), estimated at the "
+        f"measured {rate / 1e9:,.0f} billion operations/s; train on a GPU, or reduce --samples, "
+        "--batch-size or --workers"
     )
 
 
@@ -130,20 +134,20 @@ def _on_gpu(cost: RunCost) -> str | None:
     there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if cost.training > there:
         return (
-            f"a batch takes about {_gb(cost.training)} of GPU memory, estimated by the model's "
-            f"shape, and there are {_gb(there)}; raise --accumulate or lower --batch-size"
+            f"a batch takes about {_gb(cost.training)} of GPU memory, estimated from the model's "
+            f"shape, but the GPU has {_gb(there)}; increase --accumulate or reduce --batch-size"
         )
     needed, there = cost.loading + LOADED, machine_memory()
     if needed > there:
         return (
-            f"data workers hold about {_gb(needed)} of memory and this machine has {_gb(there)}; "
-            "lower --workers or raise --accumulate"
+            f"data workers take about {_gb(needed)} of memory, but only {_gb(there)} is available; "
+            "reduce --workers or increase --accumulate"
         )
     return None
 
 
 def operations_per_second() -> float:
-    """float32 operations that this machine's CPU makes in a product of matrices."""
+    """Measure the CPU's float32 operations per second in a matrix product."""
     import torch
 
     left, right = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
@@ -156,7 +160,7 @@ def operations_per_second() -> float:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process runs in."""
+    """Return the bytes of memory of this computer, or the limit of this container."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = CGROUP.read_text("ascii").strip()

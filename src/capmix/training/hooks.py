@@ -1,8 +1,8 @@
-"""What stands in for three names of open_clip's trainer; see train.py.
+"""Replacements for three functions of open_clip's trainer; see train.py.
 
-The trainer has two forms, told apart by the signature of its train_one_epoch: that of the release
-(3.3.0: model, data, loss, epoch, ..., pairs as batches) and that of its main branch (4.2.0.dev0:
-state, data, args, dictionaries as batches). The names are put in their place once per process.
+Two versions of the trainer are supported, distinguished by the signature of train_one_epoch: the
+release (3.3.0: model, data, loss, epoch, ...; batches are pairs) and the main branch (4.2.0.dev0:
+state, data, args; batches are dictionaries). The functions are replaced once per process.
 """
 
 import copy
@@ -35,9 +35,11 @@ from capmix.training.stream import (
 
 @dataclass(frozen=True)
 class Trainer:
-    """One form of open_clip's trainer: `epoch_of` reads epoch and arguments out of what
-    train_one_epoch is called with, `batch_of` makes a batch of images and tokens, `names` are those
-    of its numbers as ours."""
+    """A version of open_clip's trainer.
+
+    `epoch_of` extracts the epoch and the parsed arguments from the arguments of train_one_epoch.
+    `batch_of` builds its batch from images and tokens. `names` maps its metric names to ours.
+    """
 
     epoch_of: Callable[[tuple[Any, ...]], tuple[int, Any]]
     batch_of: Callable[[tuple[Any, Any]], Any]
@@ -57,20 +59,20 @@ MAIN = Trainer(
 
 
 def trainer_of(train_one_epoch: Callable[..., Any]) -> Trainer:
-    """The form of a trainer. Raises UserError for a signature that is neither."""
+    """Detect the version of a trainer. Raises UserError if its signature is unknown."""
     names = list(inspect.signature(train_one_epoch).parameters)
     if names[:4] == ["model", "data", "loss", "epoch"]:
         return RELEASE
     if names[1:3] == ["data", "args"]:
         return MAIN
     raise UserError(
-        f"train: this open_clip trains with train_one_epoch({', '.join(names)}), which capmix does "
-        "not know: pip install open_clip_torch==3.3.0"
+        f"train: unsupported open_clip version with train_one_epoch({', '.join(names)}); "
+        "pip install open_clip_torch==3.3.0"
     )
 
 
 def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFolder) -> None:
-    """Put our data and progress into `main`, the module open_clip_train.main."""
+    """Patch get_data, train_one_epoch and setup_logging of `main`, open_clip_train.main."""
     from open_clip_train.data import get_data
     from open_clip_train.train import train_one_epoch
 
@@ -82,9 +84,9 @@ def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFold
 
 
 class Waited:
-    """A data loader that adds up the seconds that were waited for its batches.
+    """A data loader that measures the seconds spent waiting for its batches.
 
-    Raises UserError where a data worker has stopped for a reason that the user can fix.
+    Iterating raises UserError if a data worker stopped for a reason that the user can fix.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Waited:
     ):
         self.loader, self.plan, self.seconds = loader, plan, 0.0
         self._batch_of = trainer.batch_of
-        # What open_clip asks of a loader.
+        # Required by open_clip.
         self.num_batches = len(plan.sizes)
         self.num_samples = sum(plan.sizes) * world_size
 
@@ -186,7 +188,7 @@ def _get_data(
 
 
 def _start(run: RunFolder, rank: int, epoch: int, layout: Layout) -> Position:
-    """Where the epoch before ended; a new pass where it was read by other workers or devices."""
+    """Return where the previous epoch ended, or a new pass if the layout of workers changed."""
     record = run.position(rank, epoch - 1)
     position = None if record is None else Position.read(record)
     if position is None or position.layout != layout:
@@ -200,7 +202,7 @@ def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: T
     def train_one_epoch(*given: Any, tb_writer: Any = None) -> None:
         epoch, args = trainer.epoch_of(given)
         data = given[1]
-        # So that what the model draws (patch dropout) is the same after a resume.
+        # Makes random draws of the model (patch dropout) the same after a resume.
         torch.manual_seed(((args.seed << 20) + epoch << 16) + args.rank)
         before = tally.ok, tally.failed
         if args.rank == 0 and not progress:
@@ -231,7 +233,7 @@ def _of_all_devices(ok: int, failed: int, args: Any) -> tuple[int, int]:
 
 
 def _log_to_file(log_file: str | None, level: int) -> None:
-    """open_clip's log goes to the run's out.log alone; what people need to see is Progress's."""
+    """Write open_clip's log only to the run's out.log. Progress prints what users need."""
     handler = logging.FileHandler(log_file) if log_file else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
     logging.root.handlers[:] = [handler]

@@ -1,7 +1,7 @@
-"""Train in a process of its own, on one device or on several GPUs by torchrun.
+"""Train in a separate process, on one device or on several GPUs with torchrun.
 
-`python -m capmix.training.launch FILE` reads a JSON file of settings, data and directory, and
-writes FILE's `result`: the checkpoint, or the error that the user has to fix.
+`python -m capmix.training.launch FILE` reads the settings, data and directory from a JSON file. It
+writes result.json next to it: the checkpoint, or the error for the user.
 """
 
 import json
@@ -34,7 +34,7 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Where pairs come from: directories of exported shards, or a subset of a pool."""
+    """The training data: directories of exported shards, or a subset of a pool."""
 
     directories: list[str] = field(default_factory=list)
     weights: list[float] | None = None
@@ -45,12 +45,12 @@ class TrainingData:
 
     @classmethod
     def of_subset(cls, pool: Pool, store: Store, subset: str) -> "TrainingData":
-        """A subset of a pool that is open."""
+        """Describe a subset of an open pool."""
         place, work = list(pool.locations), store.location
         return cls(pool=place, work=work, subset=subset, follow_links=pool.follow_links)
 
     def source(self, settings: TrainSettings) -> PairSource:
-        """The pairs. Raises UserError where the texts of a source are missing."""
+        """Open the data. Raises UserError if the texts of a source are missing."""
         if self.weights is not None and len(self.weights) != len(self.directories):
             raise UserError(
                 f"train: {len(self.weights)} weights for {len(self.directories)} directories; "
@@ -64,10 +64,10 @@ class TrainingData:
 
 
 def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) -> PoolSubset:
-    """The pairs of a subset, straight from the pool.
+    """Return the pairs of a subset, read directly from the pool.
 
-    Raises UserError for a pool without images or one that data workers cannot read, or where the
-    texts of a source are missing.
+    Raises UserError if the pool has no images or cannot be read by data workers, or if the texts of
+    a source are missing.
     """
     from capmix.mix.catalog import Catalog
 
@@ -75,7 +75,7 @@ def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) 
     if settings.data_workers and not pool.survives_fork:
         raise UserError(
             f"train: pool {pool.location} is a Lance dataset, in which data workers can hang; pass "
-            "--workers 0, or train on what `capmix export` writes"
+            "--workers 0, or train on the output of `capmix export`"
         )
     have = Catalog(pool, store).sources()
     for source in settings.texts:
@@ -85,11 +85,12 @@ def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) 
 
 
 def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSource:
-    """The source that `find` returns, with what `train` asks of it known. `find` can be pickled.
+    """Return the source that `find` opens, with its shards and identity already looked up.
 
-    Data workers are forked, and the client of S3 hangs in a fork of a process that has used it
-    (storage/s3.py): where there are any, another process looks. Raises UserError for settings that
-    fit no data, before it looks, for systems without fork, and what `find` does.
+    Data workers are forked, and the S3 client hangs in a fork of a process that has used it
+    (storage/s3.py). With data workers, another process therefore does the look-up, and `find` must
+    be picklable. Raises UserError for systems without fork and, before the look-up, for invalid
+    settings; errors of `find` are propagated.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         raise UserError("train: needs a system with fork, such as Linux, macOS or WSL")
@@ -101,7 +102,7 @@ def look_up(find: Callable[[], PairSource], settings: TrainSettings) -> PairSour
             return other.submit(_looked_up, find).result()
         except BrokenProcessPool as error:
             raise UserError(
-                "train: the process that lists the data was killed; is there memory for it?"
+                "train: the process that lists the data was killed, probably for lack of memory"
             ) from error
 
 
@@ -119,10 +120,10 @@ def launch(
     devices: int = 1,
     checks_cost: bool = False,
 ) -> str:
-    """Train in `devices` new processes; returns the checkpoint's path.
+    """Train in `devices` new processes; return the checkpoint's path.
 
-    Raises UserError with the reason where the training fails (see train.train), and with
-    `checks_cost` where it takes too much for this machine (see cost.py).
+    Raises UserError with the reason if the training fails (see train.train) and, with
+    `checks_cost`, if it takes too long or too much memory (see cost.py).
     """
     with tempfile.TemporaryDirectory(prefix="capmix-train-") as folder:
         path = Path(folder) / "job.json"
@@ -143,7 +144,9 @@ def launch(
         result = _result(path)
     if "checkpoint" in result:
         return str(result["checkpoint"])
-    raise UserError(result.get("error") or f"train {out}: the process ended with code {code}")
+    raise UserError(
+        result.get("error") or f"train {out}: the training process exited with code {code}"
+    )
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def main(path: str) -> int:
-    """The child's side of `launch`. Returns the exit code."""
+    """Run the child process of `launch`; return its exit code."""
     job = json.loads(Path(path).read_text("utf-8"))
     if job["messages"]:
         messages.show(messages.MessageForm(**job["messages"]))

@@ -1,4 +1,4 @@
-"""Models of open_clip by name, and those of a config file, which open_clip is told of."""
+"""Models to train: open_clip models by name, or a config file that is registered there."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ from capmix.training.scales import TINY, TrainSettings
 
 
 def config_file(settings: TrainSettings) -> Path | None:
-    """The .json file of the model, where it is not one that open_clip knows by name."""
+    """Return the model's .json config file; None for an open_clip model name."""
     name = settings.in_full.model
     if settings.model is None and settings.scale == TINY:
         return Path(__file__).parent / f"{name}.json"
@@ -19,18 +19,20 @@ def config_file(settings: TrainSettings) -> Path | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What an open_clip config file holds. Raises UserError where it is none."""
+    """Read an open_clip config file. Raises UserError if it is not one."""
     try:
         value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"model {path}: no JSON file ({error})") from error
+        raise UserError(f"model {path}: not a readable JSON file ({error})") from error
     if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
-        raise UserError(f"model {path}: expected embed_dim, vision_cfg and text_cfg of open_clip")
+        raise UserError(
+            f"model {path}: expected an open_clip config with embed_dim, vision_cfg and text_cfg"
+        )
     return value
 
 
 def know_model(name: str, config: dict[str, Any] | None) -> None:
-    """Tell open_clip of a model; without a `config`, raise UserError where it knows none such."""
+    """Register `config` with open_clip; without one, raise UserError if `name` is unknown."""
     import open_clip
 
     if config is None:

@@ -1,8 +1,8 @@
-"""Images with their texts to train on: from exported shards, or from the pool itself.
+"""Image-text pairs for training, from exported shards or directly from the pool.
 
-Both ways give the same pairs: an exported shard holds what the rows of the subset say, and the pool
-is joined with those rows while it streams. Nothing but images, texts and json is ever taken out of
-a tar; open_clip's own reader would unpickle members whose names ask for it.
+Both yield the same pairs: an exported shard contains the rows of the subset, and a pool is joined
+with these rows while it is streamed. Only images, texts and JSON are read from a tar; open_clip's
+reader would unpickle members with certain names.
 """
 
 from collections import Counter
@@ -27,8 +27,11 @@ FIRST_SHARDS, FIRST_PAIRS = 5, 100
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and the text that the subset chose for it. `captions` are all texts of the sample,
-    named as export names them (caption_raw, caption_S, caption_S_k1), where they are asked for."""
+    """An image and the text that the subset selected for it.
+
+    `captions` has all texts of the sample, if requested, under the names of the export
+    (caption_raw, caption_S, caption_S_k1).
+    """
 
     key: str
     image: bytes
@@ -37,9 +40,9 @@ class Pair:
 
 
 class PairSource(Protocol):
-    """Where pairs come from. `shards` are drawn, by `weights` where there are any.
+    """A source of training pairs. Shards are drawn by `weights`, or evenly if there are none.
 
-    `identity` names the data: a run goes on only with the same.
+    `identity` identifies the data: a run resumes only with the same identity.
     """
 
     @property
@@ -54,20 +57,20 @@ class PairSource(Protocol):
     def read(self, shard: str) -> Iterator[Pair | BadSample]: ...
 
     def look_up(self) -> None:
-        """Ask the storage for all that a run needs to know before its data workers start."""
+        """Read from storage all that a run needs before its data workers start."""
         ...
 
     def reopened(self) -> "PairSource":
-        """The same for another process, with connections of its own."""
+        """Return a copy with new connections, for use in another process."""
         ...
 
 
 @dataclass(frozen=True)
 class ExportedShards:
-    """Tars as `capmix export`, DataComp's resharder or img2dataset write them.
+    """Tars written by `capmix export`, DataComp's resharder or img2dataset.
 
-    `directories` may have a weight each, that of each of its shards: as open_clip has it, a
-    directory is drawn in proportion to its weight times the number of its shards.
+    Each of `directories` may have a weight, which applies to each of its shards: as in open_clip, a
+    directory is drawn in proportion to its weight times its number of shards.
     """
 
     directories: Sequence[str]
@@ -81,8 +84,8 @@ class ExportedShards:
         for pool in pools:
             if not pool.is_tars:
                 raise UserError(
-                    f"{pool.location}: no tars to train on. `capmix export` writes some; a pool "
-                    "is trained on with --pool, --work and --subset."
+                    f"{pool.location}: no tars to train on. Write them with `capmix export`, or "
+                    "train directly from a pool with --pool, --work and --subset."
                 )
         return pools
 
@@ -108,7 +111,7 @@ class ExportedShards:
 
     @cached_property
     def first_captions(self) -> frozenset[str]:
-        """Names of the captions that some first samples have."""
+        """Names of the captions in the first pairs of the first shards."""
         found: set[str] = set()
         for shard in self.shards[:FIRST_SHARDS]:
             for pair in islice(self.read(shard), FIRST_PAIRS):
@@ -121,7 +124,7 @@ class ExportedShards:
             _ = self.first_captions
 
     def open_clip_urls(self) -> str:
-        """The shards as open_clip's --train-data names them."""
+        """Return the shards in the format of open_clip's --train-data."""
         return "::".join(_braces(pool) for pool in self._pools)
 
     def read(self, shard: str) -> Iterator[Pair | BadSample]:
@@ -131,7 +134,9 @@ class ExportedShards:
             with pool.open_tar(pool.shards[number]) as stream:
                 yield from read_pairs(stream, self.with_captions)
         except OSError as error:
-            detail = f"{pool.location}, {name}: {error}. Check that the file is there and readable."
+            detail = (
+                f"{pool.location}, {name}: {error}. Check that the file exists and is readable."
+            )
             yield BadSample("", "unreadable_shard", detail)
 
     def reopened(self) -> "ExportedShards":
@@ -142,9 +147,9 @@ class ExportedShards:
 
 @dataclass(frozen=True)
 class PoolSubset:
-    """A pool that nothing was written from, with the rows of a subset.
+    """The rows of a subset, read directly from the pool without an export.
 
-    `sources` are those whose texts come as `captions`; () for none.
+    The texts of `sources` are added to each pair as `captions`.
     """
 
     pool: Pool
@@ -154,7 +159,7 @@ class PoolSubset:
 
     @property
     def weights(self) -> None:
-        """None: rows have weights of their own."""
+        """None: the rows of the subset determine the proportions."""
 
     @cached_property
     def _rows(self) -> SubsetRows:
@@ -191,7 +196,7 @@ class PoolSubset:
             for copy in chosen.copies:
                 yield Pair(f"{key}-{copy}", chosen.sample.image, text, chosen.captions)
         for key in missing:
-            detail = f"shard {shard}: sample {key} is gone, cannot be read, or is another one now"
+            detail = f"shard {shard}: sample {key} is missing, unreadable or has changed"
             yield BadSample(key, "image_gone", detail)
 
     def look_up(self) -> None:
@@ -200,21 +205,21 @@ class PoolSubset:
     def reopened(self) -> "PoolSubset":
         again = replace(self, pool=self.pool.reopened(), store=self.store.reopened())
         again.__dict__["_rows"] = replace(self._rows, store=again.store)
-        again.__dict__["shards"] = self.shards  # they were checked
+        again.__dict__["shards"] = self.shards  # already checked
         return again
 
 
 def read_pairs(stream: BinaryIO, with_captions: bool = False) -> Iterator[Pair | BadSample]:
-    """The pairs of one tar as open_clip 3.3 groups them; see tar_groups.
+    """Yield the pairs of a tar, grouped as in open_clip 3.3; see tar_groups.
 
-    An image without a .txt member comes as a BadSample, as does a sample over the bounds of bytes.
+    Yields a BadSample for an image without a .txt member and for a sample over the size limits.
     """
     wanted = {*IMAGE_SUFFIXES, "txt"} | ({"json"} if with_captions else set())
     try:
         for group in tar_groups(stream, wanted):
             if group.is_dotted:
                 for key, name in group.dotted.items():
-                    yield BadSample(key, "dotted_key", f"member {name}: the key has a dot")
+                    yield BadSample(key, "dotted_key", f"member {name}: the key contains a dot")
             else:
                 yield _pair(group)
     except (BrokenTarError, OSError) as error:
@@ -244,7 +249,7 @@ def _captions(data: bytes) -> dict[str, str]:
 
 
 def _fingerprints(pool: Pool) -> list[list[str]]:
-    """Names of shards with what changes when they do: of an export of ours, the markers'."""
+    """Return the shards' names and fingerprints, of their markers in an export of capmix."""
     store = Store(pool.location, EXPORT_MARKERS)
     markers = [store.fingerprint(shard.name) for shard in pool.shards]
     both = zip(pool.shards, markers, strict=True)
@@ -252,7 +257,7 @@ def _fingerprints(pool: Pool) -> list[list[str]]:
 
 
 def _braces(pool: Pool) -> str:
-    """The tars of a pool in brace notation where their names are consecutive numbers."""
+    """Return the tars of a pool, in brace notation if their names are consecutive numbers."""
     files = [pool.files[shard.name][0] for shard in pool.shards]
     stems = [file.removesuffix(".tar") for file in files]
     first = stems[0]

@@ -1,14 +1,15 @@
-"""Batches of a training run without resampling: pass after pass, each over every sample once.
+"""Training batches without resampling: each pass visits every sample once.
 
-Each data worker reads its share of a pass's shards, shuffles the encoded samples in a buffer that
-it empties at the end of the pass, and gives them in chunks. The trainer's process takes chunks in
-turns and begins the next pass when all workers have ended this one. The last, incomplete batch of a
-pass is filled up with the first samples of the next, so that none is dropped or repeated:
-open_clip drops the incomplete batch of each worker, and begins anew at each checkpoint.
+Each data worker reads its share of the shards of a pass, shuffles the encoded samples in a buffer
+that it empties at the end of the pass, and sends chunks of samples. The training process reads
+chunks from the workers in turns and starts the next pass when all workers have finished this one.
+The incomplete last batch of a pass is filled with the first samples of the next, so no sample is
+dropped or repeated. In contrast, open_clip drops the incomplete batch of each worker and restarts
+the pass at each checkpoint.
 
-A checkpoint changes nothing in the stream, and its Position is enough to go on from there: order,
-texts and crops are a function of seed, pass and sample. Devices have shares of their own and end
-their passes independently.
+A checkpoint does not affect the stream, and its Position suffices to resume: order, texts and crops
+are functions of the seed, the pass and the sample. Each device has its own share of the shards and
+finishes its passes independently.
 """
 
 import hashlib
@@ -46,8 +47,10 @@ SEED_BYTES = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """Among how many readers the shards are shared out, and the samples of a chunk. Where they
-    differ, a position says nothing."""
+    """How the shards are divided among readers, and the samples per chunk.
+
+    A position is only valid for the same layout.
+    """
 
     world_size: int
     workers: int
@@ -56,7 +59,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Held:
-    """The rest of a chunk of which a batch took the samples before `offset`."""
+    """The unused rest of a chunk: samples before `offset` were used in a batch."""
 
     worker: int
     chunk: int
@@ -65,8 +68,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream of one device: in pass `number`, how many chunks were `taken` from each
-    worker, and which workers have `ended` the pass. `begun` is the epoch in which pass 0 began."""
+    """A position in the sample stream of one device.
+
+    In pass `number`, `taken` chunks were read from each worker, and the workers in `ended` have
+    finished the pass. `begun` is the epoch in which pass 0 started. `held` is a partly used chunk.
+    """
 
     layout: Layout
     begun: int
@@ -77,12 +83,12 @@ class Position:
 
     @classmethod
     def start(cls, layout: Layout, epoch: int) -> "Position":
-        """The beginning of a stream that starts with an epoch."""
+        """Return the start of a stream that begins in `epoch`."""
         return cls(layout, epoch, 0, (0,) * layout.workers)
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> "Position":
-        """The position that `record` was made of. Raises UserError where it is none."""
+        """Parse a position from `record`. Raises UserError if it is damaged."""
         try:
             return TypeAdapter(cls).validate_json(json.dumps(record), strict=True)
         except (TypeError, ValidationError) as error:
@@ -99,8 +105,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples of one pass that a worker has read: images float32 (N, 3, H, W) and tokens int64
-    (N, length), None for none. `failed` counts those that gave nothing; `ends` its share."""
+    """Samples of one pass from one worker.
+
+    `images` are float32 (N, 3, H, W), `tokens` int64 (N, length); None if no sample was decoded.
+    `failed` counts failed samples. `ends` marks the end of the worker's share of the pass.
+    """
 
     images: "torch.Tensor | None" = None
     tokens: "torch.Tensor | None" = None
@@ -109,10 +118,10 @@ class Chunk:
 
 
 class PassChunks(IterableDataset[Any]):
-    """What one data worker gives: the chunks of its share of each pass, without end.
+    """An infinite stream of one data worker: the chunks of its share of each pass.
 
-    It begins at `start`, with the chunk that is held there. What comes before is read, and neither
-    decoded nor counted.
+    It starts at `start`, with the partly used chunk if there is one. Earlier samples of the pass
+    are read but neither decoded nor counted.
     """
 
     def __init__(
@@ -131,7 +140,7 @@ class PassChunks(IterableDataset[Any]):
         self.seed, self.texts = seed, texts
 
     def __iter__(self) -> Iterator[Any]:
-        """Chunks; or, as the last item, Stopped."""
+        """Yield chunks; after an error, Stopped as the last item."""
         source = self.source.reopened() if get_worker_info() else self.source
         try:
             yield from self._chunks(source)
@@ -163,7 +172,7 @@ class PassChunks(IterableDataset[Any]):
             counted = tally.failed
 
     def _shuffled(self, reader: PairReader, name: str) -> Iterator[tuple[str, Pair]]:
-        """The worker's share of a pass over all shards, which has an order of its own."""
+        """Yield the worker's share of a pass, which has its own order of shards."""
         order = list(reader.source.shards)
         random.Random(name).shuffle(order)
         pairs = (
@@ -177,7 +186,7 @@ class PassChunks(IterableDataset[Any]):
 def _decoded(
     decoder: PairDecoder, pairs: Sequence[tuple[str, Pair]], name: str
 ) -> "tuple[torch.Tensor | None, torch.Tensor | None]":
-    """Images and tokens of pairs; what transforms draw is a function of the pass and the sample."""
+    """Decode pairs. Random transforms are seeded by the pass and the sample."""
     import torch
 
     found = []
@@ -198,7 +207,7 @@ def _decoded(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Samples that are ready, from `offset` of a worker's chunk on."""
+    """Decoded samples of a worker's chunk, from `held.offset` on."""
 
     number: int
     held: Held
@@ -212,9 +221,9 @@ class _Piece:
 
 
 class PassBatches:
-    """The batches of one device, epoch by epoch: each iteration gives those of the next epoch.
+    """The batches of one device. Each iteration over the object yields those of the next epoch.
 
-    `streams` are the chunks of each worker from `start` on. Raises UserError where a worker has
+    `streams` are the chunks of each worker from `start` on. Iterating raises UserError if a worker
     stopped for a reason that the user can fix.
     """
 
@@ -238,18 +247,18 @@ class PassBatches:
 
     @property
     def position(self) -> Position:
-        """Where the next epoch begins, between two epochs."""
+        """Where the next epoch starts. Only valid between epochs."""
         start = self._start
         held = self._pieces[0].held if self._pieces else self._held
         taken, ended = tuple(self._taken), tuple(sorted(self._ended))
         return Position(start.layout, start.begun, self._number, taken, ended, held)
 
     def close(self) -> None:
-        """End the workers; there is no batch after this."""
+        """Stop the workers. No batches can be read afterwards."""
         self._streams.clear()
 
     def _take(self, size: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """A batch of the oldest samples that are ready; one piece is left over at most."""
+        """Return a batch of the oldest decoded samples; at most one piece is left over."""
         import torch
 
         if self._held is not None:
@@ -257,7 +266,7 @@ class PassBatches:
         pieces = self._pieces
         while sum(len(piece.images) for piece in pieces) < size:
             self._pull()
-        # A whole chunk need not be copied, where no sample of an earlier pass waits.
+        # Return a whole chunk without a copy, unless samples of an earlier pass are left.
         same_pass = pieces[0].number == pieces[-1].number
         if len(pieces) <= 2 and same_pass and len(pieces[-1].images) == size:
             last = pieces.pop()
@@ -273,7 +282,7 @@ class PassBatches:
         return torch.cat([p.images for p in chosen]), torch.cat([p.tokens for p in chosen])
 
     def _pull(self) -> None:
-        """One chunk of the worker whose turn it is; the next pass begins where all have ended."""
+        """Read a chunk of the next worker; start the next pass if all workers have finished."""
         workers = range(len(self._streams))
         if len(self._ended) == len(workers):
             self._number, self._taken, self._ended = self._number + 1, [0 for _ in workers], set()
@@ -290,7 +299,7 @@ class PassBatches:
             self._pieces.append(_Piece(self._number, held, chunk.images, chunk.tokens))
 
     def _take_up(self, held: Held) -> None:
-        """The chunk that a batch before the start took samples of; its failures were counted."""
+        """Reread the partly used chunk of the start; its failures are already counted."""
         chunk, self._held = self._next(held.worker), None
         if chunk.images is None or chunk.tokens is None or len(chunk.images) <= held.offset:
             raise UserError("train: the data changed since the last checkpoint; use a new --out")
@@ -306,12 +315,12 @@ class PassBatches:
 
 
 def chunk_stream(chunks: PassChunks, in_process: bool) -> Iterator[Any]:
-    """The chunks of one worker, from this process or from one of its own that reads ahead."""
+    """Return the chunks of one worker, run in this process or in its own, which reads ahead."""
     import torch
 
     if in_process:
         return iter(chunks)
-    # A generator of its own: what the model draws does not depend on where the run began.
+    # Without a generator, DataLoader would draw from the global one, which the model uses.
     return iter(
         DataLoader(
             chunks,

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a line now and then, and metrics as JSON lines."""
+"""Progress of a training run: log lines for the user, and metrics as JSON lines."""
 
 import json
 import logging
@@ -20,15 +20,17 @@ LOSS = "train/loss"
 
 
 class Waiting(Protocol):
-    """Whatever knows for how many seconds its batches were waited for."""
+    """An object that measures the seconds spent waiting for its batches."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class OptimizerSteps:
-    """The optimizer's steps of a run: `sizes` of a device's batches in an epoch, of which
-    `accumulated` make a step, on `world_size` devices, for `epochs`."""
+    """The optimizer steps of a run.
+
+    `sizes` are the sizes of a device's batches in an epoch. `accumulated` batches form one step.
+    """
 
     sizes: Sequence[int]
     accumulated: int
@@ -44,7 +46,7 @@ class OptimizerSteps:
         return self.per_epoch * self.epochs
 
     def samples(self, steps: int) -> int:
-        """How many samples were seen after so many steps of the run."""
+        """Return the number of samples seen after `steps` steps of the run."""
         epochs, rest = divmod(steps, self.per_epoch)
         seen = [0, *accumulate(self.sizes)]
         whole = seen[self.per_epoch * self.accumulated]
@@ -53,11 +55,11 @@ class OptimizerSteps:
 
 @dataclass
 class Progress:
-    """Takes the numbers that open_clip's trainer hands to a TensorBoard writer (add_scalar), writes
-    one line of metrics.jsonl for each step that is logged, and hands them on to `writer`. `names`
-    are those of the trainer that are called otherwise here.
+    """Writes a line of metrics.jsonl and a log line for each logged step of open_clip's trainer.
 
-    `data_wait` is the share of the time since the line before that was waited for data.
+    The trainer calls it as a TensorBoard writer (add_scalar); values are also passed to `writer`.
+    `names` maps metric names of the trainer to ours. The metric `data_wait` is the fraction of the
+    time since the previous line that was spent waiting for data.
     """
 
     file: Path
@@ -72,7 +74,7 @@ class Progress:
     _numbers: dict[str, float] = field(default_factory=dict)
 
     def resume_at(self, epoch: int) -> None:
-        """Drop the lines of steps that are made again, and what a kill left of a line."""
+        """Remove the lines of steps that will be repeated, and incomplete lines left by a kill."""
         self._last = time.monotonic(), self.loader.seconds
         if not self.file.exists():
             return
@@ -85,7 +87,7 @@ class Progress:
             self.writer.add_scalar(name, value, step)
         name = self.names.get(name, name)
         self._numbers[name.removeprefix("train/")] = value
-        if name == LOSS:  # the last that a step gives
+        if name == LOSS:  # the last value of a step
             self._write(step, self._numbers)
             self._numbers = {}
 

@@ -1,9 +1,12 @@
-"""The directory of a training run: what it is, that one process trains in it, what failed.
+"""The directory of a training run, which only one process trains in at a time.
 
-run.json says what the run was trained with; counts.json how many samples each epoch read and how
-many failed; failures.jsonl names those; position-<rank>.json where each epoch ended in the stream
-of samples, without resampling; metrics.jsonl has the numbers of steps; out.log is open_clip's;
-checkpoints/epoch_latest.pt is where it goes on.
+- run.json: model, settings and data of the run
+- counts.json: ok and failed samples per epoch
+- failures.jsonl: the failed samples
+- position-<rank>.json: where each epoch ended in the sample stream, without resampling
+- metrics.jsonl: metrics of steps
+- out.log: open_clip's log
+- checkpoints/epoch_latest.pt: the checkpoint from which the run resumes
 """
 
 import contextlib
@@ -23,7 +26,7 @@ from capmix.training.scales import TrainSettings
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is trained (launch.look_up)
+except ImportError:  # Windows, where training is not supported (launch.look_up)
     fcntl = None  # type: ignore[assignment]
 
 ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
@@ -35,7 +38,7 @@ BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run in a local directory, which need not be there yet."""
+    """A run in a local directory, which may not exist yet."""
 
     path: Path
 
@@ -52,7 +55,7 @@ class RunFolder:
         return self.path / FAILURES
 
     def about(self) -> dict[str, Any] | None:
-        """What run.json holds; None where there is none. Raises UserError where it is damaged."""
+        """Read run.json; None if it does not exist. Raises UserError if it is damaged."""
         try:
             return parse_object((self.path / ABOUT).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -61,27 +64,30 @@ class RunFolder:
             raise self._damaged(ABOUT, error) from error
 
     def refuse_others(self, about: dict[str, Any]) -> None:
-        """Raise UserError where the directory holds something else than the run that `about` is."""
+        """Raise UserError if the directory has other contents than the run `about`."""
         known = self.about()
         held = {path.name for path in self.path.iterdir()} if self.path.exists() else set()
-        if held <= BEFORE_STARTING:  # nothing was trained
+        if held <= BEFORE_STARTING:  # no training has started
             return
         if known is None:
-            raise UserError(f"--out {self.path}: holds something else; name a new directory")
+            raise UserError(
+                f"--out {self.path}: is not a training run and not empty; choose a new directory"
+            )
         others = [key for key in about if not _same(known, about, key)]
         if others:
             raise UserError(
-                f"--out {self.path}: holds a run with other {', '.join(others)}. Name another "
-                "directory, or remove this one; with the same settings and data it resumes."
+                f"--out {self.path}: contains a run with different {', '.join(others)}. Choose "
+                "another directory or remove this one. A run resumes with the same settings and "
+                "data."
             )
 
     def is_other(self, about: dict[str, Any]) -> bool:
-        """Whether a run lies here that is another than `about`."""
+        """Return whether the directory contains a run other than `about`."""
         known = self.about()
         return known is not None and not all(_same(known, about, key) for key in about)
 
     def remove(self) -> None:
-        """Remove a run of ours. Raises UserError where a process trains there."""
+        """Remove the run. Raises UserError if a process is training in the directory."""
         with self._locked():
             aside = self.path.with_name(f".{self.path.name}.removed")
             shutil.rmtree(aside, ignore_errors=True)
@@ -90,7 +96,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, about: dict[str, Any]) -> Iterator[None]:
-        """Hold the directory against other processes."""
+        """Lock the directory for this run. Raises UserError if it is in use or has another run."""
         self.refuse_others(about)
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -100,12 +106,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """The lock goes when this process ends, whatever its data workers do."""
+        """Hold the lock, which is released when this process ends, even if data workers live on."""
         with (self.path / LOCK).open("a") as stream:
             try:
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"--out {self.path}: another process trains there") from error
+                raise UserError(f"--out {self.path}: another process is training there") from error
             yield
 
     def finish(self, about: dict[str, Any]) -> None:
@@ -116,44 +122,44 @@ class RunFolder:
         return bool((self.about() or {}).get("finished"))
 
     def note_counts(self, epoch: int, ok: int, failed: int) -> None:
-        """Note the samples of an epoch; later ones, of a run that was broken off, are forgotten."""
+        """Record the samples of an epoch; remove later epochs, left by an interrupted run."""
         earlier = {k: v for k, v in self._counts().items() if int(k) < epoch}
         self._write(COUNTS, earlier | {str(epoch): [ok, failed]})
 
     def note_position(self, rank: int, epoch: int, record: dict[str, Any]) -> None:
-        """Note where an epoch ended in the stream of samples of one device (passes.py)."""
+        """Record where an epoch ended in the sample stream of one device (passes.py)."""
         name = POSITION.format(rank)
         earlier = {k: v for k, v in self._read(name).items() if int(k) < epoch}
         self._write(name, earlier | {str(epoch): record})
 
     def position(self, rank: int, epoch: int) -> dict[str, Any] | None:
-        """What note_position noted of an epoch; None for nothing."""
+        """Return the position that note_position recorded for an epoch, or None."""
         record: dict[str, Any] | None = self._read(POSITION.format(rank)).get(str(epoch))
         return record
 
     def check_failures(self, max_failures: float) -> None:
-        """Raise UserError where more than this share of all samples failed."""
+        """Raise UserError if more than the fraction `max_failures` of all samples failed."""
         counts = self._counts().values()
         ok, failed = sum(one[0] for one in counts), sum(one[1] for one in counts)
         if ok + failed and failed / (ok + failed) > max_failures:
             raise UserError(
                 f"train {self.path}: finished, but {failed:,} of {ok + failed:,} samples failed, "
-                f"over the bound of {max_failures:.1%}; {FAILURES} there names them"
+                f"more than the limit of {max_failures:.1%}; see {FAILURES} there"
             )
 
     def _counts(self) -> dict[str, list[int]]:
         counts = self._read(COUNTS)
         if not all(map(_is_pair, counts.values())):
-            error = ValueError("expected samples that are ok and failed by epoch")
+            error = ValueError("expected counts of ok and failed samples by epoch")
             raise self._damaged(COUNTS, error)
         return counts
 
     def _read(self, name: str) -> dict[str, Any]:
-        """An object of values by epoch. Raises UserError for a damaged file."""
+        """Read a JSON object with values by epoch. Raises UserError if the file is damaged."""
         try:
             found = parse_object((self.path / name).read_bytes())
             if not all(epoch.isdecimal() for epoch in found):
-                raise ValueError("expected numbers of epochs")
+                raise ValueError("expected epoch numbers as keys")
         except FileNotFoundError:
             return {}
         except (IsADirectoryError, ValueError) as error:
@@ -163,7 +169,7 @@ class RunFolder:
     def _damaged(self, name: str, error: Exception) -> UserError:
         why = "a directory" if isinstance(error, OSError) else error
         return UserError(
-            f"run {self.path}: its {name} is damaged ({why}). Restore it, or train into another "
+            f"run {self.path}: {name} is damaged ({why}). Restore the file or train into another "
             "directory"
         )
 
@@ -174,7 +180,7 @@ class RunFolder:
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether a value is two counts."""
+    """Return whether a value is a pair of counts."""
     return (
         isinstance(value, list)
         and len(value) == 2
@@ -183,8 +189,10 @@ def _is_pair(value: Any) -> bool:
 
 
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
-    """What a later capmix writes in addition is no difference: settings at their default, and
-    fields of the scale, which follow from the settings."""
+    """Compare an entry of two run.json files, ignoring what newer versions of capmix add.
+
+    These are settings at their default, and fields of the scale, which follow from the settings.
+    """
     before, now = known.get(key), about[key]
     if key == "scale" and isinstance(before, dict):
         now = {name: value for name, value in now.items() if name in before}

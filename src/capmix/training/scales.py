@@ -1,4 +1,4 @@
-"""DataComp's training scales, and the arguments that open_clip's trainer gets for them."""
+"""DataComp's training scales, and the arguments for open_clip's trainer."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,8 +15,10 @@ MODEL, SCHEDULE, LOGGING = "Model and texts", "Schedule", "Logging"
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale. `batch_size` is that of all devices together, `samples` how many are seen in all,
-    `warmup` is in steps. `beta2` None stands for open_clip's default for vision transformers, 0.98.
+    """A training scale.
+
+    `batch_size` is the total over all devices, `samples` the number seen in total, and `warmup` is
+    in steps. `beta2` None means open_clip's default, 0.98 for vision transformers.
     """
 
     name: str
@@ -30,7 +32,7 @@ class Scale:
     grad_checkpointing: bool = True
 
 
-# DataComp, scale_configs.py. `tiny` is ours: the embedded pool on a CPU, see docs/training.md.
+# From DataComp's scale_configs.py, except `tiny`: the embedded pool on a CPU, docs/training.md.
 SCALES = {
     scale.name: scale
     for scale in (
@@ -45,18 +47,18 @@ SCALES = {
 
 
 class TrainSettings(Settings):
-    """What a run is trained with. Values that are None are the scale's."""
+    """Options of a training run. None means the value of the scale."""
 
     scale: str = option(
-        TINY, "DataComp's scale, or tiny: debug, small, medium, large, xlarge.", group=MODEL
+        TINY, "tiny, or a DataComp scale: debug, small, medium, large, xlarge.", group=MODEL
     )
     model: str | None = option(
-        None, "open_clip model, or a .json config of one (default: the scale's).", group=MODEL
+        None, "open_clip model name or .json config file (default: the scale's).", group=MODEL
     )
-    loss: Literal["clip", "siglip"] = option("clip", "Loss.", group=MODEL)
+    loss: Literal["clip", "siglip"] = option("clip", "Loss function.", group=MODEL)
     texts: Weights = option(
         dict,
-        "Draw one of a sample's texts at each visit, by weight: raw=0.5,blip2=0.5.",
+        "Draw one of a sample's texts each time it is seen, by weight: raw=0.5,blip2=0.5.",
         group=MODEL,
         metavar="SOURCE=P,...",
     )
@@ -78,21 +80,23 @@ class TrainSettings(Settings):
     )
     exact: bool = option(
         False,
-        "See exactly as many samples as asked for; DataComp's way rounds up per data worker.",
+        "Train on exactly --samples samples; default: rounded up per data worker, as in DataComp.",
         group=SCHEDULE,
     )
     resample: bool | None = option(
         None,
-        "Draw shards with replacement, as DataComp does, or pass by pass (default: draw, but not "
-        "at tiny).",
+        "Draw shards with replacement, as in DataComp, instead of making passes over the data "
+        "(default: draw; tiny: passes).",
         group=SCHEDULE,
     )
     checkpoints: int | None = option(
-        None, "Checkpoints (default: 5; tiny: 2).", group=SCHEDULE, ge=1
+        None, "Number of checkpoints (default: 5; tiny: 2).", group=SCHEDULE, ge=1
     )
     accumulate: int = option(1, "Gradient accumulation steps.", group=HARDWARE, ge=1)
     precision: str | None = option(
-        None, "amp, amp_bf16, fp32, ... (default: amp; fp32 on CPUs and at tiny).", group=HARDWARE
+        None,
+        "Precision: amp, amp_bf16, fp32, ... (default: amp; fp32 on CPUs and for tiny).",
+        group=HARDWARE,
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device.", group=HARDWARE)
     workers: int | None = option(
@@ -105,17 +109,19 @@ class TrainSettings(Settings):
         metavar="STEPS",
         ge=1,
     )
-    report_to: str = option("", "tensorboard, wandb or both, comma-separated.", group=LOGGING)
+    report_to: str = option(
+        "", "Loggers: tensorboard, wandb or both, comma-separated.", group=LOGGING
+    )
     open_clip: Words = option(
         list,
-        "More arguments for open_clip's trainer, such as --open-clip='--lock-text'.",
+        "Additional arguments for open_clip's trainer, such as --open-clip='--lock-text'.",
         group=LOGGING,
         metavar="'ARGUMENTS'",
     )
 
     @property
     def in_full(self) -> Scale:
-        """The scale with what these settings change of it. Raises UserError for an unknown one."""
+        """The scale with the overrides of these settings. Raises UserError if it is unknown."""
         if self.scale not in SCALES:
             raise UserError(f"--scale {self.scale}: expected one of {', '.join(SCALES)}")
         names = ("batch_size", "learning_rate", "samples", "warmup", "model", "checkpoints")
@@ -133,12 +139,12 @@ class TrainSettings(Settings):
         return 1 if self.scale == TINY else 4
 
     def device_batch(self, world_size: int) -> int:
-        """Samples that one device reads at once. Raises UserError where it does not divide."""
+        """Return the batch size per device and step. Raises UserError if it is not an integer."""
         batch, parts = self.in_full.batch_size, world_size * self.accumulate
         if batch % parts:
             raise UserError(
-                f"batch size {batch} does not divide by {world_size} devices x {self.accumulate} "
-                "accumulated batches; choose another number, or --batch-size"
+                f"batch size {batch} is not divisible by {world_size} devices x {self.accumulate} "
+                "accumulation steps; change --batch-size or --accumulate"
             )
         return batch // parts
 
@@ -152,10 +158,10 @@ def open_clip_arguments(
     on_cpu: bool = False,
     data_weights: str | None = None,
 ) -> list[str]:
-    """The command line of open_clip's trainer; for DataComp's scales that of DataComp's train.py.
+    """Return the arguments of open_clip's trainer, as in DataComp's train.py for its scales.
 
-    `data` and `data_weights` are written as open_clip reads them: parts are joined by `::`. Without
-    a GPU (`on_cpu`) precision is float32 unless the settings name another.
+    `data` and `data_weights` are in open_clip's format: parts joined by `::`. With `on_cpu`, the
+    default precision is float32.
     """
     scale = settings.in_full
     tiny = settings.scale == TINY

@@ -1,9 +1,9 @@
-"""Batches of a training run: shards drawn, samples shuffled, decoded and tokenised.
+"""Training batches with resampling: draw shards, shuffle samples, decode and tokenise them.
 
-As open_clip 3.3 does it for `--dataset-resampled` (every worker draws shards with replacement and
-shuffles encoded samples in a buffer), but that every draw is a function of the seed, the epoch,
-the rank and the worker: a resumed epoch is the epoch that was broken off. Without resampling the
-batches are those of passes.py.
+As in open_clip 3.3 with `--dataset-resampled`, each worker draws shards with replacement and
+shuffles encoded samples in a buffer. In addition, all draws are functions of the seed, the epoch,
+the rank and the worker, so a resumed epoch is identical to the interrupted one. passes.py reads
+batches without resampling.
 """
 
 import itertools
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # open_clip_train/data.py: _SAMPLE_SHUFFLE_SIZE and _SAMPLE_SHUFFLE_INITIAL.
 BUFFER, INITIAL = 5000, 1000
-HOPELESS = 1000
-# Workers share counters and take functions of open_clip's with them, which no pickle can.
+MAX_UNDECODABLE = 1000  # images in a row
+# Workers share counters and use functions of open_clip that cannot be pickled.
 CONTEXT = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How many samples each batch of an epoch has, the same on every device."""
+    """The sizes of the batches of an epoch, the same on every device."""
 
     sizes: list[int]
     workers: int
@@ -47,18 +47,19 @@ class EpochPlan:
         return max(self.sizes)
 
     def of_worker(self, worker: int) -> list[int]:
-        """The sizes of the batches that one data-loader worker makes: they take turns."""
+        """Return the batch sizes of one data worker; the workers take turns."""
         return self.sizes[worker :: self.workers]
 
 
 def plan_epoch(
     samples: int, batch_size: int, world_size: int, workers: int, accumulate: int, exact: bool
 ) -> EpochPlan:
-    """Batches of one device for an epoch of `samples`; `batch_size` is that of one device at once.
+    """Plan the batches of one device for an epoch of `samples`; `batch_size` is per device.
 
-    open_clip rounds the number of batches up to a multiple of the workers (data.py, get_wds_dataset
-    of 3.3). With `exact` there are as many samples as asked for: the last batch of each device is
-    smaller. Raises UserError where `exact` does not divide, or an epoch has no step.
+    As in open_clip (3.3, data.py, get_wds_dataset), the number of batches is rounded up to a
+    multiple of the workers. With `exact`, an epoch has exactly `samples` samples: the last batches
+    of each device are smaller. Raises UserError if this does not divide evenly, or if an epoch has
+    no step.
     """
     workers = max(1, workers)
     at_once = batch_size * world_size
@@ -66,15 +67,16 @@ def plan_epoch(
         of_a_worker = math.ceil(math.ceil(samples / at_once) / workers)
         if of_a_worker * workers < accumulate:
             raise UserError(
-                f"train: an epoch of {samples:,} samples has {of_a_worker * workers} batches, too "
-                f"few for one step of {accumulate}"
+                f"train: an epoch of {samples:,} samples has only {of_a_worker * workers} batches, "
+                f"but one step accumulates {accumulate}; reduce --accumulate or --batch-size"
             )
         return EpochPlan([batch_size] * of_a_worker * workers, workers)
     steps, rest = divmod(samples, at_once * accumulate)
     if rest % (world_size * accumulate):
         raise UserError(
-            f"--exact: an epoch of {samples:,} samples ends with {rest:,}, which do not divide by "
-            f"{world_size} devices x {accumulate} accumulated batches; choose other numbers"
+            f"--exact: the last step of an epoch of {samples:,} samples has {rest:,}, which is not "
+            f"divisible by {world_size} devices x {accumulate} accumulation steps; change "
+            "--samples, --batch-size or --accumulate"
         )
     last = [rest // (world_size * accumulate)] * accumulate if rest else []
     return EpochPlan([batch_size] * steps * accumulate + last, workers)
@@ -82,8 +84,10 @@ def plan_epoch(
 
 @dataclass
 class SampleTally:
-    """Counts over all workers of a device, and the file that bad samples are written to, by each
-    worker once."""
+    """Sample counts over all workers of a device.
+
+    Each worker also writes each bad sample once to the file `failures`.
+    """
 
     failures: str | None = None
     _ok: Any = field(default_factory=lambda: CONTEXT.Value("q"))
@@ -103,7 +107,7 @@ class SampleTally:
             self._ok.value += number
 
     def add_failed(self, number: int) -> None:
-        """Count samples that another tally has written down."""
+        """Count failed samples that another tally has already written to the file."""
         with self._failed.get_lock():
             self._failed.value += number
 
@@ -119,15 +123,17 @@ class SampleTally:
 
 @dataclass(frozen=True)
 class Stopped:
-    """What a data worker gives in place of a batch when the user has to fix something: an exception
-    would reach the trainer with its type and message wrapped up."""
+    """Sent by a data worker instead of a batch after a UserError with this message.
+
+    An exception would be wrapped on its way to the training process and lose its type.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of the stream this is: of `world_size` devices with `workers` workers each."""
+    """The position of a data worker: `rank` of `world_size` devices, `worker` of `workers`."""
 
     rank: int = 0
     world_size: int = 1
@@ -145,8 +151,10 @@ class Place:
 
 @dataclass
 class PairReader:
-    """Reads the pairs of shards. `visit` names one visit of one shard: the same name draws the same
-    of `texts`."""
+    """Reads the pairs of shards.
+
+    With `texts`, a text is drawn for each pair; the draw is seeded by the name of the visit.
+    """
 
     source: PairSource
     tally: SampleTally
@@ -154,9 +162,9 @@ class PairReader:
     _barren: int = 0
 
     def pairs(self, shard: str, visit: str) -> Iterator[Pair]:
-        """The pairs of one shard; bad samples are counted.
+        """Yield the pairs of a shard; count bad samples. `visit` identifies this reading of it.
 
-        Raises UserError when as many shards in a row as there are have given nothing.
+        Raises UserError if as many shards in a row as the source has (at least 10) have no pair.
         """
         found = 0
         for pair in _read(self.source, shard):
@@ -172,14 +180,13 @@ class PairReader:
         self._barren = 0 if found else self._barren + 1
         if self._barren >= max(10, len(self.source.shards)):
             raise UserError(
-                f"train: {self._barren} shards in a row gave no image with a text; failures.jsonl "
-                "of the run says why"
+                f"train: {self._barren} shards in a row had no usable pair; see failures.jsonl"
             )
 
 
 @dataclass
 class PairDecoder:
-    """Makes images and texts of pairs into tensors."""
+    """Converts the images and texts of pairs to tensors."""
 
     preprocess: Callable[[Any], "torch.Tensor"]
     tokenize: Callable[[str], "torch.Tensor"]
@@ -187,18 +194,18 @@ class PairDecoder:
     _failures: int = 0
 
     def decode(self, shard: str, pair: Pair) -> tuple["torch.Tensor", "torch.Tensor"] | None:
-        """Image and tokens, or None for an image that cannot be decoded, which is counted.
+        """Return image and tokens; None, counted as failed, if the image cannot be decoded.
 
-        Raises UserError where no image of a thousand in a row can be decoded.
+        Raises UserError after MAX_UNDECODABLE such images in a row.
         """
         try:
             image = decode_as_stored(pair.image)
         except BadImageError as error:
             self.tally.count_failed(shard, pair.key, error.reason, str(error))
             self._failures += 1
-            if self._failures == HOPELESS:
+            if self._failures == MAX_UNDECODABLE:
                 raise UserError(
-                    f"train: {self._failures:,} images in a row cannot be decoded, the last for: "
+                    f"train: {self._failures:,} images in a row cannot be decoded; last error: "
                     f"{error}"
                 ) from error
             return None
@@ -207,11 +214,10 @@ class PairDecoder:
 
 
 class TrainingBatches(IterableDataset[Any]):
-    """Batches of images float32 (N, 3, H, W) and tokens int64 (N, length) for one device, of shards
-    that are drawn with replacement.
+    """Batches for one device from shards that are drawn with replacement.
 
-    `epoch` is asked at the start of each epoch, in the worker. `texts` are drawn from at each
-    visit.
+    A batch has images, float32 (N, 3, H, W), and tokens, int64 (N, length). `epoch` is called in
+    the worker at the start of each epoch. With `texts`, a text is drawn on each visit of a sample.
     """
 
     def __init__(
@@ -233,7 +239,7 @@ class TrainingBatches(IterableDataset[Any]):
         self.texts = texts
 
     def __iter__(self) -> Iterator[Any]:
-        """Pairs of images and tokens; or, as the last item, Stopped."""
+        """Yield pairs of images and tokens; after an error, Stopped as the last item."""
         try:
             yield from self._batches()
         except UserError as error:
@@ -249,7 +255,7 @@ class TrainingBatches(IterableDataset[Any]):
         place = Place(self.rank, self.world_size, worker, workers)
         sizes, epoch = self.plan.of_worker(worker), self.epoch()
         rng = random.Random(f"{self.seed}/{epoch}/{place.number}")
-        torch.manual_seed(rng.getrandbits(63))  # the crops of torchvision draw from it
+        torch.manual_seed(rng.getrandbits(63))  # used by torchvision's random crops
         random.seed(rng.getrandbits(63))
         reader = PairReader(self.source, self.tally, self.texts)
         pairs = drawn_pairs(reader, rng, f"{self.seed}/{epoch}/{place.number}")
@@ -263,9 +269,9 @@ class TrainingBatches(IterableDataset[Any]):
 
 
 def drawn_pairs(reader: PairReader, rng: random.Random, name: str) -> Iterator[tuple[str, Pair]]:
-    """Pairs without end, with the shards that they come from: shards are drawn with replacement.
+    """Yield (shard, pair) endlessly from shards that are drawn with replacement.
 
-    `name` is that of these draws among all.
+    `name` identifies this sequence of draws.
     """
     source = reader.source
     weights = None if source.weights is None else list(itertools.accumulate(source.weights))
@@ -280,12 +286,12 @@ def _read(source: PairSource, shard: str) -> Iterator[Pair | BadSample]:
         yield from source.read(shard)
     except UserError:
         raise
-    except Exception as error:  # clients of remote stores raise many types; others go on
+    except Exception as error:  # remote clients raise many types; other shards may work
         yield BadSample("", "unreadable_shard", f"{type(error).__name__}: {error}")
 
 
 def shuffled(items: Iterator[Item], rng: random.Random, size: int, initial: int) -> Iterator[Item]:
-    """Items in a random order, out of a buffer that grows from `initial` to `size` on the way."""
+    """Yield items in random order from a buffer that grows from `initial` to `size`."""
     buffer = list(itertools.islice(items, initial))
     for item in items:
         buffer.append(item)

@@ -1,5 +1,8 @@
-"""One text for each visit of a sample, drawn from several: as LaCLIP (arXiv 2305.20088) draws among
-rewrites and VeCLIP (arXiv 2310.07699) between raw and synthetic texts."""
+"""Draw one of several texts each time a sample is visited.
+
+LaCLIP (arXiv 2305.20088) draws among rewrites, VeCLIP (arXiv 2310.07699) between raw and synthetic
+texts.
+"""
 
 import hashlib
 import re
@@ -11,28 +14,30 @@ TWO_NUMBERS = 16
 
 
 def parse_texts(text: str) -> dict[str, float]:
-    """`raw=0.5,blip2=0.5` as sources with their weights. Raises UserError."""
+    """Parse `raw=0.5,blip2=0.5` to weights by source. Raises UserError if it is invalid."""
     pairs = [one.partition("=") for one in text.split(",")]
     try:
         return {name.strip(): float(value) for name, _, value in pairs}
     except ValueError as error:
-        raise UserError(f"--texts {text}: expected such as raw=0.5,blip2=0.5") from error
+        raise UserError(
+            f"--texts {text}: expected SOURCE=WEIGHT,... such as raw=0.5,blip2=0.5"
+        ) from error
 
 
 def check_texts(texts: Mapping[str, float]) -> None:
-    """Raise UserError for weights that nothing can be drawn by."""
+    """Raise UserError if a weight is negative or not finite, or if all are 0."""
     good = all(weight >= 0 for weight in texts.values())
     if texts and not (good and 0 < sum(texts.values()) < float("inf")):
-        raise UserError(f"texts {dict(texts)}: expected weights of 0 or more that are not all 0")
+        raise UserError(f"texts {dict(texts)}: expected weights >= 0 that are not all 0")
 
 
 def draw_text(
     captions: Mapping[str, str], texts: Mapping[str, float], visit: str, otherwise: str
 ) -> str:
-    """One of a sample's texts: first a source by its weight, then one of its captions evenly.
+    """Draw one of a sample's texts: a source by weight, then one of its captions uniformly.
 
-    Sources that have no text for this sample are left out; where none has one it is `otherwise`.
-    The same `visit` draws the same text.
+    Sources without a text for this sample are skipped; if no source has one, return `otherwise`.
+    `visit` seeds the draw.
     """
     choices = [(weight, _of_source(captions, source)) for source, weight in texts.items()]
     choices = [(weight, found) for weight, found in choices if found and weight > 0]

@@ -1,10 +1,10 @@
-"""Train CLIP with open_clip's own trainer, on exported shards or straight from the pool.
+"""Train CLIP with open_clip's trainer, on exported shards or directly from the pool.
 
-open_clip_train.main.main runs as it is, with the arguments that DataComp's train.py gives it. Three
-of its names are ours (hooks.py): get_data (batches out of stream.py), train_one_epoch (the same,
-with a writer for the numbers) and setup_logging (to the file alone). They stay in place until the
-process ends: `capmix train` is a process of its own, and Python and grids start one (launch.py).
-The run's directory is described in run.py.
+open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Three of its
+functions are replaced (hooks.py): get_data (reads batches with stream.py or passes.py),
+train_one_epoch (adds a metrics writer) and setup_logging (logs only to the file). The replacements
+stay in place until the process ends; therefore Python and grids train in a separate process
+(launch.py). run.py describes the directory of a run.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from capmix.training.scales import TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-# Settings of the machine and not of the run: it goes on with others.
+# Settings of the computer, not of the run: they may change when the run resumes.
 FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
-# Arguments of open_clip that make another model than the checkpoint's name says.
+# open_clip arguments that change the architecture, so the model name would be wrong.
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
 REPORTS = ("tensorboard", "wandb")
@@ -42,11 +42,11 @@ def train(
     directory: str,
     max_failures: float = MAX_FAILURES,
 ) -> str:
-    """Train, or go on after the last checkpoint; returns the checkpoint's path.
+    """Train, or resume after the last checkpoint; return the checkpoint's path.
 
-    Under torchrun or srun every process calls this. Raises UserError where `directory` holds
-    something else or another run, where settings, data and open_clip do not fit each other, and
-    where more than `max_failures` of samples failed.
+    Under torchrun or srun, every process calls this function. Raises UserError if `directory` has
+    another run or other files, if the settings do not work with the data or with open_clip, or if
+    more than the fraction `max_failures` of the samples failed.
     """
     run = RunFolder(Path(directory).resolve())
     rank, world_size = place()
@@ -67,7 +67,7 @@ def train(
 
 
 def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
-    """What makes a run the run that it is. `config` holds a model that open_clip does not know."""
+    """Return the identity of a run. `config` is set only if the model is a config file."""
     path = config_file(settings)
     config = read_config(path) if path is not None else None
     named = _with_model_name(settings)
@@ -82,46 +82,51 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
 
 
 def read_run(directory: str) -> dict[str, Any]:
-    """What a run was trained with: see about_run. Raises UserError where there is no run."""
+    """Read the identity of a run (about_run) from its directory. Raises UserError without one."""
     about = RunFolder(Path(directory)).about()
     if about is None:
-        raise UserError(f"{directory}: no run.json; expected a directory of `capmix train`")
+        raise UserError(f"{directory}: no run.json; expected an output directory of `capmix train`")
     settings, config = about.get("settings"), about.get("config", "")
     is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
     if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
         raise UserError(
-            f"{directory}: its run.json is damaged (expected model, config and settings). Restore "
-            "it, or name another run"
+            f"{directory}: run.json is damaged (expected model, config and settings). Restore "
+            "the file or choose another run"
         )
     return about
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise UserError for settings that cannot be trained with, whatever the data."""
+    """Raise UserError for settings that are invalid regardless of the data."""
     scale = settings.in_full
     check_texts(settings.texts)
     if scale.samples < scale.checkpoints:
-        raise UserError(f"train: {scale.samples} samples for {scale.checkpoints} checkpoints")
+        raise UserError(
+            f"train: {scale.samples} samples are fewer than {scale.checkpoints} checkpoints"
+        )
     if settings.exact and scale.samples % scale.checkpoints:
         raise UserError(
-            f"--exact: {scale.samples:,} samples do not divide by {scale.checkpoints} checkpoints"
+            f"--exact: {scale.samples:,} samples are not divisible by "
+            f"{scale.checkpoints} checkpoints"
         )
     for argument in settings.open_clip:
         if argument.startswith(OTHER_MODEL):
             raise UserError(
-                f"--open-clip {argument}: `capmix eval` would build another model. Write it into a "
-                ".json of the model (image_size, quick_gelu, context_length) and name it by --model"
+                f"--open-clip {argument}: `capmix eval` would build a different model. Set it in a "
+                ".json config (image_size, quick_gelu, context_length) and pass that to --model"
             )
     for name in filter(None, settings.report_to.split(",")):
         if name not in REPORTS or find_spec(name) is None:
-            raise UserError(f"--report-to {name}: expected tensorboard or wandb, installed")
+            raise UserError(
+                f"--report-to {name}: expected tensorboard or wandb, and the package installed"
+            )
     config = config_file(settings)
     if config is not None:
         read_config(config)
 
 
 def check_machine(settings: TrainSettings, world_size: int) -> None:
-    """Raise UserError where open_clip, this machine and the settings do not fit each other."""
+    """Raise UserError if open_clip or this computer does not support the settings."""
     from capmix.training.stream import plan_epoch
 
     is_on_cpu = on_cpu(settings, world_size)
@@ -141,7 +146,7 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
 
 
 def place() -> tuple[int, int]:
-    """Rank and number of all processes, from the same variables as open_clip takes them."""
+    """Return rank and world size, from the same environment variables as open_clip."""
     require(["torch", "open_clip_train", "webdataset", "braceexpand", "pandas"], "train", "train")
     from open_clip_train.distributed import is_using_distributed, world_info_from_env
 
@@ -152,31 +157,33 @@ def place() -> tuple[int, int]:
 
 
 def _with_model_name(settings: TrainSettings) -> TrainSettings:
-    """The settings with the name of a config file's model in place of the file."""
+    """Replace a config file in the settings with the name of its model."""
     path = config_file(settings)
     return settings if path is None else settings.model_copy(update={"model": path.stem})
 
 
 def _check_source(settings: TrainSettings, source: PairSource, world_size: int) -> None:
     if not source.shards:
-        raise UserError("train: the subset has no row to train on")
+        raise UserError("train: the subset has no rows")
     readers = world_size * max(1, settings.data_workers)
     if not settings.draws_shards and len(source.shards) < readers:
         raise UserError(
-            f"train: {len(source.shards)} shards cannot be shared out among {readers} data "
-            "workers; lower --workers, or draw shards with --resample"
+            f"train: {len(source.shards)} shards are too few for {readers} data workers; reduce "
+            "--workers, or draw shards with --resample"
         )
     weights = source.weights
     if weights is not None and not settings.draws_shards:
-        raise UserError("--data-weights: only where shards are drawn; pass --resample")
+        raise UserError(
+            "--data-weights: requires --resample, because weights only apply to drawn shards"
+        )
     if weights is not None and not all(0 < weight < math.inf for weight in weights):
-        raise UserError("--data-weights: expected numbers over 0")
+        raise UserError("--data-weights: expected finite numbers > 0")
     for name in _absent(settings, source) if isinstance(source, ExportedShards) else ():
-        raise UserError(f"--texts: no text of source {name!r} in the data's first samples")
+        raise UserError(f"--texts: the first samples of the data have no text of source {name!r}")
 
 
 def _absent(settings: TrainSettings, source: ExportedShards) -> Sequence[str]:
-    """Sources to draw texts from that none of some first samples has."""
+    """Return the sources to draw texts from that are missing in the first samples."""
     wanted = [name for name, weight in settings.texts.items() if weight > 0]
     found = source.first_captions if wanted else frozenset()
     return [name for name in wanted if f"caption_{name}" not in found]
@@ -204,19 +211,23 @@ def _parsed(arguments: list[str]) -> None:
     try:
         parse_args(arguments)
     except SystemExit as error:
-        raise UserError("train: open_clip does not take these arguments; see above") from error
+        raise UserError(
+            "train: open_clip rejected these arguments; see its message above"
+        ) from error
 
 
 def on_cpu(settings: TrainSettings, world_size: int) -> bool:
-    """Whether a run is one of the CPU. Raises UserError for a device that is not there."""
+    """Return whether to train on the CPU. Raises UserError if the device is unavailable."""
     import torch
 
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
-        raise UserError("--device cuda: torch sees no GPU; `capmix doctor` lists the devices")
+        raise UserError("--device cuda: torch finds no GPU; `capmix doctor` lists the devices")
     is_on_cpu = settings.device == "cpu" or not there
     if is_on_cpu and world_size > 1:
-        raise UserError("train: open_clip trains on several devices only where they are GPUs")
+        raise UserError(
+            "train: open_clip does not train on several CPUs; multiple devices must be GPUs"
+        )
     return is_on_cpu
 
 
@@ -230,12 +241,12 @@ def _run_open_clip(
     install(main, settings, source, run)
     with _written(run):
         if main.main(arguments) == -1:
-            raise UserError(f"train {run.path}: open_clip refused to start; see above")
+            raise UserError(f"train {run.path}: open_clip did not start; see its message above")
 
 
 @contextlib.contextmanager
 def _written(run: RunFolder) -> Iterator[None]:
-    """A full or broken disk as UserError."""
+    """Convert errors of a full or broken disk to UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -243,6 +254,6 @@ def _written(run: RunFolder) -> Iterator[None]:
         if not full and "PytorchStreamWriter" not in str(error):
             raise
         raise UserError(
-            f"train {run.path}: cannot be written ({error}). Free some space and rerun the same "
-            "command to resume."
+            f"train {run.path}: cannot write ({error}). Free disk space and rerun the same command "
+            "to resume."
         ) from error

@@ -1,6 +1,6 @@
-"""The connections of `capmix view`: bounded in number and in time, and quiet.
+"""Connections of `capmix view`, bounded in number and time.
 
-Imported where the server runs alone: it needs uvicorn.
+Import this module only where the server runs, because it requires uvicorn.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 64  # a browser opens 6 to one server
-WAITING = 16  # accepted at once: asyncio takes that many before it looks at any
-REQUEST_SECONDS = 10.0  # for a whole request to come in
+CONNECTIONS = 64  # a browser opens up to 6 per server
+WAITING = 16  # listen backlog; asyncio accepts this many connections before handling any
+REQUEST_SECONDS = 10.0  # time to receive a complete request
 STOP_SECONDS = 3
 
 
 class BoundedConnection(H11Protocol):
-    """Ends where its request does not come in within REQUEST_SECONDS.
+    """A connection that is closed if its request does not arrive within REQUEST_SECONDS.
 
-    Where there are more than CONNECTIONS, the oldest one ends, and one without a request before
-    those that are being answered: who opens many and says nothing shuts nobody out.
+    If there are more than CONNECTIONS, the oldest is closed, idle ones before those being answered.
+    A client that opens many idle connections thus cannot lock out others.
     """
 
     def connection_made(self, transport: Any) -> None:
@@ -36,7 +36,7 @@ class BoundedConnection(H11Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request has come in that has no whole answer yet."""
+        """Whether a response is pending or incomplete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
@@ -48,7 +48,7 @@ class BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def end(self) -> None:
-        """Close the connection at once."""
+        """Close the connection immediately."""
         self.connections.discard(self)
         self.transport.abort()
 
@@ -65,7 +65,7 @@ class BoundedConnection(H11Protocol):
 
 
 class _Faults:
-    """Each kind of fault of the loop is one line, however often it comes."""
+    """Exception handler of the event loop that logs each distinct error once."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -79,7 +79,7 @@ class _Faults:
 
 
 def run_server(app: Any, listener: Any) -> None:
-    """Answer at a listening socket until stopped."""
+    """Serve requests on a listening socket until stopped."""
     config = Config(
         app,
         http=BoundedConnection,
@@ -87,7 +87,7 @@ def run_server(app: Any, listener: Any) -> None:
         ws="none",
         lifespan="off",
         backlog=WAITING,
-        log_level="error",  # a request that is none of HTTP is no news
+        log_level="error",  # do not log invalid HTTP requests
         access_log=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )

@@ -1,10 +1,10 @@
-"""The journal: every action of a person in `capmix view`, on disk before it is acknowledged.
+"""The journal of all user actions in `capmix view`; each is on disk before it is acknowledged.
 
-One line of JSON per action, appended to `edits/<source>/journal.jsonl` under the folder's lock and
-synced to the disk. Before an action the lines of other servers are read, so that several tabs and
-several servers work on one journal; an action names the version of each sample that it was made
-from, and is refused where somebody else has changed the sample since. A line without its end (a
-kill while it was written) was never acknowledged, and is cut off before the next one is written.
+Each action is one line of JSON, appended to `edits/<source>/journal.jsonl` under the folder's lock
+and synced to disk. Lines of other servers are read before each action, so several tabs and servers
+can share a journal. An action has the version of each sample that it changes, and is rejected if
+the sample has been changed since. An incomplete last line (the process was killed while writing)
+was never acknowledged, and is truncated before the next line is written.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from capmix.storage.record import digest_of
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
-LONGEST_LINE = 1 << 26  # bytes: an action on very many samples
+LONGEST_LINE = 1 << 26  # bytes; enough for an action on very many samples
 ACCEPT, REJECT = "accept", "reject"
 DECISIONS = ("", ACCEPT, REJECT)
 Place = tuple[str, str]  # shard and uid
 
 
 class ConflictError(UserError):
-    """A sample was changed by somebody else since the page has read it."""
+    """A sample has been changed by another tab, server or user since the page read it."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """What a person has said about one sample.
+    """A user's review of one sample.
 
-    `text` is the caption that was written or accepted, None for neither; `base` is the column that
-    it was made from, such as raw or blip2_k1, and `base_digest` the digest of that text. `edited`
-    says that `text` is another one than the base's. `image` is the digest of the sample in the
-    index. `decision` is "accept", "reject" or "". `at` is a UTC time (ISO 8601), `by` an author.
+    `text` is the caption that was written or accepted, or None. `base` is the text it is based on
+    (for example raw or blip2_k1), and `base_digest` the digest of that text. `edited` is true if
+    `text` differs from the base text. `image` is the sample's digest in the index. `decision` is
+    "accept", "reject" or "". `at` is a UTC time (ISO 8601), `by` the author.
     """
 
     text: str | None = None
@@ -56,24 +56,24 @@ class Review:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is said: the sample counts as untouched."""
+        """Whether there is no text, decision or tag; the sample then counts as untouched."""
         return self.text is None and not self.decision and not self.tags
 
     @classmethod
     def of(cls, value: Any) -> "Review":
-        """Raises ValueError or TypeError for what is no review."""
+        """Parse a review. Raises ValueError or TypeError if it is invalid."""
         found = cls(**(value | {"tags": tuple(value["tags"])}))
         words = [found.base, found.base_digest, found.image, found.at, found.by, *found.tags]
         if not all(isinstance(one, str) for one in [*words, found.text or ""]):
-            raise ValueError("a text is expected")
+            raise ValueError("expected a string")
         if found.decision not in DECISIONS or not isinstance(found.edited, bool):
-            raise ValueError("no decision")
+            raise ValueError("invalid decision")
         return found
 
 
 @dataclass(frozen=True)
 class Change:
-    """What an action made of one sample; None: nothing is said about it."""
+    """One sample's review before (`was`) and after (`now`) an action; None for no review."""
 
     shard: str
     uid: str
@@ -83,8 +83,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Named:
-    """What the lines that name a place say: the image that was last reviewed there ("" for none),
-    and whether the first of them begins a review; else it changes one of another place."""
+    """What the lines about a place contain.
+
+    `image` is the image last reviewed there ("" for none). `is_first` is true if the first line
+    starts a review, and false if it changes a review made at another place.
+    """
 
     image: str
     is_first: bool
@@ -92,7 +95,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line: its number, where it is in the file, and which action it takes back or repeats."""
+    """A line: its number, its position in the file, and the action that it undoes or redoes."""
 
     number: int
     offset: int
@@ -105,8 +108,10 @@ class Entry:
 
 @dataclass
 class _State:
-    """What all lines so far come to. `named` is by the place that the lines name, the others are
-    by where the sample is now."""
+    """The state after all lines so far.
+
+    `named` is keyed by the places in the lines; the other mappings by the samples' current places.
+    """
 
     reviews: dict[str, dict[str, Review]] = field(default_factory=dict)
     versions: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -122,9 +127,9 @@ def utc_now() -> str:
 
 
 class Journal:
-    """The journal in a local folder, and what it comes to. Safe to use from several threads.
+    """The journal in a local folder and its current state. Thread-safe.
 
-    With `is_read_only` nothing is written. Raises UserError where the file cannot be read.
+    With `is_read_only`, nothing is written. Raises UserError if the file cannot be read.
     """
 
     def __init__(
@@ -138,19 +143,21 @@ class Journal:
         self.author, self.is_read_only, self._now = author, is_read_only, now
         self._lock = RLock()
         self._state = _State()
-        self._told_damaged = 0
+        self._reported_damaged = 0
         self._moved: Mapping[Place, Place] = {}
         self._lost: frozenset[Place] = frozenset()
         self.refresh()
 
     def named(self) -> dict[Place, Named]:
-        """The places that lines name: a copy."""
+        """Return a copy of the places that lines refer to."""
         with self._lock:
             return dict(self._state.named)
 
     def settle(self, moved: Mapping[Place, Place], lost: frozenset[Place]) -> None:
-        """Take the places that lines name for those where their samples are now; `lost` are those
-        whose samples are nowhere. Nothing is written."""
+        """Map the places in lines to the current places of their samples, without writing anything.
+
+        `lost` are the places whose samples are not in the pool.
+        """
         with self._lock:
             self._lost = lost
             if moved != self._moved:
@@ -159,7 +166,7 @@ class Journal:
 
     @property
     def no_sample(self) -> int:
-        """Reviews whose samples are nowhere."""
+        """Number of reviews whose samples are not in the pool."""
         with self._lock:
             return sum(self.review(*place) is not None for place in self._lost)
 
@@ -167,7 +174,7 @@ class Journal:
         return self._moved.get((shard, uid), (shard, uid))
 
     def refresh(self) -> set[str]:
-        """Read what other servers have appended; the shards that it is about."""
+        """Read lines that other servers appended; return the shards that they change."""
         with self._lock:
             try:
                 size = os.stat(self.path).st_size
@@ -175,14 +182,14 @@ class Journal:
                 size = 0
             if size == self._state.offset:
                 return set()
-            if size < self._state.offset:  # replaced by hand
+            if size < self._state.offset:  # the file was replaced manually
                 before = set(self._state.reviews)
                 self._state = _State()
                 return before | (self._read() if size else set())
             return self._read()
 
     def _read(self) -> set[str]:
-        """Take in the whole lines from `offset` on."""
+        """Read all complete lines from `offset` on; return the shards that they change."""
         state, changed = self._state, set[str]()
         try:
             with open(self.path, "rb") as stream:
@@ -194,10 +201,10 @@ class Journal:
         except OSError as error:
             why = error.strerror or error
             raise UserError(f"cannot read the journal of edits {self.path}: {why}") from error
-        if state.damaged > self._told_damaged:
-            self._told_damaged = state.damaged
+        if state.damaged > self._reported_damaged:
+            self._reported_damaged = state.damaged
             log.warning(
-                "view: %s: %d damaged lines are left out; the others count",
+                "view: %s: skipped %d damaged lines; all others are used",
                 self.path, state.damaged,
             )  # fmt: skip
         return changed
@@ -232,7 +239,7 @@ class Journal:
 
     @property
     def lines(self) -> int:
-        """Lines read so far, also those that are damaged."""
+        """Number of lines read so far, including damaged ones."""
         return self._state.lines
 
     @property
@@ -240,32 +247,32 @@ class Journal:
         return self._state.damaged
 
     def shards(self) -> list[str]:
-        """Those about which something is said, sorted."""
+        """Return the sorted names of shards that have reviews."""
         with self._lock:
             return sorted(shard for shard, found in self._state.reviews.items() if found)
 
     def shards_named(self) -> set[str]:
-        """Those that any action was about, also where nothing is said about them now."""
+        """Return the shards that any action changed, including those without reviews now."""
         with self._lock:
             return {*self._state.versions, *(shard for shard, _ in self._state.named)}
 
     def reviews(self, shard: str) -> dict[str, Review]:
-        """What is said about samples of a shard, by uid: a copy."""
+        """Return a copy of a shard's reviews by uid."""
         with self._lock:
             return dict(self._state.reviews.get(shard, {}))
 
     def review(self, shard: str, uid: str) -> Review | None:
-        """What is said about one sample."""
+        """Return the review of one sample, or None."""
         with self._lock:
             return self._state.reviews.get(shard, {}).get(uid)
 
     def version(self, shard: str, uid: str) -> int:
-        """Number of the last action on a sample; 0 for none."""
+        """Return the line number of the last action on a sample; 0 for none."""
         with self._lock:
             return self._state.versions.get(shard, {}).get(uid, 0)
 
     def digest(self, shard: str) -> str:
-        """Of all that is said about samples of a shard; "" for nothing."""
+        """Return the digest of a shard's reviews; "" if it has none."""
         found = self.reviews(shard)
         if not found:
             return ""
@@ -273,7 +280,7 @@ class Journal:
         return digest_of(json.dumps(rows, sort_keys=True).encode())
 
     def counts(self) -> dict[str, int]:
-        """Samples of the pool by what is said about them, and by tag as `tag:NAME`."""
+        """Return the number of reviewed samples by kind of review, and by tag as `tag:NAME`."""
         found = dict.fromkeys(("touched", "edited", "accepted", "rejected", "tagged"), 0)
         with self._lock:
             for shard, of_shard in self._state.reviews.items():
@@ -294,10 +301,11 @@ class Journal:
         what: str,
         wanted: Sequence[tuple[str, str, int, Callable[[Review], Review]]],
     ) -> list[Change]:
-        """Change samples: of each the shard, the uid, the version that the page has seen (-1: any)
-        and a function of what is said so far. On disk when it returns.
+        """Change samples; the change is on disk when this returns.
 
-        Raises ConflictError where somebody else has changed one since; then nothing is changed.
+        `wanted` has for each sample its shard, its uid, the version that the page displayed (-1 for
+        any), and a function that maps the current review to the new one. Raises ConflictError,
+        without changing anything, if any of the samples has been changed since.
         """
 
         def changes() -> Iterable[Change]:
@@ -305,8 +313,8 @@ class Journal:
             for shard, uid, seen, change in wanted:
                 if seen >= 0 and self.version(shard, uid) != seen:
                     raise ConflictError(
-                        f"sample {uid} of shard {shard} was changed in another tab or server "
-                        "since; look at it again"
+                        f"sample {uid} of shard {shard} has been changed in another tab or "
+                        "server; review it again"
                     )
                 was = self._state.reviews.get(shard, {}).get(uid)
                 made = change(was or Review())
@@ -320,23 +328,24 @@ class Journal:
         return self._append(what, changes)
 
     def undo(self) -> tuple[str, list[Change]] | None:
-        """Take back this author's last action; its name, and what changed. None where there is
-        none. Samples that were changed again since stay."""
+        """Undo this author's last action; return its name and changes, or None if there is none.
+
+        Samples that have been changed since are left unchanged.
+        """
         return self._reverted(is_undo=True)
 
     def redo(self) -> tuple[str, list[Change]] | None:
-        """Repeat the action that was taken back last."""
+        """Redo the action that was undone last; see `undo`."""
         return self._reverted(is_undo=False)
 
     def can_undo(self) -> tuple[bool, bool]:
-        """Whether there is something to undo, and to redo."""
+        """Return whether there is an action to undo, and one to redo."""
         with self._lock:
             done, undone = self._stacks()
             return bool(done), bool(undone)
 
     def _stacks(self) -> tuple[list[Entry], list[Entry]]:
-        """This author's actions that stand, and those that were taken back; what a damaged line
-        was about can be neither."""
+        """Return this author's actions in effect and undone actions, without damaged lines."""
         done: list[Entry] = []
         undone: list[Entry] = []
         by_number = {entry.number: entry for entry in self._state.entries}
@@ -384,8 +393,10 @@ class Journal:
         make: Callable[[], Iterable[Change]],
         about: dict[str, int] | None = None,
     ) -> list[Change]:
-        """Append the line of some changes, made under the lock; none for no changes, unless
-        `about` says that it takes back an action."""
+        """Append a line with the changes that `make` returns under the lock.
+
+        Without changes, no line is written, unless `about` marks it as an undo or redo.
+        """
         self._check_writable()
         with self._lock, self._locked():
             self.refresh()
@@ -405,8 +416,8 @@ class Journal:
             line = json.dumps(value).encode() + b"\n"
             if len(line) > LONGEST_LINE:
                 raise UserError(
-                    f"the edit of {len(changes):,} samples is too large for one action "
-                    f"({len(line):,} bytes); narrow it to a shard or a filter"
+                    f"an edit of {len(changes):,} samples is too large for one action "
+                    f"({len(line):,} bytes); restrict it to a shard or a filter"
                 )
             self._write(line)
             self._take(line)
@@ -414,7 +425,7 @@ class Journal:
 
     def _check_writable(self) -> None:
         if self.is_read_only:
-            raise UserError("capmix view runs with --read-only: it accepts no edits")
+            raise UserError("edits are disabled: capmix view was started with --read-only")
 
     @contextlib.contextmanager
     def _locked(self) -> Any:
@@ -428,8 +439,10 @@ class Journal:
             yield
 
     def _write(self, line: bytes) -> None:
-        """At `offset`: what is behind it was never acknowledged. Raises UserError, and leaves the
-        file as it was, where the disk does not take it."""
+        """Write a line at `offset`; anything after it was never acknowledged and is truncated.
+
+        On a disk error, restore the file and raise UserError.
+        """
         offset = self._state.offset
         try:
             is_new = not os.path.exists(self.path)
@@ -448,7 +461,7 @@ class Journal:
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, offset)
             why = error.strerror or error
-            raise UserError(f"cannot write {self.path}: {why}; the edit is not kept") from error
+            raise UserError(f"cannot write {self.path}: {why}; the edit was not saved") from error
         finally:
             os.close(handle)
 
@@ -474,10 +487,10 @@ def _check(value: dict[str, Any]) -> str:
 
 
 def _parsed(line: bytes, number: int, offset: int) -> tuple[Entry, list[Change]]:
-    """Raises ValueError, TypeError, KeyError or AttributeError for a damaged line."""
+    """Parse a line. Raises ValueError, TypeError, KeyError or AttributeError if it is damaged."""
     value = parse_object(line)
     if value.pop("check") != _check(value):
-        raise ValueError("another digest")
+        raise ValueError("digest mismatch")
     entry = Entry(
         number,
         offset,

@@ -1,5 +1,5 @@
 "use strict";
-// Every text of the pool goes into the page by textContent.
+// Texts of the pool are untrusted: insert them only with textContent.
 
 const token = document.querySelector("meta[name=capmix-token]").content;
 const $ = (id) => document.getElementById(id);
@@ -8,31 +8,31 @@ const FILTER_NAMES = {
   tagged: "Tagged", stale: "Stale", flagged: "Flagged", "no-text": "No text",
 };
 const FILTER_HELP = {
-  stale: "The image, or the text that was edited, has changed since", flagged: "A caption has a flag, such as loop or boilerplate",
-  "no-text": "No text of the source that is searched in, or of any",
+  stale: "The image or the base text has changed since the edit", flagged: "A caption has a flag, for example loop or boilerplate",
+  "no-text": "No text from the selected source, or from any source",
 };
 const KEYS = [
-  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+→", "ten samples on"], ["Shift+K  Shift+←", "ten samples back"],
+  ["j  →", "next sample"], ["k  ←", "previous sample"], ["Shift+J  Shift+→", "ten samples forward"], ["Shift+K  Shift+←", "ten samples back"],
   ["]  [", "next, previous shard"], ["g", "go to a number, key or uid"], ["/", "search the texts"], ["f", "next filter"],
-  ["a", "accept"], ["r", "reject"], ["x", "neither"], ["c", "confirm a stale edit"], ["m  d", "in a conflict: keep mine, take theirs"],
-  ["e", "edit the caption"], ["1 … 9", "edit from that text"], ["t", "tags"],
-  ["Ctrl+Enter", "save the caption, then next"], ["Esc", "leave a field; the text is kept"],
+  ["a", "accept"], ["r", "reject"], ["x", "clear accept or reject"], ["c", "confirm a stale edit"], ["m  d", "in a conflict: keep mine, use theirs"],
+  ["e", "edit the caption"], ["1 … 9", "edit that text"], ["t", "edit the tags"],
+  ["Ctrl+Enter", "save the caption and go to the next sample"], ["Esc", "leave a field and keep its text"],
   ["u  Ctrl+Z", "undo"], ["Shift+U", "redo"], ["h", "find and replace"], ["z", "actual size of the image"],
-  ["Ctrl+S", "write the parts"], ["?", "this help"],
+  ["Ctrl+S", "write the parts"], ["?", "show this help"],
 ];
 
-let pool = null;          // what /api/pool said
-let rows = [];            // the samples of the list that are loaded
-let at = -1;              // which of them is shown
-let rest = null;          // where the rest of the list begins
-let matches = null;       // how many there are, if known
-let offset = null;        // how many come before the first loaded row
+let pool = null;          // the response of /api/pool
+let rows = [];            // loaded samples of the list
+let at = -1;              // index of the displayed sample in rows
+let rest = null;          // where the rest of the list starts
+let matches = null;       // number of matches, if known
+let offset = null;        // number of matches before the first loaded row
 let filter = "all";
-let base = "";            // the text that the caption is edited from
-let listing = 0;          // number of the last list that was asked for
-let work = Promise.resolve();  // changes are made one after the other
+let base = "";            // name of the text that new edits are based on
+let listing = 0;          // number of the latest list request
+let work = Promise.resolve();  // queue of changes, which run one at a time
 
-// Asking the server
+// Server requests
 
 async function answered(response) {
   const value = await response.json().catch(() => ({ error: response.statusText || "no answer" }));
@@ -68,7 +68,7 @@ function say(text, isBad = false) {
 }
 
 function fail(error) {
-  say(error instanceof TypeError ? `${error.message}: does capmix view still run?` : error.message, true);
+  say(error instanceof TypeError ? `${error.message}: is capmix view still running?` : error.message, true);
 }
 
 function make(tag, properties = {}, ...children) {
@@ -136,8 +136,8 @@ function notes(found) {
   for (const note of found.notes) say(note, true);
   const isPart = found.matches === null && rest !== null;
   $("more").hidden = rest === null;
-  $("more").textContent = isPart && !found.rows.length ? `Searched ${found.looked.toLocaleString()} shards; search on` : "Show more";
-  $("state").title = isPart ? "A pool of this size is searched shard by shard" : "";
+  $("more").textContent = isPart && !found.rows.length ? `Searched ${found.looked.toLocaleString()} shards; continue` : "Show more";
+  $("state").title = isPart ? "Large pools are searched shard by shard" : "";
 }
 
 function about(found) {
@@ -152,10 +152,10 @@ function about(found) {
     button.lastChild.textContent = count === undefined ? "" : count.toLocaleString();
   }
   const damaged = found.journal.damaged;
-  const said = [`${found.counts.touched.toLocaleString()} reviewed`];
-  if (found.journal.noSample) said.push(`${found.journal.noSample.toLocaleString()} of samples that the pool does not have, kept in the journal`);
-  if (damaged) said.push(`${damaged} damaged lines of the journal are left out`);
-  $("state").textContent = said.join("; ");
+  const parts = [`${found.counts.touched.toLocaleString()} reviewed`];
+  if (found.journal.noSample) parts.push(`${found.journal.noSample.toLocaleString()} reviews of samples that are not in the pool (kept in the journal)`);
+  if (damaged) parts.push(`${damaged} damaged journal lines skipped`);
+  $("state").textContent = parts.join("; ");
   knownTags = Object.keys(found.counts).filter((name) => name.startsWith("tag:")).map((name) => name.slice(4)).sort();
 }
 let knownTags = [];
@@ -222,7 +222,7 @@ async function show(i) {
   document.body.classList.toggle("nothing", at < 0);
   $("empty").hidden = at >= 0;
   if (at < 0) {
-    $("empty-text").textContent = rest === null ? "No sample matches." : "No match so far; search on in the list.";
+    $("empty-text").textContent = rest === null ? "No matching samples." : "No matches so far; continue the search in the list.";
     return;
   }
   for (const one of [before, at]) if (one >= 0 && one < rows.length) mark(one);
@@ -257,8 +257,8 @@ const nameOf = (row) => `${row.shard} ${row.uid}`;
 const draftName = (row) => `capmix ${pool.work} ${pool.source} ${nameOf(row)}`;
 const textOf = (row, name) => row.texts.find((one) => one.name === name);
 
-// A text that was typed and not saved: `text`, the `base` it was made from, and the `version` of the
-// sample that it was made from (0 where the browser has kept none).
+// An unsaved draft: `text`, the `base` that it is based on, and the `version` of the sample that it
+// was written for (0 if the stored draft has none).
 function draftOf(row) {
   const kept = localStorage.getItem(draftName(row));
   return kept === null ? null : { base: "", version: 0, ...JSON.parse(kept) };
@@ -269,13 +269,14 @@ function setDraft(row, draft) {
   else localStorage.removeItem(draftName(row));
 }
 
-// Whether somebody has changed the sample since the draft was begun: it is not saved unasked.
+// Whether the sample has been changed by others since the draft was started. Such a draft is not
+// saved without the user's decision.
 function isInConflict(row) {
   const draft = draftOf(row);
   return draft !== null && draft.version !== row.version && draft.text.trim() !== saved(row).trim();
 }
 
-// The caption that is in effect: the edited one, else that of the base.
+// The caption in effect: the edited one, else the base text.
 function saved(row) {
   if (row.review && row.review.text !== null) return row.review.text;
   const one = textOf(row, baseOf(row));
@@ -306,7 +307,7 @@ function draw() {
   $("stale").hidden = !isStale;
   if (isStale) {
     const what = review.stale.map((one) => (one === "image" ? "the image" : `the text of ${one}`)).join(" and ");
-    $("stale-text").textContent = `${what[0].toUpperCase()}${what.slice(1)} has changed since this review of ${when(review.at)}. It is not applied until you confirm it.`;
+    $("stale-text").textContent = `${what[0].toUpperCase()}${what.slice(1)} has changed since this review (${when(review.at)}). The review does not apply until you confirm it.`;
     $("confirm").disabled = pool.readOnly;
   }
   $("texts").replaceChildren(...row.texts.map((one, i) => drawText(row, one, i)));
@@ -336,7 +337,7 @@ function drawConflict(row) {
   $("conflict").hidden = !isShown;
   if (!isShown) return;
   const done = review && review.decision ? `, ${review.decision}ed` : "";
-  const who = review ? `${review.by}, ${when(review.at)}${done}` : "the review was taken back";
+  const who = review ? `${review.by}, ${when(review.at)}${done}` : "the review was removed";
   $("conflict-who").textContent = `Changed since you typed this text (${who}). The caption in effect:`;
   $("conflict-text").textContent = saved(row) || "no text";
   for (const id of ["keep-mine", "take-theirs"]) $(id).disabled = pool.readOnly;
@@ -435,16 +436,16 @@ function drawState() {
   $("caption-save").disabled = !dirty || pool.readOnly;
   const isEdited = Boolean(row.review && row.review.text !== null && row.review.edited);
   $("revert").hidden = pool.readOnly || (!dirty && !isEdited);
-  $("revert").textContent = dirty ? "Discard" : "Revert to the original";
+  $("revert").textContent = dirty ? "Discard" : "Revert to original";
   const over = length > pool.longest;
   $("caption-state").textContent = over
-    ? `${length.toLocaleString()} characters; at most ${pool.longest.toLocaleString()}`
-    : dirty ? "not saved yet; kept if you leave" : isEdited ? `saved in ${pool.source}` : `${length.toLocaleString()} characters`;
+    ? `${length.toLocaleString()} characters; at most ${pool.longest.toLocaleString()} allowed`
+    : dirty ? "unsaved; kept as a draft" : isEdited ? `saved in ${pool.source}` : `${length.toLocaleString()} characters`;
 }
 
-// Changing
+// Changes
 
-// One after the other, so that a version is never sent twice.
+// Run changes one at a time, so that no version is sent twice.
 function change(action) {
   work = work.then(action).catch(async (error) => {
     fail(error);
@@ -467,7 +468,7 @@ async function act(set) {
   drawKnownTags(current());
 }
 
-// The user's own change is no conflict: the draft continues from it.
+// The user's own change is not a conflict: move the draft to the new version.
 function rebase(before, now) {
   const draft = draftOf(before);
   if (draft && draft.version === before.version) setDraft(before, { ...draft, version: now.version });
@@ -479,15 +480,15 @@ function based(row) {
   return { base: name, digest: (textOf(row, name) || { digest: "" }).digest };
 }
 
-// What the caption's field has, as part of a change; nothing where it was not changed.
+// The caption field as part of a change; empty if it was not edited.
 function written(row) {
   if (!isDirty()) return {};
   const text = $("caption").value.trim();
   return text ? { text, ...based(row) } : { text: null };
 }
 
-// Whether the field is free to be left: an explicit save of a text in conflict is refused, and
-// to go to another sample keeps it as a draft.
+// Whether the text must not be saved because of a conflict. An explicit save throws an error; when
+// the user moves to another sample, the text is kept as a draft.
 function isHeldBack(row, isExplicit) {
   if (!isDirty() || !isInConflict(row)) return false;
   if (isExplicit) throw new Error(conflictWords(row));
@@ -496,8 +497,8 @@ function isHeldBack(row, isExplicit) {
 }
 
 function conflictWords(row) {
-  const who = row.review ? row.review.by : "somebody else";
-  return `${row.key} was changed by ${who} since; m keeps your text, d takes theirs`;
+  const who = row.review ? row.review.by : "another user";
+  return `${row.key} has been changed by ${who}; press m to keep your text, d to use theirs`;
 }
 
 async function saveCaption(isExplicit = false) {
@@ -544,7 +545,7 @@ function takeTheirs() {
   draw();
 }
 
-// `decision` is "accept", "reject" or "" for neither.
+// `decision` is "accept", "reject" or "" to clear it.
 async function decide(decision) {
   const row = current();
   if (pool.readOnly || (!decision && !(row.review && row.review.decision))) return;
@@ -561,7 +562,7 @@ async function decide(decision) {
     say(`${decision === "accept" ? "Accepted" : "Rejected"} ${row.key}`);
     if ($("advance").checked) await step(1, true);
   } else {
-    say(`Neither accepted nor rejected: ${row.key}`);
+    say(`Cleared the decision on ${row.key}`);
   }
 }
 
@@ -573,8 +574,8 @@ function typedTags() {
   return $("tags").value.split(",").map((one) => one.trim()).filter(Boolean);
 }
 
-// What was typed, as a change of the tags that the field was drawn with: those that somebody else
-// has set since stay.
+// Apply the typed tags as a difference to the tags that the field displayed, so that tags set by
+// others since are kept.
 async function saveTags() {
   const row = current();
   if (!row || pool.readOnly || $("tags").dataset.of !== nameOf(row)) return;
@@ -591,7 +592,7 @@ function use(i) {
   const row = current(), one = row && row.texts[i];
   if (!one || pool.readOnly) return;
   if (one.text === null || one.cut) {
-    say(one.cut ? `That text has over ${pool.longest.toLocaleString()} characters: it cannot be edited` : `${one.name} has no text of this sample`, true);
+    say(one.cut ? `This text exceeds ${pool.longest.toLocaleString()} characters and cannot be edited` : `${one.name} has no text for this sample`, true);
     return;
   }
   base = one.name;
@@ -639,7 +640,7 @@ async function step(by, isSaved = false, isExplicit = false) {
   while (wanted >= rows.length && rest !== null) if (!(await more()) && rest === null) break;
   if (wanted >= rows.length) {
     if (at === rows.length - 1) {
-      say(query().shard && pool.shards > 1 ? "The last sample of this shard; ] for the next shard" : "This is the last sample");
+      say(query().shard && pool.shards > 1 ? "Last sample of this shard; press ] for the next shard" : "This is the last sample");
       return;
     }
     wanted = rows.length - 1;
@@ -647,7 +648,7 @@ async function step(by, isSaved = false, isExplicit = false) {
   await show(wanted);
 }
 
-// Read the list again where not every sample that changed came back.
+// Reload the list if the response does not include all changed samples.
 async function reload(found) {
   if (found.changed > found.rows.length && at >= 0) await load({ number: current().number, row: current().n });
 }
@@ -660,7 +661,7 @@ async function takeBack(isRedo) {
   await reload(found);
   const one = found.rows.length === 1 ? found.rows[0] : null;
   const done = isRedo ? "Redone" : "Undone";
-  say(`${done}: ${found.what}${one ? ` of ${one.key}` : `, ${found.changed.toLocaleString()} samples`}`);
+  say(`${done}: ${found.what}${one ? ` (${one.key})` : ` (${found.changed.toLocaleString()} samples)`}`);
   if (one) {
     const i = rows.findIndex((row) => row.uid === one.uid && row.shard === one.shard);
     if (i >= 0 && i !== at) await show(i);
@@ -668,7 +669,7 @@ async function takeBack(isRedo) {
   }
 }
 
-// Show a sample wherever it is, without a filter.
+// Display any sample, clearing the filter and the search.
 async function open(number, row, uid) {
   clear();
   await load({ number, row }, uid);
@@ -703,7 +704,8 @@ async function shardStep(by) {
 }
 
 let shardNumber = 0;
-// By what was typed, `name`, or by `number` from 0: a shard may be named 1 and be the second one.
+// `wanted` has the typed `name`, or a `number` starting at 0. They are separate because a shard
+// named 1 need not be the first or second one.
 async function openShard(wanted) {
   const found = await ask("api/shard", wanted);
   shardNumber = found.number;
@@ -738,11 +740,11 @@ async function preview() {
     "li", {}, make("span", { className: "where", textContent: `${one.shard} · ${one.key}` }), difference(one.before, one.after),
   )));
   $("replace-shown").hidden = !found.count;
-  const first = found.count > found.shown.length ? `; the first ${found.shown.length} are shown` : "";
-  const said = [found.count ? `${found.count.toLocaleString()} captions would change${first}.` : "No caption would change."];
-  if (found.leftOut.stale) said.push(`Left out: ${found.leftOut.stale.toLocaleString()} stale; confirm or rewrite them first.`);
-  if (found.leftOut.long) said.push(`Left out: ${found.leftOut.long.toLocaleString()} of over ${pool.longest.toLocaleString()} characters.`);
-  $("replace-said").textContent = said.join(" ");
+  const first = found.count > found.shown.length ? ` (first ${found.shown.length} shown)` : "";
+  const parts = [found.count ? `${found.count.toLocaleString()} captions would change${first}.` : "No captions would change."];
+  if (found.leftOut.stale) parts.push(`Skipped ${found.leftOut.stale.toLocaleString()} stale captions; confirm or rewrite them first.`);
+  if (found.leftOut.long) parts.push(`Skipped ${found.leftOut.long.toLocaleString()} captions over ${pool.longest.toLocaleString()} characters.`);
+  $("replace-said").textContent = parts.join(" ");
   $("replace-do").textContent = found.count ? `Replace in ${found.count.toLocaleString()} captions` : "Replace";
   $("replace-do").disabled = !found.count;
   previewed = { ...asked, digest: found.digest };
@@ -754,10 +756,10 @@ async function replaceAll() {
   about(found);
   $("replacing").close();
   await reload(found);
-  say(`${found.changed.toLocaleString()} captions changed; u takes it back`);
+  say(`${found.changed.toLocaleString()} captions changed; press u to undo`);
 }
 
-// What is between the longest equal beginning and end, word by word.
+// Mark the words between the longest common prefix and suffix.
 function difference(before, after) {
   const a = before.split(/(\s+)/), b = after.split(/(\s+)/);
   let begin = 0, end = 0;
@@ -775,8 +777,8 @@ function openReplace() {
   if (pool.readOnly) return;
   $("replace-find").value = $("replace-find").value || $("find").value;
   const where = query().shard ? `shard ${query().shard}` : "the whole pool";
-  const shown = filter === "all" ? "all samples" : `samples that are ${FILTER_NAMES[filter].toLowerCase()}`;
-  $("replace-scope").textContent = `In ${where}, ${shown}: the edited caption where there is one, else that of ${base}. Undo takes all of it back.`;
+  const shown = filter === "all" ? "all samples" : `samples with filter “${FILTER_NAMES[filter]}”`;
+  $("replace-scope").textContent = `Applies to ${shown} in ${where}: to the edited caption if there is one, else to the text of ${base}. Undo reverts all changes.`;
   $("replace-shown").hidden = true;
   $("replace-said").textContent = "";
   $("replace-do").disabled = true;
@@ -869,8 +871,8 @@ function drawHelp() {
     "div", {}, make("span", { className: "which" }, ...keys.split("  ").flatMap((key) => [make("kbd", { textContent: key }), " "])), words,
   )));
   $("help-about").textContent = pool.readOnly
-    ? "This server was started with --read-only: it shows everything and accepts no edits."
-    : `Edits are on disk as soon as they are made, by ${pool.author}. “Write parts” makes them the source ${pool.source}, which score, mix, measure and export read; so does the end of the server.`;
+    ? "Edits are disabled because the server was started with --read-only."
+    : `Edits are saved to disk immediately, with the author ${pool.author}. “Write parts” writes them as the source ${pool.source}, which score, mix, measure and export can read. This also happens when the server stops.`;
 }
 
 function listen() {
@@ -905,7 +907,7 @@ function listen() {
     if (text.trim()) change(() => jump(text));
   });
   $("zoom").addEventListener("click", () => $("zoom").classList.toggle("full"));
-  $("image").addEventListener("error", () => { $("no-image").hidden = false; $("no-image").textContent = "This image cannot be shown."; $("zoom").hidden = true; });
+  $("image").addEventListener("error", () => { $("no-image").hidden = false; $("no-image").textContent = "This image cannot be displayed."; $("zoom").hidden = true; });
   $("caption").addEventListener("input", () => keepDraft());
   $("caption-save").addEventListener("click", () => change(() => saveCaption(true)));
   $("keep-mine").addEventListener("click", keepMine);
@@ -968,8 +970,8 @@ async function begin() {
   about(found);
   const start = known.at && known.at[0] < pool.shards ? known.at : [0, 0];
   $("shard").value = (await ask("api/shard", { number: start[0] })).name;
-  // A few samples before the one that was shown last, so that it is not the first of the list.
-  await load({ number: $("scope").value === "shard" ? start[0] : start[0], row: Math.max(0, start[1]) });
+  // Resume at the sample that was displayed last.
+  await load({ number: start[0], row: Math.max(0, start[1]) });
   document.documentElement.dataset.ready = "yes";
 }
 

@@ -1,11 +1,11 @@
-"""Fold the journal into parts: captions of the source that edits are written as, and an annotation.
+"""Fold the journal into parts: the captions of the edited source, and an annotation.
 
-`captions/<source>/<shard>.parquet` has one row per sample, in the pool's order. A sample whose text
-was edited or accepted has that text; others are dropped as `not_edited`, `rejected`, or `stale`
-where the image or the text that the edit was made from has changed since. Beside the columns of
-other captions: `edited_at`, `author`, `base_source`.
+`captions/<source>/<shard>.parquet` has one row per sample, in pool order. A sample whose text was
+edited or accepted has that text. Others are dropped as `not_edited`, as `rejected`, or as `stale`
+if the image or the base text has changed since the edit. In addition to the columns of other
+captions there are `edited_at`, `author` and `base_source`.
 
-`columns/review/<shard>.parquet` (`columns/<source>_review` for another source than `edited`) has
+`columns/review/<shard>.parquet` (`columns/<source>_review` for a source other than `edited`) has
 `decision` (accept, reject, undecided, stale), `tags`, `edited`, `at` and `author` of every sample.
 """
 
@@ -58,43 +58,44 @@ REVIEW_FIELDS = [
     ("author", pa.string()),
 ]
 UNDECIDED, STALE = "undecided", "stale"
-IMAGE = "image"  # what may have changed, beside a text
+IMAGE = "image"  # in stale_at: the image has changed
 NOT_EDITED, REJECTED = "not_edited", "rejected"
 DETAILS = {
-    NOT_EDITED: "nobody has edited or accepted a text of it",
-    REJECTED: "it was rejected",
-    STALE: "its image, or the text that was edited, has changed since",
+    NOT_EDITED: "no text of the sample was edited or accepted",
+    REJECTED: "the sample was rejected",
+    STALE: "the image or the base text has changed since the edit",
 }
 
 
 def journal_folder(store: Store, source: str) -> str:
-    """Where the journal of a source is: a local path."""
+    """Return the local path of a source's journal folder."""
     return store.path(f"{EDITS}/{source}")
 
 
 def review_name(source: str) -> str:
-    """The annotation that decisions and tags are written as."""
+    """Return the name of the annotation for decisions and tags."""
     return "review" if source == SOURCE else f"{source}_review"
 
 
 def check_free(store: Store, source: str) -> None:
-    """Raise UserError where the name is none of a source, or parts of it are somebody else's."""
+    """Raise UserError if the name is not a valid source name, or its parts were written by another
+    command."""
     check_source_name(source)
     for folder in (captions_folder(source), annotation_folder(review_name(source))):
         for part in store.parts(folder)[:1]:
             marker = store.read_marker(part)
             if marker is not None and marker.config.get("model") != MODEL:
                 raise UserError(
-                    f"{store.path(folder)} was not written by capmix view; name the edits "
-                    "otherwise with --source"
+                    f"{store.path(folder)} was not written by capmix view; choose another name "
+                    "with --source"
                 )
 
 
 def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
-    """What has changed since the review of a sample was made: "image", the name of its base.
+    """Return what has changed since a sample was reviewed: "image", the name of its base text.
 
-    A rejection is about the sample, whatever its texts are. Texts of a source that is not there, or
-    that cannot be read, have not changed as far as is known.
+    A rejection concerns the sample and does not depend on its texts. Texts of a source that is
+    missing or unreadable count as unchanged.
     """
     found = []
     if review.image and texts.image(row) not in ("", review.image):
@@ -106,15 +107,18 @@ def stale_at(review: Review, texts: ShardTexts, row: int) -> list[str]:
 
 
 def _is_known(base: str, texts: ShardTexts) -> bool:
-    """Whether the shard has texts of the source that `base` is of."""
+    """Return whether the shard has texts of the source of `base`."""
     return base_source(base, texts.names) in texts.names
 
 
 @dataclass
 class Folded:
-    """Shards whose parts were written, those whose parts were as they should be, those that are not
-    indexed, those that stay as they were since a text that edits were made from cannot be read, and
-    those without an edit that have no parts yet; reviews that belong to `no_sample`."""
+    """Counts of folded shards.
+
+    `written` and `kept` count shards whose parts were written or were up to date. `unreadable` are
+    shards left unchanged because a base text cannot be read. `left` counts shards without edits
+    that have no parts yet, `no_sample` reviews whose samples are not in the pool.
+    """
 
     written: int = 0
     kept: int = 0
@@ -124,24 +128,22 @@ class Folded:
     no_sample: int = 0
 
     def line(self) -> str:
-        said = f"{self.written:,} shards written, {self.kept:,} up to date"
-        said += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
+        line = f"{self.written:,} shards written, {self.kept:,} up to date"
+        line += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
         if self.unreadable:
-            said += f", {len(self.unreadable):,} left as they were (see the log)"
-        said += f", {no_sample_text(self.no_sample)}" if self.no_sample else ""
-        fold = (
-            "without parts; `capmix view --fold` writes them before other commands read the source"
-        )
-        return said + (f", {self.left:,} {fold}" if self.left else "")
+            line += f", {len(self.unreadable):,} unchanged because of errors (see the log)"
+        line += f", {no_sample_text(self.no_sample)}" if self.no_sample else ""
+        fold = "without parts; run `capmix view --fold` before other commands read the source"
+        return line + (f", {self.left:,} {fold}" if self.left else "")
 
 
 def no_sample_text(count: int) -> str:
-    """What is said of reviews whose samples the pool does not have."""
-    return f"{count:,} reviews of samples that the pool does not have: kept in the journal"
+    """Return the message about reviews whose samples are not in the pool."""
+    return f"{count:,} reviews of samples that are not in the pool (kept in the journal)"
 
 
 class _UnreadableError(UserError):
-    """A text that edits were made from cannot be read: what has changed is not known."""
+    """A base text cannot be read, so it is unknown whether edits are stale."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,10 @@ class Folder:
     def fold(
         self, shards: Sequence[Shard], around: Callable[[Iterable[Shard]], Iterable[Shard]] = iter
     ) -> Folded:
-        """Write the parts of these shards that the journal does not agree with, one process at a
-        time; `around` may show progress."""
+        """Write the parts of these shards that do not match the journal.
+
+        Only one process folds at a time. `around` can wrap the shards to show progress.
+        """
         found = Folded()
         with folder_lock(self.store.path(f"{EDITS}/{self.source}/folding")):
             self.journal.refresh()
@@ -176,20 +180,20 @@ class Folder:
         return found
 
     def _is_written(self, shard: Shard) -> bool:
-        """False where the parts stay as they were, which is logged."""
+        """Write a shard's parts; log and return False if a base text is unreadable."""
         try:
             self._write(shard)
         except _UnreadableError as error:
-            log.warning("view: shard %s keeps the edits written before: %s", shard.name, error)
+            log.warning("view: shard %s: edits were not updated: %s", shard.name, error)
             return False
         return True
 
     def left(self) -> int:
-        """Shards of the pool that have no part."""
+        """Return the number of shards without parts."""
         return len(self.catalog.pool.shards) - len(self.store.parts(self._folders[0]))
 
     def is_folded(self, shard: Shard) -> bool:
-        """Whether the parts of a shard are what the journal and their inputs make of it."""
+        """Return whether a shard's parts match the journal and their inputs."""
         digest = self.journal.digest(shard.name)
         inputs = self._inputs(shard, self.journal.reviews(shard.name))
         for folder in self._folders:
@@ -210,7 +214,7 @@ class Folder:
         return {"model": MODEL, "source": self.source}
 
     def _inputs(self, shard: Shard, reviews: dict[str, Review]) -> dict[str, str]:
-        """The index, and the texts that edits were made from."""
+        """Return the fingerprints of the index and of the base texts."""
         sources = self.catalog.sources()
         bases = {base_source(one.base, sources) for one in reviews.values() if one.base}
         folders = sorted({SAMPLES, *(texts_folder(one) for one in bases if one in sources)})
@@ -226,7 +230,7 @@ class Folder:
         known = _Known(samples, reviews, stale)
         if self._inputs(shard, reviews) != inputs:
             raise UserError(
-                f"view: shard {shard.name} was written again meanwhile; save the edits once more"
+                f"view: inputs of shard {shard.name} changed while writing; write the parts again"
             )
         tables = (known.captions(), known.annotation())
         for folder, table in zip(self._folders, tables, strict=True):
@@ -239,19 +243,19 @@ class Folder:
                 draft.commit(marker)
 
     def _stale(self, shard: Shard, reviews: dict[str, Review]) -> dict[str, list[str]]:
-        """What has changed since, by uid. Raises _UnreadableError."""
+        """Return what has changed since each review, by uid. Raises _UnreadableError."""
         if not reviews:
             return {}
         texts = read_shard(self.catalog, shard, None)
         sources = [*texts.names, *texts.unread]
         if {base_source(one.base, sources) for one in reviews.values()} & set(texts.unread):
-            raise _UnreadableError(f"{'; '.join(texts.notes)}. Repair it and run view --fold")
+            raise _UnreadableError(f"{'; '.join(texts.notes)}. Fix it and run capmix view --fold")
         rows = ((uid, texts.rows.get(uid)) for uid in reviews)
         return {uid: stale_at(reviews[uid], texts, row) for uid, row in rows if row is not None}
 
 
 class _Known:
-    """The samples of a shard beside what is said about them."""
+    """The samples of a shard with their reviews."""
 
     def __init__(self, samples: pa.Table, reviews: dict[str, Review], stale: dict[str, list[str]]):
         self.samples, self.is_ok = samples, pc.equal(samples["status"], OK)
@@ -294,8 +298,11 @@ class _Known:
         return self._table(columns, CAPTION_FIELDS, [*rows, nothing])
 
     def annotation(self) -> pa.Table:
-        """Of a sample that nobody has touched too there is a decision and a list of tags: a
-        condition on null would never be true."""
+        """Return the annotation table.
+
+        Untouched samples have a decision and a list of tags too, since conditions on null are never
+        true.
+        """
         rows = [
             (
                 STALE if stale else one.decision or UNDECIDED,
@@ -322,13 +329,16 @@ class _Known:
         return pa.table(found)
 
     def _spread(self, values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-        """Values of the touched samples, and at their end that of all others that are ok; null
-        for samples that are not."""
+        """Return one value per sample of the shard.
+
+        `values` has one per reviewed sample and, last, the value of all other ok samples. Samples
+        that are not ok get null.
+        """
         return pa.array(values, kind).take(self.places)
 
 
 def _outcome(review: Review, is_stale: bool) -> str:
-    """OK, or why the sample has no text."""
+    """Return OK, or the reason why the sample has no text."""
     if review.decision == REJECT and not is_stale:
         return REJECTED
     if review.text is None:

@@ -1,4 +1,4 @@
-"""Images of samples as a browser takes them: thumbnails and larger ones, read from the pool."""
+"""Thumbnails and larger WebP images of samples for the browser, read from the pool."""
 
 import io
 from collections import OrderedDict
@@ -12,15 +12,15 @@ from PIL import Image
 from capmix.models.images import BadImageError, decode_image
 from capmix.pool import Pool, Sample, Shard
 
-THUMBNAIL, LARGE = SIDES = 160, 1280  # pixels of the longer side
-KEPT = 64 * 2**20  # bytes of pictures in memory
-BLOCK = 24  # neighbours whose thumbnails are made in the same pass over a shard
+THUMBNAIL, LARGE = SIDES = 160, 1280  # longer side in pixels
+KEPT = 64 * 2**20  # bytes of cached pictures
+BLOCK = 24  # neighbouring thumbnails created in one pass over a shard
 READERS = 4  # shards read for images at a time
 TYPE = "image/webp"
 
 
 def browser_picture(data: bytes, side: int) -> bytes:
-    """A WebP copy, `side` pixels at most each way. Raises BadImageError."""
+    """Return a WebP copy of at most `side` x `side` pixels. Raises BadImageError."""
     image = decode_image(data, input_side=side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -30,7 +30,7 @@ def browser_picture(data: bytes, side: int) -> bytes:
 
 @dataclass
 class Pictures:
-    """Pictures of a pool, the ones used last in memory."""
+    """Pictures of a pool, with a cache of recently used ones."""
 
     pool: Pool
     _known: OrderedDict[tuple[str, str, int], bytes] = field(default_factory=OrderedDict)
@@ -41,16 +41,17 @@ class Pictures:
     )
 
     def thumbnail(self, shard: Shard, keys: pa.ChunkedArray, row: int) -> bytes:
-        """Of the sample of a row; `keys` are those of all rows. Raises KeyError for none."""
+        """Return the thumbnail of a row; `keys` has the keys of all rows. Raises KeyError if the
+        image does not exist or does not decode."""
         block = keys.slice(row - row % BLOCK, BLOCK).to_pylist()
         return self._read(shard, block[row % BLOCK], block, THUMBNAIL)
 
     def large(self, shard: Shard, key: str) -> bytes:
-        """Raises KeyError where there is no such image, or none that decodes."""
+        """Return the large picture. Raises KeyError if the image does not exist or decode."""
         return self._read(shard, key, [key], LARGE)
 
     def _read(self, shard: Shard, key: str, keys: Sequence[str], side: int) -> bytes:
-        # Nobody waits for a block of thumbnails to see the one picture that is looked at.
+        # Locks are per size, so that a large picture does not wait for a block of thumbnails.
         with self._locks[side][hash(shard.name) % READERS]:
             found = self._kept(shard, key, side)
             if found is None:
@@ -63,7 +64,7 @@ class Pictures:
             return found
 
     def _made(self, shard: Shard, keys: Mapping[str, None], side: int) -> dict[str, bytes]:
-        """Empty bytes for what does not decode."""
+        """Create pictures by key; empty bytes for images that do not decode."""
         found: dict[str, bytes] = {}
         for sample in self.pool.read(shard, keys):
             if not isinstance(sample, Sample) or sample.key not in keys:

@@ -1,10 +1,10 @@
-"""Where the samples of reviews are now.
+"""Find the current places of reviewed samples.
 
-A line of the journal names a sample by shard and uid. In a folder of files both change with what
-else is in it: a shard is the next thousand files by name, and a uid may be that of a file's path.
-So a sample that is not in the shard of its line is looked up in the index of the pool: by uid, and
-where uids are those of paths, by its image. What is found nowhere stays in the journal, and is
-found again when the file is there again.
+A journal line identifies a sample by shard and uid. In a folder of image files both can change when
+files are added, removed or renamed: a shard is a run of a thousand files by name, and a uid can be
+derived from a file's path. A sample that is not in the shard of its line is therefore looked up in
+the pool's index: by uid, and by its image if uids are derived from paths. Reviews of samples that
+are not found remain in the journal, and apply again once the file is back.
 """
 
 from collections import defaultdict
@@ -26,17 +26,18 @@ from capmix.view.journal import Named, Place
 
 @dataclass(frozen=True)
 class Settled:
-    """Places that lines name, by where their samples are now; `lost` are those of no sample."""
+    """`moved` maps places in the journal to their samples' current places; `lost` are places
+    without a sample."""
 
     moved: Mapping[Place, Place] = field(default_factory=dict)
     lost: frozenset[Place] = frozenset()
 
 
 def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Settled:
-    """Look for the samples that lines of a journal name, in the shards that are indexed.
+    """Find the samples that journal lines refer to, in the indexed shards.
 
-    Where several samples of one uid or image may be meant, or a sample has reviews of its own that
-    were not made on top of the other's, none is chosen: the review is lost.
+    The review is lost if several samples have the uid or image, or if the sample found has a review
+    of its own that does not continue the other one.
     """
     homeless = {place: named[place] for place in _homeless(store, pool, named)}
     if not homeless:
@@ -62,7 +63,7 @@ def find_places(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Settl
 
 
 def _homeless(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Iterator[Place]:
-    """Those that are not in their shard; of shards that are not indexed yet, nobody knows."""
+    """Yield the places whose shard does not have the sample; skips shards not indexed yet."""
     uids: dict[str, list[str]] = defaultdict(list)
     for shard, uid in named:
         uids[shard].append(uid)
@@ -81,7 +82,7 @@ def _homeless(store: Store, pool: Pool, named: Mapping[Place, Named]) -> Iterato
 def _found(
     store: Store, pool: Pool, homeless: Mapping[Place, Named]
 ) -> tuple[dict[str, list[Place]], dict[str, list[Place]]]:
-    """The samples of the pool that have a uid or, in a folder, an image of these."""
+    """Find the pool's samples with these uids or, in a folder, these images."""
     uids = pa.array(sorted({uid for _, uid in homeless}))
     images = {one.image for one in homeless.values() if one.image} if pool.is_folder else set()
     by_uid: dict[str, list[Place]] = defaultdict(list)
@@ -102,7 +103,7 @@ def _found(
 
 
 def _images(store: Store, shard: str) -> Iterator[tuple[str, str]]:
-    """What identifies the bytes of each sample whose uid is that of its path, and the uid."""
+    """Yield the image name and uid of each sample whose uid is derived from its path."""
     with store.open_table(f"{SAMPLES}/{shard}.parquet") as file:
         have = file.schema_arrow.names
     names = [name for name in ("xxh3", "sha256") if name in have]
@@ -114,13 +115,15 @@ def _images(store: Store, shard: str) -> Iterator[tuple[str, str]]:
 
 
 def image_name(value: int | str) -> str:
-    """What identifies a sample's bytes, as reviews keep it: xxh3 or sha256 of the index."""
+    """Return the name of a sample's image bytes in reviews: the index's xxh3 (in hex) or sha256."""
     return f"{value:016x}" if isinstance(value, int) else value
 
 
 def _index(store: Store, shard: str, columns: list[str]) -> pa.Table | None:
-    """Columns of the samples of a shard that are ok; None where they cannot be read, which is
-    reported when the shard is looked at."""
+    """Read columns of a shard's ok samples.
+
+    Returns None if they cannot be read; this is reported when the shard is displayed.
+    """
     try:
         table = store.read_table(f"{SAMPLES}/{shard}.parquet", [*columns, "status"])
     except UserError:

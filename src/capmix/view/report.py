@@ -1,4 +1,4 @@
-"""The report with samples and images that are read from the pool on demand."""
+"""The report, with samples and images read from the pool on demand."""
 
 from functools import lru_cache
 from threading import Lock
@@ -17,13 +17,13 @@ from capmix.report.gather import Found
 from capmix.report.page import render_page, steps_of_page
 from capmix.report.settings import ReportSettings
 
-THUMBNAILS = 2_000  # kept in memory: some 20 MB
-ROWS = 10_000  # of a shard, some MB as JSON
+THUMBNAILS = 2_000  # cached; about 20 MB
+ROWS = 10_000  # rows displayed of a shard; a few MB as JSON
 READERS = 4  # shards read for images at a time
 
 
 class Reader:
-    """What the server reads for the page: rows of the fair sample or of one shard, and images."""
+    """Reads the page's data: images, and rows of one shard or of measures/sample.parquet."""
 
     def __init__(self, found: Found):
         self.found = found
@@ -35,8 +35,11 @@ class Reader:
         self.image = lru_cache(maxsize=THUMBNAILS)(self._image)
 
     def _rows(self, shard: str) -> tuple[list[dict[str, Any]], int]:
-        """Of `shard`, or of the fair sample where it is empty, and how many samples there are: of
-        more than ROWS, some of them, evenly spaced. KeyError: no such shard."""
+        """Return rows of `shard` (of measures/sample.parquet if ""), and the number of samples.
+
+        If the shard has more than ROWS samples, ROWS evenly spaced ones are returned. Raises
+        KeyError for an unknown shard.
+        """
         found = self.found
         table = self._of_shard(shard) if shard else read_sample(found.store)
         count = len(table)
@@ -54,13 +57,13 @@ class Reader:
         return table.append_column("shard", pa.repeat(pa.scalar(name), len(table)))
 
     def _decisions(self, subset: str, shard: str) -> list[str | None]:
-        """For each of `rows(shard)`; raises KeyError for no such subset."""
+        """Return the decision for each of `rows(shard)`. Raises KeyError for an unknown subset."""
         if subset not in self.found.subsets:
             raise KeyError(subset)
         return decisions(SubsetRows.pinned(self.found.store, subset), self.rows(shard)[0])
 
     def _image(self, shard: str, key: str, uid: str) -> bytes:
-        """A thumbnail as WebP. Raises KeyError where there is no such image, or none to decode."""
+        """Return a WebP thumbnail. Raises KeyError if the image does not exist or decode."""
         if shard not in self._shards:
             raise KeyError(shard)
         with self._locks[hash(shard) % READERS]:
@@ -69,7 +72,7 @@ class Reader:
 
 
 class ReportPages:
-    """The report as the server gives it: the page, and what it asks for."""
+    """The report as served: the page, and the data that it requests."""
 
     def __init__(self, found: Found, token: str):
         reader, settings = Reader(found), ReportSettings()

@@ -1,4 +1,4 @@
-"""The samples of a shard with all their texts, scores and flags, as the workbench looks at them."""
+"""The samples of a shard with all their texts, scores and flags, for the workbench."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,19 +22,19 @@ from capmix.storage.layout import RAW, SAMPLES, captions_folder, scores_folder, 
 from capmix.storage.store import Store
 from capmix.view.places import image_name
 
-MOST_CAPTIONS = 8  # of one source that are shown
-LONGEST_TEXT = 8192  # characters that are shown of a text, and that an edit may have
-CACHED = 256 * 2**20  # bytes of shards' texts in memory
+MOST_CAPTIONS = 8  # captions displayed per source
+LONGEST_TEXT = 8192  # characters displayed of a text, and maximum length of an edit
+CACHED = 256 * 2**20  # bytes of cached texts
 ABOUT = ("xxh3", "sha256", "width", "height")
 
 
 @dataclass(frozen=True)
 class ShardTexts:
-    """Those N samples of a shard that are ok, in pool order.
+    """The N ok samples of a shard, in pool order.
 
-    `names` are the texts as recipes call them: raw, blip2, blip2_k1; `table` has uid, key, width,
-    height and the columns NAME_text, NAME_flags and NAME_score that exist. `rows` are the numbers
-    of the samples by uid. `notes` say what could not be read, `unread` of which sources.
+    `names` are the names of the texts in recipes, for example raw, blip2, blip2_k1. `table` has
+    uid, key, width, height and the columns NAME_text, NAME_flags and NAME_score that exist. `rows`
+    maps uids to row numbers. `notes` are errors while reading; `unread` are the sources concerned.
     """
 
     shard: str
@@ -48,11 +48,11 @@ class ShardTexts:
         return len(self.table)
 
     def texts(self, name: str) -> pa.Array | None:
-        """string (N,): the texts of one name; None where the shard has none of it."""
+        """Return string (N,), the texts of a name; None if the shard has no such texts."""
         return self._column(f"{name}_text")
 
     def flagged(self) -> np.ndarray:
-        """bool (N,): samples of which a text has a flag."""
+        """Return bool (N,), true for samples with a flag on any text."""
         found = np.zeros(len(self), bool)
         for name in self.names:
             flags = self._column(f"{name}_flags")
@@ -63,7 +63,7 @@ class ShardTexts:
         return found
 
     def without_text(self, name: str = "") -> np.ndarray:
-        """bool (N,): samples without a text of `name`, or of any."""
+        """Return bool (N,), true for samples without a text of `name` (of any name if "")."""
         found = np.ones(len(self), bool)
         for one in [name] if name else self.names:
             texts = self.texts(one)
@@ -74,13 +74,13 @@ class ShardTexts:
         return found
 
     def text(self, name: str, row: int) -> str | None:
-        """One text in full."""
+        """Return one text in full length."""
         texts = self.texts(name)
         found = None if texts is None else texts[row].as_py()
         return found if found is None else str(found)
 
     def image(self, row: int) -> str:
-        """What identifies the sample's bytes; "" where the index does not say."""
+        """Return the name of the sample's image bytes; "" if the index has none."""
         for name in ("xxh3", "sha256"):
             value = self.table[name][row].as_py()
             if value is not None:
@@ -88,7 +88,7 @@ class ShardTexts:
         return ""
 
     def as_json(self, row: int) -> dict[str, Any]:
-        """One sample for the page."""
+        """Return one sample as JSON for the page."""
         about = {name: self.table[name][row].as_py() for name in ("uid", "key", "width", "height")}
         return about | {
             "shard": self.shard,
@@ -114,12 +114,12 @@ class ShardTexts:
 
 
 def text_digest(text: str | None) -> str:
-    """16 hex digits of a text; "" for none."""
+    """Return the digest of a text as 16 hex digits; "" for None."""
     return "" if text is None else xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def base_source(name: str, sources: Sequence[str]) -> str:
-    """The source that a text's name is of: blip2 for blip2_k1."""
+    """Return the source of a text's name: blip2 for blip2_k1."""
     if name in sources or name == RAW:
         return name
     return name.rpartition("_k")[0] or name
@@ -127,12 +127,12 @@ def base_source(name: str, sources: Sequence[str]) -> str:
 
 @dataclass
 class ShardCache:
-    """Texts of shards as they are now, the ones used last in memory.
+    """Current texts of shards, with a cache of recently used ones.
 
-    `asked` is the scorer whose scores are shown, None for the only one that has any. `source` is
-    the one that edits are written to; it is read for its scores. Without `may_index`, a
-    shard that is not indexed yet is refused; else it is when it is first looked at. `renewed`
-    counts shards that were written again since they were read.
+    `asked` is the scorer whose scores are displayed; None for the only scorer with scores. `source`
+    is the source that edits are written to. With `may_index`, a shard is indexed when it is first
+    read; without it, reading a shard that is not indexed raises UserError. `renewed` counts reloads
+    of shards that changed after they were read.
     """
 
     catalog: Catalog
@@ -156,14 +156,14 @@ class ShardCache:
 
     @property
     def scorer(self) -> str | None:
-        """None where there are no scores, or several scorers since the server began."""
+        """The scorer; None if there are no scores, or several scorers to choose from."""
         try:
             return self.catalog.scorer(self.asked)
         except UserError:
             return None
 
     def read(self, shard: Shard) -> ShardTexts:
-        """Raises UserError where the shard is not indexed, or a part of it is damaged."""
+        """Return a shard's texts. Raises UserError if it is not indexed or its index is damaged."""
         with self._lock:
             lock = self._locks.setdefault(shard.name, Lock())
         with lock:
@@ -197,12 +197,12 @@ class ShardCache:
         return tuple(f"{one} {self.store.fingerprint(f'{one}/{shard.name}')}" for one in folders)
 
     def index(self, shard: Shard) -> None:
-        """List the samples of a shard, unless that was done before."""
+        """Index a shard unless it is indexed already."""
         if self.store.read_marker(f"{SAMPLES}/{shard.name}") is not None:
             return
         if not self.may_index:
             raise UserError(
-                f"shard {shard.name} is not indexed yet; run `capmix view` without --read-only"
+                f"shard {shard.name} is not indexed; run `capmix view` without --read-only"
             )
         (stage,) = index_stages(self.pool)
         if missing(stage, [shard], self.store):
@@ -210,8 +210,10 @@ class ShardCache:
 
 
 def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts:
-    """Read a shard's texts of all sources that have a part for it, with the scores that were made
-    from them. What cannot be read is a note, where it is not the index."""
+    """Read a shard's texts of all sources that have a part for it, with their scores.
+
+    Unreadable parts are skipped and reported in `notes`, except the index, which raises UserError.
+    """
     store, notes = catalog.store, list[str]()
     have = [
         one for one in catalog.sources()
@@ -237,7 +239,7 @@ def read_shard(catalog: Catalog, shard: Shard, scorer: str | None) -> ShardTexts
 def _without_unreadable(
     store: Store, shard: Shard, have: list[str], scored: list[str], scorer: str | None
 ) -> list[str]:
-    """Take the sources out of `have` and `scored` that cannot be read, one by one; says why."""
+    """Remove unreadable sources from `have` and `scored`; return the errors."""
     notes = []
     for source in list(scored):
         try:
@@ -268,7 +270,7 @@ def _read(
 
 
 def _names(store: Store, shard: Shard, source: str) -> list[str]:
-    """What recipes call the captions of a source: the first one as the source itself."""
+    """Return the names of a source's captions in recipes; the first is the source's own name."""
     if source == RAW:
         return [RAW]
     numbers = store.read_table(f"{captions_folder(source)}/{shard.name}.parquet", ["k"])["k"]

@@ -1,7 +1,7 @@
-"""Serve the workbench, and the report, on this machine alone.
+"""Serve the workbench and the report on localhost.
 
-Every answer needs the token. What changes something is a POST with the token in a header, which
-no other page can send, and with a body of JSON of up to MOST_BODY bytes.
+Every request requires the token. Requests that change something are POSTs with the token in a
+header, which other web pages cannot send, and a JSON body of up to MOST_BODY bytes.
 """
 
 import logging
@@ -37,10 +37,10 @@ from capmix.view.workbench import (
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-MOST_BYTES = 2 << 30  # of a pool that is indexed before it is shown
-MOST_BODY = 256 * 1024  # bytes of a request: the longest text and its tags, escaped
+MOST_BYTES = 2 << 30  # pools up to this size are indexed at startup
+MOST_BODY = 256 * 1024  # bytes of a request body; enough for the longest text and its tags
 TOKEN_HEADER = "x-capmix-token"  # noqa: S105
-# The address has the token: no other page gets it or may frame this one, and nothing is cached.
+# The URL contains the token: do not send it as a referrer, do not allow framing, do not cache.
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -52,11 +52,11 @@ STATUS = {BadRequestError: 400, UnknownError: 404, ConflictError: 409}
 
 
 def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
-    """The workbench of a pool. A small pool is indexed now, of others each shard when it is first
-    looked at.
+    """Return the workbench of a pool.
 
-    Raises UserError where edits cannot be written: the work directory is remote, or the name of the
-    source is taken.
+    A small pool is indexed immediately; in a larger one, each shard is indexed when it is first
+    displayed. Raises UserError if edits cannot be written because the work directory is remote or
+    the source name is used by other captions.
     """
     store, source = catalog.store, settings.source
     is_read_only = settings.read_only
@@ -64,12 +64,12 @@ def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
         check_free(store, source)
         if not store.is_local:
             raise UserError(
-                f"view: {store.location} is remote, where edits cannot be kept safely: look at it "
-                "with --read-only, or edit a local copy of the work directory"
+                f"view: {store.location} is remote, and edits require a local work directory; use "
+                "--read-only, or edit a local copy"
             )
     folder = journal_folder(store, source) if store.is_local else ""
     journal = Journal(folder, settings.author or account(), is_read_only)
-    catalog.scorer(settings.scorer)  # reports one that has no scores
+    catalog.scorer(settings.scorer)  # raises UserError for a scorer without scores
     cache = ShardCache(catalog, settings.scorer, source, not is_read_only)
     shards = catalog.pool.shards
     is_small = len(shards) <= MOST_SHARDS and sum(shard.bytes for shard in shards) <= MOST_BYTES
@@ -80,13 +80,13 @@ def make_workbench(catalog: Catalog, settings: ViewSettings) -> Workbench:
 
 
 def serve(catalog: Catalog, settings: ViewSettings, on_address: Callable[[str], None]) -> None:
-    """Serve until stopped; edits that are only in the journal become parts before and after.
+    """Serve until stopped, writing parts of journaled edits at startup and at shutdown.
 
-    `on_address` gets the address, with the token that every request needs. Raises
-    UserError where the port is taken or edits cannot be kept.
+    `on_address` is called with the URL, including the token. Raises UserError if the port is in
+    use or edits cannot be written.
     """
     if settings.fold and settings.read_only:
-        raise UserError("view: --fold writes parts, and --read-only writes none")
+        raise UserError("view: --fold cannot be combined with --read-only")
     listener = None
     if not settings.fold:
         place = catalog.store.root
@@ -111,9 +111,9 @@ def serve(catalog: Catalog, settings: ViewSettings, on_address: Callable[[str], 
 
 
 def fold_all(bench: Workbench) -> None:
-    """Write the parts of every shard that the journal asks for."""
+    """Write the parts of all shards."""
     if not bench.journal.lines:
-        log.info("view: nothing was edited yet")
+        log.info("view: no edits yet")
         return
     found = bench.fold(
         everything=True, around=lambda shards: progress("edits", "shard", work=shards)
@@ -122,19 +122,22 @@ def fold_all(bench: Workbench) -> None:
 
 
 def _fold_touched(bench: Workbench) -> None:
-    """Edits stay in the journal where their parts cannot be written."""
+    """Write the parts of edited shards; on failure, log that the edits remain in the journal."""
     try:
         found = bench.fold()
     except (UserError, OSError) as error:
-        log.warning("view: the edits are kept in %s; %s", bench.journal.path, error)
+        log.warning("view: edits are kept in the journal %s; %s", bench.journal.path, error)
         return
     if found.written or found.no_sample:
         log.info("view: edits: %s", found.line())
 
 
 def usual_port(location: str) -> int:
-    """The port that a work directory gets where it is free: what a browser keeps for the page
-    (texts that were typed and not saved, the last place) belongs to host and port."""
+    """Return the preferred port of a work directory.
+
+    A fixed port lets the browser keep unsaved texts and the last place, which it stores per host
+    and port.
+    """
     return 49152 + int(text_digest(location), 16) % 16384
 
 
@@ -150,7 +153,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
-        listener.listen()  # who asks before the server runs waits
+        listener.listen()  # connections made before the server runs have to wait
     except (OSError, OverflowError) as error:
         listener.close()
         raise UserError(f"--port {port}: {error}; choose another, or 0 for any free one") from error
@@ -158,8 +161,10 @@ def _listen(port: int) -> socket.socket:
 
 
 class _Lazy:
-    """The report's pages, gathered when they are asked for, and again once parts were written: that
-    reads the whole pool."""
+    """The report's pages, which require reading the whole pool.
+
+    They are created on the first request, and again after parts have been written.
+    """
 
     def __init__(self, make: Callable[[], ReportPages]):
         self._make, self._lock = make, Lock()
@@ -177,7 +182,7 @@ class _Lazy:
 
 
 def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
-    """The server as an ASGI application; `gathered` reads what the report shows."""
+    """Return the server as an ASGI application; `gathered` collects the report's data."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -190,17 +195,17 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
     report = _Lazy(lambda: ReportPages(gathered(), token))
     page = _page(bench, token)
 
-    def is_given(found: str) -> bool:
+    def has_token(found: str) -> bool:
         return secrets.compare_digest(found.encode(), token.encode())
 
-    async def answered(work: Callable[[], Any], answer: Callable[[Any], Response]) -> Response:
-        """What `work`, called in a thread, comes to; an error of a page is a text."""
+    async def respond(work: Callable[[], Any], answer: Callable[[Any], Response]) -> Response:
+        """Run `work` in a thread and build the response; errors are plain text for HTML pages."""
         try:
             response = answer(await run_in_threadpool(work))
             response.headers.update(HEADERS)
             return response
         except KeyError as error:
-            words, status = f"there is no {error.args[0]}", 404
+            words, status = f"not found: {error.args[0]}", 404
         except UserError as error:
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 409)
             words = str(error)
@@ -214,43 +219,45 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
     def refused(words: str, status: int) -> Response:
         return JSONResponse({"error": words}, status, HEADERS)
 
-    def looking(
+    def get_route(
         path: str, work: Callable[..., Any], answer: Callable[[Any], Response], *names: str
     ) -> Route:
-        """A route that only reads: `work` is given the query's `names`; without any, all of it."""
+        """Return a read-only route; `work` receives the query's `names`, or the query if none."""
 
         async def handler(request: Request) -> Response:
-            if not is_given(
+            if not has_token(
                 request.headers.get(TOKEN_HEADER) or request.query_params.get("token", "")
             ):
-                return PlainTextResponse("the address that capmix view printed has a token", 403)
+                return PlainTextResponse(
+                    "the token is missing; open the URL that capmix view printed", 403
+                )
             asked = request.query_params
             values = [asked.get(name, "") for name in names] if names else [asked]
-            return await answered(partial(work, *values), answer)
+            return await respond(partial(work, *values), answer)
 
         return Route(path, handler, methods=["GET"])
 
-    def changing(path: str, work: Callable[[Mapping[str, Any]], Any]) -> Route:
-        """A route that changes something: a POST that no other page can make a browser send."""
+    def post_route(path: str, work: Callable[[Mapping[str, Any]], Any]) -> Route:
+        """Return a POST route for changes; other web pages cannot make a browser call it."""
 
         async def handler(request: Request) -> Response:
-            if not is_given(request.headers.get(TOKEN_HEADER, "")):
-                return refused("the token is missing; open the address that was printed", 403)
+            if not has_token(request.headers.get(TOKEN_HEADER, "")):
+                return refused("the token is missing; open the URL that capmix view printed", 403)
             origin = request.headers.get("origin")
             if origin is not None and origin != f"http://{request.headers.get('host')}":
-                return refused("another page may not change anything", 403)
+                return refused("changes are not allowed from other origins", 403)
             if request.headers.get("content-type", "").partition(";")[0] != "application/json":
                 return refused("expected JSON", 415)
             body = b""
             async for piece in request.stream():
                 body += piece
                 if len(body) > MOST_BODY:
-                    return refused(f"a request may have {MOST_BODY:,} bytes", 413)
+                    return refused(f"the request exceeds {MOST_BODY:,} bytes", 413)
             try:
                 value = parse_object(body)
             except ValueError as error:
                 return refused(f"expected JSON: {error}", 400)
-            return await answered(partial(work, value), JSONResponse)
+            return await respond(partial(work, value), JSONResponse)
 
         return Route(path, handler, methods=["POST"])
 
@@ -279,38 +286,38 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
 
     edits = _Edits(bench)
     routes = [
-        looking("/", lambda _: page, HTMLResponse),
-        looking("/page.js", lambda _: _resource("page.js"), script),
-        looking("/page.css", lambda _: _resource("page.css"), style),
-        looking("/api/pool", lambda _: bench.pool() | bench.about(), JSONResponse),
-        looking("/api/about", lambda _: bench.about(), JSONResponse),
-        looking("/api/samples", partial(_listed, bench), JSONResponse),
-        looking("/api/sample", bench.sample, JSONResponse, "shard", "key"),
-        looking("/api/shard", bench.place, JSONResponse, "name", "number"),
-        looking(
+        get_route("/", lambda _: page, HTMLResponse),
+        get_route("/page.js", lambda _: _resource("page.js"), script),
+        get_route("/page.css", lambda _: _resource("page.css"), style),
+        get_route("/api/pool", lambda _: bench.pool() | bench.about(), JSONResponse),
+        get_route("/api/about", lambda _: bench.about(), JSONResponse),
+        get_route("/api/samples", partial(_listed, bench), JSONResponse),
+        get_route("/api/sample", bench.sample, JSONResponse, "shard", "key"),
+        get_route("/api/shard", bench.place, JSONResponse, "name", "number"),
+        get_route(
             "/api/find",
             lambda shard, key, scope: bench.find(shard, key, scope == "pool"),
             JSONResponse, "shard", "key", "scope",
         ),
-        looking("/thumbnail", thumbnail, webp, "shard", "row"),
-        looking(
+        get_route("/thumbnail", thumbnail, webp, "shard", "row"),
+        get_route(
             "/picture",
             lambda shard, key: pictures.large(bench.shard(shard), key),
             webp, "shard", "key",
         ),
-        changing("/api/act", edits.act),
-        changing("/api/undo", edits.undo),
-        changing("/api/preview", edits.preview),
-        changing("/api/replace", edits.replace),
-        changing("/api/save", saved),
-        looking("/report", lambda _: report().page, HTMLResponse),
-        looking("/rows", lambda shard: report().rows(shard), samples, "shard"),
-        looking(
+        post_route("/api/act", edits.act),
+        post_route("/api/undo", edits.undo),
+        post_route("/api/preview", edits.preview),
+        post_route("/api/replace", edits.replace),
+        post_route("/api/save", saved),
+        get_route("/report", lambda _: report().page, HTMLResponse),
+        get_route("/rows", lambda shard: report().rows(shard), samples, "shard"),
+        get_route(
             "/decisions",
             lambda subset, shard: report().decisions(subset, shard),
             JSONResponse, "subset", "shard",
         ),
-        looking(
+        get_route(
             "/image",
             lambda shard, key, uid: report().image(shard, key, uid),
             webp, "shard", "key", "uid",
@@ -323,7 +330,7 @@ def make_app(bench: Workbench, gathered: Callable[[], Any], token: str) -> Any:
 
 
 class _Edits:
-    """The requests that change something, or show what would be changed."""
+    """Requests that change something, or preview a change."""
 
     def __init__(self, bench: Workbench):
         self.bench = bench
@@ -331,7 +338,7 @@ class _Edits:
     def act(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         seen = asked.get("seen")
         if not isinstance(seen, int) or seen < 0:
-            raise BadRequestError("seen: expected the version of the sample that is shown")
+            raise BadRequestError("seen: expected the version of the displayed sample")
         wanted = asked.get("set")
         if not isinstance(wanted, dict):
             raise BadRequestError("set: expected an object")

@@ -13,7 +13,7 @@ LONGEST_AUTHOR = 64  # characters
 
 
 def account() -> str:
-    """The name of this account of the system, or "unknown"."""
+    """Return the name of the system account, or "unknown"."""
     try:
         return getpass.getuser()[:LONGEST_AUTHOR] or "unknown"
     except (KeyError, OSError):
@@ -22,25 +22,26 @@ def account() -> str:
 
 def _author(name: str) -> str:
     if not name.strip() or len(name) > LONGEST_AUTHOR or not name.isprintable():
-        raise ValueError(f"expected a name of 1 to {LONGEST_AUTHOR} printable characters")
+        raise ValueError(f"expected 1 to {LONGEST_AUTHOR} printable characters")
     return name.strip()
 
 
 class ViewSettings(Settings):
-    """What the workbench shows, and what becomes of edits."""
+    """What the workbench displays, and how edits are written."""
 
     scorer: str | None = option(
-        None, "Whose scores to show (default: the only scorer, or the only one not imported)."
+        None,
+        "Scorer whose scores to display (default: the only scorer, or the only one not imported).",
     )
     port: int = option(0, "Port; 0 = a fixed port per work directory if free, else any free port.")
     results: str | None = option(
-        None, "Directory of `capmix run` whose trained runs the report shows."
+        None, "Output directory of `capmix run`; its trained runs are added to the report."
     )
-    source: str = option(SOURCE, "Source that edits are written as.", group="Edits")
+    source: str = option(SOURCE, "Name of the source to write edits to.", group="Edits")
     author: Annotated[str, AfterValidator(_author)] | None = option(
-        None, "Who edits (default: your account's name).", group="Edits"
+        None, "Author of the edits (default: your system account).", group="Edits"
     )
-    read_only: bool = option(False, "Show everything, accept no edits.", group="Edits")
+    read_only: bool = option(False, "Disable edits.", group="Edits")
     fold: bool = option(
-        False, "Write the parts of all edits made so far, then end; serves nothing.", group="Edits"
+        False, "Write the parts of all edits and exit without starting a server.", group="Edits"
     )

@@ -1,10 +1,9 @@
-"""What the workbench does: list, search and change samples; no HTTP here.
+"""The workbench: list, search and change samples. HTTP is handled in server.py.
 
-A query is about one shard, or about the whole pool. Of a pool that is indexed, of up to MOST_SHARDS
-shards and MOST_SAMPLES samples, all texts are searched and all matches are counted; a larger one is
-searched shard by shard, until there are enough matches or SECONDS are over, and the answer says
-where to resume. What the journal knows (accepted, rejected, tagged, edited) is found in the whole
-pool, whatever its size.
+A query covers one shard or the whole pool. In an indexed pool of up to MOST_SHARDS shards and
+MOST_SAMPLES samples, all texts are searched and all matches counted. A larger pool is searched
+shard by shard until there are enough matches or SECONDS have passed; the result says where to
+resume. Filters on the journal (accepted, rejected, tagged, edited) always cover the whole pool.
 """
 
 import re
@@ -36,35 +35,35 @@ from capmix.view.samples import (
     text_digest,
 )
 
-MOST_SHARDS, MOST_SAMPLES = 200, 250_000  # of a pool that is searched as a whole
-SECONDS = 2.0  # for a search in a larger pool
-MOST_ROWS = 200  # of one answer
-MOST_CHANGES = 50_000  # samples of one find and replace
+MOST_SHARDS, MOST_SAMPLES = 200, 250_000  # larger pools are searched shard by shard
+SECONDS = 2.0  # time limit of a search in a larger pool
+MOST_ROWS = 200  # rows per response
+MOST_CHANGES = 50_000  # samples changed by one find and replace
 PREVIEWED = 200
-MOST_REPLACED = 2**26  # characters that one step of find and replace may come to
+MOST_REPLACED = 2**26  # maximum output characters of one step of find and replace
 MOST_TAGS, LONGEST_TAG = 32, 64
 LONGEST_QUERY = 1000
-CURRENT = "current"  # text that counts: the edited one where there is one, else the base's
+CURRENT = "current"  # the edited text if there is one, else the base text
 ALL = "all"
 JOURNALED = ("accepted", "rejected", "tagged", "edited", "stale")
 FILTERS = (ALL, "untouched", *JOURNALED, "flagged", "no-text")
 
 
 class BadRequestError(UserError):
-    """What was asked for cannot be."""
+    """The request is invalid."""
 
 
 class UnknownError(UserError):
-    """There is no such shard or sample."""
+    """The shard or sample does not exist."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which samples: those of `shard`, or of the whole pool where it is empty.
+    """A query for samples of `shard` ("" for the whole pool).
 
-    `find` is looked for in the texts of `within` ("" for all of them), as it stands or as a regular
-    expression (RE2); with `word`, as whole words of any script. `keep` is one of FILTERS, or
-    `tag:NAME`.
+    `find` is searched in the texts of `within` ("" for all texts), literally or as a regular
+    expression (RE2); with `word`, only whole words match, in any script. `keep` is one of FILTERS
+    or `tag:NAME`.
     """
 
     shard: str = ""
@@ -77,15 +76,13 @@ class Query:
     base: str = RAW
 
     def checked(self) -> "Query":
-        """Raises BadRequestError."""
+        """Return the query. Raises BadRequestError if it is invalid."""
         if len(self.find) > LONGEST_QUERY:
-            raise BadRequestError(f"search for up to {LONGEST_QUERY:,} characters")
+            raise BadRequestError(f"search text exceeds {LONGEST_QUERY:,} characters")
         if self.keep not in FILTERS and not self.keep.startswith("tag:"):
-            raise BadRequestError(f"no filter {self.keep!r}")
+            raise BadRequestError(f"unknown filter {self.keep!r}")
         if self.regex and self.word:
-            raise BadRequestError(
-                "whole words are those of a text as it stands, not of an expression"
-            )
+            raise BadRequestError("whole words cannot be combined with a regular expression")
         if self.regex and self.find:
             try:
                 pc.match_substring_regex(pa.array([""]), self.pattern)
@@ -96,13 +93,13 @@ class Query:
 
     @property
     def pattern(self) -> str:
-        """The regular expression (RE2) that is looked for."""
+        """The regular expression (RE2) to search for."""
         return self.find if self.regex else _quoted(self.find)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a list begins: at a row of a shard (its number), forwards or backwards."""
+    """Where a list starts: shard number, row, and direction."""
 
     shard: int = 0
     row: int = 0
@@ -111,7 +108,7 @@ class Start:
 
 
 class Workbench:
-    """A pool under review. Safe to use from several threads."""
+    """A pool under review. Thread-safe."""
 
     def __init__(self, catalog: Catalog, cache: ShardCache, journal: Journal, source: str):
         self.catalog, self.cache, self.journal, self.source = catalog, cache, journal, source
@@ -125,17 +122,17 @@ class Workbench:
         self._settle()
 
     def _is_small(self) -> bool:
-        """Whether each answer may look at the whole pool."""
+        """Return whether queries cover the whole pool at once."""
         if len(self.shards) > MOST_SHARDS:
             return False
         store = self.catalog.store
         markers = [store.read_marker(f"{SAMPLES}/{shard.name}") for shard in self.shards]
         return sum(MOST_SAMPLES if m is None else m.rows_in for m in markers) <= MOST_SAMPLES
 
-    # Looking
+    # Reading
 
     def about(self) -> dict[str, Any]:
-        """What the page shows around the samples."""
+        """Return the state of the journal for the page: undo, unsaved edits, counts."""
         self._refresh()
         can_undo, can_redo = self.journal.can_undo()
         return {
@@ -151,7 +148,7 @@ class Workbench:
         }
 
     def pool(self) -> dict[str, Any]:
-        """What does not change while the page is open."""
+        """Return the values that stay constant while the page is open."""
         return {
             "pool": self.catalog.pool.location,
             "work": self.catalog.store.location,
@@ -170,7 +167,7 @@ class Workbench:
         }
 
     def shard(self, name: str) -> Shard:
-        """By name, or by number from 1. Raises UnknownError."""
+        """Return a shard by name, or by number starting at 1. Raises UnknownError."""
         if name in self._numbers:
             return self.shards[self._numbers[name]]
         number = _whole(name) - 1
@@ -179,8 +176,11 @@ class Workbench:
         raise UnknownError(f"no shard {name[:100]!r}; the pool has {len(self.shards):,}")
 
     def place(self, name: str = "", number: str = "") -> dict[str, Any]:
-        """Name and number, from 0, of the shard of a name (see `shard`) or, where there is none, of
-        a number from 0: of shards that are named by numbers too. Raises UnknownError."""
+        """Return name and number (starting at 0) of a shard.
+
+        The shard is given by `name` (see `shard`) or, if that is empty, by `number` starting at 0,
+        which is never taken for a name. Raises UnknownError.
+        """
         if not name:
             found = _whole(number)
             if not 0 <= found < len(self.shards):
@@ -192,8 +192,8 @@ class Workbench:
         return {"number": self._numbers[shard.name], "name": shard.name}
 
     def listed(self, query: Query, start: Start) -> dict[str, Any]:
-        """Samples that match, in the pool's order, with the number of all matches where they were
-        counted, and where the rest begins."""
+        """Return matching samples in pool order, the number of matches if all were counted, and
+        where the rest starts."""
         query = query.checked()
         self._refresh()
         began, limit = time.monotonic(), max(1, min(start.limit, MOST_ROWS))
@@ -231,14 +231,16 @@ class Workbench:
         } | self.about()
 
     def sample(self, shard: str, key: str) -> dict[str, Any]:
-        """The sample of a key or uid, or of a number from 1."""
+        """Return a sample by key, by uid, or by number starting at 1."""
         self.journal.refresh()
         texts = self.cache.read(self.shard(shard))
         return self._row(texts, self._row_of(texts, key))
 
     def find(self, shard: str, key: str, everywhere: bool = False) -> tuple[int, int]:
-        """Number of the shard and row of a sample, by key, uid or number from 1: of `shard`, or
-        `everywhere` in a small pool. Raises UnknownError."""
+        """Return the shard number and row of a sample, given by key, uid or number starting at 1.
+
+        Searches `shard`, or with `everywhere` the whole pool if it is small. Raises UnknownError.
+        """
         if not (everywhere and self.is_small):
             one = self.shard(shard)
             return self._numbers[one.name], self._row_of(self.cache.read(one), key)
@@ -261,7 +263,7 @@ class Workbench:
 
     @staticmethod
     def _named(texts: ShardTexts, key: str) -> int | None:
-        """The row of a uid or key."""
+        """Return the row of a uid or key, or None."""
         if key in texts.rows:
             return texts.rows[key]
         row = pc.index(texts.table["key"], key).as_py()
@@ -279,7 +281,7 @@ class Workbench:
         )
 
     def _order(self, query: Query, start: Start) -> Iterable[int]:
-        """Numbers of the shards to look at. Where all matches are counted, all of them."""
+        """Return the numbers of the shards to search; all of them if all matches are counted."""
         if query.shard:
             return [self._numbers[self.shard(query.shard).name]]
         last = len(self.shards)
@@ -296,8 +298,8 @@ class Workbench:
 
     @staticmethod
     def _from(found: np.ndarray, number: int, start: Start) -> tuple[np.ndarray, bool]:
-        """Of the rows found in a shard those at or behind the start; whether the shard itself is
-        behind it."""
+        """Return the rows of a shard at or after the start, and whether the whole shard is after
+        it."""
         if number == start.shard:
             row = start.row
             if start.backwards:
@@ -307,7 +309,7 @@ class Workbench:
         return (found if is_past else found[:0]), is_past
 
     def _mask(self, texts: ShardTexts, query: Query) -> np.ndarray:
-        """bool (N,): the samples of a shard that match."""
+        """Return bool (N,), true for matching samples of a shard."""
         found = self._kept(texts, query)
         if not query.find or not found.any():
             return found
@@ -358,7 +360,7 @@ class Workbench:
 
     @staticmethod
     def _edited(texts: ShardTexts, reviews: Mapping[str, Review]) -> pa.Array | None:
-        """string (N,): what was written or accepted; None for nothing."""
+        """Return string (N,), texts that were written or accepted; None if there are none."""
         known = [
             (texts.rows[uid], review.text)
             for uid, review in reviews.items()
@@ -398,7 +400,7 @@ class Workbench:
         return found
 
     def _own_score(self, texts: ShardTexts, row: int, review: Review) -> float | None:
-        """The score of the edited text, where that very text was scored."""
+        """Return the score of the edited text, if its current version has been scored."""
         if self.source not in texts.names or texts.text(self.source, row) != review.text:
             return None
         name = f"{self.source}_score"
@@ -408,12 +410,13 @@ class Workbench:
     # Changing
 
     def act(self, shard: str, uid: str, seen: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Change one sample. `wanted` may have `text` (null: none), `decision`, `tags`, `base` with
-        `digest` (the base text that the page shows), and `confirm` (a stale review is right).
+        """Change one sample.
 
-        Raises BadRequestError, UnknownError and ConflictError.
+        `wanted` can have `text` (null removes it), `decision`, `tags`, `base` with `digest` (of the
+        displayed base text), and `confirm` (a stale review is still valid). Raises BadRequestError,
+        UnknownError and ConflictError.
         """
-        asked = _Asked.of(wanted)
+        asked = _Edit.of(wanted)
         texts = self.cache.read(self.shard(shard))
         if uid not in texts.rows:
             raise UnknownError(f"no sample {uid!r} in shard {shard}")
@@ -421,8 +424,7 @@ class Workbench:
         self._check_base(texts, asked.base)
         if asked.base is not None and text_digest(texts.text(asked.base, row)) != asked.digest:
             raise ConflictError(
-                f"the text of {asked.base} was written again since the page has shown it; look at "
-                "it again"
+                f"the text of {asked.base} has changed since it was displayed; review it again"
             )
         change = partial(asked.applied, texts, row)
         self.journal.act(asked.what, [(texts.shard, uid, seen, change)])
@@ -436,7 +438,7 @@ class Workbench:
             raise BadRequestError(f"base: no text {base!r} in shard {texts.shard}")
 
     def undo(self, is_redo: bool = False) -> dict[str, Any]:
-        """Take back the author's last action, or repeat it; the samples that changed."""
+        """Undo or redo the author's last action; return the changed samples."""
         found = self.journal.redo() if is_redo else self.journal.undo()
         if found is None:
             raise BadRequestError(f"nothing to {'redo' if is_redo else 'undo'}")
@@ -445,7 +447,7 @@ class Workbench:
         return {"what": what, "changed": len(changes), "rows": self._rows(changes)} | self.about()
 
     def _rows(self, changes: Sequence[Change]) -> list[dict[str, Any]]:
-        """The first samples that changed, as they are now."""
+        """Return the current state of the first MOST_ROWS changed samples."""
         rows = []
         for change in changes[:MOST_ROWS]:
             if change.shard in self._numbers:
@@ -455,9 +457,11 @@ class Workbench:
         return rows
 
     def replacements(self, query: Query, new: str) -> dict[str, Any]:
-        """What find and replace would do to the current texts: the number of samples, the first
-        ones before and after, and a digest of all that `replace` must be given; and how many that
-        match are left out, since they are stale or too long."""
+        """Preview find and replace on the current texts.
+
+        Returns the number of samples, the first ones before and after, a digest to pass to
+        `replace`, and how many matches are skipped because they are stale or too long.
+        """
         left_out = {"stale": 0, "long": 0}
         found = list(self._replaced(query, new, left_out))
         shown = [
@@ -470,16 +474,16 @@ class Workbench:
         }  # fmt: skip
 
     def replace(self, query: Query, new: str, digest: str) -> dict[str, Any]:
-        """Do what `replacements` has shown. Raises ConflictError where it is not the same now."""
+        """Apply what `replacements` previewed. Raises ConflictError if the texts have changed."""
         found = list(self._replaced(query, new, {}))
         if _digest(found) != digest:
-            raise ConflictError("texts have changed since the preview; preview it again")
+            raise ConflictError("texts have changed since the preview; preview again")
         asked = [
             (
                 one.texts.shard,
                 one.uid,
                 one.version,
-                partial(_Asked(text=one.after, base=one.base).applied, one.texts, one.row),
+                partial(_Edit(text=one.after, base=one.base).applied, one.texts, one.row),
             )
             for one in found
         ]
@@ -488,13 +492,13 @@ class Workbench:
         return {"changed": len(changes), "rows": self._rows(changes)} | self.about()
 
     def _replaced(self, query: Query, new: str, left_out: dict[str, int]) -> Iterator["_Replaced"]:
-        """What changes; `left_out` counts what does not, by reason."""
+        """Yield the changed texts; count skipped ones in `left_out` by reason."""
         query = replace(query, within=CURRENT).checked()
         new = _clean(new)
         if not query.find:
             raise BadRequestError("find: expected a text")
         if not query.shard and not self.is_small:
-            raise BadRequestError("a pool of this size is edited shard by shard; choose one")
+            raise BadRequestError("the pool is too large for one replacement; choose a shard")
         self._refresh()
         count = 0
         for number in self._order(query, Start()):
@@ -511,7 +515,7 @@ class Workbench:
             for row, uid, old, made in zip(
                 rows.tolist(), uids, before.to_pylist(), after, strict=True
             ):
-                if made == old or made == "":  # a caption is not taken away by the way
+                if made == old or made == "":  # do not delete captions
                     continue
                 if uid in reviews and stale_at(reviews[uid], texts, row):
                     left_out["stale"] = left_out.get("stale", 0) + 1
@@ -522,7 +526,7 @@ class Workbench:
                 count += 1
                 if count > MOST_CHANGES:
                     raise BadRequestError(
-                        f"over {MOST_CHANGES:,} texts match; narrow it to a shard or a filter"
+                        f"over {MOST_CHANGES:,} texts match; restrict it to a shard or a filter"
                     )
                 review = reviews.get(uid)
                 base = review.base if review is not None and review.text is not None else ""
@@ -532,8 +536,11 @@ class Workbench:
     # Writing parts
 
     def save(self, everything: bool = False) -> dict[str, Any]:
-        """Write the parts of the shards with edits; of a small pool, or with `everything`, of all
-        shards, which commands that read the source need."""
+        """Write the parts of shards with edits.
+
+        In a small pool, or with `everything`, write the parts of all shards, which commands that
+        read the source require.
+        """
         return {"saved": self.fold(everything).line()} | self.about()
 
     def fold(self, everything: bool = False, around: Any = iter) -> Folded:
@@ -559,7 +566,7 @@ class Workbench:
             self._settle()
 
     def _settle(self) -> None:
-        """Find the samples of the journal where they are in the pool now."""
+        """Find the current places of the journal's samples."""
         self._settled = self.cache.renewed
         found = find_places(self.catalog.store, self.catalog.pool, self.journal.named())
         self.journal.settle(found.moved, found.lost)
@@ -567,7 +574,7 @@ class Workbench:
 
 @dataclass(frozen=True)
 class _Replaced:
-    """One text that find and replace changes."""
+    """One text changed by find and replace."""
 
     texts: ShardTexts
     row: int
@@ -584,8 +591,8 @@ def _digest(found: Sequence[_Replaced]) -> str:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A change of one sample; what is None stays. `drops_text` takes the text away."""
+class _Edit:
+    """A change of one sample. Fields that are None are unchanged; `drops_text` removes the text."""
 
     text: str | None = None
     drops_text: bool = False
@@ -596,8 +603,8 @@ class _Asked:
     confirm: bool = False
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> "_Asked":
-        """Raises BadRequestError."""
+    def of(cls, value: Mapping[str, Any]) -> "_Edit":
+        """Parse a request. Raises BadRequestError."""
         text = value.get("text")
         if text is not None and not isinstance(text, str):
             raise BadRequestError("text: expected a string or null")
@@ -627,7 +634,7 @@ class _Asked:
 
     @property
     def what(self) -> str:
-        """The action in a word, for the journal and for `undo`."""
+        """The name of the action, for the journal and `undo`."""
         if self.confirm:
             return "confirm"
         if self.text is not None:
@@ -637,15 +644,15 @@ class _Asked:
         return "tag" if self.tags is not None else "clear text"
 
     def applied(self, texts: ShardTexts, row: int, before: Review) -> Review:
-        """The review with this change."""
+        """Return the review with this change applied."""
         if before.text is None and not before.decision and not before.tags:
             before = Review()
         is_stale = bool(stale_at(before, texts, row))
         is_renewed = self.confirm or self.text is not None or self.drops_text
         if is_stale and self.decision and not is_renewed:
             raise BadRequestError(
-                "the image or the text was changed since this sample was reviewed; confirm the "
-                "edit, or write it again, first"
+                "the image or the base text has changed since this review; confirm or rewrite the "
+                "edit first"
             )
         review = replace(before, image=before.image or texts.image(row))
         if self.confirm or (is_stale and self.text is not None):
@@ -661,20 +668,20 @@ class _Asked:
             review = replace(review, decision=self.decision)
             review = self._with_decision(review, texts, row)
         if review.text is not None and not review.edited and review.decision != ACCEPT:
-            review = replace(review, text=None)  # written as it was before: no edit
+            review = replace(review, text=None)  # same as the base text: not an edit
         if review.text is None and not review.decision:
             review = replace(review, base="", base_digest="")
         return review
 
     def _with_decision(self, review: Review, texts: ShardTexts, row: int) -> Review:
-        """To accept a sample without an edit is to take its base text as it is."""
+        """Accepting a sample without an edit accepts its base text unchanged."""
         if review.edited:
             return review
         if self.decision == ACCEPT and review.text is None and self.base:
             text = texts.text(self.base, row)
             if text is not None and text.strip():
                 if len(text) > LONGEST_TEXT:
-                    raise BadRequestError(f"a text may have {LONGEST_TEXT:,} characters")
+                    raise BadRequestError(f"the text exceeds {LONGEST_TEXT:,} characters")
                 return self._with_text(review, text, self.base, texts, row)
         return review
 
@@ -691,14 +698,14 @@ class _Asked:
 
 
 def clean_text(text: str) -> str:
-    """As captions are: no white space around, no half of a surrogate pair, no zero byte.
+    """Clean a text: strip whitespace, remove null characters, replace lone surrogates.
 
-    Raises BadRequestError where it is longer than LONGEST_TEXT.
+    Raises BadRequestError if it is longer than LONGEST_TEXT.
     """
     text = _clean(text).strip()
     if len(text) > LONGEST_TEXT:
         raise BadRequestError(
-            f"a text may have {LONGEST_TEXT:,} characters, this one {len(text):,}"
+            f"the text has {len(text):,} characters; at most {LONGEST_TEXT:,} are allowed"
         )
     return text
 
@@ -708,12 +715,12 @@ def _clean(text: str) -> str:
 
 
 def clean_tags(tags: Any) -> tuple[str, ...]:
-    """Distinct tags in their order. Raises BadRequestError."""
+    """Return distinct stripped tags in their order. Raises BadRequestError."""
     if not isinstance(tags, list) or not all(isinstance(one, str) for one in tags):
         raise BadRequestError("tags: expected a list of strings")
     found = tuple(dict.fromkeys(one.strip() for one in tags if one.strip()))
     if len(found) > MOST_TAGS:
-        raise BadRequestError(f"tags: up to {MOST_TAGS} of a sample")
+        raise BadRequestError(f"tags: at most {MOST_TAGS} per sample")
     for tag in found:
         if len(tag) > LONGEST_TAG or not tag.isprintable() or "," in tag:
             raise BadRequestError(
@@ -723,7 +730,7 @@ def clean_tags(tags: Any) -> tuple[str, ...]:
 
 
 def _whole(text: str) -> int:
-    """A number of up to 12 digits; -1 for any other text."""
+    """Parse a number of up to 12 digits; return -1 for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else -1
 
 
@@ -741,8 +748,10 @@ def _matches(column: pa.Array, query: Query) -> np.ndarray:
 
 
 def _words(text: str, query: Query) -> Iterator[tuple[int, int]]:
-    """Begin and end of each place where the text that is looked for is not a part of a longer
-    word; letters, digits, marks and _ of all scripts are parts of words."""
+    """Yield begin and end of each match that is not part of a longer word.
+
+    Letters, digits and marks of all scripts, and _, are word characters.
+    """
     wanted = re.compile(re.escape(query.find), 0 if query.case else re.IGNORECASE)
     start = 0
     while found := wanted.search(text, start):
@@ -754,7 +763,7 @@ def _words(text: str, query: Query) -> Iterator[tuple[int, int]]:
 
 
 def _is_one_word(text: str, at: int) -> bool:
-    """Whether the characters on both sides of a place belong to one word."""
+    """Return whether the characters on both sides of a position belong to one word."""
     return 0 < at < len(text) and _is_of_word(text[at - 1]) and _is_of_word(text[at])
 
 
@@ -763,14 +772,16 @@ def _is_of_word(one: str) -> bool:
 
 
 def _substituted(column: pa.Array, query: Query, new: str) -> list[str | None]:
-    """The texts with every match replaced, None for one that is too long before or after; `\\1` in
-    `new` is a group of a regular expression."""
+    """Return the texts with every match replaced; None for texts too long before or after.
+
+    With a regular expression, `\\1` in `new` is its first group.
+    """
     lengths = pc.utf8_length(column)
     column = pc.if_else(pc.greater(lengths, LONGEST_TEXT), pa.scalar(None, pa.string()), column)
     if query.word:
         made = [_with_words(text, query, new) for text in column]
     else:
-        # So few at a time that what comes of them fits into memory, however often each matches.
+        # Process few texts at a time, so that the output fits in memory however often they match.
         step = max(1, MOST_REPLACED // ((LONGEST_TEXT + 1) * (len(new) + 1)))
         pieces = (column.slice(begin, step) for begin in range(0, len(column), step))
         made = [text for piece in pieces for text in _substituted_at_once(piece, query, new)]
@@ -799,7 +810,7 @@ def _substituted_at_once(column: pa.Array, query: Query, new: str) -> list[str |
 
 
 def _if_short(text: str | None) -> str | None:
-    """As captions are (see clean_text); None where it is too long."""
+    """Clean a text like clean_text; return None if it is too long."""
     if text is None:
         return None
     text = _clean(text).strip()
@@ -807,5 +818,5 @@ def _if_short(text: str | None) -> str | None:
 
 
 def _quoted(text: str) -> str:
-    """A regular expression (RE2) of a text as it stands."""
+    """Return a regular expression (RE2) that matches a text literally."""
     return "".join(f"\\x{{{ord(one):x}}}" if not one.isalnum() else one for one in text)

@@ -1,4 +1,4 @@
-"""The kept keys and values give open_clip's own logits for every prefix, pad tokens included."""
+"""Cached keys and values give open_clip's logits for every prefix, including pad tokens."""
 
 from pathlib import Path
 

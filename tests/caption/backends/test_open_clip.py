@@ -1,4 +1,4 @@
-"""CoCa with random weights, against a plain re-computation of the whole prefix, one at a time."""
+"""CoCa with random weights, compared with recomputing the whole prefix, one image at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -59,5 +59,5 @@ def test_captions_depend_on_no_batch(name: str) -> None:
 
 
 def test_a_model_that_writes_no_captions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="writes no captions"):
+    with pytest.raises(UserError, match="cannot write captions"):
         captioner(open_clip_folder(tmp_path / "clip", CLIP))

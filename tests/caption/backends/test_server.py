@@ -1,4 +1,4 @@
-"""Against a real server process with a small real model, and against servers that misbehave."""
+"""Caption with a real server process and a small real model, and with faulty servers."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_real_server_captions_a_folder(server: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def misbehaving() -> Iterator[Callable[[Answer], str]]:
-    """Starts an HTTP server that answers POST number i as `answer(i, body)` says."""
+    """Start an HTTP server that responds to the i-th POST with `answer(i, body)`."""
     servers = []
 
     def start(answer: Answer) -> str:
@@ -152,7 +152,7 @@ def test_a_server_that_hangs_is_told(misbehaving: Callable[[Answer], str]) -> No
         time.sleep(3)
         return said("late")
 
-    with pytest.raises(UserError, match="first request failed"):
+    with pytest.raises(UserError, match="test request failed"):
         captioner(misbehaving(answer), timeout=0.5, retries=0)
 
 

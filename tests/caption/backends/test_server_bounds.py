@@ -1,4 +1,4 @@
-"""Caption servers that are slow, endless or wrong on purpose, byte by byte."""
+"""Caption servers that deliberately send slow, endless or invalid responses."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ def captioner(address: str, model: str = "#m", **settings: Any) -> ServerCaption
 
 
 def after_the_first(answer: bytes) -> Reply:
-    """The question about a blank image is answered well."""
+    """Answer the test request with the blank image correctly."""
     return lambda client, asked: client.sendall(answer if asked.number else OK)
 
 
@@ -125,11 +125,11 @@ def test_one_deadline_holds_from_the_connection_to_the_last_byte(name: str, mode
     assert time.monotonic() - began < 5
     assert "\n" not in str(caught.value)
     if "without end" not in name:
-        assert "no complete answer within 0.7 s (--timeout)" in str(caught.value)
+        assert "no complete response within 0.7 s (--timeout)" in str(caught.value)
 
 
 def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
-    """The request itself is large: its sending counts."""
+    """The time to send a large request counts."""
     noise = image_bytes(1, kind="PNG")
     large = Sample("k", "u", noise + bytes(12 * 2**20), "png", None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -148,13 +148,13 @@ def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
         threading.Thread(target=serve, daemon=True).start()
         one = captioner(address, timeout=0.7)
         began = time.monotonic()
-        with pytest.raises(SampleError, match="no complete answer within 0.7 s"):
+        with pytest.raises(SampleError, match="no complete response within 0.7 s"):
             one.prepare(large)
         assert time.monotonic() - began < 5
 
 
 def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listeners whose queue is full answer no connection."""
+    """Listeners with a full queue do not accept connections."""
     full = []
     for _ in range(8):
         listener = socket.socket()
@@ -172,7 +172,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     began = time.monotonic()
-    with pytest.raises(UserError, match="no complete answer within 0.5 s"):
+    with pytest.raises(UserError, match="no complete response within 0.5 s"):
         captioner("http://many.test:80", timeout=0.5)
     assert time.monotonic() - began < 2
     for pair in full:
@@ -182,7 +182,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSLContext]:
-    """Of a server that is trusted within the test."""
+    """A certificate that the client trusts during the test."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
@@ -216,7 +216,7 @@ def test_the_deadline_holds_over_tls(tls: ssl.SSLContext, name: str) -> None:
     began = time.monotonic()
     with (
         raw_server(lambda client, _: SLOW[name](client), tls) as address,
-        pytest.raises(UserError, match="first request failed"),
+        pytest.raises(UserError, match="test request failed"),
     ):
         captioner(address, timeout=0.7)
     assert time.monotonic() - began < 5
@@ -226,7 +226,7 @@ def test_a_tls_handshake_that_does_not_come_ends_at_the_deadline() -> None:
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UserError, match="no complete answer within 0.7 s"):
+        with pytest.raises(UserError, match="no complete response within 0.7 s"):
             captioner(address, timeout=0.7)
     assert time.monotonic() - began < 5
 
@@ -266,7 +266,10 @@ def packed_models(client: socket.socket, _: Asked) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(
     ("reply", "expected"),
-    [(endless_models, "over 4194304 bytes"), (packed_models, "a compressed answer ('gzip')")],
+    [
+        (endless_models, "larger than 4194304 bytes"),
+        (packed_models, "the response is compressed ('gzip')"),
+    ],
 )
 @pytest.mark.parametrize("model", ["", "#m"], ids=["models", "captions"])
 def test_an_endless_or_packed_answer_takes_no_memory(
@@ -287,10 +290,10 @@ def test_an_endless_or_packed_answer_takes_no_memory(
         (b"[]", "expected a list of models, got '\\[\\]'"),
         (b'{"data": [{"id": {"a": 1}}]}', "expected a list of models"),
         (b'{"data": [{"id": "a\\u001b[31m"}]}', "expected a list of models"),
-        (b'{"data": []}', "offers none: name one"),
+        (b'{"data": []}', "serves none; append"),
         (
             json.dumps({"data": [{"id": f"m{i}"} for i in range(1000)]}).encode(),
-            "m18, m19 and 980 more: name one",
+            "m18, m19 and 980 more; append",
         ),
     ],
 )
@@ -363,7 +366,7 @@ def test_a_failed_answer_is_a_recorded_row(tmp_path: Path) -> None:
     assert (counts.ok, dict(counts.failed)) == (0, {"empty_answer": 3})
     rows = work.store.read_table("captions/served/00000.parquet").to_pylist()
     assert [row["text"] for row in rows] == [None] * 3
-    assert "raise --max-tokens" in rows[0]["detail"]
+    assert "increase --max-tokens" in rows[0]["detail"]
 
 
 IMAGES_AT_ONCE = """
@@ -391,7 +394,7 @@ print(peak() - before)
 
 
 def megabytes_at_once(image: bytes, threads: int, max_side: int = 0) -> float:
-    """Growth of the peak memory while as many threads send the image once each."""
+    """Growth of the peak memory in MB while each thread sends the image once."""
 
     def reply(client: socket.socket, asked: Asked) -> None:
         time.sleep(0.1)
@@ -415,7 +418,7 @@ def test_the_format_is_that_of_the_bytes_and_not_of_the_name() -> None:
         captioner(address).prepare(Sample("k", "u", image_bytes(1, kind="PNG"), "jpg", None))
         captioner(address).prepare(Sample("k", "u", image_bytes(1, kind="TIFF"), "tif", None))
     assert b"data:image/png;base64," in asked[-2]
-    assert b"data:image/jpeg;base64," in asked[-1]  # not every server reads TIFF
+    assert b"data:image/jpeg;base64," in asked[-1]  # some servers cannot read TIFF
 
 
 def grey(side: int) -> bytes:
@@ -426,13 +429,13 @@ def grey(side: int) -> bytes:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_images_that_are_passed_on_are_not_decoded() -> None:
-    """16 of 100 million pixels, of 500 MB each decoded."""
+    """16 images of 100 million pixels, each 500 MB decoded."""
     assert megabytes_at_once(grey(10_000), 16) < 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_memory_of_downscaling_does_not_grow_with_the_threads() -> None:
-    """50 million pixels take 250 MB; two are over the bound."""
+    """50 million pixels take 250 MB; two exceed the limit."""
     image = grey(7_100)
     assert megabytes_at_once(image, 1, 512) < 350
     assert megabytes_at_once(image, 4, 512) < 350

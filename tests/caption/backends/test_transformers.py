@@ -1,4 +1,4 @@
-"""Real architectures with random weights; parity is with transformers' own `generate`."""
+"""Real architectures with random weights; compared with transformers' `generate`."""
 
 import json
 from pathlib import Path
@@ -141,7 +141,7 @@ def test_a_folder_without_weights_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_cache_of_fixed_size_changes_no_caption(folder: Path) -> None:
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     if kind in ("blip", "git", "paligemma", "smolvlm"):
-        with pytest.raises(UserError, match="--compile-decoder is not for"):
+        with pytest.raises(UserError, match="do not support --compile-decoder"):
             captioner(folder, compile_decoder=True)
         return
     plain = captioner(folder, max_tokens=8)

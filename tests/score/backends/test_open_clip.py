@@ -1,4 +1,4 @@
-"""Scores against a plain open_clip computation: one image, one text, full context at a time."""
+"""Compare scores with plain open_clip: one image, one text and the full context at a time."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_scores_equal_plain_open_clip(name: str, save: bool, tmp_path: Path) -> 
     work.score(settings)
     table = work.store.read_table(f"scores/{settings.name}/raw/00000.parquet")
     found = np.array(table.column("score").to_pylist())
-    # Saved embeddings are float16: 11 bits, so about 2e-4 a coordinate.
+    # Saved embeddings are float16: 11 bits, so about 2e-4 per coordinate.
     assert np.abs(found - plain_scores(name, work)).max() < (5e-4 if save else 1e-5)
     assert table.column("truncated").to_pylist() == [False, False, True, False]
     assert work.store.parts("embeddings") == ([f"embeddings/{settings.name}/image/00000"] * save)

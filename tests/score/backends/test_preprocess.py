@@ -1,4 +1,4 @@
-"""Scores of images that capmix and plain open_clip code prepare differently."""
+"""Scores of images that capmix and open_clip preprocess differently."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def see_through(mode: str) -> bytes:
 
 
 def printed() -> bytes:
-    """CMYK with a black channel, which makes the way to RGB no linear one."""
+    """CMYK with a black channel, which makes the conversion to RGB nonlinear."""
     inks = [*picture().convert("CMYK").split()[:3], Image.linear_gradient("L").resize(SIZE)]
     return encoded(Image.merge("CMYK", inks), "JPEG")
 
@@ -60,7 +60,7 @@ def sixteen_bits() -> bytes:
     return encoded(Image.fromarray(ramp), "PNG")
 
 
-# By member name, and whether capmix's own preparation gives another score than open_clip's.
+# By member name, and whether capmix's preprocessing changes the score.
 IMAGES: dict[str, tuple[bytes, bool]] = {
     "plain.jpg": (encoded(picture(), "JPEG"), False),
     "large.jpg": (encoded(picture().resize((600, 440)), "JPEG"), False),
@@ -100,7 +100,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(model: str) -> dict[str, float]:
-    """As the readme of open_clip has it: `preprocess(Image.open(...)).unsqueeze(0)`."""
+    """As in open_clip's README: `preprocess(Image.open(...)).unsqueeze(0)`."""
     loaded, _, preprocess = open_clip.create_model_and_transforms(model)
     tokenizer = open_clip.get_tokenizer(model)
     loaded.eval()
@@ -139,7 +139,7 @@ def test_with_open_clips_preparation_scores_are_those_of_plain_open_clip(
 def test_by_default_they_differ_where_the_documentation_says(
     model: str, pool: str, expected: dict[str, float], tmp_path: Path
 ) -> None:
-    """Every pixel is decoded, so that large JPEGs count among those that are equal."""
+    """Decode every pixel, so that the scores of large JPEGs are equal too."""
     settings = ScoreSettings(model=model, sources=["raw"], exact_decode=True)
     found = scores_of(open_workspace(pool, str(tmp_path / "w")), settings)
     apart = {name: abs(found[name] - expected[name]) for name in IMAGES}
@@ -161,7 +161,7 @@ def test_another_preparation_makes_embeddings_and_scores_again(
 
 
 def preparations(work: Workspace, settings: ScoreSettings) -> list[str]:
-    """Those in the markers of the embeddings and the scores."""
+    """Return the settings in the markers of the embeddings and the scores."""
     folders = [f"embeddings/{settings.name}/image", f"scores/{settings.name}/raw"]
     markers = [work.store.read_marker(f"{folder}/00000") for folder in folders]
     return [marker.config.get("preprocess", "none") for marker in markers if marker is not None]
@@ -170,7 +170,7 @@ def preparations(work: Workspace, settings: ScoreSettings) -> list[str]:
 def test_what_an_earlier_version_scored_stays_valid(
     model: str, pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its markers do not name the preparation."""
+    """Its markers do not contain the preprocessing."""
     from capmix.score import scorers
 
     def without(*given: Any) -> list[Stage]:
@@ -199,13 +199,15 @@ def test_scorers_of_another_kind_refuse_it_before_they_are_loaded(
     model_name: str, tmp_path: Path
 ) -> None:
     work = open_workspace(str(write_pool(tmp_path / "p", 1, 2)), str(tmp_path / "w"))
-    with pytest.raises(UserError, match="--preprocess open_clip: the scorer .* takes capmix only"):
+    with pytest.raises(
+        UserError, match="--preprocess open_clip: the scorer .* supports only capmix"
+    ):
         work.score(model=model_name, preprocess="open_clip")
 
 
 @pytest.mark.parametrize("preprocess", ["capmix", "open_clip"])
 def test_bounds_hold_in_both_ways(preprocess: Any, tmp_path: Path) -> None:
-    """Too many pixels as stored or as resized, no image, and half an image cost one row each."""
+    """Bad images fail one row each: too many pixels (stored or resized), no or half an image."""
     vision = {**CLIP["vision_cfg"], "image_size": 64}
     model = open_clip_folder(tmp_path / "m", {**CLIP, "vision_cfg": vision})
     about = json.loads((tmp_path / "m/open_clip_config.json").read_text())

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and SigLIP 2 with random weights, against plain transformers: one pair at a time."""
+"""CLIP, SigLIP and SigLIP 2 with random weights, compared with transformers, pair by pair."""
 
 from pathlib import Path
 

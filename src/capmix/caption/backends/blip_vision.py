@@ -1,8 +1,9 @@
-"""BLIP's vision tower in less time: torch's fused attention, and on a CPU a few images at once.
+"""Speed up BLIP's vision tower: fused attention, and small slices of the batch on CPUs.
 
-Same mathematics. transformers has not brought fused attention to BLIP; without it a matrix of
-scores is written for each head, a third of the tower's time on a CPU at 577 tokens. And what one
-layer leaves of more than a few images no longer fits the processor's cache (benchmarks/caption.py).
+The mathematics are the same. transformers has no fused attention for BLIP. Without it, the
+attention scores of each head are written to memory, which takes a third of the tower's time on a
+CPU at 577 tokens. On a CPU, the activations of more than a few images also do not fit the cache
+(benchmarks/caption.py).
 """
 
 from types import MethodType
@@ -12,7 +13,7 @@ IMAGES_AT_ONCE = 4
 
 
 def speed_up_blip(model: Any) -> None:
-    """Change the vision tower of this one BLIP model; of any other model, nothing."""
+    """Patch the vision tower of this model instance. Models other than BLIP are not changed."""
     for module in model.modules():
         if type(module).__name__ == "BlipAttention" and hasattr(module, "qkv"):
             module.forward = MethodType(_attend, module)
@@ -21,7 +22,7 @@ def speed_up_blip(model: Any) -> None:
 
 
 def _attend(module: Any, hidden_states: Any, **_: Any) -> tuple[Any, None]:
-    """Self-attention of states (N, T, D); the weights that BLIP also returns are never used."""
+    """Compute self-attention of states (N, T, D); None replaces the unused attention weights."""
     from torch.nn.functional import scaled_dot_product_attention
 
     images, tokens, width = hidden_states.shape
@@ -32,7 +33,7 @@ def _attend(module: Any, hidden_states: Any, **_: Any) -> tuple[Any, None]:
 
 
 def _in_slices(module: Any, inputs_embeds: Any, **_: Any) -> Any:
-    """The encoder's output for states (N, T, D), all layers for a few images, then the next."""
+    """Encode states (N, T, D): run a few images through all layers, then the next few."""
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 

@@ -1,9 +1,9 @@
-"""Requests to servers that are not trusted: bounded in bytes and in time, to the last byte.
+"""HTTP requests to untrusted servers, with limits on the size and the time of the response.
 
-urllib3's time-out is one of each wait for the socket: a server that sends a byte now and then, or
-`100 Continue` without end, is waited for for ever. Here one deadline holds for the connection to
-each of the host's addresses, TLS, the request and the whole answer. Only the resolution of the
-host's name is left to the bounds of the system's resolver.
+urllib3's timeout applies to each wait for the socket, so a server that sends a byte now and then,
+or endless `100 Continue`, can block a request forever. Here one deadline covers connecting to all
+addresses of the host, TLS, the request and the complete response. Only name resolution is not
+covered: the limits of the system's resolver apply.
 """
 
 import io
@@ -19,20 +19,20 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.util.connection import create_connection
 
 MAX_ANSWER_BYTES = 4 * 2**20
-SHORTEST_WAIT = 0.001  # seconds; a time-out of 0 would mean a socket that never waits
+SHORTEST_WAIT = 0.001  # seconds; a timeout of 0 would make the socket non-blocking
 
 
 class NoAnswerError(Exception):
-    """The server is not there, broke off or was too slow: another try may succeed."""
+    """The server is unreachable, closed the connection or timed out; a retry may succeed."""
 
 
 class UnusableAnswerError(Exception):
-    """The answer is over the bounds: another one would be the same."""
+    """The response exceeds the limits or is not usable; a retry would not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's answer. `retry_after` is that header, or empty."""
+    """A server's response. `retry_after` is the Retry-After header, or empty."""
 
     status: int
     data: bytes
@@ -40,9 +40,9 @@ class Answer:
 
 
 class BoundedClient:
-    """Sends requests over at most `connections` connections, for use by as many threads.
+    """An HTTP client with up to `connections` connections, for use by as many threads.
 
-    `seconds` is the time of a request, from its start to the last byte of the answer.
+    `seconds` limits the time of a request, from its start to the last byte of the response.
     """
 
     def __init__(self, seconds: float, connections: int):
@@ -51,10 +51,11 @@ class BoundedClient:
         self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def request(self, method: str, url: str, headers: dict[str, str], body: Any = None) -> Answer:
-        """The answer to a request, whose `body` is sent as JSON. Redirects are not followed.
+        """Send a request with `body` as JSON; return the response. Redirects are not followed.
 
-        Raises NoAnswerError, and UnusableAnswerError for an answer that is over MAX_ANSWER_BYTES,
-        compressed (which is not asked for, and could unpack to any size) or not final (1xx).
+        Raises NoAnswerError, and UnusableAnswerError for a response that is larger than
+        MAX_ANSWER_BYTES, compressed (not requested, and could decompress to any size) or not final
+        (1xx).
         """
         until = time.monotonic() + self._seconds
         try:
@@ -62,7 +63,7 @@ class BoundedClient:
         except HTTPError as error:
             problem = f"{type(error).__name__}: {error}"
             if time.monotonic() >= until:
-                problem = f"no complete answer within {self._seconds:g} s (--timeout)"
+                problem = f"no complete response within {self._seconds:g} s (--timeout)"
             raise NoAnswerError(problem) from error
 
     def _answer(self, method: str, url: str, headers: dict[str, str], body: Any) -> Answer:
@@ -79,7 +80,7 @@ class BoundedClient:
         try:
             data = _body(response)
         except BaseException:
-            response.close()  # the next request would read the rest of this answer
+            response.close()  # otherwise the next request would read the rest of this response
             raise
         finally:
             response.release_conn()
@@ -87,22 +88,24 @@ class BoundedClient:
 
 
 def _body(response: BaseHTTPResponse) -> bytes:
-    """The bytes of an answer to the last one. Raises urllib3's errors and UnusableAnswerError."""
+    """Read the complete body. Raises urllib3's errors and UnusableAnswerError."""
     if response.status < 200:
-        raise UnusableAnswerError(f"status {response.status} without a final answer")
+        raise UnusableAnswerError(f"status {response.status} without a final response")
     packed = response.headers.get("Content-Encoding", "").strip()
     if packed.lower() not in ("", "identity"):
-        raise UnusableAnswerError(f"a compressed answer ({packed[:20]!r}): turn that off")
+        raise UnusableAnswerError(
+            f"the response is compressed ({packed[:20]!r}); disable compression on the server"
+        )
     data = bytearray()
     while more := response.read(MAX_ANSWER_BYTES + 1 - len(data)):
         data += more
     if len(data) > MAX_ANSWER_BYTES:
-        raise UnusableAnswerError(f"an answer of over {MAX_ANSWER_BYTES} bytes")
+        raise UnusableAnswerError(f"the response is larger than {MAX_ANSWER_BYTES} bytes")
     return bytes(data)
 
 
 class _Reader(io.RawIOBase):
-    """What a socket receives until a moment of the monotonic clock."""
+    """A reader of a socket with a deadline on the monotonic clock."""
 
     def __init__(self, sock: socket.socket, until: float):
         self._sock = sock
@@ -122,7 +125,7 @@ class _Reader(io.RawIOBase):
 
 
 class _Response(HTTPResponse):
-    """An answer that is read, status line and 1xx included, within the time that its socket has."""
+    """A response that is read, including status line and 1xx, within its socket's timeout."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any):
         super().__init__(sock, *args, **kwargs)
@@ -131,9 +134,10 @@ class _Response(HTTPResponse):
 
 
 class _Deadlined(HTTPConnection):
-    """A connection whose `timeout` runs from the moment that it is set.
+    """A connection whose `timeout` counts from the moment it is set.
 
-    urllib3 sets it to the whole time where a request starts, and to what is left when it was sent.
+    urllib3 sets it to the full timeout when a request starts, and to the remaining time after the
+    request was sent.
     """
 
     response_class = _Response
@@ -187,7 +191,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _left(until: float) -> float:
-    """Seconds until a moment of the monotonic clock. Raises TimeoutError where it has passed."""
+    """Return the seconds until `until` (monotonic clock). Raises TimeoutError if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("the deadline has passed")

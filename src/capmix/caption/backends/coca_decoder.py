@@ -1,7 +1,8 @@
-"""The text side of open_clip's CoCa, one token at a time: what is past is kept, not computed again.
+"""The text side of open_clip's CoCa with a key-value cache, one token at a time.
 
-open_clip runs both text transformers over the whole prefix for each new token, and projects the
-image's tokens anew in every layer. Here keys and values stay (tests: equal to open_clip's own).
+For each new token, open_clip runs both text transformers over the whole prefix and recomputes the
+projections of the image tokens in every layer. Here keys and values are cached. The tests check
+that the logits equal open_clip's.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ class CocaDecoder:
         self._tokens: list[Any] = []
 
     def logits(self, tokens: Any) -> Any:
-        """Logits (N x K, V) of what follows `tokens`, int64 (N x K,), the newest of each prefix."""
+        """Return next-token logits (N x K, V) after the last drawn `tokens`, int64 (N x K,)."""
         text = self._text
         self._tokens.append(tokens)
         states = text.token_embedding(tokens).to(text.transformer.get_cast_dtype())
@@ -52,10 +53,10 @@ class CocaDecoder:
         return _layer(block, states, new, seen)
 
     def _seen(self) -> Any:
-        """Which positions the text transformer attends to, bool (N x K, 1, 1, T); None: all.
+        """Return the positions the text transformer attends to, bool (N x K, 1, 1, T); None = all.
 
-        It masks the pad token, which is also a word ("!"). The weights that are published were
-        trained with that mask one position late (open_clip: correct_cls_mask), so it is kept so.
+        It masks the pad token, which is also a word ("!"). The published weights were trained with
+        this mask shifted by one position (open_clip: correct_cls_mask), so the shift is reproduced.
         """
         import torch
 
@@ -68,7 +69,7 @@ class CocaDecoder:
 
 
 def _layer(block: Any, states: Any, past: tuple[Any, ...], seen: Any) -> Any:
-    """open_clip's ResidualAttentionBlock for one new position, states (N, 1, D)."""
+    """Apply open_clip's ResidualAttentionBlock to one new position, states (N, 1, D)."""
     from torch.nn.functional import scaled_dot_product_attention
 
     (query,) = _projected(block.attn, block.ln_1(states), 0, 1)
@@ -80,7 +81,10 @@ def _layer(block: Any, states: Any, past: tuple[Any, ...], seen: Any) -> Any:
 
 
 def _projected(attention: Any, states: Any, first: int, last: int) -> tuple[Any, ...]:
-    """Some of query, key and value (0, 1, 2) of states (N, T, D): each (N, heads, T, D / heads)."""
+    """Project states (N, T, D) to a range of query, key and value (0, 1, 2).
+
+    Each is (N, heads, T, D / heads).
+    """
     from torch.nn.functional import linear
 
     width = attention.embed_dim

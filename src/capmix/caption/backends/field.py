@@ -12,7 +12,7 @@ PREFIX = "field:"
 
 
 class FieldCaptioner:
-    """Takes the text of a field; a list of strings becomes one caption, joined by ", "."""
+    """Uses the text of a field as the caption; a list of strings is joined with ", "."""
 
     extra: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
@@ -36,5 +36,5 @@ class FieldCaptioner:
     def caption(
         self, prepared: Sequence[Caption], uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
-        """What `prepare` has found."""
+        """Return the captions that `prepare` read."""
         return [[one] for one in prepared]

@@ -1,9 +1,9 @@
-"""The embedded demo captioner: it samples a phrase from a fixed bank, it does not write sentences.
+"""The embedded demo captioner: samples phrases from a fixed bank instead of writing sentences.
 
-Phrase k of an image is drawn from the K nearest phrases of the bank, with probability softmax of
-similarity x scale / temperature: top-K sampling as in the paper (arXiv 2307.10350), over phrases
-where a language model has tokens. Its projection was trained apart from the demo scorer's, so that
-the scorer does not mark its own work.
+Phrase k of an image is drawn from the K nearest phrases of the bank with the probabilities
+softmax(similarity x scale / temperature): top-K sampling as in the paper (arXiv 2307.10350), but
+over phrases instead of tokens. Its projection was trained separately from the demo scorer's, so
+that the scorer does not evaluate its own output.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ PHRASES = "phrases.txt"
 
 
 class MiniCaptioner:
-    """Samples phrases by nearest embedding. `temperature` 0 takes the nearest phrase."""
+    """Samples from the phrases with the nearest embeddings. `temperature` 0 selects the nearest."""
 
     extra: ClassVar[str | None] = "mini"
     packages: ClassVar[tuple[str, ...]] = MINI_PACKAGES
@@ -56,9 +56,9 @@ class MiniCaptioner:
     def caption(
         self, embeddings: np.ndarray, uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
-        """K captions each of N images, from image features float16 (N, 1280)."""
-        # One image at a time: a matrix product rounds differently with the number of its rows,
-        # and a caption must not depend on how many images stand beside it.
+        """Return K captions for each of N images, from image features float16 (N, 1280)."""
+        # One image at a time: the rounding of a matrix product depends on its number of rows, and
+        # a caption must not depend on the batch size.
         rows = (self._vectors @ self._head.project_images(row[None])[0] for row in embeddings)
         return [self._sample(row, uid, source) for row, uid in zip(rows, uids, strict=True)]
 
@@ -71,14 +71,14 @@ class MiniCaptioner:
             if sampling.temperature == 0:
                 chosen.append(nearest[0])
                 continue
-            # The largest of logits + Gumbel noise is an exact draw from their softmax.
+            # The argmax of logits + Gumbel noise is an exact draw from their softmax.
             noise = gumbel(f"{sampling.seed}/{uid}/{source}/{k}", len(nearest))
             chosen.append(nearest[int(np.argmax(logits / sampling.temperature + noise))])
         return [Caption(self._phrases[i]) for i in chosen]
 
 
 def gumbel(name: str, count: int) -> np.ndarray:
-    """`count` standard Gumbel draws that depend on `name` alone, float64."""
+    """Return `count` standard Gumbel draws, float64, seeded only by `name`."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
     uniform = np.random.Generator(np.random.Philox(key=key)).random(count)
     noise: np.ndarray = -np.log(-np.log(np.maximum(uniform, 1e-300)))

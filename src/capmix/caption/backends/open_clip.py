@@ -1,7 +1,8 @@
-"""Captions by open_clip's CoCa, sampled by our own loop: the image is encoded once.
+"""Caption with open_clip's CoCa, using a custom sampling loop that encodes each image once.
 
-The released `CoCa.generate` stops on transformers 5 (open_clip issues 1129 and 1130). The loop is
-its top-K rule: logits of the prefix's last position, the end token kept out until `min_tokens`.
+The released `CoCa.generate` fails with transformers 5 (open_clip issues 1129 and 1130). The loop
+implements its top-K rule: sample from the logits of the last position, with the end token masked
+until `min_tokens`.
 """
 
 import os
@@ -30,7 +31,7 @@ PREFIX = "open_clip:"
 class CocaCaptioner:
     """A CoCa model named `open_clip:ARCHITECTURE/TAG`; TAG is a pretrained tag or a file.
 
-    Raises UserError where it cannot be loaded or is no CoCa.
+    Raises UserError if it cannot be loaded or is not a CoCa model.
     """
 
     extra: ClassVar[str | None] = "open_clip"
@@ -44,17 +45,19 @@ class CocaCaptioner:
         self.check(settings)  # before torch is loaded, which takes seconds
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
         if settings.prompt:
-            raise UserError(f"captioner {settings.model}: CoCa takes no prompt; leave --prompt out")
+            raise UserError(
+                f"captioner {settings.model}: CoCa does not support prompts; omit --prompt"
+            )
         name = settings.model.removeprefix(PREFIX)
         self.model, self._preprocess, self.tokenizer = load_open_clip(name, self._device, dtype)
         if not hasattr(self.model, "text_decoder"):
             raise UserError(
-                f"captioner {settings.model}: writes no captions; expected a CoCa, such as "
+                f"captioner {settings.model}: cannot write captions; expected a CoCa model such as "
                 "open_clip:coca_ViT-L-14/mscoco_finetuned_laion2b_s13b_b90k"
             )
         if not hasattr(self.model.text, "token_embedding"):
             raise UserError(
-                f"captioner {settings.model}: only CoCa with open_clip's own text tower"
+                f"captioner {settings.model}: supports only CoCa models with open_clip's text tower"
             )
         self.dtype = dtype
         self._input_side = None if settings.exact_decode else input_side(self.model)
@@ -73,11 +76,11 @@ class CocaCaptioner:
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
-        """Raise UserError for a model that cannot be had, where that is known at once."""
+        """Raise UserError if the model is known to be unavailable. Does not load torch."""
         return check_open_clip(settings.model.removeprefix(PREFIX))
 
     def prepare(self, sample: Sample) -> Any:
-        """The model's pixels of one image, float32 (3, H, W)."""
+        """Return the preprocessed pixels of one image, float32 (3, H, W)."""
         image = decode_image(sample.image, input_side=self._input_side)
         check_resized(image.size, self._shorter_side)
         return self._preprocess(image)
@@ -85,7 +88,7 @@ class CocaCaptioner:
     def caption(
         self, prepared: Sequence[Any], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """Captions `first` to K - 1 of each of N images; all are written at once."""
+        """Return captions `first` to K - 1 for each of N images, all generated in one batch."""
         import torch
 
         wanted = self._wanted
@@ -102,7 +105,7 @@ class CocaCaptioner:
         return [captions[i : i + count] for i in range(0, len(captions), count)]
 
     def _sample(self, decoder: CocaDecoder, keys: Any) -> Any:
-        """Tokens int64 (N, steps) that follow the start token, for captions with keys (N,)."""
+        """Sample tokens int64 (N, steps) after the start token, for captions with keys (N,)."""
         import torch
 
         wanted = self._wanted

@@ -1,8 +1,8 @@
-"""Captions by an OpenAI-compatible server: vLLM, SGLang, llama.cpp, hosted ones.
+"""Caption with an OpenAI-compatible server: vLLM, SGLang, llama.cpp or a hosted API.
 
-`server:URL` or `server:URL#MODEL`, where URL ends in /v1. The image's own bytes go out. Requests
-run in the threads that prepare samples, so as many are under way as `concurrency` says, at every
-moment; one that keeps failing is one failed sample.
+The model is `server:URL` or `server:URL#MODEL`, where URL ends in /v1. JPEG, PNG and WebP images
+up to `max_side` are uploaded unchanged. Requests run in the threads that prepare samples, which
+keeps `concurrency` requests in flight. A request that fails after all retries fails one sample.
 """
 
 import base64
@@ -45,11 +45,11 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
 LONGEST_WAIT = 30.0
 OPTIONAL = ("top_k", "min_tokens", "seed", "n")
-MAX_DECODING = MAX_PIXELS  # pixels in all threads, of up to 20 bytes
-DECODERS = 4  # threads, whatever the concurrency: malloc keeps for each what it has freed
-MAX_CAPTION = 2**16  # characters; the texts of a whole shard are in memory
-SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")
-LONGEST_SHOWN = 200  # characters of an answer in a message
+MAX_DECODING = MAX_PIXELS  # total pixels of all threads; a pixel takes up to 20 bytes
+DECODERS = 4  # threads, independent of concurrency: malloc retains freed memory per thread
+MAX_CAPTION = 2**16  # characters; bounds memory, as the texts of a whole shard are held in memory
+SENT_UNCHANGED = ("JPEG", "PNG", "WEBP")
+LONGEST_SHOWN = 200  # characters of a response quoted in a message
 NAMES_SHOWN = 20
 LONGEST_NAME = 500
 THINK = re.compile(r"</?think>", re.IGNORECASE)
@@ -57,11 +57,11 @@ SECONDS = re.compile(r"[0-9]+")
 HTTP_DATE = re.compile(
     r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
 )
-GIVE_UP_AFTER = 2  # times as many failures in a row as requests run at once
+GIVE_UP_AFTER = 2  # consecutive failures, as a multiple of the concurrency
 
 
 class ServerCaptioner:
-    """Asks a server. Raises UserError where it is not there or has no such model."""
+    """Sends images to a server. Raises UserError if it is unreachable or lacks the model."""
 
     extra: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
@@ -79,8 +79,8 @@ class ServerCaptioner:
             raise UserError(f"captioner {settings.model}: expected server:http://HOST:PORT/v1")
         if without_secrets(self._url) != self._url:
             raise UserError(
-                f"captioner {without_secrets(settings.model)}: the address holds a secret, which "
-                f"would be written to every marker; give the server's key in {KEY_VARIABLE}"
+                f"captioner {without_secrets(settings.model)}: the URL contains a secret, which "
+                f"would be written to every marker; set {KEY_VARIABLE} to the server's key instead"
             )
         self.workers = settings.concurrency
         self.batch_size = settings.concurrency
@@ -108,8 +108,10 @@ class ServerCaptioner:
         self.provenance: dict[str, Any] = {}
 
     def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
-        """Captions `first` to K - 1 of one image. Raises BadImageError, and SampleError where the
-        server fails."""
+        """Request captions `first` to K - 1 of one image.
+
+        Raises BadImageError, and SampleError if the request fails.
+        """
         count = self._wanted.captions_per_image - first
         body = self._body(_data_url(*self._upload(sample)), self._fields, count)
         captions: list[Caption] = []
@@ -121,8 +123,8 @@ class ServerCaptioner:
         if first == 0 and not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
-                f"{self._url}: no text, or none after <think> (finish: {captions[0].finish}): "
-                "raise --max-tokens, or turn the model's reasoning off",
+                f"{self._url}: no text, or none after <think> (finish: {captions[0].finish}); "
+                "increase --max-tokens or disable the model's reasoning",
             )
         return captions
 
@@ -133,19 +135,23 @@ class ServerCaptioner:
         source: str,
         first: int = 0,
     ) -> list[list[Caption]]:
-        """What `prepare` has brought."""
+        """Return the captions that `prepare` requested."""
         return list(prepared)
 
     def _seed(self, draw_name: str, k: int) -> int:
         return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
 
     def _upload(self, sample: Sample) -> tuple[str, bytes]:
-        """The format and the bytes to send: the image's own, checked by their header alone, or a
-        JPEG: of `max_side` where the image is larger than asked for, and of formats that not every
-        server reads."""
-        kind, width, height = read_header(sample.image)  # what is no image is not sent
+        """Return the format and the bytes to upload.
+
+        These are the image's own bytes, of which only the header is checked. Images larger than
+        `max_side`, or in formats that some servers cannot read, are converted to JPEG.
+        """
+        kind, width, height = read_header(
+            sample.image
+        )  # raises BadImageError if it is not an image
         side = self._wanted.max_side or MAX_SIDE
-        if kind in SENT_AS_THEY_ARE and max(width, height) <= side:
+        if kind in SENT_UNCHANGED and max(width, height) <= side:
             return kind, sample.image
         with self._decoding.held(width * height):
             data = self._decoders.submit(_downscaled, sample.image, side).result()
@@ -176,9 +182,9 @@ class ServerCaptioner:
         }
 
     def _accepted_fields(self) -> tuple[str, ...]:
-        """The optional fields that the server takes, found by asking about a blank image.
+        """Return the optional fields that the server accepts, tested with a blank image.
 
-        `top_k` and `min_tokens` are vLLM's and SGLang's; OpenAI's own API refuses them.
+        vLLM and SGLang accept `top_k` and `min_tokens`; OpenAI's API rejects them.
         """
         blank = io.BytesIO()
         Image.new("RGB", (32, 32), "white").save(blank, "PNG")
@@ -192,7 +198,7 @@ class ServerCaptioner:
                 problem = str(error)
                 if error.reason != "refused":
                     break
-        raise UserError(f"captioner {self._wanted.model}: a first request failed: {problem}")
+        raise UserError(f"captioner {self._wanted.model}: test request failed: {problem}")
 
     def _ask(self, body: dict[str, Any]) -> list[Caption]:
         answer = self._post(body)
@@ -202,13 +208,15 @@ class ServerCaptioner:
             problem = f"expected choices with a text, got {self._shown(answer)}"
             raise SampleError("bad_answer", f"{self._url}: {problem}") from error
         if not captions:
-            raise SampleError("bad_answer", f"{self._url}: an empty list of choices")
+            raise SampleError("bad_answer", f"{self._url}: the list of choices is empty")
         if max(len(caption.text) for caption in captions) > MAX_CAPTION:
-            raise SampleError("bad_answer", f"{self._url}: a text of over {MAX_CAPTION} characters")
+            raise SampleError(
+                "bad_answer", f"{self._url}: the text is longer than {MAX_CAPTION} characters"
+            )
         return captions
 
     def _post(self, body: dict[str, Any]) -> bytes:
-        """The answer of status 200. Time-outs and busy servers are asked again, `retries` times."""
+        """Return the body of a 200 response. Retries timeouts and transient errors."""
         url = f"{self._url}/chat/completions"
         wait, problem = FIRST_WAIT, ""
         for attempt in range(self._wanted.retries + 1):
@@ -250,31 +258,33 @@ class ServerCaptioner:
             raise SampleError("bad_answer", f"{self._url}: {problem}") from error
 
     def _shown(self, data: bytes) -> str:
-        """The start of an answer in one printable line."""
+        """Return the start of a response as one printable line."""
         return repr(self._without_key(data.decode("utf-8", "replace"))[:LONGEST_SHOWN])
 
     def _without_key(self, text: str) -> str:
-        """An answer as it may be shown: some servers repeat the key that they refuse."""
+        """Remove the API key from a response: some servers quote a rejected key."""
         return text.replace(self._key, "...") if self._key else text
 
     def _only_model(self) -> str:
-        """The model that the server offers, where it offers one."""
+        """Return the server's model. Raises UserError unless it serves exactly one."""
         try:
             found = self._offered()
         except (NoAnswerError, UnusableAnswerError, SampleError) as error:
             problem = self._without_key(str(error))[:LONGEST_SHOWN]
             raise UserError(
-                f"captioner {PREFIX}{self._url}: {problem}. Start the server, or name its model "
+                f"captioner {PREFIX}{self._url}: {problem}. Start the server, or name the model "
                 "as server:http://HOST:PORT/v1#MODEL."
             ) from error
         if len(found) != 1:
             more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
             names = ", ".join(found[:NAMES_SHOWN]) + more if found else "none"
-            raise UserError(f"captioner {PREFIX}{self._url} offers {names}: name one after a #")
+            raise UserError(
+                f"captioner {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
+            )
         return found[0]
 
     def _offered(self) -> list[str]:
-        """The names of the server's models. Raises what the client raises, and SampleError."""
+        """Return the names of the server's models. Raises the client's errors and SampleError."""
         answer = self._client.request("GET", f"{self._url}/models", self._headers)
         shown = self._shown(answer.data)
         if answer.status != 200:
@@ -305,7 +315,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _caption(choice: Any) -> Caption:
-    """Raises KeyError and TypeError where the choice has another form than a caption's."""
+    """Parse one choice. Raises KeyError or TypeError if its structure is unexpected."""
     content = choice["message"]["content"]
     if not isinstance(content, str | None):
         raise TypeError("expected a text")
@@ -314,9 +324,9 @@ def _caption(choice: Any) -> Caption:
 
 
 def _without_reasoning(text: str) -> str:
-    """What follows a reasoning model's thoughts: nothing where they do not end.
+    """Return the text after a reasoning model's thoughts; empty if the thoughts do not end.
 
-    Their start may be part of the prompt, so that the answer holds `</think>` alone.
+    `<think>` may be part of the prompt, so the response may contain only `</think>`.
     """
     tags = THINK.findall(text)
     if tags and tags[-1].lower() == "<think>":
@@ -325,11 +335,11 @@ def _without_reasoning(text: str) -> str:
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a busy server asks for within bounds; 0 where that is not as in RFC 9110."""
+    """Return the seconds of a Retry-After header, at most LONGEST_WAIT; 0 if it is malformed."""
     seconds = 0.0
     if SECONDS.fullmatch(value):
         seconds = float(value)
     elif HTTP_DATE.fullmatch(value):
-        with suppress(ValueError):  # the 31st of February
+        with suppress(ValueError):  # an invalid date such as 31 February
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
     return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -1,7 +1,7 @@
-"""Captions by image-text models of transformers: BLIP, BLIP-2, GIT, Florence-2, chat VLMs.
+"""Caption with image-text models of transformers: BLIP, BLIP-2, GIT, Florence-2, chat VLMs.
 
-The model's own `generate` runs the decoder, with one logits processor that draws the token by
-sampling.py's rule; so greedy decoding is transformers' own, and sampling does not depend on the
+The model's `generate` runs greedy decoding with one logits processor, which draws each token as in
+sampling.py. Therefore greedy decoding is exactly transformers', and sampling does not depend on the
 batch.
 """
 
@@ -28,13 +28,13 @@ PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
 PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
-SMALLEST_SIDE = 5  # smaller images are enlarged first, as the paper's authors did
+SMALLEST_SIDE = 5  # pixels; smaller images are enlarged first, as in the paper
 
 
 class TransformersCaptioner:
-    """One model with its processor. Weights come from safetensors alone.
+    """A model with its processor. Loads only safetensors weights.
 
-    Raises UserError where the model cannot be loaded.
+    Raises UserError if the model cannot be loaded.
     """
 
     extra: ClassVar[str | None] = "transformers"
@@ -52,7 +52,7 @@ class TransformersCaptioner:
         kind = self.model.config.model_type
         if settings.compile_decoder and not self.model._can_compile_fullgraph:
             raise UserError(
-                f"captioner {settings.model}: --compile-decoder is not for {kind} models"
+                f"captioner {settings.model}: {kind} models do not support --compile-decoder"
             )
         chat = getattr(self.processor, "chat_template", None) is not None
         self.prompt = settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
@@ -68,7 +68,7 @@ class TransformersCaptioner:
         self.workers = max(2, min(16, os.cpu_count() or 2))
         weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
-            # A folder's weights name it, wherever it lies.
+            # A local model is identified by its weights, not by its path.
             "model": Path(settings.model).name if weights else settings.model,
             "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
             "weights": weights,
@@ -82,14 +82,14 @@ class TransformersCaptioner:
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
-        """Whether downloaded files alone can be had. Raises UserError where nothing can."""
+        """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
         if model.startswith((".", "/", "~")) and not Path(model).is_dir():
             raise UserError(f"captioner {model}: no such folder")
         return check_hub(model, f"captioner {model}", settings.revision)
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
-        """The processor's tensors for one image, each with a first dimension of its own."""
+        """Return the processor's tensors for one image, each with a batch dimension of 1."""
         image = decode_image(sample.image, input_side=self._input_side)
         smallest = min(image.size)
         if smallest < SMALLEST_SIDE:
@@ -99,21 +99,21 @@ class TransformersCaptioner:
         check_resized(image.size, self._shorter_side)
         text = {} if self._text is None else {"text": self._text}
         if not hasattr(self._own, "processor"):
-            # A fast tokenizer refuses a second thread ("Already borrowed"): one each.
+            # One copy per thread: fast tokenizers are not thread-safe ("Already borrowed").
             self._own.processor = copy.deepcopy(self.processor)
         return dict(self._own.processor(images=image, return_tensors="pt", **text))
 
     def caption(
         self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
-        """Captions `first` to K - 1 of each of N images; the vision tower sees each image once."""
+        """Return captions `first` to K - 1 for each of N images; encode each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         for rows in _same_shapes(prepared):
-            # A compiled decoder is compiled anew for each size of a batch.
+            # Pad to the full batch size: another size would recompile the decoder.
             missing = self.batch_size - len(rows) if self._wanted.compile_decoder else 0
             filled = [*rows, *rows[-1:] * missing]
             inputs = self._collate([prepared[row] for row in filled])
-            with _remembered_vision(self.model):
+            with _cached_vision(self.model):
                 for k in range(first, self._wanted.captions_per_image):
                     keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
                     texts = self._generate(inputs, keys.to(self._device))
@@ -138,7 +138,7 @@ class TransformersCaptioner:
                 logits_processor=[draw],
                 **cache,
             )
-        # On a GPU `generate` may look for the end a step late.
+        # On a GPU, `generate` may run one step too many before it stops.
         drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
         return [self._caption(row) for row in drawn.tolist()]
 
@@ -154,7 +154,7 @@ class TransformersCaptioner:
         return text
 
     def _collate(self, prepared: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One batch on the device: texts padded on the left, everything else joined."""
+        """Join into one batch on the device. Texts are padded on the left."""
         import torch
 
         batch = {}
@@ -174,9 +174,9 @@ class TransformersCaptioner:
 
 
 class _Draw:
-    """A logits processor that leaves the token that sampling.py draws, and remembers it.
+    """A logits processor that draws tokens as in sampling.py, masks all others and records them.
 
-    None of `ends` is drawn before the caption has its least number of tokens.
+    End tokens (`ends`) are masked until the caption has `min_tokens` tokens.
     """
 
     def __init__(self, keys: Any, wanted: CaptionSettings, ends: list[int]):
@@ -211,10 +211,10 @@ def _load(
         )
         loaded: Any = model
         loaded.to(device).eval()
-    except Exception as error:  # of safetensors, torch, or the model's own code
+    except Exception as error:  # from safetensors, torch or the model's code
         first = " ".join(str(error).split())[:300]
         raise UserError(
-            f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id, or a "
+            f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id or a "
             "folder with config, processor and safetensors weights of an image-to-text model, and "
             "a --device with enough memory."
         ) from error
@@ -223,7 +223,7 @@ def _load(
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end a caption, from the generation config, the text config and the tokenizer."""
+    """Collect the end tokens of the generation config, the text config and the tokenizer."""
     text = getattr(model.config, "text_config", None)
     parts = [getattr(model, "generation_config", None), text, tokenizer]
     found: set[int] = set()
@@ -235,7 +235,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Rows by the shape of what cannot be padded, so that each group joins into one batch."""
+    """Group rows by the shapes of inputs that cannot be padded; each group forms one batch."""
     groups: dict[Any, list[int]] = {}
     for row, one in enumerate(prepared):
         shape = tuple((n, tuple(t.shape[1:])) for n, t in one.items() if n not in TEXT_INPUTS)
@@ -244,15 +244,15 @@ def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 @contextmanager
-def _remembered_vision(model: Any) -> Iterator[None]:
-    """Within the block a vision tower that is asked for equal pixels answers from memory."""
+def _cached_vision(model: Any) -> Iterator[None]:
+    """Cache the last output of each vision tower within the block, keyed by the pixels."""
     towers: dict[str, Any] = {}
     for name, module in model.named_modules():
         outermost = not any(name.startswith(f"{tower}.") for tower in towers)
         if name.rpartition(".")[2] in VISION_TOWERS and outermost:
             towers[name] = module
     for tower in towers.values():
-        tower.forward = _remembering(tower.forward)
+        tower.forward = _cached(tower.forward)
     try:
         yield
     finally:
@@ -260,16 +260,16 @@ def _remembered_vision(model: Any) -> Iterator[None]:
             del tower.forward
 
 
-def _remembering(forward: Any) -> Any:
+def _cached(forward: Any) -> Any:
     memory: list[tuple[Any, Any]] = []
 
-    def remembered(*args: Any, **kwargs: Any) -> Any:
+    def cached(*args: Any, **kwargs: Any) -> Any:
         import torch
 
         pixels = next(value for value in [*args, *kwargs.values()] if torch.is_tensor(value))
-        # Idefics and SmolVLM hand over a copy each time, so being the same tensor is not asked for.
+        # Compare values: Idefics and SmolVLM pass a new copy of the tensor on each call.
         if not memory or not torch.equal(memory[0][0], pixels):
             memory[:] = [(pixels, forward(*args, **kwargs))]
         return copy.copy(memory[0][1])  # Qwen2-VL writes into what its tower returns
 
-    return remembered
+    return cached

@@ -1,4 +1,4 @@
-"""The embedded demo scorer: CLIP-like, and tiny. It needs no network and no GPU."""
+"""The embedded demo scorer: a tiny CLIP-like model that needs no network and no GPU."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from capmix.score.settings import ScoreSettings
 
 
 class MiniScorer:
-    """Frozen EfficientNet-Lite0 and static text tower, with the projection `scorer.safetensors`."""
+    """A frozen EfficientNet-Lite0 and a static text tower with trained projections."""
 
     name = "mini"
     extra: ClassVar[str | None] = "mini"

@@ -1,8 +1,8 @@
-"""Scores by any model of open_clip, as models/open_clip.py names them.
+"""Score with any open_clip model; models/open_clip.py describes the model names.
 
-Texts are sorted by length and cut to the longest of their batch: what follows the end token cannot
-reach it through a causal mask, so the vectors stay the same and short captions cost a fraction of
-the 77 positions.
+Texts are sorted by length and trimmed to the longest of their batch. With a causal mask, positions
+after the end token do not affect its vector, so the results are the same and short captions cost a
+fraction of the 77 positions.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ TEXT_BATCH = 256
 
 
 class OpenClipEncoder:
-    """The image side: unit vectors of the model's own transform."""
+    """The image tower with the model's own transform; returns unit vectors."""
 
     def __init__(
         self,
@@ -54,24 +54,24 @@ class OpenClipEncoder:
         self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
 
     def load(self) -> None:
-        """The weights came with the constructor."""
+        """Do nothing: the constructor receives the loaded model."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """Pixels float32 (3, H, W) of an RGB image; with `preprocess` "open_clip" of any mode.
+        """Preprocess an image to pixels, float32 (3, H, W).
 
-        Raises BadImageError where the image is too long and narrow, or the transform refuses its
-        mode.
+        The image is RGB, or of any mode with `preprocess` "open_clip". Raises BadImageError if its
+        aspect ratio is too extreme or the transform does not support its mode.
         """
         check_resized(image.size, self._shorter_side)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, on transparency that is dropped
+                warnings.simplefilter("ignore")  # Pillow warns about dropped transparency
                 return self._transform(image).numpy()
         except (ValueError, OSError, TypeError) as error:
             raise BadImageError("broken_image", f"mode {image.mode}: {error}") from error
 
     def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D)."""
         import torch
 
         with torch.inference_mode():
@@ -82,9 +82,9 @@ class OpenClipEncoder:
 
 
 class OpenClipScorer:
-    """Cosine similarity by one open_clip model.
+    """Scores by the cosine similarity of an open_clip model.
 
-    Raises UserError where the model cannot be loaded, or where its activation does not fit its
+    Raises UserError if the model cannot be loaded, or if its activation function does not match its
     weights.
     """
 
@@ -95,7 +95,7 @@ class OpenClipScorer:
     preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
 
     def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
-        """`logit_bias` is for checkpoints of SigLIP's loss; see load_open_clip."""
+        """Load the model. `logit_bias` is for checkpoints trained with SigLIP's loss."""
         model = settings.model.removeprefix(PREFIX)
         self.name = settings.name
         self.check(settings)  # before torch is loaded, which takes seconds
@@ -122,15 +122,15 @@ class OpenClipScorer:
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
-        """Raise UserError for a model that cannot be had, where that is known at once."""
+        """Raise UserError if the model is known to be unavailable. Does not load torch."""
         return check_open_clip(settings.model.removeprefix(PREFIX))
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D): saved embeddings are float16."""
+        """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
         return unit(embeddings)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D); equal texts are encoded once."""
+        """Return unit vectors, float32 (N, D). Equal texts are encoded once."""
         import torch
 
         unique = list(dict.fromkeys(texts))
@@ -146,7 +146,7 @@ class OpenClipScorer:
         return vectors[[position[text] for text in texts]]
 
     def digest(self) -> str:
-        """16 hex digits over every weight, the architecture and the preprocessing of images."""
+        """Return 16 hex digits of a hash of all weights, architecture and image preprocessing."""
         about = f"{self._model} {self._preprocess}"
         total = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", about).encode())
         for name, weight in sorted(self._model.state_dict().items()):
@@ -155,7 +155,7 @@ class OpenClipScorer:
         return total.hexdigest()[:16]
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Which texts lose their end to the context length (the end token is kept)."""
+        """Return whether each text is truncated to the context length (keeping the end token)."""
         limit = self._tokenizer.context_length
         inner = getattr(self._tokenizer, "tokenizer", None)
         if inner is not None:
@@ -164,7 +164,7 @@ class OpenClipScorer:
 
 
 def _lengths(model: Any, tokens: Any) -> Any:
-    """Positions that each text needs, int64 (N,): up to its end token, where that is sound."""
+    """Return the positions each text needs, int64 (N,): to its end token for causal CLIP."""
     import torch
 
     if not _is_causal_clip(model):
@@ -173,7 +173,7 @@ def _lengths(model: Any, tokens: Any) -> Any:
 
 
 def _encode(model: Any, tokens: Any) -> Any:
-    """`model.encode_text`, normalised, of tokens (N, L) that may be shorter than the context."""
+    """Like a normalised `model.encode_text`, for tokens (N, L) shorter than the context."""
     if not _is_causal_clip(model):
         return model.encode_text(tokens, normalize=True)
     import torch
@@ -191,7 +191,7 @@ def _encode(model: Any, tokens: Any) -> Any:
 
 
 def _is_causal_clip(model: Any) -> bool:
-    """The plain CLIP class, with a causal mask and the end token's vector."""
+    """Return whether the model is a plain CLIP with a causal mask that pools the end token."""
     import open_clip
 
     return (

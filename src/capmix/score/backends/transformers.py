@@ -1,4 +1,4 @@
-"""Scores by transformers' CLIP, SigLIP and SigLIP 2, from a hub id or a local folder."""
+"""Score with CLIP, SigLIP or SigLIP 2 of transformers, from a hub id or a local folder."""
 
 import os
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
 TEXT_BATCH = 256
-SIGLIP_CONTEXT = 64  # its text tower was trained on texts padded to this length
+SIGLIP_CONTEXT = 64  # tokens; its text tower was trained on texts padded to this length
 
 
 class TransformersEncoder:
-    """The image side: unit vectors of the model's own preprocessing."""
+    """The image tower with the model's own preprocessing; returns unit vectors."""
 
     def __init__(self, name: str, model: Any, processor: Any, device: str, exact: bool):
         self.name = name
@@ -35,19 +35,20 @@ class TransformersEncoder:
         self.provenance = provenance(("torch", "transformers"), device, self.batch_size)
 
     def load(self) -> None:
-        """The weights came with the constructor."""
+        """Do nothing: the constructor receives the loaded model."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """The processor's arrays by name; `pixel_values` is float32 (3, H, W) but for NaFlex.
+        """Return the processor's arrays by name.
 
-        Raises BadImageError where the image is too long and narrow.
+        `pixel_values` is float32 (3, H, W), except for NaFlex models. Raises BadImageError if the
+        aspect ratio of the image is too extreme.
         """
         check_resized(image.size, self._shorter_side)
         arrays = self._images(images=image, return_tensors="np")
         return {name: array[0] for name, array in arrays.items()}
 
     def encode_pixels(self, pixels: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-        """Unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D)."""
         import torch
 
         batch = {}
@@ -59,7 +60,7 @@ class TransformersEncoder:
 
 
 class TransformersScorer:
-    """Cosine similarity by one model. Raises UserError where it cannot be loaded."""
+    """Scores by cosine similarity. Raises UserError if the model cannot be loaded."""
 
     extra: ClassVar[str | None] = "transformers"
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
@@ -87,15 +88,15 @@ class TransformersScorer:
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
-        """Whether downloaded files alone can be had. Raises UserError where nothing can."""
+        """Return whether to load only local files. Raises UserError if the model is unavailable."""
         return check_hub(settings.model.removeprefix(PREFIX), f"scorer {settings.model}")
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Unit vectors, float32 (N, D): saved embeddings are float16."""
+        """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
         return unit(embeddings)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 (N, D); equal texts are encoded once."""
+        """Return unit vectors, float32 (N, D). Equal texts are encoded once."""
         import torch
 
         unique = list(dict.fromkeys(texts))
@@ -114,7 +115,7 @@ class TransformersScorer:
         return found
 
     def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Which texts lose their end to the context length (the end token is kept)."""
+        """Return whether each text is truncated to the context length (keeping the end token)."""
         ids = self._processor.tokenizer(list(texts)).input_ids
         return [len(row) > self._limit for row in ids]
 
@@ -135,8 +136,8 @@ def _load(model: str, device: str, dtype: Any, only_downloaded: bool) -> tuple[A
         raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
     if not hasattr(loaded, "logit_scale") or not hasattr(loaded, "get_text_features"):
         raise UserError(
-            f"scorer {model}: a {loaded.config.model_type} gives no image and text vectors in one "
-            "space; expected CLIP, SigLIP or SigLIP 2"
+            f"scorer {model}: {loaded.config.model_type} models do not embed images and texts in "
+            "one space; expected CLIP, SigLIP or SigLIP 2"
         )
     return loaded.to(device).eval(), processor
 
