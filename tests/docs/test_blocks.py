@@ -26,7 +26,6 @@ from capmix.pipeline.config import SETTINGS, STAGES, load_pipeline
 NOT_YET = {
     "README.md",
     "docs/architecture.md",
-    "docs/clusters.md",
     "docs/commands/README.md",
     "docs/commands/annotate.md",
     "docs/commands/caption.md",
