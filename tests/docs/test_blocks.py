@@ -54,7 +54,6 @@ NOT_YET = {
     "docs/evaluation.md",
     "docs/experiments.md",
     "docs/recipes.md",
-    "docs/scale.md",
     "docs/trainers.md",
     "docs/training.md",
 }
