@@ -1,8 +1,13 @@
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import world
 
@@ -21,7 +26,12 @@ def docs_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world.write_models(folder)
     world.write_programs(folder / "bin")
     made = World(world.write_folder(folder / "template"), world.environment(folder))
-    with world.caption_server():
+    with world.caption_server(), ExitStack() as stack:
+        if "CAPMIX_DOCS_PLAIN" not in os.environ:
+            address = f"{tempfile.mkdtemp()}/capmix.socket"  # a short path, as sockets want it
+            stack.callback(shutil.rmtree, os.path.dirname(address))
+            stack.enter_context(forks.fork_server(address, made.environment))
+            forks.write_client(folder / "bin/capmix", address)
         yield made
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blocks import Block, Page
 
-SECONDS = 300  # for one block
+SECONDS = 600  # for one block
 DRIVER = Path(__file__).parent / "driver.py"
 SHOWN = 6000  # letters of output, at the end
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forks
 from blocks import PAGES, ROOT
 from evalsets import write_classification, write_retrieval
 from samples import image_bytes, sample_members, tar_bytes
@@ -209,7 +210,7 @@ def write_programs(folder: Path) -> Path:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = sorted(extras["optional-dependencies"])
     programs = {
-        "capmix": f"#!{sys.executable}\n{CAPMIX}",
+        "capmix": f'#!/bin/sh\nexec {sys.executable} -P {forks.__file__} "$@"\n',
         "pip": f"#!{sys.executable}\n{PIP.format(known=known)}",
         "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
         "python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
@@ -220,22 +221,6 @@ def write_programs(folder: Path) -> Path:
     return folder
 
 
-# `view` serves until it is stopped: Ctrl-C after some seconds, which is no failure.
-CAPMIX = """\
-import os, signal, sys, threading, time
-
-from capmix.cli import main
-
-if __name__ == "__main__":
-    if "view" in sys.argv[1:3]:
-        def stop():
-            time.sleep(6)
-            os.kill(os.getpid(), signal.SIGTERM)
-        threading.Thread(target=stop, daemon=True).start()
-        real = main.end_now
-        main.end_now = lambda code: real(0 if code == main.STOPPED else code)
-    main.entry()
-"""
 PIP = """\
 import re, sys
 
@@ -268,6 +253,7 @@ def environment(folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),
         "MPLBACKEND": "Agg",
+        "OMP_WAIT_POLICY": "PASSIVE",  # small models on shared cores: no thread spins
         "COLUMNS": "100",
         "NO_COLOR": "1",
     }

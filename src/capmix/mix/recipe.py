@@ -22,6 +22,7 @@ from capmix.mix import template
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
 from capmix.settings.yaml import parse_yaml
+from capmix.storage.compare import ANY
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 MAX_COMBINATIONS = 10_000
@@ -141,13 +142,13 @@ class Recipe(BaseModel):
 
 
 def recipe_defaults() -> dict[str, Any]:
-    """Return the defaults of a recipe's fields, including those of a clause."""
+    """Return the defaults of a recipe's fields and of a clause's; descriptions do not count."""
 
     def of(kind: type[BaseModel]) -> dict[str, Any]:
         fields = {name: one for name, one in kind.model_fields.items() if not one.is_required()}
         return {n: one.get_default(call_default_factory=True) for n, one in fields.items()}
 
-    return of(Recipe) | {"clauses": [of(Clause)]}
+    return of(Recipe) | {"about": ANY, "reference": ANY, "clauses": [of(Clause)]}
 
 
 def _both(clause: str, recipe: str) -> str:

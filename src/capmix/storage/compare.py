@@ -10,6 +10,18 @@ from typing import Any
 MISSING = object()
 
 
+class _Any:
+    """Equal to every value."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ANY = _Any()  # as a default: the setting does not count, for example a description
+
+
 def same_settings(one: Any, other: Any, defaults: Any = None) -> bool:
     """Return whether both are equal, ignoring settings at their default.
 
