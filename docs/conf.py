@@ -39,6 +39,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
+napoleon_custom_sections = [("Options", "params_style")]
+default_role = "code"  # single backquotes in docstrings
 copybutton_exclude = ".linenos, .gp, .go"
 
 LINK = re.compile(r"(\]\()([^)\s:#]+)((?:#[^)\s]*)?\))")

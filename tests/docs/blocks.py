@@ -18,7 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 LANGUAGES = ("sh", "python", "text", "yaml", "toml", "json", "bibtex")
-REASONS = ("needs a GPU", "needs the Hub", "needs S3", "needs a cluster", "takes days")
+REASONS = (
+    "needs a GPU",
+    "needs the Hub",
+    "needs S3",
+    "needs a cluster",
+    "takes days",
+    "CI runs it",
+)
 FILE = re.compile(r"# ([\w.-]+(?:/[\w.-]+)*\.(?:yaml|yml|py|toml))\s*")
 OPENED = re.compile(r"( *)(`{3,}|~{3,})\s*(.*)")
 COMMENT = re.compile(r"\s*<!--\s*(not run|exits)\b(.*?)-->\s*")

@@ -32,7 +32,8 @@ def test_tars_whose_first_lists_are_empty_open_with_the_features_of_the_page(
     work.export("raw", str(tmp_path / "mixed"), format=form)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (block,) = [one for one in blocks if "load_dataset" in one]
     names: dict[str, Any] = {}
     exec(block, names)
     mixed = names["mixed"]

@@ -44,6 +44,19 @@ def test_average_deviation_and_interval() -> None:
     assert same.against_baseline.low <= 0 <= same.against_baseline.high
 
 
+def test_a_retrieval_set_may_have_several_texts_per_image() -> None:
+    """As Flickr30k and COCO, whose recalls count 1,000 images and 5,000 texts."""
+    results = {"raw": runs("raw", 0.2), "better": runs("better", 0.4)}
+    for name, rate in (("raw", 0.2), ("better", 0.4)):
+        for seed, run in enumerate(results[name]):
+            random = np.random.default_rng([seed, int(1000 * rate), 1])
+            run.hits["pairs/image_retrieval_recall@5"] = random.random(1500) < rate
+    raw, better = compare(results, "raw")
+    assert raw.average.low < raw.average.mean < raw.average.high
+    assert better.against_baseline is not None
+    assert better.against_baseline.low > 0
+
+
 def test_the_verdict_reports_an_order_that_does_not_hold() -> None:
     rows = compare({"raw": runs("raw", 0.3), "top": runs("top", 0.1)}, "raw")
     lines = verdict(rows, ["raw", "top"])

@@ -132,17 +132,23 @@ def _by_seed(runs: Sequence[ProbeResult]) -> dict[Seed, float]:
 
 
 def _bootstrap(runs: list[ProbeResult]) -> np.ndarray:
-    """Return resampled averages in percent (1000,). The same items are drawn for every recipe."""
+    """Return resampled averages in percent (1000,). The same items are drawn for every recipe.
+
+    Metrics of one set share the draw if they have the same items. The two recalls of a retrieval
+    set with several texts per image do not: one counts images, the other texts.
+    """
     items = np.random.default_rng(0)
     seeds = np.random.default_rng([1, len(runs)])
     stacked = {name: np.stack([run.hits[name] for run in runs]) for name in runs[0].hits}
-    lengths = {name.split("/")[0]: values.shape[1] for name, values in stacked.items()}
+    items_of = {name: (name.split("/")[0], len(values[0])) for name, values in stacked.items()}
     averages = np.empty(RESAMPLES)
     for resample in range(RESAMPLES):
-        rows = {name: items.integers(length, size=length) for name, length in lengths.items()}
+        rows = {
+            one: items.integers(one[1], size=one[1]) for one in dict.fromkeys(items_of.values())
+        }
         chosen = seeds.integers(len(runs), size=len(runs))
         averages[resample] = _average(
-            {name: values[chosen][:, rows[name.split("/")[0]]] for name, values in stacked.items()}
+            {name: values[chosen][:, rows[items_of[name]]] for name, values in stacked.items()}
         )
     return 100 * averages
 
