@@ -2,9 +2,9 @@
 
     python tools/build_mini/build.py --cache build/mini
 
-Needs Debian's apt-get and dpkg, npm, and `pip install -e '.[mini,build]'`. Takes about 30 minutes
-on 2 cores. All hyperparameters are chosen on the development stamps; test results are written to
-the manifest once, at the end.
+Needs Debian's apt-get and dpkg, npm, and `pip install --group build -e '.[mini]'`. Takes about 30
+minutes on 2 cores. All hyperparameters are chosen on the development stamps; test results are
+written to the manifest once, at the end.
 """
 
 import argparse
