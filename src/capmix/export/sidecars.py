@@ -47,7 +47,7 @@ def write_sidecars(
     """Write the texts of a subset beside their images; return counts of images.
 
     Several texts are written one per line, with format kohya in its syntax. If two images share a
-    text file (a.jpg, a.png) and have different texts, the first image's text is written. Raises
+    text file (a.jpg, a.png) and have other texts, the first image's text is written. Raises
     UserError if the pool is not a local folder of images, or if too many images are missing.
     """
     check_text_suffix(settings.text_suffix)
