@@ -44,7 +44,7 @@ PHRASES = {
     r"\bmend(s|ed)?\b": "fix",
     r"\b(end|ends|ended) so\b": "exits with",
     # Word order, and endings without a noun.
-    r"\b(metadata|references|scores|captions|raw|CPU|GPU|disk|disks|directories) alone\b": "only ...",
+    r"\b(metadata|references|scores|captions|raw|[CG]PU|disks?|directories) alone\b": "only ...",
     r"\bfor the default alone\b": "only for the default",
     r"\bone a (GPU|shard|sample|file|seed|line)\b": "one per ...",
     r"\b(bytes|rows|captions|texts) an? (sample|row|image)\b": "... per ...",
