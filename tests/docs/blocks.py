@@ -23,6 +23,7 @@ REASONS = (
     "needs the Hub",
     "needs S3",
     "needs a cluster",
+    "needs edits in the browser",
     "takes days",
     "CI runs it",
 )

@@ -21,34 +21,10 @@ from capmix.errors import UserError
 from capmix.mix.recipe import load_recipe
 from capmix.pipeline.config import SETTINGS, STAGES, load_pipeline
 
-# Pages that do not keep the rules of blocks.py yet, or whose calls are no whole ones. A page that
-# does is taken off this list: its test fails until then.
-NOT_YET = {
-    "docs/edit-and-review.md",
-    "docs/evaluation.md",
-    "docs/experiments.md",
-    "docs/recipes.md",
-    "docs/trainers.md",
-    "docs/training.md",
-}
-NOT_YET_COMMANDS: set[str] = set()
 # Pages whose reader begins in an empty folder; the others have that of world.write_folder.
 EMPTY_FOLDER = {"docs/getting-started.md"}
 # Pages that are written by a tool out of what ran.
 GENERATED = {"docs/notebook.md"}
-
-
-def pages(not_yet: set[str]) -> list[Any]:
-    return [
-        pytest.param(
-            path,
-            id=name_of(path),
-            marks=[pytest.mark.xfail(reason="not written anew yet", strict=True)]
-            if name_of(path) in not_yet
-            else [],
-        )
-        for path in PAGES
-    ]
 
 
 def checked(page: Path, check: Callable[[Block], None]) -> None:
@@ -62,13 +38,13 @@ def checked(page: Path, check: Callable[[Block], None]) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", pages(NOT_YET))
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_a_page_keeps_the_rules_for_blocks(path: Path) -> None:
     faults = [f"{name_of(path)}:{fault}" for fault in read_page(path).faults]
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("path", pages(set()))
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_block_parses(path: Path, tmp_path: Path) -> None:
     def check(block: Block) -> None:
         if block.language == "sh":
@@ -99,7 +75,7 @@ def check_yaml(block: Block, folder: Path) -> None:
             load_pipeline(str(file))
 
 
-@pytest.mark.parametrize("path", pages(NOT_YET_COMMANDS))
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_call_of_capmix_is_one_that_the_command_line_takes(path: Path) -> None:
     def check(block: Block) -> None:
         if block.language != "sh" or block.code == 2:

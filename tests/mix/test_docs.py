@@ -24,8 +24,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for number in range(SAMPLES):
         about = {
             "uid": f"{number:032x}", "original_width": 600, "punsafe": number / 100,
-            "clip_b32_similarity_score": 0.4, "face_bboxes": [], "url": f"http://a/{number % 5}",
-            "title": "Page" if number else None,
+            "clip_b32_similarity_score": 0.4, "face_bboxes": [],
+            "url": f"http://a/{number % 5}", "title": "Page" if number else None,
+            "tags": ["red", "car"],
         }  # fmt: skip
         members += [(f"{number:09d}.jpg", image_bytes(number, (300, 300)))]
         members += [(f"{number:09d}.json", json.dumps(about).encode())]
@@ -50,7 +51,7 @@ def test_a_recipe_of_the_page_keeps_rows(work: Workspace, block: str, tmp_path: 
 
 
 def test_the_composed_recipe_of_the_page_makes_these_texts(work: Workspace, tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(name: styled.*?)```", PAGE, re.S)
+    (block,) = re.findall(r"```yaml\n# styled.yaml\n(.*?)```", PAGE, re.S)
     (tmp_path / "my.yaml").write_text(block, "utf-8")
     assert work.mix(str(tmp_path / "my.yaml")).table()["text"].to_pylist() == [
         *(f"sks style, Photo {number}" for number in (0, 1, 2)),
@@ -59,9 +60,9 @@ def test_the_composed_recipe_of_the_page_makes_these_texts(work: Workspace, tmp_
 
 
 @pytest.mark.parametrize(
-    "line", [one for one in PAGE.splitlines() if re.match(r"    capmix mix POOL .*--where \"", one)]
+    "line", [one for one in PAGE.splitlines() if re.match(r"capmix mix .*--where \"", one)]
 )
 def test_a_command_with_a_condition_runs(work: Workspace, line: str) -> None:
-    words = shlex.split(line.replace("POOL", work.pool.location))[1:]
-    words[words.index("W")] = work.store.root
+    words = shlex.split(line)[1:]
+    words[words.index("work")] = work.store.root
     assert main(words) == 0

@@ -29,7 +29,7 @@ FUNCTIONS = {
         lower lcase upper ucase trim ltrim rtrim substring substr substring_grapheme left right
         left_grapheme right_grapheme reverse concat concat_ws replace translate split_part
         regexp_extract regexp_replace strip_accents nfc_normalize""",
-    "facts of texts": """
+    "properties of texts": """
         length len char_length character_length length_grapheme strlen ascii ord unicode
         instr position strpos contains starts_with ends_with prefix suffix jaccard hamming
         mismatches like_escape not_like_escape ilike_escape not_ilike_escape
@@ -49,14 +49,14 @@ FUNCTIONS = {
         list_reverse_sort array_reverse_sort list_reverse array_reverse list_intersect
         array_intersect list_first list_last list_any_value list_min list_max array_to_string
         struct_pack row struct_extract struct_extract_at""",
-    "facts of lists": """
+    "properties of lists": """
         list_count list_sum list_avg list_median list_product list_bool_and list_bool_or list_unique
         array_unique list_contains list_has array_contains array_has list_has_all array_has_all
         list_has_any array_has_any list_position list_indexof array_position array_indexof
         array_length""",
     "json": """
         json_extract json_extract_path json_extract_string json_extract_path_text json_value""",
-    "facts of json": "json_exists json_type json_valid json_array_length",
+    "properties of json": "json_exists json_type json_valid json_array_length",
     "dates": """
         year month day hour minute second millisecond microsecond quarter week weekofyear weekday
         dayofweek dayofmonth dayofyear isodow isoyear yearweek era decade century millennium
@@ -65,7 +65,7 @@ FUNCTIONS = {
         epoch_ns julian strptime try_strptime to_years to_months to_weeks to_days to_hours
         to_minutes to_seconds to_milliseconds to_microseconds""",
     "hashes": "md5 sha1 sha256 md5_number md5_number_lower md5_number_upper",
-    "functions of capmix": f"{OWN} {OWN_OF_TEXT}",
+    "capmix": f"{OWN} {OWN_OF_TEXT}",
     "operators": """
         + - * / // % ** ^ & | << >> ~ @ || ^@ ~~ !~~ ~~* !~~* ~~~ ->> && @> <@""",
 }
