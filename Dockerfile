@@ -1,5 +1,5 @@
 # capmix with all captioners, scorers and the trainer, for GPUs and CPUs:
-#   docker build --tag capmix --build-arg VERSION=$(git describe --tags) .
+#   docker build --tag capmix --build-arg VERSION=0.2.0 .
 #   docker run --rm --gpus all --volume "$PWD:/data" capmix caption shards --work work --source blip2 --model blip2
 FROM python:3.11-slim
 
