@@ -4,6 +4,8 @@ import io
 import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,17 @@ def test_a_chat_template_stays_in_its_sandbox(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="unsafe"):
         TransformersCaptioner(CaptionSettings(model=str(folder), device="cpu"))
     assert not proof.exists()
+
+
+def test_openvino_reports_nothing_to_its_vendor() -> None:
+    """Its telemetry module is not imported; the converter uses its stub."""
+    code = (
+        "from capmix.mini.image_tower import _compiled_model\n"
+        "_compiled_model()\n"
+        "from openvino.tools import ovc\n"
+        "print(type(ovc.telemetry).__module__)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200
+    )
+    assert found.stdout.strip() == "openvino.tools.ovc.telemetry_stub", found.stderr

@@ -5,6 +5,7 @@ tensors are in the same order as those of timm's `tf_efficientnet_lite0`, so the
 position.
 """
 
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -86,6 +87,9 @@ def _torch_model() -> Any:
 
 @cache
 def _compiled_model() -> Any:
+    # OpenVINO reports every import and conversion to its vendor, from a forked process. Without
+    # this module it uses a stub. A telemetry module that is imported already is kept.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
     import torch
 
