@@ -137,7 +137,7 @@ def test_a_pool_that_changed_is_refused(work: Workspace, tmp_path: Path) -> None
         _ = changed.shards
     (tmp_path / "pool/00001.tar").unlink()
     gone = PoolSubset(open_pool(str(tmp_path / "pool")), work.store, "raw")
-    with pytest.raises(UserError, match="no shard 00001"):
+    with pytest.raises(UserError, match="shard 00001, which is not in pool"):
         _ = gone.shards
 
 
