@@ -74,6 +74,8 @@ PHRASES = {
     r"\bmade-up\b": "generated",
     r"\b(plainly|honestly)\b": "(leave out)",
     r"\band the like\b": "and similar ...",
+    # Numbers.
+    r"\d %(?=$|[].,;:|)\"]| (of|or|and|interval|raw)\b)": "30%",
 }  # fmt: skip
 
 
