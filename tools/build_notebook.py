@@ -48,7 +48,7 @@ def _cell(cell: Any) -> str:
     if shown:
         parts.append(f"```text\n{shown}\n```")
     if "picture" in cell.metadata:
-        parts.append(f"![Samples of a subset in a notebook: thumbnails, texts and scores]({cell.metadata['picture']})")
+        parts.append(f"![Samples of a subset in a notebook]({cell.metadata['picture']})")
     return "\n\n".join(parts)
 
 

@@ -62,7 +62,6 @@ def run(place: Path, command: str) -> tuple[int, str, str]:
         ("failures --work W", "no failed or dropped samples"),
         ("measure --work W", "given"),
         ("export --work W --subset raw --out mixed", ""),
-        ("report --work W --out report.html --figures figures", "report.html"),
         ("run --schema", "properties"),
     ],
 )
@@ -75,7 +74,9 @@ def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> Non
 @pytest.mark.parametrize(
     ("command", "needed"),
     [
-        ("demo", "'capmix[mini]'"),
+        ("demo", "'capmix[demo]'"),
+        ("report --work W", "'capmix[report]'"),
+        ("report --work W --figures figures", "'capmix[report]'"),
         ("caption --work W --source mini --model mini", "'capmix[mini]'"),
         (f"caption --work W --source b --model {BLIP2}", "'capmix[transformers]'"),
         (f"caption --work W --source b --model {COCA}", "'capmix[open_clip]'"),

@@ -49,8 +49,12 @@ def demo(
     ] = None,
 ) -> None:
     """Run every stage on the embedded pool and models: no GPU, no network."""
+    from capmix.evaluation.embedded import PACKAGE
+    from capmix.mini.weights import MINI_PACKAGES
+    from capmix.models.registry import require
     from capmix.pipeline.run import demo_file
 
+    require([*MINI_PACKAGES, "jinja2", PACKAGE], "demo", "demo")
     _run_file(demo_file(), work, RunSettings(), SelectSettings())
 
 

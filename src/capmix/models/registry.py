@@ -50,6 +50,7 @@ EXTRAS = {
     "pycocoevalcap": ("pycocoevalcap", "measure"),
     "sklearn": ("scikit-learn", "measure"),
     "ray": ("ray", "ray"),
+    "capmix_tuxpaint": ("capmix-tuxpaint", "demo"),
     "jinja2": ("jinja2", "report"),
     "matplotlib": ("matplotlib", "report"),
     "starlette": ("starlette", "view"),
