@@ -4,7 +4,7 @@
 
 The baseline is the bare shard reader: it reads every sample of every shard sequentially in this
 process. It is compared with a minimal stage, which stores only keys, in the local engine (target:
-90 % of the baseline's rate), in one process per core, and in one Ray actor per core (target: 80 %
+90% of the baseline's rate), in one process per core, and in one Ray actor per core (target: 80%
 of the rate with processes). The last way is a captioner that does nothing, with the threads, flags
 and rows of captioning. The ways alternate, and medians are compared.
 """

@@ -4,8 +4,8 @@
 
 Writes the index of a pool with shards of 10,000 samples, and as many captions in another order; a
 tenth of them have uids that are not in the pool. A caption joins two random phrases of 3 to 7
-words, each from a list of 100,000. 2 % of the phrases contain a stock-photo phrase, a refusal or a
-repetition, and 5 % a non-ASCII character. Each import runs in a separate process and into a folder
+words, each from a list of 100,000. 2% of the phrases contain a stock-photo phrase, a refusal or a
+repetition, and 5% a non-ASCII character. Each import runs in a separate process and into a folder
 that is removed afterwards. `--against` is the `src` folder of another checkout; the two alternate,
 and medians are compared. CPU time is user and system time of all threads and child processes.
 """

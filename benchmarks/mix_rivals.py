@@ -1,4 +1,4 @@
-"""Ways to mix: the raw text if its score is in the top 30 %, else the synthetic caption if its
+"""Ways to mix: the raw text if its score is in the top 30%, else the synthetic caption if its
 score reaches the same threshold.
 
     python benchmarks/mix_rivals.py WAY FOLDER

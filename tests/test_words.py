@@ -20,6 +20,7 @@ PHRASES = {
     r"\b(is|are|was|were) told\b": "is given, is reported",
     r"\b(marker|file|report|page|program) (tells|knows|speaks)\b": "records, shows",
     r"\bspeaks? of\b": "is about",
+    r"\bline\s+(on\s+standard\s+error\s+)?counts\b": "a message reports how many",
     r"\bhears nothing of\b": "is not interrupted by",
     r"\bnobody has to believe\b": "untrusted",
     r"\btaken for hostile\b": "treated as untrusted",
@@ -70,10 +71,15 @@ PHRASES = {
     r"\btime-outs?\b": "timeout",
     r"\btold apart\b": "distinguished",
     r"\bof one's own\b": "your own, custom",
+    r"\b(files|folders|recipes|edits) of (yours|others)\b": "your files, other files",
+    r"\bin the(ir)? true architectures?\b": "original architecture",
+    r"\bS3 of AWS\b": "Amazon S3",
     r"\btelephones?\b": "phone",
     r"\bmade-up\b": "generated",
     r"\b(plainly|honestly)\b": "(leave out)",
     r"\band the like\b": "and similar ...",
+    # Numbers.
+    r"\d %(?=$|[].,;:|)\"]| (of|or|and|interval|raw)\b)": "30%",
 }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def test_a_set_is_fetched_and_what_is_there_is_kept(hub: type[Hub], tmp_path: Pa
 
 def test_a_file_of_another_size_is_told(hub: type[Hub], tmp_path: Path) -> None:
     hub.lies = 1
-    with pytest.raises(UserError, match="Remove it and retry"):
+    with pytest.raises(UserError, match="Delete it and rerun"):
         fetch([TASK], str(tmp_path / "sets"), hub.address)
 
 

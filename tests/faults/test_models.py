@@ -346,7 +346,7 @@ def test_a_retry_that_fails_after_its_samples_keeps_the_part_unchanged(
 
 
 def test_an_unreadable_shard_weighs_as_much_as_the_others(tmp_path: Path) -> None:
-    """One row of about 99,000 failed, but it represents 1 % of the pool, more than 0.5 %."""
+    """One row of about 99,000 failed, but it represents 1% of the pool, more than 0.5%."""
     counts = Counts(ok=99_000, failed=Counter(unreadable_shard=1))
     assert unread_rows(counts, 1, 100) == 999
     check_failures("caption", counts, 0.011, [], unread=999)

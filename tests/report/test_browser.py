@@ -246,8 +246,8 @@ def column(seen: Seen, name: str) -> list[str]:
 
 def test_the_first_screen_is_the_answer_and_tables_are_sorted_and_switched(results: Path) -> None:
     published = ["No filtering", "Basic filter", "Text-based (ImageNet-21k)",
-                 "Image-based (ImageNet-1k)", "LAION-2B filter", "CLIP score L/14, top 30 %",
-                 "Image-based ∩ CLIP score 30 %"]  # fmt: skip
+                 "Image-based (ImageNet-1k)", "LAION-2B filter", "CLIP score L/14, top 30%",
+                 "Image-based ∩ CLIP score 30%"]  # fmt: skip
     best = ["raw-top50+mini", "mini", "raw-top50", "raw-top20", "raw", "raw-top80"]
     with opened(f"file://{results}/r.html", 1280) as seen:
         page = seen.page
@@ -309,7 +309,7 @@ def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> 
     with opened(f"file://{results}/r.html", 390, "dark") as seen:
         assert seen.page.evaluate(overlaps) == []
         assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        order = ["recipe", "average", "against raw [95 %]"]
+        order = ["recipe", "average", "against raw [95%]"]
         heads = seen.page.locator("table").first.locator("thead th").all_inner_texts()
         assert [head.replace("\u00a0", " ").removesuffix(" ↕") for head in heads[:3]] == order
         average = seen.page.locator("table").first.locator("tbody td").first.bounding_box()

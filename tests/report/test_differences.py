@@ -86,7 +86,7 @@ def test_chance_of_few_seeds_is_not_found_by_a_bootstrap_alone() -> None:
 
 def test_one_seed_has_intervals_over_items_and_says_so() -> None:
     found = of_probes(compare(probes({"raw": 0.2, "mini": 0.5}, 1), "raw"))
-    assert found.about == "95 % bootstrap intervals over test items, not seeds"
+    assert found.about == "95% bootstrap intervals over test items, not seeds"
     assert found.of("mini", "raw").is_clear
 
 
@@ -110,7 +110,7 @@ def test_a_recipe_with_one_seed_leaves_the_seed_test_of_the_others() -> None:
         assert np.array_equal(before.low, after.low[:3, :3])
         assert not after.clear[:3, :3].any()
         assert after.about == (
-            "95 % bootstrap intervals over training seeds and test items (recipes with one "
+            "95% bootstrap intervals over training seeds and test items (recipes with one "
             "seed use the seed error of the others)"
         )
         within = np.concatenate([np.subtract(v, np.mean(v)) for v in map(values_of, rows[:3])])
@@ -165,7 +165,7 @@ def test_a_run_of_one_seed_leaves_the_test_of_the_others() -> None:
     assert after.of("mini", "raw") == before.of("mini", "raw")
     assert after.of("blip", "raw").low is not None
     assert after.about == (
-        "95 % t intervals over 3 training seeds, paired by seed (recipes with one seed use the "
+        "95% t intervals over 3 training seeds, paired by seed (recipes with one seed use the "
         "seed error of the others)"
     )
 
@@ -176,7 +176,7 @@ def test_runs_without_two_seeds_in_common_are_not_paired() -> None:
     half = student.ppf(0.975, 2) * np.sqrt(0.5)
     assert np.allclose([change.mean, change.high], [20.0, 20.0 + half])
     assert found.about == (
-        "95 % t intervals over training seeds, paired for recipes with the same seeds"
+        "95% t intervals over training seeds, paired for recipes with the same seeds"
     )
 
 
@@ -195,7 +195,7 @@ def test_runs_are_paired_by_seed() -> None:
         [paired.mean(), paired.mean() - half, paired.mean() + half],
     )
     assert change.is_clear
-    assert found.about == "95 % t intervals over 3 training seeds, paired by seed"
+    assert found.about == "95% t intervals over 3 training seeds, paired by seed"
 
 
 def test_with_one_seed_nothing_is_tested() -> None:

@@ -56,14 +56,14 @@ def test_the_highest_is_set_against_the_baseline_and_mixing_against_synthetic_al
     half = student.ppf(0.975, 6) * np.sqrt(2 * (rest**2).sum() / 6 / 3)
     assert f"[{12.5 - half:.1f}, {12.5 + half:.1f}]" == "[12.3, 12.7]"
     assert found.marks == {"mini": "best", "raw+mini": "tie", "raw": "lower"}
-    assert found.more[0] == "mini is highest, 22.5 ± 0.2 %; not distinguishable from it: raw+mini."
+    assert found.more[0] == "mini is highest, 22.5 ± 0.2%; not distinguishable from it: raw+mini."
     assert found.more[1].startswith("The highest mix is raw+mini: −0.1 points [")
-    assert found.more[2] == "All controls are lower: raw+mini-shuffled 1.0 %."
+    assert found.more[2] == "All controls are lower: raw+mini-shuffled 1.0%."
     assert found.about.startswith(
-        "4 recipes, 3 seeds each (trained runs). In brackets: 95 % t intervals over 3 training"
+        "4 recipes, 3 seeds each (trained runs). In brackets: 95% t intervals over 3 training"
     )
     assert found.about.endswith(
-        "for each pair separately. “Over” and “lower” are significant at 5 %, corrected for all "
+        "for each pair separately. “Over” and “lower” are significant at 5%, corrected for all "
         "6 pairs. "
         "“Not distinguishable” means not significant. The highest of several means is biased "
         "upward."
@@ -73,7 +73,7 @@ def test_the_highest_is_set_against_the_baseline_and_mixing_against_synthetic_al
 def test_one_pair_needs_no_correction_and_two_have_no_order_to_choose_from() -> None:
     found = headline_of({"raw": 10.0, "mini": 22.5})
     assert found.about.endswith(
-        "paired by seed. “Over” and “lower” are significant at 5 %. “Not distinguishable” means "
+        "paired by seed. “Over” and “lower” are significant at 5%. “Not distinguishable” means "
         "not significant."
     )
 
@@ -140,8 +140,8 @@ def test_one_seed_each_is_not_tested() -> None:
 @pytest.mark.parametrize(
     ("averages", "text"),
     [
-        ({"mini": 30.8}, "mini: average 30.8 %; no other recipe to compare it with"),
-        ({"mini": 30.8, "blip": 20.0}, "mini: average 30.8 %, the highest of 2 recipes"),
+        ({"mini": 30.8}, "mini: average 30.8%; no other recipe to compare it with"),
+        ({"mini": 30.8, "blip": 20.0}, "mini: average 30.8%, the highest of 2 recipes"),
     ],
 )
 def test_without_a_baseline_the_average_is_reported(averages: dict[str, float], text: str) -> None:

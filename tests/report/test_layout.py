@@ -52,7 +52,7 @@ FIGURES = [
     Figure(
         "fractions", "", "", "fraction", "average, %",
         [sweep("raw-top", 0), sweep("mini-top", 0.01), sweep("raw-top+mini-above-and-more", 0.02)],
-        levels=[("raw", 11.0)], published=[("CLIP score L/14, top 30 %", 11.0), ("Basic", 11.01)],
+        levels=[("raw", 11.0)], published=[("CLIP score L/14, top 30%", 11.0), ("Basic", 11.01)],
     ),
     Figure(
         "points", "", "", "ImageNet, %", "retrieval, %",
@@ -62,7 +62,7 @@ FIGURES = [
         ],
     ),
     Figure(
-        "recipes", "", "", "average, % (95 % interval)", "recipe",
+        "recipes", "", "", "average, % (95% interval)", "recipe",
         rows=[
             FigureRow(f"a-long-name-of-a-recipe-that-is-number-{i}", 30 - i, 29 - i, 31 - i,
                       mark="lower" if i else "best",

@@ -11,7 +11,7 @@ CAPTIONS = {"caption_raw": "r", "caption_b": "b0", "caption_b_k1": "b1", "captio
 
 
 def test_sources_come_by_their_weights_and_captions_of_one_evenly() -> None:
-    """Chi-square at 0.1 % with 2 degrees of freedom: 13.8."""
+    """Chi-square at 0.1% with 2 degrees of freedom: 13.8."""
     drawn = Counter(
         draw_text(CAPTIONS, {"raw": 1, "b": 3}, f"0/0/0/{n}", otherwise="") for n in range(4000)
     )

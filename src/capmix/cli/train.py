@@ -126,14 +126,15 @@ def eval(
 @command
 def evalsets(
     action: Annotated[
-        Literal["list", "fetch"], Parameter(help="List the tasks, or fetch their data.")
+        Literal["list", "fetch"],
+        Parameter(help="list: print all tasks; fetch: download their data."),
     ],
     /,
     *,
     tasks: Annotated[
-        str, Parameter(help="datacomp (all 40 tasks), or comma-separated task keys.")
+        str, Parameter(help="Comma-separated task keys, or datacomp for all 40.")
     ] = "datacomp",
-    out: Annotated[str, Parameter(help="Directory of evaluation sets.")] = "evalsets",
+    out: Annotated[str, Parameter(help="Directory that holds the evaluation sets.")] = "evalsets",
 ) -> None:
     """List DataComp's evaluation sets, or fetch them from the Hub."""
     from pathlib import Path

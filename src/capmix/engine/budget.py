@@ -13,7 +13,7 @@ from capmix.storage.marker import Counts
 from capmix.storage.rows import FAILED, Row, rows_of
 from capmix.storage.store import Store
 
-ALWAYS_ALLOWED = 10  # failed rows; 1 % of a pool of 1,000
+ALWAYS_ALLOWED = 10  # failed rows; 1% of a pool of 1,000
 EXAMPLES = 3
 LOOKED_AT = 20  # parts with failures that are searched for examples with distinct reasons
 UNREAD = ("unreadable_shard", "not_a_tar")  # reasons where one row represents a whole shard

@@ -25,7 +25,9 @@ def fetch(tasks: Sequence[EvalTask], directory: str, endpoint: str | None = None
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
-        raise UserError("evalsets fetch: pip install 'capmix[hub]'") from error
+        raise UserError(
+            "evalsets fetch needs huggingface_hub: pip install 'capmix[hub]'"
+        ) from error
     folders = []
     for number, task in enumerate(tasks, 1):
         folder = Path(directory) / task.folder
@@ -57,7 +59,10 @@ def _check_sizes(folder: Path, sizes: dict[str, int | None]) -> None:
             continue
         path = folder / name
         found = path.stat().st_size if path.exists() else None
-        if found is None or (size is not None and found != size):
+        if found is None:
+            raise UserError(f"evalsets: {path} is missing. Rerun the same command.")
+        if size is not None and found != size:
             raise UserError(
-                f"evalsets: {path} has {found} bytes, expected {size}. Remove it and retry."
+                f"evalsets: {path} has {found} bytes, expected {size}. "
+                "Delete it and rerun the same command."
             )

@@ -20,14 +20,14 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     errors = [one.get("standard_error") for one in population["sources"].values()]
     if any(errors):
-        lines.append(f"distinct counts are HyperLogLog estimates: ± {2 * errors[0]:.1%} (95 %)")
+        lines.append(f"distinct counts are HyperLogLog estimates: ± {2 * errors[0]:.1%} (95%)")
     for pair in population["agreement"]:
         if pair["samples"]:
             lines.append(
                 f"{pair['first']} scores higher than {pair['second']} on "
                 f"{pair['first_higher']:.1%} of samples (mean difference "
                 f"{pair['difference']:+.4f}); {pair['above_top']:.1%} of {pair['second']} texts "
-                f"reach the score of the top 30 % of {pair['first']}"
+                f"reach the score of the top 30% of {pair['first']}"
             )
     if found["references"]:
         metrics = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "CLIPScore", "RefCLIPScore")

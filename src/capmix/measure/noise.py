@@ -29,7 +29,7 @@ class Noise:
 
     def result(self) -> dict[str, Any]:
         """Return the number of scores, their mean, deciles (11 values from minimum to maximum), top
-        (the score that the top 30 % reach), and a histogram of BINS equal bins (`edges`,
+        (the score that the top 30% reach), and a histogram of BINS equal bins (`edges`,
         `counts`)."""
         scores = self.all()
         scores = np.sort(scores[np.isfinite(scores)])
@@ -54,7 +54,7 @@ def agreement(noise: Mapping[str, Noise]) -> list[dict[str, Any]]:
     Returns for each pair `correlation`, Pearson's; `first_higher`, the share of samples with a
     higher score for the first source; `difference`, the mean of first minus second; and
     `above_top`, the share of all scored texts of the second source that reach the score of the top
-    30 % of the first source.
+    30% of the first source.
     """
     found = []
     tops = {name: of_source.result()["top"] for name, of_source in noise.items()}

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 BITS = 14
 REGISTERS = 1 << BITS
-STANDARD_ERROR = 1.04 / REGISTERS**0.5  # Flajolet et al. 2007, section 1: 0.8 %
+STANDARD_ERROR = 1.04 / REGISTERS**0.5  # Flajolet et al. 2007, section 1: 0.8%
 ALPHA = 0.7213 / (1 + 1.079 / REGISTERS)  # the same, figure 3
 BASE = np.uint64(0x9FB21C651E98DF25)  # an arbitrary odd number
 

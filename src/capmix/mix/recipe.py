@@ -163,7 +163,7 @@ def check_fraction(value: Any) -> float:
     if not number or not 0 < value <= 1:
         raise ValueError(
             f"fraction {SHORT.repr(value)}: expected a number greater than 0 and at most 1, for "
-            "example 0.3 for 30 %"
+            "example 0.3 for 30%"
         )
     return float(value)
 

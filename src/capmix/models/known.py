@@ -58,7 +58,7 @@ class KnownModel:
     def gpu_gb(self) -> int:
         """Memory in GB of the smallest common GPU that fits the bfloat16 weights and small batches.
 
-        This is an estimate: 2 bytes per parameter, plus 20 %, plus 1 GB for torch. Batches that do
+        This is an estimate: 2 bytes per parameter, plus 20%, plus 1 GB for torch. Batches that do
         not fit are halved.
         """
         needed = self.parameters * 2 / 1000 * 1.2 + 1

@@ -17,7 +17,7 @@ CONTROLS = ("control", "oracle")
 
 @dataclass(frozen=True)
 class MeanEstimate:
-    """Mean and standard deviation over seeds, and a 95 % interval, in percent."""
+    """Mean and standard deviation over seeds, and a 95% interval, in percent."""
 
     mean: float
     deviation: float

@@ -13,8 +13,8 @@ from capmix.report.seeds import LEVEL, PairError, Seed, error_of_differences
 class Difference:
     """A difference in points.
 
-    `low` and `high` are a 95 % interval of this difference alone; None if its error is unknown.
-    `is_clear`: significant at 5 %, corrected for all pairs.
+    `low` and `high` are a 95% interval of this difference alone; None if its error is unknown.
+    `is_clear`: significant at 5%, corrected for all pairs.
     """
 
     mean: float
@@ -56,7 +56,7 @@ class Differences:
 def of_probes(rows: Sequence[RecipeResult]) -> Differences:
     """Return differences between probes, from bootstrap resamples of seeds and items.
 
-    Intervals are percentile intervals. Significance for all pairs uses the 95 % quantile of the
+    Intervals are percentile intervals. Significance for all pairs uses the 95% quantile of the
     greatest studentized deviation (max-T, Westfall and Young 1993). A bootstrap over few seeds
     underestimates their variance, so an interval is never narrower than Student's t over seeds, and
     a difference is significant only if it is also by that test (see of_runs).
@@ -80,12 +80,12 @@ def of_probes(rows: Sequence[RecipeResult]) -> Differences:
     of_seeds = error_of_differences(pooled(by_seed))
     if of_seeds is None:
         return Differences(
-            names, means, low, high, clear, "95 % bootstrap intervals over test items, not seeds"
+            names, means, low, high, clear, "95% bootstrap intervals over test items, not seeds"
         )
     half, strict = _halves(of_seeds, by_seed)
     low, high = np.minimum(low, difference - half), np.maximum(high, difference + half)
     clear &= np.abs(difference) > strict
-    about = "95 % bootstrap intervals over training seeds and test items" + _single(by_seed)
+    about = "95% bootstrap intervals over training seeds and test items" + _single(by_seed)
     return Differences(names, means, low, high, clear, about)
 
 
@@ -112,9 +112,9 @@ def of_runs(averages: Mapping[str, Mapping[int, float]]) -> Differences:
     half, strict = _halves(of_seeds, values)
     clear = np.abs(difference) > strict
     several = {frozenset(one) for one in values.values() if len(one) > 1}
-    about = "95 % t intervals over training seeds, paired for recipes with the same seeds"
+    about = "95% t intervals over training seeds, paired for recipes with the same seeds"
     if len(several) == 1:
-        about = f"95 % t intervals over {len(several.pop())} training seeds, paired by seed"
+        about = f"95% t intervals over {len(several.pop())} training seeds, paired by seed"
     about += _single(values)
     return Differences(names, means, difference - half, difference + half, clear, about)
 

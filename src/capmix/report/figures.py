@@ -73,7 +73,7 @@ def recipes(found: Found, compared: Compared, palette: Palette) -> Figure | None
     ends = _ends(compared.outcomes)
     about = (
         f"The average of each recipe{ends and f', with {ends}'}. Highest: {best.name}, "
-        f"{best.value:.1f} %"
+        f"{best.value:.1f}%"
     )
     label = f"average, %{ends and f' ({ends})'}"
     baseline = compared.baseline if any(row.difference for row in rows) else ""
@@ -143,7 +143,7 @@ def _colour(found: Found, name: str, palette: Palette) -> str:
 
 def _ends(outcomes: Sequence[RecipeOutcome]) -> str:
     if outcomes[0].of == "probes":
-        return "95 % interval"
+        return "95% interval"
     return "± standard deviation over seeds" if max(one.seeds for one in outcomes) > 1 else ""
 
 

@@ -187,7 +187,7 @@ def _controls(results: _Results) -> list[str]:
     ]
     if unclear:
         return [f"Check this first: {best} is not clearly above {listed(unclear)}."]
-    values = listed([f"{one.subset} {one.average:.1f} %" for one in controls])
+    values = listed([f"{one.subset} {one.average:.1f}%" for one in controls])
     return [f"All controls are lower: {values}."]
 
 
@@ -213,7 +213,7 @@ def _about(results: _Results) -> str:
     )
     return (
         f"{text} In brackets: {results.differences.about}{single}. “Over” and “lower” are "
-        f"significant at 5 %{corrected}. “Not distinguishable” means not significant.{biased}"
+        f"significant at 5%{corrected}. “Not distinguishable” means not significant.{biased}"
     )
 
 
@@ -229,9 +229,9 @@ def _marks(results: _Results) -> dict[str, Mark]:
 
 def _average(one: RecipeOutcome) -> str:
     if one.of == "probes":
-        return f"{one.average:.1f} % {interval_text(one.low, one.high)}"
+        return f"{one.average:.1f}% {interval_text(one.low, one.high)}"
     spread = f" ± {one.high - one.average:.1f}" if one.seeds > 1 else ""
-    return f"{one.average:.1f}{spread} %"
+    return f"{one.average:.1f}{spread}%"
 
 
 def _points(change: Difference) -> str:

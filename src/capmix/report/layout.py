@@ -165,7 +165,7 @@ def _row(scene: Scene, row: FigureRow, at: float, axis: Axis, columns: _Columns,
         scene.add(Line(ends, colour, 2.2, part=part))
     interval = "" if row.low is None else f" [{row.low:.1f}, {row.high:.1f}]"
     change = _change(row)
-    tip = f"{row.name}: {row.value:.1f} %{interval}" + (f"; difference {change}" if change else "")
+    tip = f"{row.name}: {row.value:.1f}%{interval}" + (f"; difference {change}" if change else "")
     hollow = row.mark == "lower" or bool(part)
     shape = STAR if best else 2 if part else 1 if row.group else 0
     radius = 7 if best else 4.8

@@ -21,7 +21,7 @@ class RecipeOutcome:
 
     `average` is over all evaluation sets, `classes` is ImageNet accuracy or, without ImageNet, the
     mean over classification sets, `retrieval` the mean over retrieval sets; None if there is no
-    such set. `low` and `high` are a 95 % interval of the average (probes), or one standard
+    such set. `low` and `high` are a 95% interval of the average (probes), or one standard
     deviation to each side (runs). `groups` are DataComp's means over groups of tasks, only of
     complete groups; `average_of` names the mean that `average` is.
     """

@@ -184,7 +184,7 @@
   function moved() {
     const kept = countKept();
     const total = Object.values(kept).reduce((a, b) => a + b, 0);
-    const share = (count) => `${count.toLocaleString("en")} (${(100 * count / data.samples).toFixed(1)} %)`;
+    const share = (count) => `${count.toLocaleString("en")} (${(100 * count / data.samples).toFixed(1)}%)`;
     for (const output of document.querySelectorAll("[data-kept]")) {
       output.textContent = `keeps ${share(kept[output.dataset.kept])}`;
     }

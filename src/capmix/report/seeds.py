@@ -21,7 +21,7 @@ class SeedError:
     freedom: int
 
     def half(self, share: float, comparisons: int = 1) -> float:
-        """Return the half-width of a 95 % interval.
+        """Return the half-width of a 95% interval.
 
         `share` scales the variance: 1/n for a mean of n seeds. With several `comparisons`, the
         interval is simultaneous (Bonferroni).
@@ -44,7 +44,7 @@ class PairError:
     def half(
         self, first: Collection[Seed], second: Collection[Seed], comparisons: int = 1
     ) -> float:
-        """Return the half-width of a 95 % interval for recipes with these seeds; see SeedError."""
+        """Return the half-width of a 95% interval for recipes with these seeds; see SeedError."""
         is_paired = self.paired is not None and set(first) == set(second)
         error = self.paired if self.paired is not None and is_paired else self.apart
         return error.half(1 / len(first) + 1 / len(second), comparisons)

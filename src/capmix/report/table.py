@@ -13,7 +13,7 @@ def results_table(found: Found, rows: Sequence[RecipeResult], baseline: str) -> 
         return []
     shown = shown_metrics(rows)
     metrics = [short_name(name) for name in shown]
-    heads = ["recipe", "samples", *metrics, "average [95 %]", f"against {baseline} [95 %]"]
+    heads = ["recipe", "samples", *metrics, "average [95%]", f"against {baseline} [95%]"]
     lines = []
     for row in rows:
         cells = [f"{row.metrics[name][0]:5.1f} ±{row.metrics[name][1]:4.1f}" for name in shown]

@@ -68,7 +68,7 @@ def test_gumbel_argmax_draws_from_the_softmax() -> None:
     for i in range(draws):
         counts[np.argmax(logits + gumbel(f"test/{i}", 4))] += 1
     chi_square = ((counts - draws * expected) ** 2 / (draws * expected)).sum()
-    assert chi_square < 16.27  # 99.9 % quantile at 3 degrees of freedom
+    assert chi_square < 16.27  # 99.9% quantile at 3 degrees of freedom
 
 
 def test_captions_have_three_words_where_the_bank_allows(tower: LiteTower) -> None:
