@@ -57,7 +57,12 @@ from capmix.storage.layout import (
     captions_folder,
 )
 from capmix.storage.marker import Counts
-from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
+from capmix.storage.names import (
+    check_scorer_name,
+    check_shard_names,
+    check_source_name,
+    no_captions,
+)
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -412,10 +417,7 @@ class Workspace:
         have = self.sources()
         for source in chosen.sources or ():
             if source not in have:
-                hint = did_you_mean(source, have)
-                raise UserError(
-                    f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
-                )
+                raise UserError(no_captions(source, have))
         return list(chosen.sources or have)
 
     def _site(self, samples: SelectSettings, folder: str) -> "Site":
@@ -474,8 +476,7 @@ class Workspace:
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
-            hint = did_you_mean(chosen.source, work.sources()) or ": import or generate them first"
-            raise UserError(f"no captions of source {chosen.source!r}{hint}")
+            raise UserError(no_captions(chosen.source, work.sources()))
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column

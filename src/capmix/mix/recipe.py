@@ -162,8 +162,8 @@ def check_fraction(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         raise ValueError(
-            f"fraction {SHORT.repr(value)}: expected a number greater than 0 and at most 1, for "
-            "example 0.3 for 30 %"
+            f"fraction {SHORT.repr(value)}: expected a number above 0 and at most 1, for "
+            "example 0.3 for 30%"
         )
     return float(value)
 

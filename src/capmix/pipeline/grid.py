@@ -21,6 +21,7 @@ from capmix.evaluation.results import MAIN, MEAN
 from capmix.pipeline.config import EvaluateSection, TrainSection
 from capmix.settings.tables import table_lines
 from capmix.storage.layout import RESULTS, RUNS
+from capmix.storage.names import no_captions
 from capmix.storage.store import Store
 from capmix.training.launch import TrainingData, launch, pool_source
 from capmix.training.run import RunFolder
@@ -58,9 +59,9 @@ def check_training(
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     work.pool.need_images("train")
-    unknown = set(training.texts) - {*captioned, *work.sources()}
-    if unknown:
-        raise UserError(f"train: texts: no captions of source {min(unknown)!r}")
+    have = sorted({*captioned, *work.sources()})
+    if unknown := set(training.texts).difference(have):
+        raise UserError(f"train: texts: {no_captions(min(unknown), have)}")
     check_machine(training.of_seed(training.seeds[0]), training.devices)
 
 
