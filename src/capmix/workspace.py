@@ -46,6 +46,7 @@ from capmix.settings.base import (
     options_of,
     with_options,
 )
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_html
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import (
@@ -223,9 +224,8 @@ class Workspace:
             return None
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
-            raise UserError(
-                f"pool {self.pool.location}: no samples in {len(self.pool.shards)} shards"
-            )
+            shards = counted(len(self.pool.shards), "shard")
+            raise UserError(f"pool {self.pool.location}: no samples in {shards}")
         listed.rows, listed.max_failures = counts.total, runs.max_failures
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
@@ -988,8 +988,8 @@ class Workspace:
         part.run(partial(index_stages, part.pool))
 
     def __repr__(self) -> str:
-        shards = len(self.pool.shards)
-        return f"Workspace({self.pool.location!r}, {shards:,} shards, work={self.store.location!r})"
+        shards = counted(len(self.pool.shards), "shard")
+        return f"Workspace({self.pool.location!r}, {shards}, work={self.store.location!r})"
 
     def _repr_html_(self) -> str:
         """Summarize the contents by listing folders; `status` is slower for a large pool."""
@@ -1075,7 +1075,7 @@ class Subset:
 
     def __repr__(self) -> str:
         try:
-            return f"Subset({self.name!r}, {len(self):,} rows)"
+            return f"Subset({self.name!r}, {counted(len(self), 'row')})"
         except (UserError, OSError):  # removed or damaged since
             return f"Subset({self.name!r})"
 
@@ -1090,7 +1090,8 @@ class Subset:
             if value is not None
         ]
         share = f"{about.share_synthetic:.1%} synthetic"
-        title = f"{self.name}: {about.kept:,} rows of {about.rows_in:,} samples, {share}"
+        kept = f"{counted(about.kept, 'row')} of {counted(about.rows_in, 'sample')}"
+        title = f"{self.name}: {kept}, {share}"
         return table_html([], rows, "lr", title=title)
 
     @property

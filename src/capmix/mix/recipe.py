@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from capmix.engine.settings import EngineSettings, RunSettings
-from capmix.errors import UserError
+from capmix.errors import UserError, reason
 from capmix.mix import template
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
@@ -253,4 +253,4 @@ def _recipe_text(name_or_path: str) -> str:
     try:
         return Path(name_or_path).read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"recipe {name_or_path}: {error}") from error
+        raise UserError(f"recipe {name_or_path}: {reason(error)}") from error
