@@ -188,7 +188,9 @@ def test_images_are_captioned_as_those_of_a_source_were(
     with pytest.raises(UserError, match="by another model: weights 'of another file' -> "):
         ws.caption_images([picture], source="mini")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="no captions of source 'mni'; did you mean 'mini'"):
+    with pytest.raises(
+        UserError, match="no captions of source 'mni'; sources: .*; did you mean 'mini'"
+    ):
         ws.caption_images([picture], source="mni")
 
 

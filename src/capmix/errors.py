@@ -13,3 +13,8 @@ class UserError(Exception):
         """Return the message as the only line; IPython shows it in place of the traceback."""
         text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(self))
         return [f"{type(self).__name__}: {text}"]
+
+
+def reason(error: Exception) -> str:
+    """Return the message of an error; of an OSError only its cause, for messages with the path."""
+    return getattr(error, "strerror", None) or str(error)

@@ -46,6 +46,7 @@ from capmix.settings.base import (
     options_of,
     with_options,
 )
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_html
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import (
@@ -57,7 +58,12 @@ from capmix.storage.layout import (
     captions_folder,
 )
 from capmix.storage.marker import Counts
-from capmix.storage.names import check_scorer_name, check_shard_names, check_source_name
+from capmix.storage.names import (
+    check_scorer_name,
+    check_shard_names,
+    check_source_name,
+    no_captions,
+)
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
 
@@ -218,9 +224,8 @@ class Workspace:
             return None
         (counts,) = self.run(partial(index_stages, self.pool))
         if not counts.total:
-            raise UserError(
-                f"pool {self.pool.location}: no samples in {len(self.pool.shards)} shards"
-            )
+            shards = counted(len(self.pool.shards), "shard")
+            raise UserError(f"pool {self.pool.location}: no samples in {shards}")
         listed.rows, listed.max_failures = counts.total, runs.max_failures
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
         return counts
@@ -412,10 +417,7 @@ class Workspace:
         have = self.sources()
         for source in chosen.sources or ():
             if source not in have:
-                hint = did_you_mean(source, have)
-                raise UserError(
-                    f"no captions of source {source!r}{hint or ': run `capmix caption` first'}"
-                )
+                raise UserError(no_captions(source, have))
         return list(chosen.sources or have)
 
     def _site(self, samples: SelectSettings, folder: str) -> "Site":
@@ -474,8 +476,7 @@ class Workspace:
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
         if chosen.source not in work.sources():
-            hint = did_you_mean(chosen.source, work.sources()) or ": import or generate them first"
-            raise UserError(f"no captions of source {chosen.source!r}{hint}")
+            raise UserError(no_captions(chosen.source, work.sources()))
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
@@ -987,8 +988,8 @@ class Workspace:
         part.run(partial(index_stages, part.pool))
 
     def __repr__(self) -> str:
-        shards = len(self.pool.shards)
-        return f"Workspace({self.pool.location!r}, {shards:,} shards, work={self.store.location!r})"
+        shards = counted(len(self.pool.shards), "shard")
+        return f"Workspace({self.pool.location!r}, {shards}, work={self.store.location!r})"
 
     def _repr_html_(self) -> str:
         """Summarize the contents by listing folders; `status` is slower for a large pool."""
@@ -1074,7 +1075,7 @@ class Subset:
 
     def __repr__(self) -> str:
         try:
-            return f"Subset({self.name!r}, {len(self):,} rows)"
+            return f"Subset({self.name!r}, {counted(len(self), 'row')})"
         except (UserError, OSError):  # removed or damaged since
             return f"Subset({self.name!r})"
 
@@ -1089,7 +1090,8 @@ class Subset:
             if value is not None
         ]
         share = f"{about.share_synthetic:.1%} synthetic"
-        title = f"{self.name}: {about.kept:,} rows of {about.rows_in:,} samples, {share}"
+        kept = f"{counted(about.kept, 'row')} of {counted(about.rows_in, 'sample')}"
+        title = f"{self.name}: {kept}, {share}"
         return table_html([], rows, "lr", title=title)
 
     @property

@@ -111,4 +111,4 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     for part in ("distinct-3", "raw scores higher than mini", "CIDEr", "number of 3 topics"):
         assert part in printed
     assert main(["measure", *pool, "--sources", "raw,blip"]) == 2
-    assert "no captions for source 'blip'; sources: raw, mini" in capsys.readouterr().err
+    assert "no captions of source 'blip'; sources: raw, mini" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_a_clause_takes_texts_of_sources_alone() -> None:
     here.columns |= columns_of([], {}, None, {"notes": ["text"]}, ["title_text"])
     for source in ("notes", "title"):
         recipe = Recipe(name="mine", about="", clauses=[Clause(source=source)])
-        with pytest.raises(UserError, match=f"no source '{source}'; sources: raw"):
+        with pytest.raises(UserError, match=f"no captions of source '{source}'; sources: raw"):
             here.mix(recipe)
 
 

@@ -21,9 +21,7 @@ def test_parameters_fill_name_and_clauses() -> None:
 
 @pytest.mark.parametrize("fraction", [0, 1.5, -0.1, "30%", True, float("nan")])
 def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
-    with pytest.raises(
-        UserError, match="fraction .*expected a number greater than 0 and at most 1"
-    ):
+    with pytest.raises(UserError, match="fraction .*expected a number above 0 and at most 1"):
         load_recipe("raw-top", {"fraction": fraction})
 
 

@@ -36,7 +36,7 @@ def test_without_a_scorer_there_are_no_scores(work: Workspace) -> None:
 def test_of_two_imported_scorers_one_has_to_be_chosen(work: Workspace, tmp_path: Path) -> None:
     for name in ("other", "third"):
         add_scorer(work, tmp_path, name)
-    expected = r"--scorer: expected a scorer with scores in .*\(other, third\)"
+    expected = r"several scorers have scores in .* \(other, third\): choose one with --scorer"
     with pytest.raises(UserError, match=expected):
         work.catalog.scorer(None)
     for call in (work.table, work.batches, work.relation):
@@ -55,7 +55,7 @@ def test_the_scorer_that_capmix_ran_is_taken_before_imported_ones(
     add_scorer(work, tmp_path, "other")
     caplog.set_level("INFO")
     assert work.table()["raw_score"].equals(computed)
-    assert "using the scores of null; to use other, set --scorer" in caplog.text
+    assert "using the scores of null; to use other, pass --scorer" in caplog.text
     table = work.table(scorer="other", columns=["raw_score_null"])
     assert table["raw_score"].to_pylist() == [0.5] * 6
     assert "null_score" not in table.schema.names

@@ -167,7 +167,7 @@ def test_a_work_directory_remembers_several_places(root: Path, tmp_path: Path) -
     opened = open_workspace(places[::-1], work)
     assert opened.pool.location == f"{places[1]} and 1 more"
     assert len(opened.pool.shards) == 4
-    with pytest.raises(UserError, match="belongs to the pool .* and 1 more, not to .*quote the pat"):
+    with pytest.raises(UserError, match="belongs to the pool .* and 1 more, not to .*quote the"):
         open_workspace(str(root / "b"), work)
     for out in (root / "b/out", root / "c/train/out"):
         with pytest.raises(UserError, match="is inside the pool"):
@@ -291,7 +291,7 @@ def test_an_export_that_the_pools_pattern_would_match_is_refused(tmp_path: Path)
     work = open_workspace(pattern, str(tmp_path / "w"))
     work.mix("raw")
     for out in ("s/mixed", "s/a"):
-        with pytest.raises(UserError, match=r"--out .* is inside the pool .*/s/\*/\*.tar; choose an"):
+        with pytest.raises(UserError, match=r"--out .* is inside the pool .*/s/\*/\*.tar; choose"):
             work.export("raw", tmp_path / out)
     work.export("raw", tmp_path / "mixed")
     with pytest.raises(UserError, match=r"work directory .* is inside the pool .*/s/\*; outputs"):

@@ -1,7 +1,7 @@
 import pytest
 
 from capmix.errors import UserError
-from capmix.storage.names import check_scorer_name, check_source_name
+from capmix.storage.names import check_scorer_name, check_source_name, no_captions
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,15 @@ def test_two_scorers_with_the_same_columns_in_recipes_are_refused() -> None:
     for other in ("a_b", "a.b", "A-B"):
         with pytest.raises(UserError, match=f"scorer 'a-b': .* scorer '{other}'"):
             check_scorer_name("a-b", [other])
+
+
+def test_the_error_for_a_source_without_captions_says_what_writes_them() -> None:
+    found = "no captions of source {}; sources: raw, mini{}"
+    hints = {
+        "mni": "; did you mean 'mini'?",
+        "blip2": "; run `capmix caption --source blip2` first",
+        "edited": "; edit captions with `capmix view` first",
+        "../pool": "",
+    }
+    for source, hint in hints.items():
+        assert no_captions(source, ["raw", "mini"]) == found.format(repr(source), hint)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+from capmix.settings.counted import counted
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
@@ -182,7 +183,7 @@ def check_usable(is_usable: bool, paths: Sequence[str], faults: dict[str, Fault]
     """Raise UserError if no row has a usable value, so that an earlier import is kept."""
     if is_usable:
         return
-    files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+    files = counted(len(paths), "file")
     why = f"{Path(paths[0]).name} has no row with a value"
     if faults:
         reason, fault = max(faults.items(), key=lambda item: item[1].rows)

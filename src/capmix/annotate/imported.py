@@ -25,6 +25,7 @@ from capmix.engine.local import cores
 from capmix.engine.prefetch import prefetched
 from capmix.errors import UserError
 from capmix.pool import Pool, Shard
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
@@ -58,9 +59,9 @@ class Imported:
             for reason, fault in self.faults.items()
         ]
         return [
-            f"{self.matched:,} samples with a value, {self.without:,} without",
-            f"{self.unknown:,} rows with a uid that is not in the pool, "
-            f"{self.repeated:,} rows with a repeated uid (the first row was used)",
+            f"{counted(self.matched, 'sample')} with a value, {self.without:,} without",
+            f"{counted(self.unknown, 'row')} with a uid that is not in the pool, "
+            f"{counted(self.repeated, 'row')} with a repeated uid (the first row was used)",
             *(
                 f"  {line}"
                 for line in table_lines(["rows", "reason", "first"], rows, "rll")

@@ -18,9 +18,10 @@ from capmix.models.images import BadImageError, decode_image
 from capmix.models.known import chosen_model
 from capmix.models.registry import CAPTIONERS
 from capmix.pool import Sample
-from capmix.settings.base import changed, did_you_mean, make, options_of, with_options
+from capmix.settings.base import changed, make, options_of, with_options
 from capmix.storage.compare import changes
 from capmix.storage.layout import CAPTIONS, captions_folder
+from capmix.storage.names import no_captions
 from capmix.storage.store import Store
 
 Image = PIL.Image.Image | bytes | str | Path
@@ -56,8 +57,7 @@ def caption_like(store: Store, source: str, images: Sequence[Image], **options: 
     part = next(iter(store.parts(captions_folder(source))), None)
     marker = store.read_marker(part) if part is not None else None
     if marker is None:
-        hint = did_you_mean(source, store.folders(CAPTIONS))
-        raise UserError(f"no captions of source {source!r}{hint or ': run `capmix caption` first'}")
+        raise UserError(no_captions(source, store.folders(CAPTIONS)))
     if "model" not in marker.config:
         raise UserError(
             f"caption_images: the captions of {source!r} were not written by a model; pass model="

@@ -14,6 +14,7 @@ from capmix.inspect.plan import PlanSettings
 from capmix.models.registry import require
 from capmix.pool.settings import OpenSettings
 from capmix.report.settings import ReportSettings
+from capmix.settings.counted import counted
 from capmix.view.settings import VIEW_PACKAGES, ViewSettings
 
 log = logging.getLogger(__name__)
@@ -91,14 +92,14 @@ def verify(
     show(found.lines())
     if found.changed_samples:
         raise UserError(
-            f"verify: {found.changed_samples} samples of the pool differ from the index. Restore "
-            "the shards; if the change is intended, `touch` them and the next command reindexes "
-            "them"
+            f"verify: samples of the pool that differ from the index: {found.changed_samples:,}. "
+            "Restore the shards; if the change is intended, `touch` them and the next command "
+            "reindexes them"
         )
     if found.damaged and not discard:
         raise UserError(
-            f"verify: {len(found.damaged)} damaged files; rerun with --discard, then run the "
-            "commands listed above"
+            f"verify: {counted(len(found.damaged), 'damaged file')}; rerun with --discard, then "
+            "run the commands listed above"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, MissingArgumentError
 
 from capmix.cli.groups import OWN
 from capmix.cli.malloc import keep_freed_memory
@@ -251,7 +251,7 @@ def _main(tokens: list[str]) -> int:
     except UserError as error:
         return _failed(str(error))
     except CycloptsError as error:
-        return _failed(" ".join(str(error).split()))
+        return _failed(_usage(error))
     except KeyboardInterrupt:
         _say_error(RESUME, "\n")
         return STOPPED
@@ -275,6 +275,15 @@ def _main(tokens: list[str]) -> int:
 
         _failed(crash_line(error, tokens))
         return INTERNAL_ERROR
+
+
+def _usage(error: CycloptsError) -> str:
+    """Return what is wrong with the options, in one line."""
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return " ".join(str(error).split())
+    command = " ".join(error.command_chain or ())
+    problem = "requires a value" if error.keyword else "is required"
+    return f"{command}: {error.argument.name} {problem}; see `capmix {command} --help`"
 
 
 def make_app() -> App:

@@ -15,6 +15,7 @@ from capmix.evaluation.settings import EvaluateSettings
 from capmix.pool.settings import OpenSettings, PoolSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.settings.base import option
+from capmix.settings.counted import counted
 from capmix.settings.values import Paths, PathWeights
 from capmix.training.scales import TrainSettings
 
@@ -116,7 +117,7 @@ def eval(
         show([f"results: {results_folder(model, settings.out)}"])
     if found.missing:
         how = fetch_command(found.missing, settings.evalsets)
-        show([f"{len(found.missing)} evaluation sets not found. {how}"])
+        show([f"{counted(len(found.missing), 'evaluation set')} not found; run `{how}`"])
     if found.broken:
         raise UserError("; ".join(found.broken))
     if not found.lines:
@@ -159,7 +160,7 @@ def evalsets(
         exists = any((Path(out) / name).exists() for name in task.folders)
         metric = task.main_metric or "no main metric"
         state = "found" if exists else "missing"
-        rows.append([state, task.key, f"{task.images:,} images", metric, task.hub])
+        rows.append([state, task.key, counted(task.images, "image"), metric, task.hub])
     show(table_lines([], rows, "llrll"))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from capmix.engine import messages
+from capmix.settings.counted import plural
 
 BAR_EVERY, JSON_EVERY = 0.5, 1.0  # seconds
 PLAIN_EVERY, PLAIN_EVERY_LATER = 30.0, 300.0  # 1/60 of the elapsed time, within these bounds
@@ -77,11 +78,6 @@ class View:
             "failed": self.failed,
             "elapsed_s": round(seconds, 1),
         }
-
-
-def plural(unit: str) -> str:
-    """Return the plural of a unit's name."""
-    return f"{unit}es" if unit.endswith("ch") else f"{unit}s"
 
 
 def rate_text(rate: float, units: str) -> str:

@@ -22,12 +22,13 @@ from capmix.engine.budget import (
 )
 from capmix.engine.estimate import JobProgress, Sized, StageProgress
 from capmix.engine.others import announced, forget_dead, shuffled
-from capmix.engine.progress import Display, View, duration, plural, rate_text
+from capmix.engine.progress import Display, View, duration, rate_text
 from capmix.engine.seen import OnSeen
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import PartOutcome
 from capmix.engine.worker import FAILED, STOPPED, Job, Reply, ShardTask, WorkPlan
 from capmix.errors import UserError
+from capmix.settings.counted import counted, plural
 from capmix.storage.filesystem import without_secrets
 from capmix.storage.layout import SAMPLES, part_name
 from capmix.storage.marker import Counts
@@ -246,7 +247,7 @@ class _Run:
         """Format a summary: `9,998 images in 3 min 12 s (52 images/s), 2 failed (broken_image 2), 0
         dropped; model busy 97%`."""
         unit = self.unit(number)
-        images = f"{counts.ok:,} {unit if counts.ok == 1 else plural(unit)}"
+        images = counted(counts.ok, unit)
         others = ", ".join(
             f"{found.total():,} {name}" + (f" ({reasons(found)})" if found else "")
             for name, found in (("failed", counts.failed), ("dropped", counts.dropped))
@@ -274,8 +275,9 @@ class _Run:
             f"{name}: {reply.message}" for name, reply in zip(names[:3], self.lost, strict=False)
         )
         return (
-            f"{len(names)} of {len(self.job.shards)} shards could not be processed in {ATTEMPTS} "
-            f"attempts ({shown}). All other shards are done; rerun the same command to retry these."
+            f"{len(names)} of {counted(len(self.job.shards), 'shard')} could not be processed in "
+            f"{ATTEMPTS} attempts ({shown}). All other shards are done; rerun the same command to "
+            "retry these."
         )
 
 

@@ -25,6 +25,7 @@ from capmix.models.registry import require
 from capmix.pool import EMBEDDED
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import make
+from capmix.settings.counted import counted
 from capmix.settings.printable import printable
 from capmix.settings.tables import table_html, table_lines
 
@@ -67,7 +68,9 @@ class Evaluated:
     def __repr__(self) -> str:
         lines = [*self.text(), *self.broken]
         if self.missing:
-            lines.append(f"{len(self.missing)} tasks without data, for example {self.missing[0]}")
+            lines.append(
+                f"{counted(len(self.missing), 'task')} without data, for example {self.missing[0]}"
+            )
         return "\n".join(printable(line) for line in lines)
 
     def _repr_html_(self) -> str:

@@ -16,6 +16,7 @@ from capmix.errors import UserError
 from capmix.inspect.status import DEPTHS, is_stale, stage_folder
 from capmix.pool import Pool
 from capmix.settings.base import did_you_mean
+from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_lines
 from capmix.storage.layout import (
     ANNOTATIONS,
@@ -122,7 +123,7 @@ def _edits_of(store: Store, sources: Sequence[str]) -> list[str]:
             if review.base
         )
         found += [
-            f"{bases[one]:,} edits in {EDITS}/{edits} are based on {one}; they are kept, and "
+            f"{counted(bases[one], 'edit')} in {EDITS}/{edits} based on {one} kept; "
             f"`capmix view --fold --source {edits}` rewrites their parts"
             for one in sources
             if bases[one]

@@ -23,6 +23,7 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.score.scorers import make_scorer, score_stages
 from capmix.score.settings import ScoreSettings
+from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_lines
 from capmix.storage.layout import RAW, SAMPLES, captions_folder
 from capmix.storage.marker import Counts, Marker
@@ -75,7 +76,7 @@ class Forecast:
             for one in self.stages
         ]
         head = ["stage", "shards to do", "images", "kept", "read", "written", "time"]
-        how = f"timed on {self.timed} images" if self.timed else "nothing to do"
+        how = f"timed on {counted(self.timed, 'image')}" if self.timed else "nothing to do"
         several = f", {self.workers} workers" if self.workers > 1 else ""
         return [
             *table_lines(head, rows),

@@ -23,6 +23,7 @@ from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import option
+from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_lines
 from capmix.storage.store import Store
 
@@ -87,7 +88,7 @@ class CostEstimate:
         workers, price = self.settings.workers, self.settings.price
         known = "" if self.is_counted else ", estimated from bytes"
         shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
-        about = f"{self.images:,} images in {shards}{known}"
+        about = f"{counted(self.images, 'image')} in {shards}{known}"
         rows = []
         for step in self.steps:
             hours = self.images / step.rate / 3600
@@ -98,7 +99,7 @@ class CostEstimate:
         total = f"{self.hours:,.1f}", size_text(read), size_text(written)
         rows.append(["total, on one worker", "", *total])
         table = table_lines(["stage", "images/s", "hours", "read", "written"], rows)
-        found = [f"{about}; timed on {self.timed} images", *table]
+        found = [f"{about}; timed on {counted(self.timed, 'image')}", *table]
         if workers > 1:
             found.append(f"on {workers:,} workers: {self.hours / workers:,.1f} hours")
         if price:

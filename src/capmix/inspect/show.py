@@ -29,6 +29,7 @@ from capmix.mix.subset import SubsetRows
 from capmix.mix.table import table_columns
 from capmix.pool import Shard
 from capmix.report.examples import LONGEST_TEXT, data_url, thumbnails
+from capmix.settings.counted import counted
 from capmix.settings.printable import printable
 from capmix.settings.tables import NO_MATH, table_lines
 
@@ -139,7 +140,7 @@ def show(
         if len(found) == n:
             break
     found = _with_images(catalog, found)
-    count = "1 sample" if len(found) == 1 else f"{len(found):,} samples"
+    count = counted(len(found), "sample")
     return Gallery(f"{count} {drawn.about}", found)
 
 

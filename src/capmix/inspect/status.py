@@ -16,6 +16,7 @@ from capmix.mix.kinds import common_types
 from capmix.mix.parts import folder_digest
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import SELECTED
+from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_html, table_lines
 from capmix.storage.layout import (
     ANNOTATIONS,
@@ -92,7 +93,7 @@ class Status:
 
     def lines(self) -> list[str]:
         """Return a human-readable table."""
-        about = [f"pool {self.pool}, {self.shards:,} shards", f"work {self.work}"]
+        about = [f"pool {self.pool}, {counted(self.shards, 'shard')}", f"work {self.work}"]
         table = table_lines(HEADS, self._rows())
         return [*about, *table, *self._fields(), "", *self._notes()]
 
@@ -100,7 +101,7 @@ class Status:
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        title = f"pool {self.pool}, {self.shards:,} shards; work {self.work}"
+        title = f"pool {self.pool}, {counted(self.shards, 'shard')}; work {self.work}"
         return table_html(HEADS, self._rows(), title=title)
 
     def _rows(self) -> list[list[str]]:

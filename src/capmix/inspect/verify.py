@@ -13,6 +13,7 @@ from capmix.errors import UserError
 from capmix.export.manifest import ExportTarget
 from capmix.models.index import indexed_bytes
 from capmix.pool import BadSample, Pool
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 from capmix.storage.filesystem import NotAFileError
 from capmix.storage.layout import (
@@ -82,9 +83,10 @@ class Verified:
         """Return a human-readable table of the damage, and a summary."""
         heads = ("file", "problem", "recompute with")
         rows = [[one.file, one.how, one.made_by] for one in self.damaged]
-        read = f"{self.parts:,} parts, {self.files:,} files, {self.bytes:,} bytes"
+        read = f"{counted(self.parts, 'part')}, {counted(self.files, 'file')}, "
+        read += counted(self.bytes, "byte")
         if self.samples:
-            read += f", {self.samples:,} samples of the pool"
+            read += f", {counted(self.samples, 'sample')} of the pool"
         lines = table_lines(heads, rows, "lll") if rows else []
         lines.append(f"verified {read}: {len(self.damaged):,} damaged")
         if self.unknown:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 
 
@@ -9,7 +10,7 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
     """Return a table with a row per source, then agreement, reference metrics and topics."""
     population, sampled = found["population"], found["sampled"]
     lines = [
-        f"{population['samples']:,} samples; nouns, openings and topics are computed on "
+        f"{counted(population['samples'], 'sample')}; nouns, openings and topics are computed on "
         f"{population['sampled']:,} of them"
         + (f" ({sampled['tagger']})" if sampled["tagger"] else "")
     ]
@@ -33,7 +34,8 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
         metrics = ("CIDEr", "BLEU-4", "ROUGE-L", "METEOR", "CLIPScore", "RefCLIPScore")
         about = found["references"]
         lines.append(
-            f"reference metrics on {about['images']:,} images, tokenization: {about['tokens']}"
+            f"reference metrics on {counted(about['images'], 'image')}, "
+            f"tokenization: {about['tokens']}"
         )
         rows = [
             [name, *(_number(one[metric], ".4f") for metric in metrics)]

@@ -27,6 +27,7 @@ from capmix.storage.layout import (
     scores_folder,
 )
 from capmix.storage.marker import Marker
+from capmix.storage.names import no_captions
 from capmix.storage.rows import STATUS_FIELDS
 from capmix.storage.store import Store
 
@@ -53,10 +54,7 @@ class Catalog:
         have = self.sources()
         for source in wanted or ():
             if source not in have:
-                hint = did_you_mean(source, have)
-                raise UserError(
-                    f"no captions for source {source!r}; sources: {', '.join(have)}{hint}"
-                )
+                raise UserError(no_captions(source, have))
         return [source for source in have if wanted is None or source in wanted]
 
     def subsets(self) -> list[str]:
@@ -86,9 +84,14 @@ class Catalog:
             named = f"--scorer {wanted}: " if wanted else ""
             raise UserError(f"{named}no scores in {self.store.root}: run `capmix score`")
         have = ", ".join(found)
-        hint = did_you_mean(wanted, found) if wanted else ""
+        if wanted is None:
+            raise UserError(
+                f"several scorers have scores in {self.store.root} ({have}): choose one with "
+                "--scorer"
+            )
         raise UserError(
-            f"--scorer: expected a scorer with scores in {self.store.root} ({have}){hint}"
+            f"--scorer {wanted}: no scores in {self.store.root}; scorers: {have}"
+            f"{did_you_mean(wanted, found)}"
         )
 
     def columns(
@@ -174,7 +177,7 @@ class Catalog:
     def _log_choice(self, scorer: str, others: Collection[str]) -> str:
         """Return the chosen scorer, and log the choice once."""
         rest = ", ".join(sorted(set(others) - {scorer}))
-        line = f"using the scores of {scorer}; to use {rest}, set --scorer"
+        line = f"using the scores of {scorer}; to use {rest}, pass --scorer"
         if line not in self._said:
             log.info("%s", line)
         self._said.add(line)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.errors import UserError
+from capmix.errors import UserError, reason
 from capmix.mix.columns import Column
 from capmix.mix.select import matching, names_in
 from capmix.mix.uids import UidList
@@ -140,7 +140,7 @@ def _read_names(path: str) -> pa.Array:
             raise ValueError(f"larger than {MAX_LIST >> 20} MiB; use a .npy file of uids")
         names = [line.strip() for line in data.decode().splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"--uids {path}: {error}") from error
+        raise UserError(f"--uids {path}: {reason(error)}") from error
     return pa.array(dict.fromkeys(name for name in names if name), pa.string())
 
 

@@ -41,6 +41,7 @@ from capmix.mix.subset import shards_file, subset_file
 from capmix.mix.subset_writer import SubsetWriter
 from capmix.mix.uids import COUNTED, PairSorter, UidList, pairs_of, write_npy
 from capmix.pool import Pool
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 from capmix.storage.draft import Draft
 from capmix.storage.layout import RAW, SAMPLES, SUBSETS, texts_folder
@@ -82,7 +83,8 @@ class Summary:
     def lines(self) -> list[str]:
         """Return the summary as lines to print."""
         share = f"{self.share_synthetic:.1%} synthetic"
-        lines = [f"{self.name}: {self.kept:,} rows kept of {self.rows_in:,} samples, {share}"]
+        kept = f"{counted(self.kept, 'row')} kept of {counted(self.rows_in, 'sample')}"
+        lines = [f"{self.name}: {kept}, {share}"]
         rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
         rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
         lines += [f"  {line}" for line in table_lines([], rows, "rl")]
@@ -248,7 +250,7 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
         textless = f". No sample has a text from {sources}" if sources else ""
         limits = f". Thresholds: {shown}" if shown else ""
         raise UserError(
-            f"recipe {plan.recipe.name} selects none of {tally.samples} samples. "
+            f"recipe {plan.recipe.name} selects none of {counted(tally.samples, 'sample')}. "
             f"Clauses: {clauses}{limits}{short}{textless}"
         )
     counts = enumerate(zip(plan.steps, tally.by_clause, strict=True), start=1)

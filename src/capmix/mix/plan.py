@@ -17,6 +17,7 @@ from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import FIELDS, RAW
+from capmix.storage.names import no_captions
 
 ALWAYS = ("uid", "key", "shard")
 # The first 52 bits of sha256("draw/<seed>/<uid>") over 2^52.
@@ -211,9 +212,7 @@ def _step(
     if not is_text(columns.get(f"{clause.source}_text")):
         texts = [name for name in _readable(columns) if is_text(columns.get(name))]
         known = [name.removesuffix("_text") for name in texts]
-        hint = did_you_mean(clause.source, known)
-        hint = hint or f"; `capmix caption --source {clause.source}` writes captions"
-        raise UserError(f"{place}: no source {clause.source!r}; sources: {', '.join(known)}{hint}")
+        raise UserError(f"{place}: {no_captions(clause.source, known)}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
     _check_names(where.columns | weight.columns, place, columns, lists)
@@ -282,10 +281,11 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
     prefix = LIST_COLUMN.format("")
     if name.startswith(prefix):
         given = ", ".join(lists) or "none"
-        return f"no uid list {name.removeprefix(prefix)!r} (lists given by --uids: {given})"
+        name = name.removeprefix(prefix)
+        return f"no uid list {name!r} (lists given by --uids: {given}); pass --uids {name}=FILE"
     known = _readable(columns)
     hint = did_you_mean(name, [*known, *columns])
-    return f"no column {name!r}; columns: {', '.join(known)}{hint}"
+    return f"no column {name!r}{hint or ';'} columns: {', '.join(known)}"
 
 
 def _readable(columns: Mapping[str, Column]) -> list[str]:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from capmix.engine.settings import EngineSettings, RunSettings
-from capmix.errors import UserError
+from capmix.errors import UserError, reason
 from capmix.mix import template
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
@@ -162,7 +162,7 @@ def check_fraction(value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value <= 1:
         raise ValueError(
-            f"fraction {SHORT.repr(value)}: expected a number greater than 0 and at most 1, for "
+            f"fraction {SHORT.repr(value)}: expected a number above 0 and at most 1, for "
             "example 0.3 for 30%"
         )
     return float(value)
@@ -253,4 +253,4 @@ def _recipe_text(name_or_path: str) -> str:
     try:
         return Path(name_or_path).read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"recipe {name_or_path}: {error}") from error
+        raise UserError(f"recipe {name_or_path}: {reason(error)}") from error

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.errors import UserError
+from capmix.errors import UserError, reason
 from capmix.mix.recipe import MAX_REPEATS
 from capmix.storage.filesystem import READ_FLAGS
 from capmix.storage.record import Sink
@@ -199,7 +199,9 @@ def _read_list(path: str) -> np.ndarray:
         pairs: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except UserError as error:
         raise (
-            error if str(error).startswith("uid list") else UserError(f"uid list {path}: {error}")
+            error
+            if str(error).startswith("uid list")
+            else UserError(f"uid list {path}: {reason(error)}")
         ) from error
     except BROKEN_LIST as error:
         line = (str(error) or type(error).__name__).splitlines()[0]

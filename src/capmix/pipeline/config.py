@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
-from capmix.errors import UserError
+from capmix.errors import UserError, reason
 from capmix.evaluation.settings import EvaluateSettings
 from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
@@ -180,7 +180,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"pipeline {path}: {error}") from error
+        raise UserError(f"pipeline {path}: {reason(error)}") from error
     value = parse_yaml(text, f"pipeline {path}")
     if not isinstance(value, dict):
         raise UserError(f"pipeline {path}: expected a mapping with pool, work and stages")

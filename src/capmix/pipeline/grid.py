@@ -19,8 +19,10 @@ from capmix.errors import UserError
 from capmix.evaluation.agreement import agreement
 from capmix.evaluation.results import MAIN, MEAN
 from capmix.pipeline.config import EvaluateSection, TrainSection
+from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 from capmix.storage.layout import RESULTS, RUNS
+from capmix.storage.names import no_captions
 from capmix.storage.store import Store
 from capmix.training.launch import TrainingData, launch, pool_source
 from capmix.training.run import RunFolder
@@ -58,9 +60,9 @@ def check_training(
     if not work.store.is_local:
         raise UserError(f"train: runs are written to a local disk, not to {work.store.location}")
     work.pool.need_images("train")
-    unknown = set(training.texts) - {*captioned, *work.sources()}
-    if unknown:
-        raise UserError(f"train: texts: no captions of source {min(unknown)!r}")
+    have = sorted({*captioned, *work.sources()})
+    if unknown := set(training.texts).difference(have):
+        raise UserError(f"train: texts: {no_captions(min(unknown), have)}")
     check_machine(training.of_seed(training.seeds[0]), training.devices)
 
 
@@ -145,7 +147,7 @@ def write_tables(
         for (evalset, metric), value in cell.numbers.items()
     ]
     if not rows:
-        return [f"{len(cells)} runs trained, none evaluated"]
+        return [f"{counted(len(cells), 'run')} trained, none evaluated"]
     summary = summarised(cells)
     store = Store(directory)
     for name, table in (("cells", rows), ("summary", summary)):
@@ -160,7 +162,8 @@ def write_tables(
     if len(known) > 1:
         tau = agreement(*zip(*known, strict=True))
         lines.append(
-            f"ranking by probes and by runs: Kendall's tau {tau:.2f} over {len(known)} recipes"
+            f"ranking by probes and by runs: Kendall's tau {tau:.2f} over "
+            f"{counted(len(known), 'recipe')}"
         )
     return [*lines, f"tables: {store.path(RESULTS)}/summary.csv and cells.csv"]
 

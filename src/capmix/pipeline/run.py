@@ -15,6 +15,7 @@ from capmix.pipeline.config import Pipeline
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
 from capmix.pool import EMBEDDED, embedded_folder
 from capmix.pool.settings import SelectSettings
+from capmix.settings.counted import counted
 from capmix.storage.layout import SHARDS
 from capmix.workspace import Subset, Workspace, open_workspace
 
@@ -103,8 +104,8 @@ def _check_evalsets(pipeline: Pipeline) -> None:
 
     found, missing, broken = open_sets(pipeline.evaluate.tasks, pipeline.evaluate.evalsets)
     not_found = (
-        f"{len(missing)} evaluation sets not found. "
-        f"{fetch_command(missing, pipeline.evaluate.evalsets)}"
+        f"{counted(len(missing), 'evaluation set')} not found; run "
+        f"`{fetch_command(missing, pipeline.evaluate.evalsets)}`"
     )
     if broken or not found:
         raise UserError(f"evaluate: {'; '.join(broken) or not_found}")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from capmix.pool.formats import install_hint
+from capmix.settings.counted import counted
 from capmix.settings.printable import printable
 
 KINDS_SHOWN = 6
@@ -27,7 +28,7 @@ def ignored_line(counts: Mapping[str, int]) -> str:
     ]
     if rest := order[KINDS_SHOWN:]:
         kinds.append(f"{len(rest):,} other suffixes {sum(counts[one] for one in rest):,}")
-    files = "1 file" if total == 1 else f"{total:,} files"
+    files = counted(total, "file")
     return f"{files} ignored ({'; '.join(kinds)})"
 
 

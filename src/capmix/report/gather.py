@@ -28,7 +28,8 @@ from capmix.report.outcomes import (
     read_summary,
 )
 from capmix.report.published import scale_of_runs
-from capmix.report.wording import counted, listed
+from capmix.report.wording import listed
+from capmix.settings.counted import counted
 from capmix.storage.layout import (
     ANNOTATIONS,
     CAPTIONS,

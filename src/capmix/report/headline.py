@@ -9,7 +9,8 @@ from capmix.report.figure import Mark
 from capmix.report.gather import Found
 from capmix.report.outcomes import RecipeOutcome
 from capmix.report.outcomes import of_probes as of_outcomes
-from capmix.report.wording import change_text, counted, interval_text, listed
+from capmix.report.wording import change_text, interval_text, listed
+from capmix.settings.counted import counted
 from capmix.storage.layout import RAW
 
 Clause = str | None

@@ -30,7 +30,8 @@ from capmix.report.published import SOURCE, PublishedRow, published
 from capmix.report.settings import ReportSettings
 from capmix.report.svg import svg
 from capmix.report.table import short_name, shown_metrics
-from capmix.report.wording import change_text, counted, listed
+from capmix.report.wording import change_text, listed
+from capmix.settings.counted import counted
 from capmix.storage.layout import REPORT, captions_folder
 from capmix.storage.store import Store
 

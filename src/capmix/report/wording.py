@@ -24,11 +24,6 @@ def change_text(mean: float, low: float | None, high: float | None) -> str:
     return signed(mean) + ("" if low is None or high is None else f" {interval_text(low, high)}")
 
 
-def counted(number: int, what: str) -> str:
-    """Format a count with its noun in the singular or plural."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def listed(words: Sequence[str]) -> str:
     """Join words; if there are many, the first ones and the number of the others."""
     if len(words) > LISTED + 1:

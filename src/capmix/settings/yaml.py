@@ -32,4 +32,12 @@ def parse_yaml(text: str, place: str) -> Any:
         finally:
             loader.dispose()
     except Exception as error:  # also IndexError for `!!int ""`, RecursionError, ...
-        raise UserError(f"{place}: invalid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{place}: invalid YAML: {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    problem = " ".join(str(getattr(error, "problem", "")).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

@@ -48,6 +48,7 @@ EXPORT_FILES = ".manifest"
 EXPORT_CARD = "README.md"
 
 RAW = "raw"
+EDITED = "edited"  # default source of `capmix view`
 # Folders whose rows do not have the status of a sample; the status of FIELDS rows is in the index.
 NOT_OF_SAMPLES = (
     FIELDS, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,

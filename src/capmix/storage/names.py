@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from capmix.errors import UserError
-from capmix.storage.layout import RAW
+from capmix.settings.base import did_you_mean
+from capmix.storage.layout import EDITED, RAW
 
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -36,6 +37,17 @@ def check_source_name(source: str, what: str = "source") -> None:
             f"{what} {source!r}: names that contain _score or _truncated, or end in _best or _k0, "
             "clash with the columns of other sources in recipes; choose another name"
         )
+
+
+def no_captions(source: str, sources: Iterable[str]) -> str:
+    """Return the error for a source without captions: the known sources and what to do next."""
+    known = list(sources)
+    hint = did_you_mean(source, known)
+    if not hint and source == EDITED:
+        hint = "; edit captions with `capmix view` first"
+    elif not hint and SOURCE_NAME.fullmatch(source):
+        hint = f"; run `capmix caption --source {source}` first"
+    return f"no captions of source {source!r}; sources: {', '.join(known) or 'none'}{hint}"
 
 
 def check_shard_names(shards: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from capmix.errors import UserError
 from capmix.models.registry import missing_module
 from capmix.pool import Pool, open_pool
 from capmix.storage.filesystem import storage_errors, storage_message
+from capmix.storage.names import no_captions
 from capmix.storage.store import Store
 from capmix.training.cost import check_cost
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
@@ -80,7 +81,7 @@ def pool_source(pool: Pool, store: Store, subset: str, settings: TrainSettings) 
     have = Catalog(pool, store).sources()
     for source in settings.texts:
         if source not in have:
-            raise UserError(f"--texts: no captions of source {source!r} in {store.location}")
+            raise UserError(f"--texts: {no_captions(source, have)}")
     return PoolSubset(pool, store, subset, list(settings.texts))
 
 

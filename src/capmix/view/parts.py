@@ -25,6 +25,7 @@ from capmix.errors import UserError
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import one_array
 from capmix.pool import Shard
+from capmix.settings.counted import counted
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import (
     EDITS,
@@ -128,7 +129,7 @@ class Folded:
     no_sample: int = 0
 
     def line(self) -> str:
-        line = f"{self.written:,} shards written, {self.kept:,} up to date"
+        line = f"{counted(self.written, 'shard')} written, {self.kept:,} up to date"
         line += f", {self.not_indexed:,} not indexed yet" if self.not_indexed else ""
         if self.unreadable:
             line += f", {len(self.unreadable):,} unchanged because of errors (see the log)"

@@ -6,8 +6,9 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from capmix.settings.base import Settings, option
+from capmix.storage.layout import EDITED
 
-SOURCE = "edited"
+SOURCE = EDITED
 VIEW_PACKAGES = ("jinja2", "starlette", "uvicorn")
 LONGEST_AUTHOR = 64  # characters
 
@@ -33,7 +34,12 @@ class ViewSettings(Settings):
         None,
         "Scorer whose scores to display (default: the only scorer, or the only one not imported).",
     )
-    port: int = option(0, "Port; 0 = a fixed port per work directory if free, else any free port.")
+    port: int = option(
+        0,
+        "Port; 0 = a fixed port per work directory if free, else any free port.",
+        ge=0,
+        le=65535,
+    )
     results: str | None = option(
         None, "Output directory of `capmix run`; its trained runs are added to the report."
     )
