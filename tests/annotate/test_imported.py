@@ -52,7 +52,7 @@ def test_captions_of_a_csv_reach_the_mix(place: Path, capsys: pytest.CaptureFixt
     assert run(f"{CAPTIONS} --pool pool") == 0
     out = capsys.readouterr().out
     assert "6 samples with a value, 2 without" in out
-    assert "1 rows with a uid that is not in the pool, 1 rows with a repeated uid" in out
+    assert "1 row with a uid that is not in the pool, 1 row with a repeated uid" in out
     found = {}
     for shard in ("00000", "00001"):
         table = pq.read_table(place / f"w/captions/blip2/{shard}.parquet", use_threads=False)

@@ -56,7 +56,12 @@ def test_every_stage_is_a_command(
         ("mix pool --work w --recipe raw-top --fraction 0", "above 0 and at most 1"),
         ("mix pool --work w --recipe raw-top --fraction 1.5", "above 0 and at most 1"),
         ("export pool --work w --subset nothing --out o", "capmix mix"),
-        ("run missing.yaml", "missing.yaml"),
+        ("run missing.yaml", "pipeline missing.yaml: No such file or directory"),
+        ("caption pool", "caption: --source is required; see `capmix caption --help`"),
+        ("caption pool --source", "caption: --source requires a value; see `capmix caption"),
+        ("eval", "eval: MODEL is required; see `capmix eval --help`"),
+        ("view pool --work w --port 99999", "--port: expected a number of at most 65535"),
+        ("mix pool --work w --recipe uid-list --uids list=no", "uid list no: No such file or"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

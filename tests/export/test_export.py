@@ -310,7 +310,7 @@ def test_storage_that_fails_in_the_middle_of_a_shard_costs_no_row(
     Breaking.left = fails
     out = str(tmp_path / "out")
     if fails == 99:
-        with pytest.raises(UserError, match="1 of 1 shards could not be processed .*00000.tar"):
+        with pytest.raises(UserError, match="1 of 1 shard could not be processed .*00000.tar"):
             work.export("all", out)
         assert not (tmp_path / "out/_markers").exists()
         Breaking.left = 0

@@ -284,7 +284,7 @@ def test_npy_and_lists_hold_datacomps_pairs(numbers: list[int], listed: set[int]
     ("recipe", "message"),
     [
         (mine(source="blip2"), "no captions of source 'blip2'; sources: raw, mini"),
-        (mine("row_score > 0"), "no column 'row_score'; columns: uid"),
+        (mine("row_score > 0"), "no column 'row_score'; did you mean 'raw_score'\\? columns: uid"),
         (mine("raw_score >= threshold(raw_scores, 0.3)"), "no column 'raw_scores'"),
         (mine("raw_score >= threshold(raw_score, 30)"), "fraction 30"),
         (mine("raw_score >= threshold(raw_score, '30%')"), "fraction '30%'"),

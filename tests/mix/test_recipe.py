@@ -28,7 +28,7 @@ def test_a_fraction_outside_its_range_is_named(fraction: object) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("clauses: [", "invalid YAML"),
+        ("clauses: [", "invalid YAML: line 1, column 11: expected"),
         ("- raw", "expected name, about and clauses"),
         ("{name: a, about: b, clauses: []}", "clauses"),
         ("{name: a, about: b, clauses: [{source: raw}], extra: 1}", "extra"),

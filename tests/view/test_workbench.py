@@ -186,7 +186,7 @@ def test_an_undo_before_a_kill_is_folded_in_a_large_pool_too(
     one = bench(work)
     act(one, FIRST, text="a mistake", base="web")
     assert one.save()["saved"] == (
-        "1 shards written, 0 up to date, 1 without parts; run `capmix view --fold` before other "
+        "1 shard written, 0 up to date, 1 without parts; run `capmix view --fold` before other "
         "commands read the source"
     )
     one.undo()

@@ -199,12 +199,10 @@ def _read_list(path: str) -> np.ndarray:
         pairs: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except UserError as error:
         raise (
-            error
-            if str(error).startswith("uid list")
-            else UserError(f"uid list {path}: {reason(error)}")
+            error if str(error).startswith("uid list") else UserError(f"uid list {path}: {error}")
         ) from error
     except BROKEN_LIST as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
+        line = (reason(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"uid list {path}: {line}") from error
     if pairs.dtype != PAIR or pairs.ndim != 1:
         raise UserError(f"uid list {path}: expected pairs u8,u8, found {pairs.dtype}")
