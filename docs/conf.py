@@ -18,7 +18,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 source_suffix = {".md": "markdown"}
-nitpicky = False
 html_theme = "furo"
 html_title = "capmix"
 html_logo = html_favicon = "images/logo.svg"
@@ -38,7 +37,6 @@ myst_enable_extensions = ["attrs_inline", "colon_fence"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_preserve_defaults = True
-napoleon_google_docstring = True
 napoleon_custom_sections = [("Options", "params_style")]
 default_role = "code"  # single backquotes in docstrings
 copybutton_exclude = ".linenos, .gp, .go"

@@ -9,6 +9,7 @@ import pytest
 from blocks import PAGES, ROOT, name_of, read_page
 
 from capmix.cli.reference import pages, with_options
+from capmix.pipeline.reference import with_keys
 
 DOCS = ROOT / "docs"
 
@@ -19,6 +20,12 @@ def test_the_options_of_a_page_are_those_of_the_command(name: str) -> None:
     page = pages(DOCS)[name].read_text("utf-8")
     assert with_options(page, name) == page
     assert f"[{name}]({name}.md)" in (DOCS / "commands/README.md").read_text("utf-8")
+
+
+def test_the_keys_of_the_pipeline_page_are_those_of_the_settings() -> None:
+    """`python tools/build_docs.py` writes them."""
+    page = (DOCS / "reference/pipeline.md").read_text("utf-8")
+    assert with_keys(page) == page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

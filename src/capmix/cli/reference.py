@@ -1,12 +1,12 @@
 """Write the options of each command as Markdown, for the pages of docs/commands."""
 
-import re
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 from capmix.cli.main import COMMANDS, make_app
 from capmix.cli.message_options import MESSAGES
+from capmix.settings.generated import with_block
 
 BEGIN = "<!-- options: written by tools/build_docs.py -->"
 END = "<!-- end of options -->"
@@ -31,10 +31,7 @@ def options_table(command: str) -> str:
 
 def with_options(page: str, command: str) -> str:
     """Return the page with its block of options replaced. Raises ValueError if it has none."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{command}: expected the lines {BEGIN} and {END}")
-    block = f"{BEGIN}\n\n{options_table(command)}\n\n{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, page, flags=re.DOTALL)
+    return with_block(page, BEGIN, END, options_table(command))
 
 
 def pages(docs: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from capmix.errors import UserError
+from capmix.models.registry import install_command
 
 PACKAGE = "capmix_tuxpaint"  # GPL-2, so it is not part of capmix's wheel
 
@@ -14,7 +15,7 @@ def embedded_sets_folder() -> Path:
     if found is None or not found.submodule_search_locations:
         raise UserError(
             "the evaluation sets `embedded` are in the package capmix-tuxpaint: "
-            "pip install 'capmix[demo]'"
+            f"{install_command([PACKAGE])}"
         )
     return Path(found.submodule_search_locations[0])
 

@@ -87,7 +87,7 @@ class CostEstimate:
         """Return a human-readable table."""
         workers, price = self.settings.workers, self.settings.price
         known = "" if self.is_counted else ", estimated from bytes"
-        shards = f"{self.shards:,} shard{'s' if self.shards > 1 else ''}"
+        shards = counted(self.shards, "shard")
         about = f"{counted(self.images, 'image')} in {shards}{known}"
         rows = []
         for step in self.steps:

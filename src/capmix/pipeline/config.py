@@ -3,7 +3,6 @@
 A section has the options of the command of the same name, with underscores instead of dashes.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
 from capmix.score.settings import ScoreSettings
-from capmix.settings.base import describe
+from capmix.settings.base import describe, did_you_mean
 from capmix.settings.values import Names
 from capmix.settings.yaml import parse_yaml
 from capmix.training.scales import TrainSettings
@@ -189,10 +188,8 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
             kind = type(name).__name__
             raise UserError(f"pipeline {path}: expected stages and settings, found a {kind}")
         if name not in (*STAGES, *SETTINGS):
-            close = difflib.get_close_matches(str(name), STAGES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"pipeline {path}: unknown stage {name!r}{hint} "
+                f"pipeline {path}: unknown stage {name!r}{did_you_mean(name, STAGES)} "
                 f"(stages: {', '.join(STAGES)}; settings: {', '.join(SETTINGS)})"
             )
     # An empty section, such as `measure:`, runs the stage with its defaults.

@@ -1,6 +1,5 @@
 """The keys of the pipeline file as Markdown, for docs/reference/pipeline.md."""
 
-import re
 import types
 import typing
 from typing import Any, Literal
@@ -9,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from capmix.pipeline.config import STAGES, Pipeline
+from capmix.settings.generated import with_block
 
 BEGIN = "<!-- keys: written by tools/build_docs.py -->"
 END = "<!-- end of keys -->"
@@ -28,11 +28,8 @@ def keys_tables() -> str:
 
 
 def with_keys(page: str) -> str:
-    """The page with its block of keys replaced. Raises ValueError where it has none."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"expected the lines {BEGIN} and {END}")
-    block = f"{BEGIN}\n\n{keys_tables()}\n\n{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, page, flags=re.DOTALL)
+    """Return the page with its block of keys replaced. Raises ValueError if it has none."""
+    return with_block(page, BEGIN, END, keys_tables())
 
 
 def _section(field: FieldInfo) -> tuple[type[BaseModel], str]:

@@ -179,7 +179,7 @@ class Workbench:
         """Return name and number (starting at 0) of a shard.
 
         The shard is given by `name` (see `shard`) or, if that is empty, by `number` starting at 0,
-        which is never taken for a name. Raises UnknownError.
+        which is never read as a name. Raises UnknownError.
         """
         if not name:
             found = _whole(number)
