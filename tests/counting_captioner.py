@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
+from capmix.models.images import read_header
 from capmix.pool import Sample
 
 MODEL = "counting_captioner:CountingCaptioner"
 OLD_MODEL = "counting_captioner:OldCaptioner"
+KILLED_MODEL = "counting_captioner:KilledCaptioner"
 
 
 class CountingCaptioner:
@@ -54,3 +56,25 @@ class OldCaptioner(CountingCaptioner):
         self, prepared: Sequence[str], uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         return super().caption(prepared, uids, source)
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+class KilledCaptioner(CountingCaptioner):
+    """The process ends in the batch after `left` batches. Images that are none fail."""
+
+    left: ClassVar[int] = 10**9
+
+    def prepare(self, sample: Sample) -> str:
+        read_header(sample.image)
+        return super().prepare(sample)
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str, first: int = 0
+    ) -> list[list[Caption]]:
+        if not self.left:
+            raise KilledError
+        KilledCaptioner.left -= 1
+        return super().caption(prepared, uids, source, first)

@@ -2,26 +2,38 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
 from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
+from capmix.caption.partial import (
+    HUNG_BATCH,
+    CaptionEntry,
+    captions_entry,
+    earlier_entries,
+    failure_entry,
+)
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
-from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
+from capmix.engine.batches import BATCH_TIMEOUT, MODEL_HUNG, Batches, SampleError
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.pool.selection import Selection
+from capmix.settings.counted import counted
 from capmix.storage.layout import captions_folder
 from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
+log = logging.getLogger(__name__)
+
 # Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
+_Found = list[Caption] | BadImageError | SampleError
 IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
@@ -29,14 +41,27 @@ IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeEr
 class _Ready:
     """A preprocessed image.
 
-    `kept` are its existing captions, `draw_name` seeds the random draws, `image` is its hash.
+    `kept` are its existing captions, `draw_name` seeds the random draws, `image` is the first half
+    of its sha256. `found` is its result if the model is not needed: it failed, or an earlier run
+    has left it in the partial part (`is_resumed`). `is_alone` is whether to caption it alone.
     """
 
+    key: str
+    uid: str
     prepared: Any
     kept: list[Caption]
     draw_name: str
-    image: int
-    failed: BadImageError | SampleError | None = None
+    image: str
+    found: _Found | None = None
+    is_resumed: bool = False
+    is_alone: bool = False
+
+    def entry(self, found: _Found) -> CaptionEntry:
+        """Return the entry of the partial part."""
+        name = self.key, self.uid, self.image
+        if isinstance(found, list):
+            return captions_entry(*name, [*self.kept, *found])
+        return failure_entry(*name, found.reason, str(found))
 
 
 def image_caption_stage(
@@ -63,24 +88,35 @@ def image_caption_stage(
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: list[Row] = []
+        earlier = earlier_entries(out)
+        if done := sum(one.is_done for one in earlier.values()):
+            done_before = counted(done, "image")
+            log.info("caption %s: shard %s resumes after %s", source, shard.name, done_before)
         samples = prefetched(
             _to_do(pool, shard, out),
-            lambda sample: prepare(sample, out.kept),
+            lambda sample: prepare(sample, out.kept, earlier),
             captioner.workers,
             captioner.batch_size * BATCHES_AHEAD,
         )
-        for batch in batched(samples, captioner.batch_size):
+        ready = (_ready(sample, finished) for sample, finished in samples)
+        for batch in _batches(ready, captioner.batch_size):
             out.count_in(len(batch))
-            ready = [_ready(sample, finished) for sample, finished in batch]
-            good = [one for _, one in ready if one is not None and one.failed is None]
-            with out.busy.working(len(good)):
-                found = iter(batches.run(model, good))
-            for row, one in ready:
-                made = [row]
+            todo = [one for _, one in batch if one is not None and one.found is None]
+            with out.busy.working(len(todo)):
+                made = _captioned(batches, model, todo, out)
+            new: list[CaptionEntry] = []
+            for row, one in batch:
+                of_row = [row]
                 if one is not None:
-                    made = _rows(row, one, one.failed or next(found), prompt, language)
-                rows += made
-                count_row(out, made[-1])
+                    found = made[one.key] if one.found is None else one.found
+                    of_row = _rows(row, one, found, prompt, language)
+                    if not one.is_resumed:
+                        new.append(one.entry(found))
+                    elif of_row[-1].status != FAILED:
+                        out.resumed += 1
+                rows += of_row
+                count_row(out, of_row[-1])
+            out.partial.add(new)
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
@@ -108,6 +144,48 @@ def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSa
     for sample in pool.read(shard, out.keys):
         if isinstance(sample, Sample) or not out.is_known_bad(sample.key, sample.reason):
             yield sample
+
+
+def _batches(
+    samples: Iterable[tuple[Row, _Ready | None]], size: int
+) -> Iterator[list[tuple[Row, _Ready | None]]]:
+    """Yield lists with `size` images for the model and the samples among them that do not need it.
+
+    Lists without an image for the model have `size` samples. The last list may have fewer.
+    """
+    batch: list[tuple[Row, _Ready | None]] = []
+    todo = 0
+    for row, one in samples:
+        batch.append((row, one))
+        todo += one is not None and one.found is None
+        if todo == size or (not todo and len(batch) == size):
+            yield batch
+            batch, todo = [], 0
+    if batch:
+        yield batch
+
+
+def _captioned(
+    batches: Batches,
+    model: Callable[[Sequence[_Ready]], list[list[Caption]]],
+    items: Sequence[_Ready],
+    out: PartWriter,
+) -> dict[str, list[Caption] | SampleError]:
+    """Return the results of the model by key."""
+
+    def on_hang(hung: Sequence[_Ready]) -> None:
+        reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
+        detail = f"no answer within {2 * batches.seconds:g} s (--batch-timeout); process ended"
+        names = ((one.key, one.uid, one.image) for one in hung)
+        out.partial.add([failure_entry(*name, reason, detail) for name in names])
+        out.partial.close()
+
+    together = [one for one in items if not one.is_alone]
+    found: dict[str, list[Caption] | SampleError] = {}
+    for group in [together, *([one] for one in items if one.is_alone)]:
+        made = batches.run(model, group, on_hang)
+        found |= {one.key: captions for one, captions in zip(group, made, strict=True)}
+    return found
 
 
 def _by_first(
@@ -142,25 +220,37 @@ def _takes_first(method: Callable[..., Any]) -> bool:
 
 def _preparing(
     captioner: ImageCaptioner,
-) -> Callable[[Sample | BadSample, Mapping[str, list[Caption]]], _Ready | None]:
-    """Return the preprocessing as a function of a sample and the existing captions by key."""
+) -> Callable[
+    [Sample | BadSample, Mapping[str, list[Caption]], Mapping[str, CaptionEntry]], _Ready | None
+]:
+    """Return the preprocessing as a function of a sample, the existing captions by key, and the
+    entries of the partial part by key."""
     takes_first = _takes_first(captioner.prepare)
 
-    def prepare(sample: Sample | BadSample, kept: Mapping[str, list[Caption]]) -> _Ready | None:
+    def prepare(
+        sample: Sample | BadSample,
+        kept: Mapping[str, list[Caption]],
+        earlier: Mapping[str, CaptionEntry],
+    ) -> _Ready | None:
         if isinstance(sample, BadSample):
             return None
         captions = kept.get(sample.key, [])
+        sha256 = hashlib.sha256(sample.image).hexdigest()
+        image, draw_name = sha256[:16], sample.drawn_by(sha256)
+        one = _Ready(sample.key, sample.uid, None, captions, draw_name, image)
+        entry = earlier.get(sample.key)
+        if entry is not None and entry[:3] == (sample.key, sample.uid, image):
+            if entry.is_done:
+                return replace(one, found=entry.result(len(captions)), is_resumed=True)
+            one = replace(one, is_alone=True)
         options = {"first": len(captions)} if captions and takes_first else {}
-        failed: BadImageError | SampleError | None = None
-        prepared = None
         try:
-            prepared = captioner.prepare(sample, **options)
+            return replace(one, prepared=captioner.prepare(sample, **options))
         except (BadImageError, SampleError) as error:
-            failed = error
+            return replace(one, found=error)
         except IMAGE_ERRORS as error:
             failed = SampleError("model_error", f"{type(error).__name__}: {error}")
-        sha256 = hashlib.sha256(sample.image).hexdigest()
-        return _Ready(prepared, captions, sample.drawn_by(sha256), image_hash(sha256), failed)
+            return replace(one, found=failed)
 
     return prepare
 
@@ -178,10 +268,13 @@ def _ready(
     return Row(sample.uid, sample.key), one
 
 
-def _rows(row: Row, one: _Ready, found: Any, prompt: str | None, language: str | None) -> list[Row]:
+def _rows(
+    row: Row, one: _Ready, found: _Found, prompt: str | None, language: str | None
+) -> list[Row]:
+    image = image_hash(one.image)
     if not isinstance(found, SampleError | BadImageError):
-        return caption_rows(row, [*one.kept, *found], prompt, language, one.image)
+        return caption_rows(row, [*one.kept, *found], prompt, language, image)
     failed = Row(row.uid, row.key, FAILED, found.reason, str(found))
     if not any(caption.text for caption in one.kept):
         return [failed]
-    return [*caption_rows(row, one.kept, prompt, language, one.image), failed]
+    return [*caption_rows(row, one.kept, prompt, language, image), failed]

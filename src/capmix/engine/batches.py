@@ -8,6 +8,7 @@ is interrupted.
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 
 BATCH_TIMEOUT = 600.0  # seconds; compiling a model within its first batch takes a minute or two
 LONGEST_DETAIL = 500
+MODEL_HUNG = "model_hung"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -47,28 +49,34 @@ class Batches:
         self._deadline = Deadline(seconds)
 
     def run(
-        self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+        self,
+        model: Callable[[Sequence[Item]], Sequence[Result]],
+        items: Sequence[Item],
+        on_hang: Callable[[Sequence[Item]], None] = lambda _: None,
     ) -> list[Result | SampleError]:
         """Return the result of `model` for each item, or the SampleError that explains its failure.
 
         `model` returns one result per item, in order. The error is the SampleError that the model
         raised, or one with reason `out_of_memory`, `model_hung` (took longer than `seconds`) or
-        `model_error`. Raises BrokenDeviceError if the GPU is at fault and not the samples.
+        `model_error`. If the model hangs and cannot be interrupted, `on_hang` gets the items before
+        the process exits (see Deadline).
+
+        Raises BrokenDeviceError if the GPU is at fault and not the samples.
         """
         if not items:
             return []
         if self.largest is not None and len(items) > self.largest:
-            first = self.run(model, items[: self.largest])
-            return first + self.run(model, items[self.largest :])
+            first = self.run(model, items[: self.largest], on_hang)
+            return first + self.run(model, items[self.largest :], on_hang)
         failure = None
         try:
-            with self._deadline.block():
+            with self._deadline.block(partial(on_hang, items)):
                 return list(model(items))
         except SampleError as error:
             failure = error
         except TimedOutError:
             detail = f"no answer within {self.seconds:g} s (--batch-timeout)"
-            failure = SampleError("model_hung", detail)
+            failure = SampleError(MODEL_HUNG, detail)
         except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
             reason = "out_of_memory" if _is_out_of_memory(error) else "model_error"
             if "CUDA error" in str(error):
@@ -79,8 +87,8 @@ class Batches:
         half = len(items) // 2
         if failure.reason == "out_of_memory":  # after `except`: its traceback holds the tensors
             self._shrink(len(items), half)
-        first = self.run(model, items[:half])
-        return first + self.run(model, items[half:])
+        first = self.run(model, items[:half], on_hang)
+        return first + self.run(model, items[half:], on_hang)
 
     def _shrink(self, size: int, half: int) -> None:
         if self.largest is None or half < self.largest:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,6 +17,7 @@ from capmix.errors import INTERNAL_ERROR
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL = 0.5  # seconds
+NOTED_WITHIN = 10.0
 
 
 class TimedOutError(Exception):
@@ -35,16 +36,22 @@ class Deadline:
     def __init__(self, seconds: float):
         self.seconds = seconds
         self._ends_at: float | None = None
+        self._before_exit: Callable[[], None] | None = None
         self._watch: threading.Thread | None = None
 
     @contextmanager
-    def block(self) -> Iterator[None]:
-        """Raise TimedOutError in the block if it takes longer than `seconds`."""
+    def block(self, before_exit: Callable[[], None] | None = None) -> Iterator[None]:
+        """Raise TimedOutError in the block if it takes longer than `seconds`.
+
+        `before_exit` is called in another thread before the process exits, and gets NOTED_WITHIN
+        seconds.
+        """
         is_main = threading.current_thread() is threading.main_thread()
         can_interrupt = is_main and hasattr(signal, "setitimer")
         if self._watch is None:  # one thread for all blocks: starting a thread takes milliseconds
             self._watch = threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True)
             self._watch.start()
+        self._before_exit = before_exit
         self._ends_at = time.monotonic() + 2 * self.seconds
         before = signal.signal(signal.SIGALRM, _raise) if can_interrupt else None
         try:
@@ -64,6 +71,10 @@ class Deadline:
             return
         log.error("watchdog: no progress for %g s, stack trace follows", 2 * self.seconds)
         faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)
+        if self._before_exit is not None:
+            thread = threading.Thread(target=self._before_exit, daemon=True)
+            thread.start()
+            thread.join(NOTED_WITHIN)
         os._exit(INTERNAL_ERROR)
 
 

@@ -108,7 +108,8 @@ class StageProgress:
         counts = outcome.counts
         is_first = seen is None or (seen.is_first and not seen.worked)
         last = Seen(shard, 0, counts.total, counts.ok, counts.dropped.total(),
-                    counts.failed.total(), outcome.seconds, is_first)  # fmt: skip
+                    counts.failed.total(), outcome.seconds, is_first,
+                    outcome.resumed)  # fmt: skip
         self.add(last)
         self.drop(shard)
         size, weight = self._left.pop(shard), self._weights[shard]

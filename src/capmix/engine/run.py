@@ -22,6 +22,7 @@ from capmix.engine.budget import (
 )
 from capmix.engine.estimate import JobProgress, Sized, StageProgress
 from capmix.engine.others import announced, forget_dead, shuffled
+from capmix.engine.partial import remove_finished
 from capmix.engine.progress import Display, View, duration, rate_text
 from capmix.engine.seen import OnSeen
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
@@ -85,6 +86,7 @@ def run_job(
                 run.make(engine, shuffled(run.plan.tasks) if others else run.plan.tasks)
         else:
             forget_dead(job.store)
+        run.remove_partial()
     try:
         found = run.counts()
     except UserError as error:
@@ -136,6 +138,14 @@ class _Run:
                 if not tasks:
                     break
         self.seconds = time.monotonic() - started
+
+    def remove_partial(self) -> None:
+        """Remove what runs that were killed have left of parts that are finished."""
+        todo = {(task.shard.name, number) for task in self.plan.tasks for number in task.stages}
+        remove_finished(self.job.store, {
+            folder: [shard for shard in self.job.shards if (shard.name, number) not in todo]
+            for number, folder in enumerate(self.plan.folders)
+        })  # fmt: skip
 
     def _stages(self) -> dict[int, StageProgress]:
         """Return the progress of each stage, with row counts from the index or existing parts."""
@@ -255,11 +265,11 @@ class _Run:
         if number not in self.made:
             return f"{images} already done, {others}"
         made = self.made[number]
-        before = counts.ok - made.counts.ok
+        before = counts.ok - made.counts.ok + made.resumed
         of_all = sum(one.seconds for one in self.made.values())
         # Stages that run together, shard by shard, share the elapsed time in proportion.
         seconds = max(self.seconds * made.seconds / of_all if of_all else 0.0, 1e-6)
-        rate = rate_text(made.counts.total / seconds, plural(unit))
+        rate = rate_text((made.counts.total - made.resumed) / seconds, plural(unit))
         text = f"{images} in {duration(seconds)} ({rate}), {others}"
         text += f", {before:,} already done" if before > 0 else ""
         if made.busy.images and made.seconds:

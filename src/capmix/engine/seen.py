@@ -18,9 +18,9 @@ class Seen:
     """Progress of the part of one shard, `seconds` after its start.
 
     `rows` is the number of counted rows, or of rows that the model has processed if that is
-    larger; it includes `failed`. `is_first` is set in the reports of a stage up to and including
-    the first one in this process after the model has run: their seconds include loading and
-    compilation.
+    larger; it includes `failed`, and `resumed`, the rows of an earlier run that have not failed.
+    `is_first` is set in the reports of a stage up to and including the first one in this process
+    after the model has run: their seconds include loading and compilation.
     """
 
     shard: str
@@ -31,11 +31,12 @@ class Seen:
     failed: int = 0
     seconds: float = 0.0
     is_first: bool = False
+    resumed: int = 0
 
     @property
     def worked(self) -> int:
         """Rows on which the model spent time."""
-        return self.rows - self.failed
+        return max(0, self.rows - self.failed - self.resumed)
 
 
 OnSeen = Callable[[Seen], None]
@@ -47,6 +48,7 @@ class Watch:
     def __init__(self, shard: str, stage: int, on_seen: OnSeen, is_first: bool):
         self._shard, self._stage, self._on_seen, self._is_first = shard, stage, on_seen, is_first
         self._counts = Counts()
+        self._out: PartWriter | None = None
         self._busy = _WatchedBusy(self._report_if_due)
         self._started = self._reported_at = time.monotonic()
         on_seen(Seen(shard, stage, is_first=is_first))
@@ -55,7 +57,7 @@ class Watch:
         """Return the stage, changed so that it also reports here what its model processes."""
 
         def run_shard(shard: Shard, out: PartWriter) -> None:
-            out.busy = self._busy
+            out.busy, self._out = self._busy, out
             stage.run_shard(shard, out)
 
         return replace(stage, run_shard=run_shard)
@@ -79,8 +81,9 @@ class Watch:
         counts = self._counts
         rows = max(counts.total, self._busy.images)
         seconds = self._reported_at - self._started
+        resumed = 0 if self._out is None else self._out.resumed
         seen = Seen(self._shard, self._stage, rows, counts.ok, counts.dropped.total(),
-                    counts.failed.total(), seconds, self._is_first)  # fmt: skip
+                    counts.failed.total(), seconds, self._is_first, resumed)  # fmt: skip
         self._is_first = self._is_first and not seen.worked
         self._on_seen(seen)
 

@@ -6,6 +6,7 @@ It does not handle images or captions itself.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.engine.busy import Busy
+from capmix.engine.partial import PartialPart
 from capmix.engine.redo import Redo, Reuse
 from capmix.errors import UserError
 from capmix.pool import Shard
@@ -32,10 +34,22 @@ class PartWriter:
     `keys` are the keys of the requested samples; None means all samples of the shard. `kept` holds,
     by key, what the stage can reuse for some of them. The stage records the time of its model in
     `busy`, and writes files other than the table and the array to `draft`.
+
+    A stage may add the results of single samples to `partial`, and take them from there if an
+    earlier run has left some; `resumed` counts those that are not failures. `is_retry` is whether
+    failed samples should be computed again.
     """
 
-    def __init__(self, draft: Draft, on_count: OnCount, redo: Redo | None = None):
+    def __init__(
+        self,
+        draft: Draft,
+        on_count: OnCount,
+        partial: PartialPart,
+        redo: Redo | None = None,
+        is_retry: bool = False,
+    ):
         self.draft, self.part = draft, draft.part
+        self.partial, self.resumed, self.is_retry = partial, 0, is_retry
         self.keys = None if redo is None else redo.keys
         self.kept: Mapping[str, Any] = {} if redo is None else redo.kept
         self.rows_in = 0
@@ -135,14 +149,19 @@ class Stage:
 
 @dataclass
 class PartOutcome:
-    """Result of computing a part: the rows processed by this run, and seconds."""
+    """Result of computing a part: the rows processed by this run, and seconds.
+
+    `resumed` of the rows that are not failed were taken from an earlier run.
+    """
 
     counts: Counts = field(default_factory=Counts)
     busy: Busy = field(default_factory=Busy)
     seconds: float = 0.0
+    resumed: int = 0
 
     def add(self, other: "PartOutcome") -> None:
         self.counts.add(other.counts)
+        self.resumed += other.resumed
         self.busy.add(other.busy)
         self.seconds += other.seconds
 
@@ -213,6 +232,15 @@ def _plan(stage: Stage, shard: Shard, store: Store, retry: bool) -> _PartPlan | 
     return _PartPlan(inputs, inputs, stage.reuse.redo(shard) if stage.reuse else None)
 
 
+def partial_part(stage: Stage, shard: Shard, store: Store) -> PartialPart:
+    """Return the partial part of a shard.
+
+    Its results depend only on the sample, which is in the shard, and on the settings. They do not
+    depend on which samples are selected.
+    """
+    return PartialPart(store, stage.folder, shard.name, [stage.config, shard.fingerprint])
+
+
 def run_one(
     stage: Stage, shard: Shard, store: Store, on_count: OnCount, retry: bool = False
 ) -> PartOutcome:
@@ -225,11 +253,11 @@ def run_one(
     part = stage.part(shard)
     if not is_done(stage, shard, store) and _upgraded(stage, shard, store) and not retry:
         return PartOutcome(seconds=time.monotonic() - started)
-    with store.draft(part) as draft:
+    with store.draft(part) as draft, closing(partial_part(stage, shard, store)) as partial:
         plan = _plan(stage, shard, store, retry)
         if plan is None:  # another run has finished it meanwhile, or there is nothing to retry
             return PartOutcome(seconds=time.monotonic() - started)
-        writer = PartWriter(draft, on_count, plan.redo)
+        writer = PartWriter(draft, on_count, partial, plan.redo, retry)
         stage.run_shard(shard, writer)
         rows_in, counts = writer.rows_in, writer.counts
         if plan.redo is not None:
@@ -249,6 +277,7 @@ def run_one(
         try:
             draft.commit(marker)
         except MadeMeanwhileError:
+            partial.remove()
             return PartOutcome(seconds=time.monotonic() - started)
         except OtherMadeError as error:
             if stage.reuse is not None and error.has_same_settings:
@@ -256,9 +285,11 @@ def run_one(
                     f"{part} was written by a concurrent run with other samples"
                 ) from error
             raise
+        partial.remove()
     if stage.after is not None:
         stage.after(shard)
-    return PartOutcome(writer.counts, writer.busy, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return PartOutcome(writer.counts, writer.busy, seconds, writer.resumed)
 
 
 def refuse_other_settings(stage: Stage, shards: Sequence[Shard], store: Store) -> None:

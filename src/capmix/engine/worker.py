@@ -173,6 +173,6 @@ class Worker:
             return PartOutcome()
         watch = Watch(shard.name, number, on_seen, is_first=number not in self._begun)
         outcome = run_one(watch.of(stage), shard, store, watch.on_count, retry=self._job.retry)
-        if outcome.counts.ok or outcome.counts.dropped:
+        if outcome.counts.ok + outcome.counts.dropped.total() > outcome.resumed:
             self._begun.add(number)
         return watch.finished(outcome)

@@ -10,6 +10,7 @@ scores/<scorer>/<source>/<shard>           image-text similarities
 .arrays/scores/<scorer>/<source>/<shard>   copies of the scores as arrays, which load faster
 columns/<annotation>/<shard>               columns for recipes
 .carried/<source>                          captions of images that a run may have to move
+.partial/<folder>/                         results of shards that are not complete yet
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  outputs for the user
 edits/<source>/journal.jsonl               edits made in `capmix view`, one action per line
@@ -22,6 +23,7 @@ ABOUT = "pool.json"
 MARKERS = ".markers"
 ARRAYS = ".arrays"
 CARRIED = ".carried"
+PARTIAL = ".partial"
 SAMPLES = "samples"
 FIELDS = "fields"
 EMBEDDINGS = "embeddings"

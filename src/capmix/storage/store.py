@@ -290,6 +290,13 @@ class Store:
                 if is_abandoned(path, now):
                     remove_temporary(path)
 
+    def new_file(self, name: str) -> BinaryIO:
+        """Create a local file that is visible from the start, and return it open for appending."""
+        for _ in range(RACES):
+            with contextlib.suppress(FileNotFoundError):  # another run removed the empty folder
+                return _opened(self.path(name), 0o666)
+        return _opened(self.path(name), 0o666)
+
     def write_bytes(self, name: str, data: bytes, sync: bool = True) -> FileRecord:
         """Write a whole file and return its record."""
         with self.writing(name, sync) as stream:
@@ -471,6 +478,12 @@ class Store:
         if self.is_local:
             return open(open_regular(self.path(name)), "rb")
         return self.fs.open(self.path(name), "rb")
+
+    def lines(self, name: str, longest: int) -> Iterator[bytes]:
+        """Yield the lines of a file with their ends; lines over `longest` bytes in pieces."""
+        with self._reading(name) as stream:
+            while line := stream.readline(longest):
+                yield line
 
     def _read_local(self, name: str) -> bytes:
         with self._reading(name) as stream:
