@@ -17,10 +17,11 @@ test: setup lint
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Flipped bits and failing storage: about 45 minutes.
+# Flipped bits, failing storage and kills inside a shard: about 50 minutes.
 test-faults: setup
 	CAPMIX_FLIPS=1000 $(BIN)/python -m pytest -s tests/faults/test_flips.py
 	CAPMIX_STORM_MINUTES=30 $(BIN)/python -m pytest -s tests/faults/test_storms.py
+	CAPMIX_KILLS=200 $(BIN)/python -m pytest -s tests/faults/test_kill.py -k inside_a_shard
 
 # Only the tests in Chromium, which `test` also runs where Chromium is installed.
 test-browser: setup

@@ -16,7 +16,9 @@ from counting_captioner import KILLED_MODEL, CountingCaptioner, KilledCaptioner,
 from samples import image_bytes, sample_members, tar_bytes
 
 from capmix.caption.captioners import caption_stages
+from capmix.caption.partial import HUNG_BATCH, failure_entry
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import MODEL_HUNG
 from capmix.engine.partial import PartialPart
 from capmix.engine.stage import partial_part
 from capmix.storage.store import Store
@@ -224,3 +226,31 @@ def test_files_that_a_kill_after_the_commit_has_left_are_removed(
     assert caption(pool, tmp_path / "w") == 0
     assert files(tmp_path / "w") == whole
     assert not (tmp_path / "w/.partial").exists()
+
+
+def test_images_of_a_batch_that_hung_are_captioned_one_by_one(
+    pool: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that hung alone is a failed row, also if failed samples are retried."""
+    killed(pool, tmp_path / "w", batches=2)
+    names = [one[:3] for one in partial_of(pool, tmp_path / "w").entries() if one[3]]
+    (file,) = side_files(tmp_path / "w")
+    file.unlink()
+    part = partial_of(pool, tmp_path / "w")
+    part.add([failure_entry(*name, MODEL_HUNG, "hangs") for name in names[:1]])
+    part.add([failure_entry(*name, HUNG_BATCH, "") for name in names[:BATCH]])
+    part.close()
+    sizes = []
+    method = CountingCaptioner.caption
+
+    def counting(self: Any, prepared: Any, *args: Any) -> Any:
+        sizes.append(len(prepared))
+        return method(self, prepared, *args)
+
+    monkeypatch.setattr(CountingCaptioner, "caption", counting)
+    caption(pool, tmp_path / "w", retry_failed=True)
+    assert sizes == [1] * 4 + [4] * 6
+    found = table(tmp_path / "w")
+    expected = pq.read_table(io.BytesIO(whole["captions/c/00000.parquet"]))
+    assert found.slice(1).equals(expected.slice(2))
+    assert found["detail"][0].as_py() == "hangs"

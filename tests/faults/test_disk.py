@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from counting_captioner import KILLED_MODEL, CountingCaptioner
 from null_models import null_captions, null_scores
 from samples import write_pool
 
@@ -55,6 +56,33 @@ def test_a_run_stops_on_a_full_disk_and_resumes_with_free_space(
     subprocess.run(command, check=True)
     captioned(pool, work)
     assert files(work) == files(tmp_path / "whole")
+
+
+def test_a_disk_that_fills_up_inside_a_shard_costs_one_batch(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = write_pool(tmp_path / "pool", shards=1, samples=200)
+    open_workspace(str(pool), str(tmp_path / "whole")).caption("c", model=KILLED_MODEL)
+    subprocess.run(["mount", "-o", "remount,size=96k", str(small_disk)], check=True)
+    work = small_disk / "work"
+    open_workspace(str(pool), str(work)).index()
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk)
+    filler.write_bytes(bytes(max(0, free.f_bavail * free.f_bsize - 12_288)))
+    batches = []
+    caption = CountingCaptioner.caption
+    monkeypatch.setattr(
+        CountingCaptioner, "caption", lambda *args: batches.append(1) or caption(*args)
+    )
+    with pytest.raises(UserError, match=r"cannot write .*\.partial.*: No space left on device"):
+        open_workspace(str(pool), str(work)).caption("c", model=KILLED_MODEL)
+    before = len(batches)
+    assert 5 < before < 45
+    filler.unlink()
+    open_workspace(str(pool), str(work)).caption("c", model=KILLED_MODEL)
+    assert len(batches) == 50 + 1
+    part = "captions/c/00000.parquet"
+    assert (work / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
 
 
 def test_a_part_that_cannot_be_written_to_its_end_is_not_there(tmp_path: Path) -> None:

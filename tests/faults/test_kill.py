@@ -25,15 +25,16 @@ from capmix.workspace import open_workspace
 
 SCRIPT = str(Path(__file__).parent / "one_stage.py")
 STAGES = ("index", "caption", "score", "export")
+KILLS = int(os.environ.get("CAPMIX_KILLS", "2"))  # within one shard
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def prepared(folder: Path, until: str, shards: int = 12) -> tuple[Path, Path]:
+def prepared(folder: Path, until: str, shards: int = 12, samples: int = 20) -> tuple[Path, Path]:
     """Return a pool, and a work directory in which all stages before `until` are done."""
-    pool = write_pool(folder / "pool", shards=shards, samples=20)
+    pool = write_pool(folder / "pool", shards=shards, samples=samples)
     work = open_workspace(str(pool), str(folder / "before"))
     if until != "index":
         work.index()
@@ -101,6 +102,45 @@ def kill_and_resume(tmp_path: Path, stage: str, kills: int, *workers: str) -> No
 
 def test_a_killed_process_resumes(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, "caption", kills=2)
+
+
+def captioned(pool: Path, work: Path) -> None:
+    opened = open_workspace(str(pool), str(work))
+    opened.run(partial(null_captions, opened.pool))
+
+
+def side_lines(work: Path) -> int:
+    """Return the number of batches in the side files of unfinished shards."""
+    found = [path.read_bytes() for path in work.glob(".partial/**/*") if path.is_file()]
+    return sum(data.count(b"\n") for data in found)
+
+
+def test_a_process_killed_inside_a_shard_resumes_there(tmp_path: Path) -> None:
+    """One shard of 20 batches, killed again and again; each run adds to what the last one left."""
+    pool, before = prepared(tmp_path, "caption", shards=1, samples=320)
+    whole, work = tmp_path / "whole", tmp_path / "work"
+    shutil.copytree(before, whole)
+    captioned(pool, whole)
+    expected = files(whole)
+    draw = random.Random(KILLS)
+    kills = 0
+    while kills < KILLS:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(before, work)
+        kept = 0
+        while kills < KILLS and files(work) != expected:
+            process = started("caption", pool, work)
+            while process.poll() is None and side_lines(work) == kept:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() != 0
+            rows_add_up(work)
+            if "captions/null/00000.parquet" not in files(work):
+                assert side_lines(work) > kept
+                kept = side_lines(work)
+    captioned(pool, work)
+    assert files(work) == expected
 
 
 @pytest.mark.slow

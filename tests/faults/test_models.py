@@ -33,6 +33,7 @@ from capmix.models.image_pass import embed_stage
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.score.stage import ImagePass, fresh_score_stage
 from capmix.storage.marker import Counts
+from capmix.storage.store import Store
 from capmix.workspace import open_workspace
 
 
@@ -203,8 +204,9 @@ if __name__ == "__main__":
 def test_a_model_that_cannot_be_interrupted_ends_its_process(
     tmp_path: Path, workers: int | None
 ) -> None:
-    """C code that never returns, like a GPU kernel that hangs. A worker is restarted and the shard
-    is reported; a run without workers exits with a stack trace."""
+    """C code that never returns, like a GPU kernel that hangs. A run without workers exits with a
+    stack trace. A worker is restarted, captions the images of the batch one by one, ends at the one
+    that hangs, and the next worker does the others."""
     pool = str(write_pool(tmp_path / "p", 3, 4))
     script = tmp_path / "script.py"
     about = {"tests": str(Path(__file__).parent.parent), "pool": pool, "workers": workers}
@@ -214,9 +216,12 @@ def test_a_model_that_cannot_be_interrupted_ends_its_process(
     assert "null_models.py" in found.stderr
     if workers is None:
         assert found.returncode == 70
+        (left,) = (path for path in tmp_path.glob("w/.partial/**/*") if path.is_file())
+        assert left.read_text().count('null,"hung_batch",') == 4
         return
-    assert "1 of 3 shards could not be processed in 3 attempts (00001" in found.stdout
-    assert (tmp_path / "w/.markers/captions/null/00002.json").exists()
+    assert found.stdout == ""
+    table = Store(str(tmp_path / "w")).read_table("captions/null/00001.parquet")
+    assert Counter(table["reason"].to_pylist()) == {None: 3 * 2, "model_hung": 1}
 
 
 def test_only_failed_samples_are_retried(tmp_path: Path) -> None:

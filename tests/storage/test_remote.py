@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from counting_captioner import KILLED_MODEL, MODEL, KilledCaptioner, KilledError
 from null_models import null_captions, null_scores
 from s3_server import BUCKET, S3
 from samples import write_pool
@@ -234,3 +235,23 @@ def test_a_server_that_is_gone_is_one_clear_line(
     assert "capmix: storage error: " in told
     assert "127.0.0.1:9" in told
     S3FileSystem.clear_instance_cache()
+
+
+def test_on_s3_a_kill_inside_a_shard_costs_the_seconds_since_the_last_object(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capmix.engine.partial.CHUNK_EVERY", 0.0)
+    monkeypatch.setattr("capmix.engine.partial.LARGEST_SHARE", 1e9)
+    pool, work = write_pool(tmp_path / "pool", shards=1, samples=20), f"s3://{BUCKET}/work"
+    monkeypatch.setattr(KilledCaptioner, "left", 3)
+    with pytest.raises(KilledError):
+        open_workspace(str(pool), work).caption("c", model=KILLED_MODEL)
+    left = [path for path in s3.fs.find(f"{BUCKET}/work") if "/.partial/" in path]
+    assert [path[-2:] for path in left] == [".0", ".1", ".2"]
+    monkeypatch.setattr(KilledCaptioner, "left", 2)
+    open_workspace(str(pool), work).caption("c", model=KILLED_MODEL)
+    assert [path for path in s3.fs.find(f"{BUCKET}/work") if "/.partial/" in path] == []
+    open_workspace(str(pool), str(tmp_path / "whole")).caption("c", model=MODEL)
+    part = "captions/c/00000.parquet"
+    whole = (tmp_path / "whole" / part).read_bytes()
+    assert s3.fs.cat_file(f"{BUCKET}/work/{part}") == whole

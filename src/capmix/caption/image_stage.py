@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
@@ -37,21 +37,21 @@ _Found = list[Caption] | BadImageError | SampleError
 IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Ready:
-    """A preprocessed image.
+    """A preprocessed image, `prepared` for the model unless its result is `found` without it.
 
     `kept` are its existing captions, `draw_name` seeds the random draws, `image` is the first half
-    of its sha256. `found` is its result if the model is not needed: it failed, or an earlier run
-    has left it in the partial part (`is_resumed`). `is_alone` is whether to caption it alone.
+    of its sha256. `found` is a failure, or what an earlier run has left in the partial part
+    (`is_resumed`). `is_alone` is whether the model must get this image alone.
     """
 
     key: str
     uid: str
-    prepared: Any
     kept: list[Caption]
     draw_name: str
     image: str
+    prepared: Any = None
     found: _Found | None = None
     is_resumed: bool = False
     is_alone: bool = False
@@ -237,20 +237,21 @@ def _preparing(
         captions = kept.get(sample.key, [])
         sha256 = hashlib.sha256(sample.image).hexdigest()
         image, draw_name = sha256[:16], sample.drawn_by(sha256)
-        one = _Ready(sample.key, sample.uid, None, captions, draw_name, image)
+        one = _Ready(sample.key, sample.uid, captions, draw_name, image)
         entry = earlier.get(sample.key)
         if entry is not None and entry[:3] == (sample.key, sample.uid, image):
             if entry.is_done:
-                return replace(one, found=entry.result(len(captions)), is_resumed=True)
-            one = replace(one, is_alone=True)
+                one.found, one.is_resumed = entry.result(len(captions)), True
+                return one
+            one.is_alone = True
         options = {"first": len(captions)} if captions and takes_first else {}
         try:
-            return replace(one, prepared=captioner.prepare(sample, **options))
+            one.prepared = captioner.prepare(sample, **options)
         except (BadImageError, SampleError) as error:
-            return replace(one, found=error)
+            one.found = error
         except IMAGE_ERRORS as error:
-            failed = SampleError("model_error", f"{type(error).__name__}: {error}")
-            return replace(one, found=failed)
+            one.found = SampleError("model_error", f"{type(error).__name__}: {error}")
+        return one
 
     return prepare
 
