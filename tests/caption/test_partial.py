@@ -92,6 +92,8 @@ def test_a_kill_costs_one_batch(
     assert caption(pool, tmp_path / "w") == 2 * (SAMPLES - 1 - 3 * BATCH)
     assert files(tmp_path / "w") == whole
     assert "caption c: shard 00000 resumes after 13 images" in caplog.text
+    assert "caption c: 29 images in" in caplog.text
+    assert "1 failed (not_an_image 1), 0 dropped, 12 already done" in caplog.text
 
 
 def test_a_kill_after_any_batch_changes_no_byte(

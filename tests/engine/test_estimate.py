@@ -54,6 +54,20 @@ def test_one_shard_counts_its_images() -> None:
     assert view.line() == ("caption x: 2,100 of 10,000 images (21%), 100 images/s, 1 min 19 s left")
 
 
+def test_images_of_an_interrupted_run_count_as_done_and_not_for_the_rate() -> None:
+    run = job(stage({"a": 10_000}))
+    run.add(seen("a", 0, 0.0))
+    run.add(Seen("a", 0, 5_000, 5_000, seconds=1.0, resumed=5_000))
+    assert (run.view().done, run.view().rate) == (5_000, None)
+    run.add(Seen("a", 0, 6_000, 6_000, seconds=11.0, resumed=5_000))
+    assert run.view().line() == ("caption x: 6,000 of 10,000 images (60%), 91 images/s, 44 s left")
+    run.end(Reply(
+        ShardTask(Shard("a", ""), (0,), ""), MADE,
+        {0: PartOutcome(Counts(10_000), seconds=51.0, resumed=5_000)},
+    ))  # fmt: skip
+    assert run.view().rate == pytest.approx(5_000 / 51, rel=0.01)
+
+
 def test_the_first_report_gives_no_estimate() -> None:
     run = job(stage({"a": 10_000}))
     run.add(seen("a", 32, 30.0, is_first=True))

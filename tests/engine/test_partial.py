@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from capmix.engine import partial as module
-from capmix.engine.partial import PartialPart, partial_name, remove_finished
+from capmix.engine.partial import PartialPart, place_of, remove_finished, shard_digest
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.store import Store
@@ -134,7 +134,7 @@ def test_files_of_finished_shards_are_removed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     remove_finished(store, {"captions/other": [Shard("b", "")], "captions/s": [Shard("a", "")]})
     (name,) = store.files(".partial")
-    assert name.startswith(partial_name("captions/s", "b") + ".")
+    assert place_of(name) == ("captions/s", shard_digest("b"))
 
 
 def test_slow_storage_is_synced_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from null_models import null_captions, null_scores
 from samples import write_pool
 
 from capmix.cli.main import main
+from capmix.engine.partial import PartialPart
 from capmix.errors import UserError
 from capmix.inspect import clean as module
 from capmix.storage.temporary import process_namespace
@@ -114,6 +115,23 @@ def test_leftovers(work: Workspace) -> None:
             f"captions/null/{dead.name}"} < gone  # fmt: skip
     # Stale captions are not leftovers: the next run reuses those of unchanged images.
     assert {"captions/null/00000.parquet", "captions/null/00001.parquet"}.isdisjoint(gone)
+
+
+def test_unfinished_captions_go_with_their_source_or_their_shard(work: Workspace) -> None:
+    before = files(work)
+    for source, shard in (("null", "00000"), ("new", "00001"), ("new", "gone")):
+        part = PartialPart(work.store, f"captions/{source}", shard, "")
+        part.add([["some captions"]])
+        part.close()
+    (found,) = work.clean(yes=True).removals
+    assert found.about == "unfinished captions of shards no longer in the pool"
+    assert (len(found.files), found.parts) == (1, [])
+    (found,) = work.clean(sources="new", yes=True).removals
+    assert (found.about, len(found.files)) == ("captions/new", 1)
+    assert len(files(work) - before) == 1
+    work.clean(sources="null", yes=True)
+    assert files(work) < before
+    assert not (Path(work.store.root) / ".partial").exists()
 
 
 @pytest.mark.parametrize("step", range(1, 12))

@@ -54,7 +54,7 @@ class PartialPart:
         self._store, self._part = store, f"{folder}/{shard}"
         about = [FORMAT, self._part, about]
         self._salt = orjson.dumps(about, default=str, option=orjson.OPT_SORT_KEYS)
-        self._shard = partial_name(folder, shard)
+        self._shard = f"{PARTIAL}/{folder}/{shard_digest(shard)}"
         self._usable = f"{self._shard}.{_digest(self._salt)}."
         self._name = f"{self._usable}{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
@@ -140,11 +140,6 @@ class PartialPart:
             )  # fmt: skip
 
 
-def partial_name(folder: str, shard: str) -> str:
-    """Return how the names of all files about a shard begin, up to the first dot after it."""
-    return f"{PARTIAL}/{folder}/{_digest(shard.encode())}"
-
-
 def remove_finished(store: Store, done: Mapping[str, Iterable[Shard]]) -> None:
     """Remove the results of shards whose parts are finished, given by folder.
 
@@ -152,14 +147,19 @@ def remove_finished(store: Store, done: Mapping[str, Iterable[Shard]]) -> None:
     """
     left = store.files(PARTIAL)
     if left:
-        ours = {partial_name(folder, one.name) for folder in done for one in done[folder]}
-        _remove(store, [name for name in left if shard_part(name) in ours])
+        known = {(folder, shard_digest(shard.name)) for folder in done for shard in done[folder]}
+        _remove(store, [name for name in left if place_of(name) in known])
 
 
-def shard_part(name: str) -> str:
-    """Return the partial_name of the shard that a file is about."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}"
+def place_of(name: str) -> tuple[str, str]:
+    """Return the folder of the parts, and the digest of the shard, that a file is about."""
+    folder, _, file = name.removeprefix(f"{PARTIAL}/").rpartition("/")
+    return folder, file.partition(".")[0]
+
+
+def shard_digest(shard: str) -> str:
+    """Return the digest of a shard's name, with which the names of its files begin."""
+    return _digest(shard.encode())
 
 
 def _digest(data: bytes) -> str:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from capmix.engine.others import announced, runs_at_work
+from capmix.engine.partial import place_of, shard_digest
 from capmix.errors import UserError
 from capmix.inspect.status import DEPTHS, is_stale, stage_folder
 from capmix.pool import Pool
@@ -28,6 +29,7 @@ from capmix.storage.layout import (
     FIELDS,
     MARKERS,
     MEASURES,
+    PARTIAL,
     PROBE_RESULTS,
     PROBES,
     RAW,
@@ -95,9 +97,9 @@ def clean(
     If any `subsets` or `sources` are named, these are removed, with everything derived from the
     sources; otherwise leftovers are removed. Leftovers are temporary files of dead processes; parts
     whose inputs have changed (except captions, which are expensive and mostly reused by the next
-    run); scores of sources that no longer exist; index and embeddings of shards that no longer
-    exist; and copies of scores that no longer exist. Raises UserError for an unknown name, and if
-    another run is using the work directory.
+    run); scores of sources that no longer exist; index, embeddings and unfinished captions of
+    shards that no longer exist; and copies of scores that no longer exist. Raises UserError for an
+    unknown name, and if another run is using the work directory.
     """
     here = _WorkDirectory(pool, store)
     _refuse_others(here)
@@ -140,6 +142,11 @@ class _WorkDirectory:
         self.sizes = {path[len(store.root) + 1 :]: one["size"] for path, one in found.items()}
         self.parts = store.parts("")
         self._known = frozenset(self.parts)
+
+    @property
+    def partial(self) -> list[str]:
+        """Files of partial parts."""
+        return [name for name in self.sizes if name.startswith(f"{PARTIAL}/")]
 
     def is_part(self, name: str) -> bool:
         return name in self._known
@@ -215,7 +222,10 @@ def _leftovers(here: _WorkDirectory) -> list[Removal]:
         and name not in taken
     ]
     found.append(here.removal("copies of scores that no longer exist", [], copies))
-    return found
+    digests = {shard_digest(shard.name) for shard in here.pool.shards}
+    unfinished = [name for name in here.partial if place_of(name)[1] not in digests]
+    about = "unfinished captions of shards no longer in the pool"
+    return [*found, here.removal(about, [], unfinished)]
 
 
 def _named(here: _WorkDirectory, subsets: Sequence[str], sources: Sequence[str]) -> list[Removal]:
@@ -247,7 +257,12 @@ def _folders_of(here: _WorkDirectory, source: str) -> list[str]:
         raise UserError("clean: raw is the pool's own text and cannot be removed")
     scores = [f"{SCORES}/{one}/{source}" for one in here.store.folders(SCORES)]
     folders = [*scores, captions_folder(source)]
-    found = [one for one in folders if any(name.startswith(f"{one}/") for name in here.sizes)]
+    places = {place_of(name)[0] for name in here.partial}
+    found = [
+        one
+        for one in folders
+        if one in places or any(name.startswith(f"{one}/") for name in here.sizes)
+    ]
     found += [one for one in folders if one not in found and here.below(one)]
     if not found:
         hint = did_you_mean(source, here.store.folders(CAPTIONS))
@@ -271,9 +286,9 @@ def _uses(inputs: Mapping[str, str], folders: Sequence[str]) -> bool:
 
 
 def _whole_folder(here: _WorkDirectory, about: str, folder: str) -> Removal:
-    """Return all parts of a stage, including files of shards without markers."""
+    """Return all parts of a stage, including files of shards without markers, and partial parts."""
     parts = dict.fromkeys([*here.below(folder), *(f"{folder}/{s.name}" for s in here.pool.shards)])
-    return here.removal(about, parts)
+    return here.removal(about, parts, [n for n in here.partial if place_of(n)[0] == folder])
 
 
 def _abandoned(here: _WorkDirectory) -> list[str]:
