@@ -256,3 +256,23 @@ def test_images_of_a_batch_that_hung_are_captioned_one_by_one(
     expected = pq.read_table(io.BytesIO(whole["captions/c/00000.parquet"]))
     assert found.slice(1).equals(expected.slice(2))
     assert found["detail"][0].as_py() == "hangs"
+
+
+def test_a_run_that_finishes_the_shard_of_another_uses_its_captions(
+    pool: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run is in its third batch. It detects the part when it commits its own."""
+    work, batches, asked = tmp_path / "w", [], []
+    method = CountingCaptioner.caption
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        batches.append(1)
+        if len(batches) == 3:
+            CountingCaptioner.asked.clear()
+            asked.append(caption(pool, work))
+        return method(self, *args)
+
+    monkeypatch.setattr(CountingCaptioner, "caption", interrupted)
+    caption(pool, work)
+    assert asked == [2 * (SAMPLES - 1 - 2 * BATCH)]
+    assert files(work) == whole

@@ -95,6 +95,25 @@ def test_entries_of_other_settings_and_shards_are_not_found_under_any_name(
     assert list(part(tmp_path, shard, about).entries()) == []
 
 
+@pytest.mark.parametrize("text", [b"5", b'{"a": 1}', b'["a", null, [1]]', b"[[", b"\xff", b""])
+def test_lines_with_a_good_checksum_and_other_content_are_harmless(
+    tmp_path: Path, text: bytes
+) -> None:
+    added(tmp_path)
+    one = part(tmp_path)
+    with only_file(tmp_path).open("ab") as stream:
+        stream.write(b"%s %s\n" % (one._check(text), text))
+    assert [entry for entry in one.entries() if entry != [1]] == ALL
+
+
+def test_names_and_settings_of_any_kind_have_a_key(tmp_path: Path) -> None:
+    for about in ({"seed": 2**80, "p": float("nan")}, ["\ud800"], Path("a")):
+        one = part(tmp_path, "\udcff", about)
+        one.add(BATCHES[0])
+        assert list(part(tmp_path, "\udcff", about).entries()) == BATCHES[0]
+        one.remove()
+
+
 def test_what_is_no_regular_file_and_long_lines_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,8 +32,9 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-# Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
 _Found = list[Caption] | BadImageError | SampleError
+
+# Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
 IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
@@ -59,9 +60,9 @@ class _Ready:
     def entry(self, found: _Found) -> CaptionEntry:
         """Return the entry of the partial part."""
         name = self.key, self.uid, self.image
-        if isinstance(found, list):
-            return captions_entry(*name, [*self.kept, *found])
-        return failure_entry(*name, found.reason, str(found))
+        if isinstance(found, BadImageError | SampleError):
+            return failure_entry(*name, found.reason, str(found))
+        return captions_entry(*name, [*self.kept, *found])
 
 
 def image_caption_stage(

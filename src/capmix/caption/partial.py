@@ -53,7 +53,7 @@ ENTRY = TypeAdapter(CaptionEntry)
 
 def captions_entry(key: str, uid: str, image: str, captions: Sequence[Caption]) -> CaptionEntry:
     """Return the entry of a captioned image."""
-    return CaptionEntry(key, uid, image, [(_encodable(c.text), c.finish) for c in captions])
+    return CaptionEntry(key, uid, image, [(_encodable(c.text or ""), c.finish) for c in captions])
 
 
 def failure_entry(key: str, uid: str, image: str, reason: str, detail: str) -> CaptionEntry:

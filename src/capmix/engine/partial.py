@@ -13,6 +13,7 @@ On a local disk, a line is written at once, and synced to disk every SYNC_EVERY 
 storage, where files cannot be appended to, the lines of CHUNK_EVERY seconds are one object.
 """
 
+import json
 import logging
 import os
 import threading
@@ -53,7 +54,7 @@ class PartialPart:
     def __init__(self, store: Store, folder: str, shard: str, about: Any):
         self._store, self._part = store, f"{folder}/{shard}"
         about = [FORMAT, self._part, about]
-        self._salt = orjson.dumps(about, default=str, option=orjson.OPT_SORT_KEYS)
+        self._salt = json.dumps(about, default=str, sort_keys=True).encode()
         self._shard = f"{PARTIAL}/{folder}/{shard_digest(shard)}"
         self._usable = f"{self._shard}.{_digest(self._salt)}."
         self._name = f"{self._usable}{uuid.uuid4().hex[:8]}"
@@ -85,7 +86,8 @@ class PartialPart:
                 if check == self._check(text):
                     with suppress(ValueError):
                         found = parse_json(text)
-                        yield from (one for one in found if isinstance(one, list))
+                        some = found if isinstance(found, list) else []
+                        yield from (one for one in some if isinstance(one, list))
         except FileNotFoundError:  # another run has just committed the part
             return
         except storage_errors() as error:
@@ -104,10 +106,10 @@ class PartialPart:
         text = orjson.dumps(entries, default=list)
         with self._kept():
             if self._file is None:
-                self._is_used = True
                 new = _Appended if self._store.is_local else _Chunks
                 self._file = new(self._store, self._name)
             self._file.write(b"%s %s\n" % (self._check(text), text))
+            self._is_used = self._is_used or self._file.is_there
 
     def close(self) -> None:
         """Write what is still in memory. The entries stay for the next run."""
@@ -115,16 +117,17 @@ class PartialPart:
             file, self._file = self._file, None
             if file is not None:
                 file.close()
+                self._is_used = True
 
     def remove(self) -> None:
         """Remove the entries of all runs: the part is committed."""
-        if not self._is_used:
-            return
         with self._lock:
             if self._file is not None:
                 self._file.abandon()
             self._file = None
-        _remove(self._store, self._names())
+        if self._is_used:
+            with suppress(*storage_errors()):
+                _remove(self._store, self._names())
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -132,7 +135,7 @@ class PartialPart:
             with self._lock, self._store.reporting_errors(self._name):
                 yield
         except storage_errors() as error:
-            self._is_off, self._file = True, None
+            self._is_off, self._is_used, self._file = True, True, None
             log.warning(
                 "%s: cannot keep results before all of the shard is done: %s. If this run is "
                 "interrupted, they are computed again",
@@ -159,7 +162,7 @@ def place_of(name: str) -> tuple[str, str]:
 
 def shard_digest(shard: str) -> str:
     """Return the digest of a shard's name, with which the names of its files begin."""
-    return _digest(shard.encode())
+    return _digest(shard.encode("utf-8", "surrogatepass"))
 
 
 def _digest(data: bytes) -> str:
@@ -203,6 +206,8 @@ class _Pace:
 class _Appended:
     """A local file that is appended to."""
 
+    is_there = True
+
     def __init__(self, store: Store, name: str):
         self._stream = store.new_file(name)
         self._pace = _Pace(SYNC_EVERY)
@@ -232,6 +237,11 @@ class _Chunks:
         self._pace = _Pace(CHUNK_EVERY)
         self._lines: list[bytes] = []
         self._count = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is an object."""
+        return self._count > 0
 
     def write(self, line: bytes) -> None:
         self._lines.append(line)
