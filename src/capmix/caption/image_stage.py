@@ -1,6 +1,5 @@
 """Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
-from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.pool.selection import Selection
 from capmix.storage.layout import captions_folder
 from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
@@ -40,7 +39,7 @@ class _Ready:
 
 
 def image_caption_stage(
-    pool: Pool,
+    pool: ImagePool,
     captioner: ImageCaptioner,
     source: str,
     language: str | None = None,
@@ -101,7 +100,7 @@ def image_caption_stage(
     )
 
 
-def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
+def _to_do(pool: ImagePool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
     """Yield the requested samples."""
     if out.keys is not None and not out.keys:
         return
@@ -159,8 +158,7 @@ def _preparing(
             failed = error
         except IMAGE_ERRORS as error:
             failed = SampleError("model_error", f"{type(error).__name__}: {error}")
-        sha256 = hashlib.sha256(sample.image).hexdigest()
-        return _Ready(prepared, captions, sample.drawn_by(sha256), image_hash(sha256), failed)
+        return _Ready(prepared, captions, sample.draw_name, image_hash(sample.sha256), failed)
 
     return prepare
 
