@@ -1,5 +1,6 @@
 """Stages that read all images index the pool in the same read."""
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from null_models import NullScorer
 from parts import fresh_folder
 from samples import BAD, GOOD, Member, image_bytes, sample_members, tar_bytes, write_pool
+from storm import Fault, Killed, Storm, on_disk
 
 from capmix.errors import UserError
 from capmix.pool import BadSample, Pool, Sample, Shard
@@ -82,7 +84,7 @@ def files(work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in work.rglob("*") if path.is_file()):
         name = str(path.relative_to(work))
-        if name.startswith((".running", ".arrays", "pool.json")):
+        if name.startswith(("running/", ".arrays/", "pool.json")) or name.endswith(".tmp"):
             continue
         found[name] = path.read_bytes()
         if name.endswith(".json"):
@@ -131,3 +133,124 @@ def test_selected_samples_are_indexed_first(pool: Path, tmp_path: Path, reads: R
     caption(open_workspace(pool, tmp_path / "w"))
     assert reads == {"00000": 1, "00001": 1}
     assert is_as_indexed_first(pool, tmp_path / "w", caption)
+
+
+def test_kept_captions_are_found_by_the_index_of_a_changed_shard(
+    pool: Path, tmp_path: Path, reads: Reads
+) -> None:
+    mine, work = shutil.copytree(pool, tmp_path / "pool"), tmp_path / "w"
+    caption(open_workspace(mine, work))
+    write_pool(mine, shards=3)  # a new shard, and new dates of the others
+    reads.clear()
+    CountingCaptioner.asked.clear()
+    caption(open_workspace(mine, work))
+    assert reads == {"00000": 1, "00001": 1, "00002": 1}
+    assert len(CountingCaptioner.asked) == 4
+    assert is_as_indexed_first(mine, work, caption)
+
+
+def test_photos_that_moved_to_other_shards_keep_their_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capmix.pool.pool.FILES_PER_SHARD", 3)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(1, 7):
+        (photos / f"{number}.jpg").write_bytes(image_bytes(number))
+    caption(open_workspace(photos, tmp_path / "w"))
+    (photos / "0.jpg").write_bytes(image_bytes(0))
+    CountingCaptioner.asked.clear()
+    caption(open_workspace(photos, tmp_path / "w"))
+    assert len(CountingCaptioner.asked) == 1
+    assert is_as_indexed_first(photos, tmp_path / "w", caption)
+
+
+def test_a_retry_of_some_samples_collects_nothing(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads
+) -> None:
+    work = tmp_path / "w"
+    monkeypatch.setattr(CountingCaptioner, "failing", {0})
+    caption(open_workspace(pool, work, max_failures=1.0))
+    monkeypatch.setattr(CountingCaptioner, "failing", set())
+    shutil.rmtree(work / ".markers/samples")
+    reads.clear()
+    caption(open_workspace(pool, work, retry_failed=True))
+    assert reads == {"00000": 2, "00001": 2}
+    assert is_as_indexed_first(pool, work, caption)
+
+
+def test_scoring_captions_only_indexes_without_embedding_again(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "w"
+    caption(open_workspace(pool, work))
+    score(open_workspace(pool, work), sources=["c"])
+    shutil.rmtree(work / ".markers/samples")
+    monkeypatch.setattr(NullScorer, "encode_pixels", None)  # fails if called
+    score(open_workspace(pool, work), sources=["c"])
+    assert open_workspace(pool, work).index().ok == 8
+
+
+def test_a_run_over_the_budget_stops_before_the_pool_is_indexed(
+    tmp_path: Path, reads: Reads
+) -> None:
+    bad = [(f"b{number}.jpg", b"<html>") for number in range(6)]
+    fields = [
+        (f"b{number}.json", json.dumps({"uid": f"b{number}"}).encode()) for number in range(6)
+    ]
+    members = [*sum(zip(bad, fields, strict=True), ()), *sample_members("good", 1)]
+    (tmp_path / "pool").mkdir()
+    for number in range(40):
+        (tmp_path / f"pool/{number:05d}.tar").write_bytes(tar_bytes(members))
+    work = open_workspace(tmp_path / "pool", tmp_path / "w")
+    with pytest.raises(UserError, match="12 of 14 rows failed so far, of about 280 rows in total"):
+        caption(work)
+    assert len(reads) == 2
+
+
+def test_a_pool_without_samples_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/00000.tar").write_bytes(tar_bytes([]))
+    with pytest.raises(UserError, match="no samples in 1 shard"):
+        caption(open_workspace(tmp_path / "pool", tmp_path / "w"))
+
+
+def broken(data: bytes, way: str) -> bytes:
+    """Return a tar, whole or damaged."""
+    return {"whole": data, "cut": data[: len(data) // 2], "no tar": b"x" * 2000}[way]
+
+
+Shards = list[tuple[list[str], str]]
+some_shards = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["good", "html", *BAD]), max_size=5),
+        st.sampled_from(["whole", "whole", "cut", "no tar"]),
+    ),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+def write_shards(folder: Path, shards: Shards) -> Path:
+    folder.mkdir()
+    for number, (kinds, way) in enumerate(shards):
+        members: list[Member] = list(GOOD)
+        for row, kind in enumerate(kinds):
+            seed = 100 * number + row + 10
+            members += BAD.get(kind) or sample_members(f"{seed}", seed, original_width=7)
+            members += [(f"{seed}html.jpg", b"<html>")] if kind == "html" else []
+        (folder / f"{number:05d}.tar").write_bytes(broken(tar_bytes(members), way))
+    return folder
+
+
+@settings(max_examples=8)
+@given(some_shards, st.sampled_from(sorted(COMMANDS)), st.integers(0, 20))
+def test_any_pool_and_any_kill_give_the_files_of_a_pool_indexed_first(
+    shards: Shards, name: str, kill: int
+) -> None:
+    folder = fresh_folder()
+    pool, work = write_shards(folder / "pool", shards), folder / "w"
+    storm = Storm(Fault("rename", "killed after", kill))
+    with contextlib.suppress(Killed), on_disk(storm):
+        COMMANDS[name](open_workspace(pool, work, max_failures=1.0))
+    COMMANDS[name](open_workspace(pool, work, max_failures=1.0))
+    assert is_as_indexed_first(pool, work, COMMANDS[name])

@@ -208,14 +208,24 @@ class _Run:
         for number in reply.outcomes:
             self._log_part(number, reply.task.shard.name, reply.outcomes[number])
             counts = self.made[number].counts
-            rows, is_about = self.rows if self.plan.of_samples[number] else None, False
-            if self.indexes_meanwhile:
-                rows, is_about = shown.stages[number].total, shown.stages[number].is_about
+            rows, is_about = self._total(number, shown)
             if not self.job.retry and is_hopeless(counts, self.max_failures, rows):
                 with self.job.store.listed([self.plan.folders[number]]):
                     found = self._examples(number)
                 name = f"{self.plan.names[number]} stopped early"
                 check_failures(name, counts, self.max_failures, found, rows, is_about=is_about)
+
+    def _total(self, number: int, shown: JobProgress) -> tuple[int | None, bool]:
+        """Return the number of rows of an unfinished stage, and whether it is an estimate.
+
+        The number is None if it is unknown.
+        """
+        if not self.plan.of_samples[number]:
+            return None, False
+        if not self.indexes_meanwhile:
+            return self.rows, False
+        stage = shown.stages[number]
+        return (stage.total, stage.is_about) if stage.parts_left else (None, False)
 
     def counts(self) -> list[Counts]:
         """Return and log the counts of each stage, over all its parts.

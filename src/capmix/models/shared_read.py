@@ -58,20 +58,21 @@ class SharedRead:
 def with_index(pool: Pool, store: Store, make: MakeFromPool) -> list[Stage]:
     """Return the index stage, followed by the stages that `make` creates and that read all images.
 
-    Of these, the first one reads each shard, or they share an image pass.
+    The first of these reads each shard, or they share an image pass.
     """
-    shared = SharedRead(pool, lambda shard: is_done(alone, shard, store))
     (alone,) = index_stages(pool)
+    shared = SharedRead(pool, lambda shard: is_done(alone, shard, store))
     stages = list(make(shared))
-    image_pass, rides_on = stages[0].image_pass, stages[0].folder
-    if image_pass is None:
+    first = stages[0]
+    if first.image_pass is None:
         (index,) = index_stages(pool, lambda shard, _: shared.take(shard))
-        return [replace(index, rides_on=rides_on), *stages]
+        return [replace(index, rides_on=first.folder), *stages]
 
-    def collected(shard: Shard, out: PartWriter) -> IndexRows | None:
-        if not all(is_done(stage, shard, store) for stage in stages):
-            image_pass(shard, out.busy)
+    # The scores of the raw texts need the index, so the index stage runs the image pass.
+    def after_image_pass(shard: Shard, out: PartWriter) -> IndexRows | None:
+        if first.image_pass and not all(is_done(stage, shard, store) for stage in stages):
+            first.image_pass(shard, out.busy)
         return shared.take(shard)
 
-    (index,) = index_stages(pool, collected)
+    (index,) = index_stages(pool, after_image_pass)
     return [replace(index, name="index and embed"), *stages]
