@@ -214,6 +214,8 @@ class Workspace:
     def index(self) -> Counts | None:
         """List the pool's samples. Other methods call this when they need the index.
 
+        `caption` and `score` of all samples list a new pool while they read its images.
+
         Returns:
             The counts of samples, or None if this process has already listed the pool within the
             current failure budget.
