@@ -19,7 +19,8 @@ from samples import BAD, GOOD, Member, image_bytes, sample_members, tar_bytes, w
 from storm import Fault, Killed, Storm, on_disk
 
 from capmix.errors import UserError
-from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.models.shared_read import SharedRead
+from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
 from capmix.storage.marker import UNFINGERPRINTED
 from capmix.workspace import Workspace, open_workspace
 
@@ -206,6 +207,21 @@ def test_a_run_over_the_budget_stops_before_the_pool_is_indexed(
     with pytest.raises(UserError, match="12 of 14 rows failed so far, of about 280 rows in total"):
         caption(work)
     assert len(reads) == 2
+
+
+def test_only_whole_reads_are_collected_and_few_are_held(tmp_path: Path) -> None:
+    pool = open_pool(str(write_pool(tmp_path / "pool", shards=4)))
+    first, *others = pool.shards
+    shared = SharedRead(pool, lambda shard: shard == others[2])
+    next(shared.read(first))
+    list(shared.read(first, {"000000000"}))
+    list(shared.read(others[2]))
+    assert [shared.take(shard) for shard in pool.shards] == [None] * 4
+    for shard in pool.shards:
+        assert len(list(shared.read(shard))) == 4
+    held = [shared.take(shard) for shard in pool.shards]
+    assert [one and len(one.rows) for one in held] == [None, 4, 4, None]
+    assert [shared.take(shard) for shard in pool.shards] == [None] * 4
 
 
 def test_a_pool_without_samples_is_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ to its end are discarded; then the index stage reads the shard itself, as it doe
 the other stages do not read.
 """
 
+import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ class SharedRead:
     def __init__(self, pool: Pool, is_indexed: Callable[[Shard], bool]):
         self._pool, self._is_indexed = pool, is_indexed
         self._collected: dict[str, IndexRows] = {}
+        self._lock = threading.Lock()  # a shard may be read in another thread
 
     @property
     def is_folder(self) -> bool:
@@ -41,7 +43,8 @@ class SharedRead:
 
     def take(self, shard: Shard) -> IndexRows | None:
         """Return the rows of a shard that was read to its end, once; None if there are none."""
-        return self._collected.pop(shard.name, None)
+        with self._lock:
+            return self._collected.pop(shard.name, None)
 
     def _collecting(
         self, shard: Shard, samples: Iterator[Sample | BadSample]
@@ -50,9 +53,10 @@ class SharedRead:
         for sample in samples:
             found.add(sample)
             yield sample
-        while len(self._collected) >= HELD:  # indexed meanwhile by another run
-            del self._collected[next(iter(self._collected))]
-        self._collected[shard.name] = found
+        with self._lock:
+            while len(self._collected) >= HELD:  # indexed meanwhile by another run
+                del self._collected[next(iter(self._collected))]
+            self._collected[shard.name] = found
 
 
 def with_index(pool: Pool, store: Store, make: MakeFromPool) -> list[Stage]:
