@@ -18,6 +18,8 @@ from parts import fresh_folder
 from samples import BAD, GOOD, Member, image_bytes, sample_members, tar_bytes, write_pool
 from storm import Fault, Killed, Storm, on_disk
 
+from capmix.caption.captioner import Caption
+from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.shared_read import SharedRead
 from capmix.pool import BadSample, Pool, Sample, Shard, open_pool
@@ -29,13 +31,15 @@ Command = Callable[[Workspace], Any]
 
 
 class Embedding(NullScorer):
-    """A captioner and a scorer of saved embeddings."""
+    """A captioner of saved embeddings."""
 
-    def caption(self, embeddings: Any, uids: Sequence[str], source: str) -> Any:
-        return CountingCaptioner(self.chosen).caption(uids, uids, source)
+    device = "cpu"
 
-    def __init__(self, chosen: Any, source: str = ""):
-        self.chosen, self.device = chosen, "cpu"
+    def __init__(self, chosen: CaptionSettings, source: str = ""):
+        self._captioner = CountingCaptioner(chosen)
+
+    def caption(self, embeddings: Any, uids: Sequence[str], source: str) -> list[list[Caption]]:
+        return self._captioner.caption(uids, uids, source)
 
 
 def caption(work: Workspace, model: str = MODEL, **options: Any) -> None:
@@ -47,7 +51,7 @@ def embed_and_caption(work: Workspace) -> None:
 
 
 def score(work: Workspace, **options: Any) -> None:
-    work.score(model=small_world.MODEL, **options)
+    work.score(model=small_world.MODEL, device="cpu", **options)
 
 
 def embed_and_score(work: Workspace) -> None:
