@@ -19,7 +19,7 @@ from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.run import run_job
 from capmix.engine.settings import EngineSettings, RunSettings
-from capmix.engine.stage import Stage
+from capmix.engine.stage import Stage, missing
 from capmix.engine.worker import Job, MakeStages
 from capmix.errors import UserError
 from capmix.evaluation.settings import EvaluateSettings
@@ -31,6 +31,7 @@ from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS, check_backend, is_ready, require
+from capmix.models.shared_read import MakeFromPool, with_index
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
@@ -53,9 +54,11 @@ from capmix.storage.layout import (
     ABOUT,
     ANNOTATIONS,
     EMBEDDINGS,
+    SAMPLES,
     SCORES,
     SUBSETS,
     captions_folder,
+    part_name,
 )
 from capmix.storage.marker import Counts
 from capmix.storage.names import (
@@ -211,6 +214,8 @@ class Workspace:
     def index(self) -> Counts | None:
         """List the pool's samples. Other methods call this when they need the index.
 
+        `caption` and `score` of all samples list a new pool while they read its images.
+
         Returns:
             The counts of samples, or None if this process has already listed the pool within the
             current failure budget.
@@ -223,12 +228,17 @@ class Workspace:
         if listed.rows and is_retried and listed.max_failures <= runs.max_failures:
             return None
         (counts,) = self.run(partial(index_stages, self.pool))
+        self._note_index(counts)
+        return counts
+
+    def _note_index(self, counts: Counts) -> None:
+        """Remember that this process has listed the pool. Raises UserError if it has no samples."""
+        listed, runs = self._index, self.runs
         if not counts.total:
             shards = counted(len(self.pool.shards), "shard")
             raise UserError(f"pool {self.pool.location}: no samples in {shards}")
         listed.rows, listed.max_failures = counts.total, runs.max_failures
         listed.retried_by = runs if runs.retry_failed else listed.retried_by
-        return counts
 
     def select(self, samples: SelectSettings) -> "tuple[Workspace, Selection | None]":
         """Resolve the selection of samples for a stage, and index their shards.
@@ -270,6 +280,50 @@ class Workspace:
         selection = chooser.selection()
         return self.of_shards(chooser.shards(self.pool)), selection
 
+    def _to_read(
+        self, samples: SelectSettings, captions: str = ""
+    ) -> "tuple[Workspace, Selection | None, bool]":
+        """Like `select`, for a stage that reads all images: it can index the pool in the same read.
+
+        Also returns whether the shards are indexed. `captions` is the folder of the stage's parts
+        if it keeps captions of unchanged images, which are found by the index: shards that may have
+        some are indexed here.
+        """
+        if samples != SelectSettings() or self.runs.retry_failed or self._is_listed():
+            return *self.select(samples), True
+        captioned = set(self.store.parts(captions)) if captions else set()
+        if captioned and self.pool.is_folder:  # images may have moved from any shard to any other
+            return *self.select(samples), True
+        (index,) = index_stages(self.pool)
+        some = [one for one in self.pool.shards if part_name(captions, one.name) in captioned]
+        if some and missing(index, some, self.store):
+            self._list(some)
+        return self, None, False
+
+    def _is_listed(self) -> bool:
+        """Return whether all shards have a part in the index, which may be out of date."""
+        if self._index.rows:
+            return True
+        listed = set(self.store.parts(SAMPLES))
+        return all(part_name(SAMPLES, shard.name) in listed for shard in self.pool.shards)
+
+    def _read(
+        self,
+        make: MakeFromPool,
+        is_indexed: bool,
+        protected: "Sequence[Shard]" = (),
+        needs_gpu: bool = False,
+    ) -> list[Counts]:
+        """Run the stages that `make` creates from the pool, and index the pool in the same read.
+
+        Raises UserError if the pool has no samples; see `run`.
+        """
+        if is_indexed:
+            return self.run(partial(make, self.pool), protected, needs_gpu)
+        counts = self.run(partial(with_index, self.pool, self.store, make), protected, needs_gpu)
+        self._note_index(counts[0])
+        return counts
+
     def of_shards(self, shards: "Sequence[Shard]") -> "Workspace":
         """Return the same workspace with the pool restricted to these shards."""
         return replace(self, pool=replace(self.pool, shards=list(shards)), _index=_Index())
@@ -305,10 +359,12 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, work = self._captioning(source, settings, options)
         on_gpu = needs_gpu(chosen)
-        part, selection = work.select(samples)
-        stages = partial(caption_stages, part.pool, work.store, source, chosen, selection)
+        part, selection, is_indexed = work._to_read(samples, captions_folder(source))
+        make = partial(
+            caption_stages, store=work.store, source=source, settings=chosen, selection=selection
+        )
         with carried(work.store, work.pool, source):
-            counts = part.run(stages, work.pool.shards, needs_gpu=on_gpu)[-1]
+            counts = part._read(make, is_indexed, work.pool.shards, on_gpu)[-1]
         if chosen.model.startswith(FIELD) and not counts.ok:
             name = chosen.model.removeprefix(FIELD)
             raise UserError(
@@ -376,9 +432,11 @@ class Workspace:
         options, samples = _samples(options, samples)
         chosen, sources, work = self._scoring(settings, options)
         on_gpu = needs_gpu(chosen)
-        work, selection = work.select(samples)
-        stages = partial(score_stages, work.pool, work.store, sources, chosen, selection)
-        counts = work.run(stages, needs_gpu=on_gpu)
+        part, selection, is_indexed = work._to_read(samples)
+        make = partial(
+            score_stages, store=work.store, sources=sources, settings=chosen, selection=selection
+        )
+        counts = part._read(make, is_indexed, needs_gpu=on_gpu)
         return dict(zip(sources, counts[-len(sources) :], strict=True))
 
     @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)

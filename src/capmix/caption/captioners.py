@@ -8,7 +8,7 @@ from capmix.caption.stage import caption_stage
 from capmix.engine.stage import Stage
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import CAPTIONERS, find_backend, make_backend, require_members
-from capmix.pool import Pool
+from capmix.pool import ImagePool
 from capmix.pool.selection import Selection
 from capmix.storage.store import Store
 
@@ -35,7 +35,7 @@ def make_captioner(settings: CaptionSettings, source: str) -> Any:
 
 
 def caption_stages(
-    pool: Pool,
+    pool: ImagePool,
     store: Store,
     source: str,
     settings: CaptionSettings,

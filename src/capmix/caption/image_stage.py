@@ -1,6 +1,5 @@
 """Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
-import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
-from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.pool.selection import Selection
 from capmix.settings.counted import counted
 from capmix.storage.layout import captions_folder
@@ -66,7 +65,7 @@ class _Ready:
 
 
 def image_caption_stage(
-    pool: Pool,
+    pool: ImagePool,
     captioner: ImageCaptioner,
     source: str,
     language: str | None = None,
@@ -138,7 +137,7 @@ def image_caption_stage(
     )
 
 
-def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
+def _to_do(pool: ImagePool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
     """Yield the requested samples."""
     if out.keys is not None and not out.keys:
         return
@@ -236,9 +235,8 @@ def _preparing(
         if isinstance(sample, BadSample):
             return None
         captions = kept.get(sample.key, [])
-        sha256 = hashlib.sha256(sample.image).hexdigest()
-        image, draw_name = sha256[:16], sample.drawn_by(sha256)
-        one = _Ready(sample.key, sample.uid, captions, draw_name, image)
+        image = sample.sha256[:16]
+        one = _Ready(sample.key, sample.uid, captions, sample.draw_name, image)
         entry = earlier.get(sample.key)
         if entry is not None and entry[:3] == (sample.key, sample.uid, image):
             if entry.is_done:

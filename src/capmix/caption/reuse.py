@@ -20,7 +20,7 @@ from capmix.caption.fields import DEFAULTS, FIELDS
 from capmix.engine.redo import Redo
 from capmix.models.index import pool_inputs
 from capmix.models.selected import LargerParts, SelectedSamples, not_selected
-from capmix.pool import Pool, Shard
+from capmix.pool import ImagePool, Shard
 from capmix.pool.sample import uid_from_path
 from capmix.pool.selection import NOT_SELECTED, Selection
 from capmix.storage.compare import same_settings
@@ -60,7 +60,7 @@ class CaptionReuse:
     def __init__(
         self,
         store: Store,
-        pool: Pool,
+        pool: ImagePool,
         source: str,
         config: Mapping[str, Any],
         selection: Selection | None = None,

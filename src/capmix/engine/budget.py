@@ -38,14 +38,17 @@ def check_failures(
     examples: Sequence[str],
     rows: int | None = None,
     unread: int = 0,
+    is_about: bool = False,
 ) -> None:
     """Raise UserError if more rows failed than allowed_failures permits.
 
-    `rows` is the total number of rows, given while the run is not finished. `unread` is the
-    estimated number of rows in shards that could not be read; `counts` does not include them.
+    `rows` is the total number of rows, given while the run is not finished; with `is_about` it is
+    an estimate. `unread` is the estimated number of rows in shards that could not be read; `counts`
+    does not include them.
     """
     failed = counts.failed.total()
-    so_far = "" if rows is None else f" so far, of {rows:,} rows in total"
+    about = "about " if is_about else ""
+    so_far = "" if rows is None else f" so far, of {about}{rows:,} rows in total"
     so_far += f", plus about {unread:,} in shards that could not be read" if unread else ""
     if failed + unread > allowed_failures(counts.total + unread, max_failures, unread):
         shown = ". ".join(examples)

@@ -74,7 +74,8 @@ def run_job(
     Progress (images/s, time left, dropped, failed) is written to standard error. Raises UserError
     if more than `max_failures` (a fraction) of the rows failed, or if a shard could not be
     processed. If `rows`, the number of rows of the pool, is given, the run stops as soon as the
-    budget is certain to be exceeded. Finished parts are kept in any case.
+    budget is certain to be exceeded. If the job indexes the pool while it computes other stages,
+    the number is estimated. Finished parts are kept in any case.
     """
     with closing(_engine(job, settings)) as engine:
         with _waiting():
@@ -133,7 +134,7 @@ class _Run:
                 self.lost = []
                 for reply in engine.run(tasks, shown.add):
                     shown.end(reply)
-                    self._take(reply, attempt)
+                    self._take(reply, attempt, shown)
                 tasks = [reply.task for reply in self.lost if reply.task is not None]
                 if not tasks:
                     break
@@ -146,6 +147,10 @@ class _Run:
             folder: [shard for shard in self.job.shards if (shard.name, number) not in todo]
             for number, folder in enumerate(self.plan.folders)
         })  # fmt: skip
+    @property
+    def indexes_meanwhile(self) -> bool:
+        """Whether the job indexes the pool together with other stages."""
+        return SAMPLES in self.plan.folders and len(self.plan.folders) > 1
 
     def _stages(self) -> dict[int, StageProgress]:
         """Return the progress of each stage, with row counts from the index or existing parts."""
@@ -153,14 +158,18 @@ class _Run:
         for task in self.plan.tasks:
             for number in task.stages:
                 todo.setdefault(number, set()).add(task.shard.name)
-        indexed = self._counts_of(SAMPLES) if self.rows else {}
+        indexed = self._counts_of(SAMPLES) if self.rows or self.indexes_meanwhile else {}
+        if self.indexes_meanwhile:  # parts that are out of date do not count
+            for name in todo.get(self.plan.folders.index(SAMPLES), ()):
+                indexed.pop(name, None)
         has_bytes = all(shard.bytes for shard in self.job.shards)
         weights = {shard.name: shard.bytes if has_bytes else 1 for shard in self.job.shards}
         found = {}
         for number, names in sorted(todo.items()):
             folder = self.plan.folders[number]
             known = {} if folder == SAMPLES else indexed
-            made = self._counts_of(folder) if self.job.retry or not known else {}
+            is_partial = self.indexes_meanwhile or not known
+            made = self._counts_of(folder) if self.job.retry or is_partial else {}
             sizes: dict[str, int | None] = {}
             before = Sized()
             for shard in self.job.shards:
@@ -192,7 +201,7 @@ class _Run:
         """Return the name of one row of a stage, for messages."""
         return "image" if self.plan.of_samples[number] else "row"
 
-    def _take(self, reply: Reply, attempt: int) -> None:
+    def _take(self, reply: Reply, attempt: int, shown: JobProgress) -> None:
         if reply.state == STOPPED or reply.task is None:
             raise UserError(reply.message)
         for number, outcome in reply.outcomes.items():
@@ -208,12 +217,24 @@ class _Run:
         for number in reply.outcomes:
             self._log_part(number, reply.task.shard.name, reply.outcomes[number])
             counts = self.made[number].counts
-            rows = self.rows if self.plan.of_samples[number] else None
+            rows, is_about = self._total(number, shown)
             if not self.job.retry and is_hopeless(counts, self.max_failures, rows):
                 with self.job.store.listed([self.plan.folders[number]]):
                     found = self._examples(number)
                 name = f"{self.plan.names[number]} stopped early"
-                check_failures(name, counts, self.max_failures, found, rows)
+                check_failures(name, counts, self.max_failures, found, rows, is_about=is_about)
+
+    def _total(self, number: int, shown: JobProgress) -> tuple[int | None, bool]:
+        """Return the number of rows of an unfinished stage, and whether it is an estimate.
+
+        The number is None if it is unknown.
+        """
+        if not self.plan.of_samples[number]:
+            return None, False
+        if not self.indexes_meanwhile:
+            return self.rows, False
+        stage = shown.stages[number]
+        return (stage.total, stage.is_about) if stage.parts_left else (None, False)
 
     def counts(self) -> list[Counts]:
         """Return and log the counts of each stage, over all its parts.

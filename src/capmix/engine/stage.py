@@ -126,6 +126,9 @@ class Stage:
         provenance: Stored in markers; does not affect whether a part is valid.
         after: Called after a part is finished.
         reuse: What to keep of existing parts; None to recompute them.
+        rides_on: Folder of the stage that this stage follows within a shard, to use what it read.
+        image_pass: Reads a shard's images for `run_shard` and keeps the result for the other stages
+            with the same function.
     """
 
     name: str
@@ -142,6 +145,8 @@ class Stage:
     provenance: dict[str, Any] = field(default_factory=dict)
     after: Callable[[Shard], None] | None = None
     reuse: Reuse | None = None
+    rides_on: str = ""
+    image_pass: Callable[[Shard, Busy], object] | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)
@@ -164,6 +169,17 @@ class PartOutcome:
         self.resumed += other.resumed
         self.busy.add(other.busy)
         self.seconds += other.seconds
+
+
+def in_order(stages: Sequence[Stage], numbers: Iterable[int]) -> list[int]:
+    """Return the numbers of some stages in the order in which they run on a shard."""
+    folders = [stage.folder for stage in stages]
+
+    def place(number: int) -> tuple[int, bool]:
+        ridden = stages[number].rides_on
+        return (folders.index(ridden), True) if ridden else (number, False)
+
+    return sorted(numbers, key=place)
 
 
 def missing(stage: Stage, shards: Iterable[Shard], store: Store) -> list[Shard]:

@@ -14,6 +14,7 @@ from capmix.engine.seen import OnSeen, Watch
 from capmix.engine.stage import (
     PartOutcome,
     Stage,
+    in_order,
     is_done,
     missing,
     refuse_other_settings,
@@ -153,7 +154,7 @@ class Worker:
                 "than the planner. Pin --revision on all machines"
             ))  # fmt: skip
         try:
-            for number in task.stages:
+            for number in in_order(self._stages, task.stages):
                 outcomes[number] = self._run_stage(number, task.shard, on_seen)
         except UserError as error:
             return Reply(task, STOPPED, outcomes, str(error))

@@ -15,10 +15,10 @@ from capmix.caption.settings import CaptionSettings
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.inspect.timing import TimedStage, time_stages
-from capmix.models.index import index_stages
 from capmix.models.known import CaptionModel, ScoreModel, chosen_model
 from capmix.models.registry import CAPTIONERS, SCORERS, check_backend, find_backend
-from capmix.pool import Pool, open_pool
+from capmix.models.shared_read import with_index
+from capmix.pool import ImagePool, Pool, open_pool
 from capmix.pool.settings import PoolSettings
 from capmix.score.scorers import score_stages
 from capmix.score.settings import ScoreSettings
@@ -120,11 +120,14 @@ def plan(pool: str | Sequence[str], settings: PlanSettings) -> CostEstimate:
     used = (CAPTIONERS, settings.model), (SCORERS, settings.scorer)
     warm_up = max(getattr(find_backend(*one), "warm_up", WARM_UP) for one in used)
 
-    def stages_of(part: Pool, store: Store) -> list[Stage]:
-        stages = index_stages(part) + caption_stages(part, store, SOURCE, settings.captions)
+    def reading(part: ImagePool, store: Store) -> list[Stage]:
+        stages = caption_stages(part, store, SOURCE, settings.captions)
         names = [stage.name for stage in stages]
         scoring = score_stages(part, store, ["raw", SOURCE], settings.scores)
         return stages + [stage for stage in scoring if stage.name not in names]
+
+    def stages_of(part: Pool, store: Store) -> list[Stage]:
+        return with_index(part, store, lambda shared: reading(shared, store))
 
     timed = time_stages(opened, opened.shards[0], stages_of, settings.samples, warm_up)
     images = settings.images or round(sum(one.bytes for one in opened.shards) / timed.of_image)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from capmix.engine.stage import Stage, run_one
+from capmix.engine.stage import Stage, in_order, run_one
 from capmix.errors import UserError
 from capmix.pool import BadSample, Pool, Sample, Shard
 from capmix.storage.layout import FIELDS, SAMPLES
@@ -69,10 +69,11 @@ def time_stages(
     with tempfile.TemporaryDirectory(prefix="capmix-plan-") as scratch:
         store = Store(scratch)
         stages = stages_of(part, store)
-        for stage in stages:
-            run_one(stage, Shard(WARM, ""), store, lambda _: None)
-        timed = [_time(stage, shard, store, limit, of_image) for stage in stages]
-    return Timed(timed, limit, of_image)
+        order = in_order(stages, range(len(stages)))
+        for number in order:
+            run_one(stages[number], Shard(WARM, ""), store, lambda _: None)
+        timed = {number: _time(stages[number], shard, store, limit, of_image) for number in order}
+    return Timed([timed[number] for number in range(len(stages))], limit, of_image)
 
 
 def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float) -> TimedStage:
@@ -81,7 +82,7 @@ def _time(stage: Stage, shard: Shard, store: Store, images: int, of_image: float
     marker = store.read_marker(stage.part(shard))
     assert marker is not None
     read = sum(_bytes(store, f"{folder}/{shard.name}") for folder in stage.reads) / images
-    if "pool" in marker.inputs:
+    if "pool" in marker.inputs and not stage.rides_on:
         read += of_image
     rate = images / max(outcome.seconds, 1e-9)
     written = _bytes(store, stage.part(shard))

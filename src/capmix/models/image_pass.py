@@ -17,7 +17,7 @@ from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError, Preprocess, decode_image, decode_unconverted
 from capmix.models.index import bad_row, pool_inputs
-from capmix.pool import BadSample, Pool, Sample, Shard
+from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.storage.layout import embeddings_folder
 from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
@@ -54,7 +54,7 @@ class ImageEncoder(Protocol):
 
 
 def embed_stage(
-    pool: Pool,
+    pool: ImagePool,
     encoder: ImageEncoder,
     name: str | None = None,
     batch_timeout: float = BATCH_TIMEOUT,
@@ -87,7 +87,7 @@ def embed_stage(
 
 
 def embed_shard(
-    pool: Pool,
+    pool: ImagePool,
     encoder: ImageEncoder,
     shard: Shard,
     batches: Batches,

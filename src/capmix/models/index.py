@@ -14,7 +14,8 @@ other columns are added (see parquet.read_metadata). All fields of the JSON are 
 index (see fields.py).
 """
 
-import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -42,29 +43,62 @@ NEW = 1  # the last of FIELDS are new: parts without them stay valid
 ORIGINAL_FIELDS = [("original_width", pa.int32()), ("original_height", pa.int32())]
 
 
-def index_stages(pool: Pool) -> list[Stage]:
-    """Return the stage that lists a pool's samples."""
+@dataclass
+class IndexRows:
+    """What the index stores of a shard's samples, in the order in which they were read."""
+
+    rows: list[Row] = field(default_factory=list)
+    fields: FieldColumns = field(default_factory=FieldColumns)
+
+    def add(self, sample: Sample | BadSample) -> Row:
+        """Add the next sample and return its row."""
+        row = _row(sample)
+        self.rows.append(row)
+        self.fields.add(sample)
+        return row
+
+    def write(self, shard: Shard, out: PartWriter) -> None:
+        """Write the rows, and the fields as a part of their own."""
+        has_original = any(set(row.values[len(FIELDS) :]) - {None} for row in self.rows)
+        write_fields(out.draft, shard, self.fields)
+        out.write_table(table_of(self.rows, FIELDS + ORIGINAL_FIELDS if has_original else FIELDS))
+
+
+# Returns what another stage has collected for the index while it read the shard; None if nothing.
+Collected = Callable[[Shard, PartWriter], IndexRows | None]
+
+
+def index_stages(pool: Pool, collected: Collected | None = None) -> list[Stage]:
+    """Return the stage that lists a pool's samples.
+
+    It reads the shards for which `collected` has nothing.
+    """
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         if not pool.has_images:
             _index_metadata(pool, shard, out)
             return
-        rows, fields = [], FieldColumns()
-        for sample in pool.read(shard):
-            out.count_in()
-            rows.append(_row(sample))
-            fields.add(sample)
-            if rows[-1].reason:
-                out.count_failed(rows[-1].reason)
-            else:
-                out.count_ok()
-        has_original = any(set(row.values[len(FIELDS) :]) - {None} for row in rows)
-        write_fields(out.draft, shard, fields)
-        out.write_table(table_of(rows, FIELDS + ORIGINAL_FIELDS if has_original else FIELDS))
+        found = collected(shard, out) if collected else None
+        if found is not None:
+            for row in found.rows:
+                _count(out, row)
+        else:
+            found = IndexRows()
+            for sample in pool.read(shard):
+                _count(out, found.add(sample))
+        found.write(shard, out)
 
     return [
         Stage("index", SAMPLES, {}, pool_inputs, run_shard, columns=column_names(FIELDS[:-NEW]))
     ]
+
+
+def _count(out: PartWriter, row: Row) -> None:
+    out.count_in()
+    if row.reason:
+        out.count_failed(row.reason)
+    else:
+        out.count_ok()
 
 
 def _index_metadata(pool: Pool, shard: Shard, out: PartWriter) -> None:
@@ -92,7 +126,7 @@ class IndexedBytes(NamedTuple):
         """Whether the sample's bytes match the index; true if the index has no digest."""
         if self.xxh3 is not None:
             return self.xxh3 == sample.xxh3
-        return self.sha256 in (None, hashlib.sha256(sample.image).hexdigest())
+        return self.sha256 in (None, sample.sha256)
 
 
 def indexed_bytes(store: Store, shard: str) -> dict[str, IndexedBytes]:
@@ -129,8 +163,7 @@ def _row(sample: Sample | BadSample) -> Row:
         width, height = image_size(sample.image)
     except BadImageError as error:
         return Row(sample.uid, sample.key, FAILED, error.reason, str(error))
-    digest = hashlib.sha256(sample.image).hexdigest()
-    values = (sample.text, width, height, len(sample.image), digest, sample.xxh3)
+    values = (sample.text, width, height, len(sample.image), sample.sha256, sample.xxh3)
     original = [_pixels(sample.metadata.get(name)) for name, _ in ORIGINAL_FIELDS]
     return Row(sample.uid, sample.key, values=(*values, *original))
 

@@ -1,9 +1,10 @@
-from capmix.pool.pool import EMBEDDED, Pool, embedded_folder, open_pool, shown_location
+from capmix.pool.pool import EMBEDDED, ImagePool, Pool, embedded_folder, open_pool, shown_location
 from capmix.pool.sample import BadSample, Sample, Shard
 
 __all__ = [
     "EMBEDDED",
     "BadSample",
+    "ImagePool",
     "Pool",
     "Sample",
     "Shard",

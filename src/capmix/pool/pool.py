@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import fsspec
 import pyarrow as pa
@@ -44,6 +44,16 @@ FILES_PER_SHARD = 1000
 TEXTS = ("txt", "json", "caption", "tags")  # sidecars of images that capmix or trainers read
 TAR_ENDING = re.compile(r"\.tar(\.gz)?$")
 Read = Callable[[], Iterator[Sample | BadSample]]
+
+
+class ImagePool(Protocol):
+    """What stages that read images use of a pool; see Pool."""
+
+    @property
+    def is_folder(self) -> bool: ...
+    def read(
+        self, shard: Shard, keys: Container[str] | None = None
+    ) -> Iterator[Sample | BadSample]: ...
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import xxhash
@@ -17,7 +18,7 @@ MAX_TEXT_BYTES = 2**20
 SAFE_UID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which exclude a cached property
 class Sample:
     """One image of the pool with its raw text.
 
@@ -35,6 +36,11 @@ class Sample:
     members: dict[str, bytes] = field(default_factory=dict, repr=False)
     is_named_by_path: bool = False
 
+    @cached_property
+    def sha256(self) -> str:
+        """The image's sha256 in hex digits, computed once for the index and the captions."""
+        return hashlib.sha256(self.image).hexdigest()
+
     @property
     def draw_name(self) -> str:
         """The key of random draws about the image.
@@ -42,12 +48,7 @@ class Sample:
         It is the uid, or the first 32 hex digits of the image's sha256 if the uid depends on the
         name of the file.
         """
-        needs_digest = self.is_named_by_path
-        return self.drawn_by(hashlib.sha256(self.image).hexdigest() if needs_digest else "")
-
-    def drawn_by(self, sha256: str) -> str:
-        """Return the `draw_name`, given the image's sha256 as hex digits."""
-        return sha256[:32] if self.is_named_by_path else self.uid
+        return self.sha256[:32] if self.is_named_by_path else self.uid
 
     @property
     def xxh3(self) -> int:

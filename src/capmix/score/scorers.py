@@ -7,7 +7,7 @@ from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import SCORERS, find_backend, make_backend, require_members
 from capmix.models.selected import SelectedSamples
-from capmix.pool import Pool
+from capmix.pool import ImagePool
 from capmix.pool.selection import Selection
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
@@ -52,7 +52,7 @@ def make_scorer(settings: ScoreSettings) -> Scorer:
 
 
 def score_stages(
-    pool: Pool,
+    pool: ImagePool,
     store: Store,
     sources: Sequence[str],
     settings: ScoreSettings,

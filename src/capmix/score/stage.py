@@ -6,6 +6,7 @@ Columns in addition to the status: `k`, `score` (cosine similarity of image and 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
 from capmix.models.selected import LargerParts, SelectedSamples, not_selected
-from capmix.pool import Pool, Shard
+from capmix.pool import ImagePool, Shard
 from capmix.score.array import write_array
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
@@ -49,7 +50,7 @@ class ImagePass:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: ImagePool,
         scorer: Scorer,
         batch_timeout: float = BATCH_TIMEOUT,
         selected: SelectedSamples | None = None,
@@ -97,7 +98,8 @@ def fresh_score_stage(
     selected: SelectedSamples | None = None,
 ) -> Stage:
     """Return a scoring stage that embeds the pool's images and does not save the embeddings."""
-    return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
+    stage = score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
+    return replace(stage, image_pass=images)
 
 
 def score_stage(

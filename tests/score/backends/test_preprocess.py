@@ -173,8 +173,8 @@ def test_what_an_earlier_version_scored_stays_valid(
     """Its markers do not contain the preprocessing."""
     from capmix.score import scorers
 
-    def without(*given: Any) -> list[Stage]:
-        stages = score_stages(*given)
+    def without(*given: Any, **named: Any) -> list[Stage]:
+        stages = score_stages(*given, **named)
         return [
             replace(stage, config={k: v for k, v in stage.config.items() if k != "preprocess"})
             for stage in stages
