@@ -63,7 +63,9 @@ def image_caption_stage(
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
     held = captioner.workers, captioner.batch_size * BATCHES_AHEAD
-    whole = ReadAhead(lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held)
+    whole: ReadAhead[Shard, Sample | BadSample, _Ready | None] = ReadAhead(
+        lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held
+    )
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: list[Row] = []

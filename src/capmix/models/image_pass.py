@@ -97,6 +97,7 @@ class PreparedImages:
         self._prepare: Callable[[Sample | BadSample], tuple[Row, Any]]
         self._prepare = lambda sample: _prepared(sample, encoder)
         self._held = encoder.workers, encoder.batch_size * BATCHES_AHEAD
+        self._whole: ReadAhead[Shard, Sample | BadSample, tuple[Row, Any]]
         self._whole = ReadAhead(lambda shard: pool.read(shard), self._prepare, *self._held)
 
     def follow(self, shard: Shard | None) -> None:
