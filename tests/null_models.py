@@ -179,7 +179,7 @@ class _Stuck(_Hung):
 
 
 def captions_of_devices(pool: Pool) -> list[Stage]:
-    """Captions that name the GPU visible to their process."""
+    """Captions that name the GPU visible to their process, and its CPU cores."""
     return [image_caption_stage(pool, _Device(0.01), "null")]
 
 
@@ -188,7 +188,9 @@ class _Device(NullCaptioner):
         self, prepared: Sequence[str], uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         super().caption(prepared, uids, source)
-        return [[Caption(f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")] for _ in uids]
+        cores = " ".join(map(str, sorted(os.sched_getaffinity(0))))
+        about = f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')} with cores {cores}"
+        return [[Caption(about)] for _ in uids]
 
 
 def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:

@@ -1,6 +1,7 @@
 """Worker processes write the same bytes as one process, and a run survives their deaths."""
 
 import multiprocessing.spawn
+import os
 import subprocess
 import sys
 from functools import partial
@@ -178,12 +179,20 @@ def test_user_errors_end_a_run_of_processes(tmp_path: Path) -> None:
         work.caption("blip", CaptionSettings(model="no-such-model"))
 
 
-def test_several_gpus_have_a_worker_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity API")
+def test_several_gpus_have_a_worker_each_with_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("capmix.engine.local._visible_gpus", lambda: ["3", "5"])
     work = open_workspace(str(write_pool(tmp_path / "pool", 6, 20)), str(tmp_path / "w"))
     work.run(partial(captions_of_devices, work.pool), needs_gpu=True)
     parts = [work.store.read_table(f"captions/null/0000{i}.parquet") for i in range(6)]
-    assert {text for part in parts for text in part["text"].to_pylist()} == {"GPU 3", "GPU 5"}
+    found = {text for part in parts for text in part["text"].to_pylist()}
+    cores = sorted(os.sched_getaffinity(0))
+    assert found == {
+        f"GPU {gpu} with cores {' '.join(map(str, cores[number::2]))}"
+        for number, gpu in enumerate(["3", "5"])
+    }
     work = work.using(workers=3)
     with pytest.raises(UserError, match="--workers 3: this machine has 2 GPUs"):
         work.run(partial(captions_of_devices, work.pool), needs_gpu=True)

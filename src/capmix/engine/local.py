@@ -42,7 +42,7 @@ class InProcess:
 
 
 class Processes:
-    """Engine with `workers` processes, each with its own GPU or its share of the CPU cores.
+    """Engine with `workers` processes, each with its share of the CPU cores and perhaps a GPU.
 
     When a process dies, its current shard is retried and a new process replaces it.
     """
@@ -114,8 +114,12 @@ class Processes:
         return {"CUDA_VISIBLE_DEVICES": self._gpus[number]} if number < len(self._gpus) else {}
 
     def _cores(self, number: int) -> list[int]:
-        """CPU cores of one worker without a GPU; empty if there are too few or no affinity API."""
-        if self._gpus or not hasattr(os, "sched_getaffinity"):
+        """CPU cores of one worker; empty if there are too few or no affinity API.
+
+        Workers with a GPU also get a share: each starts a preparing thread per core that it has.
+        Every n-th core is taken, so that hyper-threads of a core mostly go to the same worker.
+        """
+        if not hasattr(os, "sched_getaffinity"):
             return []
         return sorted(os.sched_getaffinity(0))[number :: self.workers]
 
