@@ -13,6 +13,7 @@ from samples import write_pool
 
 from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
+from capmix.caption.reuse import CaptionReuse
 from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import Stage
 from capmix.models.image_pass import embed_stage
@@ -121,6 +122,16 @@ def test_another_shard_than_the_announced_one_is_read_anew() -> None:
     assert shards.results("c") == shards.expected("c")
     wait_for(lambda: "b" in shards.closed)
     assert sum(shard == "b" for shard, _ in shards.read) <= 13
+    assert shards.results("b") == shards.expected("b")
+
+
+def test_a_shard_that_may_not_follow_is_not_read_ahead() -> None:
+    shards = Shards(rows=5)
+    shards.reader = ReadAhead(shards.items, shards.work, 2, 12, lambda shard: shard != "b")
+    shards.reader.follow("b")
+    assert shards.results("a") == shards.expected("a")
+    time.sleep(0.01)
+    assert {shard for shard, _ in shards.read} == {"a"}
     assert shards.results("b") == shards.expected("b")
 
 
@@ -254,3 +265,52 @@ def test_the_next_shard_is_prepared_while_the_model_works_on_the_last_batch(
     (counts,) = work.run(lambda: stages(work))
     assert counts.ok == SHARDS * SAMPLES
     assert not [one for one in threading.enumerate() if one.name == "capmix-read"]
+
+
+class Interrupted(NullCaptioner):
+    """Interrupts the run in the second shard, like Ctrl-C; each image of the third takes 5 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+        self.begun = 0
+
+    def prepare(self, sample: Sample) -> str:
+        if sample.key >= "00002":
+            self.begun += 1
+            self.release.wait(5)
+        return super().prepare(sample)
+
+    def caption(
+        self, prepared: Sequence[str], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        if uids[-1] == f"{100 + SAMPLES - 1:032x}":
+            wait_for(lambda: self.begun == 2)
+            raise KeyboardInterrupt
+        return super().caption(prepared, uids, source)
+
+
+def test_an_interrupted_run_does_not_wait_for_what_is_read_ahead(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool", SHARDS, SAMPLES)), str(tmp_path / "w"))
+    model = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        work.run(lambda: [image_caption_stage(work.pool, model, "null", store=work.store)])
+    assert work.store.parts("captions/null") == ["captions/null/00000"]
+    wait_for(lambda: not [one for one in threading.enumerate() if one.name == "capmix-read"])
+    model.release.set()
+    time.sleep(0.05)
+    assert model.begun <= 8  # what waited for a thread was cancelled
+
+
+def test_only_shards_without_a_part_are_read_ahead(tmp_path: Path) -> None:
+    """Of other shards, some samples may be kept."""
+    pool = str(write_pool(tmp_path / "pool", SHARDS, SAMPLES))
+    work = open_workspace(pool, str(tmp_path / "w"))
+    work.run(lambda: [image_caption_stage(work.pool, NullCaptioner(), "null", store=work.store)])
+    model = NullCaptioner()
+    stage = image_caption_stage(work.pool, model, "null", store=work.store)
+    assert isinstance(stage.reuse, CaptionReuse)
+    assert not any(stage.reuse.needs_all(shard) for shard in work.pool.shards)
+    other = image_caption_stage(work.pool, model, "other", store=work.store)
+    assert isinstance(other.reuse, CaptionReuse)
+    assert all(other.reuse.needs_all(shard) for shard in work.pool.shards)

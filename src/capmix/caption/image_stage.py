@@ -63,8 +63,12 @@ def image_caption_stage(
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
     held = captioner.workers, captioner.batch_size * BATCHES_AHEAD
+
+    def needs_all(shard: Shard) -> bool:
+        return reuse is None or reuse.needs_all(shard)
+
     whole: ReadAhead[Shard, Sample | BadSample, _Ready | None] = ReadAhead(
-        lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held
+        lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held, needs_all
     )
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
@@ -91,10 +95,6 @@ def image_caption_stage(
     folder, image_only = captions_folder(source), getattr(captioner, "of_image_alone", False)
     reuse = CaptionReuse(store, pool, source, config, selection, image_only) if store else None
 
-    def follow(shard: Shard | None) -> None:
-        is_whole = shard is not None and (reuse is None or reuse.needs_all(shard))
-        whole.follow(shard if is_whole else None)
-
     return Stage(
         f"caption {source}",
         folder,
@@ -107,7 +107,8 @@ def image_caption_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=reuse,
-        follow=None if _takes_first(captioner.prepare) else follow,
+        # `prepare` of such a captioner asks a server; another worker would ask again.
+        ahead=None if _takes_first(captioner.prepare) else whole,
     )
 
 

@@ -39,7 +39,8 @@ class ReadAhead(Generic[Key, Item, Result]):
     """Reads the items of shards and works on them, ahead of the caller and across shards.
 
     `read` returns the items of a shard, in a thread of its own; `workers` threads apply `work`. At
-    most about `ahead` items are held, those of the following shard included.
+    most about `ahead` items are held, those of the following shard included. Shards for which
+    `may_follow` is false are not read ahead.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class ReadAhead(Generic[Key, Item, Result]):
         work: Callable[[Item], Result],
         workers: int,
         ahead: int,
+        may_follow: Callable[[Key], bool] = lambda _: True,
     ):
-        self._read, self._work = read, work
+        self._read, self._work, self._may_follow = read, work, may_follow
         self._workers, self._ahead = workers, ahead
         self._stream: _Stream[Key, Item, Result] | None = None
         self._following: Key | None = None
@@ -60,8 +62,8 @@ class ReadAhead(Generic[Key, Item, Result]):
         It is read once the current one has been read completely, but not before a first shard was
         asked for.
         """
-        self._following = shard
-        stream = self._stream
+        shard = shard if shard is not None and self._may_follow(shard) else None
+        self._following, stream = shard, self._stream
         if stream is None:
             return
         if len(stream.shards) > 1:  # an announced shard was never asked for

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.engine.busy import Busy
+from capmix.engine.read_ahead import ReadAhead
 from capmix.engine.redo import Redo, Reuse
 from capmix.errors import UserError
 from capmix.pool import Shard
@@ -112,8 +113,7 @@ class Stage:
         provenance: Stored in markers; does not affect whether a part is valid.
         after: Called after a part is finished.
         reuse: What to keep of existing parts; None to recompute them.
-        follow: Called before a shard is run with the shard that probably comes after it, or None.
-            The stage may begin to read it; another worker may still get it.
+        ahead: Reader of `run_shard`, which is told the shard that probably comes next.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Stage:
     provenance: dict[str, Any] = field(default_factory=dict)
     after: Callable[[Shard], None] | None = None
     reuse: Reuse | None = None
-    follow: Callable[[Shard | None], None] | None = None
+    ahead: ReadAhead[Shard, Any, Any] | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)

@@ -155,12 +155,13 @@ class Worker:
                 "than the planner. Pin --revision on all machines"
             ))  # fmt: skip
         try:
-            self._follow(following)
+            self._announce(following)
             for number in task.stages:
                 outcomes[number] = self._run_stage(number, task.shard, on_seen)
         except UserError as error:
             return Reply(task, STOPPED, outcomes, str(error))
         except BrokenDeviceError:
+            self.close()
             raise
         except Exception as error:  # must not stop the other shards
             message = f"{type(error).__name__}: {error}"
@@ -171,23 +172,24 @@ class Worker:
 
     def close(self) -> None:
         """Drop what has been read ahead."""
-        self._follow(None)
+        for stage in self._stages:
+            if stage.ahead is not None:
+                stage.ahead.close()
 
-    def _follow(self, following: ShardTask | None) -> None:
+    def _announce(self, following: ShardTask | None) -> None:
         """Announce the next shard to the first of its stages that reads ahead.
 
         A retry reads only some samples of a shard, so that nothing is announced.
         """
-        found = None
-        if following is not None and not self._job.retry:
-            stages = (self._stages[number] for number in following.stages)
-            found = next((one.follow for one in stages if one.follow is not None), None)
+        numbers = following.stages if following is not None and not self._job.retry else ()
+        readers = (self._stages[number].ahead for number in numbers)
+        first = next((one for one in readers if one is not None), None)
         with contextlib.suppress(UserError, *storage_errors()):  # raised again when it is its turn
             for stage in self._stages:
-                if stage.follow is not None and stage.follow != found:
-                    stage.follow(None)
-            if found is not None and following is not None:
-                found(following.shard)
+                if stage.ahead is not None and stage.ahead is not first:
+                    stage.ahead.follow(None)
+            if first is not None and following is not None:
+                first.follow(following.shard)
 
     def _run_stage(self, number: int, shard: Shard, on_seen: OnSeen) -> PartOutcome:
         store, stage = self._job.store, self._stages[number]

@@ -85,29 +85,28 @@ def embed_stage(
         defaults=DEFAULTS,
         columns=column_names([]),
         provenance=getattr(encoder, "provenance", {}),
-        follow=images.follow,
+        ahead=images.whole,
     )
 
 
 class PreparedImages:
-    """The samples of a pool, read and prepared for an encoder in threads, ahead of it."""
+    """The samples of a pool, read and prepared for an encoder in threads, ahead of it.
+
+    `whole` reads all samples of a shard.
+    """
 
     def __init__(self, pool: Pool, encoder: ImageEncoder):
         self.encoder, self._pool = encoder, pool
         self._prepare: Callable[[Sample | BadSample], tuple[Row, Any]]
         self._prepare = lambda sample: _prepared(sample, encoder)
         self._held = encoder.workers, encoder.batch_size * BATCHES_AHEAD
-        self._whole: ReadAhead[Shard, Sample | BadSample, tuple[Row, Any]]
-        self._whole = ReadAhead(lambda shard: pool.read(shard), self._prepare, *self._held)
-
-    def follow(self, shard: Shard | None) -> None:
-        """Begin to read all samples of the shard that probably comes next."""
-        self._whole.follow(shard)
+        self.whole: ReadAhead[Shard, Sample | BadSample, tuple[Row, Any]]
+        self.whole = ReadAhead(lambda shard: pool.read(shard), self._prepare, *self._held)
 
     def of(self, shard: Shard, keys: frozenset[str] | None = None) -> Iterator[PreparedSample]:
         """Yield the samples of a shard; with `keys`, only those with these keys."""
         if keys is None:
-            return self._whole.of(shard)
+            return self.whole.of(shard)
         return read_ahead(self._pool.read(shard, keys), self._prepare, *self._held)
 
 

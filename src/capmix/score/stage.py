@@ -7,12 +7,14 @@ Columns in addition to the status: `k`, `score` (cosine similarity of image and 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
+from capmix.engine.read_ahead import ReadAhead
 from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.image_pass import PreparedImages, embed_shard, read_embeddings
@@ -68,9 +70,10 @@ class ImagePass:
             self._last = shard.name, found
         return self._last[1]
 
-    def follow(self, shard: Shard | None) -> None:
-        """Begin to read the shard that probably comes next, once the current one is read."""
-        self._images.follow(None if self._selected else shard)
+    @property
+    def ahead(self) -> ReadAhead[Shard, Any, Any] | None:
+        """The reader of whole shards; None if only some samples are read."""
+        return None if self._selected else self._images.whole
 
 
 def saved_score_stage(
@@ -103,7 +106,7 @@ def fresh_score_stage(
 ) -> Stage:
     """Return a scoring stage that embeds the pool's images and does not save the embeddings."""
     stage = score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
-    return replace(stage, follow=images.follow)
+    return replace(stage, ahead=images.ahead)
 
 
 def score_stage(
