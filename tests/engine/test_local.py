@@ -105,7 +105,7 @@ def test_a_shard_that_kills_every_worker_is_reported_and_the_others_are_made(
     work = open_workspace(str(pool), str(tmp_path / "w"), engine=EngineSettings(workers=2))
     with pytest.raises(UserError, match=r"1 of 4 shards .*00002: its worker process exited"):
         work.run(partial(deadly_captions, work.pool, str(deaths), 99, "000020003"))
-    assert len(list(deaths.iterdir())) in (3, 4)  # once more where it was read ahead
+    assert len(list(deaths.iterdir())) in (3, 4)  # also where it was read ahead
     assert work.store.parts("captions/null") == [f"captions/null/0000{i}" for i in (0, 1, 3)]
 
 

@@ -113,7 +113,7 @@ class Stage:
         provenance: Stored in markers; does not affect whether a part is valid.
         after: Called after a part is finished.
         reuse: What to keep of existing parts; None to recompute them.
-        ahead: Reader of `run_shard`, which is told the shard that probably comes next.
+        ahead: Reader of `run_shard`, to which engines announce the shard that probably comes next.
     """
 
     name: str
