@@ -110,6 +110,22 @@ class _Deadly(NullCaptioner):
         return super().prepare(sample)
 
 
+def captions_killed_by(pool: Pool, keys: Sequence[str]) -> list[Stage]:
+    """Exit the process at each sample with one of these keys."""
+    return [image_caption_stage(pool, _KilledBy(keys), "null")]
+
+
+class _KilledBy(NullCaptioner):
+    def __init__(self, keys: Sequence[str]):
+        super().__init__()
+        self._keys = set(keys)
+
+    def prepare(self, sample: Sample) -> str:
+        if sample.key in self._keys:
+            os._exit(7)
+        return super().prepare(sample)
+
+
 def failing_captions(pool: Pool, uids: Sequence[str]) -> list[Stage]:
     """A model that raises an error for some images."""
     return [image_caption_stage(pool, Failing(uids), "null")]
@@ -163,7 +179,7 @@ class _Stuck(_Hung):
 
 
 def captions_of_devices(pool: Pool) -> list[Stage]:
-    """Captions that name the GPU visible to their process."""
+    """Captions that name the GPU visible to their process, and its CPU cores."""
     return [image_caption_stage(pool, _Device(0.01), "null")]
 
 
@@ -172,7 +188,9 @@ class _Device(NullCaptioner):
         self, prepared: Sequence[str], uids: Sequence[str], source: str
     ) -> list[list[Caption]]:
         super().caption(prepared, uids, source)
-        return [[Caption(f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")] for _ in uids]
+        cores = " ".join(map(str, sorted(os.sched_getaffinity(0))))
+        about = f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES')} with cores {cores}"
+        return [[Caption(about)] for _ in uids]
 
 
 def captions_of_one_process(pool: Pool, folder: str) -> list[Stage]:

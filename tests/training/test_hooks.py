@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from capmix.errors import UserError
-from capmix.training.hooks import MAIN, RELEASE, Waited, _train_one_epoch, trainer_of
+from capmix.training.hooks import (
+    MAIN,
+    RELEASE,
+    Waited,
+    _get_data,
+    _train_one_epoch,
+    trainer_of,
+)
 from capmix.training.run import RunFolder
 from capmix.training.stream import EpochPlan, SampleTally, Stopped
 
@@ -76,3 +83,30 @@ def test_a_worker_that_stopped_says_why() -> None:
     loader = Waited([Stopped("no image can be decoded")], EpochPlan([2], 1), 1)
     with pytest.raises(UserError, match="^no image can be decoded$"):
         list(loader)
+
+
+@pytest.mark.parametrize("draws_shards", [True, False])
+@pytest.mark.parametrize(("device", "pins"), [("cuda:0", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_pinned(
+    draws_shards: bool, device: str, pins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer copies with non_blocking, which has an effect only from page-locked memory."""
+    made: list[dict[str, Any]] = []
+
+    def loader(_: Any, **options: Any) -> list[Any]:
+        made.append(options)
+        return []
+
+    monkeypatch.setattr("capmix.training.hooks.DataLoader", loader)
+    monkeypatch.setattr("capmix.training.passes.DataLoader", loader)
+    settings: Any = SimpleNamespace(exact=False, draws_shards=draws_shards, seed=0, texts=None)
+    args = SimpleNamespace(
+        train_data="shards", train_num_samples=8, batch_size=2, world_size=1, workers=2,
+        accum_freq=1, rank=0, device=device,
+    )  # fmt: skip
+    source: Any = SimpleNamespace(shards=["0"])
+    hook = _get_data(
+        lambda *_, **__: {}, settings, source, SampleTally(), RELEASE, RunFolder(tmp_path)
+    )
+    hook(args, (None, None))
+    assert [one["pin_memory"] for one in made] == [pins] * (1 if draws_shards else 2)

@@ -15,6 +15,7 @@ from capmix.errors import UserError
 from capmix.pool import BadSample
 from capmix.training.pairs import Pair
 from capmix.training.passes import (
+    Chunk,
     Layout,
     PassBatches,
     PassChunks,
@@ -260,3 +261,16 @@ def test_shards_that_give_nothing_end_the_run() -> None:
 def test_a_position_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="use a new --out"):
         Position.read({"held": None})
+
+
+def test_both_tensors_of_a_chunk_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DataLoader does in its thread, which needs a GPU."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    chunk = Chunk(torch.zeros(2, 3), torch.zeros(2, 4), failed=5, ends=False)
+    pinned = pin_memory(chunk, "cuda")
+    assert pinned.images.unique().tolist() == pinned.tokens.unique().tolist() == [1.0]
+    assert pinned.failed == 5
+    end = Chunk(failed=3, ends=True)
+    assert pin_memory(end, "cuda") == end

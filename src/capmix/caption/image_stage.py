@@ -1,9 +1,9 @@
 """Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
-import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
@@ -17,8 +17,10 @@ from capmix.caption.partial import (
 )
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
+from capmix.caption.stream import StreamedImage, streamed, takes_first
 from capmix.engine.batches import BATCH_TIMEOUT, MODEL_HUNG, Batches, SampleError
-from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
+from capmix.engine.prefetch import BATCHES_AHEAD, Finished
+from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
@@ -32,6 +34,7 @@ from capmix.storage.store import Store
 log = logging.getLogger(__name__)
 
 _Found = list[Caption] | BadImageError | SampleError
+_Prepared = tuple[Sample | BadSample, Finished["_Ready | None"]]
 
 # Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
 IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
@@ -81,43 +84,66 @@ def image_caption_stage(
     """
     prompt = captioner.settings.get("prompt")
     batches = Batches(batch_timeout)
-    model, prepare = _by_first(captioner, source), _preparing(captioner)
+    prepare = _preparing(captioner)
 
     def inputs(shard: Shard) -> dict[str, str]:
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
-    def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows: list[Row] = []
+    held = captioner.workers, captioner.batch_size * BATCHES_AHEAD
+
+    def needs_all(shard: Shard) -> bool:
+        return reuse is None or reuse.needs_all(shard)
+
+    whole: ReadAhead[Shard, Sample | BadSample, _Ready | None] = ReadAhead(
+        lambda shard: pool.read(shard), lambda sample: prepare(sample, {}, {}), *held, needs_all
+    )
+
+    def samples_of(shard: Shard, out: PartWriter) -> Iterator[_Prepared]:
         earlier = earlier_entries(out)
         if done := sum(one.is_done for one in earlier.values()):
             done_before = counted(done, "image")
             log.info("caption %s: shard %s resumes after %s", source, shard.name, done_before)
-        samples = prefetched(
-            _to_do(pool, shard, out),
-            lambda sample: prepare(sample, out.kept, earlier),
-            captioner.workers,
-            captioner.batch_size * BATCHES_AHEAD,
-        )
-        ready = (_ready(sample, finished) for sample, finished in samples)
-        for batch in _batches(ready, captioner.batch_size):
-            out.count_in(len(batch))
-            todo = [one for _, one in batch if one is not None and one.found is None]
-            with out.busy.working(len(todo)):
-                made = _captioned(batches, model, todo, out)
-            new: list[CaptionEntry] = []
-            for row, one in batch:
-                of_row = [row]
-                if one is not None:
-                    found = made[one.key] if one.found is None else one.found
-                    of_row = _rows(row, one, found, prompt, language)
-                    if not one.is_resumed:
-                        new.append(one.entry(found))
-                    elif of_row[-1].status != FAILED:
-                        out.resumed += 1
-                rows += of_row
-                count_row(out, of_row[-1])
+        if out.keys is None and not earlier:
+            return whole.of(shard)
+        to_do = _to_do(pool, shard, out)
+        return read_ahead(to_do, lambda sample: prepare(sample, out.kept, earlier), *held)
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        rows: dict[int, list[Row]] = {}
+        new: list[CaptionEntry] = []  # for the partial part
+
+        def add(place: int, row: Row, one: _Ready | None, found: _Found | None) -> None:
+            of_sample = [row]
+            if one is not None:
+                assert found is not None
+                of_sample = _rows(row, one, found, prompt, language)
+                if not one.is_resumed:
+                    new.append(one.entry(found))
+                elif of_sample[-1].status != FAILED:
+                    out.resumed += 1
+            rows[place] = of_sample
+            count_row(out, of_sample[-1])
+
+        def images() -> Iterator[StreamedImage]:
+            for place, (sample, finished) in enumerate(samples_of(shard, out)):
+                out.count_in()
+                row, one = _ready(sample, finished)
+                if one is None or one.found is not None:
+                    add(place, row, one, one and one.found)
+                else:
+                    yield StreamedImage(
+                        one.prepared, one.draw_name, len(one.kept), one.is_alone, (place, row, one)
+                    )
+
+        on_hang = partial(_note_hang, out, batches.seconds)
+        for some in streamed(captioner, images(), source, batches, out.busy, on_hang):
+            out.busy.images += len(some)
+            for image in some:
+                place, row, one = image.about
+                add(place, row, one, image.error or image.captions)
             out.partial.add(new)
-        out.write_table(table_of(rows, FIELDS))
+            new.clear()
+        out.write_table(table_of([row for place in sorted(rows) for row in rows[place]], FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
     folder, image_only = captions_folder(source), getattr(captioner, "of_image_alone", False)
@@ -134,6 +160,8 @@ def image_caption_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=reuse,
+        # `prepare` of such a captioner asks a server; another worker would ask again.
+        ahead=None if takes_first(captioner.prepare) else whole,
     )
 
 
@@ -146,76 +174,13 @@ def _to_do(pool: ImagePool, shard: Shard, out: PartWriter) -> Iterator[Sample | 
             yield sample
 
 
-def _batches(
-    samples: Iterable[tuple[Row, _Ready | None]], size: int
-) -> Iterator[list[tuple[Row, _Ready | None]]]:
-    """Yield lists with `size` images for the model and the samples among them that do not need it.
-
-    Lists without an image for the model have `size` samples. The last list may have fewer.
-    """
-    batch: list[tuple[Row, _Ready | None]] = []
-    todo = 0
-    for row, one in samples:
-        batch.append((row, one))
-        todo += one is not None and one.found is None
-        if todo == size or (not todo and len(batch) == size):
-            yield batch
-            batch, todo = [], 0
-    if batch:
-        yield batch
-
-
-def _captioned(
-    batches: Batches,
-    model: Callable[[Sequence[_Ready]], list[list[Caption]]],
-    items: Sequence[_Ready],
-    out: PartWriter,
-) -> dict[str, list[Caption] | SampleError]:
-    """Return the results of the model by key."""
-
-    def on_hang(hung: Sequence[_Ready]) -> None:
-        reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
-        detail = f"no answer within {2 * batches.seconds:g} s (--batch-timeout); process ended"
-        names = ((one.key, one.uid, one.image) for one in hung)
-        out.partial.add([failure_entry(*name, reason, detail) for name in names])
-        out.partial.close()
-
-    together = [one for one in items if not one.is_alone]
-    found: dict[str, list[Caption] | SampleError] = {}
-    for group in [together, *([one] for one in items if one.is_alone)]:
-        made = batches.run(model, group, on_hang)
-        found |= {one.key: captions for one, captions in zip(group, made, strict=True)}
-    return found
-
-
-def _by_first(
-    captioner: ImageCaptioner, source: str
-) -> Callable[[Sequence[_Ready]], list[list[Caption]]]:
-    """Return the model as a function of a batch that writes the missing captions of each image.
-
-    The images of a batch may have different numbers of existing captions.
-    """
-    takes_first = _takes_first(captioner.caption)
-
-    def model(items: Sequence[_Ready]) -> list[list[Caption]]:
-        found: list[list[Caption]] = [[] for _ in items]
-        for first in sorted({len(one.kept) for one in items}):
-            places = [place for place, one in enumerate(items) if len(one.kept) == first]
-            prepared = [items[place].prepared for place in places]
-            names = [items[place].draw_name for place in places]
-            if first and takes_first:
-                made = captioner.caption(prepared, names, source, first=first)
-            else:
-                made = [one[first:] for one in captioner.caption(prepared, names, source)]
-            for place, captions in zip(places, made, strict=True):
-                found[place] = captions
-        return found
-
-    return model
-
-
-def _takes_first(method: Callable[..., Any]) -> bool:
-    return "first" in inspect.signature(method).parameters
+def _note_hang(out: PartWriter, seconds: float, hung: Sequence[StreamedImage]) -> None:
+    """Note the images of a batch that hung in the partial part; the process is about to exit."""
+    reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
+    detail = f"no answer within {2 * seconds:g} s (--batch-timeout); process ended"
+    ready = [image.about[-1] for image in hung]
+    out.partial.add([failure_entry(one.key, one.uid, one.image, reason, detail) for one in ready])
+    out.partial.close()
 
 
 def _preparing(
@@ -225,7 +190,7 @@ def _preparing(
 ]:
     """Return the preprocessing as a function of a sample, the existing captions by key, and the
     entries of the partial part by key."""
-    takes_first = _takes_first(captioner.prepare)
+    has_first = takes_first(captioner.prepare)
 
     def prepare(
         sample: Sample | BadSample,
@@ -243,7 +208,7 @@ def _preparing(
                 one.found, one.is_resumed = entry.result(len(captions)), True
                 return one
             one.is_alone = True
-        options = {"first": len(captions)} if captions and takes_first else {}
+        options = {"first": len(captions)} if captions and has_first else {}
         try:
             one.prepared = captioner.prepare(sample, **options)
         except (BadImageError, SampleError) as error:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from capmix.engine.busy import Busy
 from capmix.engine.partial import PartialPart
+from capmix.engine.read_ahead import ReadAhead
 from capmix.engine.redo import Redo, Reuse
 from capmix.errors import UserError
 from capmix.pool import Shard
@@ -129,6 +130,7 @@ class Stage:
         rides_on: Folder of the stage that this stage follows within a shard, to use what it read.
         image_pass: Reads a shard's images for `run_shard` and keeps the result for the other stages
             with the same function.
+        ahead: Reader of `run_shard`, to which engines announce the shard that probably comes next.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Stage:
     reuse: Reuse | None = None
     rides_on: str = ""
     image_pass: Callable[[Shard, Busy], object] | None = None
+    ahead: ReadAhead[Shard, Any, Any] | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)

@@ -1,5 +1,6 @@
 """Workers: each process of an engine creates the stages once and then runs them shard by shard."""
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -141,11 +142,12 @@ class Worker:
             markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
         return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
-    def run(self, task: ShardTask, on_seen: OnSeen) -> Reply:
+    def run(self, task: ShardTask, on_seen: OnSeen, following: ShardTask | None = None) -> Reply:
         """Compute the parts of one shard, except for parts that another run has finished meanwhile.
 
-        `on_seen` gets the progress of each part. Raises BrokenDeviceError if this process cannot
-        process any further shard.
+        `on_seen` gets the progress of each part. `following` is the task that probably comes next;
+        its shard may be read ahead. Raises BrokenDeviceError if this process cannot process any
+        further shard.
         """
         outcomes: dict[int, PartOutcome] = {}
         if task.settings != self._settings:
@@ -154,11 +156,13 @@ class Worker:
                 "than the planner. Pin --revision on all machines"
             ))  # fmt: skip
         try:
+            self._announce(following)
             for number in in_order(self._stages, task.stages):
                 outcomes[number] = self._run_stage(number, task.shard, on_seen)
         except UserError as error:
             return Reply(task, STOPPED, outcomes, str(error))
         except BrokenDeviceError:
+            self.close()
             raise
         except Exception as error:  # must not stop the other shards
             message = f"{type(error).__name__}: {error}"
@@ -166,6 +170,27 @@ class Worker:
             details = "" if is_storage else traceback.format_exc()
             return Reply(task, FAILED, outcomes, message, details)
         return Reply(task, MADE, outcomes)
+
+    def close(self) -> None:
+        """Drop what has been read ahead."""
+        for stage in self._stages:
+            if stage.ahead is not None:
+                stage.ahead.close()
+
+    def _announce(self, following: ShardTask | None) -> None:
+        """Announce the next shard to the first of its stages that reads ahead.
+
+        A retry reads only some samples of a shard, so that nothing is announced.
+        """
+        numbers = following.stages if following is not None and not self._job.retry else ()
+        readers = (self._stages[number].ahead for number in numbers)
+        first = next((one for one in readers if one is not None), None)
+        with contextlib.suppress(UserError, *storage_errors()):  # raised again when it is its turn
+            for stage in self._stages:
+                if stage.ahead is not None and stage.ahead is not first:
+                    stage.ahead.follow(None)
+            if first is not None and following is not None:
+                first.follow(following.shard)
 
     def _run_stage(self, number: int, shard: Shard, on_seen: OnSeen) -> PartOutcome:
         store, stage = self._job.store, self._stages[number]

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from capmix.engine.batches import batched
-from capmix.engine.prefetch import prefetched
 from capmix.engine.progress import progress
+from capmix.engine.read_ahead import read_ahead
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder
@@ -49,7 +49,7 @@ class VectorCache:
         items: list[EvalItem] = []
         keys: list[bytes] = []
         encoder = self._model.encoder
-        stream = prefetched(
+        stream = read_ahead(
             _recorded(evalset, items, keys),
             lambda item: self._prepared(evalset, item),
             encoder.workers,

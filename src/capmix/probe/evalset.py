@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from capmix.engine.batches import batched
-from capmix.engine.prefetch import prefetched
+from capmix.engine.read_ahead import read_ahead
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder
@@ -57,7 +57,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
         arrays = [
             encoder.encode_pixels([finished.result() for _, finished in batch])
             for batch in batched(
-                prefetched(
+                read_ahead(
                     evalset.items(),
                     lambda item: _prepared(evalset, encoder, item),
                     encoder.workers,

@@ -140,6 +140,9 @@ def _get_data(
         )
         shared = SharedEpoch(epoch=epoch)
 
+        # The trainer copies with non_blocking, which needs page-locked memory to have an effect.
+        pin = str(args.device).startswith("cuda")
+
         def tokenize(text: str) -> Any:
             return tokenizer(text)[0]
 
@@ -162,6 +165,7 @@ def _get_data(
                 num_workers=args.workers,
                 persistent_workers=args.workers > 0,
                 multiprocessing_context=CONTEXT if args.workers else None,
+                pin_memory=pin,
             )
         else:
             start = _start(run, args.rank, epoch, Layout(args.world_size, plan.workers, plan.chunk))
@@ -178,7 +182,7 @@ def _get_data(
                 )
                 for worker in range(plan.workers)
             ]
-            streams = [chunk_stream(chunks, args.workers == 0) for chunks in workers]
+            streams = [chunk_stream(chunks, args.workers == 0, pin) for chunks in workers]
             loader = PassBatches(streams, plan, tally, start)
         waited = Waited(loader, plan, args.world_size, trainer)
         data["train"] = DataInfo(waited, shared_epoch=shared)

@@ -17,7 +17,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -115,6 +115,12 @@ class Chunk:
     tokens: "torch.Tensor | None" = None
     failed: int = 0
     ends: bool = False
+
+    def pin_memory(self) -> "Chunk":
+        """Return a copy in page-locked memory; called by DataLoader."""
+        if self.images is None or self.tokens is None:
+            return self
+        return replace(self, images=self.images.pin_memory(), tokens=self.tokens.pin_memory())
 
 
 class PassChunks(IterableDataset[Any]):
@@ -314,8 +320,12 @@ class PassBatches:
         return item
 
 
-def chunk_stream(chunks: PassChunks, in_process: bool) -> Iterator[Any]:
-    """Return the chunks of one worker, run in this process or in its own, which reads ahead."""
+def chunk_stream(chunks: PassChunks, in_process: bool, pin: bool = False) -> Iterator[Any]:
+    """Return the chunks of one worker, run in this process or in its own, which reads ahead.
+
+    With `pin`, the chunks of a process are in page-locked memory, from which a GPU copies them
+    while it computes.
+    """
     import torch
 
     if in_process:
@@ -327,6 +337,7 @@ def chunk_stream(chunks: PassChunks, in_process: bool) -> Iterator[Any]:
             batch_size=None,
             num_workers=1,
             multiprocessing_context=CONTEXT,
+            pin_memory=pin,
             generator=torch.Generator().manual_seed(0),
         )
     )
