@@ -46,6 +46,12 @@ class CaptionSettings(Settings):
     min_tokens: int = option(5, "Minimum number of tokens.", group=SAMPLING, ge=0)
     max_tokens: int = option(40, "Maximum number of tokens.", group=SAMPLING, ge=1)
     captions_per_image: int = option(1, "Captions per image.", group=SAMPLING, ge=1)
+    plain_sampling: bool = option(
+        False,
+        "Ignore the repetition penalties and forced tokens of a model's generation config, as in "
+        "the paper (transformers models).",
+        group=SAMPLING,
+    )
     seed: int = option(0, "Random seed.", group=SAMPLING)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
