@@ -64,7 +64,7 @@ def _generating(model: Any) -> Any:
 
 
 def _ends(model: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    text = getattr(model.config, "text_config", None)
+    text: Any = getattr(model.config, "text_config", None)
     if model.config.model_type == "blip":  # its `generate` passes this token
         return (int(text.sep_token_id),)
     for part in (config, getattr(model, "generation_config", None), text, tokenizer):
