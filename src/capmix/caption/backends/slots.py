@@ -1,0 +1,437 @@
+"""Write captions in a fixed number of slots: a finished caption makes room for the next image.
+
+`generate` runs a batch until its longest caption ends. Here each slot holds one caption under way;
+all slots take one step together, and images enter the slots that are free. A step has the same
+shapes whatever the slots hold, so it can be recorded as one CUDA graph, and a caption does not
+depend on its neighbours. Prompts run in groups; the K captions of an image share one prompt.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from capmix.caption.backends.slot_models import Prompted, SlotCache, SlotModel
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import NAN_LOGITS, caption_key, draw_tokens
+from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import OUT_OF_MEMORY, Batches, SampleError
+from capmix.engine.busy import Busy
+from capmix.engine.deadline import TimedOutError
+
+log = logging.getLogger(__name__)
+
+STEPS_PER_CHECK = 4  # on a GPU, the host looks for finished captions after so many steps
+ROUNDED_TO = 64  # positions; prompts of other lengths then rarely need new memory
+FAILURES = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError, TimedOutError)
+
+
+@dataclass(eq=False)
+class SlotImage:
+    """An image to caption: its prepared inputs, the name that seeds its draws, and the numbers of
+    the captions to write. `written` are its captions by number."""
+
+    inputs: dict[str, Any]
+    name: str
+    numbers: range
+    written: dict[int, Caption] = field(default_factory=dict)
+    error: SampleError | None = None
+
+    @property
+    def captions(self) -> list[Caption]:
+        return [self.written[number] for number in self.numbers]
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.written) == len(self.numbers)
+
+
+@dataclass(frozen=True)
+class SlotsPlan:
+    """How many captions are under way at once, and how many prompts run at once."""
+
+    slots: int
+    group: int
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """The caption in a slot. Copies of the state up to number `since` are of an earlier owner."""
+
+    image: SlotImage
+    number: int
+    since: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images whose prompts have been run. `ready` is a CUDA event on a GPU."""
+
+    images: list[SlotImage]
+    prompted: Prompted
+    ready: Any = None
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of the state in host memory, complete after the CUDA event `ready`."""
+
+    number: int
+    tensors: tuple[Any, ...]
+    ready: Any = None
+
+
+class _State:
+    """The tensors of all slots, on the device.
+
+    A caption is done when it has drawn an end token or `limit` tokens; then its row is frozen.
+    `starts` are the positions of the first tokens, `steps` the numbers of drawn tokens.
+    """
+
+    def __init__(self, like: Prompted, slots: int, length: int, limit: int):
+        import torch
+
+        device = like.logits.device
+        zeros = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.cache = SlotCache(like, slots, length)
+        self.rows = torch.arange(slots, device=device)
+        self.keys, self.steps, self.starts, self.last = (zeros.clone() for _ in range(4))
+        self.tokens = torch.zeros(slots, limit + 1, dtype=torch.int64, device=device)
+        self.is_done = torch.ones(slots, dtype=torch.bool, device=device)
+        self.is_nan = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.owners: list[_Owner | None] = [None] * slots
+        self.used = slots  # rows in each step
+        self.copies = 0
+        self.last_copy: _Copy | None = None
+
+    @property
+    def free(self) -> list[int]:
+        return [slot for slot, owner in enumerate(self.owners) if owner is None]
+
+    @property
+    def images(self) -> list[SlotImage]:
+        """The images under way, each once."""
+        return list(dict.fromkeys(owner.image for owner in self.owners if owner is not None))
+
+
+class Slots:
+    """The slots of one model. Out of memory, their number is halved and nothing is lost.
+
+    `collate` joins the inputs of images of one shape into a batch on the device; `decode` makes a
+    caption of token ids; `alone` captions a batch in another way and gets the images that fail
+    here.
+    """
+
+    def __init__(
+        self,
+        model: SlotModel,
+        settings: CaptionSettings,
+        ends: Sequence[int],
+        plan: SlotsPlan,
+        device: str,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        decode: Callable[[list[int]], Caption],
+        alone: Callable[[Sequence[SlotImage], str], Sequence[list[Caption]]],
+    ):
+        import torch
+
+        self._model, self._wanted, self.plan = model, settings, plan
+        self._collate, self._decode, self._alone = collate, decode, alone
+        self._ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
+        self._is_gpu = device.startswith("cuda")
+        self._side = torch.cuda.Stream(device) if self._is_gpu else None
+        self._state: _State | None = None
+        self._ahead: _Group | None = None  # prompts that wait for free slots
+        self._graph: Any = None
+
+    def stream(
+        self, images: Iterator[SlotImage], source: str, batches: Batches, busy: Busy
+    ) -> Iterator[SlotImage]:
+        """Yield each image when all its captions are `written`, or with its `error`.
+
+        The order is that in which they finish. `batches` gives the time limit of each turn and
+        names failures; `busy` gets the time of the model.
+        """
+        waiting: deque[SlotImage] = deque()
+
+        def attempt(work: Callable[[], Any], involved: list[SlotImage]) -> Any:
+            return self._attempt(work, involved, waiting, source, batches, busy)
+
+        try:
+            while True:
+                if self._wants_images and (some := _next(images, waiting, self.plan.group)):
+                    self._ahead = yield from attempt(lambda some=some: self._prompted(some), some)
+                if self._ahead is not None and self._has_room(self._ahead):
+                    group, self._ahead = self._ahead, None
+                    yield from attempt(lambda group=group: self._admit(group, source), group.images)
+                if self._state is not None and self._state.images:
+                    yield from (yield from attempt(self._advance, [])) or []
+                elif self._ahead is None and not waiting:
+                    return
+        finally:
+            self._clear()
+
+    def _attempt(
+        self,
+        work: Callable[[], Any],
+        involved: list[SlotImage],
+        waiting: deque[SlotImage],
+        source: str,
+        batches: Batches,
+        busy: Busy,
+    ) -> Generator[SlotImage, None, Any]:
+        """Return what `work` returns. If it fails, yield the images that another way captions.
+
+        Out of memory, all images under way start again in fewer slots.
+        """
+        import torch
+
+        try:
+            with batches.deadline.block(), busy.working(0), torch.inference_mode():
+                return work()
+        except FAILURES as error:
+            failure = batches.failure(error)
+        # After `except`, whose traceback holds tensors.
+        if failure.reason == OUT_OF_MEMORY and self.plan.slots // 2 >= self._most:
+            waiting.extendleft(reversed([*self._clear(), *involved]))
+            self._halve()
+            return None
+        failed = involved or self._clear()
+        with busy.working(0):
+            found = batches.run(lambda some: self._alone(some, source), failed)
+        for image, captions in zip(failed, found, strict=True):
+            if isinstance(captions, SampleError):
+                image.error = captions
+            else:
+                image.written = dict(zip(image.numbers, captions, strict=True))
+            yield image
+        return None
+
+    @property
+    def _most(self) -> int:
+        """The largest number of captions of an image."""
+        return self._wanted.captions_per_image
+
+    @property
+    def _free(self) -> int:
+        return self.plan.slots if self._state is None else len(self._state.free)
+
+    @property
+    def _wants_images(self) -> bool:
+        """Whether to run prompts now. On a GPU they run beside the steps, before slots are free."""
+        is_idle = self._state is None or not self._state.images
+        enough = self._is_gpu or is_idle or self._free >= self.plan.group * self._most
+        return self._ahead is None and enough
+
+    def _has_room(self, group: _Group) -> bool:
+        state = self._state
+        if state is None:
+            return True
+        is_long = group.prompted.length + self._wanted.max_tokens > state.cache.length
+        need = sum(len(image.numbers) for image in group.images)
+        return not state.images if is_long else len(state.free) >= need
+
+    def _prompted(self, images: list[SlotImage]) -> _Group:
+        """Run the prompts of images of one shape. On a GPU, always `plan.group` rows."""
+        inputs = [image.inputs for image in images]
+        if self._side is None:
+            return _Group(images, self._model.prompt(self._collate(inputs)))
+        import torch
+
+        inputs += inputs[-1:] * (self.plan.group - len(inputs))
+        here = torch.cuda.current_stream()
+        with torch.cuda.stream(self._side):
+            prompted = self._model.prompt(self._collate(inputs))
+            ready = self._side.record_event()
+        for tensor in prompted.tensors:
+            tensor.record_stream(here)
+        return _Group(images, prompted, ready)
+
+    def _admit(self, group: _Group, source: str) -> None:
+        """Put the captions of a group into free slots, and draw their first tokens."""
+        import torch
+
+        if group.ready is not None:
+            torch.cuda.current_stream().wait_event(group.ready)
+        state = self._state_for(group.prompted)
+        captions = [
+            (row, image, number)
+            for row, image in enumerate(group.images)
+            for number in image.numbers
+        ]
+        slots = state.free[: len(captions)]
+        names = [image.name for _, image, _ in captions]
+        numbers = [number for _, _, number in captions]
+        device = state.rows.device
+        rows = torch.tensor(slots, device=device)
+        sources = torch.tensor([row for row, _, _ in captions], device=device)
+        state.cache.put(rows, group.prompted, sources)
+        keys = [
+            caption_key(self._wanted.seed, name, source, number)
+            for name, number in zip(names, numbers, strict=True)
+        ]
+        state.keys[rows] = torch.tensor(keys, device=device)
+        state.starts[rows] = group.prompted.length
+        state.steps[rows] = 0
+        state.is_done[rows], state.is_nan[rows] = False, False
+        self._draw(group.prompted.logits[sources], rows)
+        for slot, (_, image, number) in zip(slots, captions, strict=True):
+            state.owners[slot] = _Owner(image, number, state.copies)
+
+    def _state_for(self, like: Prompted) -> _State:
+        """Return the state, made anew if there is none or if the prompts are too long for it."""
+        needed = like.length + self._wanted.max_tokens
+        if self._state is None or needed > self._state.cache.length:
+            is_first, self._state, self._graph = self._state is None, None, None
+            length = needed if is_first else -(-needed // ROUNDED_TO) * ROUNDED_TO
+            self._state = _State(like, self.plan.slots, length, self._wanted.max_tokens)
+            if self._is_gpu:
+                self._graph = self._recorded()
+        return self._state
+
+    def _recorded(self) -> Any:
+        """Record one step of all slots as a CUDA graph. All rows are frozen meanwhile."""
+        import torch
+
+        step = torch.compile(self._step) if self._wanted.compile_decoder else self._step
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(3):  # compile, and let the libraries choose their kernels
+                step()
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate pinned memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+        return graph
+
+    def _advance(self) -> list[SlotImage]:
+        """Take one step or, on a GPU, several. Return the images that have finished."""
+        assert self._state is not None
+        if self._graph is None:
+            self._narrow(self._state)
+            self._step()
+        else:
+            for _ in range(STEPS_PER_CHECK):
+                self._graph.replay()
+        return self._collected(self._state)
+
+    def _narrow(self, state: _State) -> None:
+        """On a CPU, leave out the slots after the last one in use, and positions none has reached.
+
+        The cost of a step on a CPU is that of its rows.
+        """
+        used = [slot for slot, owner in enumerate(state.owners) if owner is not None]
+        state.used = used[-1] + 1
+        ends = (state.starts + state.steps)[used]
+        state.cache.narrow(state.used, int(ends.max()))
+
+    def _step(self) -> None:
+        """Draw one token for each row that is not done."""
+        state = self._state
+        assert state is not None
+        used = slice(state.used)
+        positions = (state.starts + state.steps - 1).clamp_(0, state.cache.length - 1)
+        state.cache.positions.copy_(positions)
+        self._draw(self._model.step(state.last[used], state.cache), state.rows[used])
+
+    def _draw(self, logits: Any, rows: Any) -> None:
+        """Draw a token for each of `rows`, int64 (N,), from logits (N, V), unless it is done."""
+        import torch
+
+        state, wanted = self._state, self._wanted
+        assert state is not None
+        logits, steps, was_done = logits.float(), state.steps[rows], state.is_done[rows]
+        early = (steps < min(wanted.min_tokens, wanted.max_tokens)).unsqueeze(1)
+        ends = logits.index_select(1, self._ends).masked_fill(early, float("-inf"))
+        logits = logits.index_copy(1, self._ends, ends)
+        tokens, is_nan = draw_tokens(logits, state.keys[rows], steps, wanted)
+        column = torch.where(was_done, wanted.max_tokens, steps)
+        state.tokens[rows, column] = tokens
+        state.last[rows] = tokens
+        state.steps[rows] = steps + ~was_done
+        state.is_nan[rows] |= is_nan & ~was_done
+        is_end = (tokens.unsqueeze(1) == self._ends).any(1)
+        is_done = was_done | is_end | is_nan | (steps + 1 >= wanted.max_tokens)
+        state.is_done[rows] = is_done
+
+    def _collected(self, state: _State) -> list[SlotImage]:
+        """Take finished captions out of their slots; return the images that have finished.
+
+        On a GPU, from the last but one copy of the state, so that the host does not wait for steps
+        that have just been launched.
+        """
+        copy = self._copied(state)
+        if self._is_gpu:
+            copy, state.last_copy = state.last_copy, copy
+        if copy is None:
+            return []
+        if copy.ready is not None:
+            copy.ready.synchronize()
+        is_done, is_nan, steps, tokens = (tensor.tolist() for tensor in copy.tensors)
+        found = []
+        for slot, owner in enumerate(state.owners):
+            if owner is None or not is_done[slot] or copy.number <= owner.since:
+                continue
+            image, state.owners[slot] = owner.image, None
+            if is_nan[slot]:
+                image.error = SampleError("model_error", f"ValueError: {NAN_LOGITS}")
+            image.written[owner.number] = self._decode(tokens[slot][: steps[slot]])
+            if image.is_finished:
+                found.append(image)
+        return found
+
+    def _copied(self, state: _State) -> _Copy:
+        import torch
+
+        state.copies += 1
+        tensors = (state.is_done, state.is_nan, state.steps, state.tokens)
+        if not self._is_gpu:
+            return _Copy(state.copies, tensors)
+        pinned = tuple(torch.empty_like(one, device="cpu", pin_memory=True) for one in tensors)
+        for mine, theirs in zip(pinned, tensors, strict=True):
+            mine.copy_(theirs, non_blocking=True)
+        return _Copy(state.copies, pinned, torch.cuda.current_stream().record_event())
+
+    def _clear(self) -> list[SlotImage]:
+        """Empty all slots; return the images under way, without any captions."""
+        lost = [] if self._ahead is None else list(self._ahead.images)
+        self._ahead = None
+        if self._state is not None:
+            lost = [*self._state.images, *lost]
+            self._state.owners = [None] * len(self._state.owners)
+            self._state.is_done.fill_(True)
+        for image in lost:
+            image.written.clear()
+        return lost
+
+    def _halve(self) -> None:
+        import torch
+
+        slots = self.plan.slots // 2
+        log.warning("out of memory with %d slots; continuing with %d", self.plan.slots, slots)
+        self.plan = SlotsPlan(slots, max(1, min(self.plan.group, slots // self._most)))
+        self._state = self._graph = None
+        if self._is_gpu:
+            torch.cuda.empty_cache()
+
+
+def _next(images: Iterator[SlotImage], waiting: deque[SlotImage], most: int) -> list[SlotImage]:
+    """Return up to `most` images of one shape; others wait in `waiting`. Empty at the end."""
+    waiting.extend(islice(images, max(0, most - len(waiting))))
+    if not waiting:
+        return []
+    shape = _shape(waiting[0])
+    some = [image for image in waiting if _shape(image) == shape][:most]
+    chosen = set(map(id, some))
+    kept = [image for image in waiting if id(image) not in chosen]
+    waiting.clear()
+    waiting.extend(kept)
+    return some
+
+
+def _shape(image: SlotImage) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in image.inputs.items()]
