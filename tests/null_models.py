@@ -110,6 +110,22 @@ class _Deadly(NullCaptioner):
         return super().prepare(sample)
 
 
+def captions_killed_by(pool: Pool, keys: Sequence[str]) -> list[Stage]:
+    """Exit the process at each sample with one of these keys."""
+    return [image_caption_stage(pool, _KilledBy(keys), "null")]
+
+
+class _KilledBy(NullCaptioner):
+    def __init__(self, keys: Sequence[str]):
+        super().__init__()
+        self._keys = set(keys)
+
+    def prepare(self, sample: Sample) -> str:
+        if sample.key in self._keys:
+            os._exit(7)
+        return super().prepare(sample)
+
+
 def failing_captions(pool: Pool, uids: Sequence[str]) -> list[Stage]:
     """A model that raises an error for some images."""
     return [image_caption_stage(pool, Failing(uids), "null")]

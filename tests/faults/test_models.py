@@ -52,7 +52,7 @@ class Hungry(NullCaptioner):
         return super().caption(prepared, uids, source)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_so_are_all_later_ones(
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_later_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = str(write_pool(tmp_path / "pool", shards=2, samples=40))

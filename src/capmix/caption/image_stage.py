@@ -11,7 +11,8 @@ from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
-from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
+from capmix.engine.prefetch import BATCHES_AHEAD, Finished
+from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
@@ -61,14 +62,15 @@ def image_caption_stage(
     def inputs(shard: Shard) -> dict[str, str]:
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
+    held = captioner.workers, captioner.batch_size * BATCHES_AHEAD
+    whole = ReadAhead(lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held)
+
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: list[Row] = []
-        samples = prefetched(
-            _to_do(pool, shard, out),
-            lambda sample: prepare(sample, out.kept),
-            captioner.workers,
-            captioner.batch_size * BATCHES_AHEAD,
-        )
+        samples = whole.of(shard)
+        if out.keys is not None:
+            to_do = _to_do(pool, shard, out)
+            samples = read_ahead(to_do, lambda sample: prepare(sample, out.kept), *held)
         for batch in batched(samples, captioner.batch_size):
             out.count_in(len(batch))
             ready = [_ready(sample, finished) for sample, finished in batch]
@@ -86,6 +88,11 @@ def image_caption_stage(
     config = {"source": source, **captioner.settings, **asked_language(language)}
     folder, image_only = captions_folder(source), getattr(captioner, "of_image_alone", False)
     reuse = CaptionReuse(store, pool, source, config, selection, image_only) if store else None
+
+    def follow(shard: Shard | None) -> None:
+        is_whole = shard is not None and (reuse is None or reuse.needs_all(shard))
+        whole.follow(shard if is_whole else None)
+
     return Stage(
         f"caption {source}",
         folder,
@@ -98,12 +105,13 @@ def image_caption_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=reuse,
+        follow=None if _takes_first(captioner.prepare) else follow,
     )
 
 
 def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSample]:
-    """Yield the requested samples."""
-    if out.keys is not None and not out.keys:
+    """Yield the requested samples of a shard that is captioned in part."""
+    if not out.keys:
         return
     for sample in pool.read(shard, out.keys):
         if isinstance(sample, Sample) or not out.is_known_bad(sample.key, sample.reason):

@@ -114,6 +114,10 @@ class CaptionReuse:
                 plan.add(uid, key, one, is_wanted)
         return plan.redo()
 
+    def needs_all(self, shard: Shard) -> bool:
+        """Return whether all samples of a shard must be captioned; false if that is not certain."""
+        return self._selection is None and not self._has_earlier(shard)
+
     def _has_earlier(self, shard: Shard) -> bool:
         marker = self._store.read_marker(f"{self._folder}/{shard.name}")
         return bool(marker and self.keeps(marker.config)) or bool(len(self._carried))

@@ -54,7 +54,9 @@ class CaptionSettings(Settings):
     )
     seed: int = option(0, "Random seed.", group=SAMPLING)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
+        "auto",
+        "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",
+        group=HARDWARE,
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
     batch_size: int | None = option(

@@ -1,13 +1,16 @@
 """Run a model on batches so that one bad sample does not fail its whole batch.
 
 A batch that fails is split in halves and retried until the failing samples are isolated. A batch
-that runs out of memory lowers the size of all later batches. A batch that exceeds the time limit
-is interrupted.
+that runs out of memory lowers the size of later batches, which grows again when they succeed. A
+batch that exceeds the time limit is interrupted.
 """
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -20,7 +23,14 @@ Result = TypeVar("Result")
 
 BATCH_TIMEOUT = 600.0  # seconds; compiling a model within its first batch takes a minute or two
 LONGEST_DETAIL = 500
-NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# Parts of messages of torch's allocators and of the CUDA and HIP libraries, in lower case. cuBLAS,
+# cuDNN, cuSOLVER, cuSPARSE and cuFFT report a status such as CUBLAS_STATUS_ALLOC_FAILED.
+NO_MEMORY = (
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
+    "alloc_failed", "allocation_failed", "bad_alloc",
+)  # fmt: skip
+FIRST_RETRY = 64  # full batches at the limit before a size that ran out of memory is tried again
+BACK_OFF = 16  # factor by which that number grows with each failure of the size
 
 
 class SampleError(Exception):
@@ -35,15 +45,55 @@ class BrokenDeviceError(Exception):
     """Every further CUDA call of this process fails; a new process can use the GPU again."""
 
 
+@dataclass
+class BatchLimit:
+    """The largest batch size that fits in memory, as far as known.
+
+    `failed` are larger sizes that ran out of memory, the smallest last. After FIRST_RETRY full
+    batches at the limit, the next larger size is tried again; after each failure of that size,
+    BACK_OFF times as many are needed. A fixed amount of memory thus costs one failed batch after 64
+    good ones, one after 1,024 more, one after 16,384 more.
+    """
+
+    failed: list[int] = field(default_factory=list)
+    current: int | None = None
+    _good: int = 0
+    _failures: Counter[int] = field(default_factory=Counter)
+
+    def shrink(self, size: int) -> None:
+        """Halve the limit after a batch of `size` (>= 2) that ran out of memory."""
+        self.failed = [*(one for one in self.failed if one > size), size]
+        self.current, self._good = size // 2, 0
+        self._failures[size] += 1
+
+    def succeeded(self, size: int) -> None:
+        """Record a batch of `size` that fitted; raise the limit after enough of them."""
+        if self.current is None or size < self.current:
+            return
+        self._good += 1
+        larger = None
+        if self.failed:
+            odd_half = 2 * self.current + 1
+            larger = self.failed[-1] if self.failed[-1] <= odd_half else 2 * self.current
+        failures = 0 if larger is None else self._failures[larger]
+        if self._good < FIRST_RETRY * BACK_OFF ** max(0, failures - 1):
+            return
+        log.debug("no lack of memory in %d batches; limit raised to %s", self._good, larger)
+        del self._failures[self.current]  # it fits again
+        self.failed = [one for one in self.failed if one != larger]
+        self.current, self._good = larger, 0
+
+
 class Batches:
     """Batch runner for one model, with a time limit of `seconds` per batch.
 
-    `largest` is the largest batch size known to fit in memory; None until a batch runs out of it.
+    `limit` is the batch size that is known to fit in memory.
     """
 
     def __init__(self, seconds: float = BATCH_TIMEOUT):
         self.seconds = seconds
-        self.largest: int | None = None
+        self.limit = BatchLimit()
+        self._warned: set[int] = set()
         self._deadline = Deadline(seconds)
 
     def run(
@@ -55,40 +105,62 @@ class Batches:
         raised, or one with reason `out_of_memory`, `model_hung` (took longer than `seconds`) or
         `model_error`. Raises BrokenDeviceError if the GPU is at fault and not the samples.
         """
-        if not items:
-            return []
-        if self.largest is not None and len(items) > self.largest:
-            first = self.run(model, items[: self.largest])
-            return first + self.run(model, items[self.largest :])
-        failure = None
+        done: list[Result | SampleError] = []
+        while len(done) < len(items):
+            size = self.limit.current or len(items)
+            done += self._batch(model, items[len(done) : len(done) + size])
+        return done
+
+    def _batch(
+        self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+    ) -> list[Result | SampleError]:
+        before = deepcopy(self.limit)
+        found = self._tried(model, items)
+        if not isinstance(found, SampleError):
+            self.limit.succeeded(len(items))
+            return found
+        if len(items) == 1:
+            return [found]
+        if found.reason != "out_of_memory":
+            half = len(items) // 2
+            return self.run(model, items[:half]) + self.run(model, items[half:])
+        self._shrink(len(items))
+        done = self.run(model, items)
+        if any(isinstance(one, SampleError) and one.reason == found.reason for one in done):
+            self.limit = before  # one item explains the failure, and the size does not
+        return done
+
+    def _shrink(self, size: int) -> None:
+        self.limit.shrink(size)
+        level = logging.DEBUG if size in self._warned else logging.WARNING
+        self._warned.add(size)
+        log.log(
+            level, "out of memory at batch size %d; continuing with %d", size, self.limit.current
+        )
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _tried(
+        self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+    ) -> list[Result | SampleError] | SampleError:
+        """Return the results of one call of the model, or why it failed.
+
+        The traceback of the failure, which holds the tensors, is freed here.
+        """
         try:
             with self._deadline.block():
                 return list(model(items))
         except SampleError as error:
-            failure = error
+            return error
         except TimedOutError:
             detail = f"no answer within {self.seconds:g} s (--batch-timeout)"
-            failure = SampleError("model_hung", detail)
+            return SampleError("model_hung", detail)
         except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
             reason = "out_of_memory" if _is_out_of_memory(error) else "model_error"
             if "CUDA error" in str(error):
                 _check_device(error)
-            failure = SampleError(reason, f"{type(error).__name__}: {error}"[:LONGEST_DETAIL])
-        if len(items) == 1:
-            return [failure]
-        half = len(items) // 2
-        if failure.reason == "out_of_memory":  # after `except`: its traceback holds the tensors
-            self._shrink(len(items), half)
-        first = self.run(model, items[:half])
-        return first + self.run(model, items[half:])
-
-    def _shrink(self, size: int, half: int) -> None:
-        if self.largest is None or half < self.largest:
-            self.largest = half
-            log.warning("out of memory at batch size %d; continuing with %d", size, half)
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            return SampleError(reason, f"{type(error).__name__}: {error}"[:LONGEST_DETAIL])
 
 
 def _check_device(error: Exception) -> None:
@@ -98,13 +170,19 @@ def _check_device(error: Exception) -> None:
         return
     try:
         torch.cuda.synchronize()
-    except RuntimeError:
-        raise BrokenDeviceError(f"CUDA is unusable in this process ({error})") from error
+    except RuntimeError as refused:
+        if not _is_out_of_memory(refused):
+            raise BrokenDeviceError(f"CUDA is unusable in this process ({error})") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    ):
+        return True
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+    return any(words in text for words in NO_MEMORY)
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

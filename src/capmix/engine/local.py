@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from multiprocessing.connection import wait
 
 from capmix.engine.batches import BrokenDeviceError
@@ -10,6 +11,7 @@ from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.process import Process, answer_tasks
 from capmix.engine.seen import OnSeen, Seen
 from capmix.engine.settings import EngineSettings
+from capmix.engine.tasks import TaskQueue
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan
 from capmix.errors import UserError
 
@@ -26,9 +28,9 @@ class InProcess:
         return self._worker.plan()
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
-        for task in tasks:
+        for task, following in zip_longest(tasks, tasks[1:]):
             try:
-                yield self._worker.run(task, on_seen)
+                yield self._worker.run(task, on_seen, following)
             except BrokenDeviceError as error:
                 raise UserError(
                     f"shard {task.shard.name}: {error}. Rerun the same command to resume; with "
@@ -36,7 +38,7 @@ class InProcess:
                 ) from error
 
     def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        self._worker.close()
 
 
 class Processes:
@@ -50,6 +52,7 @@ class Processes:
         self._job, self._gpus = job, gpus
         self._processes: dict[int, Process] = {}
         self._deaths = Deaths()
+        self._suspects: set[str] = set()
 
     @property
     def active(self) -> int:
@@ -65,7 +68,7 @@ class Processes:
 
     def run(self, tasks: Sequence[ShardTask], on_seen: OnSeen) -> Iterator[Reply]:
         """Yield a reply per task. Raises UserError if all workers keep dying without a result."""
-        waiting = deque(tasks)
+        waiting = TaskQueue(tasks, self.active, self._suspects)
         idle = deque(self._deaths.left(self.workers))
         at_work: dict[int, ShardTask] = {}
         while waiting or at_work:
@@ -73,10 +76,10 @@ class Processes:
                 raise UserError(
                     f"every worker process exited {IN_A_ROW} times in a row; see the messages above"
                 )
-            while waiting and idle:
-                number, task = idle.popleft(), waiting.popleft()
-                self._process(number).send(task)
-                at_work[number] = task
+            given = [idle.popleft() for _ in range(min(len(idle), len(waiting)))]
+            at_work |= {number: waiting.take(number) for number in given}
+            for number in given:
+                self._process(number).send((at_work[number], waiting.reserve(number)))
             ready = wait([self._processes[number].connection for number in at_work])
             for number in [n for n in at_work if self._processes[n].connection in ready]:
                 reply = self._processes[number].receive()
@@ -88,8 +91,8 @@ class Processes:
                     self._deaths.answered(number)
                     idle.append(number)
                 else:
-                    reply = Reply(task, FAILED, message=self._buried(number))
-                    waiting.reverse()  # neighbouring shards may crash the worker too
+                    message = self._buried(number) + waiting.died(number, task)
+                    reply = Reply(task, FAILED, message=message)
                     if self._deaths.died(number, self.workers):
                         idle.append(number)
                 yield reply

@@ -1,4 +1,7 @@
-"""Do the CPU part of the work ahead of the model, in threads, so that the model does not wait."""
+"""Do the CPU part of the work ahead of the caller, in threads, so that it does not wait.
+
+The items are taken in the caller's thread; read_ahead.py also reads them in a thread of its own.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,25 +39,14 @@ def prefetched(
 
     `workers` threads run ahead of the caller by at most about `ahead` items.
     """
-
-    def finished(item: Item) -> Finished[Result]:
-        try:
-            return Finished(work(item))
-        except Exception as error:
-            return Finished(None, error)
-
-    def all_finished(group: list[Item]) -> list[Finished[Result]]:
-        return [finished(item) for item in group]
-
-    # Small enough for two groups per thread in each batch.
-    size = max(1, min(LARGEST_GROUP, ahead // (2 * BATCHES_AHEAD * workers)))
+    size = group_size(workers, ahead)
     groups = batched(items, size)
     waiting: deque[tuple[list[Item], Future[list[Finished[Result]]]]] = deque()
     threads = ThreadPoolExecutor(workers)
 
     def submit(count: int) -> None:
         for group in islice(groups, count):
-            waiting.append((group, threads.submit(all_finished, group)))
+            waiting.append((group, threads.submit(all_finished, work, group)))
 
     try:
         submit(ahead // size)
@@ -66,3 +58,20 @@ def prefetched(
     finally:
         # A caller that stops early, for example on Ctrl-C, must not wait for slow requests.
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+def group_size(workers: int, ahead: int) -> int:
+    """Return the number of items per task: small enough for two tasks per thread in each batch."""
+    return max(1, min(LARGEST_GROUP, ahead // (2 * BATCHES_AHEAD * workers)))
+
+
+def all_finished(work: Callable[[Item], Result], group: list[Item]) -> list[Finished[Result]]:
+    """Return the outcome of `work` for each item."""
+    return [_finished(work, item) for item in group]
+
+
+def _finished(work: Callable[[Item], Result], item: Item) -> Finished[Result]:
+    try:
+        return Finished(work(item))
+    except Exception as error:
+        return Finished(None, error)

@@ -20,6 +20,9 @@ from capmix.errors import UserError
 
 JOINED_WITHIN = 2.0  # seconds
 
+# A task, and the one that probably follows.
+Assignment = tuple[ShardTask, ShardTask | None]
+
 # Gets the job and a function that sends messages ahead of an answer; returns the function that
 # answers each message from the parent.
 Answering = Callable[[Any, Callable[[Any], None]], Callable[[Any], Any]]
@@ -104,19 +107,22 @@ class Process:
         return f"exit code {code}"
 
 
-def answer_tasks(job: Job, send: Callable[[Any], None]) -> Callable[[ShardTask | None], Any]:
+def answer_tasks(job: Job, send: Callable[[Any], None]) -> Callable[[Assignment | None], Any]:
     """Return a function that answers None with the plan and a task with a Reply.
 
     While a task runs, `send` gets its progress as Seen messages.
     """
     worker: Worker | None = None
 
-    def answer(task: ShardTask | None) -> Any:
+    def answer(given: Assignment | None) -> Any:
         nonlocal worker
         worker = worker or Worker(job)
-        return worker.plan() if task is None else worker.run(task, send)
+        if given is None:
+            return worker.plan()
+        task, following = given
+        return worker.run(task, send, following)
 
-    return lambda task: answered(partial(answer, task))
+    return lambda given: answered(partial(answer, given))
 
 
 def _serve(

@@ -11,13 +11,13 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from capmix.engine.deaths import IN_A_ROW, Deaths
 from capmix.engine.seen import OnSeen, Seen
 from capmix.engine.settings import EngineSettings
+from capmix.engine.tasks import TaskQueue
 from capmix.engine.worker import FAILED, Job, Reply, ShardTask, Worker, WorkPlan, answered
 from capmix.errors import UserError
 
@@ -60,11 +60,11 @@ class Actor:
     def plan(self, job: list[Any]) -> Any:
         return self._answer(job, lambda worker: worker.plan())
 
-    def run(self, job: list[Any], task: ShardTask, board: Any) -> Any:
+    def run(self, job: list[Any], task: ShardTask, following: ShardTask | None, board: Any) -> Any:
         def report(seen: Seen) -> None:
             board.report.remote(seen)
 
-        return self._answer(job, lambda worker: worker.run(task, report))
+        return self._answer(job, lambda worker: worker.run(task, report, following))
 
     def _answer(self, job: list[Any], question: Callable[[Worker], Any]) -> Any:
         import ray
@@ -99,6 +99,7 @@ class Cluster:
         self._board = _board(self._ray)
         self._placed: set[int] = set()
         self._deaths = Deaths()
+        self._suspects: set[str] = set()
 
     def plan(self) -> WorkPlan:
         """Return the plan. Raises UserError if the worker does or dies."""
@@ -130,7 +131,7 @@ class Cluster:
         """
         while len(self._actors) < min(self.workers, len(tasks)):
             self._actors.append(self._make())
-        waiting = deque(tasks)
+        waiting = TaskQueue(tasks, len(self._actors), self._suspects)
         asked: dict[Any, tuple[int, ShardTask | None]] = {}
         for number, actor in enumerate(self._actors):  # including those that wait for resources
             asked[actor.ready.remote(self._job)] = number, None
@@ -153,8 +154,8 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 self._placed.discard(number)
                 if task is not None:
-                    yield Reply(task, FAILED, message=f"its worker exited: {_about(error)}")
-                    waiting.reverse()  # neighbouring shards may crash the worker too
+                    also = waiting.died(number, task)
+                    yield Reply(task, FAILED, message=f"its worker exited: {_about(error)}{also}")
                 if self._deaths.died(number, len(self._actors)):
                     self._actors[number] = self._make()
                     asked[self._actors[number].ready.remote(self._job)] = number, None
@@ -164,9 +165,10 @@ class Cluster:
                 self._deaths.answered(number)
                 yield answer
             if waiting:
-                following = waiting.popleft()
-                reference = self._actors[number].run.remote(self._job, following, self._board)
-                asked[reference] = number, following
+                task = waiting.take(number)
+                following = waiting.reserve(number)
+                reference = self._actors[number].run.remote(self._job, task, following, self._board)
+                asked[reference] = number, task
 
     def close(self) -> None:
         for actor in [*self._actors, self._board]:

@@ -112,6 +112,8 @@ class Stage:
         provenance: Stored in markers; does not affect whether a part is valid.
         after: Called after a part is finished.
         reuse: What to keep of existing parts; None to recompute them.
+        follow: Called before a shard is run with the shard that probably comes after it, or None.
+            The stage may begin to read it; another worker may still get it.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Stage:
     provenance: dict[str, Any] = field(default_factory=dict)
     after: Callable[[Shard], None] | None = None
     reuse: Reuse | None = None
+    follow: Callable[[Shard | None], None] | None = None
 
     def part(self, shard: Shard) -> str:
         return part_name(self.folder, shard.name)

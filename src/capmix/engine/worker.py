@@ -1,5 +1,6 @@
 """Workers: each process of an engine creates the stages once and then runs them shard by shard."""
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -140,11 +141,12 @@ class Worker:
             markers = {s.name: store.read_marker(stage.part(s)) for s in self._job.shards}
         return {name for name, one in markers.items() if one and may_pass(one.counts.failed)}
 
-    def run(self, task: ShardTask, on_seen: OnSeen) -> Reply:
+    def run(self, task: ShardTask, on_seen: OnSeen, following: ShardTask | None = None) -> Reply:
         """Compute the parts of one shard, except for parts that another run has finished meanwhile.
 
-        `on_seen` gets the progress of each part. Raises BrokenDeviceError if this process cannot
-        process any further shard.
+        `on_seen` gets the progress of each part. `following` is the task that probably comes next;
+        its shard may be read ahead. Raises BrokenDeviceError if this process cannot process any
+        further shard.
         """
         outcomes: dict[int, PartOutcome] = {}
         if task.settings != self._settings:
@@ -153,6 +155,7 @@ class Worker:
                 "than the planner. Pin --revision on all machines"
             ))  # fmt: skip
         try:
+            self._follow(following)
             for number in task.stages:
                 outcomes[number] = self._run_stage(number, task.shard, on_seen)
         except UserError as error:
@@ -165,6 +168,26 @@ class Worker:
             details = "" if is_storage else traceback.format_exc()
             return Reply(task, FAILED, outcomes, message, details)
         return Reply(task, MADE, outcomes)
+
+    def close(self) -> None:
+        """Drop what has been read ahead."""
+        self._follow(None)
+
+    def _follow(self, following: ShardTask | None) -> None:
+        """Announce the next shard to the first of its stages that reads ahead.
+
+        A retry reads only some samples of a shard, so that nothing is announced.
+        """
+        found = None
+        if following is not None and not self._job.retry:
+            stages = (self._stages[number] for number in following.stages)
+            found = next((one.follow for one in stages if one.follow is not None), None)
+        with contextlib.suppress(UserError, *storage_errors()):  # raised again when it is its turn
+            for stage in self._stages:
+                if stage.follow is not None and stage.follow != found:
+                    stage.follow(None)
+            if found is not None and following is not None:
+                found(following.shard)
 
     def _run_stage(self, number: int, shard: Shard, on_seen: OnSeen) -> PartOutcome:
         store, stage = self._job.store, self._stages[number]

@@ -15,8 +15,8 @@ FINGERPRINT_BYTES = 2**20
 def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
     """Resolve `auto` and return the device and the torch dtype.
 
-    `auto` is a GPU with bfloat16 (float16 if the GPU does not support bfloat16), else the CPU with
-    float32.
+    `auto` is a GPU with bfloat16, or with float16 if the GPU only emulates bfloat16 (compute
+    capability below 8.0, such as T4 and V100), else the CPU with float32.
     """
     import torch
 
@@ -26,7 +26,17 @@ def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
         return device, getattr(torch, dtype)
     if not device.startswith("cuda"):
         return device, torch.float32
-    return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return device, torch.bfloat16 if _has_bfloat16(device) else torch.float16
+
+
+def _has_bfloat16(device: str) -> bool:
+    import torch
+
+    try:
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    except (RuntimeError, ValueError, AssertionError):  # no such GPU: loading the model reports it
+        return False
 
 
 def fingerprint(model: str) -> str | None:

@@ -5,7 +5,7 @@ with a status row per sample. The n-th row of the array belongs to the n-th row 
 Captioners, scorers and trainers that share an encoder read the embeddings instead of the images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,8 @@ from PIL import Image
 
 from capmix.engine.batches import BATCH_TIMEOUT, LONGEST_DETAIL, Batches, SampleError, batched
 from capmix.engine.busy import Busy
-from capmix.engine.prefetch import BATCHES_AHEAD, prefetched
+from capmix.engine.prefetch import BATCHES_AHEAD, Finished
+from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
 from capmix.models.images import BadImageError, Preprocess, decode_image, decode_unconverted
 from capmix.models.index import bad_row, pool_inputs
@@ -23,6 +24,7 @@ from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
 
 DEFAULTS: dict[str, Preprocess] = {"preprocess": "capmix"}
+PreparedSample = tuple[Sample | BadSample, Finished[tuple[Row, Any]]]
 
 
 class ImageEncoder(Protocol):
@@ -60,10 +62,10 @@ def embed_stage(
     batch_timeout: float = BATCH_TIMEOUT,
 ) -> Stage:
     """Return the stage that runs `encoder` over a pool's images. `name` is shown in progress."""
-    batches = Batches(batch_timeout)
+    batches, images = Batches(batch_timeout), PreparedImages(pool, encoder)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows, embeddings = embed_shard(pool, encoder, shard, batches, out.busy)
+        rows, embeddings = embed_shard(images, shard, batches, out.busy)
         out.count_in(len(rows))
         for row in rows:
             if row.reason:
@@ -83,12 +85,33 @@ def embed_stage(
         defaults=DEFAULTS,
         columns=column_names([]),
         provenance=getattr(encoder, "provenance", {}),
+        follow=images.follow,
     )
 
 
+class PreparedImages:
+    """The samples of a pool, read and prepared for an encoder in threads, ahead of it."""
+
+    def __init__(self, pool: Pool, encoder: ImageEncoder):
+        self.encoder, self._pool = encoder, pool
+        self._prepare: Callable[[Sample | BadSample], tuple[Row, Any]]
+        self._prepare = lambda sample: _prepared(sample, encoder)
+        self._held = encoder.workers, encoder.batch_size * BATCHES_AHEAD
+        self._whole = ReadAhead(lambda shard: pool.read(shard), self._prepare, *self._held)
+
+    def follow(self, shard: Shard | None) -> None:
+        """Begin to read all samples of the shard that probably comes next."""
+        self._whole.follow(shard)
+
+    def of(self, shard: Shard, keys: frozenset[str] | None = None) -> Iterator[PreparedSample]:
+        """Yield the samples of a shard; with `keys`, only those with these keys."""
+        if keys is None:
+            return self._whole.of(shard)
+        return read_ahead(self._pool.read(shard, keys), self._prepare, *self._held)
+
+
 def embed_shard(
-    pool: Pool,
-    encoder: ImageEncoder,
+    images: PreparedImages,
     shard: Shard,
     batches: Batches,
     busy: Busy,
@@ -98,18 +121,13 @@ def embed_shard(
 
     With `keys`, only the samples with these keys are read.
     """
+    encoder = images.encoder
     if keys is not None and not keys:
         return [], np.empty((0, encoder.dimensions), np.float32)
     encoder.load()
     rows: list[Row] = []
     vectors: list[np.ndarray] = []
-    samples = prefetched(
-        pool.read(shard, keys),
-        lambda sample: _prepared(sample, encoder),
-        encoder.workers,
-        encoder.batch_size * BATCHES_AHEAD,
-    )
-    for batch in batched(samples, encoder.batch_size):
+    for batch in batched(images.of(shard, keys), encoder.batch_size):
         done = [finished.result() for _, finished in batch]
         pixels = [prepared for row, prepared in done if row.reason is None]
         with busy.working(len(pixels)):

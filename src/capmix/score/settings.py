@@ -39,7 +39,9 @@ class ScoreSettings(Settings):
         group=MODEL,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
+        "auto",
+        "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",
+        group=HARDWARE,
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
     exact_decode: bool = option(

@@ -6,6 +6,7 @@ Columns in addition to the status: `k`, `score` (cosine similarity of image and 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
 from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
-from capmix.models.image_pass import embed_shard, read_embeddings
+from capmix.models.image_pass import PreparedImages, embed_shard, read_embeddings
 from capmix.models.index import pool_inputs
 from capmix.models.selected import LargerParts, SelectedSamples, not_selected
 from capmix.pool import Pool, Shard
@@ -54,7 +55,7 @@ class ImagePass:
         batch_timeout: float = BATCH_TIMEOUT,
         selected: SelectedSamples | None = None,
     ):
-        self._pool, self._encoder, self._selected = pool, scorer.encoder, selected
+        self._images, self._selected = PreparedImages(pool, scorer.encoder), selected
         self._batches = Batches(batch_timeout)
         self._last: tuple[str, Embedded] | None = None
 
@@ -63,9 +64,13 @@ class ImagePass:
         if self._last is None or self._last[0] != shard.name:
             chosen = self._selected.of(shard.name) if self._selected else None
             keys = None if chosen is None else frozenset(chosen.values())
-            found = embed_shard(self._pool, self._encoder, shard, self._batches, busy, keys)
+            found = embed_shard(self._images, shard, self._batches, busy, keys)
             self._last = shard.name, found
         return self._last[1]
+
+    def follow(self, shard: Shard | None) -> None:
+        """Begin to read the shard that probably comes next, once the current one is read."""
+        self._images.follow(None if self._selected else shard)
 
 
 def saved_score_stage(
@@ -97,7 +102,8 @@ def fresh_score_stage(
     selected: SelectedSamples | None = None,
 ) -> Stage:
     """Return a scoring stage that embeds the pool's images and does not save the embeddings."""
-    return score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
+    stage = score_stage(store, scorer, source, images, pool_inputs, (), batch_timeout, selected)
+    return replace(stage, follow=images.follow)
 
 
 def score_stage(
