@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from null_models import (
+    captions_killed_by,
     captions_of_changing_settings,
     captions_of_devices,
     captions_of_few_shards,
     captions_of_no_process,
-    captions_killed_by,
     captions_of_one_process,
     deadly_captions,
     null_captions,

@@ -1,8 +1,7 @@
 """Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ from capmix.caption.captioner import Caption, ImageCaptioner
 from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
-from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
+from capmix.caption.stream import StreamedImage, streamed, takes_first
+from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished
 from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
@@ -57,7 +57,7 @@ def image_caption_stage(
     """
     prompt = captioner.settings.get("prompt")
     batches = Batches(batch_timeout)
-    model, prepare = _by_first(captioner, source), _preparing(captioner)
+    prepare = _preparing(captioner)
 
     def inputs(shard: Shard) -> dict[str, str]:
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
@@ -66,23 +66,32 @@ def image_caption_stage(
     whole = ReadAhead(lambda shard: pool.read(shard), lambda sample: prepare(sample, {}), *held)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
-        rows: list[Row] = []
         samples = whole.of(shard)
         if out.keys is not None:
             to_do = _to_do(pool, shard, out)
             samples = read_ahead(to_do, lambda sample: prepare(sample, out.kept), *held)
-        for batch in batched(samples, captioner.batch_size):
-            out.count_in(len(batch))
-            ready = [_ready(sample, finished) for sample, finished in batch]
-            good = [one for _, one in ready if one is not None and one.failed is None]
-            with out.busy.working(len(good)):
-                found = iter(batches.run(model, good))
-            for row, one in ready:
-                made = [row]
-                if one is not None:
-                    made = _rows(row, one, one.failed or next(found), prompt, language)
-                rows += made
-                count_row(out, made[-1])
+        found: dict[int, list[Row]] = {}
+
+        def add(place: int, row: Row, one: _Ready | None, result: Any) -> None:
+            made = [row] if one is None else _rows(row, one, result, prompt, language)
+            found[place] = made
+            count_row(out, made[-1])
+
+        def images() -> Iterator[StreamedImage]:
+            for place, (sample, finished) in enumerate(samples):
+                out.count_in()
+                row, one = _ready(sample, finished)
+                if one is None or one.failed is not None:
+                    add(place, row, one, one and one.failed)
+                else:
+                    about = place, row, one
+                    yield StreamedImage(one.prepared, one.draw_name, len(one.kept), about)
+
+        for image in streamed(captioner, images(), source, batches, out.busy):
+            out.busy.images += 1
+            place, row, one = image.about
+            add(place, row, one, image.error or image.captions)
+        rows = [row for place in sorted(found) for row in found[place]]
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}
@@ -105,7 +114,7 @@ def image_caption_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=reuse,
-        follow=None if _takes_first(captioner.prepare) else follow,
+        follow=None if takes_first(captioner.prepare) else follow,
     )
 
 
@@ -118,47 +127,17 @@ def _to_do(pool: Pool, shard: Shard, out: PartWriter) -> Iterator[Sample | BadSa
             yield sample
 
 
-def _by_first(
-    captioner: ImageCaptioner, source: str
-) -> Callable[[Sequence[_Ready]], list[list[Caption]]]:
-    """Return the model as a function of a batch that writes the missing captions of each image.
-
-    The images of a batch may have different numbers of existing captions.
-    """
-    takes_first = _takes_first(captioner.caption)
-
-    def model(items: Sequence[_Ready]) -> list[list[Caption]]:
-        found: list[list[Caption]] = [[] for _ in items]
-        for first in sorted({len(one.kept) for one in items}):
-            places = [place for place, one in enumerate(items) if len(one.kept) == first]
-            prepared = [items[place].prepared for place in places]
-            names = [items[place].draw_name for place in places]
-            if first and takes_first:
-                made = captioner.caption(prepared, names, source, first=first)
-            else:
-                made = [one[first:] for one in captioner.caption(prepared, names, source)]
-            for place, captions in zip(places, made, strict=True):
-                found[place] = captions
-        return found
-
-    return model
-
-
-def _takes_first(method: Callable[..., Any]) -> bool:
-    return "first" in inspect.signature(method).parameters
-
-
 def _preparing(
     captioner: ImageCaptioner,
 ) -> Callable[[Sample | BadSample, Mapping[str, list[Caption]]], _Ready | None]:
     """Return the preprocessing as a function of a sample and the existing captions by key."""
-    takes_first = _takes_first(captioner.prepare)
+    has_first = takes_first(captioner.prepare)
 
     def prepare(sample: Sample | BadSample, kept: Mapping[str, list[Caption]]) -> _Ready | None:
         if isinstance(sample, BadSample):
             return None
         captions = kept.get(sample.key, [])
-        options = {"first": len(captions)} if captions and takes_first else {}
+        options = {"first": len(captions)} if captions and has_first else {}
         failed: BadImageError | SampleError | None = None
         prepared = None
         try:

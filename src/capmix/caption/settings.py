@@ -67,6 +67,14 @@ class CaptionSettings(Settings):
         "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
         group=HARDWARE,
     )
+    slots: int | None = option(
+        None,
+        "Captions under way at once, for models that support it (default: depends on the device; "
+        "0 = batches of transformers' generate).",
+        group=HARDWARE,
+        metavar="N",
+        ge=0,
+    )
     compile_decoder: bool = option(
         False,
         "Compile the decoder on a GPU: about one minute at startup, then less time per token.",

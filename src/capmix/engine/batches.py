@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 BATCH_TIMEOUT = 600.0  # seconds; compiling a model within its first batch takes a minute or two
 LONGEST_DETAIL = 500
+OUT_OF_MEMORY = "out_of_memory"  # a SampleError's reason
 # Parts of messages of torch's allocators and of the CUDA and HIP libraries, in lower case. cuBLAS,
 # cuDNN, cuSOLVER, cuSPARSE and cuFFT report a status such as CUBLAS_STATUS_ALLOC_FAILED.
 NO_MEMORY = (
@@ -115,13 +116,13 @@ class Batches:
         self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
     ) -> list[Result | SampleError]:
         before = deepcopy(self.limit)
-        found = self._tried(model, items)
+        found: list[Result] | SampleError = self.tried(lambda: list(model(items)))
         if not isinstance(found, SampleError):
             self.limit.succeeded(len(items))
-            return found
+            return [*found]
         if len(items) == 1:
             return [found]
-        if found.reason != "out_of_memory":
+        if found.reason != OUT_OF_MEMORY:
             half = len(items) // 2
             return self.run(model, items[:half]) + self.run(model, items[half:])
         self._shrink(len(items))
@@ -141,23 +142,22 @@ class Batches:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _tried(
-        self, model: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
-    ) -> list[Result | SampleError] | SampleError:
-        """Return the results of one call of the model, or why it failed.
+    def tried(self, work: Callable[[], Result]) -> Result | SampleError:
+        """Return what `work` returns within the time limit, or why it failed.
 
-        The traceback of the failure, which holds the tensors, is freed here.
+        Raises BrokenDeviceError if the GPU is at fault. The traceback of the failure, which holds
+        the tensors, is freed here.
         """
         try:
             with self._deadline.block():
-                return list(model(items))
+                return work()
         except SampleError as error:
             return error
         except TimedOutError:
             detail = f"no answer within {self.seconds:g} s (--batch-timeout)"
             return SampleError("model_hung", detail)
         except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
-            reason = "out_of_memory" if _is_out_of_memory(error) else "model_error"
+            reason = OUT_OF_MEMORY if _is_out_of_memory(error) else "model_error"
             if "CUDA error" in str(error):
                 _check_device(error)
             return SampleError(reason, f"{type(error).__name__}: {error}"[:LONGEST_DETAIL])

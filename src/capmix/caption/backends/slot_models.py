@@ -208,9 +208,7 @@ def _heads(states: Any, attention: Any) -> Any:
 
 
 def _empty(pair: Pair, slots: int, length: int) -> Pair:
-    keys, values = (
-        one.new_zeros(slots, one.shape[1], length, one.shape[3]) for one in pair
-    )
+    keys, values = (one.new_zeros(slots, one.shape[1], length, one.shape[3]) for one in pair)
     return keys, values
 
 

@@ -9,7 +9,8 @@ depend on its neighbours. Prompts run in groups; the K captions of an image shar
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,35 +18,14 @@ from capmix.caption.backends.slot_models import Prompted, SlotCache, SlotModel
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_key, draw_tokens
 from capmix.caption.settings import CaptionSettings
+from capmix.caption.stream import StreamedImage
 from capmix.engine.batches import OUT_OF_MEMORY, Batches, SampleError
 from capmix.engine.busy import Busy
-from capmix.engine.deadline import TimedOutError
 
 log = logging.getLogger(__name__)
 
 STEPS_PER_CHECK = 4  # on a GPU, the host looks for finished captions after so many steps
 ROUNDED_TO = 64  # positions; prompts of other lengths then rarely need new memory
-FAILURES = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError, TimedOutError)
-
-
-@dataclass(eq=False)
-class SlotImage:
-    """An image to caption: its prepared inputs, the name that seeds its draws, and the numbers of
-    the captions to write. `written` are its captions by number."""
-
-    inputs: dict[str, Any]
-    name: str
-    numbers: range
-    written: dict[int, Caption] = field(default_factory=dict)
-    error: SampleError | None = None
-
-    @property
-    def captions(self) -> list[Caption]:
-        return [self.written[number] for number in self.numbers]
-
-    @property
-    def is_finished(self) -> bool:
-        return len(self.written) == len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,7 @@ class SlotsPlan:
 class _Owner:
     """The caption in a slot. Copies of the state up to number `since` are of an earlier owner."""
 
-    image: SlotImage
+    image: StreamedImage
     number: int
     since: int
 
@@ -69,7 +49,7 @@ class _Owner:
 class _Group:
     """Images whose prompts have been run. `ready` is a CUDA event on a GPU."""
 
-    images: list[SlotImage]
+    images: list[StreamedImage]
     prompted: Prompted
     ready: Any = None
 
@@ -110,8 +90,12 @@ class _State:
     def free(self) -> list[int]:
         return [slot for slot, owner in enumerate(self.owners) if owner is None]
 
+    def forget(self, image: StreamedImage) -> None:
+        """Free the slots of an image. Its captions may go on until the slots are taken."""
+        self.owners = [None if one and one.image is image else one for one in self.owners]
+
     @property
-    def images(self) -> list[SlotImage]:
+    def images(self) -> list[StreamedImage]:
         """The images under way, each once."""
         return list(dict.fromkeys(owner.image for owner in self.owners if owner is not None))
 
@@ -133,7 +117,7 @@ class Slots:
         device: str,
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         decode: Callable[[list[int]], Caption],
-        alone: Callable[[Sequence[SlotImage], str], Sequence[list[Caption]]],
+        alone: Callable[[Sequence[StreamedImage], str], Sequence[list[Caption]]],
     ):
         import torch
 
@@ -141,60 +125,66 @@ class Slots:
         self._collate, self._decode, self._alone = collate, decode, alone
         self._ends = torch.tensor(list(ends), dtype=torch.int64, device=device)
         self._is_gpu = device.startswith("cuda")
-        self._side = torch.cuda.Stream(device) if self._is_gpu else None
+        self._side: Any = None
+        if self._is_gpu:
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._state: _State | None = None
         self._ahead: _Group | None = None  # prompts that wait for free slots
         self._graph: Any = None
 
     def stream(
-        self, images: Iterator[SlotImage], source: str, batches: Batches, busy: Busy
-    ) -> Iterator[SlotImage]:
+        self, images: Iterator[StreamedImage], source: str, batches: Batches, busy: Busy
+    ) -> Iterator[StreamedImage]:
         """Yield each image when all its captions are `written`, or with its `error`.
 
         The order is that in which they finish. `batches` gives the time limit of each turn and
         names failures; `busy` gets the time of the model.
         """
-        waiting: deque[SlotImage] = deque()
+        waiting: deque[StreamedImage] = deque()
 
-        def attempt(work: Callable[[], Any], involved: list[SlotImage]) -> Any:
-            return self._attempt(work, involved, waiting, source, batches, busy)
+        def attempt(
+            work: Callable[..., Any], *arguments: Any, involved: list[StreamedImage]
+        ) -> Any:
+            todo = partial(work, *arguments)
+            return self._attempt(todo, involved, waiting, source, batches, busy)
 
         try:
-            while True:
-                if self._wants_images and (some := _next(images, waiting, self.plan.group)):
-                    self._ahead = yield from attempt(lambda some=some: self._prompted(some), some)
+            is_over = False
+            while not is_over:
+                if self._wants_images:
+                    some = _next(images, waiting, self.plan.group)
+                    is_over = not some and self._is_idle
+                    if some:
+                        self._ahead = yield from attempt(self._prompted, some, involved=some)
                 if self._ahead is not None and self._has_room(self._ahead):
                     group, self._ahead = self._ahead, None
-                    yield from attempt(lambda group=group: self._admit(group, source), group.images)
-                if self._state is not None and self._state.images:
-                    yield from (yield from attempt(self._advance, [])) or []
-                elif self._ahead is None and not waiting:
-                    return
+                    made = yield from attempt(self._admit, group, source, involved=group.images)
+                    yield from made or []
+                elif not self._is_idle:
+                    yield from (yield from attempt(self._advance, involved=[])) or []
         finally:
             self._clear()
 
     def _attempt(
         self,
         work: Callable[[], Any],
-        involved: list[SlotImage],
-        waiting: deque[SlotImage],
+        involved: list[StreamedImage],
+        waiting: deque[StreamedImage],
         source: str,
         batches: Batches,
         busy: Busy,
-    ) -> Generator[SlotImage, None, Any]:
+    ) -> Generator[StreamedImage, None, Any]:
         """Return what `work` returns. If it fails, yield the images that another way captions.
 
         Out of memory, all images under way start again in fewer slots.
         """
         import torch
 
-        try:
-            with batches.deadline.block(), busy.working(0), torch.inference_mode():
-                return work()
-        except FAILURES as error:
-            failure = batches.failure(error)
-        # After `except`, whose traceback holds tensors.
-        if failure.reason == OUT_OF_MEMORY and self.plan.slots // 2 >= self._most:
+        with busy.working(0), torch.inference_mode():
+            result = batches.tried(work)
+        if not isinstance(result, SampleError):
+            return result
+        if result.reason == OUT_OF_MEMORY and self.plan.slots // 2 >= self._most:
             waiting.extendleft(reversed([*self._clear(), *involved]))
             self._halve()
             return None
@@ -202,10 +192,7 @@ class Slots:
         with busy.working(0):
             found = batches.run(lambda some: self._alone(some, source), failed)
         for image, captions in zip(failed, found, strict=True):
-            if isinstance(captions, SampleError):
-                image.error = captions
-            else:
-                image.written = dict(zip(image.numbers, captions, strict=True))
+            image.finish(captions)
             yield image
         return None
 
@@ -214,28 +201,38 @@ class Slots:
         """The largest number of captions of an image."""
         return self._wanted.captions_per_image
 
+    def _numbers(self, image: StreamedImage) -> range:
+        """The numbers of the captions to write."""
+        return range(image.first, self._most)
+
     @property
     def _free(self) -> int:
         return self.plan.slots if self._state is None else len(self._state.free)
 
     @property
+    def _is_idle(self) -> bool:
+        return self._state is None or not self._state.images
+
+    @property
     def _wants_images(self) -> bool:
         """Whether to run prompts now. On a GPU they run beside the steps, before slots are free."""
-        is_idle = self._state is None or not self._state.images
-        enough = self._is_gpu or is_idle or self._free >= self.plan.group * self._most
+        enough = self._is_gpu or self._is_idle or self._free >= self.plan.group * self._most
         return self._ahead is None and enough
 
     def _has_room(self, group: _Group) -> bool:
+        """Whether the captions of a group can start. On a GPU, steps go on until it is ready."""
         state = self._state
         if state is None:
             return True
+        if group.ready is not None and state.images and not group.ready.query():
+            return False
         is_long = group.prompted.length + self._wanted.max_tokens > state.cache.length
-        need = sum(len(image.numbers) for image in group.images)
+        need = sum(len(self._numbers(image)) for image in group.images)
         return not state.images if is_long else len(state.free) >= need
 
-    def _prompted(self, images: list[SlotImage]) -> _Group:
+    def _prompted(self, images: list[StreamedImage]) -> _Group:
         """Run the prompts of images of one shape. On a GPU, always `plan.group` rows."""
-        inputs = [image.inputs for image in images]
+        inputs = [image.prepared for image in images]
         if self._side is None:
             return _Group(images, self._model.prompt(self._collate(inputs)))
         import torch
@@ -249,8 +246,11 @@ class Slots:
             tensor.record_stream(here)
         return _Group(images, prompted, ready)
 
-    def _admit(self, group: _Group, source: str) -> None:
-        """Put the captions of a group into free slots, and draw their first tokens."""
+    def _admit(self, group: _Group, source: str) -> list[StreamedImage]:
+        """Put the captions of a group into free slots, and draw their first tokens.
+
+        Returns the images that have all their captions already.
+        """
         import torch
 
         if group.ready is not None:
@@ -259,7 +259,7 @@ class Slots:
         captions = [
             (row, image, number)
             for row, image in enumerate(group.images)
-            for number in image.numbers
+            for number in self._numbers(image)
         ]
         slots = state.free[: len(captions)]
         names = [image.name for _, image, _ in captions]
@@ -279,6 +279,7 @@ class Slots:
         self._draw(group.prompted.logits[sources], rows)
         for slot, (_, image, number) in zip(slots, captions, strict=True):
             state.owners[slot] = _Owner(image, number, state.copies)
+        return [image for image in group.images if not self._numbers(image)]
 
     def _state_for(self, like: Prompted) -> _State:
         """Return the state, made anew if there is none or if the prompts are too long for it."""
@@ -296,7 +297,8 @@ class Slots:
         import torch
 
         step = torch.compile(self._step) if self._wanted.compile_decoder else self._step
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        here = torch.cuda.current_stream()
+        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(3):  # compile, and let the libraries choose their kernels
@@ -308,7 +310,7 @@ class Slots:
             step()
         return graph
 
-    def _advance(self) -> list[SlotImage]:
+    def _advance(self) -> list[StreamedImage]:
         """Take one step or, on a GPU, several. Return the images that have finished."""
         assert self._state is not None
         if self._graph is None:
@@ -358,29 +360,30 @@ class Slots:
         is_done = was_done | is_end | is_nan | (steps + 1 >= wanted.max_tokens)
         state.is_done[rows] = is_done
 
-    def _collected(self, state: _State) -> list[SlotImage]:
+    def _collected(self, state: _State) -> list[StreamedImage]:
         """Take finished captions out of their slots; return the images that have finished.
 
         On a GPU, from the last but one copy of the state, so that the host does not wait for steps
         that have just been launched.
         """
-        copy = self._copied(state)
-        if self._is_gpu:
-            copy, state.last_copy = state.last_copy, copy
+        new = self._copied(state)
+        copy, state.last_copy = (state.last_copy, new) if self._is_gpu else (new, None)
         if copy is None:
             return []
         if copy.ready is not None:
             copy.ready.synchronize()
         is_done, is_nan, steps, tokens = (tensor.tolist() for tensor in copy.tensors)
         found = []
-        for slot, owner in enumerate(state.owners):
+        for slot in range(len(state.owners)):
+            owner = state.owners[slot]
             if owner is None or not is_done[slot] or copy.number <= owner.since:
                 continue
             image, state.owners[slot] = owner.image, None
+            image.written[owner.number] = self._decode(tokens[slot][: steps[slot]])
             if is_nan[slot]:
                 image.error = SampleError("model_error", f"ValueError: {NAN_LOGITS}")
-            image.written[owner.number] = self._decode(tokens[slot][: steps[slot]])
-            if image.is_finished:
+                state.forget(image)
+            if image.error or len(image.written) == len(self._numbers(image)):
                 found.append(image)
         return found
 
@@ -396,14 +399,17 @@ class Slots:
             mine.copy_(theirs, non_blocking=True)
         return _Copy(state.copies, pinned, torch.cuda.current_stream().record_event())
 
-    def _clear(self) -> list[SlotImage]:
+    def _clear(self) -> list[StreamedImage]:
         """Empty all slots; return the images under way, without any captions."""
+        import torch
+
         lost = [] if self._ahead is None else list(self._ahead.images)
         self._ahead = None
         if self._state is not None:
             lost = [*self._state.images, *lost]
             self._state.owners = [None] * len(self._state.owners)
-            self._state.is_done.fill_(True)
+            with torch.inference_mode():
+                self._state.is_done.fill_(True)
         for image in lost:
             image.written.clear()
         return lost
@@ -419,7 +425,9 @@ class Slots:
             torch.cuda.empty_cache()
 
 
-def _next(images: Iterator[SlotImage], waiting: deque[SlotImage], most: int) -> list[SlotImage]:
+def _next(
+    images: Iterator[StreamedImage], waiting: deque[StreamedImage], most: int
+) -> list[StreamedImage]:
     """Return up to `most` images of one shape; others wait in `waiting`. Empty at the end."""
     waiting.extend(islice(images, max(0, most - len(waiting))))
     if not waiting:
@@ -433,5 +441,5 @@ def _next(images: Iterator[SlotImage], waiting: deque[SlotImage], most: int) -> 
     return some
 
 
-def _shape(image: SlotImage) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(tensor.shape)) for name, tensor in image.inputs.items()]
+def _shape(image: StreamedImage) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in image.prepared.items()]

@@ -15,9 +15,14 @@ from typing import Any, ClassVar
 
 from capmix.caption.backends.blip_vision import speed_up_blip
 from capmix.caption.backends.generation import GenerationRules, generation_rules
+from capmix.caption.backends.slot_models import slot_model
+from capmix.caption.backends.slots import Slots, SlotsPlan
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
 from capmix.caption.settings import CaptionSettings
+from capmix.caption.stream import StreamedImage, captions_of, in_batches
+from capmix.engine.batches import Batches
+from capmix.engine.busy import Busy
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
 from capmix.models.hub import check_hub
@@ -29,6 +34,7 @@ PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
 PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
+GPU_SLOTS, CPU_SLOTS = 512, 32
 SMALLEST_SIDE = 5  # pixels; smaller images are enlarged first, as in the paper
 
 
@@ -67,6 +73,7 @@ class TransformersCaptioner:
         self._shorter_side = shorter_side(pictures)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
+        self._slots = self._slots_of(settings)
         weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
             # A local model is identified by its weights, not by its path.
@@ -80,6 +87,26 @@ class TransformersCaptioner:
         }
         self.provenance = provenance(
             ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
+        )
+
+    def _slots_of(self, settings: CaptionSettings) -> Slots | None:
+        """Return the slots; None if the captions come from `generate`."""
+        model = slot_model(self.model)
+        if model is None or settings.slots == 0 or self._rules.logits:
+            return None
+        is_gpu = self._device.startswith("cuda")
+        most = settings.captions_per_image
+        slots = max(most, settings.slots or (GPU_SLOTS if is_gpu else CPU_SLOTS))
+        group = max(1, min(slots // (4 * most) or slots // most, self.batch_size))
+        return Slots(
+            model,
+            settings,
+            self._rules.ends,
+            SlotsPlan(slots, group),
+            self._device,
+            self._collate,
+            self._caption,
+            lambda images, source: captions_of(self, images, source),
         )
 
     @staticmethod
@@ -104,6 +131,15 @@ class TransformersCaptioner:
             # One copy per thread: fast tokenizers are not thread-safe ("Already borrowed").
             self._own.processor = copy.deepcopy(self.processor)
         return dict(self._own.processor(images=image, return_tensors="pt", **text))
+
+    def stream(
+        self, images: Iterator[StreamedImage], source: str, batches: Batches, busy: Busy
+    ) -> Iterator[StreamedImage]:
+        """Yield each image with its captions `written` or its `error`, in any order."""
+        if self._slots is not None:
+            yield from self._slots.stream(images, source, batches, busy)
+        else:
+            yield from in_batches(self, images, source, batches, busy)
 
     def caption(
         self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str, first: int = 0
