@@ -17,12 +17,12 @@ CAUSAL = ("blip-2", "llava", "smolvlm", "idefics3")
 class Prompted:
     """N prompts: logits (N, V) of the next token, and per layer what the attention keeps of them.
 
-    `crossed` is what cross attention sees of the images; empty for models without it.
+    `image` is what cross attention sees, (N, patches, D); None for models without it.
     """
 
     logits: Any
     past: list[Pair]
-    crossed: list[Pair]
+    image: Any = None
 
     @property
     def length(self) -> int:
@@ -31,7 +31,8 @@ class Prompted:
 
     @property
     def tensors(self) -> list[Any]:
-        return [self.logits, *(one for pair in [*self.past, *self.crossed] for one in pair)]
+        image = [] if self.image is None else [self.image]
+        return [self.logits, *image, *(one for pair in self.past for one in pair)]
 
 
 class SlotCache:
@@ -45,8 +46,9 @@ class SlotCache:
 
     def __init__(self, like: Prompted, slots: int, length: int):
         self.past = [_empty(pair, slots, length) for pair in like.past]
-        self.crossed = [_empty(pair, slots, pair[0].shape[2]) for pair in like.crossed]
-        device = like.logits.device
+        self.image, device = None, like.logits.device
+        if like.image is not None:
+            self.image = like.image.new_zeros(slots, *like.image.shape[1:])
         self.length = length
         self._rows, self._columns = _range(slots, device), _range(length, device)
         self.positions = self._rows * 0
@@ -61,9 +63,8 @@ class SlotCache:
         for kept, new in zip(self.past, like.past, strict=True):
             for whole, part in zip(kept, new, strict=True):
                 whole[rows, :, : part.shape[2]] = part[sources]
-        for kept, new in zip(self.crossed, like.crossed, strict=True):
-            for whole, part in zip(kept, new, strict=True):
-                whole[rows] = part[sources]
+        if self.image is not None:
+            self.image[rows] = like.image[sources]
 
     def mask(self) -> Any:
         """Return which positions each row attends to, bool (S, 1, 1, positions)."""
@@ -75,9 +76,11 @@ class SlotCache:
         """The positions of the next tokens, int64 (rows,)."""
         return self.positions[self._used]
 
-    def crossed_of(self, layer: int) -> Pair:
-        keys, values = self.crossed[layer]
-        return keys[self._used], values[self._used]
+    @property
+    def used_image(self) -> Any:
+        """What cross attention sees, (rows, patches, D)."""
+        assert self.image is not None
+        return self.image[self._used]
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> Pair:
         """Store keys and values (S, heads, 1, D) of a layer; return all that can be seen."""
@@ -134,7 +137,7 @@ class CausalSlots:
         out = getattr(out, "language_model_outputs", None) or out
         layers = getattr(out, "cache", None) or out.past_key_values
         past = [(layer.keys, layer.values) for layer in layers.layers]
-        return Prompted(out.logits[:, -1], past, [])
+        return Prompted(out.logits[:, -1], past)
 
     def step(self, tokens: Any, cache: SlotCache) -> Any:
         out = self._decoder(
@@ -159,7 +162,9 @@ class CausalSlots:
 class BlipSlots:
     """BLIP, whose decoder sees the image by cross attention.
 
-    The step uses fused attention, which transformers lacks for BLIP.
+    The keys and values of an image in all layers would be 24 times as large as its patches, and to
+    compute them costs as much as 60 tokens. The step applies their weights to the queries and to
+    the mixed patches instead: q (W p) = (q W) p.
     """
 
     def __init__(self, model: Any):
@@ -170,36 +175,52 @@ class BlipSlots:
         import torch
 
         patches = self._model.vision_model(pixel_values=inputs["pixel_values"])[0]
-        start = torch.full((len(patches), 1), self._config.bos_token_id, device=patches.device)
+        count, layers = len(patches), self._decoder.bert.encoder.layer
+        tokens = torch.full((count, 1), self._config.bos_token_id, device=patches.device)
         if "input_ids" in inputs:  # [CLS] prompt [SEP]; BLIP starts with its own token
-            start = torch.cat([start, inputs["input_ids"][:, 1:-1]], 1)
-        out = self._decoder(
-            input_ids=start, encoder_hidden_states=patches, use_cache=True, logits_to_keep=1
-        )
-        both = getattr(out, "cache", None) or out.past_key_values
-        past = [(layer.keys, layer.values) for layer in both.self_attention_cache.layers]
-        crossed = [(layer.keys, layer.values) for layer in both.cross_attention_cache.layers]
-        return Prompted(out.logits[:, -1], past, crossed)
+            tokens = torch.cat([tokens, inputs["input_ids"][:, 1:-1]], 1)
+        inner = layers[0].attention.self
+        one = patches.new_empty(1, inner.num_attention_heads, 1, inner.attention_head_size)
+        cache = SlotCache(Prompted(patches, [(one, one)] * len(layers)), count, tokens.shape[1])
+        cache.image = patches
+        for column in range(tokens.shape[1]):
+            cache.positions.fill_(column)
+            logits = self.step(tokens[:, column], cache)
+        return Prompted(logits, cache.past, patches)
 
     def step(self, tokens: Any, cache: SlotCache) -> Any:
+        from torch.nn.functional import scaled_dot_product_attention
+
         body, mask = self._decoder.bert, cache.mask()
         states = body.embeddings(tokens.unsqueeze(1), cache.used_positions.unsqueeze(1))
         for number, layer in enumerate(body.encoder.layer):
-            inner = layer.attention.self
-            new = _heads(inner.key(states), inner), _heads(inner.value(states), inner)
-            states = _attended(layer.attention, states, cache.update(*new, number), mask)
-            states = _attended(layer.crossattention, states, cache.crossed_of(number), None)
+            own = layer.attention.self
+            query, key, value = (
+                _heads(one(states), own) for one in (own.query, own.key, own.value)
+            )
+            pair = cache.update(key, value, number)
+            mixed = scaled_dot_product_attention(query, *pair, attn_mask=mask)
+            states = layer.attention.output(mixed.transpose(1, 2).flatten(2), states)
+            cross = layer.crossattention
+            states = cross.output(_crossed(cross.self, states, cache.used_image), states)
             states = layer.feed_forward_chunk(states)
         return self._decoder.cls(states)[:, 0]
 
 
-def _attended(attention: Any, states: Any, pair: Pair, mask: Any) -> Any:
-    """Apply BLIP's attention, states (S, 1, width), to keys and values."""
-    from torch.nn.functional import scaled_dot_product_attention
+def _crossed(attention: Any, states: Any, patches: Any) -> Any:
+    """Attend to patches (S, P, D) from states (S, 1, width); returns (S, 1, width).
 
-    query = _heads(attention.self.query(states), attention.self)
-    mixed = scaled_dot_product_attention(query, *pair, attn_mask=mask)
-    return attention.output(mixed.transpose(1, 2).flatten(2), states)
+    The bias of the keys adds the same to all scores of a head, which softmax ignores. The weights
+    of a head sum to 1, so that the bias of the values is added once.
+    """
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    query = attention.query(states).view(-1, heads, size).transpose(0, 1)  # (heads, S, size)
+    keys = attention.key.weight.view(heads, size, -1)
+    scores = (query @ keys).transpose(0, 1) @ patches.transpose(1, 2)  # (S, heads, P)
+    mixed = (scores * size**-0.5).softmax(-1) @ patches  # (S, heads, D)
+    values = attention.value.weight.view(heads, size, -1)
+    found = mixed.transpose(0, 1) @ values.transpose(1, 2)  # (heads, S, size)
+    return found.transpose(0, 1).flatten(1).unsqueeze(1) + attention.value.bias
 
 
 def _heads(states: Any, attention: Any) -> Any:
