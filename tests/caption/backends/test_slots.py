@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from samples import image_bytes
-from tiny_models import blip, blip2, llava, smolvlm
+from tiny_models import blip, blip2, llava, qwen2_vl, qwen3_vl, smolvlm
 
 from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.captioner import Caption
@@ -19,8 +19,8 @@ from capmix.engine.busy import Busy
 from capmix.pool import Sample
 
 COUNT = 18
-BUILDERS = [blip, blip2, llava, smolvlm]
-# SmolVLM's inputs have three shapes here, and images of one shape run together.
+BUILDERS = [blip, blip2, llava, smolvlm, qwen2_vl, qwen3_vl]
+# The inputs of SmolVLM and Qwen have several shapes here, and images of one shape run together.
 SAMPLES = [
     Sample(str(i), str(i), image_bytes(i, (40 + 60 * (i % 3), 30)), "jpg", None)
     for i in range(COUNT)

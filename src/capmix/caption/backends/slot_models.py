@@ -11,28 +11,37 @@ from typing import Any, Protocol
 Pair = tuple[Any, Any]  # keys and values of one layer, each (rows, heads, positions, D)
 # Models of transformers that attend to image and text in one sequence with positions 0, 1, 2, ...
 CAUSAL = ("blip-2", "llava", "smolvlm", "idefics3")
+# Models whose positions count an image by its sides (M-RoPE): later ones are shifted.
+SHIFTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
 class Prompted:
     """N prompts: logits (N, V) of the next token, and per layer what the attention keeps of them.
 
-    `image` is what cross attention sees, (N, patches, D); None for models without it.
+    `image` is what cross attention sees, (N, patches, D); None for models without it. `shift` is
+    what to add to the positions of later tokens, int64 (N,); None for nothing.
     """
 
     logits: Any
     past: list[Pair]
     image: Any = None
+    shift: Any = None
 
     @property
     def length(self) -> int:
         """Positions of a prompt."""
         return int(self.past[0][0].shape[2])
 
+    def bytes_per_row(self, length: int) -> int:
+        """Bytes of one prompt and its caption with room for `length` positions."""
+        past = sum(one.nbytes for pair in self.past for one in pair) // self.length * length
+        return (past + (0 if self.image is None else self.image.nbytes)) // len(self.logits)
+
     @property
     def tensors(self) -> list[Any]:
-        image = [] if self.image is None else [self.image]
-        return [self.logits, *image, *(one for pair in self.past for one in pair)]
+        known = [self.logits, self.image, self.shift, *(one for pair in self.past for one in pair)]
+        return [one for one in known if one is not None]
 
 
 class SlotCache:
@@ -51,7 +60,7 @@ class SlotCache:
             self.image = like.image.new_zeros(slots, *like.image.shape[1:])
         self.length = length
         self._rows, self._columns = _range(slots, device), _range(length, device)
-        self.positions = self._rows * 0
+        self.positions, self.shift = self._rows * 0, self._rows * 0
         self.narrow(slots, length)
 
     def narrow(self, rows: int, reach: int) -> None:
@@ -65,6 +74,8 @@ class SlotCache:
                 whole[rows, :, : part.shape[2]] = part[sources]
         if self.image is not None:
             self.image[rows] = like.image[sources]
+        if like.shift is not None:
+            self.shift[rows] = like.shift[sources]
 
     def mask(self) -> Any:
         """Return which positions each row attends to, bool (S, 1, 1, positions)."""
@@ -75,6 +86,10 @@ class SlotCache:
     def used_positions(self) -> Any:
         """The positions of the next tokens, int64 (rows,)."""
         return self.positions[self._used]
+
+    @property
+    def used_shift(self) -> Any:
+        return self.shift[self._used]
 
     @property
     def used_image(self) -> Any:
@@ -115,7 +130,7 @@ def slot_model(model: Any) -> SlotModel | None:
     if kind == "blip":
         return BlipSlots(model)
     is_decoder = not text.is_encoder_decoder and layers == {"full_attention"}
-    return CausalSlots(model) if kind in CAUSAL and is_decoder else None
+    return CausalSlots(model) if kind in (*CAUSAL, *SHIFTED) and is_decoder else None
 
 
 class CausalSlots:
@@ -125,6 +140,7 @@ class CausalSlots:
         self._model, self._config = model, model.config
         self._decoder = model.language_model if self._is_blip2 else model
         self._cache = _cache_name(self._decoder.forward)
+        self._is_shifted = self._config.model_type in SHIFTED
 
     @property
     def _is_blip2(self) -> bool:
@@ -137,17 +153,24 @@ class CausalSlots:
         out = getattr(out, "language_model_outputs", None) or out
         layers = getattr(out, "cache", None) or out.past_key_values
         past = [(layer.keys, layer.values) for layer in layers.layers]
-        return Prompted(out.logits[:, -1], past)
+        shift = self._model.model.rope_deltas.flatten() if self._is_shifted else None
+        return Prompted(out.logits[:, -1], past, shift=shift)
 
     def step(self, tokens: Any, cache: SlotCache) -> Any:
         out = self._decoder(
             input_ids=tokens.unsqueeze(1),
             attention_mask=cache.mask(),
-            position_ids=cache.used_positions.unsqueeze(1),
+            position_ids=self._positions(cache),
             use_cache=True,
             **{self._cache: cache},
         )
         return out.logits[:, -1]
+
+    def _positions(self, cache: SlotCache) -> Any:
+        if not self._is_shifted:
+            return cache.used_positions.unsqueeze(1)
+        shifted = cache.used_positions + cache.used_shift
+        return shifted.view(1, -1, 1).expand(3, -1, -1)  # time, height and width
 
     def _blip2_start(self, pixels: Any) -> Any:
         """Return the tokens before a caption without a prompt, as in BLIP-2's `generate`."""

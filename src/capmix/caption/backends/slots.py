@@ -7,6 +7,7 @@ depend on its neighbours. Prompts run in groups; the K captions of an image shar
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from capmix.engine.busy import Busy
 log = logging.getLogger(__name__)
 
 STEPS_PER_CHECK = 4  # on a GPU, the host looks for finished captions after so many steps
+LOOKED_AT = 4  # groups among which images of one shape are sought
+GPU_SHARE, CPU_SHARE = 0.6, 0.2  # of the free memory of a GPU, of all memory: the most for slots
 ROUNDED_TO = 64  # positions; prompts of other lengths then rarely need new memory
 
 
@@ -287,10 +290,25 @@ class Slots:
         if self._state is None or needed > self._state.cache.length:
             is_first, self._state, self._graph = self._state is None, None, None
             length = needed if is_first else -(-needed // ROUNDED_TO) * ROUNDED_TO
+            self._fit(like.bytes_per_row(length))
             self._state = _State(like, self.plan.slots, length, self._wanted.max_tokens)
             if self._is_gpu:
                 self._graph = self._recorded()
         return self._state
+
+    def _fit(self, size: int) -> None:
+        """Lower the number of slots, of `size` bytes each, to what the memory holds."""
+        import torch
+
+        if self._is_gpu:
+            room = int(GPU_SHARE * torch.cuda.mem_get_info()[0])
+        else:
+            room = int(CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        self._set_slots(min(self.plan.slots, room // size))
+
+    def _set_slots(self, slots: int) -> None:
+        slots = max(self._most, slots)
+        self.plan = SlotsPlan(slots, max(1, min(self.plan.group, slots // self._most)))
 
     def _recorded(self) -> Any:
         """Record one step of all slots as a CUDA graph. All rows are frozen meanwhile."""
@@ -419,7 +437,7 @@ class Slots:
 
         slots = self.plan.slots // 2
         log.warning("out of memory with %d slots; continuing with %d", self.plan.slots, slots)
-        self.plan = SlotsPlan(slots, max(1, min(self.plan.group, slots // self._most)))
+        self._set_slots(slots)
         self._state = self._graph = None
         if self._is_gpu:
             torch.cuda.empty_cache()
@@ -433,6 +451,8 @@ def _next(
     if not waiting:
         return []
     shape = _shape(waiting[0])
+    if any(_shape(image) != shape for image in waiting):
+        waiting.extend(islice(images, max(0, LOOKED_AT * most - len(waiting))))
     some = [image for image in waiting if _shape(image) == shape][:most]
     chosen = set(map(id, some))
     kept = [image for image in waiting if id(image) not in chosen]
