@@ -10,6 +10,7 @@ import torch
 from samples import image_bytes
 from tiny_models import blip, blip2, llava, qwen2_vl, qwen3_vl, smolvlm
 
+from capmix.caption.backends import slots
 from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
@@ -118,6 +119,18 @@ def test_no_caption_is_lost_without_memory(small: Path, method: str) -> None:
     assert [found[i].captions for i in range(COUNT)] == expected
     assert one._slots is not None
     assert 2 <= one._slots.plan.slots < 16
+
+
+@pytest.mark.parametrize("share", [1e-9, 3e-6])
+def test_slots_fit_into_memory(small: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "CPU_SHARE", share)
+    one = captioner(small, captions_per_image=2, slots=64)
+    expected = generated(one)
+    found = streamed(one, range(COUNT))
+    assert [found[i].captions for i in range(COUNT)] == expected
+    assert one._slots is not None
+    assert 2 <= one._slots.plan.slots < 64
+    assert (one._slots.plan.slots == 2) == (share < 1e-8)
 
 
 def test_an_image_that_fails_leaves_the_others_alone(small: Path) -> None:

@@ -35,8 +35,9 @@ class Prompted:
 
     def bytes_per_row(self, length: int) -> int:
         """Bytes of one prompt and its caption with room for `length` positions."""
-        past = sum(one.nbytes for pair in self.past for one in pair) // self.length * length
-        return (past + (0 if self.image is None else self.image.nbytes)) // len(self.logits)
+        past: int = sum(one.nbytes for pair in self.past for one in pair) // self.length * length
+        image: int = 0 if self.image is None else self.image.nbytes
+        return (past + image) // len(self.logits)
 
     @property
     def tensors(self) -> list[Any]:

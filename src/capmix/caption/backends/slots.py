@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -50,11 +50,15 @@ class _Owner:
 
 @dataclass(frozen=True)
 class _Group:
-    """Images whose prompts have been run. `ready` is a CUDA event on a GPU."""
+    """Images whose prompts have been run: rows `first` and following of `prompted`.
+
+    `ready` is a CUDA event on a GPU.
+    """
 
     images: list[StreamedImage]
     prompted: Prompted
     ready: Any = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class Slots:
         if group.ready is not None and state.images and not group.ready.query():
             return False
         is_long = group.prompted.length + self._wanted.max_tokens > state.cache.length
-        need = sum(len(self._numbers(image)) for image in group.images)
+        need = min(self.plan.slots, len(group.images) * self._most)
         return not state.images if is_long else len(state.free) >= need
 
     def _prompted(self, images: list[StreamedImage]) -> _Group:
@@ -259,9 +263,12 @@ class Slots:
         if group.ready is not None:
             torch.cuda.current_stream().wait_event(group.ready)
         state = self._state_for(group.prompted)
+        fitting = group.images[: len(state.free) // self._most]
+        if rest := group.images[len(fitting) :]:  # only if memory held fewer slots than planned
+            self._ahead = replace(group, images=rest, first=group.first + len(fitting))
         captions = [
             (row, image, number)
-            for row, image in enumerate(group.images)
+            for row, image in enumerate(fitting, group.first)
             for number in self._numbers(image)
         ]
         slots = state.free[: len(captions)]
@@ -282,7 +289,7 @@ class Slots:
         self._draw(group.prompted.logits[sources], rows)
         for slot, (_, image, number) in zip(slots, captions, strict=True):
             state.owners[slot] = _Owner(image, number, state.copies)
-        return [image for image in group.images if not self._numbers(image)]
+        return [image for image in fitting if not self._numbers(image)]
 
     def _state_for(self, like: Prompted) -> _State:
         """Return the state, made anew if there is none or if the prompts are too long for it."""
@@ -302,8 +309,10 @@ class Slots:
 
         if self._is_gpu:
             room = int(GPU_SHARE * torch.cuda.mem_get_info()[0])
-        else:
+        elif hasattr(os, "sysconf"):
             room = int(CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        else:  # Windows
+            return
         self._set_slots(min(self.plan.slots, room // size))
 
     def _set_slots(self, slots: int) -> None:
