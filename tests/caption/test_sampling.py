@@ -4,10 +4,18 @@ import hashlib
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
-from capmix.caption.sampling import caption_key, gumbel_noise, sample_tokens
+from capmix.caption.sampling import (
+    _ranked,
+    caption_key,
+    draw_tokens,
+    gumbel_noise,
+    sample_tokens,
+    top_tokens,
+)
 from capmix.caption.settings import CaptionSettings
 
 MASK = 2**64 - 1
@@ -54,3 +62,42 @@ def test_temperature_zero_takes_the_largest() -> None:
     settings = CaptionSettings(top_k=5, temperature=0)
     drawn = sample_tokens(logits, torch.zeros(4, dtype=torch.int64), 0, settings)
     assert drawn.tolist() == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_of_equal_logits_the_lower_ids_are_chosen(decimals: int) -> None:
+    """`decimals` 0 gives hundreds of equal logits, 6 almost none."""
+    logits = torch.randn(20, 3000, generator=torch.Generator().manual_seed(2)).round(
+        decimals=decimals
+    )
+    logits[3] = -torch.inf
+    logits[3, 7] = -0.0
+    for count in (1, 50, 4000):
+        values, tokens = top_tokens(logits, count)
+        by_hand = np.lexsort((np.broadcast_to(np.arange(3000), (20, 3000)), -logits.numpy()))
+        assert tokens.tolist() == by_hand[:, :count].tolist()
+        assert torch.equal(values, logits.gather(1, tokens))
+        ranked = _ranked(logits, min(count, 3000))
+        assert torch.equal(ranked[1], tokens)
+
+
+def test_rows_may_be_at_different_steps() -> None:
+    logits = torch.randn(4, 90, generator=torch.Generator().manual_seed(3))
+    keys = torch.tensor([5, -7, 2**62, -(2**63)])
+    settings = CaptionSettings(top_k=40, temperature=2.0)
+    steps = [0, 3, 17, 39]
+    together, _ = draw_tokens(logits, keys, torch.tensor(steps), settings)
+    alone = [
+        int(sample_tokens(logits[row : row + 1], keys[row : row + 1], step, settings))
+        for row, step in enumerate(steps)
+    ]
+    assert together.tolist() == alone
+
+
+def test_only_rows_with_nan_are_marked() -> None:
+    logits = torch.zeros(3, 40)
+    logits[1, 9], logits[2, 3] = torch.nan, torch.inf
+    for temperature in (0.0, 1.0):
+        settings = CaptionSettings(top_k=5, temperature=temperature)
+        _, is_nan = draw_tokens(logits, torch.zeros(3, dtype=torch.int64), 0, settings)
+        assert is_nan.tolist() == [False, True, False]

@@ -50,6 +50,9 @@ class ImageCaptioner(Protocol):
     Caption k depends on the same inputs as for a `Captioner`.
 
     `batch_size` images are captioned at once. `workers` threads run `prepare` ahead of the model.
+    A captioner whose batches need not end together may have a method
+    `stream(images, source, batches, busy)`, which stream.py then calls instead of `caption`.
+
     A captioner that calls a server in `prepare` may accept `prepare(sample, first=0)`. A captioner
     that reads only the image of a sample sets `of_image_alone = True`: its captions are kept when
     other parts of the sample change.

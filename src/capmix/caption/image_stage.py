@@ -17,7 +17,7 @@ from capmix.caption.partial import (
 )
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
-from capmix.caption.stream import StreamedImage, streamed, takes_first
+from capmix.caption.stream import Running, StreamedImage, streamed, takes_first
 from capmix.engine.batches import BATCH_TIMEOUT, MODEL_HUNG, Batches, SampleError
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished
 from capmix.engine.read_ahead import ReadAhead, read_ahead
@@ -129,14 +129,15 @@ def image_caption_stage(
                 out.count_in()
                 row, one = _ready(sample, finished)
                 if one is None or one.found is not None:
-                    add(place, row, one, one and one.found)
+                    add(place, row, one, one.found if one else None)
                 else:
                     yield StreamedImage(
                         one.prepared, one.draw_name, len(one.kept), one.is_alone, (place, row, one)
                     )
 
         on_hang = partial(_note_hang, out, batches.seconds)
-        for some in streamed(captioner, images(), source, batches, out.busy, on_hang):
+        running = Running(source, batches, out.busy, on_hang)
+        for some in streamed(captioner, images(), running):
             out.busy.images += len(some)
             for image in some:
                 place, row, one = image.about

@@ -46,6 +46,12 @@ class CaptionSettings(Settings):
     min_tokens: int = option(5, "Minimum number of tokens.", group=SAMPLING, ge=0)
     max_tokens: int = option(40, "Maximum number of tokens.", group=SAMPLING, ge=1)
     captions_per_image: int = option(1, "Captions per image.", group=SAMPLING, ge=1)
+    plain_sampling: bool = option(
+        False,
+        "Ignore the repetition penalties and forced tokens of a model's generation config, as in "
+        "the paper (transformers models).",
+        group=SAMPLING,
+    )
     seed: int = option(0, "Random seed.", group=SAMPLING)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
@@ -60,6 +66,14 @@ class CaptionSettings(Settings):
         False,
         "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
         group=HARDWARE,
+    )
+    slots: int | None = option(
+        None,
+        "Captions under way at once, for models that support it (default: depends on the device; "
+        "0 = batches of transformers' generate).",
+        group=HARDWARE,
+        metavar="N",
+        ge=0,
     )
     compile_decoder: bool = option(
         False,

@@ -147,6 +147,7 @@ class _Run:
             folder: [shard for shard in self.job.shards if (shard.name, number) not in todo]
             for number, folder in enumerate(self.plan.folders)
         })  # fmt: skip
+
     @property
     def indexes_meanwhile(self) -> bool:
         """Whether the job indexes the pool together with other stages."""

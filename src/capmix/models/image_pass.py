@@ -95,7 +95,7 @@ class PreparedImages:
     `whole` reads all samples of a shard.
     """
 
-    def __init__(self, pool: Pool, encoder: ImageEncoder):
+    def __init__(self, pool: ImagePool, encoder: ImageEncoder):
         self.encoder, self._pool = encoder, pool
         self._prepare: Callable[[Sample | BadSample], tuple[Row, Any]]
         self._prepare = lambda sample: _prepared(sample, encoder)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from samples import image_bytes
-from tiny_models import BUILDERS, blip, plain_model, qwen3_vl
+from tiny_models import BUILDERS, blip, blip2, plain_model, qwen3_vl
 
 from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.batches import Batches
 from capmix.errors import UserError
 from capmix.pool import Sample
 
@@ -148,3 +149,22 @@ def test_a_cache_of_fixed_size_changes_no_caption(folder: Path) -> None:
     fixed = captioner(folder, max_tokens=8, compile_decoder=True, batch_size=4)
     order = list(range(5))
     assert texts(fixed, order, 4) == texts(plain, order, 4)
+
+
+def test_a_compiled_decoder_that_runs_out_of_memory_loses_no_caption(tmp_path: Path) -> None:
+    one = captioner(blip2(tmp_path / "m"), max_tokens=4, compile_decoder=True, batch_size=8)
+    plain, sizes = one.model.generate, []
+
+    def generate(pixel_values: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(pixel_values=pixel_values, **options)
+
+    one.model.generate = generate
+    prepared = [one.prepare(sample) for sample in SAMPLES[:8]]
+    items = list(zip(prepared, UIDS, strict=False))
+    found = Batches().run(lambda some: one.caption(*zip(*some, strict=True), "s"), items)
+    one.model.generate = plain
+    assert found == one.caption(prepared, UIDS[:8], "s")
+    assert set(sizes) == {8, 4, 2}

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from capmix.caption.backends.blip_vision import speed_up_blip
+from capmix.caption.backends.generation import GenerationRules, generation_rules
+from capmix.caption.backends.slot_models import slot_model
+from capmix.caption.backends.slots import Slots, SlotsPlan
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import caption_keys, sample_tokens
+from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
 from capmix.caption.settings import CaptionSettings
+from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
 from capmix.models.hub import check_hub
@@ -28,6 +32,7 @@ PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
 PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
+GPU_SLOTS, CPU_SLOTS = 512, 32
 SMALLEST_SIDE = 5  # pixels; smaller images are enlarged first, as in the paper
 
 
@@ -59,13 +64,14 @@ class TransformersCaptioner:
         self._text = self._chat(self.prompt) if chat and self.prompt else self.prompt
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
-        self._ends = _end_tokens(self.model, self.tokenizer)
+        self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
         self._own = threading.local()
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
         self.workers = max(2, min(16, os.cpu_count() or 2))
+        self._slots = self._slots_of(settings)
         weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
             # A local model is identified by its weights, not by its path.
@@ -75,9 +81,30 @@ class TransformersCaptioner:
             "prompt": self.prompt,
             "dtype": str(dtype).removeprefix("torch."),
             **settings.sampling(),
+            **({"generation": self._rules.logits} if self._rules.logits else {}),
         }
         self.provenance = provenance(
             ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
+        )
+
+    def _slots_of(self, settings: CaptionSettings) -> Slots | None:
+        """Return the slots; None if the captions come from `generate`."""
+        model = slot_model(self.model)
+        if model is None or settings.slots == 0 or self._rules.logits:
+            return None
+        is_gpu = self._device.startswith("cuda")
+        most = settings.captions_per_image
+        slots = max(most, settings.slots or (GPU_SLOTS if is_gpu else CPU_SLOTS))
+        group = max(1, min(slots // (4 * most) or slots // most, self.batch_size))
+        return Slots(
+            model,
+            settings,
+            self._rules.ends,
+            SlotsPlan(slots, group),
+            self._device,
+            self._collate,
+            self._caption,
+            lambda images, running: caption_batch(self, images, running),
         )
 
     @staticmethod
@@ -103,15 +130,22 @@ class TransformersCaptioner:
             self._own.processor = copy.deepcopy(self.processor)
         return dict(self._own.processor(images=image, return_tensors="pt", **text))
 
+    def stream(
+        self, images: Iterator[StreamedImage], running: Running
+    ) -> Iterator[list[StreamedImage]]:
+        """See caption/stream.py."""
+        if self._slots is not None:
+            yield from self._slots.stream(images, running)
+        else:
+            yield from in_batches(self, images, running)
+
     def caption(
         self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
         """Return captions `first` to K - 1 for each of N images; encode each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         for rows in _same_shapes(prepared):
-            # Pad to the full batch size: another size would recompile the decoder.
-            missing = self.batch_size - len(rows) if self._wanted.compile_decoder else 0
-            filled = [*rows, *rows[-1:] * missing]
+            filled = self._padded(rows)
             inputs = self._collate([prepared[row] for row in filled])
             with _cached_vision(self.model):
                 for k in range(first, self._wanted.captions_per_image):
@@ -121,29 +155,42 @@ class TransformersCaptioner:
                         found[row].append(text)
         return found
 
+    def _padded(self, rows: list[int]) -> list[int]:
+        """Repeat the last row up to a number for which the decoder has been compiled.
+
+        Halves of the batch size are compiled as well: padding the half of a batch that did not fit
+        in memory to the full size would never fit.
+        """
+        if not self._wanted.compile_decoder:
+            return rows
+        size = self.batch_size
+        while size > 1 and size // 2 >= len(rows):
+            size //= 2
+        return [*rows, *rows[-1:] * (size - len(rows))]
+
     def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
         import torch
 
         wanted = self._wanted
-        draw = _Draw(keys, wanted, sorted(self._ends))
+        draw = _Draw(keys, wanted, self._rules)
         cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
         with torch.inference_mode():
             self.model.generate(
                 **inputs,
                 do_sample=False,
                 num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
                 max_new_tokens=wanted.max_tokens,
                 logits_processor=[draw],
                 **cache,
             )
+        if bool(draw.is_nan.any()):
+            raise ValueError(NAN_LOGITS)
         # On a GPU, `generate` may run one step too many before it stops.
         drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
         return [self._caption(row) for row in drawn.tolist()]
 
     def _caption(self, tokens: list[int]) -> Caption:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        end = next((i for i, token in enumerate(tokens) if token in self._rules.ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop")
 
@@ -176,19 +223,27 @@ class TransformersCaptioner:
 class _Draw:
     """A logits processor that draws tokens as in sampling.py, masks all others and records them.
 
-    End tokens (`ends`) are masked until the caption has `min_tokens` tokens.
+    End tokens are masked until the caption has `min_tokens` tokens. Nothing here waits for the GPU;
+    `is_nan` tells, after the last step, which rows had NaN logits.
     """
 
-    def __init__(self, keys: Any, wanted: CaptionSettings, ends: list[int]):
-        self.keys, self.ends, self.wanted = keys, ends, wanted
+    def __init__(self, keys: Any, wanted: CaptionSettings, rules: GenerationRules):
+        import torch
+
+        self.keys, self.wanted = keys, wanted
         self.drawn: list[Any] = []
+        self.is_nan = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+        self._ends = torch.tensor(rules.ends, dtype=torch.int64, device=keys.device)
+        forced = "forced_eos_token_id" in rules.logits  # must not be masked at the last step
+        self._least = min(wanted.min_tokens, wanted.max_tokens - int(forced))
         self._left: Any = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         step = len(self.drawn)
-        if step < min(self.wanted.min_tokens, self.wanted.max_tokens):
-            scores[:, self.ends] = float("-inf")
-        tokens = sample_tokens(scores.float(), self.keys, step, self.wanted)
+        if step < self._least:
+            scores.index_fill_(1, self._ends, float("-inf"))
+        tokens, is_nan = draw_tokens(scores.float(), self.keys, step, self.wanted)
+        self.is_nan |= is_nan
         if self._left is None:
             self._left = scores.new_full(scores.shape, float("-inf"))
         else:  # one allocation of (N, V) for all steps
@@ -220,18 +275,6 @@ def _load(
         ) from error
     speed_up_blip(loaded)
     return processor, loaded
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Collect the end tokens of the generation config, the text config and the tokenizer."""
-    text = getattr(model.config, "text_config", None)
-    parts = [getattr(model, "generation_config", None), text, tokenizer]
-    found: set[int] = set()
-    for part in parts:
-        for name in ("eos_token_id", "sep_token_id"):
-            value = getattr(part, name, None)
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
-    return found
 
 
 def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:

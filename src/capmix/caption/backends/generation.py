@@ -1,0 +1,87 @@
+"""What the generation config of a transformers model decides about its captions.
+
+It names the tokens that end a caption and may change logits: penalties for repetition, forced and
+suppressed tokens. capmix follows both, so that greedy captions equal those of `generate`. Lengths,
+beams and sampling come from capmix's own settings.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Fields that change logits, with the value that changes nothing; for the others this is None.
+NEUTRAL = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+}
+RULES = (
+    *NEUTRAL,
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+KEPT = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+
+
+@dataclass(frozen=True)
+class GenerationRules:
+    """Tokens that end a caption, sorted, and the fields of RULES that change logits."""
+
+    ends: tuple[int, ...]
+    logits: dict[str, Any] = field(default_factory=dict)
+
+
+def generation_rules(model: Any, tokenizer: Any, plain: bool = False) -> GenerationRules:
+    """Return the rules of a model, and make its `generate` follow only these.
+
+    With `plain`, no rule changes logits. The end tokens are those of the config that `generate`
+    uses; if it names none, those of the model's own generation config, its text config or its
+    tokenizer, in this order.
+    """
+    inner = _generating(model)
+    config = inner.generation_config
+    rules = GenerationRules(_ends(model, config, tokenizer), {} if plain else _logits_rules(config))
+    kept = {name: getattr(config, name, None) for name in KEPT}
+    inner.generation_config = type(config)(
+        eos_token_id=list(rules.ends) or None, **kept, **rules.logits
+    )
+    return rules
+
+
+def _generating(model: Any) -> Any:
+    """Return the module whose `generate` runs: a part of the model if the model has its own."""
+    from transformers import GenerationMixin
+
+    if type(model).generate is GenerationMixin.generate:
+        return model
+    inner = [child for child in model.children() if isinstance(child, GenerationMixin)]
+    return inner[0] if inner else model
+
+
+def _ends(model: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    text: Any = getattr(model.config, "text_config", None)
+    if model.config.model_type == "blip":  # its `generate` passes this token
+        return (int(text.sep_token_id),)
+    for part in (config, getattr(model, "generation_config", None), text, tokenizer):
+        value = getattr(part, "eos_token_id", None)
+        if value is not None and value != []:
+            return tuple(sorted({int(one) for one in (value if _is_list(value) else [value])}))
+    return ()
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _logits_rules(config: Any) -> dict[str, Any]:
+    found = {}
+    for name in RULES:
+        value = getattr(config, name, None)
+        if value is not None and value != NEUTRAL.get(name):
+            found[name] = value
+    return found
