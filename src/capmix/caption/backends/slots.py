@@ -144,9 +144,7 @@ class Slots:
         """Yield the images in the order in which they finish; see caption/stream.py."""
         waiting: deque[StreamedImage] = deque()
 
-        def attempt(
-            work: Callable[..., Any], *arguments: Any, involved: list[StreamedImage]
-        ) -> Any:
+        def attempt(work: Callable[..., Any], *given: Any, involved: list[StreamedImage]) -> Any:
             return self._attempt(partial(work, *given), involved, waiting, running)
 
         try:
