@@ -44,6 +44,7 @@ bench: setup
 	$(BIN)/python benchmarks/train_data.py
 	$(BIN)/python benchmarks/engine.py --shards 8 --samples 200 --rounds 2
 	$(BIN)/python benchmarks/partial.py --samples 200 --pairs 4
+	$(BIN)/python benchmarks/shard_ends.py --images 400 --samples 200
 	$(BIN)/python benchmarks/import_rows.py --millions 0.1 --rounds 1
 	$(BIN)/python benchmarks/mix.py --millions 0.2 --rounds 1
 	$(BIN)/python benchmarks/measure.py 0.1 1
