@@ -13,6 +13,7 @@ from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished, prefetched
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.device import alone_on_its_core
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, Pool, Sample, Shard
@@ -68,6 +69,7 @@ def image_caption_stage(
             lambda sample: prepare(sample, out.kept),
             captioner.workers,
             captioner.batch_size * BATCHES_AHEAD,
+            alone_on_its_core(),
         )
         for batch in batched(samples, captioner.batch_size):
             out.count_in(len(batch))

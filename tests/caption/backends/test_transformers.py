@@ -47,9 +47,10 @@ def test_greedy_equals_generate_token_for_token(folder: Path) -> None:
     one = captioner(folder, temperature=0, min_tokens=0, max_tokens=12)
     plain = plain_model(folder)
     for sample in SAMPLES[:4]:
-        inputs = one.prepare(sample)
+        prepared = one.prepare(sample)
+        inputs = one._collate([prepared])
         tokens = plain.generate(**inputs, do_sample=False, min_new_tokens=0, max_new_tokens=12)
-        (caption,) = one.caption([inputs], [sample.uid], "s")[0]
+        (caption,) = one.caption([prepared], [sample.uid], "s")[0]
         own = one.tokenizer.decode(_new_tokens(tokens[0], inputs), skip_special_tokens=True)
         assert caption.text == own.strip()
 
