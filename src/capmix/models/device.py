@@ -58,6 +58,7 @@ def alone_on_its_core() -> Callable[[], None]:
     usual = torch.get_num_threads()
 
     def start() -> None:
+        torch.get_num_threads()  # torch sets the usual number at a thread's first call
         torch.set_num_threads(1)
         # This sets the number of the calling thread, and of all threads that start later. The
         # latter is undone from a thread that ends.

@@ -23,6 +23,7 @@ CMYK_COMPONENTS = 4
 # SCAN by themselves occur in any large TIFF.
 WHOLE_SCAN = re.compile(rb"\xff\xda\0(?:\x06\0|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 LONGEST_ENLARGED = 4096  # pixels
+SHORTEST_SCAN = 10  # bytes
 MAX_SIDE = 65_535  # the limit of JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # segments in a JPEG; Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # pixels in a progressive JPEG, where each scan visits every pixel
@@ -175,7 +176,10 @@ def plain_jpeg_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     frame = jpeg_frame(data)
     if frame is not None:
         pixels = frame.width * frame.height
-        is_small = pixels <= max_pixels and pixels * data.count(SCAN) <= MAX_SCANNED
+        most_scans = len(data) // SHORTEST_SCAN  # counting takes longer than the rest
+        if pixels * most_scans > MAX_SCANNED:
+            most_scans = data.count(SCAN)
+        is_small = pixels <= max_pixels and pixels * most_scans <= MAX_SCANNED
         return frame[:2] if is_small and frame.components != CMYK_COMPONENTS else None
     image = _open_bounded(data, max_pixels)
     with _only_bad_images(image):
