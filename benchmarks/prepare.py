@@ -7,8 +7,8 @@ input of each supported processor with that of the processor itself, on the phot
 at full size: the largest difference in levels of 255, and the share of values that differ. The
 second gives images/s and CPU milliseconds per image of `--exact-decode` (the processor on all
 pixels), of the processor with large JPEGs at reduced scale, and of capmix's default, which take
-turns; medians of 5 rounds; the ratio is of CPU times. The third compares decoding all pixels with decoding at reduced scale,
-for large JPEGs and an input side of 224 pixels.
+turns; medians of 5 rounds; the ratio is of CPU times. The third compares decoding all pixels with
+decoding at reduced scale, for large JPEGs and an input side of 224 pixels.
 """
 
 import io
