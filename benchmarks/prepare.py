@@ -7,8 +7,9 @@ input of each supported processor with that of the processor itself, on the phot
 at full size: the largest difference in levels of 255, and the share of values that differ. The
 second gives images/s and CPU milliseconds per image of `--exact-decode` (the processor on all
 pixels), of the processor with large JPEGs at reduced scale, and of capmix's default, which take
-turns; medians of 5 rounds; the ratio is of CPU times. The third compares decoding all pixels with
-decoding at reduced scale, for large JPEGs and an input side of 224 pixels.
+turns; medians of 5 rounds; the ratio is of CPU times. Then come joining 256 images for a GPU (as
+float32 and converted to bfloat16, which happens before the copy; and as uint8), and decoding all
+pixels and at reduced scale, for large JPEGs and an input side of 224 pixels.
 """
 
 import io
@@ -31,6 +32,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from capmix.cli.malloc import keep_freed_memory
 from capmix.engine.prefetch import prefetched
 from capmix.models.device import alone_on_its_core
 from capmix.models.images import decode_image, plain_jpeg_size, spare_scale
@@ -44,6 +46,7 @@ Own = Callable[[Image.Image], Any]
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+    keep_freed_memory()
     families = _families()
     photos = [(size, _photo(size, seed)) for seed, size in enumerate(SIDES)]
     print(f"{'processor':<36}{'largest difference':>20}{'values that differ':>20}")
@@ -57,6 +60,8 @@ def main() -> None:
         for name in ("open_clip 224", "BLIP 384", "BLIP-2 224"):
             for threads in (1, 2):
                 _print_speed(name, *families[name], data, threads)
+    print()
+    _print_collating()
     print()
     _print_large()
 
@@ -147,6 +152,19 @@ def _print_speed(
             f"{1000 * cpu:>7.2f} ms CPU{base / cpu:>7.2f} x",
             flush=True,
         )
+
+
+def _print_collating() -> None:
+    pixels = [np.full((3, 224, 224), seed % 256, np.uint8) for seed in range(256)]
+    values = [one.astype(np.float32) for one in pixels]
+    ways = {
+        "float32, to bfloat16": lambda: torch.from_numpy(np.stack(values)).to(torch.bfloat16),
+        "uint8": lambda: torch.from_numpy(np.stack(pixels)),
+    }
+    times = {name: [_cpu(way) for _ in range(ROUNDS)] for name, way in ways.items()}
+    for name, seconds in times.items():
+        each = 1000 * statistics.median(seconds) / len(pixels)
+        print(f"joining 256 images, {name:<22}{each:>6.2f} ms CPU per image", flush=True)
 
 
 def _print_large() -> None:

@@ -79,21 +79,27 @@ class PixelPlan:
         check_resized(image.size, self._shorter_side)
         return self._fit(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
-    def normalize(self, batch: Any, dtype: Any) -> Any:
+    def normalize(self, batch: Any, dtype: Any, moments: tuple[Any, Any] | None = None) -> Any:
         """Return the model's input for a batch of uint8 pixels: computed in float32, then `dtype`.
 
-        For processors of transformers and open_clip, float32 values equal theirs on the same pixels
-        (with the PIL backend of transformers, up to rounding).
+        `moments` is `moments_on` the batch's device, if it is there already. For processors of
+        transformers and open_clip, float32 values equal theirs on the same pixels (with the PIL
+        backend of transformers, up to rounding).
         """
         import torch
 
         values = batch.to(torch.float32)
-        mean, std = (
-            torch.tensor(one, device=values.device)[:, None, None] for one in (self.mean, self.std)
-        )
+        mean, std = moments or self.moments_on(values.device)
         if self.divisor != 1:
             values.div_(self.divisor)
         return values.sub_(mean).div_(std).to(dtype)
+
+    def moments_on(self, device: Any) -> tuple[Any, Any]:
+        """Return mean and standard deviation as float32 (3, 1, 1) on a device."""
+        import torch
+
+        mean, std = torch.tensor([self.mean, self.std], device=device)[:, :, None, None]
+        return mean, std
 
     @property
     def _shorter_side(self) -> int | None:
@@ -140,12 +146,14 @@ class PixelLoader:
     """Brings prepared pixels to the model's device as its input.
 
     For a GPU, they pass through two buffers of page-locked memory: while one is copied, the other
-    is filled.
+    is filled. The copies are in the current stream of the calling thread; nothing waits for the
+    model. To be used by one thread at a time.
     """
 
     def __init__(self, plan: PixelPlan, device: str):
         self._plan, self._device = plan, device
         self._buffers: list[_Buffer] = []
+        self._moments = plan.moments_on(device)
 
     def __call__(self, pixels: Sequence[np.ndarray], dtype: Any) -> Any:
         """Return the model's input (N, 3, height, width) in `dtype` for N uint8 arrays."""
@@ -155,7 +163,7 @@ class PixelLoader:
             batch = self._upload(pixels)
         else:
             batch = torch.from_numpy(np.stack(pixels)).to(self._device)
-        return self._plan.normalize(batch, dtype)
+        return self._plan.normalize(batch, dtype, self._moments)
 
     def _upload(self, pixels: Sequence[np.ndarray]) -> Any:
         import torch
@@ -271,7 +279,7 @@ def _settings_plan(images: Any) -> PixelPlan | None:
     if getattr(images, "do_pad", False):
         return None
     size, crop = dict(images.size or {}), None
-    if images.do_center_crop:
+    if getattr(images, "do_center_crop", False):
         crop = (images.crop_size["height"], images.crop_size["width"])
     if set(size) not in ({"shortest_edge"}, {"height", "width"}):
         return None

@@ -55,6 +55,23 @@ def test_greedy_equals_generate_token_for_token(folder: Path) -> None:
         assert caption.text == own.strip()
 
 
+def test_inputs_are_those_of_the_models_own_processor(folder: Path) -> None:
+    """Whether images are prepared as uint8 or by the processor; the prompt is tokenized once."""
+    one, exact = captioner(folder), captioner(folder, exact_decode=True)
+    inputs = [one._collate([one.prepare(sample)]) for sample in SAMPLES[:2]]
+    expected = [exact._collate([exact.prepare(sample)]) for sample in SAMPLES[:2]]
+    for found, own in zip(inputs, expected, strict=True):
+        assert found.keys() == own.keys()
+        assert all(torch.equal(found[name], own[name]) for name in own)
+    kinds = {"qwen2_vl": "reduced", "smolvlm": "reduced"}
+    made = kinds.get(one.model.config.model_type, "fast")
+    assert (one.provenance["pixels"], exact.provenance["pixels"]) == (made, "exact")
+    assert one.settings == exact.settings
+    if made == "fast":
+        one._processed = one.processor = None  # type: ignore[assignment, method-assign]
+        assert one.prepare(SAMPLES[0])["pixel_values"].dtype == torch.uint8
+
+
 def test_qwen3_vl_whose_tower_returns_features_of_several_layers(tmp_path: Path) -> None:
     folder = qwen3_vl(tmp_path / "qwen3_vl")
     one = captioner(folder, temperature=0, min_tokens=0, max_tokens=4, captions_per_image=2)
