@@ -261,7 +261,6 @@ def test_limits_are_those_of_decode_image(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(BadImageError, match="96 x 96 pixels in .* scans"):
         squash.prepare(many_scans)
     bomb = bytearray(encoded(photo((96, 96))))
-    bomb[bomb.index(b"\xff\xc0") + 5 :][:4] = b""
     at = bomb.index(b"\xff\xc0") + 5
     bomb[at : at + 4] = b"\xff\x00\xff\x00"
     with pytest.raises(BadImageError) as caught:
