@@ -37,6 +37,7 @@ coverage: setup
 # Every benchmark at its smallest size: shows that the scripts run, not figures to quote.
 bench: setup
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/prepare.py 8
 	$(BIN)/python benchmarks/caption.py 16 8
 	$(BIN)/python benchmarks/score.py 64
 	$(BIN)/python benchmarks/evaluate.py 20

@@ -22,6 +22,7 @@ from capmix.engine.batches import BATCH_TIMEOUT, MODEL_HUNG, Batches, SampleErro
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished
 from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.device import alone_on_its_core
 from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, ImagePool, Sample, Shard
@@ -89,7 +90,7 @@ def image_caption_stage(
     def inputs(shard: Shard) -> dict[str, str]:
         return pool_inputs(shard) | (selection.inputs(shard.name) if selection else {})
 
-    held = captioner.workers, captioner.batch_size * BATCHES_AHEAD
+    held = captioner.workers, captioner.batch_size * BATCHES_AHEAD, alone_on_its_core()
 
     def needs_all(shard: Shard) -> bool:
         return reuse is None or reuse.needs_all(shard)

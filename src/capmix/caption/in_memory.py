@@ -14,7 +14,8 @@ from capmix.caption.captioners import make_captioner
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import Batches, SampleError, batched
 from capmix.errors import UserError
-from capmix.models.images import BadImageError, decode_image
+from capmix.models.image_pass import prepared_image
+from capmix.models.images import BadImageError
 from capmix.models.known import chosen_model
 from capmix.models.registry import CAPTIONERS
 from capmix.pool import Sample
@@ -136,8 +137,7 @@ def _suffix(data: bytes) -> str:
 
 def _prepared(captioner: Any, sample: Sample) -> Any:
     if hasattr(captioner, "encoder"):
-        side = captioner.encoder.input_side
-        return captioner.encoder.prepare(decode_image(sample.image, input_side=side))
+        return prepared_image(sample.image, captioner.encoder)
     return captioner.prepare(sample)
 
 

@@ -64,7 +64,8 @@ class CaptionSettings(Settings):
     )
     exact_decode: bool = option(
         False,
-        "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
+        "Prepare images with the model's own processor, from all their pixels (default: faster; a "
+        "few values of the input differ, mostly by 1 of 255).",
         group=HARDWARE,
     )
     slots: int | None = option(

@@ -8,6 +8,7 @@ from multiprocessing.connection import wait
 
 from capmix.engine.batches import BrokenDeviceError
 from capmix.engine.deaths import IN_A_ROW, Deaths
+from capmix.engine.prefetch import LOCAL_WORKERS
 from capmix.engine.process import Process, answer_tasks
 from capmix.engine.seen import OnSeen, Seen
 from capmix.engine.settings import EngineSettings
@@ -111,7 +112,10 @@ class Processes:
         return self._processes[number]
 
     def _environment(self, number: int) -> dict[str, str]:
-        return {"CUDA_VISIBLE_DEVICES": self._gpus[number]} if number < len(self._gpus) else {}
+        """Variables of one worker: its GPU, and how many workers share the cores if not pinned."""
+        shared = {} if self._cores(number) else {LOCAL_WORKERS: str(self.workers)}
+        gpu = self._gpus[number : number + 1]
+        return shared | ({"CUDA_VISIBLE_DEVICES": gpu[0]} if gpu else {})
 
     def _cores(self, number: int) -> list[int]:
         """CPU cores of one worker; empty if there are too few or no affinity API.

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from capmix.engine.batches import batched
 
 BATCHES_AHEAD = 3
+LOCAL_WORKERS = "CAPMIX_LOCAL_WORKERS"  # environment variable: workers that share these cores
 LARGEST_GROUP = 8  # items per task of a thread: submitting a task costs about 40 us
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,16 +34,21 @@ class Finished(Generic[Result]):
 
 
 def prefetched(
-    items: Iterable[Item], work: Callable[[Item], Result], workers: int, ahead: int
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    workers: int,
+    ahead: int,
+    start: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Item, Finished[Result]]]:
     """Yield each item with the outcome of `work(item)`, in order.
 
-    `workers` threads run ahead of the caller by at most about `ahead` items.
+    `workers` threads run ahead of the caller by at most about `ahead` items. Each calls `start`
+    first, which must not raise.
     """
     size = group_size(workers, ahead)
     groups = batched(items, size)
     waiting: deque[tuple[list[Item], Future[list[Finished[Result]]]]] = deque()
-    threads = ThreadPoolExecutor(workers)
+    threads = ThreadPoolExecutor(workers, initializer=start)
 
     def submit(count: int) -> None:
         for group in islice(groups, count):

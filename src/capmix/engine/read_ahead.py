@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -21,14 +22,18 @@ Result = TypeVar("Result")
 
 
 def read_ahead(
-    items: Iterable[Item], work: Callable[[Item], Result], workers: int, ahead: int
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    workers: int,
+    ahead: int,
+    start: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Item, Finished[Result]]]:
     """Yield each item with the outcome of `work(item)`, in order. Raises what `items` raises.
 
     A thread reads the items, and `workers` threads apply `work`, ahead of the caller by at most
-    about `ahead` items.
+    about `ahead` items. Each of the latter calls `start` first, which must not raise.
     """
-    return ReadAhead(_only(items), work, workers, ahead).of("")
+    return ReadAhead(_only(items), work, workers, ahead, start).of("")
 
 
 def _only(items: Iterable[Item]) -> Callable[[str], Iterable[Item]]:
@@ -39,8 +44,9 @@ class ReadAhead(Generic[Key, Item, Result]):
     """Reads the items of shards and works on them, ahead of the caller and across shards.
 
     `read` returns the items of a shard, in a thread of its own; `workers` threads apply `work`. At
-    most about `ahead` items are held, those of the following shard included. Shards for which
-    `may_follow` is false are not read ahead.
+    most about `ahead` items are held, those of the following shard included. Each of the threads
+    that work calls `start` first, which must not raise. Shards for which `may_follow` is false are
+    not read ahead.
     """
 
     def __init__(
@@ -49,10 +55,11 @@ class ReadAhead(Generic[Key, Item, Result]):
         work: Callable[[Item], Result],
         workers: int,
         ahead: int,
+        start: Callable[[], None] = lambda: None,
         may_follow: Callable[[Key], bool] = lambda _: True,
     ):
-        self._read, self._work, self._may_follow = read, work, may_follow
-        self._workers, self._ahead = workers, ahead
+        self._may_follow = may_follow
+        self._new_stream = partial(_Stream, read, work, workers, ahead, start)
         self._stream: _Stream[Key, Item, Result] | None = None
         self._following: Key | None = None
 
@@ -77,7 +84,7 @@ class ReadAhead(Generic[Key, Item, Result]):
         stream = self._stream
         if stream is None or stream.shards[0] != shard:
             self.close()
-            stream = _Stream(self._read, self._work, self._workers, self._ahead)
+            stream = self._new_stream()
             stream.add(shard)
             if self._following is not None and self._following != shard:
                 stream.add(self._following)
@@ -115,13 +122,14 @@ class _Stream(Generic[Key, Item, Result]):
         work: Callable[[Item], Result],
         workers: int,
         ahead: int,
+        start: Callable[[], None],
     ):
         self._read, self._work = read, work
         self._size = group_size(workers, ahead)
         self._free = threading.Semaphore(max(1, ahead // self._size))  # groups
         self._groups: SimpleQueue[tuple[list[Item], Future[list[Finished[Result]]]] | _End]
         self._groups = SimpleQueue()
-        self._threads = ThreadPoolExecutor(workers)
+        self._threads = ThreadPoolExecutor(workers, initializer=start)
         self._lock = threading.Lock()
         self._unread: deque[Key] = deque()
         self._is_reading = self._is_stopped = False

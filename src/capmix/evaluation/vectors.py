@@ -17,6 +17,7 @@ from capmix.engine.progress import progress
 from capmix.engine.read_ahead import read_ahead
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
+from capmix.models.device import alone_on_its_core
 from capmix.models.image_pass import ImageEncoder
 from capmix.models.images import BadImageError, decode_as_stored
 
@@ -54,6 +55,7 @@ class VectorCache:
             lambda item: self._prepared(evalset, item),
             encoder.workers,
             encoder.batch_size * BATCHES_AHEAD,
+            alone_on_its_core(),
         )
         waiting: dict[bytes, np.ndarray] = {}
         for _, finished in progress(f"eval {evalset.name}", "image", work=stream):

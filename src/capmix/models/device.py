@@ -2,14 +2,19 @@
 
 import contextlib
 import hashlib
+import os
 import platform
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from capmix.engine.prefetch import LOCAL_WORKERS
+
 FINGERPRINT_BYTES = 2**20
+FEWEST_THREADS, MOST_THREADS = 2, 16
 
 
 def device_and_dtype(device: str, dtype: str) -> tuple[str, Any]:
@@ -37,6 +42,41 @@ def _has_bfloat16(device: str) -> bool:
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     except (RuntimeError, ValueError, AssertionError):  # no such GPU: loading the model reports it
         return False
+
+
+def preparing_threads() -> int:
+    """Return the number of threads, 2 to 16, that decode and prepare images ahead of a model.
+
+    It is this process's share of the cores that it may use, if other workers use them too.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    workers = int(os.environ.get(LOCAL_WORKERS, "1"))
+    return max(FEWEST_THREADS, min(MOST_THREADS, cores // max(1, workers)))
+
+
+def alone_on_its_core() -> Callable[[], None]:
+    """Return a function that makes torch run the operations of its thread in this thread alone.
+
+    Call it at the start of each of several threads that work side by side: by default, torch would
+    divide each of their operations among a team of threads per thread. Other threads keep the
+    number of the caller. Does nothing if torch is not loaded or was built without OpenMP.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or "OpenMP" not in torch.__config__.parallel_info():
+        return lambda: None
+    usual = torch.get_num_threads()
+
+    def start() -> None:
+        torch.get_num_threads()  # torch sets the usual number at a thread's first call
+        torch.set_num_threads(1)
+        # This sets the number of the calling thread, and of all threads that start later. The
+        # latter is undone from a thread that ends.
+        other = threading.Thread(target=torch.set_num_threads, args=(usual,))
+        other.start()
+        other.join()
+
+    return start
 
 
 def fingerprint(model: str) -> str | None:

@@ -16,8 +16,10 @@ from capmix.engine.busy import Busy
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished
 from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
+from capmix.models.device import alone_on_its_core
 from capmix.models.images import BadImageError, Preprocess, decode_image, decode_unconverted
 from capmix.models.index import bad_row, pool_inputs
+from capmix.models.pixels import PixelPlan
 from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.storage.layout import embeddings_folder
 from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
@@ -33,7 +35,9 @@ class ImageEncoder(Protocol):
     `workers` is the number of threads that decode and prepare images ahead of the model.
     `input_side` is the side of the model's input in pixels if large JPEGs may be decoded at a
     smaller scale (see images.py), else None. An encoder may have an attribute `preprocess`; with
-    "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode.
+    "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode. It may
+    have an attribute `pixels`, a PixelPlan or None: if there is a plan, it prepares the images
+    instead of `prepare`, and `encode_pixels` gets uint8 arrays.
     """
 
     name: str
@@ -99,7 +103,7 @@ class PreparedImages:
         self.encoder, self._pool = encoder, pool
         self._prepare: Callable[[Sample | BadSample], tuple[Row, Any]]
         self._prepare = lambda sample: _prepared(sample, encoder)
-        self._held = encoder.workers, encoder.batch_size * BATCHES_AHEAD
+        self._held = encoder.workers, encoder.batch_size * BATCHES_AHEAD, alone_on_its_core()
         self.whole: ReadAhead[Shard, Sample | BadSample, tuple[Row, Any]]
         self.whole = ReadAhead(lambda shard: pool.read(shard), self._prepare, *self._held)
 
@@ -165,7 +169,7 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
     if isinstance(sample, BadSample):
         return bad_row(sample), None
     try:
-        return Row(sample.uid, sample.key), encoder.prepare(_decoded(sample.image, encoder))
+        return Row(sample.uid, sample.key), prepared_image(sample.image, encoder)
     except BadImageError as error:
         reason, detail = error.reason, str(error)
     except Exception as error:  # processors raise various types on images with odd shapes
@@ -173,10 +177,17 @@ def _prepared(sample: Sample | BadSample, encoder: ImageEncoder) -> tuple[Row, A
     return Row(sample.uid, sample.key, FAILED, reason, detail), None
 
 
-def _decoded(data: bytes, encoder: ImageEncoder) -> Image.Image:
+def prepared_image(data: bytes, encoder: ImageEncoder) -> Any:
+    """Decode an image and convert it to what `encoder.encode_pixels` takes.
+
+    Raises BadImageError, and what the encoder raises for images that it cannot prepare.
+    """
+    plan: PixelPlan | None = getattr(encoder, "pixels", None)
+    if plan is not None:
+        return plan.prepare(data)
     if preprocess_of(encoder) == "open_clip":
-        return decode_unconverted(data)
-    return decode_image(data, input_side=encoder.input_side)
+        return encoder.prepare(decode_unconverted(data))
+    return encoder.prepare(decode_image(data, input_side=encoder.input_side))
 
 
 def preprocess_of(encoder: ImageEncoder) -> Preprocess:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from capmix.models.jpeg import jpeg_size
+from capmix.models.jpeg import jpeg_frame, jpeg_size
 from capmix.models.jpeg2000 import check_jpeg2000
 from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 
@@ -17,9 +17,13 @@ from capmix.pool.formats import HEIC, JPEG_2000, TIFF, ImageFormat, format_of
 Preprocess = Literal["capmix", "open_clip"]
 MAX_PIXELS = 100_000_000
 SCAN, EXIF = b"\xff\xda", b"Exif\0\0"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+CMYK_COMPONENTS = 4
 # Includes the segment's length and number of components, which libjpeg checks. The two bytes of
 # SCAN by themselves occur in any large TIFF.
 WHOLE_SCAN = re.compile(rb"\xff\xda\0(?:\x06\0|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+LONGEST_ENLARGED = 4096  # pixels
+SHORTEST_SCAN = 10  # bytes
 MAX_SIDE = 65_535  # the limit of JPEG; the rows of a narrow PNG cost more than their pixels
 MAX_EXIF_PARTS = 100  # segments in a JPEG; Pillow's time grows with the square of their number
 MAX_SCANNED = 50 * MAX_PIXELS  # pixels in a progressive JPEG, where each scan visits every pixel
@@ -28,6 +32,7 @@ MAX_TIMES_READ = 8  # average reads per byte; all tags of a TIFF may point to on
 SPARE_BYTES = 1 << 20
 STRIP = 1 << 20  # pixels
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of a TIFF
+ORIENTATION = 0x0112  # tag of EXIF; 1 is upright
 # Decoding a JPEG at a scale that keeps twice the model's input side changes the input by less than
 # one of 255 levels on average (benchmarks/decode.py).
 SPARE = 2
@@ -67,13 +72,16 @@ class _BoundedFile(io.BytesIO):
 
 
 def decode_image(
-    data: bytes, max_pixels: int = MAX_PIXELS, input_side: int | None = None
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    input_side: int | None = None,
+    least_scale: int = 1,
 ) -> Image.Image:
     """Decode image bytes in any of pool.formats.FORMATS to an RGB image.
 
     The size is unchanged, with one exception: if `input_side` (the side of the model's input in
     pixels) is given, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at least
-    SPARE times `input_side` pixels.
+    SPARE times `input_side` pixels. Divisors below `least_scale` are not used.
 
     Applies EXIF orientation, uses the first frame of an animation, and puts transparent images on
     white. The size is read from the header and checked before any pixel is decoded.
@@ -85,8 +93,9 @@ def decode_image(
     def convert(image: Image.Image) -> Image.Image:
         if input_side and image.format == "JPEG":
             width, height = image.size
-            scale = _spare_scale(width, height, SPARE * input_side)
-            image.draft(None, (width // scale, height // scale))
+            scale = spare_scale(image.size, input_side)
+            if scale >= least_scale:
+                image.draft(None, (width // scale, height // scale))
         ImageOps.exif_transpose(image, in_place=True)  # a copy would take 4 bytes per pixel
         return _to_rgb(image)
 
@@ -126,6 +135,57 @@ def check_resized(size: tuple[int, int], side: int | None, max_pixels: int = MAX
     if side is not None and side * side * longer // max(1, shorter) > max_pixels:
         detail = f"{size[0]} x {size[1]} pixels with the shorter side resized to {side}"
         raise BadImageError("too_many_pixels", f"{detail} exceed the limit of {max_pixels}")
+
+
+def spare_scale(size: tuple[int, int], input_side: int) -> int:
+    """Return the largest divisor in 8, 4, 2, 1 that keeps SPARE times `input_side` on both sides.
+
+    A divisor must divide both sides exactly: otherwise the scaled image is shifted.
+    """
+    width, height = size
+    return next(
+        s
+        for s in (8, 4, 2, 1)
+        if s == 1 or (min(size) >= s * SPARE * input_side and width % s == height % s == 0)
+    )
+
+
+def enlarged(image: Image.Image, smallest: int) -> Image.Image:
+    """Scale an image up if its shorter side has less than `smallest` pixels.
+
+    The longer side is bounded by LONGEST_ENLARGED pixels.
+    """
+    scale = smallest / min(image.size)
+    if scale <= 1:
+        return image
+    width, height = (min(LONGEST_ENLARGED, round(side * scale)) for side in image.size)
+    return image.resize((width, height))
+
+
+def plain_jpeg_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """Return width and height of a JPEG that decode_image decodes without converting the pixels.
+
+    Such a JPEG is grey or RGB, upright, and ends with the end marker. Returns None for all other
+    images: transparent, CMYK, rotated by EXIF, truncated, of other formats. The result does not
+    mean that the pixels can be decoded.
+
+    Raises BadImageError if the header is broken or exceeds the limits of decode_image.
+    """
+    if not (data.startswith(JPEG_START) and data.endswith(JPEG_END)):
+        return None
+    frame = jpeg_frame(data)
+    if frame is not None:
+        pixels = frame.width * frame.height
+        most_scans = len(data) // SHORTEST_SCAN  # counting takes longer than the rest
+        if pixels * most_scans > MAX_SCANNED:
+            most_scans = data.count(SCAN)
+        is_small = pixels <= max_pixels and pixels * most_scans <= MAX_SCANNED
+        return frame[:2] if is_small and frame.components != CMYK_COMPONENTS else None
+    image = _open_bounded(data, max_pixels)
+    with _only_bad_images(image):
+        is_upright = image.getexif().get(ORIENTATION, 1) == 1
+    is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and is_upright
+    return image.size if is_plain else None
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -247,18 +307,6 @@ def _opened(file: io.BytesIO, kind: ImageFormat) -> ImageFile.ImageFile:
         image: ImageFile.ImageFile = HeifImageFile(file)
         return image
     return Image.open(file, formats=(kind.kind,))
-
-
-def _spare_scale(width: int, height: int, needed: int) -> int:
-    """Return the largest divisor in 8, 4, 2, 1 that keeps `needed` pixels per side.
-
-    A divisor must divide both sides exactly: otherwise the scaled image is shifted.
-    """
-    return next(
-        s
-        for s in (8, 4, 2, 1)
-        if s == 1 or (min(width, height) >= s * needed and width % s == height % s == 0)
-    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

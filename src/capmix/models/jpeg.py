@@ -6,6 +6,7 @@ segments that are known here; for other JPEGs, Pillow is used.
 """
 
 from struct import Struct
+from typing import NamedTuple
 
 START = b"\xff\xd8"
 MARKER = 0xFF
@@ -21,12 +22,26 @@ SEGMENT = Struct(">BBH")  # 255, kind, number of bytes after the kind
 FRAME = Struct(">BHHB")  # bits, height, width, components
 
 
+class JpegFrame(NamedTuple):
+    """Width and height in pixels as stored, and the number of components: 1, 3 or 4."""
+
+    width: int
+    height: int
+    components: int
+
+
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels as stored.
 
     Returns None if Pillow might reject the header or read it differently.
     """
-    size, at = None, len(START)
+    frame = jpeg_frame(data)
+    return None if frame is None else frame[:2]
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """Like jpeg_size, with the number of components."""
+    frame, at = None, len(START)
     if not data.startswith(START):
         return None
     for _ in range(MAX_SEGMENTS):
@@ -37,26 +52,27 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         if start != MARKER or length < 2 or end > len(data):
             return None
         if kind in FRAMES:
-            if size is not None or (size := _frame_size(data, begin, length)) is None:
+            if frame is not None or (frame := _frame(data, begin, length)) is None:
                 return None
         elif kind == TABLES:
             are_wide = any(byte > 15 for byte in data[begin:end:TABLE_BYTES])  # 16-bit tables
             if are_wide or (length - 2) % TABLE_BYTES:
                 return None
         elif kind == SCAN:
-            return size
+            return frame
         elif kind not in SKIPPED and not _is_known_application(kind, length):
             return None
         at = end
     return None
 
 
-def _frame_size(data: bytes, begin: int, length: int) -> tuple[int, int] | None:
+def _frame(data: bytes, begin: int, length: int) -> JpegFrame | None:
     if length < 2 + FRAME.size:
         return None
     bits, height, width, components = FRAME.unpack_from(data, begin)
     is_known = bits == 8 and components in (1, 3, 4) and length == 8 + 3 * components
-    return (width, height) if is_known and 0 < width * height <= MAX_PIXELS else None
+    is_known &= 0 < width * height <= MAX_PIXELS
+    return JpegFrame(width, height, components) if is_known else None
 
 
 def _is_known_application(kind: int, length: int) -> bool:

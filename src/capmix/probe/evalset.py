@@ -8,8 +8,8 @@ from capmix.engine.batches import batched
 from capmix.engine.read_ahead import read_ahead
 from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
-from capmix.models.image_pass import ImageEncoder
-from capmix.models.images import BadImageError, decode_image
+from capmix.models.image_pass import ImageEncoder, prepared_image
+from capmix.models.images import BadImageError
 from capmix.storage.draft import Draft
 from capmix.storage.layout import EVALSETS
 from capmix.storage.marker import Counts, Marker
@@ -81,8 +81,7 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
 
 def _prepared(evalset: EvalSet, encoder: ImageEncoder, item: EvalItem) -> np.ndarray:
     try:
-        image = decode_image(item.image, input_side=encoder.input_side)
+        prepared: np.ndarray = prepared_image(item.image, encoder)
     except BadImageError as error:
         raise UserError(f"evaluation set {evalset.name}, sample {item.key}: {error}") from error
-    prepared: np.ndarray = encoder.prepare(image)
     return prepared

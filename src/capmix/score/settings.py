@@ -46,7 +46,8 @@ class ScoreSettings(Settings):
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
     exact_decode: bool = option(
         False,
-        "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",
+        "Prepare images with the model's own processor, from all their pixels (default: faster; a "
+        "few values of the input differ, mostly by 1 of 255).",
         group=HARDWARE,
     )
     batch_timeout: float = option(

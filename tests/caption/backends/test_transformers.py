@@ -48,11 +48,29 @@ def test_greedy_equals_generate_token_for_token(folder: Path) -> None:
     one = captioner(folder, temperature=0, min_tokens=0, max_tokens=12)
     plain = plain_model(folder)
     for sample in SAMPLES[:4]:
-        inputs = one.prepare(sample)
+        prepared = one.prepare(sample)
+        inputs = one._collate([prepared])
         tokens = plain.generate(**inputs, do_sample=False, min_new_tokens=0, max_new_tokens=12)
-        (caption,) = one.caption([inputs], [sample.uid], "s")[0]
+        (caption,) = one.caption([prepared], [sample.uid], "s")[0]
         own = one.tokenizer.decode(_new_tokens(tokens[0], inputs), skip_special_tokens=True)
         assert caption.text == own.strip()
+
+
+def test_inputs_are_those_of_the_models_own_processor(folder: Path) -> None:
+    """Whether images are prepared as uint8 or by the processor; the prompt is tokenized once."""
+    one, exact = captioner(folder), captioner(folder, exact_decode=True)
+    inputs = [one._collate([one.prepare(sample)]) for sample in SAMPLES[:2]]
+    expected = [exact._collate([exact.prepare(sample)]) for sample in SAMPLES[:2]]
+    for found, own in zip(inputs, expected, strict=True):
+        assert found.keys() == own.keys()
+        assert all(torch.equal(found[name], own[name]) for name in own)
+    kinds = {"qwen2_vl": "reduced", "smolvlm": "reduced"}
+    made = kinds.get(one.model.config.model_type, "fast")
+    assert (one.provenance["pixels"], exact.provenance["pixels"]) == (made, "exact")
+    assert one.settings == exact.settings
+    if made == "fast":
+        one._processed = one.processor = None  # type: ignore[assignment, method-assign]
+        assert one.prepare(SAMPLES[0])["pixel_values"].dtype == torch.uint8
 
 
 def test_qwen3_vl_whose_tower_returns_features_of_several_layers(tmp_path: Path) -> None:

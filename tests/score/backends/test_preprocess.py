@@ -160,6 +160,27 @@ def test_another_preparation_makes_embeddings_and_scores_again(
     assert abs(first["turn5.jpg"] - second["turn5.jpg"]) > 1e-3
 
 
+def test_markers_say_how_pixels_are_made(model: str, pool: str, tmp_path: Path) -> None:
+    """Parts made in another way stay valid."""
+    work = open_workspace(pool, str(tmp_path / "w"))
+    settings = ScoreSettings(model=model, sources=["raw"], save_embeddings=True)
+    scores = scores_of(work, settings)
+    exact = settings.model_copy(update={"exact_decode": True})
+    assert scores_of(work, exact) == scores
+    assert made_by(work, settings, f"embeddings/{settings.name}/image/00000") == "fast"
+    other = open_workspace(pool, str(tmp_path / "exact"))
+    precise = scores_of(other, exact)
+    assert made_by(other, exact, f"embeddings/{settings.name}/image/00000") == "exact"
+    plain = [name for name, (_, changes) in IMAGES.items() if not changes and name != "large.jpg"]
+    assert max(abs(scores[name] - precise[name]) for name in plain) < 5e-4
+
+
+def made_by(work: Workspace, settings: ScoreSettings, part: str) -> str:
+    marker = work.store.read_marker(part)
+    assert marker is not None
+    return str(marker.provenance["pixels"])
+
+
 def preparations(work: Workspace, settings: ScoreSettings) -> list[str]:
     """Return the settings in the markers of the embeddings and the scores."""
     folders = [f"embeddings/{settings.name}/image", f"scores/{settings.name}/raw"]

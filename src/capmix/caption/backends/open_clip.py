@@ -5,7 +5,6 @@ implements its top-K rule: sample from the logits of the last position, with the
 until `min_tokens`.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,12 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import caption_keys, sample_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, provenance
+from capmix.models.device import (
+    device_and_dtype,
+    fingerprint,
+    preparing_threads,
+    provenance,
+)
 from capmix.models.images import check_resized, decode_image
 from capmix.models.open_clip import (
     check_open_clip,
@@ -23,6 +27,7 @@ from capmix.models.open_clip import (
     shorter_side,
     weights_path,
 )
+from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
@@ -62,8 +67,10 @@ class CocaCaptioner:
         self.dtype = dtype
         self._input_side = None if settings.exact_decode else input_side(self.model)
         self._shorter_side = shorter_side(self.model)
-        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
-        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 256)
+        self.workers = preparing_threads()
+        self._plan = None if settings.exact_decode else transform_plan(self._preprocess)
+        self._load = PixelLoader(self._plan, self._device) if self._plan else None
         self.settings: dict[str, Any] = {
             "model": settings.model,
             "weights": fingerprint(weights_path(name)),
@@ -73,6 +80,7 @@ class CocaCaptioner:
         }
         packages = ("torch", "open-clip-torch")
         self.provenance = provenance(packages, self._device, self.batch_size)
+        self.provenance |= pixels_note(self._plan, settings.exact_decode)
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
@@ -80,7 +88,9 @@ class CocaCaptioner:
         return check_open_clip(settings.model.removeprefix(PREFIX))
 
     def prepare(self, sample: Sample) -> Any:
-        """Return the preprocessed pixels of one image, float32 (3, H, W)."""
+        """Return the pixels of one image (3, H, W): uint8 of the plan, or else float32."""
+        if self._plan is not None:
+            return self._plan.prepare(sample.image)
         image = decode_image(sample.image, input_side=self._input_side)
         check_resized(image.size, self._shorter_side)
         return self._preprocess(image)
@@ -96,7 +106,10 @@ class CocaCaptioner:
         count = len(numbers)
         keys = torch.stack([caption_keys(wanted.seed, uids, source, k) for k in numbers], 1)
         with torch.inference_mode():
-            pixels = torch.stack(list(prepared)).to(self._device, self.dtype)
+            if self._load is not None:
+                pixels = self._load(prepared, self.dtype)
+            else:
+                pixels = torch.stack(list(prepared)).to(self._device, self.dtype)
             _, patches = self.model._encode_image(pixels)
             tokens = self._sample(
                 CocaDecoder(self.model, patches, count), keys.flatten().to(self._device)

@@ -6,7 +6,6 @@ batch.
 """
 
 import copy
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,18 @@ from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.device import (
+    device_and_dtype,
+    fingerprint,
+    input_side,
+    preparing_threads,
+    provenance,
+    shorter_side,
+)
 from capmix.models.hub import check_hub
-from capmix.models.images import check_resized, decode_image
+from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
+from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
 from capmix.pool import Sample
 
 PREFIX = "transformers:"
@@ -69,8 +76,12 @@ class TransformersCaptioner:
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
-        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 64)
-        self.workers = max(2, min(16, os.cpu_count() or 2))
+        found = None if settings.exact_decode else processor_plan(pictures, self._processed)
+        self._plan = found[0] if found else None
+        self._other_inputs = found[1] if found else {}
+        self._load = PixelLoader(self._plan, self._device) if self._plan else None
+        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 256)
+        self.workers = preparing_threads()
         self._slots = self._slots_of(settings)
         weights = fingerprint(settings.model)
         self.settings: dict[str, Any] = {
@@ -85,7 +96,7 @@ class TransformersCaptioner:
         }
         self.provenance = provenance(
             ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
-        )
+        ) | pixels_note(self._plan, settings.exact_decode)
 
     def _slots_of(self, settings: CaptionSettings) -> Slots | None:
         """Return the slots; None if the captions come from `generate`."""
@@ -116,14 +127,20 @@ class TransformersCaptioner:
         return check_hub(model, f"captioner {model}", settings.revision)
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
-        """Return the processor's tensors for one image, each with a batch dimension of 1."""
-        image = decode_image(sample.image, input_side=self._input_side)
-        smallest = min(image.size)
-        if smallest < SMALLEST_SIDE:
-            scale = SMALLEST_SIDE / smallest
-            width, height = (min(4096, round(side * scale)) for side in image.size)
-            image = image.resize((width, height))
+        """Return the processor's tensors for one image, each with a batch dimension of 1.
+
+        With a PixelPlan, `pixel_values` is uint8, and the other tensors are those of all images.
+        """
+        if self._plan is not None:
+            import torch
+
+            pixels = self._plan.prepare(sample.image, SMALLEST_SIDE)
+            return self._other_inputs | {"pixel_values": torch.from_numpy(pixels)[None]}
+        image = enlarged(decode_image(sample.image, input_side=self._input_side), SMALLEST_SIDE)
         check_resized(image.size, self._shorter_side)
+        return self._processed(image)
+
+    def _processed(self, image: Any) -> dict[str, Any]:
         text = {} if self._text is None else {"text": self._text}
         if not hasattr(self._own, "processor"):
             # One copy per thread: fast tokenizers are not thread-safe ("Already borrowed").
@@ -210,6 +227,10 @@ class TransformersCaptioner:
         )
         for name in prepared[0]:
             tensors = [one[name] for one in prepared]
+            if self._load is not None and name == "pixel_values":
+                pixels = [tensor[0].numpy() for tensor in tensors]
+                batch[name] = self._load(pixels, self.model.dtype)
+                continue
             if name in TEXT_INPUTS:
                 fill = self.tokenizer.pad_token_id or 0 if name == "input_ids" else 0
                 pads = [(longest - tensor.shape[1], 0) for tensor in tensors]

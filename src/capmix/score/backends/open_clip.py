@@ -6,7 +6,6 @@ fraction of the 77 positions.
 """
 
 import hashlib
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from capmix.models.device import device_and_dtype, fingerprint, provenance
+from capmix.models.device import (
+    device_and_dtype,
+    fingerprint,
+    preparing_threads,
+    provenance,
+)
 from capmix.models.image_pass import unit
 from capmix.models.images import BadImageError, Preprocess, check_resized
 from capmix.models.open_clip import (
@@ -25,6 +29,7 @@ from capmix.models.open_clip import (
     shorter_side,
     weights_path,
 )
+from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
@@ -47,11 +52,15 @@ class OpenClipEncoder:
         self.name, self.preprocess = name, preprocess
         self.input_side = None if exact else input_side(model)
         self._shorter_side = shorter_side(model)
-        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.workers = preparing_threads()
         self.batch_size = 32 if device == "cpu" else 256
         self._model, self._transform, self._device, self._dtype = model, transform, device, dtype
         self.dimensions = _dimensions(model)
+        is_fast = not exact and preprocess == "capmix"
+        self.pixels = transform_plan(transform) if is_fast else None
+        self._load = PixelLoader(self.pixels, device) if self.pixels else None
         self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
+        self.provenance |= pixels_note(self.pixels, exact or preprocess == "open_clip")
 
     def load(self) -> None:
         """Do nothing: the constructor receives the loaded model."""
@@ -71,11 +80,14 @@ class OpenClipEncoder:
             raise BadImageError("broken_image", f"mode {image.mode}: {error}") from error
 
     def encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D)."""
+        """Return unit vectors, float32 (N, D). `pixels` are of `prepare`, or uint8 of the plan."""
         import torch
 
         with torch.inference_mode():
-            batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._dtype)
+            if self._load is not None and pixels[0].dtype == np.uint8:
+                batch = self._load(pixels, self._dtype)
+            else:
+                batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._dtype)
             features = self._model.encode_image(batch, normalize=True)
         vectors: np.ndarray = features.float().cpu().numpy()
         return vectors

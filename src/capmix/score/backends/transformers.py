@@ -1,6 +1,5 @@
 """Score with CLIP, SigLIP or SigLIP 2 of transformers, from a hub id or a local folder."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -8,10 +7,18 @@ import numpy as np
 from PIL import Image
 
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.device import (
+    device_and_dtype,
+    fingerprint,
+    input_side,
+    preparing_threads,
+    provenance,
+    shorter_side,
+)
 from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
 from capmix.models.images import check_resized
+from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
@@ -24,7 +31,7 @@ class TransformersEncoder:
 
     def __init__(self, name: str, model: Any, processor: Any, device: str, exact: bool):
         self.name = name
-        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.workers = preparing_threads()
         self.batch_size = 32 if device == "cpu" else 256
         self.dimensions = int(
             getattr(model.config, "projection_dim", 0) or model.config.text_config.hidden_size
@@ -32,7 +39,11 @@ class TransformersEncoder:
         self._model, self._images, self._device = model, processor.image_processor, device
         self.input_side = None if exact else input_side(self._images)
         self._shorter_side = shorter_side(self._images)
+        found = None if exact else processor_plan(self._images, self._inputs)
+        self.pixels = found[0] if found and not found[1] else None
+        self._load = PixelLoader(self.pixels, device) if self.pixels else None
         self.provenance = provenance(("torch", "transformers"), device, self.batch_size)
+        self.provenance |= pixels_note(self.pixels, exact)
 
     def load(self) -> None:
         """Do nothing: the constructor receives the loaded model."""
@@ -44,19 +55,30 @@ class TransformersEncoder:
         aspect ratio of the image is too extreme.
         """
         check_resized(image.size, self._shorter_side)
-        arrays = self._images(images=image, return_tensors="np")
-        return {name: array[0] for name, array in arrays.items()}
+        return {name: array[0].numpy() for name, array in self._inputs(image).items()}
 
-    def encode_pixels(self, pixels: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D)."""
+    def _inputs(self, image: Image.Image) -> Any:
+        return self._images(images=image, return_tensors="pt")
+
+    def encode_pixels(self, pixels: Sequence[Any]) -> np.ndarray:
+        """Return unit vectors, float32 (N, D). `pixels` are of `prepare`, or uint8 of the plan."""
+        import torch
+
+        with torch.inference_mode():
+            if self._load is not None and isinstance(pixels[0], np.ndarray):
+                batch = {"pixel_values": self._load(pixels, self._model.dtype)}
+            else:
+                batch = self._joined(pixels)
+            return _unit(self._model.get_image_features(**batch))
+
+    def _joined(self, prepared: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         import torch
 
         batch = {}
-        for name in pixels[0]:
-            joined = torch.from_numpy(np.stack([one[name] for one in pixels])).to(self._device)
+        for name in prepared[0]:
+            joined = torch.from_numpy(np.stack([one[name] for one in prepared])).to(self._device)
             batch[name] = joined.to(self._model.dtype) if joined.is_floating_point() else joined
-        with torch.inference_mode():
-            return _unit(self._model.get_image_features(**batch))
+        return batch
 
 
 class TransformersScorer:
