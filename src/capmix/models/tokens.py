@@ -11,8 +11,8 @@ import numpy as np
 class Tokens:
     """N texts as a model reads them.
 
-    `inputs` are what `encode_tokens` takes, one per text; `truncated` tells for each text whether
-    the model does not read its end.
+    `inputs` are what `encode_tokens` takes, one per text. `truncated` is true for a text whose end
+    the model does not read.
     """
 
     inputs: Sequence[Any]
