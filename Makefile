@@ -40,6 +40,7 @@ bench: setup
 	$(BIN)/python benchmarks/prepare.py 8
 	$(BIN)/python benchmarks/caption.py 16 8
 	$(BIN)/python benchmarks/score.py 64
+	$(BIN)/python benchmarks/tokens.py 5000
 	$(BIN)/python benchmarks/evaluate.py 20
 	$(BIN)/python benchmarks/train.py --images 100 --samples 256
 	$(BIN)/python benchmarks/train_data.py

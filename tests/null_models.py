@@ -18,6 +18,7 @@ from capmix.caption.captioner import Caption
 from capmix.caption.image_stage import image_caption_stage
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.stage import Stage
+from capmix.models.tokens import Tokens
 from capmix.pool import Pool, Sample
 from capmix.score.stage import ImagePass, fresh_score_stage
 from capmix.storage.store import Store
@@ -72,11 +73,11 @@ class NullScorer:
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         return embeddings.astype(np.float32)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([_vector(text.encode()) for text in texts])
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        return Tokens(texts, [len(text) > 70 for text in texts])
 
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        return [len(text) > 70 for text in texts]
+    def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+        return np.stack([_vector(text.encode()) for text in inputs])
 
 
 def null_scores(pool: Pool, store: Store, sources: Sequence[str]) -> list[Stage]:

@@ -108,7 +108,7 @@ def similarity(image: bytes, text: str) -> float:
     with Image.open(BytesIO(image)) as picture:
         vector = scorer.encode_pixels([scorer.prepare(picture.convert("RGB"))])[0]
     vector = vector.astype(np.float16).astype(np.float32)
-    words = scorer.encode_texts([text])[0]
+    words = scorer.encode_tokens([text])[0]
     return float(np.einsum("d,d->", vector, words, dtype=np.float32))
 
 

@@ -329,6 +329,11 @@ def _bert(folder: Path) -> BertTokenizerFast:
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
 
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are the words of WORDS."""
+    return _tokenizer()
+
+
 def _tokenizer(more: Sequence[str] = (), image: str = "<image>") -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -252,7 +252,7 @@ def test_shared_images_and_texts_are_encoded_once(
     for name in ("wds_vtab-clevr_count_all_test", "wds_vtab-clevr_closest_object_distance_test"):
         write_classification(tmp_path / "sets" / name, LABELS)
     counts = {"images": 0, "texts": 0}
-    images, texts = OpenClipEncoder.encode_pixels, OpenClipScorer.encode_texts
+    images, texts = OpenClipEncoder.encode_pixels, OpenClipScorer.encode_tokens
 
     def count_images(self: Any, pixels: Any) -> Any:
         counts["images"] += len(pixels)
@@ -263,7 +263,7 @@ def test_shared_images_and_texts_are_encoded_once(
         return texts(self, some)
 
     monkeypatch.setattr(OpenClipEncoder, "encode_pixels", count_images)
-    monkeypatch.setattr(OpenClipScorer, "encode_texts", count_texts)
+    monkeypatch.setattr(OpenClipScorer, "encode_tokens", count_texts)
     tasks = "vtab/clevr_count_all,vtab/clevr_closest_object_distance"
     evaluate(model, tasks, str(tmp_path / "sets"), str(tmp_path / "out"), "cpu")
     assert counts == {"images": len(LABELS), "texts": len(CLASSES) * len(TEMPLATES)}

@@ -114,9 +114,9 @@ class NotFinite(NullScorer):
         vectors[vectors[:, 0] > 0.4] = np.nan
         return vectors
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = super().encode_texts(texts)
-        vectors[["3" in text for text in texts]] = np.nan
+    def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+        vectors = super().encode_tokens(inputs)
+        vectors[["3" in text for text in inputs]] = np.nan
         return vectors
 
 
@@ -267,10 +267,10 @@ def test_a_retry_keeps_failures_of_samples_that_are_broken_in_the_pool(tmp_path:
 class Picky(NullScorer):
     """Raises on the texts of six images."""
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        if any(f"of {number:032x} " in text for text in texts for number in range(6)):
+    def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+        if any(f"of {number:032x} " in text for text in inputs for number in range(6)):
             raise RuntimeError("unsupported text")
-        return super().encode_texts(texts)
+        return super().encode_tokens(inputs)
 
 
 def test_the_budget_counts_texts_if_an_image_has_several(tmp_path: Path) -> None:

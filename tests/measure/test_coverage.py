@@ -6,6 +6,7 @@ from capmix.errors import UserError
 from capmix.measure.coverage import measure_coverage
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
+from capmix.models.tokens import Tokens
 
 SETTINGS = MeasureSettings(topics=2, map_points=20)
 
@@ -16,10 +17,13 @@ class ByFirstWord:
     name = "words"
     settings = {"model": "words"}  # noqa: RUF012
 
-    def encode_texts(self, texts: list[str]) -> np.ndarray:
-        random = np.random.default_rng(len(texts))
-        about = np.array([[("dog" in text), ("car" in text)] for text in texts], np.float32)
-        return np.hstack([about, random.normal(0, 0.01, (len(texts), 2))]).astype(np.float32)
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return Tokens(texts, [False] * len(texts))
+
+    def encode_tokens(self, inputs: list[str]) -> np.ndarray:
+        random = np.random.default_rng(len(inputs))
+        about = np.array([[("dog" in text), ("car" in text)] for text in inputs], np.float32)
+        return np.hstack([about, random.normal(0, 0.01, (len(inputs), 2))]).astype(np.float32)
 
 
 def test_topics_and_shares_of_two_plain_subjects() -> None:

@@ -18,6 +18,7 @@ from capmix.measure.references import (
     text_metrics,
 )
 from capmix.measure.settings import MeasureSettings
+from capmix.models.tokens import Tokens
 
 CANDIDATES = ["a brown dog runs on the beach", "two people on a red bus", "a cat"]
 REFERENCES = [
@@ -135,8 +136,11 @@ class Letters:
 
     name = SCORER
 
-    def encode_texts(self, texts: list[str]) -> np.ndarray:
-        counts = np.array([[text.count(chr(97 + i)) for i in range(26)] for text in texts], float)
+    def tokenize(self, texts: list[str]) -> Tokens:
+        return Tokens(texts, [False] * len(texts))
+
+    def encode_tokens(self, inputs: list[str]) -> np.ndarray:
+        counts = np.array([[text.count(chr(97 + i)) for i in range(26)] for text in inputs], float)
         return (counts / np.linalg.norm(counts, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -159,7 +163,7 @@ def test_samples_with_references_are_measured(tmp_path: Path) -> None:
     wanted = plain_cider(CANDIDATES[:2], [REFERENCES[0], REFERENCES[1][:1]])
     assert mini["CIDEr"] == pytest.approx(wanted, abs=1e-6)
     assert mini["CLIPScore"] == pytest.approx((2.5 * 0.3 + 0) / 2)
-    vectors = Letters().encode_texts([CANDIDATES[0], *REFERENCES[0]])
+    vectors = Letters().encode_tokens([CANDIDATES[0], *REFERENCES[0]])
     closest = max(float(vectors[0] @ vectors[1]), float(vectors[0] @ vectors[2]))
     mean = 2 * 0.75 * closest / (0.75 + closest)
     assert mini["RefCLIPScore"] == pytest.approx(mean / 2, abs=1e-6)

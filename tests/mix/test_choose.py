@@ -125,13 +125,13 @@ def test_a_selection_of_nothing_and_a_bad_one_are_one_line(work: Workspace, tmp_
 def test_scores_of_a_part_of_the_samples(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     caption(work)
     seen: list[int] = []
-    encode = NullScorer.encode_texts
+    encode = NullScorer.encode_tokens
 
     def counted(self: Any, texts: Any) -> Any:
         seen.append(len(texts))
         return encode(self, texts)
 
-    monkeypatch.setattr(NullScorer, "encode_texts", counted)
+    monkeypatch.setattr(NullScorer, "encode_tokens", counted)
     work.score(model=SCORER, sources="c", limit=3)
     assert sum(seen) == 3
     scores = f"scores/{work.store.folders('scores')[0]}/c"
@@ -199,7 +199,7 @@ def test_whole_parts_of_embeddings_stay_whole(work: Workspace) -> None:
 def test_a_retry_of_some_scores_leaves_the_others(work: Workspace) -> None:
     from small_world import HashScorer
 
-    own = HashScorer.encode_texts
+    own = HashScorer.encode_tokens
 
     def failing(self: Any, texts: Any) -> Any:
         if any("drawn" in text and text.endswith("0") and seen.pop() for text in texts):
@@ -209,7 +209,7 @@ def test_a_retry_of_some_scores_leaves_the_others(work: Workspace) -> None:
     caption(work)
     seen = [False] * 100 + [True]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HashScorer, "encode_texts", failing)
+        patch.setattr(HashScorer, "encode_tokens", failing)
         work.score(model=SCORER, sources="c", max_failures=1)
     scores = f"scores/{work.store.folders('scores')[0]}/c"
     before = statuses(work, scores)

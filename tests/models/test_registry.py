@@ -274,7 +274,7 @@ def test_a_type_error_of_the_constructor_is_not_hidden(unfit: str) -> None:
 
 
 def test_a_class_that_is_not_a_scorer_is_a_one_line_error(unfit: str) -> None:
-    expected = f"--model {unfit}:Scorer: Scorer lacks encoder, project_images, encode_texts, "
+    expected = f"--model {unfit}:Scorer: Scorer lacks encoder, project_images, tokenize, "
     with pytest.raises(UserError, match=expected):
         make_scorer(ScoreSettings(model=f"{unfit}:Scorer"))
     with pytest.raises(UserError, match=r"NoScorer\(settings\): missing a required argument"):

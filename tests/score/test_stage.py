@@ -1,16 +1,23 @@
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from null_models import null_scores
+from null_models import NullScorer, null_scores
 from samples import sample_members, tar_bytes, write_pool
 
 from capmix.mini.image_tower import LiteTower
 from capmix.models.images import decode_image
+from capmix.models.tokens import Tokens, encode_texts
 from capmix.pool import Sample
 from capmix.score.backends.mini import MiniScorer
 from capmix.score.settings import ScoreSettings
+from capmix.score.stage import ImagePass, fresh_score_stage
+from capmix.storage.marker import Counts
 from capmix.workspace import Workspace, open_workspace
 
 
@@ -36,7 +43,7 @@ def test_scores_equal_a_plain_recomputation(work: Workspace, tower: LiteTower) -
             if row["status"] != "ok":
                 continue
             image = scorer.project_images(tower.encode([decode_image(pool[row["uid"]].image)]))
-            text = scorer.encode_texts([text_of[row["uid"]]])
+            text = encode_texts(scorer, [text_of[row["uid"]]])
             expected = float(image[0] @ text[0]) / np.linalg.norm(image) / np.linalg.norm(text)
             assert row["score"] == pytest.approx(expected, abs=1e-5)
 
@@ -57,6 +64,65 @@ def test_images_are_decoded_once_for_captions_and_scores(work: Workspace) -> Non
     work.score(model="mini")
     after = Path(work.store.path("embeddings/lite0-160/image/00000.npy")).stat().st_mtime_ns
     assert before == after
+
+
+class Watched(NullScorer):
+    """Raises for two texts; its model waits until all texts are tokenized."""
+
+    def __init__(self, texts: int):
+        self.tokenized: Counter[str] = Counter()
+        self.encoded: Counter[str] = Counter()
+        self.texts, self.all_tokenized = texts, threading.Event()
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        if "text 3" in texts:
+            raise ValueError("no tokens")
+        self.tokenized.update(texts)
+        if len(self.tokenized) == self.texts:
+            self.all_tokenized.set()
+        return super().tokenize(texts)
+
+    def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+        assert self.all_tokenized.wait(60)
+        if "text 4" in inputs:
+            raise RuntimeError("no vector")
+        self.encoded.update(inputs)
+        return super().encode_tokens(inputs)
+
+
+def scored(
+    tmp_path: Path, texts: list[str], scorer: NullScorer
+) -> tuple[Counts, list[dict[str, Any]]]:
+    """Return the counts and rows of raw texts."""
+    members = [m for i, text in enumerate(texts) for m in sample_members(f"k{i:02}", i, text)]
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/00000.tar").write_bytes(tar_bytes(members))
+    work = open_workspace(str(tmp_path / "p"), str(tmp_path / "w"), max_failures=1.0)
+    work.index()
+    images = ImagePass(work.pool, scorer)
+    (counts,) = work.run(lambda: [fresh_score_stage(work.store, scorer, "raw", images)])
+    return counts, work.store.read_table("scores/null/raw/00000.parquet").to_pylist()
+
+
+def test_texts_are_tokenized_once_ahead_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model waits in its first batch for the second one to be tokenized."""
+    monkeypatch.setattr("capmix.score.stage.TEXTS_AT_ONCE", 6)
+    texts = ["a", "b", "a", "c", "b", "a" * 71, *"defghf"]
+    scorer = Watched(len({*texts}))
+    counts, rows = scored(tmp_path, texts, scorer)
+    assert (counts.ok, [row["truncated"] for row in rows].index(True)) == (12, 5)
+    assert scorer.tokenized == scorer.encoded == Counter({*texts})
+
+
+def test_a_text_that_cannot_be_tokenized_or_encoded_fails_alone(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in (0, 1, 2, 3, 4, 3, 5, 6)]
+    counts, rows = scored(tmp_path, texts, Watched(6))
+    assert (counts.ok, dict(counts.failed)) == (5, {"model_error": 3})
+    details = [row["detail"] for row in rows]
+    assert details[3] == details[5] == "ValueError: no tokens"
+    assert details[4] == "RuntimeError: no vector"
 
 
 def test_images_that_cannot_be_read_any_more_are_failed_rows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.evaluation.metrics import classify, retrieve
 from capmix.mini.image_tower import LiteTower
 from capmix.models.image_pass import unit
+from capmix.models.tokens import encode_texts
 from capmix.score.backends.mini import MiniScorer
 
 SAMPLING_SEEDS = 5
@@ -21,12 +22,12 @@ def measure(stamps: list[Drawing], features: np.ndarray) -> dict[str, float]:
     scorer = MiniScorer(encoder=encoder)
     titles = [stamp.title for stamp in stamps]
     images = scorer.project_images(features)
-    found = retrieve(images, scorer.encode_texts(titles), np.arange(len(titles))).metrics()
+    found = retrieve(images, encode_texts(scorer, titles), np.arange(len(titles))).metrics()
     names = list(CLASS_NAMES)
     rows = [i for i, stamp in enumerate(stamps) if stamp.group in CLASS_NAMES]
     labels = np.array([names.index(stamps[i].group) for i in rows])
     prompts = [template.replace("{c}", CLASS_NAMES[n]) for n in names for template in TEMPLATES]
-    embedded = scorer.encode_texts(prompts).reshape(len(names), len(TEMPLATES), -1)
+    embedded = encode_texts(scorer, prompts).reshape(len(names), len(TEMPLATES), -1)
     zero_shot = classify(images[rows], unit(embedded.mean(axis=1)), labels).metrics()
     hits = [
         _hits(encoder, features, titles, CaptionSettings(seed=seed))

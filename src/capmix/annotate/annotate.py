@@ -27,6 +27,7 @@ from capmix.annotate.vectors import (
     write_columns,
 )
 from capmix.errors import UserError
+from capmix.models.tokens import encode_texts
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
 from capmix.storage.layout import annotation_folder, embeddings_folder, texts_folder
@@ -145,7 +146,7 @@ def _cliploss(
         here = [i for i, row in enumerate(seen) if (known.get(row.uid or "") or "").strip()]
         if here:
             images = scorer.project_images(vectors.array[start : start + len(seen)][here])
-            words = scorer.encode_texts([known[seen[i].uid or ""] for i in here])
+            words = encode_texts(scorer, [known[seen[i].uid or ""] for i in here])
             width = words.shape[1]
             files["pictures"].write(images.astype(np.float16).tobytes())
             files["words"].write(words.astype(np.float16).tobytes())

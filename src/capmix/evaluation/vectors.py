@@ -20,18 +20,17 @@ from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.device import alone_on_its_core
 from capmix.models.image_pass import ImageEncoder
 from capmix.models.images import BadImageError, decode_as_stored
+from capmix.models.tokens import TextEncoder, encode_texts
 
 BATCHES_AHEAD = 3
 KEY_BYTES = 16
 
 
-class TwoTowers(Protocol):
+class TwoTowers(TextEncoder, Protocol):
     """A model with image and text encoders that return unit vectors, float32 (N, D)."""
 
     @property
     def encoder(self) -> ImageEncoder: ...
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 class VectorCache:
@@ -73,7 +72,7 @@ class VectorCache:
         """Return unit vectors (N, D)."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
-            self._texts |= zip(new, self._model.encode_texts(new), strict=True)
+            self._texts |= zip(new, encode_texts(self._model, new), strict=True)
         return np.stack([self._texts[text] for text in texts])
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:

@@ -1,14 +1,14 @@
 """The scorer protocol: models that compute the cosine similarity of images and texts."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from capmix.models.image_pass import ImageEncoder
+from capmix.models.tokens import TextEncoder
 
 
-class Scorer(Protocol):
+class Scorer(TextEncoder, Protocol):
     """A model that embeds images and texts in one space.
 
     `settings` contains the model and a digest of its weights.
@@ -24,12 +24,4 @@ class Scorer(Protocol):
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Project float16 (N, dimensions) image embeddings to unit vectors, float32 (N, D)."""
-        ...
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D)."""
-        ...
-
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether each text is longer than the scorer's context."""
         ...

@@ -20,7 +20,7 @@ from capmix.storage.layout import SCORES
 from capmix.storage.names import check_scorer_columns
 from capmix.storage.store import Store
 
-MEMBERS = ("name", "settings", "encoder", "project_images", "encode_texts", "too_long")
+MEMBERS = ("name", "settings", "encoder", "project_images", "tokenize", "encode_tokens")
 
 
 def needs_gpu(settings: ScoreSettings) -> bool:

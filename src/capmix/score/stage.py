@@ -5,7 +5,7 @@ Columns in addition to the status: `k`, `score` (cosine similarity of image and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError, batched
 from capmix.engine.busy import Busy
+from capmix.engine.prefetch import prefetched
 from capmix.engine.read_ahead import ReadAhead
 from capmix.engine.redo import OF_FILES
 from capmix.engine.stage import PartWriter, Stage
@@ -42,6 +43,8 @@ FIELDS = [("k", pa.int32()), ("score", pa.float32()), ("truncated", pa.bool_())]
 TEXTS_AT_ONCE = 2048
 DEFAULTS = defaults_of(ScoreSettings)
 Embedded = tuple[list[Row], np.ndarray]
+Tokenized = tuple[Any, bool]  # what the scorer encodes, and whether the text was truncated
+Words = tuple[np.ndarray, bool]  # the vector, and whether the text was truncated
 
 
 class ImagePass:
@@ -125,6 +128,11 @@ def score_stage(
     """
     texts = texts_folder(source)
     batches = Batches(batch_timeout)
+    ahead = Batches(batch_timeout)  # of the thread that tokenizes
+
+    def tokenize(some: Sequence[str]) -> list[Tokenized]:
+        tokens = scorer.tokenize(some)
+        return list(zip(tokens.inputs, tokens.truncated, strict=True))
 
     def inputs(shard: Shard) -> dict[str, str]:
         known = image_inputs(shard) | {texts: store.fingerprint(f"{texts}/{shard.name}")}
@@ -147,14 +155,19 @@ def score_stage(
             for row, text in zip(rows_of(table), captions, strict=True)
         ]
         todo = [i for i, row in enumerate(rows) if row.status == OK]
-        for some in batched(todo, TEXTS_AT_ONCE):
+        tokenized = prefetched(
+            batched(todo, TEXTS_AT_ONCE),
+            lambda some: ahead.run(tokenize, list(dict.fromkeys(captions[i] for i in some))),
+            workers=1,
+            ahead=1,
+        )
+        for some, finished in tokenized:
             pictures = scorer.project_images(embeddings[[position[rows[i].uid] for i in some]])
-            scored = [captions[i] for i in some]
             with out.busy.working(0):
-                words = batches.run(lambda texts: list(scorer.encode_texts(texts)), scored)
-            too_long = scorer.too_long(scored)
-            for i, picture, word, cut in zip(some, pictures, words, too_long, strict=True):
-                rows[i] = _scored(rows[i], numbers[i], picture, word, cut)
+                words = _encoded(scorer, batches, finished.result())
+            of_text = dict(zip(dict.fromkeys(captions[i] for i in some), words, strict=True))
+            for i, picture in zip(some, pictures, strict=True):
+                rows[i] = _scored(rows[i], numbers[i], picture, of_text[captions[i]])
         for row in rows:
             out.count_in()
             if row.status == OK:
@@ -203,11 +216,28 @@ def _unscored(row: Row, text: str | None, image: Row | None, unread: Row | None)
     return row
 
 
-def _scored(
-    row: Row, k: int, picture: np.ndarray, words: np.ndarray | SampleError, truncated: bool
-) -> Row:
-    if isinstance(words, SampleError):
-        return Row(row.uid, row.key, FAILED, words.reason, str(words))
+def _encoded(
+    scorer: Scorer, batches: Batches, tokenized: Sequence[Tokenized | SampleError]
+) -> list[Words | SampleError]:
+    """Return the vector of each tokenized text, and whether the text was truncated."""
+    good = [one for one in tokenized if not isinstance(one, SampleError)]
+    vectors = iter(
+        batches.run(lambda some: list(scorer.encode_tokens(some)), [inputs for inputs, _ in good])
+    )
+    found: list[Words | SampleError] = []
+    for one in tokenized:
+        if isinstance(one, SampleError):
+            found.append(one)
+            continue
+        vector = next(vectors)
+        found.append(vector if isinstance(vector, SampleError) else (vector, one[1]))
+    return found
+
+
+def _scored(row: Row, k: int, picture: np.ndarray, found: Words | SampleError) -> Row:
+    if isinstance(found, SampleError):
+        return Row(row.uid, row.key, FAILED, found.reason, str(found))
+    words, truncated = found
     score = float(np.einsum("d,d->", picture, words, dtype=np.float32))
     if math.isnan(score):
         return Row(row.uid, row.key, FAILED, "nan_score", "the scorer returned NaN")

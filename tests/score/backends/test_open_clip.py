@@ -8,11 +8,19 @@ import pytest
 import torch
 from samples import sample_members, tar_bytes
 from tiny_clip import CLIP, COCA, open_clip_folder
+from web_texts import alt_texts
 
 from capmix.errors import UserError
 from capmix.models.images import decode_image
+from capmix.models.tokens import encode_texts
 from capmix.pool import Sample
-from capmix.score.backends.open_clip import OpenClipScorer, load_open_clip
+from capmix.score.backends.open_clip import (
+    TEXT_BATCH,
+    OpenClipScorer,
+    _encode,
+    _lengths,
+    load_open_clip,
+)
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage
 from capmix.workspace import Workspace, open_workspace
@@ -66,6 +74,23 @@ def test_scores_equal_plain_open_clip(name: str, save: bool, exact: bool, tmp_pa
     assert np.abs(found - plain_scores(name, work)).max() < (5e-4 if save else bound)
     assert table.column("truncated").to_pylist() == [False, False, True, False]
     assert work.store.parts("embeddings") == ([f"embeddings/{settings.name}/image/00000"] * save)
+
+
+def test_vectors_have_the_bits_of_open_clips_own_ids(name: str) -> None:
+    """The batches are those of open_clip's ids, sorted by length and trimmed."""
+    scorer = OpenClipScorer(ScoreSettings(model=name, device="cpu", dtype="float32"))
+    texts = [*alt_texts(300, seed=5), *alt_texts(20, seed=5)]
+    unique = list(dict.fromkeys(texts))
+    model, tokens = scorer._model, open_clip.get_tokenizer(name)(unique)
+    wanted = np.empty((len(unique), scorer.encoder.dimensions), np.float32)
+    lengths = _lengths(model, tokens)
+    with torch.inference_mode():
+        for rows in torch.split(torch.argsort(lengths, stable=True), TEXT_BATCH):
+            batch = tokens[rows][:, : int(lengths[rows].max())]
+            wanted[rows.numpy()] = _encode(model, batch).numpy()
+    position = {text: row for row, text in enumerate(unique)}
+    assert len(texts) > len(unique) > TEXT_BATCH
+    assert (encode_texts(scorer, texts) == wanted[[position[text] for text in texts]]).all()
 
 
 def test_a_later_source_reads_no_image_again(name: str, tmp_path: Path) -> None:

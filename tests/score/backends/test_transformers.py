@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from samples import sample_members, tar_bytes
-from tiny_models import clip, siglip, siglip2
-from transformers import AutoModel, AutoProcessor
+from tiny_models import WORDS, clip, siglip, siglip2
+from transformers import AutoModel, AutoProcessor, CanineTokenizer
 
 from capmix.errors import UserError
 from capmix.models.images import decode_image
+from capmix.models.tokens import encode_truncated
 from capmix.pool import Sample
+from capmix.score.backends.transformers import TEXT_BATCH, TransformersScorer
 from capmix.score.settings import ScoreSettings
 from capmix.workspace import open_workspace
 
@@ -50,6 +52,44 @@ def test_scores_equal_plain_transformers(build: object, tmp_path: Path) -> None:
         plain.append(float((out.image_embeds * out.text_embeds).sum()))
     assert np.abs(np.array(table.column("score").to_pylist()) - plain).max() < 1e-5
     assert table.column("truncated").to_pylist() == [False, False, True]
+
+
+@pytest.mark.parametrize("build", [clip, siglip])
+def test_vectors_have_the_bits_of_padded_texts(
+    build: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each batch is tokenized once, without padding, ahead of the model."""
+    assert callable(build)
+    folder = build(tmp_path / "model")
+    scorer = TransformersScorer(
+        ScoreSettings(model=f"transformers:{folder}", device="cpu", dtype="float32")
+    )
+    words = WORDS.split()
+    texts = [" ".join(words[: i % 17]) + " sea" * (i % 90) + " x" * (i % 3) for i in range(300)]
+    model, processor = scorer._model, scorer._processor
+    padding = {"padding": True} if build is clip else {"padding": "max_length"}
+    wanted = []
+    for start in range(0, len(texts), TEXT_BATCH):
+        some = texts[start : start + TEXT_BATCH]
+        inputs = processor.tokenizer(
+            some, truncation=True, max_length=64, return_tensors="pt", **padding
+        )
+        with torch.inference_mode():
+            features = model.get_text_features(**inputs).pooler_output
+        wanted.append(torch.nn.functional.normalize(features, dim=-1).numpy())
+    assert len({*texts}) == len(texts)
+    tokens = scorer.tokenize(texts)
+    assert (scorer.encode_tokens(tokens.inputs) == np.concatenate(wanted)).all()
+    assert tokens.truncated == [len(text.split()) > 64 for text in texts]
+    assert "fast tokenizer" not in caplog.text
+
+
+def test_a_slow_tokenizer_of_transformers_is_observed_too() -> None:
+    tokenizer = CanineTokenizer()
+    texts = ["a" * n for n in (0, 7, 8, 9, 20)]
+    rows, truncated = encode_truncated(tokenizer, texts, 10)
+    assert rows == dict(tokenizer(texts, truncation=True, max_length=10))
+    assert truncated == [False, False, False, True, True]
 
 
 def test_a_model_without_one_space_is_refused(tmp_path: Path) -> None:

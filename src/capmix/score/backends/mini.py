@@ -10,6 +10,7 @@ from capmix.mini.image_tower import LiteTower
 from capmix.mini.text_tower import FILES as TEXT_FILES
 from capmix.mini.text_tower import MAX_CHARACTERS
 from capmix.mini.weights import MINI_PACKAGES, digest
+from capmix.models.tokens import Tokens
 from capmix.score.settings import ScoreSettings
 
 
@@ -32,8 +33,8 @@ class MiniScorer:
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         return self._head.project_images(embeddings)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self._head.encode_texts(texts)
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        return Tokens(texts, [len(text) > MAX_CHARACTERS for text in texts])
 
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        return [len(text) > MAX_CHARACTERS for text in texts]
+    def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+        return self._head.encode_texts(inputs)

@@ -29,7 +29,9 @@ from capmix.models.open_clip import (
     shorter_side,
     weights_path,
 )
+from capmix.models.open_clip_tokens import open_clip_tokenizer
 from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
+from capmix.models.tokens import Tokens
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
@@ -101,7 +103,7 @@ class OpenClipScorer:
     """
 
     extra: ClassVar[str | None] = "open_clip"
-    packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip")
+    packages: ClassVar[tuple[str, ...]] = ("torch", "open_clip", "tokenizers")
     device: ClassVar[str] = "gpu"
     keeps_embeddings: ClassVar[bool] = False
     preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
@@ -113,7 +115,8 @@ class OpenClipScorer:
         self.check(settings)  # before torch is loaded, which takes seconds
         device, dtype = device_and_dtype(settings.device, settings.dtype)
         loaded = load_open_clip(model, device, dtype, logit_bias)
-        self._model, self._preprocess, self._tokenizer = loaded
+        self._model, self._preprocess, tokenizer = loaded
+        self._tokenize = open_clip_tokenizer(tokenizer)
         self._device = device
         self.encoder = OpenClipEncoder(
             self.name,
@@ -141,21 +144,25 @@ class OpenClipScorer:
         """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
         return unit(embeddings)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D). Equal texts are encoded once."""
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Tokenize like open_clip. A text is truncated to the context, keeping the end token."""
+        return self._tokenize(texts)
+
+    def encode_tokens(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Return unit vectors, float32 (N, D), of N texts' ids, int64 (context length,)."""
         import torch
 
-        unique = list(dict.fromkeys(texts))
-        tokens = self._tokenizer(unique)
+        tokens = torch.from_numpy(np.stack(inputs))
         lengths = _lengths(self._model, tokens)
         order = torch.argsort(lengths, stable=True)
-        vectors = np.empty((len(unique), self.encoder.dimensions), np.float32)
+        found = []
         with torch.inference_mode():
             for rows in torch.split(order, TEXT_BATCH):
                 batch = tokens[rows][:, : int(lengths[rows].max())].to(self._device)
-                vectors[rows.numpy()] = _encode(self._model, batch).float().cpu().numpy()
-        position = {text: row for row, text in enumerate(unique)}
-        return vectors[[position[text] for text in texts]]
+                found.append(_encode(self._model, batch).float())
+        vectors = np.empty((len(inputs), self.encoder.dimensions), np.float32)
+        vectors[order.numpy()] = torch.cat(found).cpu().numpy()  # waits for the device once
+        return vectors
 
     def digest(self) -> str:
         """Return 16 hex digits of a hash of all weights, architecture and image preprocessing."""
@@ -165,14 +172,6 @@ class OpenClipScorer:
             values = weight.detach().float().cpu().contiguous().numpy()
             total.update(name.encode() + values.tobytes())
         return total.hexdigest()[:16]
-
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether each text is truncated to the context length (keeping the end token)."""
-        limit = self._tokenizer.context_length
-        inner = getattr(self._tokenizer, "tokenizer", None)
-        if inner is not None:
-            return [len(ids) > limit for ids in inner(list(texts)).input_ids]
-        return [len(self._tokenizer.encode(text)) + 2 > limit for text in texts]
 
 
 def _lengths(model: Any, tokens: Any) -> Any:

@@ -1,11 +1,13 @@
 """Score with CLIP, SigLIP or SigLIP 2 of transformers, from a hub id or a local folder."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from capmix.engine.batches import batched
 from capmix.errors import UserError
 from capmix.models.device import (
     device_and_dtype,
@@ -19,6 +21,7 @@ from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
 from capmix.models.images import check_resized
 from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
+from capmix.models.tokens import Tokens, encode_truncated
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
@@ -95,8 +98,14 @@ class TransformersScorer:
         only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
         device, dtype = device_and_dtype(settings.device, settings.dtype)
         self._model, self._processor = _load(model, device, dtype, only_downloaded)
-        self._device = device
-        self._limit = int(self._model.config.text_config.max_position_embeddings)
+        self._device, self._lock = device, threading.Lock()
+        limit = int(self._model.config.text_config.max_position_embeddings)
+        is_siglip = "siglip" in self._model.config.model_type
+        self._context = min(SIGLIP_CONTEXT, limit) if is_siglip else limit
+        to_context = {"padding": "max_length", "max_length": self._context}
+        self._padding: dict[str, Any] = to_context if is_siglip else {"padding": True}
+        # Texts are tokenized ahead and padded later, against the advice that `pad` logs once.
+        self._processor.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
         self.encoder = TransformersEncoder(
             self.name, self._model, self._processor, device, settings.exact_decode
         )
@@ -117,29 +126,24 @@ class TransformersScorer:
         """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
         return unit(embeddings)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D). Equal texts are encoded once."""
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Run the model's tokenizer. A text is truncated to the context, keeping the end token."""
+        with self._lock:
+            rows, truncated = encode_truncated(self._processor.tokenizer, texts, self._context)
+        texts_of_rows = zip(*rows.values(), strict=True)
+        return Tokens([dict(zip(rows, one, strict=True)) for one in texts_of_rows], truncated)
+
+    def encode_tokens(self, inputs: Sequence[dict[str, list[int]]]) -> np.ndarray:
+        """Return unit vectors, float32 (N, D), of N texts' outputs of the tokenizer, unpadded."""
         import torch
 
-        unique = list(dict.fromkeys(texts))
-        siglip = "siglip" in self._model.config.model_type
-        padding = {"padding": "max_length", "max_length": min(SIGLIP_CONTEXT, self._limit)}
-        how = padding if siglip else {"padding": True, "max_length": self._limit}
         vectors = []
         with torch.inference_mode():
-            for start in range(0, len(unique), TEXT_BATCH):
-                tokens = self._processor.tokenizer(
-                    unique[start : start + TEXT_BATCH], truncation=True, return_tensors="pt", **how
-                ).to(self._device)
+            for some in batched(inputs, TEXT_BATCH):
+                pad = self._processor.tokenizer.pad
+                tokens = pad(some, return_tensors="pt", **self._padding).to(self._device)
                 vectors.append(_unit(self._model.get_text_features(**tokens)))
-        position = {text: row for row, text in enumerate(unique)}
-        found: np.ndarray = np.concatenate(vectors)[[position[text] for text in texts]]
-        return found
-
-    def too_long(self, texts: Sequence[str]) -> list[bool]:
-        """Return whether each text is truncated to the context length (keeping the end token)."""
-        ids = self._processor.tokenizer(list(texts)).input_ids
-        return [len(row) > self._limit for row in ids]
+        return np.concatenate(vectors)
 
 
 def _load(model: str, device: str, dtype: Any, only_downloaded: bool) -> tuple[Any, Any]:
