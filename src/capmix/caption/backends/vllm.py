@@ -5,10 +5,13 @@ does not depend on other requests. The logits may, in their last bits, as batche
 """
 
 import contextlib
+import gc
 import hashlib
+import logging
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +31,8 @@ from capmix.models.images import check_resized, decode_image
 from capmix.models.known import CHAT_PROMPT
 from capmix.pool import Sample
 
+log = logging.getLogger(__name__)
+
 PREFIX = "vllm:"
 # Read by vLLM when it is imported. A worker is a daemonic process, which cannot start the process
 # that vLLM would run its engine in.
@@ -42,7 +47,14 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py")
 OTHER_WEIGHTS = ("original/*", "consolidated*")  # the same weights in other formats
 MAX_WAITING = 4 * 2**30  # bytes of preprocessed images that wait for the model
 CPU_CACHE = 2**30  # bytes; on GPUs, vLLM measures what is free
+MEMORY_SHARE = 0.92  # vLLM's default
+FREE_SHARE = 0.97  # of what other programs have left
 MODALITIES = {"image": 1, "video": 0, "audio": 0}
+# Rules of a generation config that vLLM's sampling parameters cannot express.
+OTHER_RULES = (
+    "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
+)  # fmt: skip
 HOTTEST = 2.0
 STALLED = 0.5  # share of the batch timeout after which an engine without a step is broken
 
@@ -70,14 +82,18 @@ class VllmCaptioner:
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
         precision = str(dtype).removeprefix("torch.")
         processor = _processor(settings, folder)
+        gc.collect()  # an engine that is no longer used would hold the GPU's memory
         self._engine = _engine(settings, folder, precision, self._device)
+        weakref.finalize(self, self._engine.close)
         config = self._engine.engine.model_config
         if not config.supports_multimodal_inputs:
             raise UserError(f"captioner {settings.model}: vLLM runs this model without images")
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.prompt = _prompt(settings, processor, config.hf_config.model_type)
         self._tokens = _tokens(processor, self.tokenizer, self.prompt)
-        self._ends = _end_tokens(folder, config.hf_config, self.tokenizer)
+        generation = _generation_config(folder)
+        self._ends = end_tokens(generation, config.hf_config, self.tokenizer)
+        self._penalty = repetition_penalty(generation, settings)
         pictures = getattr(processor, "image_processor", None)
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
@@ -95,6 +111,7 @@ class VllmCaptioner:
             "prompt": self.prompt,
             "dtype": precision,
             "engine": "vllm",
+            **({"repetition_penalty": self._penalty} if self._penalty != 1.0 else {}),
             **settings.sampling(),
         }
         self.provenance = _provenance(self._device, self.batch_size)
@@ -171,7 +188,8 @@ class VllmCaptioner:
         return rendered
 
     def _sampling(self, draw_name: str, k: int) -> Any:
-        return sampling_params(self._wanted, self._ends, draw_name, self._source, k)
+        key = caption_key(self._wanted.seed, draw_name, self._source, k)
+        return sampling_params(self._wanted, key, self._ends, self._penalty)
 
     def _caption(self, output: Any) -> Caption:
         tokens = [token for token in output.token_ids if token not in self._ends]
@@ -179,17 +197,20 @@ class VllmCaptioner:
         return Caption(text, "stop" if output.finish_reason == "stop" else "length")
 
 
-def sampling_params(
-    wanted: CaptionSettings, ends: Sequence[int], draw_name: str, source: str, k: int
-) -> Any:
-    """Return vLLM's SamplingParams for caption `k` of an image. `ends` are the end tokens."""
+def sampling_params(wanted: CaptionSettings, key: int, ends: Sequence[int], penalty: float) -> Any:
+    """Return vLLM's SamplingParams for one caption.
+
+    `key` seeds its draws (caption_key), `ends` are the end tokens, and `penalty` is the repetition
+    penalty.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=wanted.temperature,
         top_k=wanted.top_k,
-        seed=caption_key(wanted.seed, draw_name, source, k) % 2**63,
+        repetition_penalty=penalty,
+        seed=key % 2**63,
         min_tokens=min(wanted.min_tokens, wanted.max_tokens),
         max_tokens=wanted.max_tokens,
         # vLLM would also stop at the tokenizer's end token where the model names another one.
@@ -252,6 +273,7 @@ def _engine(settings: CaptionSettings, folder: str, dtype: str, device: str) -> 
                 enable_prefix_caching=settings.captions_per_image > 1,
                 enforce_eager=device == "cpu",
                 kv_cache_memory_bytes=CPU_CACHE if device == "cpu" else None,
+                gpu_memory_utilization=MEMORY_SHARE if device == "cpu" else _memory_share(),
                 disable_log_stats=True,
             )
             # The defaults of LLM_CLASS are made for throughput.
@@ -261,6 +283,14 @@ def _engine(settings: CaptionSettings, folder: str, dtype: str, device: str) -> 
         return EngineThread(make)
     except Exception as error:
         raise _not_loaded(settings, error) from error
+
+
+def _memory_share() -> float:
+    """Return the share of the GPU's memory for vLLM, which does not start with less than that."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return min(MEMORY_SHARE, FREE_SHARE * free / total)
 
 
 def _not_loaded(settings: CaptionSettings, error: Exception) -> UserError:
@@ -294,22 +324,43 @@ def _tokens(processor: Any, tokenizer: Any, prompt: str | None) -> list[int]:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    # Some templates begin with the start token, which the tokenizer would add once more.
+    # Some templates begin with the start token, which the tokenizer would then add twice.
     has_start = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     tokens: list[int] = tokenizer(text, add_special_tokens=not has_start)["input_ids"]
     # As in transformers, a captioner without a prompt continues the start token.
     return tokens or [tokenizer.bos_token_id]
 
 
-def _end_tokens(folder: str, config: Any, tokenizer: Any) -> list[int]:
-    """Return the end tokens of the generation config, else of the text config or the tokenizer."""
+def _generation_config(folder: str) -> Any:
     from transformers import GenerationConfig
 
-    generation = None
-    with contextlib.suppress(OSError):
-        generation = GenerationConfig.from_pretrained(folder)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:  # the model has none
+        return None
+
+
+def end_tokens(generation: Any, config: Any, tokenizer: Any) -> list[int]:
+    """Return the end tokens of the generation config, else of the text config or the tokenizer."""
     for part in (generation, getattr(config, "text_config", None), config, tokenizer):
         value = getattr(part, "eos_token_id", None)
         if value is not None:
             return list(value) if isinstance(value, list | tuple) else [value]
     return []
+
+
+def repetition_penalty(generation: Any, settings: CaptionSettings) -> float:
+    """Return the penalty of the generation config, which greedy captions of `generate` follow.
+
+    Logs a warning for the other rules of the config that change logits: vLLM has none of them.
+    """
+    if getattr(settings, "plain_sampling", False):
+        return 1.0
+    ignored = {name: getattr(generation, name, None) for name in OTHER_RULES}
+    shown = ", ".join(f"{name}={value}" for name, value in ignored.items() if value)
+    if shown:
+        log.warning(
+            "captioner %s%s: vLLM ignores %s of the generation config",
+            PREFIX, settings.model, shown,
+        )  # fmt: skip
+    return float(getattr(generation, "repetition_penalty", None) or 1.0)

@@ -4,7 +4,7 @@
 the GPU waits. Here, the threads that prepare samples submit requests while the engine runs.
 """
 
-import atexit
+import contextlib
 import itertools
 import threading
 import time
@@ -15,7 +15,8 @@ from typing import Any
 
 from capmix.engine.batches import BrokenDeviceError
 
-CLOSED_WITHIN = 5.0  # seconds that a process waits for the thread before it exits
+CLOSED_WITHIN = 5.0  # seconds; a process that exits waits no longer for the thread
+STEPS_AHEAD = 4  # vLLM schedules up to two steps ahead of the GPU
 
 
 class Generation:
@@ -89,8 +90,7 @@ class EngineThread:
         made: Future[Any] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, made), daemon=True)
         self._thread.start()
-        self.engine = made.result()
-        atexit.register(self.close)
+        self.engine: Any = made.result()
 
     def submit(self, generation: Generation) -> None:
         """Start the requests of one image. Any thread may call this."""
@@ -109,11 +109,15 @@ class EngineThread:
         return time.monotonic() - self._stepped_at
 
     def close(self) -> None:
-        """End the thread: the interpreter must not exit while it runs the model."""
+        """End the thread, and free the memory of the model and its cache.
+
+        The interpreter must not exit while the thread runs the model.
+        """
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(CLOSED_WITHIN)
+        if threading.current_thread() is not self._thread:  # the garbage collector may call this
+            self._thread.join(CLOSED_WITHIN)
 
     def _run(self, make: Callable[[], Any], made: Future[Any]) -> None:
         try:
@@ -128,6 +132,9 @@ class EngineThread:
                 self._step(engine)
             except Exception as error:
                 self._recover(engine, error)
+        self.engine = None
+        with contextlib.suppress(Exception):
+            engine.engine_core.shutdown()
 
     def _admit(self, engine: Any) -> bool:
         """Wait for work and pass it to the engine. Returns false if the thread is to end."""
@@ -171,6 +178,7 @@ class EngineThread:
         failed = dict.fromkeys(generation for generation, _ in self._at_work.values())
         try:
             engine.abort_request(list(self._at_work))
+            _drain(engine)
             # Blocks of the cache are registered before the step that fills them.
             if not engine.reset_prefix_cache():
                 raise RuntimeError("requests are still under way")
@@ -189,6 +197,13 @@ class EngineThread:
         for name in names:
             del self._at_work[name]
         return names
+
+
+def _drain(engine: Any) -> None:
+    """Take the outcomes of steps that the engine had started ahead, which may have failed too."""
+    for _ in range(STEPS_AHEAD):
+        with contextlib.suppress(Exception):
+            engine.step()
 
 
 def _as_known(error: Exception) -> Exception:
