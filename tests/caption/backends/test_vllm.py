@@ -276,6 +276,17 @@ def test_an_engine_that_hangs_ends_the_process_not_the_samples(loaded: VllmCapti
 
 
 @pytest.mark.vllm
+def test_requests_of_the_next_batch_run_with_those_of_this_one(loaded: VllmCaptioner) -> None:
+    one, together = changed(loaded, min_tokens=30, captions_per_image=1), []
+    with executor(one, lambda step: together.append(len(step.num_scheduled_tokens))):
+        prepared = [one.prepare(sample) for sample in SAMPLES]
+        for start in range(0, 9, 3):
+            one.caption(prepared[start : start + 3], UIDS[start : start + 3], "s")
+    assert max(together) == 9
+    assert len(together) < 3 * 30
+
+
+@pytest.mark.vllm
 def test_images_that_wait_for_the_model_are_bounded(loaded: VllmCaptioner) -> None:
     one = changed(loaded, max_tokens=4)
     before = one._waiting._free
@@ -332,8 +343,8 @@ def test_a_model_that_vllm_does_not_support_is_one_clear_line(tmp_path: Path) ->
 
 
 @pytest.mark.vllm
-def test_the_whole_command_in_worker_processes_and_its_resume(folder: Path, tmp_path: Path) -> None:
-    pool, work = tmp_path / "pool", tmp_path / "work"
+def test_the_whole_command_in_worker_processes_and_its_resume(tmp_path: Path) -> None:
+    folder, pool, work = qwen2_vl(tmp_path / "m", WIDTH), tmp_path / "pool", tmp_path / "work"
     pool.mkdir()
     for shard in range(2):
         members = [m for n in range(5) for m in sample_members(f"{shard}{n}", 10 * shard + n)]
