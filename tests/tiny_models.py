@@ -91,9 +91,10 @@ def blip(folder: Path) -> Path:
     return _save(folder, BlipForConditionalGeneration(config), processor)
 
 
-def blip2(folder: Path) -> Path:
+def blip2(folder: Path, width: int = 32) -> Path:
     tokenizer = _tokenizer()
-    text = TEXT | {"model_type": "opt", "vocab_size": len(tokenizer), "word_embed_proj_dim": 32}
+    text = TEXT | {"hidden_size": width, "word_embed_proj_dim": width}
+    text |= {"model_type": "opt", "vocab_size": len(tokenizer)}
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 96}
     former = TEXT | {"vocab_size": 30, "encoder_hidden_size": 32}
     config = Blip2Config(
@@ -130,14 +131,17 @@ def git(folder: Path) -> Path:
     return _save(folder, GitForCausalLM(config), GitProcessor(pictures, tokenizer))
 
 
-def qwen2_vl(folder: Path) -> Path:
+def qwen2_vl(folder: Path, width: int = 32) -> Path:
     names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     tokenizer = _tokenizer(names, image="<|image_pad|>")
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
-    text = TEXT | {"vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text = TEXT | {"hidden_size": width, "vocab_size": len(tokenizer), "num_key_value_heads": 2}
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3]}
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8}
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "mrope_section": [n * width // 32 for n in (2, 3, 3)],
+    }
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 2, "patch_size": 8}
     config = Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
@@ -156,15 +160,19 @@ def qwen2_vl(folder: Path) -> Path:
     return _save(folder, Qwen2VLForConditionalGeneration(config), processor)
 
 
-def qwen3_vl(folder: Path) -> Path:
+def qwen3_vl(folder: Path, width: int = 32) -> Path:
     names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     tokenizer = _tokenizer(names, image="<|image_pad|>")
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
-    text = TEXT | {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 16}
+    text = TEXT | {"hidden_size": width, "vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text["head_dim"] = width // 2
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    text["rope_parameters"] = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "mrope_section": [n * width // 32 for n in (2, 3, 3)],
+    }
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
-    vision |= {"patch_size": 8, "out_hidden_size": 32, "num_position_embeddings": 16}
+    vision |= {"patch_size": 8, "out_hidden_size": width, "num_position_embeddings": 16}
     config = Qwen3VLConfig(
         text_config=text,
         vision_config=vision | {"deepstack_visual_indexes": [0]},
@@ -234,10 +242,11 @@ def florence2(folder: Path) -> Path:
     return _save(folder, Florence2ForConditionalGeneration(config), processor)
 
 
-def smolvlm(folder: Path) -> Path:
+def smolvlm(folder: Path, width: int = 32) -> Path:
     names = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"]
     tokenizer = _tokenizer(image="<image>", more=names)
-    text = TEXT | {"model_type": "llama", "vocab_size": len(tokenizer), "num_key_value_heads": 2}
+    text = TEXT | {"hidden_size": width, "model_type": "llama", "num_key_value_heads": 2}
+    text |= {"vocab_size": len(tokenizer)}
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = SmolVLMConfig(
         vision_config=VISION,

@@ -78,11 +78,12 @@ def test_topics_are_left_out_without_a_text_tower(pool: str, tmp_path: Path) -> 
 
 def test_a_short_name_is_the_same_settings_as_the_id() -> None:
     assert CaptionSettings(model="blip2") == CaptionSettings(model=BLIP2)
+    assert CaptionSettings(model="vllm:blip2").model == f"vllm:{BLIP2}"
     short = ScoreSettings(model="clip-l14")
     assert short == ScoreSettings(model="ViT-L-14-quickgelu/openai")
     assert short.name == "vit-l-14-quickgelu-openai"  # the folder of its scores
     assert ScoreSettings(model="datacomp-l14").model == "ViT-L-14/datacomp_xl_s13b_b90k"
-    for one in ("./blip2", "blip3", "mini", "field:blip2", BLIP2, "clip-l14"):
+    for one in ("./blip2", "blip3", "mini", "field:blip2", BLIP2, "clip-l14", "vllm:mini"):
         assert full_name(CAPTIONERS, one) == one
 
 

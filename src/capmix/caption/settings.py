@@ -20,7 +20,8 @@ class CaptionSettings(Settings):
     model: CaptionModel = option(
         "",
         "Captioner: a short name such as blip2 (`capmix models` lists them); a transformers hub id "
-        "or folder; `open_clip:ARCHITECTURE/TAG`; `server:URL` (OpenAI-compatible, ends in /v1); "
+        "or folder; `vllm:ID` (the same, run by vLLM); `open_clip:ARCHITECTURE/TAG`; "
+        "`server:URL` (OpenAI-compatible, ends in /v1); "
         "`field:NAME` (a field of the samples' JSON); `package.module:Class` (your own); `mini` "
         "(the demo model, default only for the pool `embedded`).",
         group=MODEL,

@@ -13,6 +13,7 @@ PURPOSES = {
     "demo": "everything that capmix demo needs",
     "mini": "embedded captioner, scorer and probes",
     "transformers": "captioners and scorers from transformers",
+    "vllm": "captioners in vLLM, on Linux",
     "open_clip": "CoCa captions, CLIP scores, evaluation",
     "train": "open_clip's trainer",
     "report": "capmix report, and figures as PDF and PNG",

@@ -16,6 +16,7 @@ from capmix.models.registry import CAPTIONERS, SCORERS, backends
 
 log = logging.getLogger(__name__)
 
+VLLM = "vllm:"
 MINI, EMBEDDED = "mini", "embedded"
 KINDS = {CAPTIONERS: "captioner", SCORERS: "scorer"}
 EXAMPLES = {CAPTIONERS: "blip, blip2 or qwen3-vl", SCORERS: "clip-b32, clip-l14 or datacomp-l14"}
@@ -133,10 +134,15 @@ KNOWN = (
 
 
 def full_name(group: str, model: str) -> str:
-    """Return the full name for a short name; any other name is returned unchanged."""
+    """Return the full name for a short name; any other name is returned unchanged.
+
+    `vllm:NAME` is a captioner of transformers that vLLM runs.
+    """
+    prefix = VLLM if model.startswith(VLLM) else ""
+    name = model.removeprefix(prefix)
     for one in KNOWN:
-        if (one.group, one.name) == (group, model) and model not in backends(group):
-            return one.model
+        if (one.group, one.name) == (group, name) and model not in backends(group):
+            return f"{VLLM}{one.hub_id}" if prefix else one.model
     return model
 
 

@@ -35,6 +35,7 @@ EXTRAS = {
     "torch": ("torch", "transformers"),
     "torchvision": ("torchvision", "transformers"),
     "transformers": ("transformers", "transformers"),
+    "vllm": ("vllm", "vllm"),
     "open_clip": ("open-clip-torch", "open_clip"),
     "open_clip_train": ("open-clip-torch", "train"),
     "webdataset": ("webdataset", "train"),
