@@ -22,7 +22,7 @@ from capmix.storage.layout import embeddings_folder
 from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
 
-DEFAULTS: dict[str, Preprocess] = {"preprocess": "capmix"}
+DEFAULTS: dict[str, Any] = {"preprocess": "capmix", "runtime": "torch"}
 
 
 class ImageEncoder(Protocol):
@@ -31,7 +31,8 @@ class ImageEncoder(Protocol):
     `workers` is the number of threads that decode and prepare images ahead of the model.
     `input_side` is the side of the model's input in pixels if large JPEGs may be decoded at a
     smaller scale (see images.py), else None. An encoder may have an attribute `preprocess`; with
-    "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode.
+    "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode. Its
+    attribute `embedded_with` has further settings that the vectors depend on.
     """
 
     name: str
@@ -73,6 +74,7 @@ def embed_stage(
         out.write_table(table_of(rows, []))
 
     config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
+    config |= getattr(encoder, "embedded_with", {})
     folder = embeddings_folder(encoder.name)
     return Stage(
         f"embed {name or encoder.name}",

@@ -7,6 +7,7 @@ from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.images import Preprocess
 from capmix.models.known import ScoreModel
+from capmix.models.openvino_tower import Runtime
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -42,6 +43,12 @@ class ScoreSettings(Settings):
         "auto", "Precision; auto = bfloat16 on GPUs, float32 on CPUs.", group=HARDWARE
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    runtime: Runtime = option(
+        "torch",
+        "Runtime of the image and text towers: torch, or openvino "
+        "(faster on CPUs; requires `capmix[openvino]`).",
+        group=HARDWARE,
+    )
     exact_decode: bool = option(
         False,
         "Decode JPEGs much larger than the model's input at full instead of reduced resolution.",

@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,10 +26,13 @@ from capmix.models.open_clip import (
     shorter_side,
     weights_path,
 )
+from capmix.models.openvino_tower import OpenVinoTower, Runtime, check_openvino, torch_dtype
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
 TEXT_BATCH = 256
+PACKAGES = ("torch", "open-clip-torch")
+EXAMPLE_TEXTS = ["a cat", "two dogs in the grass", "an old house by the sea, seen from a boat"]
 
 
 class OpenClipEncoder:
@@ -51,7 +55,8 @@ class OpenClipEncoder:
         self.batch_size = 32 if device == "cpu" else 256
         self._model, self._transform, self._device, self._dtype = model, transform, device, dtype
         self.dimensions = _dimensions(model)
-        self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
+        self._encode: Callable[[Any], Any] = partial(model.encode_image, normalize=True)
+        self.provenance = provenance(PACKAGES, device, self.batch_size)
 
     def load(self) -> None:
         """Do nothing: the constructor receives the loaded model."""
@@ -76,9 +81,14 @@ class OpenClipEncoder:
 
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._dtype)
-            features = self._model.encode_image(batch, normalize=True)
+            features = self._encode(batch)
         vectors: np.ndarray = features.float().cpu().numpy()
         return vectors
+
+    def run_in_openvino(self, tower: OpenVinoTower) -> None:
+        """Embed with `tower`, the model's image tower without normalisation."""
+        self._encode, self.embedded_with = tower.unit, tower.settings
+        self.provenance = provenance(PACKAGES + ("openvino",), self._device, self.batch_size)
 
 
 class OpenClipScorer:
@@ -93,14 +103,17 @@ class OpenClipScorer:
     device: ClassVar[str] = "gpu"
     keeps_embeddings: ClassVar[bool] = False
     preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
+    runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
     def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
         """Load the model. `logit_bias` is for checkpoints trained with SigLIP's loss."""
         model = settings.model.removeprefix(PREFIX)
         self.name = settings.name
         self.check(settings)  # before torch is loaded, which takes seconds
-        device, dtype = device_and_dtype(settings.device, settings.dtype)
-        loaded = load_open_clip(model, device, dtype, logit_bias)
+        device = check_openvino(settings.runtime, settings.device, settings.dtype)
+        device, dtype = device_and_dtype(device, settings.dtype)
+        loads = torch_dtype(settings.runtime, dtype)
+        loaded = load_open_clip(model, device, loads, logit_bias)
         self._model, self._preprocess, self._tokenizer = loaded
         self._device = device
         self.encoder = OpenClipEncoder(
@@ -108,22 +121,44 @@ class OpenClipScorer:
             self._model,
             self._preprocess,
             device,
-            dtype,
+            loads,
             settings.exact_decode,
             settings.preprocess,
         )
-        self.provenance = self.encoder.provenance
+        self._encode_tokens: Callable[[Any], Any] = partial(_encode, self._model)
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(weights_path(model)),
             "dtype": str(dtype).removeprefix("torch."),
             "preprocess": settings.preprocess,
+            "runtime": settings.runtime,
         }
+        if settings.runtime == "openvino":
+            self._use_openvino(self.settings["dtype"])
+        self.provenance = self.encoder.provenance
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
         """Raise UserError if the model is known to be unavailable. Does not load torch."""
+        check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_open_clip(settings.model.removeprefix(PREFIX))
+
+    def _use_openvino(self, dtype: str) -> None:
+        """Compile both towers. Raises UserError if that is not possible."""
+        import torch
+
+        name, model, encoder = f"scorer {self.settings['model']}", self._model, self.encoder
+        size = model.visual.image_size
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        pixels = torch.randn(3, 3, *sides, generator=torch.Generator().manual_seed(0))
+        images = partial(model.encode_image, normalize=False)
+        encoder.run_in_openvino(OpenVinoTower(name, model, images, [pixels[:2]], [pixels], dtype))
+        tokens = self._tokenizer(EXAMPLE_TEXTS)
+        lengths = _lengths(model, tokens)
+        shorter, longer = (tokens[:n, : int(lengths[:n].max())] for n in (2, 3))
+        texts = partial(_encode, model, normalize=False)
+        tower = OpenVinoTower(name, model, texts, [shorter], [longer], dtype)
+        self._encode_tokens = tower.unit
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
@@ -141,7 +176,7 @@ class OpenClipScorer:
         with torch.inference_mode():
             for rows in torch.split(order, TEXT_BATCH):
                 batch = tokens[rows][:, : int(lengths[rows].max())].to(self._device)
-                vectors[rows.numpy()] = _encode(self._model, batch).float().cpu().numpy()
+                vectors[rows.numpy()] = self._encode_tokens(batch).float().cpu().numpy()
         position = {text: row for row, text in enumerate(unique)}
         return vectors[[position[text] for text in texts]]
 
@@ -172,10 +207,10 @@ def _lengths(model: Any, tokens: Any) -> Any:
     return tokens.argmax(dim=1) + 1
 
 
-def _encode(model: Any, tokens: Any) -> Any:
-    """Like a normalised `model.encode_text`, for tokens (N, L) shorter than the context."""
+def _encode(model: Any, tokens: Any, normalize: bool = True) -> Any:
+    """Like `model.encode_text`, for tokens (N, L) shorter than the context."""
     if not _is_causal_clip(model):
-        return model.encode_text(tokens, normalize=True)
+        return model.encode_text(tokens, normalize=normalize)
     import torch
     from open_clip.transformer import text_global_pool
 
@@ -187,7 +222,7 @@ def _encode(model: Any, tokens: Any) -> Any:
     x = text_global_pool(model.ln_final(x), tokens, "argmax")
     projection = model.text_projection
     x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
-    return torch.nn.functional.normalize(x, dim=-1)
+    return torch.nn.functional.normalize(x, dim=-1) if normalize else x
 
 
 def _is_causal_clip(model: Any) -> bool:
