@@ -14,6 +14,7 @@ PURPOSES = {
     "mini": "embedded captioner, scorer and probes",
     "transformers": "captioners and scorers from transformers",
     "open_clip": "CoCa captions, CLIP scores, evaluation",
+    "openvino": "--runtime openvino, faster towers on CPUs",
     "train": "open_clip's trainer",
     "report": "capmix report, and figures as PDF and PNG",
     "view": "capmix view, the report served on localhost",

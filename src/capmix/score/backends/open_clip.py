@@ -26,13 +26,18 @@ from capmix.models.open_clip import (
     shorter_side,
     weights_path,
 )
-from capmix.models.openvino_tower import OpenVinoTower, Runtime, check_openvino, torch_dtype
+from capmix.models.openvino_tower import (
+    EXAMPLE_TEXTS,
+    OpenVinoTower,
+    Runtime,
+    check_openvino,
+    torch_dtype,
+)
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
 TEXT_BATCH = 256
 PACKAGES = ("torch", "open-clip-torch")
-EXAMPLE_TEXTS = ["a cat", "two dogs in the grass", "an old house by the sea, seen from a boat"]
 
 
 class OpenClipEncoder:
@@ -88,7 +93,7 @@ class OpenClipEncoder:
     def run_in_openvino(self, tower: OpenVinoTower) -> None:
         """Embed with `tower`, the model's image tower without normalisation."""
         self._encode, self.embedded_with = tower.unit, tower.settings
-        self.provenance = provenance(PACKAGES + ("openvino",), self._device, self.batch_size)
+        self.provenance = provenance((*PACKAGES, "openvino"), self._device, self.batch_size)
 
 
 class OpenClipScorer:
