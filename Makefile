@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/caption.py 16 8
 	$(BIN)/python benchmarks/score.py 64
+	$(BIN)/python benchmarks/runtimes.py
 	$(BIN)/python benchmarks/evaluate.py 20
 	$(BIN)/python benchmarks/train.py --images 100 --samples 256
 	$(BIN)/python benchmarks/train_data.py
