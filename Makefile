@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
 # What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
-EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,ray,s3,train,transformers,view
+EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,openvino,ray,s3,train,transformers,view
 
 .PHONY: demo test test-slow test-vllm test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints dist clean
 
@@ -45,6 +45,7 @@ bench: setup
 	$(BIN)/python benchmarks/caption.py 16 8
 	$(BIN)/python benchmarks/score.py 64
 	$(BIN)/python benchmarks/tokens.py 5000
+	$(BIN)/python benchmarks/runtimes.py
 	$(BIN)/python benchmarks/evaluate.py 20
 	$(BIN)/python benchmarks/train.py --images 100 --samples 256
 	$(BIN)/python benchmarks/train_data.py

@@ -9,7 +9,8 @@ All ways caption the same 640 x 480 JPEGs; the time to load the model is exclude
 - data-juicer's image_captioning_mapper, if installed, with its own batch size; its limit of 128
   tokens is lowered to that of the others, which is to its advantage;
 - one image at a time, as in many scripts;
-- capmix's stage, from tar to part.
+- capmix's stage, from tar to part: as it is by default, in bfloat16, and with the vision tower in
+  OpenVINO in both precisions.
 
 A model with random weights never ends a caption, so every caption has TOKENS tokens (default: 40,
 the paper's maximum). Ratios are relative to the plain loop with batch size 32.
@@ -53,6 +54,11 @@ def main() -> None:
             "data-juicer": Way(_data_juicer, (folder, images, tokens), count),
             "plain loop, one at a time": Way(_plain, (folder, images[:8], 1, tokens), 8),
             "capmix": Way(_capmix, (folder, tokens), count),
+            "capmix, bfloat16": Way(_capmix, (folder, tokens, "torch", "bfloat16"), count),
+            "capmix, OpenVINO": Way(_capmix, (folder, tokens, "openvino"), count),
+            "capmix, OpenVINO, bfloat16": Way(
+                _capmix, (folder, tokens, "openvino", "bfloat16"), count
+            ),
         }
         compare(ways, BASE)
 
@@ -107,7 +113,9 @@ def _data_juicer(folder: Path, images: list[bytes], tokens: int) -> Callable[[],
     return partial(operator.process_batched, samples)
 
 
-def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
+def _capmix(
+    folder: Path, tokens: int, runtime: str = "torch", dtype: str = "float32"
+) -> Callable[[], None]:
     from capmix.caption.backends.transformers import TransformersCaptioner
     from capmix.caption.image_stage import image_caption_stage
     from capmix.caption.settings import CaptionSettings
@@ -115,7 +123,13 @@ def _capmix(folder: Path, tokens: int) -> Callable[[], None]:
     from capmix.workspace import open_workspace
 
     keep_freed_memory()  # as the command line does
-    settings = CaptionSettings(model=str(folder / "model"), min_tokens=tokens, max_tokens=tokens)
+    settings = CaptionSettings(
+        model=str(folder / "model"),
+        min_tokens=tokens,
+        max_tokens=tokens,
+        runtime=runtime,
+        dtype=dtype,
+    )
     captioner = TransformersCaptioner(settings)
 
     def run() -> None:

@@ -5,6 +5,7 @@ host drifts, the processes stay alive and take turns for several rounds, and med
 """
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +27,8 @@ class Way:
 
 
 def compare(ways: dict[str, Way], base: str, rounds: int = ROUNDS) -> None:
-    """Time the ways; print the images/s of each (median over rounds) and the ratio to `base`.
+    """Time the ways; print the images/s of each and the ratio to `base`, and the CPU time of an
+    image with its ratio. All are medians over rounds.
 
     A way whose libraries are not installed is reported and skipped.
     """
@@ -41,16 +43,22 @@ def compare(ways: dict[str, Way], base: str, rounds: int = ROUNDS) -> None:
             print(f"{name:<34} not run: {problem}", flush=True)
         else:
             pipes[name] = here
-    rates: dict[str, list[float]] = {name: [] for name in pipes}
+    wall: dict[str, list[float]] = {name: [] for name in pipes}
+    cpu: dict[str, list[float]] = {name: [] for name in pipes}
     for _ in range(rounds):
         for name, pipe in pipes.items():
             pipe.send("go")
-            rates[name].append(ways[name].images / pipe.recv())
+            elapsed, used = pipe.recv()
+            wall[name].append(elapsed / ways[name].images)
+            cpu[name].append(used / ways[name].images)
     for pipe in pipes.values():
         pipe.send(None)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    for name, rate in medians.items():
-        print(f"{name:<34} {rate:7.2f} images/s  {rate / medians[base]:5.2f} x {base}", flush=True)
+    first, first_cpu = (statistics.median(found[base]) for found in (wall, cpu))
+    print(f"{'':<34} {'':16}  x {base}")
+    for name in pipes:
+        one, one_cpu = (statistics.median(found[name]) for found in (wall, cpu))
+        rate = f"{1 / one:7.2f} images/s  {first / one:5.2f} x"
+        print(f"{name:<34} {rate}  {one_cpu:8.3f} CPU s/image  {first_cpu / one_cpu:5.2f} x")
 
 
 def _work(pipe: Connection, way: Way) -> None:
@@ -63,6 +71,11 @@ def _work(pipe: Connection, way: Way) -> None:
         return
     pipe.send(None)
     while pipe.recv():
-        started = time.perf_counter()
+        started, used = time.perf_counter(), _cpu_seconds()
         run()
-        pipe.send(time.perf_counter() - started)
+        pipe.send((time.perf_counter() - started, _cpu_seconds() - used))
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])

@@ -19,7 +19,7 @@ OF_IMAGES = ("batch_size", "workers", "prepare")  # required of captioners witho
 def needs_gpu(settings: CaptionSettings) -> bool:
     """Return whether the captioner runs on a GPU by default, if the computer has one."""
     on_gpu = getattr(find_backend(CAPTIONERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda")
+    return on_gpu and settings.device in ("auto", "cuda") and settings.runtime == "torch"
 
 
 def make_captioner(settings: CaptionSettings, source: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Literal
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.known import CaptionModel
+from capmix.models.openvino_tower import Runtime
 from capmix.settings.base import Settings, option, option_info
 
 MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
@@ -60,6 +61,12 @@ class CaptionSettings(Settings):
         group=HARDWARE,
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    runtime: Runtime = option(
+        "torch",
+        "Runtime of the vision tower: torch, or openvino "
+        "(faster on CPUs; only BLIP; requires `capmix[openvino]`).",
+        group=HARDWARE,
+    )
     batch_size: int | None = option(
         None, "Images per batch (default: depends on the device).", group=HARDWARE, ge=1
     )

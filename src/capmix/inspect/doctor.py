@@ -15,6 +15,7 @@ PURPOSES = {
     "transformers": "captioners and scorers from transformers",
     "vllm": "captioners in vLLM, on Linux",
     "open_clip": "CoCa captions, CLIP scores, evaluation",
+    "openvino": "--runtime openvino, faster towers on CPUs",
     "train": "open_clip's trainer",
     "report": "capmix report, and figures as PDF and PNG",
     "view": "capmix view, the report served on localhost",

@@ -5,7 +5,6 @@ tensors are in the same order as those of timm's `tf_efficientnet_lite0`, so the
 position.
 """
 
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.models.device import provenance
+from capmix.models.openvino_tower import import_openvino
 
 SIZE = 160
 DIMENSIONS = 1280
@@ -87,10 +87,7 @@ def _torch_model() -> Any:
 
 @cache
 def _compiled_model() -> Any:
-    # OpenVINO reports every import and conversion to its vendor, from a forked process. Without
-    # this module it uses a stub. A telemetry module that is imported already is kept.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
+    openvino = import_openvino()
     import torch
 
     trunk = torch.nn.Sequential(_torch_model().as_sequential()[:-1])

@@ -25,7 +25,7 @@ from capmix.storage.layout import embeddings_folder
 from capmix.storage.rows import FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
 
-DEFAULTS: dict[str, Preprocess] = {"preprocess": "capmix"}
+DEFAULTS: dict[str, Any] = {"preprocess": "capmix", "runtime": "torch"}
 PreparedSample = tuple[Sample | BadSample, Finished[tuple[Row, Any]]]
 
 
@@ -37,7 +37,8 @@ class ImageEncoder(Protocol):
     smaller scale (see images.py), else None. An encoder may have an attribute `preprocess`; with
     "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode. It may
     have an attribute `pixels`, a PixelPlan or None: if there is a plan, it prepares the images
-    instead of `prepare`, and `encode_pixels` gets uint8 arrays.
+    instead of `prepare`, and `encode_pixels` gets uint8 arrays. Its attribute `embedded_with` has
+    further settings that the vectors depend on.
     """
 
     name: str
@@ -79,6 +80,7 @@ def embed_stage(
         out.write_table(table_of(rows, []))
 
     config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
+    config |= getattr(encoder, "embedded_with", {})
     folder = embeddings_folder(encoder.name)
     return Stage(
         f"embed {name or encoder.name}",

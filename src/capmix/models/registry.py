@@ -9,6 +9,7 @@ group's default backend. The class declares its requirements:
     packages      names of the modules that it imports
     device        "gpu": runs on a GPU if there is one; "cpu"; "remote": runs on another host
     needs_images  whether it needs pixels (False: the pool's metadata is enough)
+    runtimes      values of --runtime that it supports; default ("torch",), which runs it as it is
     check         optional static method that is called with the settings before the pool is listed;
                   raises UserError within seconds if the model is not available
     warm_up       number of images that `capmix plan` runs before it starts timing; default 8
@@ -106,7 +107,9 @@ def ready_backend(group: str, model: str) -> Any:
 
 def check_backend(group: str, model: str, settings: Any) -> None:
     """Raise UserError if a model is not available, without loading it."""
-    check = getattr(ready_backend(group, model), "check", None)
+    found = ready_backend(group, model)
+    _check_runtime(found, model, settings)
+    check = getattr(found, "check", None)
     if check is not None:
         check(settings)
 
@@ -114,10 +117,11 @@ def check_backend(group: str, model: str, settings: Any) -> None:
 def make_backend(group: str, model: str, **arguments: Any) -> Any:
     """Create an instance of the class that `model` names, with `arguments` passed by position.
 
-    Raises UserError if a package is missing, if the class does not accept that many arguments, or
-    if it is abstract.
+    Raises UserError if a package is missing, if the class does not support the requested runtime or
+    that many arguments, or if it is abstract.
     """
     found = ready_backend(group, model)
+    _check_runtime(found, model, arguments.get("settings"))
     # The signature of a Protocol's constructor accepts any arguments, but the call then fails.
     is_of_protocol = getattr(found.__init__, "__module__", None) == "typing"
     try:
@@ -128,6 +132,13 @@ def make_backend(group: str, model: str, **arguments: Any) -> Any:
     if inspect.isabstract(found):
         raise _lacking(found, model, sorted(found.__abstractmethods__))
     return found(*arguments.values())
+
+
+def _check_runtime(found: type, model: str, settings: Any) -> None:
+    """Raise UserError if the class does not support the requested runtime."""
+    wanted = getattr(settings, "runtime", "torch")
+    if wanted not in getattr(found, "runtimes", ("torch",)):
+        raise UserError(f"--runtime {wanted}: --model {model} does not support it; omit the option")
 
 
 def require_members(made: Any, model: str, names: Iterable[str]) -> None:

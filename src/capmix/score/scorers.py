@@ -26,7 +26,7 @@ MEMBERS = ("name", "settings", "encoder", "project_images", "tokenize", "encode_
 def needs_gpu(settings: ScoreSettings) -> bool:
     """Return whether the scorer runs on a GPU by default, if the computer has one."""
     on_gpu = getattr(find_backend(SCORERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda")
+    return on_gpu and settings.device in ("auto", "cuda") and settings.runtime == "torch"
 
 
 def check_preprocess(settings: ScoreSettings) -> None:

@@ -7,6 +7,7 @@ from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.images import Preprocess
 from capmix.models.known import ScoreModel
+from capmix.models.openvino_tower import Runtime
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -44,6 +45,12 @@ class ScoreSettings(Settings):
         group=HARDWARE,
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    runtime: Runtime = option(
+        "torch",
+        "Runtime of the image and text towers: torch, or openvino "
+        "(faster on CPUs; requires `capmix[openvino]`).",
+        group=HARDWARE,
+    )
     exact_decode: bool = option(
         False,
         "Prepare images with the model's own processor, from all their pixels (default: faster; a "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from capmix.caption.backends.blip_vision import speed_up_blip
+from capmix.caption.backends.blip_vision import run_blip_in_openvino, speed_up_blip
 from capmix.caption.backends.generation import GenerationRules, generation_rules
 from capmix.caption.backends.slot_models import slot_model
 from capmix.caption.backends.slots import Slots, SlotsPlan
@@ -32,6 +32,7 @@ from capmix.models.device import (
 from capmix.models.hub import check_hub
 from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
+from capmix.models.openvino_tower import Runtime, check_openvino
 from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
 from capmix.pool import Sample
 
@@ -54,12 +55,14 @@ class TransformersCaptioner:
     device: ClassVar[str] = "gpu"
     needs_images: ClassVar[bool] = True
     of_image_alone: ClassVar[bool] = True
+    runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
         self._wanted = settings
         only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
-        self._device, dtype = device_and_dtype(settings.device, settings.dtype)
+        device = check_openvino(settings.runtime, settings.device, settings.dtype)
+        self._device, dtype = device_and_dtype(device, settings.dtype)
         self.processor, self.model = _load(settings, self._device, dtype, only_downloaded)
         kind = self.model.config.model_type
         if settings.compile_decoder and not self.model._can_compile_fullgraph:
@@ -91,11 +94,13 @@ class TransformersCaptioner:
             "weights": weights,
             "prompt": self.prompt,
             "dtype": str(dtype).removeprefix("torch."),
+            "runtime": settings.runtime,
             **settings.sampling(),
             **({"generation": self._rules.logits} if self._rules.logits else {}),
         }
+        packages = ("torch", "transformers", *(["openvino"] * (settings.runtime == "openvino")))
         self.provenance = provenance(
-            ("torch", "transformers"), self._device, self.batch_size, settings.compile_decoder
+            packages, self._device, self.batch_size, settings.compile_decoder
         ) | pixels_note(self._plan, settings.exact_decode)
 
     def _slots_of(self, settings: CaptionSettings) -> Slots | None:
@@ -124,6 +129,7 @@ class TransformersCaptioner:
         model = settings.model.removeprefix(PREFIX)
         if model.startswith((".", "/", "~")) and not Path(model).is_dir():
             raise UserError(f"captioner {model}: no such folder")
+        check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_hub(model, f"captioner {model}", settings.revision)
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
@@ -276,17 +282,21 @@ class _Draw:
 def _load(
     settings: CaptionSettings, device: str, dtype: Any, only_downloaded: bool
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     common |= {"local_files_only": only_downloaded}
     try:
+        if settings.runtime == "openvino":  # before the weights, which take long to load
+            _check_is_blip(settings.model, AutoConfig.from_pretrained(settings.model, **common))
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
         model = AutoModelForImageTextToText.from_pretrained(
             settings.model, use_safetensors=True, dtype=dtype, **common
         )
         loaded: Any = model
         loaded.to(device).eval()
+    except UserError:
+        raise
     except Exception as error:  # from safetensors, torch or the model's code
         first = " ".join(str(error).split())[:300]
         raise UserError(
@@ -294,8 +304,19 @@ def _load(
             "folder with config, processor and safetensors weights of an image-to-text model, and "
             "a --device with enough memory."
         ) from error
-    speed_up_blip(loaded)
+    if settings.runtime == "openvino":
+        run_blip_in_openvino(loaded, f"captioner {settings.model}")
+    else:
+        speed_up_blip(loaded)
     return processor, loaded
+
+
+def _check_is_blip(model: str, config: Any) -> None:
+    if config.model_type != "blip":
+        raise UserError(
+            f"captioner {model}: --runtime openvino supports only blip models, and this is a "
+            f"{config.model_type} model; omit the option"
+        )
 
 
 def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -8,7 +8,8 @@ fraction of the 77 positions.
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,12 +31,20 @@ from capmix.models.open_clip import (
     weights_path,
 )
 from capmix.models.open_clip_tokens import open_clip_tokenizer
+from capmix.models.openvino_tower import (
+    EXAMPLE_TEXTS,
+    OpenVinoTower,
+    Runtime,
+    check_openvino,
+    torch_dtype,
+)
 from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
 from capmix.models.tokens import Tokens
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "open_clip:"
 TEXT_BATCH = 256
+PACKAGES = ("torch", "open-clip-torch")
 
 
 class OpenClipEncoder:
@@ -61,8 +70,9 @@ class OpenClipEncoder:
         is_fast = not exact and preprocess == "capmix"
         self.pixels = transform_plan(transform) if is_fast else None
         self._load = PixelLoader(self.pixels, device) if self.pixels else None
-        self.provenance = provenance(("torch", "open-clip-torch"), device, self.batch_size)
-        self.provenance |= pixels_note(self.pixels, exact or preprocess == "open_clip")
+        self._note = pixels_note(self.pixels, exact or preprocess == "open_clip")
+        self._encode: Callable[[Any], Any] = partial(model.encode_image, normalize=True)
+        self.provenance = provenance(PACKAGES, device, self.batch_size) | self._note
 
     def load(self) -> None:
         """Do nothing: the constructor receives the loaded model."""
@@ -90,9 +100,15 @@ class OpenClipEncoder:
                 batch = self._load(pixels, self._dtype)
             else:
                 batch = torch.from_numpy(np.stack(pixels)).to(self._device, self._dtype)
-            features = self._model.encode_image(batch, normalize=True)
+            features = self._encode(batch)
         vectors: np.ndarray = features.float().cpu().numpy()
         return vectors
+
+    def run_in_openvino(self, tower: OpenVinoTower) -> None:
+        """Embed with `tower`, the model's image tower without normalisation."""
+        self._encode, self.embedded_with = tower.unit, tower.settings
+        packages = (*PACKAGES, "openvino")
+        self.provenance = provenance(packages, self._device, self.batch_size) | self._note
 
 
 class OpenClipScorer:
@@ -107,14 +123,17 @@ class OpenClipScorer:
     device: ClassVar[str] = "gpu"
     keeps_embeddings: ClassVar[bool] = False
     preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
+    runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
     def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
         """Load the model. `logit_bias` is for checkpoints trained with SigLIP's loss."""
         model = settings.model.removeprefix(PREFIX)
         self.name = settings.name
         self.check(settings)  # before torch is loaded, which takes seconds
-        device, dtype = device_and_dtype(settings.device, settings.dtype)
-        loaded = load_open_clip(model, device, dtype, logit_bias)
+        device = check_openvino(settings.runtime, settings.device, settings.dtype)
+        device, dtype = device_and_dtype(device, settings.dtype)
+        loads = torch_dtype(settings.runtime, dtype)
+        loaded = load_open_clip(model, device, loads, logit_bias)
         self._model, self._preprocess, tokenizer = loaded
         self._tokenize = open_clip_tokenizer(tokenizer)
         self._device = device
@@ -123,22 +142,44 @@ class OpenClipScorer:
             self._model,
             self._preprocess,
             device,
-            dtype,
+            loads,
             settings.exact_decode,
             settings.preprocess,
         )
-        self.provenance = self.encoder.provenance
+        self._encode_tokens: Callable[[Any], Any] = partial(_encode, self._model)
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(weights_path(model)),
             "dtype": str(dtype).removeprefix("torch."),
             "preprocess": settings.preprocess,
+            "runtime": settings.runtime,
         }
+        if settings.runtime == "openvino":
+            self._use_openvino(self.settings["dtype"], tokenizer)
+        self.provenance = self.encoder.provenance
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
         """Raise UserError if the model is known to be unavailable. Does not load torch."""
+        check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_open_clip(settings.model.removeprefix(PREFIX))
+
+    def _use_openvino(self, dtype: str, tokenizer: Any) -> None:
+        """Compile both towers. Raises UserError if that is not possible."""
+        import torch
+
+        name, model, encoder = f"scorer {self.settings['model']}", self._model, self.encoder
+        size = model.visual.image_size
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        pixels = torch.randn(3, 3, *sides, generator=torch.Generator().manual_seed(0))
+        images = partial(model.encode_image, normalize=False)
+        encoder.run_in_openvino(OpenVinoTower(name, model, images, [pixels[:2]], [pixels], dtype))
+        tokens = tokenizer(EXAMPLE_TEXTS)
+        lengths = _lengths(model, tokens)
+        shorter, longer = (tokens[:n, : int(lengths[:n].max())] for n in (2, 3))
+        texts = partial(_encode, model, normalize=False)
+        tower = OpenVinoTower(name, model, texts, [shorter], [longer], dtype)
+        self._encode_tokens = tower.unit
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
@@ -159,7 +200,7 @@ class OpenClipScorer:
         with torch.inference_mode():
             for rows in torch.split(order, TEXT_BATCH):
                 batch = tokens[rows][:, : int(lengths[rows].max())].to(self._device)
-                found.append(_encode(self._model, batch).float())
+                found.append(self._encode_tokens(batch).float())
         vectors = np.empty((len(inputs), self.encoder.dimensions), np.float32)
         vectors[order.numpy()] = torch.cat(found).cpu().numpy()  # waits for the device once
         return vectors
@@ -183,10 +224,10 @@ def _lengths(model: Any, tokens: Any) -> Any:
     return tokens.argmax(dim=1) + 1
 
 
-def _encode(model: Any, tokens: Any) -> Any:
-    """Like a normalised `model.encode_text`, for tokens (N, L) shorter than the context."""
+def _encode(model: Any, tokens: Any, normalize: bool = True) -> Any:
+    """Like `model.encode_text`, for tokens (N, L) shorter than the context."""
     if not _is_causal_clip(model):
-        return model.encode_text(tokens, normalize=True)
+        return model.encode_text(tokens, normalize=normalize)
     import torch
     from open_clip.transformer import text_global_pool
 
@@ -198,7 +239,7 @@ def _encode(model: Any, tokens: Any) -> Any:
     x = text_global_pool(model.ln_final(x), tokens, "argmax")
     projection = model.text_projection
     x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
-    return torch.nn.functional.normalize(x, dim=-1)
+    return torch.nn.functional.normalize(x, dim=-1) if normalize else x
 
 
 def _is_causal_clip(model: Any) -> bool:

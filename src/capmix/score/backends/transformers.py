@@ -1,7 +1,8 @@
 """Score with CLIP, SigLIP or SigLIP 2 of transformers, from a hub id or a local folder."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,12 +21,21 @@ from capmix.models.device import (
 from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
 from capmix.models.images import check_resized
+from capmix.models.openvino_tower import (
+    EXAMPLE_TEXTS,
+    OpenVinoTower,
+    Runtime,
+    check_openvino,
+    torch_dtype,
+)
 from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
 from capmix.models.tokens import Tokens, encode_truncated
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
 TEXT_BATCH = 256
+PACKAGES = ("torch", "transformers")
+IN_OPENVINO = ("clip", "siglip")  # of one input size; SigLIP 2's of one size are siglip models
 SIGLIP_CONTEXT = 64  # tokens; its text tower was trained on texts padded to this length
 
 
@@ -45,8 +55,9 @@ class TransformersEncoder:
         found = None if exact else processor_plan(self._images, self._inputs)
         self.pixels = found[0] if found and not found[1] else None
         self._load = PixelLoader(self.pixels, device) if self.pixels else None
-        self.provenance = provenance(("torch", "transformers"), device, self.batch_size)
-        self.provenance |= pixels_note(self.pixels, exact)
+        self._note = pixels_note(self.pixels, exact)
+        self._features: Callable[..., Any] = model.get_image_features
+        self.provenance = provenance(PACKAGES, device, self.batch_size) | self._note
 
     def load(self) -> None:
         """Do nothing: the constructor receives the loaded model."""
@@ -72,7 +83,7 @@ class TransformersEncoder:
                 batch = {"pixel_values": self._load(pixels, self._model.dtype)}
             else:
                 batch = self._joined(pixels)
-            return _unit(self._model.get_image_features(**batch))
+            return _unit(self._features(**batch))
 
     def _joined(self, prepared: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         import torch
@@ -83,6 +94,12 @@ class TransformersEncoder:
             batch[name] = joined.to(self._model.dtype) if joined.is_floating_point() else joined
         return batch
 
+    def run_in_openvino(self, tower: OpenVinoTower) -> None:
+        """Embed with `tower`, a function of `pixel_values`."""
+        self._features, self.embedded_with = _by_name(tower), tower.settings
+        packages = (*PACKAGES, "openvino")
+        self.provenance = provenance(packages, self._device, self.batch_size) | self._note
+
 
 class TransformersScorer:
     """Scores by cosine similarity. Raises UserError if the model cannot be loaded."""
@@ -91,13 +108,18 @@ class TransformersScorer:
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     device: ClassVar[str] = "gpu"
     keeps_embeddings: ClassVar[bool] = False
+    runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
     def __init__(self, settings: ScoreSettings):
         model = settings.model
         self.name = settings.name
         only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
-        device, dtype = device_and_dtype(settings.device, settings.dtype)
-        self._model, self._processor = _load(model, device, dtype, only_downloaded)
+        device = check_openvino(settings.runtime, settings.device, settings.dtype)
+        device, dtype = device_and_dtype(device, settings.dtype)
+        loads = torch_dtype(settings.runtime, dtype)
+        self._model, self._processor = _load(
+            model, device, loads, only_downloaded, settings.runtime
+        )
         self._device, self._lock = device, threading.Lock()
         limit = int(self._model.config.text_config.max_position_embeddings)
         is_siglip = "siglip" in self._model.config.model_type
@@ -109,18 +131,41 @@ class TransformersScorer:
         self.encoder = TransformersEncoder(
             self.name, self._model, self._processor, device, settings.exact_decode
         )
-        self.provenance = self.encoder.provenance
+        self._features: Callable[..., Any] = self._model.get_text_features
         self.settings: dict[str, Any] = {
             "model": model,
             "weights": fingerprint(model.removeprefix(PREFIX)),
             "revision": getattr(self._model.config, "_commit_hash", None),
             "dtype": str(dtype).removeprefix("torch."),
+            "runtime": settings.runtime,
         }
+        if settings.runtime == "openvino":
+            self._use_openvino(self.settings["dtype"])
+        self.provenance = self.encoder.provenance
 
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
+        check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_hub(settings.model.removeprefix(PREFIX), f"scorer {settings.model}")
+
+    def _use_openvino(self, dtype: str) -> None:
+        """Compile both towers. Raises UserError if that is not possible."""
+        import torch
+
+        name, model = f"scorer {self.settings['model']}", self._model
+        side = int(model.config.vision_config.image_size)
+        pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+        pictures = _tensors_of(model.get_image_features, ["pixel_values"])
+        self.encoder.run_in_openvino(
+            OpenVinoTower(name, model, pictures, [pixels[:2]], [pixels], dtype)
+        )
+        how = {"truncation": True, "max_length": self._context, "return_tensors": "pt"}
+        tokenizer = partial(self._processor.tokenizer, **(how | self._padding))
+        shorter, longer = (tokenizer(EXAMPLE_TEXTS[:n]) for n in (2, 3))
+        texts = _tensors_of(model.get_text_features, list(longer))
+        example, other = list(shorter.values()), list(longer.values())
+        self._features = _by_name(OpenVinoTower(name, model, texts, example, other, dtype))
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
         """Normalise to unit vectors, float32 (N, D): saved embeddings are float16."""
@@ -142,15 +187,21 @@ class TransformersScorer:
             for some in batched(inputs, TEXT_BATCH):
                 pad = self._processor.tokenizer.pad
                 tokens = pad(some, return_tensors="pt", **self._padding).to(self._device)
-                vectors.append(_unit(self._model.get_text_features(**tokens)))
+                vectors.append(_unit(self._features(**tokens)))
         return np.concatenate(vectors)
 
 
-def _load(model: str, device: str, dtype: Any, only_downloaded: bool) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoProcessor
+def _load(
+    model: str, device: str, dtype: Any, only_downloaded: bool, runtime: Runtime
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModel, AutoProcessor
 
     name = model.removeprefix(PREFIX)
     try:
+        if runtime == "openvino":  # before the weights, which take long to load
+            _check_runs_in_openvino(
+                model, AutoConfig.from_pretrained(name, local_files_only=only_downloaded)
+            )
         processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             name, local_files_only=only_downloaded
         )
@@ -168,9 +219,33 @@ def _load(model: str, device: str, dtype: Any, only_downloaded: bool) -> tuple[A
     return loaded.to(device).eval(), processor
 
 
+def _check_runs_in_openvino(model: str, config: Any) -> None:
+    if config.model_type not in IN_OPENVINO:
+        raise UserError(
+            f"scorer {model}: --runtime openvino supports only {' and '.join(IN_OPENVINO)} models, "
+            f"and this is a {config.model_type} model; omit the option"
+        )
+
+
+def _tensors_of(features: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """Return a function of tensors, in the order of `names`, that calls `features` with these."""
+    return lambda *tensors: _vectors(features(**dict(zip(names, tensors, strict=True))))
+
+
+def _by_name(tower: OpenVinoTower) -> Callable[..., Any]:
+    """Return the tower as a function of named tensors, which must be in the order of its inputs."""
+    return lambda **tensors: tower(*tensors.values())
+
+
 def _unit(features: Any) -> np.ndarray:
     import torch
 
-    vectors = features if torch.is_tensor(features) else features.pooler_output
-    normalised: np.ndarray = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+    vectors = _vectors(features).float()
+    normalised: np.ndarray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
     return normalised
+
+
+def _vectors(features: Any) -> Any:
+    import torch
+
+    return features if torch.is_tensor(features) else features.pooler_output
