@@ -75,6 +75,7 @@ class TransformersCaptioner:
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
         self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
+        self._ends = frozenset(self._rules.ends)
         self._own = threading.local()
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
@@ -102,6 +103,7 @@ class TransformersCaptioner:
         self.provenance = provenance(
             packages, self._device, self.batch_size, settings.compile_decoder
         ) | pixels_note(self._plan, settings.exact_decode)
+        self.provenance["slots"] = self._slots.plan.slots if self._slots else 0
 
     def _slots_of(self, settings: CaptionSettings) -> Slots | None:
         """Return the slots; None if the captions come from `generate`."""
@@ -213,7 +215,7 @@ class TransformersCaptioner:
         return [self._caption(row) for row in drawn.tolist()]
 
     def _caption(self, tokens: list[int]) -> Caption:
-        end = next((i for i, token in enumerate(tokens) if token in self._rules.ends), None)
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop")
 
