@@ -58,6 +58,7 @@ def test_the_states_in_openvino_are_close_in_bfloat16(tmp_path: Path) -> None:
         run_blip_in_openvino(plain, "captioner")
         found = plain.vision_model(pixel_values=pixels.to(torch.bfloat16))[0]
     assert found.dtype == torch.bfloat16
+    assert plain.vision_model.tower.settings["dtype"] == "bfloat16"
     assert torch.nn.functional.cosine_similarity(found.float(), expected, -1).min() > 0.999
 
 

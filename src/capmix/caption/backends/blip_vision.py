@@ -36,7 +36,8 @@ def run_blip_in_openvino(model: Any, name: str) -> None:
             states = [tower(one) for one in pixel_values.split(IMAGES_AT_ONCE)]
             return BaseModelOutputWithPooling(torch.cat(states).to(pixel_values.dtype))
 
-    vision, dtype = model.vision_model.float(), str(model.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")  # before the tower becomes float32
+    vision = model.vision_model.float()
     side = vision.config.image_size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
 
@@ -45,6 +46,7 @@ def run_blip_in_openvino(model: Any, name: str) -> None:
 
     tower = OpenVinoTower(name, vision, states, [pixels[:2]], [pixels], dtype)
     model.vision_model = Vision()
+    model.vision_model.tower = tower
 
 
 def _attend(module: Any, hidden_states: Any, **_: Any) -> tuple[Any, None]:
