@@ -154,7 +154,7 @@ def _plain(
             tokens = model.generate(
                 pixel_values=inputs, num_return_sequences=captions, **options
             ).cpu()
-            new = tokens[:, -lengths[1] :]
+            new = tokens[:, model.config.num_query_tokens + 1 :]
             is_end = torch.isin(new, ends)
             position = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, new.shape[1])
             written.extend(position.tolist())

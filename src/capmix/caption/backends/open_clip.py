@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from capmix.caption.backends.coca_decoder import CocaDecoder
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import caption_keys, sample_tokens
+from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import (
@@ -31,6 +31,7 @@ from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
+STEPS_PER_CHECK = 4
 
 
 class CocaCaptioner:
@@ -127,16 +128,20 @@ class CocaCaptioner:
         drawn = torch.full((len(keys),), start, device=self._device)
         tokens = []
         done = torch.zeros(len(keys), dtype=torch.bool, device=self._device)
+        is_nan = done.clone()
         for step in range(limit):
             logits = decoder.logits(drawn).float()
             if step < min(wanted.min_tokens, limit):
                 logits[:, end] = float("-inf")
-            drawn = sample_tokens(logits, keys, step, wanted)
+            drawn, is_bad = draw_tokens(logits, keys, step, wanted)
             drawn = torch.where(done, end, drawn)
-            done |= drawn == end
+            done, is_nan = done | (drawn == end), is_nan | is_bad
             tokens.append(drawn)
-            if bool(done.all()):
+            # A look at `done` waits for the GPU, so that it must not follow each step.
+            if step % STEPS_PER_CHECK == STEPS_PER_CHECK - 1 and bool(done.all()):
                 break
+        if bool(is_nan.any()):
+            raise ValueError(NAN_LOGITS)
         return torch.stack(tokens, 1)
 
     def _caption(self, tokens: list[int]) -> Caption:
