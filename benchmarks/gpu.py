@@ -274,7 +274,7 @@ def _without_memory(
 
         slots._model.prompt = prompt
         found = [image.captions for image in _streamed(one, prepared)]
-    print(f"without memory: {slots.plan.slots} slots were left")
+    print(f"without memory: {slots.sizes.slots} slots were left")
     return found
 
 

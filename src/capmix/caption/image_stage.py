@@ -145,6 +145,8 @@ def image_caption_stage(
                 add(place, row, one, image.error or image.captions)
             out.partial.add(new)
             new.clear()
+        if len(rows) != out.rows_in:
+            raise RuntimeError(f"the captioner returned {len(rows)} of {out.rows_in} images")
         out.write_table(table_of([row for place in sorted(rows) for row in rows[place]], FIELDS))
 
     config = {"source": source, **captioner.settings, **asked_language(language)}

@@ -175,7 +175,7 @@ class Batches:
             detail = f"no answer within {self.seconds:g} s (--batch-timeout)"
             return SampleError(MODEL_HUNG, detail)
         except (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
-            reason = OUT_OF_MEMORY if _is_out_of_memory(error) else "model_error"
+            reason = OUT_OF_MEMORY if is_out_of_memory(error) else "model_error"
             if "CUDA error" in str(error):
                 _check_device(error)
             return SampleError(reason, f"{type(error).__name__}: {error}"[:LONGEST_DETAIL])
@@ -189,11 +189,12 @@ def _check_device(error: Exception) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as refused:
-        if not _is_out_of_memory(refused):
+        if not is_out_of_memory(refused):
             raise BrokenDeviceError(f"CUDA is unusable in this process ({error})") from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch, its libraries or Python is about missing memory."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (
         torch is not None and isinstance(error, torch.OutOfMemoryError)

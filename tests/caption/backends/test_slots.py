@@ -1,5 +1,6 @@
 """Captions from slots equal those of `generate`, whatever is beside them and whatever fails."""
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -11,7 +12,7 @@ import torch
 from samples import image_bytes
 from tiny_models import blip, blip2, llava, qwen2_vl, qwen3_vl, smolvlm
 
-from capmix.caption.backends import slots
+from capmix.caption.backends import slot_sizes, slot_state
 from capmix.caption.backends.transformers import TransformersCaptioner
 from capmix.caption.captioner import Caption
 from capmix.caption.settings import CaptionSettings
@@ -119,25 +120,27 @@ def test_no_caption_is_lost_without_memory(small: Path, method: str) -> None:
     found = streamed(one, range(COUNT))
     assert [found[i].captions for i in range(COUNT)] == expected
     assert one._slots is not None
-    assert 2 <= one._slots.plan.slots < 16
+    sizes = one._slots.sizes
+    assert (sizes.slots < 16) == (method == "step")
+    assert (sizes.slots, sizes.group) >= (2, 1)
 
 
 @pytest.mark.parametrize("share", [1e-9, 3e-6])
 def test_slots_fit_into_memory(small: Path, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "CPU_SHARE", share)
+    monkeypatch.setattr(slot_sizes, "CPU_SHARE", share)
     one = captioner(small, captions_per_image=2, slots=64)
     expected = generated(one)
     found = streamed(one, range(COUNT))
     assert [found[i].captions for i in range(COUNT)] == expected
     assert one._slots is not None
-    assert 2 <= one._slots.plan.slots < 64
-    assert (one._slots.plan.slots == 2) == (share < 1e-8)
+    assert 2 <= one._slots.sizes.slots < 64
+    assert (one._slots.sizes.slots == 2) == (share < 1e-8)
 
 
 def test_an_image_that_fails_leaves_the_others_alone(small: Path) -> None:
     one = captioner(small, slots=8)
     expected = generated(one)
-    bad = one.prepare(SAMPLES[5])["pixel_values"]
+    bad = one._collate([one.prepare(SAMPLES[5])])["pixel_values"]
 
     def check(_: int, inputs: dict[str, Any]) -> None:
         if any(torch.equal(one_image, bad[0]) for one_image in inputs["pixel_values"]):
@@ -199,3 +202,88 @@ def test_zero_slots_leave_all_to_generate(small: Path) -> None:
     one = captioner(small, slots=0)
     found = streamed(one, range(COUNT))
     assert [found[i].captions for i in range(COUNT)] == generated(captioner(small))
+
+
+def test_errors_while_captions_start_or_end_lose_and_double_none(small: Path) -> None:
+    """One error each, also when memory holds fewer slots than prompts need."""
+    for settings in ({}, {"captions_per_image": 2}):
+        one = captioner(small, slots=12, **settings)
+        expected = generated(one)
+        assert one._slots is not None
+        decode, calls = one._slots._decode, []
+
+        def failing(tokens: list[int], decode: Any = decode, calls: list[int] = calls) -> Caption:
+            calls.append(1)
+            if len(calls) == 5:
+                raise ValueError("once")
+            return decode(tokens)
+
+        one._slots._decode = failing
+        found = streamed(one, range(COUNT))
+        assert [found[i].captions for i in range(COUNT)] == expected
+
+
+def test_an_error_after_some_prompts_of_a_group_fitted(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = captioner(small, slots=64)
+    expected = generated(one)
+    assert one._slots is not None
+    monkeypatch.setattr(
+        one._slots.sizes, "fit", lambda *_: setattr(one._slots.sizes, "_fitting", 10)
+    )
+    plain, calls = slot_state.SlotState.start, []
+
+    def start(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+        plain(*arguments)
+
+    monkeypatch.setattr(slot_state.SlotState, "start", start)
+    found = streamed(one, range(COUNT))
+    assert [found[i].captions for i in range(COUNT)] == expected
+
+
+def test_steps_that_always_fail_leave_all_to_generate(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = captioner(small, slots=4)
+    expected = generated(one)
+
+    def check(*_: Any) -> None:
+        raise RuntimeError("unsupported")
+
+    failing = Failing(one, "step", check)
+    found = streamed(one, range(COUNT))
+    assert [found[i].captions for i in range(COUNT)] == expected
+    assert failing.calls == 3
+    assert "captions come from generate" in caplog.text
+
+
+@pytest.mark.parametrize("text", [{"model_type": "mistral", "sliding_window": 16}, {}])
+def test_windows_and_eager_attention_are_left_to_generate(
+    tmp_path: Path, text: dict[str, Any]
+) -> None:
+    folder = llava(tmp_path / "m")
+    about = json.loads((folder / "config.json").read_text())
+    about["text_config"] |= text
+    if not text:
+        about["attn_implementation"] = "eager"
+    (folder / "config.json").write_text(json.dumps(about))
+    one = captioner(folder, temperature=0)
+    assert one._slots is None
+    assert captioner(llava(tmp_path / "plain"))._slots is not None
+
+
+def test_a_caption_may_end_at_the_last_position_of_the_model(tmp_path: Path) -> None:
+    folder = blip2(tmp_path / "m")
+    one = captioner(folder, max_tokens=9, min_tokens=9, slots=4)
+    positions = one.model.language_model.model.decoder.embed_positions
+    weight = positions.weight.data[: positions.offset + 5 + 9 - 1]  # the prompt has 5 tokens
+    positions.weight.data, positions.num_embeddings = weight, len(weight)
+    expected = generated(one)
+    found = streamed(one, range(COUNT))
+    assert [found[i].captions for i in range(COUNT)] == expected
+    assert one._slots is not None
+    assert one._slots._failures == 0

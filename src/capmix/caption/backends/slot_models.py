@@ -125,13 +125,27 @@ class SlotModel(Protocol):
 
 def slot_model(model: Any) -> SlotModel | None:
     """Return the model for slots; None if its architecture is not supported."""
-    kind, config = model.config.model_type, model.config
-    text = config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kind == "blip":
+    if model.config.model_type == "blip":
         return BlipSlots(model)
-    is_decoder = not text.is_encoder_decoder and layers == {"full_attention"}
-    return CausalSlots(model) if kind in (*CAUSAL, *SHIFTED) and is_decoder else None
+    text = model.config.get_text_config()
+    is_known = model.config.model_type in (*CAUSAL, *SHIFTED) and not text.is_encoder_decoder
+    return CausalSlots(model) if is_known and _sees_all(text) else None
+
+
+def _sees_all(text: Any) -> bool:
+    """Return whether all layers of a text model attend to all positions that the mask allows.
+
+    Eager attention adds the mask instead, and layers with a window have a cache of another kind.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if text._attn_implementation != "sdpa":
+        return False
+    has_window = getattr(text, "sliding_window", None) is not None
+    if has_window and getattr(text, "use_sliding_window", True):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=text).layers)
 
 
 class CausalSlots:

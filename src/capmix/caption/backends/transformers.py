@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from capmix.caption.backends.blip_vision import run_blip_in_openvino, speed_up_blip
 from capmix.caption.backends.generation import GenerationRules, generation_rules
 from capmix.caption.backends.slot_models import slot_model
-from capmix.caption.backends.slots import Slots, SlotsPlan
+from capmix.caption.backends.slot_sizes import SlotsPlan
+from capmix.caption.backends.slots import Slots
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
 from capmix.caption.settings import CaptionSettings
@@ -103,7 +104,7 @@ class TransformersCaptioner:
         self.provenance = provenance(
             packages, self._device, self.batch_size, settings.compile_decoder
         ) | pixels_note(self._plan, settings.exact_decode)
-        self.provenance["slots"] = self._slots.plan.slots if self._slots else 0
+        self.provenance["slots"] = self._slots.sizes.slots if self._slots else 0
 
     def _slots_of(self, settings: CaptionSettings) -> Slots | None:
         """Return the slots; None if the captions come from `generate`."""
@@ -120,6 +121,7 @@ class TransformersCaptioner:
             self._rules.ends,
             SlotsPlan(slots, group),
             self._device,
+            self._plan is not None,
             self._collate,
             self._caption,
             lambda images, running: caption_batch(self, images, running),
