@@ -230,6 +230,20 @@ def test_files_that_a_kill_after_the_commit_has_left_are_removed(
     assert not (tmp_path / "w/.partial").exists()
 
 
+def test_side_files_are_left_alone_while_another_run_is_at_work(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a run of the whole shard beside one of a few samples, whose part is finished."""
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialPart, "remove", PartialPart.close)
+        caption(pool, tmp_path / "w")
+    monkeypatch.setattr(
+        "capmix.engine.run.runs_at_work", lambda _: ["a process of another machine"]
+    )
+    assert caption(pool, tmp_path / "w") == 0
+    assert len(side_files(tmp_path / "w")) == 1
+
+
 def test_images_of_a_batch_that_hung_are_captioned_one_by_one(
     pool: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

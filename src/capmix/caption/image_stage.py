@@ -106,6 +106,7 @@ def image_caption_stage(
             log.info("caption %s: shard %s resumes after %s", source, shard.name, done_before)
         if out.keys is None and not earlier:
             return whole.of(shard)
+        whole.close()  # it may have begun to read this shard
         to_do = _to_do(pool, shard, out)
         return read_ahead(to_do, lambda sample: prepare(sample, out.kept, earlier), *held)
 
@@ -164,7 +165,8 @@ def image_caption_stage(
         upgrade=with_columns(FIELDS),
         provenance=getattr(captioner, "provenance", {}),
         reuse=reuse,
-        # `prepare` of such a captioner asks a server; another worker would ask again.
+        # `prepare` of such a captioner (server, vLLM) starts requests; another worker would start
+        # them again.
         ahead=None if takes_first(captioner.prepare) else whole,
     )
 

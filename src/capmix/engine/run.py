@@ -21,7 +21,7 @@ from capmix.engine.budget import (
     unread_rows,
 )
 from capmix.engine.estimate import JobProgress, Sized, StageProgress
-from capmix.engine.others import announced, forget_dead, shuffled
+from capmix.engine.others import announced, forget_dead, runs_at_work, shuffled
 from capmix.engine.partial import remove_finished
 from capmix.engine.progress import Display, View, duration, rate_text
 from capmix.engine.seen import OnSeen
@@ -87,7 +87,8 @@ def run_job(
                 run.make(engine, shuffled(run.plan.tasks) if others else run.plan.tasks)
         else:
             forget_dead(job.store)
-        run.remove_partial()
+        if not runs_at_work(job.store):  # their unfinished parts may belong to finished shards
+            run.remove_partial()
     try:
         found = run.counts()
     except UserError as error:

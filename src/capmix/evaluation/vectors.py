@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from capmix.engine.batches import batched
+from capmix.engine.prefetch import BATCHES_AHEAD
 from capmix.engine.progress import progress
 from capmix.engine.read_ahead import read_ahead
 from capmix.errors import UserError
@@ -22,7 +23,6 @@ from capmix.models.image_pass import ImageEncoder
 from capmix.models.images import BadImageError, decode_as_stored
 from capmix.models.tokens import TextEncoder, encode_texts
 
-BATCHES_AHEAD = 3
 KEY_BYTES = 16
 
 

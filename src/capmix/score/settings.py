@@ -53,8 +53,8 @@ class ScoreSettings(Settings):
     )
     exact_decode: bool = option(
         False,
-        "Prepare images with the model's own processor, from all their pixels (default: faster; a "
-        "few values of the input differ, mostly by 1 of 255).",
+        "Prepare images with the model's own processor, from all their pixels (default: faster; at "
+        "most a few values of the input differ, mostly by 1 of 255, and large JPEGs are reduced).",
         group=HARDWARE,
     )
     batch_timeout: float = option(

@@ -25,9 +25,16 @@ from capmix.engine.batches import BrokenDeviceError, SampleError
 from capmix.engine.deadline import TimedOutError
 from capmix.engine.memory import WeightedSemaphore
 from capmix.errors import UserError
-from capmix.models.device import device_and_dtype, fingerprint, input_side, provenance, shorter_side
+from capmix.models.device import (
+    device_and_dtype,
+    fingerprint,
+    input_side,
+    preparing_threads,
+    provenance,
+    shorter_side,
+)
 from capmix.models.hub import check_hub
-from capmix.models.images import check_resized, decode_image
+from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT
 from capmix.pool import Sample
 
@@ -101,7 +108,7 @@ class VllmCaptioner:
         self._rendering = threading.Lock()
         self._waiting = WeightedSemaphore(MAX_WAITING)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 512)
-        self.workers = max(2, min(16, os.cpu_count() or 2))
+        self.workers = preparing_threads()
         is_local = Path(settings.model).is_dir()
         self.settings: dict[str, Any] = {
             # A local model is identified by its weights, not by its path.
@@ -141,12 +148,7 @@ class VllmCaptioner:
 
     def prepare(self, sample: Sample, first: int = 0) -> Generation:
         """Decode and preprocess one image, and start the requests of captions `first` to K - 1."""
-        image = decode_image(sample.image, input_side=self._input_side)
-        smallest = min(image.size)
-        if smallest < SMALLEST_SIDE:
-            scale = SMALLEST_SIDE / smallest
-            width, height = (min(4096, round(side * scale)) for side in image.size)
-            image = image.resize((width, height))
+        image = enlarged(decode_image(sample.image, input_side=self._input_side), SMALLEST_SIDE)
         check_resized(image.size, self._shorter_side)
         rendered = self._rendered(image, hashlib.sha256(sample.image).hexdigest())
         held = contextlib.ExitStack()
@@ -354,7 +356,7 @@ def repetition_penalty(generation: Any, settings: CaptionSettings) -> float:
 
     Logs a warning for the other rules of the config that change logits: vLLM has none of them.
     """
-    if getattr(settings, "plain_sampling", False):
+    if settings.plain_sampling:
         return 1.0
     ignored = {name: getattr(generation, name, None) for name in OTHER_RULES}
     shown = ", ".join(f"{name}={value}" for name, value in ignored.items() if value)

@@ -176,7 +176,7 @@ class OpenClipScorer:
         encoder.run_in_openvino(OpenVinoTower(name, model, images, [pixels[:2]], [pixels], dtype))
         tokens = tokenizer(EXAMPLE_TEXTS)
         lengths = _lengths(model, tokens)
-        shorter, longer = (tokens[:n, : int(lengths[:n].max())] for n in (2, 3))
+        shorter, longer = (tokens[rows][:, : lengths[rows].max()] for rows in ([0, 0], [0, 1, 2]))
         texts = partial(_encode, model, normalize=False)
         tower = OpenVinoTower(name, model, texts, [shorter], [longer], dtype)
         self._encode_tokens = tower.unit
