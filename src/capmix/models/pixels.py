@@ -82,7 +82,7 @@ class PixelPlan:
     def normalize(self, batch: Any, dtype: Any, moments: tuple[Any, Any] | None = None) -> Any:
         """Return the model's input for a batch of uint8 pixels: computed in float32, then `dtype`.
 
-        `moments` is `moments_on` the batch's device, if it is there already. For processors of
+        `moments` is what `moments_on` has returned for the device of the batch. For processors of
         transformers and open_clip, float32 values equal theirs on the same pixels (with the PIL
         backend of transformers, up to rounding).
         """

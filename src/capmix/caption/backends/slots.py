@@ -256,7 +256,7 @@ class Slots:
             self._ahead = replace(group, images=rest, first=group.first + len(fitting))
 
     def _state_for(self, like: Prompted) -> SlotState:
-        """Return the state, made anew if there is none or if the prompts are too long for it."""
+        """Return the state; make one if there is none or if the prompts are too long for it."""
         needed = like.length + self._wanted.max_tokens
         if self._state is None or needed > self._state.cache.length:
             is_first = self._state is None
