@@ -112,7 +112,7 @@ def _texts(name: str, runtime: str, dtype: str) -> Run:
     scorer = _scorer(name, runtime, dtype)
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(SENTENCE.split(), draw.integers(6, 15))) for _ in range(TEXTS)]
-    return lambda: scorer.encode_texts(texts)
+    return lambda: encode_texts(scorer, texts)
 
 
 def _scorer(name: str, runtime: str, dtype: str) -> Any:
@@ -159,7 +159,7 @@ def _embedded_scores() -> dict[str, np.ndarray]:
 
     scorer, samples = MiniScorer(), _samples()
     pixels = np.stack([scorer.encoder.prepare(decode_image(one.image)) for one in samples])
-    texts = scorer.encode_texts([one.text or "" for one in samples])
+    texts = encode_texts(scorer, [one.text or "" for one in samples])
     trunk = torch.nn.Sequential(_torch_model().as_sequential()[:-1]).eval()
     inputs = [torch.from_numpy(pixels)]
     features = _in_all_runtimes(trunk, trunk, inputs, [inputs[0][:2]])
