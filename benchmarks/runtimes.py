@@ -109,6 +109,8 @@ def _images(folder: Path, name: str, count: int, runtime: str, dtype: str) -> Ru
 
 
 def _texts(name: str, runtime: str, dtype: str) -> Run:
+    from capmix.models.tokens import encode_texts
+
     scorer = _scorer(name, runtime, dtype)
     draw = np.random.default_rng(0)
     texts = [" ".join(draw.choice(SENTENCE.split(), draw.integers(6, 15))) for _ in range(TEXTS)]
@@ -155,6 +157,7 @@ def _embedded_scores() -> dict[str, np.ndarray]:
     """Return the cosines of the embedded pool's first images and texts by runtime."""
     from capmix.mini.image_tower import _torch_model
     from capmix.models.images import decode_image
+    from capmix.models.tokens import encode_texts
     from capmix.score.backends.mini import MiniScorer
 
     scorer, samples = MiniScorer(), _samples()

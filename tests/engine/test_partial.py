@@ -151,7 +151,11 @@ def test_files_of_finished_shards_are_removed(tmp_path: Path) -> None:
     kept.add(BATCHES[0])
     kept.close()
     store = Store(str(tmp_path))
-    remove_finished(store, {"captions/other": [Shard("b", "")], "captions/s": [Shard("a", "")]})
+    done = {"captions/other": [Shard("b", "")], "captions/s": [Shard("a", "")]}
+    before = list(store.files(".partial"))
+    remove_finished(store, done, lambda: False)
+    assert list(store.files(".partial")) == before
+    remove_finished(store, done, lambda: True)
     (name,) = store.files(".partial")
     assert place_of(name) == ("captions/s", shard_digest("b"))
 

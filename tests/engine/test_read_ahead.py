@@ -127,7 +127,9 @@ def test_another_shard_than_the_announced_one_is_read_anew() -> None:
 
 def test_a_shard_that_may_not_follow_is_not_read_ahead() -> None:
     shards = Shards(rows=5)
-    shards.reader = ReadAhead(shards.items, shards.work, 2, 12, lambda shard: shard != "b")
+    shards.reader = ReadAhead(
+        shards.items, shards.work, 2, 12, may_follow=lambda shard: shard != "b"
+    )
     shards.reader.follow("b")
     assert shards.results("a") == shards.expected("a")
     time.sleep(0.01)

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -143,13 +143,17 @@ class PartialPart:
             )  # fmt: skip
 
 
-def remove_finished(store: Store, done: Mapping[str, Iterable[Shard]]) -> None:
+def remove_finished(
+    store: Store, done: Mapping[str, Iterable[Shard]], is_alone: Callable[[], bool]
+) -> None:
     """Remove the results of shards whose parts are finished, given by folder.
 
-    A run that is killed right after it has committed a part leaves them behind.
+    A run that is killed right after it has committed a part leaves them behind. Nothing is removed
+    unless this run `is_alone`: a part that is finished for a few samples may be unfinished for
+    another run.
     """
     left = store.files(PARTIAL)
-    if left:
+    if left and is_alone():
         known = {(folder, shard_digest(shard.name)) for folder in done for shard in done[folder]}
         _remove(store, [name for name in left if place_of(name) in known])
 

@@ -87,8 +87,7 @@ def run_job(
                 run.make(engine, shuffled(run.plan.tasks) if others else run.plan.tasks)
         else:
             forget_dead(job.store)
-        if not runs_at_work(job.store):  # their unfinished parts may belong to finished shards
-            run.remove_partial()
+        run.remove_partial()
     try:
         found = run.counts()
     except UserError as error:
@@ -147,7 +146,7 @@ class _Run:
         remove_finished(self.job.store, {
             folder: [shard for shard in self.job.shards if (shard.name, number) not in todo]
             for number, folder in enumerate(self.plan.folders)
-        })  # fmt: skip
+        }, lambda: not runs_at_work(self.job.store))  # fmt: skip
 
     @property
     def indexes_meanwhile(self) -> bool:
