@@ -237,9 +237,7 @@ def test_side_files_are_left_alone_while_another_run_is_at_work(
     with monkeypatch.context() as patched:
         patched.setattr(PartialPart, "remove", PartialPart.close)
         caption(pool, tmp_path / "w")
-    monkeypatch.setattr(
-        "capmix.engine.run.runs_at_work", lambda _: ["a process of another machine"]
-    )
+    monkeypatch.setattr("capmix.engine.run.is_alone", lambda _: False)
     assert caption(pool, tmp_path / "w") == 0
     assert len(side_files(tmp_path / "w")) == 1
 

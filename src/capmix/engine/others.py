@@ -64,6 +64,12 @@ def runs_at_work(store: Store) -> list[str]:
     return [about for _, about, is_dead in _runs(store) if not is_dead]
 
 
+def is_alone(store: Store) -> bool:
+    """Return whether no other process is at work."""
+    own = f"process {os.getpid()} on {socket.gethostname()}"
+    return all(about == own for about in runs_at_work(store))
+
+
 def _others(store: Store) -> list[str]:
     """Return runs_at_work, and remove the files of dead runs of this machine."""
     found = []

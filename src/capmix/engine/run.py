@@ -21,7 +21,7 @@ from capmix.engine.budget import (
     unread_rows,
 )
 from capmix.engine.estimate import JobProgress, Sized, StageProgress
-from capmix.engine.others import announced, forget_dead, runs_at_work, shuffled
+from capmix.engine.others import announced, forget_dead, is_alone, shuffled
 from capmix.engine.partial import remove_finished
 from capmix.engine.progress import Display, View, duration, rate_text
 from capmix.engine.seen import OnSeen
@@ -146,7 +146,7 @@ class _Run:
         remove_finished(self.job.store, {
             folder: [shard for shard in self.job.shards if (shard.name, number) not in todo]
             for number, folder in enumerate(self.plan.folders)
-        }, lambda: not runs_at_work(self.job.store))  # fmt: skip
+        }, lambda: is_alone(self.job.store))  # fmt: skip
 
     @property
     def indexes_meanwhile(self) -> bool:

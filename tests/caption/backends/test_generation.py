@@ -41,7 +41,7 @@ def by_generate(
 ) -> list[str]:
     plain, found = plain_model(folder), []
     for i in range(COUNT):
-        inputs = one.prepare(Sample("", "", image_bytes(i), "jpg", None))
+        inputs = one._collate([one.prepare(Sample("", "", image_bytes(i), "jpg", None))])
         tokens = plain.generate(**inputs, do_sample=False, max_new_tokens=limit, **options)[0]
         is_decoder = "input_ids" in inputs and one.model.config.model_type != "florence2"
         start = inputs["input_ids"].shape[1] if is_decoder else 1
