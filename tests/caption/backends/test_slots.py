@@ -182,7 +182,7 @@ def test_a_step_that_hangs_is_left_to_generate(small: Path) -> None:
             pass
 
     Failing(one, "step", check)
-    found = streamed(one, range(COUNT), seconds=0.5)
+    found = streamed(one, range(COUNT), seconds=2.0)
     assert [found[i].captions for i in range(COUNT)] == expected
 
 
