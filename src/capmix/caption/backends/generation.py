@@ -67,15 +67,18 @@ def _ends(model: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
     text: Any = getattr(model.config, "text_config", None)
     if model.config.model_type == "blip":  # its `generate` passes this token
         return (int(text.sep_token_id),)
-    for part in (config, getattr(model, "generation_config", None), text, tokenizer):
-        value = getattr(part, "eos_token_id", None)
+    own = getattr(model, "generation_config", None)
+    return tuple(end_tokens(config, own, text, tokenizer))
+
+
+def end_tokens(*configs: Any) -> list[int]:
+    """Return the end tokens, sorted, of the first of the configs or tokenizers that names any."""
+    for config in configs:
+        value = getattr(config, "eos_token_id", None)
         if value is not None and value != []:
-            return tuple(sorted({int(one) for one in (value if _is_list(value) else [value])}))
-    return ()
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+            values = value if isinstance(value, list | tuple) else [value]
+            return sorted({int(one) for one in values})
+    return []
 
 
 def _logits_rules(config: Any) -> dict[str, Any]:

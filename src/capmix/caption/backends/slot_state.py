@@ -1,6 +1,6 @@
 """The captions under way in slots.py: their tensors on the device, and one step of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,23 +132,24 @@ class SlotState:
             mine.copy_(theirs, non_blocking=True)
         return StateCopy(self.copies, pinned, torch.cuda.current_stream().record_event())
 
-    def recorded(self, step: Any) -> Any:
-        """Record `step` as a CUDA graph. All rows must be frozen."""
-        import torch
 
-        here = torch.cuda.current_stream()
-        side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(here)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
-            for _ in range(3):  # compile, and let the libraries choose their kernels
-                step()
-            torch.cuda.synchronize()
-            # Other threads may allocate pinned memory meanwhile.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                step()
-            finally:
-                graph.capture_end()
-        here.wait_stream(side)
-        return graph
+def recorded(step: Callable[[], None]) -> Any:
+    """Record a step of the state as a CUDA graph. All rows must be frozen."""
+    import torch
+
+    here = torch.cuda.current_stream()
+    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(here)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compile, and let the libraries choose their kernels
+            step()
+        torch.cuda.synchronize()
+        # Other threads may allocate pinned memory meanwhile.
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            step()
+        finally:
+            graph.capture_end()
+    here.wait_stream(side)
+    return graph

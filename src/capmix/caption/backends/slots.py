@@ -17,7 +17,7 @@ from typing import Any
 
 from capmix.caption.backends.slot_models import Prompted, SlotModel
 from capmix.caption.backends.slot_sizes import SlotSizes, SlotsPlan
-from capmix.caption.backends.slot_state import Owner, SlotState
+from capmix.caption.backends.slot_state import Owner, SlotState, recorded
 from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_key
 from capmix.caption.settings import CaptionSettings
@@ -274,7 +274,7 @@ class Slots:
         import torch
 
         try:
-            return state.recorded(
+            return recorded(
                 torch.compile(state.step) if self._wanted.compile_decoder else state.step
             )
         except RuntimeError as error:

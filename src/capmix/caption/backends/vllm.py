@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from capmix.caption.backends.generation import end_tokens
 from capmix.caption.backends.transformers import PROMPTS, SMALLEST_SIDE
 from capmix.caption.backends.vllm_engine import EngineThread, Generation, tensor_bytes
 from capmix.caption.captioner import Caption
@@ -99,7 +100,8 @@ class VllmCaptioner:
         self.prompt = _prompt(settings, processor, config.hf_config.model_type)
         self._tokens = _tokens(processor, self.tokenizer, self.prompt)
         generation = _generation_config(folder)
-        self._ends = end_tokens(generation, config.hf_config, self.tokenizer)
+        text = getattr(config.hf_config, "text_config", None)
+        self._ends = end_tokens(generation, text, config.hf_config, self.tokenizer)
         self._penalty = repetition_penalty(generation, settings)
         pictures = getattr(processor, "image_processor", None)
         self._input_side = None if settings.exact_decode else input_side(pictures)
@@ -340,15 +342,6 @@ def _generation_config(folder: str) -> Any:
         return GenerationConfig.from_pretrained(folder)
     except OSError:  # the model has none
         return None
-
-
-def end_tokens(generation: Any, config: Any, tokenizer: Any) -> list[int]:
-    """Return the end tokens of the generation config, else of the text config or the tokenizer."""
-    for part in (generation, getattr(config, "text_config", None), config, tokenizer):
-        value = getattr(part, "eos_token_id", None)
-        if value is not None:
-            return list(value) if isinstance(value, list | tuple) else [value]
-    return []
 
 
 def repetition_penalty(generation: Any, settings: CaptionSettings) -> float:
