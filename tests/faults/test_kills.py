@@ -143,6 +143,7 @@ def kill_and_compare(command: Command, folder: Path, begin: Callable[[], None]) 
         command(opened(folder), folder)
         found = files(folder)
         assert found.keys() == expected.keys(), number
-        assert [one for one in found if found[one] != expected[one]] == [], number
+        for name in found:
+            assert found[name] == expected[name], (number, name)
         number += 1
     assert number > 0

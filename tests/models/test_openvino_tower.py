@@ -1,5 +1,7 @@
 """Functions of tensors in OpenVINO; the real towers are tested with their backends."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -30,6 +32,34 @@ def test_dimensions_that_differ_in_the_examples_may_have_any_size() -> None:
     assert first.eq(1).all()  # the result of one call is not overwritten by the next
     with pytest.raises(RuntimeError):
         one(torch.ones(1, 1, 9))
+
+
+DROPPED_ELSEWHERE = """
+import gc, os, signal, threading, torch
+from capmix.models.openvino_tower import OpenVinoTower
+
+def tower():
+    x = torch.ones(2, 4)
+    return OpenVinoTower("model m", torch.nn.Identity(), torch.relu, [x], [x], "float32")
+
+def drop():
+    towers.pop()
+    gc.collect()
+
+signal.signal(signal.SIGUSR1, lambda *_: print("signal"))
+towers = [tower(), tower()]
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_a_tower_was_dropped_in_another_thread_is_handled() -> None:
+    """Fails only on CPUs with AMX."""
+    command = [sys.executable, "-c", DROPPED_ELSEWHERE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "signal\n"), done.stderr[-300:]
 
 
 def test_it_uses_the_cores_of_the_process() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.models.device import provenance
-from capmix.models.openvino_tower import import_openvino
+from capmix.models.openvino_tower import import_openvino, openvino_core
 
 SIZE = 160
 DIMENSIONS = 1280
@@ -100,4 +100,4 @@ def _compiled_model() -> Any:
     # One batch at a time: with LATENCY all cores work on the same batch, which was 1.5x as fast as
     # THROUGHPUT on two cores.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    return openvino.Core().compile_model(converted, "CPU", settings)
+    return openvino_core().compile_model(converted, "CPU", settings)

@@ -8,6 +8,7 @@ more (docs/speed.md), so the runtime and the dtype are settings of every part.
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -145,7 +146,7 @@ def _compiled(
         # Other threads prepare images and run torch on the same cores.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    compiled = openvino_core().compile_model(converted, "CPU", settings)
     if compiled.get_property("INFERENCE_PRECISION_HINT") != getattr(
         openvino.Type, PRECISIONS[dtype]
     ):
@@ -169,6 +170,17 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, the same one until the process exits.
+
+    On CPUs with AMX it gives the thread that makes it a stack for signals and frees this stack when
+    it is dropped; if that happens in another thread, or not in reverse order, the next signal
+    crashes the process.
+    """
+    return import_openvino().Core()
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
