@@ -1,5 +1,6 @@
 """Functions of tensors in OpenVINO; the real towers are tested with their backends."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,8 +77,11 @@ def test_a_function_that_is_traced_wrongly_is_refused() -> None:
 
 
 def test_a_function_that_openvino_does_not_know_is_refused() -> None:
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
     with pytest.raises(UserError, match=r"^model m: OpenVINO cannot convert .*omit --runtime"):
         tower(lambda x: torch.linalg.svdvals(x))
+    assert (root.level, root.handlers) == before
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from capmix.models.device import provenance
-from capmix.models.openvino_tower import import_openvino, openvino_core
+from capmix.models.openvino_tower import convert, openvino_core
 
 SIZE = 160
 DIMENSIONS = 1280
@@ -87,7 +87,6 @@ def _torch_model() -> Any:
 
 @cache
 def _compiled_model() -> Any:
-    openvino = import_openvino()
     import torch
 
     trunk = torch.nn.Sequential(_torch_model().as_sequential()[:-1])
@@ -96,7 +95,7 @@ def _compiled_model() -> Any:
         warnings.simplefilter("ignore")  # OpenVINO's converter uses torch.jit, which is deprecated
         # Checking the trace would take five more seconds.
         traced = torch.jit.trace(trunk, example, check_trace=False)  # type: ignore[no-untyped-call]
-        converted = openvino.convert_model(traced, example_input=example, input=[example.shape])
+        converted = convert(traced, example_input=example, input=[example.shape])
     # One batch at a time: with LATENCY all cores work on the same batch, which was 1.5x as fast as
     # THROUGHPUT on two cores.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

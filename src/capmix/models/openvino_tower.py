@@ -5,6 +5,7 @@ of any size. In float32, the results differ from torch's only by rounding. In bf
 more (docs/speed.md), so the runtime and the dtype are settings of every part.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,7 +138,7 @@ def _compiled(
         warnings.simplefilter("ignore")  # torch.jit is deprecated; the tracer warns about shapes
         # The results are compared below, so torch does not need to check the trace.
         traced = torch.jit.trace(Traced().eval(), tuple(example), check_trace=False)  # type: ignore[no-untyped-call]
-        converted = openvino.convert_model(traced, example_input=tuple(example))
+        converted = convert(traced, example_input=tuple(example))
     converted.reshape({i: _sizes(*both) for i, both in enumerate(zip(example, other, strict=True))})
     settings = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
@@ -170,6 +171,20 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def convert(traced: Any, **arguments: Any) -> Any:
+    """Convert a traced module with OpenVINO's convert_model, which raises various types.
+
+    If it fails, it leaves the root logger changed: warnings of all packages would be lost.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        return import_openvino().convert_model(traced, **arguments)
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @cache
