@@ -1,0 +1,183 @@
+"""Pools and evaluation sets of the world, as tars in the form of img2dataset and DataComp."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from drawings import object_classes
+from scenes import SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
+from texts import NOISES, description, raw_text
+
+SHARD = 1000  # samples
+QUALITY = 90  # of JPEG
+# The first numbers of seeds, so that no image of one part is in another.
+POOL, TEST, RETRIEVAL, SCORER, COCO, WEB, GATE = range(7)
+HEAD, RARE = 60, 100  # numbers of classes
+TEST_IMAGES = 20  # per class
+PAIRS = 1000
+TEMPLATES = ("a picture of a {c}", "a {c}", "a big {c}", "a small {c} on a meadow", "two {c}")
+Member = tuple[str, bytes]
+
+
+def write_pool(folder: Path, shards: int, noise: str = "usual") -> None:
+    """Write a pool of `shards` x SHARD samples with raw texts, and the truth about its samples.
+
+    Shards that exist are kept. `truth/` has a CSV file per shard: uid, kind of the raw text, a true
+    description, a generic one, and the names of the objects.
+    """
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    (folder / "truth").mkdir(exist_ok=True)
+    wanted = [n for n in range(shards) if not (folder / f"shards/{n:05d}.tar").exists()]
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(partial(_write_shard, folder, noise), wanted))
+
+
+def link_pool(source: Path, folder: Path, shards: int) -> None:
+    """Make a pool of the first shards of another, as hard links."""
+    for part, suffix in (("shards", "tar"), ("truth", "csv")):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for number in range(shards):
+            name = f"{part}/{number:05d}.{suffix}"
+            if not (folder / name).exists():
+                os.link(source / name, folder / name)
+
+
+def write_pairs(
+    folder: Path, first_seed: int, count: int, names: Sequence[str] = ("name",)
+) -> None:
+    """Write shards of clean pairs; a text names objects by one of `names`, at random."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [n for n in range(count // SHARD) if not (folder / f"{n:05d}.tar").exists()]
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(partial(_write_pairs, folder, first_seed, names), wanted))
+
+
+def write_evalsets(folder: Path) -> None:
+    """Write the zero-shot set `world-classes` and the retrieval set `world-pairs`."""
+    classes, test = object_classes(), folder / "world-classes"
+    if not (test / "test/0.tar").exists():
+        (test / "test").mkdir(parents=True, exist_ok=True)
+        names = [one.name for one in classes]
+        (test / "classnames.txt").write_text("\n".join(names) + "\n", "utf-8")
+        templates = "\n".join(TEMPLATES) + "\n"
+        (test / "zeroshot_classification_templates.txt").write_text(templates, "utf-8")
+        _write_groups(test / "groups.csv")
+        numbers = [number for number in range(len(classes)) for _ in range(TEST_IMAGES)]
+        scenes = [_single(number, (TEST, i)) for i, number in enumerate(numbers)]
+        _write_set(test, scenes, [("cls", str(number).encode()) for number in numbers])
+    pairs = folder / "world-pairs"
+    if not (pairs / "test/0.tar").exists():
+        (pairs / "test").mkdir(parents=True, exist_ok=True)
+        (pairs / "dataset_type.txt").write_text("retrieval", "utf-8")
+        scenes = [draw_scene((RETRIEVAL, i), _flat()) for i in range(PAIRS)]
+        texts = [
+            description(one, np.random.default_rng((RETRIEVAL, i))) for i, one in enumerate(scenes)
+        ]
+        _write_set(pairs, scenes, [("txt", text.encode()) for text in texts])
+
+
+def write_gate(folder: Path, count: int = 1000) -> list[tuple[str, ...]]:
+    """Write a pool of held-out images of head classes; return the objects' names per image."""
+    head = np.zeros(len(object_classes()))
+    head[list(by_frequency()[:HEAD])] = 1 / HEAD
+    scenes = [draw_scene((GATE, i), head) for i in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = (_sample(i, f"{GATE:08x}{i:024x}", one, f"gate {i}") for i, one in enumerate(scenes))
+    _write_tar(folder / "00000.tar", (member for sample in samples for member in sample))
+    return [tuple(object_classes()[one.number].name for one in s.things) for s in scenes]
+
+
+def _write_shard(folder: Path, noise: str, shard: int) -> None:
+    members: list[Member] = []
+    with io.StringIO(newline="") as truth:
+        lines = csv.writer(truth)
+        lines.writerow(["uid", "kind", "true", "generic", "objects"])
+        for i in range(SHARD):
+            seed = (POOL, shard * SHARD + i)
+            scene = draw_scene(seed)
+            kind, text = raw_text(scene, seed, NOISES[noise])
+            uid = hashlib.md5(repr((seed, noise)).encode(), usedforsecurity=False).hexdigest()
+            random = np.random.default_rng((*seed, 4))
+            names = ";".join(object_classes()[one.number].name for one in scene.things)
+            true, generic = description(scene, random), description(scene, random, "kind")
+            lines.writerow([uid, kind, true, generic, names])
+            members += _sample(shard * SHARD + i, uid, scene, text)
+        (folder / f"truth/{shard:05d}.csv").write_text(truth.getvalue(), "utf-8")
+    _write_tar(folder / f"shards/{shard:05d}.tar", members)
+
+
+def _write_pairs(folder: Path, first_seed: int, names: Sequence[str], shard: int) -> None:
+    members: list[Member] = []
+    for i in range(shard * SHARD, (shard + 1) * SHARD):
+        random = np.random.default_rng((first_seed, i, 4))
+        scene = draw_scene((first_seed, i))
+        text = description(scene, random, names[int(random.integers(len(names)))])  # type: ignore[arg-type]
+        members += _sample(i, f"{first_seed:08x}{i:024x}", scene, text)
+    _write_tar(folder / f"{shard:05d}.tar", members)
+
+
+def _sample(number: int, uid: str, scene: Scene, text: str) -> list[Member]:
+    key = f"{number:09d}"
+    about = {"uid": uid, "key": key, "caption": text, "status": "success"}
+    about |= {"width": SIDE, "height": SIDE, "original_width": SIDE, "original_height": SIDE}
+    return [
+        (f"{key}.jpg", jpeg(scene)),
+        (f"{key}.txt", text.encode()),
+        (f"{key}.json", json.dumps(about).encode()),
+    ]
+
+
+def jpeg(scene: Scene) -> bytes:
+    """Return the image of a scene as JPEG."""
+    out = io.BytesIO()
+    render(scene).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def _single(number: int, seed: tuple[int, ...]) -> Scene:
+    """Return a scene of one object of a class, of normal size, and without damage."""
+    scene = draw_scene(seed)
+    thing = Thing(number, scene.things[0].colour, "", 1)
+    return Scene((thing,), "", scene.background, False, False, False, scene.seed)
+
+
+def _flat() -> np.ndarray:
+    """Return probabilities between those of the pool and equal ones."""
+    mixed: np.ndarray = (frequencies() + 1 / len(frequencies())) / 2
+    return mixed
+
+
+def _write_groups(path: Path) -> None:
+    order, names = by_frequency(), [one.name for one in object_classes()]
+    group = dict.fromkeys(order[:HEAD], "common") | dict.fromkeys(order[-RARE:], "rare")
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        rows = csv.writer(lines)
+        rows.writerow(["class", "group"])
+        rows.writerows([names[number], group[number]] for number in sorted(group))
+
+
+def _write_set(folder: Path, scenes: Sequence[Scene], labels: Sequence[Member]) -> None:
+    members: list[Member] = []
+    for i, (scene, (suffix, label)) in enumerate(zip(scenes, labels, strict=True)):
+        members += [(f"s{i:07d}.jpg", jpeg(scene)), (f"s{i:07d}.{suffix}", label)]
+    (folder / "test/nshards.txt").write_text("1\n", "utf-8")
+    _write_tar(folder / "test/0.tar", members)
+
+
+def _write_tar(path: Path, members: Iterable[Member]) -> None:
+    """Write a tar whose bytes depend only on the members."""
+    part = path.with_suffix(".part")
+    with tarfile.open(part, "w") as archive:
+        for name, data in members:
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    part.replace(path)

@@ -1,0 +1,144 @@
+"""The learned models of the world: a tokenizer, a CLIP scorer, CoCa captioners, small CLIPs.
+
+None of them sees an image of a pool or of a test. Each is a run of `capmix train`, so it resumes.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import COCO, POOL, SCORER, WEB, write_pairs, write_pool
+from scenes import SIDE, draw_scene
+from texts import NOISES, description, raw_text
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+import capmix
+
+MERGES = 900
+CONTEXT = 24  # tokens
+TEXTS = 20_000  # true texts, and as many raw ones, for the merges
+CLEAN = 100  # shards of clean pairs for a model
+SCHEDULE: dict[str, Any] = {
+    "scale": "tiny",
+    "resample": True,
+    "batch_size": 256,
+    "learning_rate": 2e-3,
+    "warmup": 40,
+    "checkpoints": 1,
+    "workers": 1,
+    "yes": True,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """The folder of a world, and samples seen by its models."""
+
+    folder: Path
+    scorer_samples: int = 250_000
+    captioner_samples: int = 400_000
+
+    @property
+    def clip(self) -> Path:
+        """The model of the scorer and of all compared CLIPs."""
+        return self.folder / "models/world_clip.json"
+
+    @property
+    def coca(self) -> Path:
+        return self.folder / "models/world_coca.json"
+
+
+def write_models(world: World) -> None:
+    """Write the merges and the model configs."""
+    folder = world.folder / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = folder / "merges.txt.gz"
+    if not merges.exists():
+        _write_merges(merges)
+    size = vocabulary_size(merges)
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": size,
+        "width": 128,
+        "heads": 4,
+        "layers": 1,
+        "tokenizer_kwargs": {"bpe_path": str(merges)},
+    }
+    resnet = {"timm_model_name": "test_resnet", "timm_model_pretrained": False}
+    vision = {**resnet, "timm_pool": "", "timm_proj": "linear", "image_size": SIDE}
+    _write_json(world.clip, {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text})
+    vit = {"image_size": SIDE, "layers": 3, "width": 128, "head_width": 32, "patch_size": 8}
+    coca = {
+        "embed_dim": 128,
+        "vision_cfg": {**vit, "output_tokens": True},
+        "text_cfg": {**text, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": size,
+            "width": 128,
+            "heads": 4,
+            "layers": 1,
+            "attn_pooler_heads": 4,
+            "n_queries": 16,
+        },
+        "custom_text": True,
+    }
+    _write_json(world.coca, coca)
+
+
+def train_scorer(world: World) -> capmix.Run:
+    """Train the CLIP that scores, on clean pairs with specific and generic names."""
+    data = world.folder / "clean/scorer"
+    write_pairs(data, SCORER, CLEAN * 1000, ("name", "name", "kind"))
+    samples = world.scorer_samples
+    return _train(data, world.folder / "runs/scorer", world.clip, samples, seed=100)
+
+
+def train_captioners(world: World) -> dict[str, capmix.Run]:
+    """Train the captioners: on clean generic pairs, on web texts, and on both in turn."""
+    coco, web = world.folder / "clean/coco", world.folder / "pools/captioner"
+    write_pairs(coco, COCO, CLEAN * 1000, ("kind",))
+    runs = world.folder / "runs"
+    clean = _train(coco, runs / "coca", world.coca, world.captioner_samples, seed=101)
+    return {"coca": clean}
+
+
+def _train(data: Path, out: Path, model: Path, samples: int, seed: int, **more: Any) -> capmix.Run:
+    options = SCHEDULE | {"model": str(model), "samples": samples, "seed": seed} | more
+    return capmix.train(data, out, **options)
+
+
+def vocabulary_size(merges: Path) -> int:
+    """Return the number of tokens of open_clip's tokenizer with these merges."""
+    lines = gzip.decompress(merges.read_bytes()).decode().split("\n")
+    return 512 + len(lines) - 1 + 2
+
+
+def _write_merges(path: Path) -> None:
+    """Learn byte-pair merges from true and raw texts, in the form of open_clip's tokenizer."""
+    texts = []
+    for i in range(TEXTS):
+        seed = (WEB, i)
+        scene = draw_scene(seed)
+        texts.append(description(scene, np.random.default_rng(seed)))
+        texts.append(description(scene, np.random.default_rng(seed), "kind"))
+        texts.append(raw_text(scene, seed, NOISES["usual"])[1])
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=MERGES + 100, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"][:MERGES]
+    lines = ["#version: 0.2", *(" ".join(one) for one in merges)]
+    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1), "utf-8")
