@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from drawings import object_classes
@@ -28,26 +29,25 @@ Member = tuple[str, bytes]
 
 
 def write_pool(folder: Path, shards: int, noise: str = "usual") -> None:
-    """Write a pool of `shards` x SHARD samples with raw texts, and the truth about its samples.
+    """Write a pool of `shards` x SHARD samples with raw texts. Shards that exist are kept.
 
-    Shards that exist are kept. `truth/` has a CSV file per shard: uid, kind of the raw text, a true
-    description, a generic one, and the names of the objects.
+    The metadata of a sample has the truth, for oracles and checks only: `noise` (the kind of the
+    raw text), a `true` and a `generic` description, the names of its `objects`, and whether the
+    image `is_damaged` (blurred, partly covered or lettered).
     """
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    (folder / "truth").mkdir(exist_ok=True)
-    wanted = [n for n in range(shards) if not (folder / f"shards/{n:05d}.tar").exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [n for n in range(shards) if not (folder / f"{n:05d}.tar").exists()]
     with ProcessPoolExecutor() as processes:
         list(processes.map(partial(_write_shard, folder, noise), wanted))
 
 
 def link_pool(source: Path, folder: Path, shards: int) -> None:
     """Make a pool of the first shards of another, as hard links."""
-    for part, suffix in (("shards", "tar"), ("truth", "csv")):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        for number in range(shards):
-            name = f"{part}/{number:05d}.{suffix}"
-            if not (folder / name).exists():
-                os.link(source / name, folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(shards):
+        name = f"{number:05d}.tar"
+        if not (folder / name).exists():
+            os.link(source / name, folder / name)
 
 
 def write_pairs(
@@ -84,34 +84,36 @@ def write_evalsets(folder: Path) -> None:
         _write_set(pairs, scenes, [("txt", text.encode()) for text in texts])
 
 
-def write_gate(folder: Path, count: int = 1000) -> list[tuple[str, ...]]:
-    """Write a pool of held-out images of head classes; return the objects' names per image."""
+def write_gate(folder: Path, count: int = 1000) -> None:
+    """Write a pool of held-out images of the HEAD most frequent classes, all equally frequent."""
+    if (folder / "00000.tar").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     head = np.zeros(len(object_classes()))
     head[list(by_frequency()[:HEAD])] = 1 / HEAD
-    scenes = [draw_scene((GATE, i), head) for i in range(count)]
-    folder.mkdir(parents=True, exist_ok=True)
-    samples = (_sample(i, f"{GATE:08x}{i:024x}", one, f"gate {i}") for i, one in enumerate(scenes))
-    _write_tar(folder / "00000.tar", (member for sample in samples for member in sample))
-    return [tuple(object_classes()[one.number].name for one in s.things) for s in scenes]
+    members: list[Member] = []
+    for i in range(count):
+        scene = draw_scene((GATE, i), head)
+        members += _sample(i, _uid(GATE, i), scene, "", {"objects": _objects(scene)})
+    _write_tar(folder / "00000.tar", members)
 
 
 def _write_shard(folder: Path, noise: str, shard: int) -> None:
     members: list[Member] = []
-    with io.StringIO(newline="") as truth:
-        lines = csv.writer(truth)
-        lines.writerow(["uid", "kind", "true", "generic", "objects"])
-        for i in range(SHARD):
-            seed = (POOL, shard * SHARD + i)
-            scene = draw_scene(seed)
-            kind, text = raw_text(scene, seed, NOISES[noise])
-            uid = hashlib.md5(repr((seed, noise)).encode(), usedforsecurity=False).hexdigest()
-            random = np.random.default_rng((*seed, 4))
-            names = ";".join(object_classes()[one.number].name for one in scene.things)
-            true, generic = description(scene, random), description(scene, random, "kind")
-            lines.writerow([uid, kind, true, generic, names])
-            members += _sample(shard * SHARD + i, uid, scene, text)
-        (folder / f"truth/{shard:05d}.csv").write_text(truth.getvalue(), "utf-8")
-    _write_tar(folder / f"shards/{shard:05d}.tar", members)
+    for i in range(shard * SHARD, (shard + 1) * SHARD):
+        seed = (POOL, i)
+        scene = draw_scene(seed)
+        kind, text = raw_text(scene, seed, NOISES[noise])
+        random = np.random.default_rng((*seed, 4))
+        truth = {
+            "noise": kind,
+            "true": description(scene, random),
+            "generic": description(scene, random, "kind"),
+            "objects": _objects(scene),
+            "is_damaged": scene.blurred or scene.occluded or scene.lettered,
+        }
+        members += _sample(i, _uid(noise, *seed), scene, text, truth)
+    _write_tar(folder / f"{shard:05d}.tar", members)
 
 
 def _write_pairs(folder: Path, first_seed: int, names: Sequence[str], shard: int) -> None:
@@ -120,14 +122,25 @@ def _write_pairs(folder: Path, first_seed: int, names: Sequence[str], shard: int
         random = np.random.default_rng((first_seed, i, 4))
         scene = draw_scene((first_seed, i))
         text = description(scene, random, names[int(random.integers(len(names)))])  # type: ignore[arg-type]
-        members += _sample(i, f"{first_seed:08x}{i:024x}", scene, text)
+        members += _sample(i, _uid(first_seed, i), scene, text)
     _write_tar(folder / f"{shard:05d}.tar", members)
 
 
-def _sample(number: int, uid: str, scene: Scene, text: str) -> list[Member]:
+def _objects(scene: Scene) -> list[str]:
+    return [object_classes()[one.number].name for one in scene.things]
+
+
+def _uid(*of: object) -> str:
+    return hashlib.md5(repr(of).encode(), usedforsecurity=False).hexdigest()
+
+
+def _sample(
+    number: int, uid: str, scene: Scene, text: str, truth: dict[str, Any] | None = None
+) -> list[Member]:
     key = f"{number:09d}"
-    about = {"uid": uid, "key": key, "caption": text, "status": "success"}
+    about: dict[str, Any] = {"uid": uid, "key": key, "caption": text, "status": "success"}
     about |= {"width": SIDE, "height": SIDE, "original_width": SIDE, "original_height": SIDE}
+    about |= truth or {}
     return [
         (f"{key}.jpg", jpeg(scene)),
         (f"{key}.txt", text.encode()),

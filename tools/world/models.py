@@ -33,6 +33,9 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
+COCA = {"open_clip": "--coca-contrastive-loss-weight 1 --coca-caption-loss-weight 2"}
+
+
 @dataclass(frozen=True)
 class World:
     """The folder of a world, and samples seen by its models."""
@@ -102,7 +105,7 @@ def train_captioners(world: World) -> dict[str, capmix.Run]:
     coco, web = world.folder / "clean/coco", world.folder / "pools/captioner"
     write_pairs(coco, COCO, CLEAN * 1000, ("kind",))
     runs = world.folder / "runs"
-    clean = _train(coco, runs / "coca", world.coca, world.captioner_samples, seed=101)
+    clean = _train(coco, runs / "coca", world.coca, world.captioner_samples, seed=101, **COCA)
     return {"coca": clean}
 
 

@@ -1,0 +1,90 @@
+"""Checks of the models and of the noise, which must hold before any mix is compared."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from drawings import object_classes
+from texts import plural
+
+import capmix
+from capmix.pool import Sample, open_pool
+
+LEAST_NAMED = 0.40  # of held-out images of head classes, a true object named
+LEAST_TIMES_CHANCE = 20.0  # zero-shot accuracy of a CLIP trained on true texts
+TOP = 0.3
+
+
+def named_share(captions: Sequence[str], objects: Sequence[Sequence[str]]) -> float:
+    """Return the share of captions that name one of the objects, by its name or its kind."""
+    hits = [_names_one(text, some) for text, some in zip(captions, objects, strict=True)]
+    return float(np.mean(hits))
+
+
+def shuffled_share(captions: Sequence[str], objects: Sequence[Sequence[str]]) -> float:
+    """Return named_share of captions that are permuted among the images: the chance level."""
+    order = np.random.default_rng(0).permutation(len(captions))
+    return named_share([captions[i] for i in order], objects)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Return the probability that a positive score is above a negative one; ties count half.
+
+    Mann and Whitney's U statistic, divided by the number of pairs.
+    """
+    both = np.concatenate([positive, negative])
+    _, of, counts = np.unique(both, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2
+    ranks = mean_rank[of[: len(positive)]]
+    pairs = len(positive) * len(negative)
+    return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / pairs)
+
+
+def purity(scores: np.ndarray, noise: np.ndarray, top: float = TOP) -> dict[str, float]:
+    """Return the share of each kind of raw text among the `top` fraction of the scores."""
+    best = np.argsort(-scores, kind="stable")[: round(top * len(scores))]
+    return {str(kind): float((noise[best] == kind).mean()) for kind in np.unique(noise)}
+
+
+def truth(pool: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the uid and the metadata of each sample of a pool."""
+    opened = open_pool(str(pool))
+    for shard in opened.shards:
+        for sample in opened.read(shard):
+            if isinstance(sample, Sample):
+                yield sample.uid, dict(sample.metadata)
+
+
+def check_captioner(pool: Path, work: Path, model: str, source: str) -> dict[str, float]:
+    """Caption the gate's images greedily; return the shares `named` and `shuffled`."""
+    opened = capmix.open(pool, work=work)
+    opened.caption(source=source, model=model, temperature=0.0, max_tokens=20)
+    objects = {uid: about["objects"] for uid, about in truth(pool)}
+    table = opened.table(sources=[source]).to_pylist()
+    texts = [row[f"{source}_text"] for row in table]
+    true = [objects[row["uid"]] for row in table]
+    return {"named": named_share(texts, true), "shuffled": shuffled_share(texts, true)}
+
+
+def check_scorer(pool: Path, work: Path, model: str) -> dict[str, Any]:
+    """Score raw texts; return AUCs against unrelated texts, and the purity of the top."""
+    opened = capmix.open(pool, work=work)
+    opened.score(model=model, sources=["raw"])
+    noise = {uid: about["noise"] for uid, about in truth(pool)}
+    table = opened.table(sources=["raw"]).to_pylist()
+    scores = np.array([row["raw_score"] for row in table])
+    kinds = np.array([noise[row["uid"]] for row in table])
+    by_kind = {str(kind): scores[kinds == kind] for kind in np.unique(kinds)}
+    return {
+        "auc": {kind: auc(by_kind[kind], by_kind["unrelated"]) for kind in ("specific", "partial")},
+        "mean": {kind: float(some.mean()) for kind, some in by_kind.items()},
+        "top": purity(scores, kinds),
+    }
+
+
+def _names_one(text: str, objects: Iterable[str]) -> bool:
+    kinds = {one.name: one.kind for one in object_classes()}
+    wanted = {word for name in objects for one in (name, kinds[name]) for word in (one, plural(one))}
+    return any(re.search(rf"\b{re.escape(word)}\b", text) for word in wanted)
