@@ -86,5 +86,7 @@ def check_scorer(pool: Path, work: Path, model: str) -> dict[str, Any]:
 
 def _names_one(text: str, objects: Iterable[str]) -> bool:
     kinds = {one.name: one.kind for one in object_classes()}
-    wanted = {word for name in objects for one in (name, kinds[name]) for word in (one, plural(one))}
+    wanted = {
+        word for name in objects for one in (name, kinds[name]) for word in (one, plural(one))
+    }
     return any(re.search(rf"\b{re.escape(word)}\b", text) for word in wanted)
