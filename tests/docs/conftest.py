@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docs_folder
 import forks
 import pytest
-import world
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class World:
 @pytest.fixture(scope="session")
 def docs_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("docs-world")
-    world.write_models(folder)
-    world.write_programs(folder / "bin")
-    made = World(world.write_folder(folder / "template"), world.environment(folder))
-    with world.caption_server(), ExitStack() as stack:
+    docs_folder.write_models(folder)
+    docs_folder.write_programs(folder / "bin")
+    made = World(docs_folder.write_folder(folder / "template"), docs_folder.environment(folder))
+    with docs_folder.caption_server(), ExitStack() as stack:
         if "CAPMIX_DOCS_PLAIN" not in os.environ:
             address = f"{tempfile.mkdtemp()}/capmix.socket"  # a short path, as sockets want it
             stack.callback(shutil.rmtree, os.path.dirname(address))

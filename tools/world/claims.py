@@ -7,7 +7,7 @@ otherwise.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, variance
@@ -105,6 +105,5 @@ def difference(better: Sequence[float], worse: Sequence[float]) -> Interval:
 
 def ratio(better: Sequence[float], worse: Sequence[float]) -> Interval:
     """Return the ratio of two geometric means; values must be > 0."""
-    logs: Callable[[Sequence[float]], list[float]] = lambda some: [math.log(one) for one in some]
-    found = difference(logs(better), logs(worse))
+    found = difference([math.log(one) for one in better], [math.log(one) for one in worse])
     return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))

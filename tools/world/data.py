@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawings import object_classes
-from scenes import SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
-from texts import NOISES, description, raw_text
+
+from world.drawings import object_classes
+from world.scenes import SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
+from world.texts import NOISES, description, raw_text
 
 SHARD = 1000  # samples
 QUALITY = 90  # of JPEG

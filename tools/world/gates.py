@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawings import object_classes
-from texts import plural
 
 import capmix
 from capmix.pool import Sample, open_pool
+from world.drawings import object_classes
+from world.texts import plural
 
 LEAST_NAMED = 0.40  # of held-out images of head classes, a true object named
 LEAST_TIMES_CHANCE = 20.0  # zero-shot accuracy of a CLIP trained on true texts

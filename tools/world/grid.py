@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from data import link_pool, write_evalsets, write_pool
-from models import SCHEDULE, World
 
 from capmix.pipeline.config import load_pipeline
 from capmix.pipeline.run import run_pipeline
+from world.data import link_pool, write_evalsets, write_pool
+from world.models import SCHEDULE, World
 
 FRACTION = 0.3
 SEEDS = (0, 1, 2)

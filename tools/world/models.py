@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import COCO, POOL, SCORER, WEB, write_pairs, write_pool
-from scenes import SIDE, draw_scene
-from texts import NOISES, description, raw_text
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import capmix
+from world.data import COCO, SCORER, WEB, write_pairs
+from world.scenes import SIDE, draw_scene
+from world.texts import NOISES, description, raw_text
 
 MERGES = 900
 CONTEXT = 24  # tokens
@@ -100,13 +100,12 @@ def train_scorer(world: World) -> capmix.Run:
     return _train(data, world.folder / "runs/scorer", world.clip, samples, seed=100)
 
 
-def train_captioners(world: World) -> dict[str, capmix.Run]:
-    """Train the captioners: on clean generic pairs, on web texts, and on both in turn."""
-    coco, web = world.folder / "clean/coco", world.folder / "pools/captioner"
-    write_pairs(coco, COCO, CLEAN * 1000, ("kind",))
-    runs = world.folder / "runs"
-    clean = _train(coco, runs / "coca", world.coca, world.captioner_samples, seed=101, **COCA)
-    return {"coca": clean}
+def train_captioner(world: World) -> capmix.Run:
+    """Train the captioner on clean pairs with generic names."""
+    data = world.folder / "clean/coco"
+    write_pairs(data, COCO, CLEAN * 1000, ("kind",))
+    samples = world.captioner_samples
+    return _train(data, world.folder / "runs/coca", world.coca, samples, seed=101, **COCA)
 
 
 def _train(data: Path, out: Path, model: Path, samples: int, seed: int, **more: Any) -> capmix.Run:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from drawings import drawings, object_classes
 from PIL import Image, ImageDraw, ImageFilter
+
+from world.drawings import drawings, object_classes
 
 SIDE = 32
 COLOURS = {
@@ -194,8 +195,9 @@ def _letter(image: Image.Image, random: np.random.Generator) -> None:
     """Draw lines of strokes that look like text, too small to be read."""
     draw = ImageDraw.Draw(image)
     colour = (255, 255, 255) if random.random() < 0.5 else (0, 0, 0)
+    top = int(random.integers(0, SIDE - 4))
     for line in range(int(random.integers(1, 4))):
-        y = int(random.integers(0, SIDE - 4)) if line == 0 else y + 4
+        y = top + 4 * line
         for x in range(int(random.integers(0, 8)), SIDE - 2, 3):
             if random.random() < 0.8:
                 draw.line((x, y, x + int(random.integers(0, 2)), y + 2), fill=colour)

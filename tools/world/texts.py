@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from drawings import object_classes
-from scenes import COLOURS, Scene, Thing, draw_scene
+
+from world.drawings import object_classes
+from world.scenes import COLOURS, Scene, Thing, draw_scene
 
 Kind = Literal["boilerplate", "unrelated", "partial", "specific"]
 Names = Literal["name", "kind"]

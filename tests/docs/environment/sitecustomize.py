@@ -1,7 +1,7 @@
 """Replace architectures of open_clip by the small ones of $CAPMIX_DOCS_ARCHITECTURES.
 
-It is on PYTHONPATH where the blocks of the docs run (see world.py), so every Python imports it when
-it starts. open_clip itself is imported only by what needs it.
+It is on PYTHONPATH where the blocks of the docs run (see docs_folder.py), so every Python imports
+it when it starts. open_clip itself is imported only by what needs it.
 """
 
 import os

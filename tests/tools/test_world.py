@@ -1,0 +1,134 @@
+"""The small world: equal seeds give equal bytes, and the noise has the shares that were written."""
+
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import mannwhitneyu, ttest_ind
+from world.claims import Claim, difference, judged, ratio
+from world.data import SHARD, link_pool, write_pool
+from world.drawings import drawings, object_classes
+from world.gates import auc, named_share, purity, shuffled_share
+from world.scenes import SIDE, by_frequency, draw_scene, frequencies, render
+from world.texts import NOISES, description, plural, raw_text
+
+from capmix.pool import Sample, open_pool
+
+COUNT = 3000
+
+
+def test_names_are_distinct_and_each_has_a_drawing() -> None:
+    classes = object_classes()
+    assert len({one.name for one in classes}) == len(classes) == len(drawings()) == 240
+    assert len({one.kind for one in classes}) == 30
+    assert not {one.name for one in classes} & {one.kind for one in classes}
+    for image in drawings():
+        assert image.mode == "RGBA"
+        assert np.asarray(image)[..., 3].mean() > 20
+
+
+def test_frequent_classes_are_drawn_more_often() -> None:
+    things = Counter(one.number for i in range(COUNT) for one in draw_scene((9, i)).things)
+    order = by_frequency()
+    head, tail = (sum(things[one] for one in some) for some in (order[:60], order[-100:]))
+    expected = frequencies()
+    assert expected.sum() == pytest.approx(1)
+    assert head / things.total() == pytest.approx(expected[list(order[:60])].sum(), abs=0.03)
+    assert tail / things.total() == pytest.approx(expected[list(order[-100:])].sum(), abs=0.03)
+
+
+@pytest.mark.parametrize("name", list(NOISES))
+def test_raw_texts_have_the_shares_of_the_noise_model(name: str) -> None:
+    shares = NOISES[name].kinds()
+    assert sum(shares.values()) == pytest.approx(1)
+    kinds = Counter(raw_text(draw_scene((9, i)), (9, i), NOISES[name])[0] for i in range(COUNT))
+    for kind, share in shares.items():
+        assert kinds[kind] / COUNT == pytest.approx(share, abs=0.03)
+
+
+def test_a_description_names_what_is_in_the_scene() -> None:
+    classes = object_classes()
+    for i in range(300):
+        scene = draw_scene((9, i))
+        text = description(scene, np.random.default_rng(i))
+        generic = description(scene, np.random.default_rng(i), "kind")
+        for thing in scene.things:
+            name, kind = classes[thing.number].name, classes[thing.number].kind
+            assert (name if thing.count == 1 else plural(name)) in text
+            assert (kind if thing.count == 1 else plural(kind)) in generic
+            assert thing.colour in text
+        assert named_share([text, generic], [[classes[scene.things[0].number].name]] * 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "many"),
+    [("fox", "foxes"), ("cherry", "cherries"), ("toy", "toys"), ("person", "people"),
+     ("wild animal", "wild animals"), ("torch", "torches")],
+)  # fmt: skip
+def test_plurals(name: str, many: str) -> None:
+    assert plural(name) == many
+
+
+def test_a_pool_is_made_of_equal_bytes_and_its_beginning_is_a_smaller_one(tmp_path: Path) -> None:
+    write_pool(tmp_path / "one", 1)
+    write_pool(tmp_path / "two", 1)
+    tar = (tmp_path / "one/00000.tar").read_bytes()
+    assert tar == (tmp_path / "two/00000.tar").read_bytes()
+    link_pool(tmp_path / "one", tmp_path / "part", 1)
+    pool = open_pool(str(tmp_path / "part"))
+    samples = [one for one in pool.read(pool.shards[0]) if isinstance(one, Sample)]
+    assert len({one.uid for one in samples}) == SHARD
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        assert len(archive.getmembers()) == 3 * SHARD
+    assert Image.open(io.BytesIO(samples[0].image)).size == (SIDE, SIDE)
+    assert {one.metadata["noise"] for one in samples} == set(NOISES["usual"].kinds())
+
+
+def test_equal_scenes_are_equal_images() -> None:
+    first, second, other = (render(draw_scene((9, i))).tobytes() for i in (1, 1, 2))
+    assert first == second != other
+
+
+def test_the_auc_is_that_of_mann_and_whitney() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.integers(0, 9, 200) / 9, random.integers(0, 7, 300) / 9
+    expected = mannwhitneyu(one, other).statistic / (200 * 300)
+    assert auc(one, other) == pytest.approx(expected)
+
+
+def test_purity_counts_the_kinds_of_the_highest_scores() -> None:
+    scores, kinds = np.array([0.9, 0.1, 0.8, 0.7]), np.array(["a", "a", "b", "a"])
+    assert purity(scores, kinds, 0.5) == {"a": 0.5, "b": 0.5}
+
+
+def test_shuffled_captions_name_fewer_objects() -> None:
+    names = [one.name for one in object_classes()]
+    captions = [f"a {name}" for name in names]
+    assert named_share(captions, [[name] for name in names]) == 1
+    assert shuffled_share(captions, [[name] for name in names]) < 0.2
+
+
+def test_intervals_are_those_of_welch() -> None:
+    one, other = [0.31, 0.28, 0.35], [0.22, 0.27, 0.25]
+    found = difference(one, other)
+    expected = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    logs = ttest_ind(np.log(one), np.log(other), equal_var=False).confidence_interval(0.95)
+    both = ratio(one, other)
+    assert (both.low, both.high) == pytest.approx((np.exp(logs.low), np.exp(logs.high)))
+
+
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [([0.5, 0.51, 0.52], "appears"), ([0.1, 0.11, 0.12], "does not"),
+     ([0.1, 0.3, 0.5], "cannot be told")],
+)  # fmt: skip
+def test_verdicts(better: list[float], verdict: str) -> None:
+    metric = ("world-classes", "acc1")
+    values = {("a", metric): better, ("b", metric): [0.3, 0.31, 0.29]}
+    (row,) = judged(values, [Claim("a over b", "a", "b", metric)])
+    assert row["verdict"] == verdict
