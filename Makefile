@@ -5,7 +5,7 @@ comma := ,
 # What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
 EXTRAS := clusters,demo,heif,http,hub,lance,language,measure,openvino,ray,s3,train,transformers,view
 
-.PHONY: demo test test-slow test-vllm test-faults test-browser test-docs coverage bench fuzz lint docs setup constraints dist clean
+.PHONY: demo test test-slow test-vllm test-faults test-browser test-docs coverage bench fuzz lint docs setup world world-full constraints dist clean
 
 demo: setup
 	$(BIN)/capmix demo
@@ -34,6 +34,14 @@ test-browser: setup
 # Every code block of README.md and docs/.
 test-docs: setup
 	$(BIN)/python -m pytest -m docs tests/docs
+
+# The small world of docs/world.md: its models, its gates and the grid on its smallest pool.
+world: setup
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k
+
+# Resumes. Several hours on 2 cores.
+world-full: setup
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k 16k 64k 256k
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html

@@ -41,7 +41,7 @@ def drawings() -> tuple[Image.Image, ...]:
         for sample in pool.read(shard):
             if not isinstance(sample, Sample):
                 raise ValueError(f"embedded pool: {sample}")
-            title = _words(sample.text)
+            title = _words(sample.text or "")
             url = str(sample.metadata["url"])
             if title in wanted and (title not in found or url < found[title][0]):
                 found[title] = url, cut_out(Image.open(io.BytesIO(sample.image)))
