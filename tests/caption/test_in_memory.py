@@ -64,3 +64,20 @@ def test_a_language_is_refused(model: str) -> None:
     with pytest.raises(UserError, match=expected):
         caption_images([], CaptionSettings(model=model, language="en"))
     assert caption_images([], CaptionSettings(model=model, language="en"), language=None) == []
+
+
+def test_a_captioner_that_streams_gets_all_images_in_one_stream(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As captioners with slots do; images may finish in any order."""
+    with (tmp_path / "seen_settings.py").open("a") as module:
+        module.write("""
+    def stream(self, images, running):
+        for image in reversed(list(images)):
+            image.finish([Caption(f"{running.source} {image.prepared}")])
+            yield [image]
+""")
+    images = [image_bytes(1), b"not an image", *map(image_bytes, range(2, 8))]
+    found = caption_images([*images, tmp_path / "no.jpg"], model=model)
+    assert found == [*(f"image {i}" for i in range(8)), None]
+    assert "image 8: [Errno 2]" in caplog.text

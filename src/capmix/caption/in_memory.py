@@ -3,7 +3,8 @@
 import hashlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import PIL.Image
 from capmix.caption.captioner import Caption
 from capmix.caption.captioners import make_captioner
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.batches import Batches, SampleError, batched
+from capmix.caption.stream import Running, StreamedImage, streamed
+from capmix.engine.batches import Batches, SampleError
+from capmix.engine.busy import Busy
 from capmix.errors import UserError
 from capmix.models.image_pass import prepared_image
 from capmix.models.images import BadImageError
@@ -85,26 +88,26 @@ def _caption_all(
 ) -> list[Any]:
     if not getattr(captioner, "needs_images", True):
         raise UserError(f"caption_images: {chosen.model} reads the pool's metadata, not images")
-    found: list[Any] = []
-    batches = Batches(chosen.batch_timeout)
-    size = captioner.batch_size if hasattr(captioner, "batch_size") else 32
-    for some in batched(enumerate(images), size):
-        ready: list[tuple[int, str, Any]] = []
-        for number, image in some:
-            found.append(None)
-            try:
-                sample = _sample(number, image)
-                ready.append((number, sample.uid, _prepared(captioner, sample)))
-            except (BadImageError, SampleError, OSError) as error:
-                log.warning("image %d: %s", number, error)
-        made = batches.run(lambda group: _captions(captioner, group, source), ready)
-        for (number, _, _), captions in zip(ready, made, strict=True):
-            if isinstance(captions, SampleError):
-                log.warning("image %d: %s", number, captions)
+    running = Running(source, Batches(chosen.batch_timeout), Busy())
+    found: list[Any] = [None] * len(images)
+    for some in streamed(_captioner_of(captioner), _ready(captioner, images), running):
+        for image in some:
+            if image.error is not None:
+                log.warning("image %d: %s", image.about, image.error)
                 continue
-            texts = [caption.text for caption in captions]
-            found[number] = texts if chosen.captions_per_image > 1 else texts[0]
+            texts = [caption.text for caption in image.captions]
+            found[image.about] = texts if chosen.captions_per_image > 1 else texts[0]
     return found
+
+
+def _ready(captioner: Any, images: Sequence[Image]) -> Iterator[StreamedImage]:
+    """Yield the prepared images, and log those that cannot be prepared."""
+    for number, image in enumerate(images):
+        try:
+            sample = _sample(number, image)
+            yield StreamedImage(_prepared(captioner, sample), sample.uid, about=number)
+        except (BadImageError, SampleError, OSError) as error:
+            log.warning("image %d: %s", number, error)
 
 
 def _chosen(settings: CaptionSettings, options: Mapping[str, Any]) -> CaptionSettings:
@@ -141,12 +144,20 @@ def _prepared(captioner: Any, sample: Sample) -> Any:
     return captioner.prepare(sample)
 
 
-def _captions(
-    captioner: Any, group: Sequence[tuple[int, str, Any]], source: str
-) -> list[list[Caption]]:
-    uids = [uid for _, uid, _ in group]
-    prepared = [one for _, _, one in group]
-    if hasattr(captioner, "encoder"):
-        prepared = captioner.encoder.encode_pixels(prepared)
-    captions: list[list[Caption]] = captioner.caption(prepared, uids, source)
-    return captions
+@dataclass(frozen=True)
+class _OfPixels:
+    """A captioner that needs the vectors of images, as one that gets their pixels."""
+
+    captioner: Any
+    batch_size: int = 32
+
+    def caption(
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str
+    ) -> list[list[Caption]]:
+        vectors = self.captioner.encoder.encode_pixels(prepared)
+        captions: list[list[Caption]] = self.captioner.caption(vectors, uids, source)
+        return captions
+
+
+def _captioner_of(captioner: Any) -> Any:
+    return _OfPixels(captioner) if hasattr(captioner, "encoder") else captioner
