@@ -1209,6 +1209,16 @@ class Run:
 
         return run_table(self.path)
 
+    def class_results(self) -> pa.Table:
+        """Return one row per task and class of the last `evaluate`.
+
+        Columns are task, class (line number in classnames.txt, from 0), name, group, images, acc1
+        and acc5, which are fractions or null. Raises UserError if the run has not been evaluated.
+        """
+        from capmix.inspect.results import run_class_table
+
+        return run_class_table(self.path)
+
     @with_options(EvaluateSettings)
     def evaluate(self, evalsets: Place | None = None, **options: Any) -> "Evaluated":
         """Evaluate the run zero-shot; see `capmix.evaluate`."""
@@ -1353,7 +1363,8 @@ def train(
 def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
     """Evaluate a run or an open_clip model zero-shot.
 
-    Results are also written to the run's directory, or to `out`.
+    Results are also written to the run's directory, or to `out`. Those per class are
+    `to_class_table()` of what is returned.
 
     Args:
         model: Directory of a run, or an open_clip model as ARCHITECTURE/TAG.
@@ -1373,6 +1384,7 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
         chosen.out,
         chosen.device,
         chosen.dtype,
+        chosen.classes,
     )
 
 
