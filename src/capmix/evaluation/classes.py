@@ -79,6 +79,11 @@ def group_accuracy(metrics: Iterable[str]) -> dict[str, str]:
     return {name.removeprefix(ACC1): name for name in metrics if name.startswith(ACC1)}
 
 
+def of_group(group: str, evalset: str) -> str:
+    """Return the name of a group's column in tables."""
+    return f"{group} ({evalset})"
+
+
 def class_rows(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row per task and class; see class_table."""
     return [
