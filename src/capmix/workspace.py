@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
+    from capmix.measure.subset_topics import TopicCoverage
     from capmix.mix.columns import Column
     from capmix.mix.mix import Summary
     from capmix.mix.subset import SubsetRows
@@ -1093,6 +1094,17 @@ class Subset:
     def batches(self) -> Iterator[pa.Table]:
         """Yield the rows of `table` in batches."""
         return self._rows.batches()
+
+    def topics(self) -> "TopicCoverage":
+        """Return how many of the subset's texts are in each topic of `Workspace.measure`.
+
+        Counts the rows whose samples are in the random sample of `measure`. For example,
+        `subset.topics().covered(10)` is the number of topics with at least 10 of these rows. Raises
+        UserError if no topics were measured, or if a text has changed since the subset was mixed.
+        """
+        from capmix.measure.subset_topics import topic_coverage
+
+        return topic_coverage(self.workspace.store, self._rows)
 
     def write(self, path: Place) -> int:
         """Write the rows of `table` to a parquet file in batches, and return their number.

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
+from capmix.measure.coverage import AT_LEAST
 from capmix.measure.population import read_sample
 from capmix.mix.subset import SubsetRows
 from capmix.report.captioners import captioners, rank_correlations
@@ -143,6 +144,7 @@ def render_page(
         verdict=order_found(rows, settings.order),
         baseline=settings.baseline,
         figures=others,
+        at_least=AT_LEAST,
         overlaps=_overlaps(found),
         captioners=of_sources,
         correlations=rank_correlations(of_sources),
