@@ -199,7 +199,10 @@ def test_classes_are_shown_with_their_groups() -> None:
     [
         ("class,groups\ncat,a\n", "expected the columns class and group, found class, groups"),
         ("", "expected the columns class and group, found none"),
-        ("class,group\ncat,a\nlion,b\n", r"groups.csv, line 3: class 'lion' is not in classnames"),
+        (
+            "class,group\ncat,a\n\nlion,b\n",
+            r"groups.csv, line 4: class 'lion' is not in classnames",
+        ),
         ("class,group\ncat,a\ncat,b\n", "class 'cat' is in the groups a and b; keep one"),
         ("class,group\ncat,a\x1bb\n", "expected a group of at most 64 printable characters"),
         ("class,group\ncat," + 65 * "a", "expected a group of at most 64 printable characters"),
@@ -214,7 +217,7 @@ def test_wrong_groups_are_one_line(tmp_path: Path, content: str | bytes, why: st
 
 
 def test_groups_of_a_spreadsheet_are_read(tmp_path: Path) -> None:
-    text = "\ufeffclass,group,note\r\n cat , common,x\r\ndog\r\nred car,rare\r\n"
+    text = "\ufeffclass,group,note\r\n cat , common,x\r\ndog\r\nred car,rare\r\n,,\r\n"
     (tmp_path / "groups.csv").write_text(text, encoding="utf-8", newline="")
     assert read_groups(tmp_path, CLASSES) == ["common", "", "", "rare", "", ""]
 

@@ -130,10 +130,10 @@ def read_groups(root: Path, classes: Sequence[str]) -> list[str]:
     if not path.exists():
         return []
     found: dict[str, str] = {}
-    for number, row in enumerate(_rows(path), 2):
-        name, group = (row[column].strip() for column in ("class", "group"))
+    known = set(classes)
+    for number, name, group in _rows(path):
         where = f"evaluation set: {path}, line {number}"
-        if name not in classes:
+        if name not in known:
             raise UserError(f"{where}: class {name!r:.60} is not in classnames.txt; correct it")
         if len(group) > MAX_NAME or not group.isprintable():
             raise UserError(f"{where}: expected a group of at most {MAX_NAME} printable characters")
@@ -146,12 +146,13 @@ def read_groups(root: Path, classes: Sequence[str]) -> list[str]:
     return [found.get(name, "") for name in classes]
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[tuple[int, str, str]]:
+    """Return line number, class and group of each row that is not empty."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"evaluation set: {path} is larger than {MAX_BYTES} bytes")
         table = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline=""), restval="")
-        rows = list(table)
+        rows = [(table.line_num, row) for row in table]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"evaluation set: {path}: {error}") from error
     if not {"class", "group"} <= set(table.fieldnames or ()):
@@ -159,7 +160,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise UserError(
             f"evaluation set: {path}: expected the columns class and group, found {heads:.80}"
         )
-    return rows
+    cells = ((number, row["class"].strip(), row["group"].strip()) for number, row in rows)
+    return [(number, name, group) for number, name, group in cells if name or group]
 
 
 def _by_class(counts: Counts) -> Iterable[tuple[str, str, int, int, int | None]]:
