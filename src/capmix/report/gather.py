@@ -193,7 +193,8 @@ def gather(
 
 def _topics(store: Store, subsets: Iterable[str]) -> dict[str, TopicCoverage]:
     """Return the topics that each subset covers; none if capmix 0.1 measured the topics."""
-    if not store.exists(coverage.TOPICS):
+    marker = store.read_marker(coverage.PART)
+    if marker is None or coverage.TOPICS not in marker.files:
         return {}
     return {name: topic_coverage(store, SubsetRows.pinned(store, name)) for name in subsets}
 
