@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
+    from capmix.measure.subset_topics import TopicCoverage
     from capmix.mix.columns import Column
     from capmix.mix.mix import Summary
     from capmix.mix.subset import SubsetRows
@@ -1094,6 +1095,17 @@ class Subset:
         """Yield the rows of `table` in batches."""
         return self._rows.batches()
 
+    def topics(self) -> "TopicCoverage":
+        """Return how many of the subset's texts are in each topic of `Workspace.measure`.
+
+        Counts the rows whose samples are in the random sample of `measure`. For example,
+        `subset.topics().covered(10)` is the number of topics with at least 10 of these rows. Raises
+        UserError if no topics were measured, or if a text has changed since the subset was mixed.
+        """
+        from capmix.measure.subset_topics import topic_coverage
+
+        return topic_coverage(self.workspace.store, self._rows)
+
     def write(self, path: Place) -> int:
         """Write the rows of `table` to a parquet file in batches, and return their number.
 
@@ -1208,6 +1220,16 @@ class Run:
         from capmix.inspect.results import run_table
 
         return run_table(self.path)
+
+    def class_results(self) -> pa.Table:
+        """Return one row per task and class of the last `evaluate`.
+
+        Columns are task, class (line number in classnames.txt, from 0), name, group, images, acc1
+        and acc5, which are fractions or null. Raises UserError if the run has not been evaluated.
+        """
+        from capmix.inspect.results import run_class_table
+
+        return run_class_table(self.path)
 
     @with_options(EvaluateSettings)
     def evaluate(self, evalsets: Place | None = None, **options: Any) -> "Evaluated":
@@ -1353,7 +1375,8 @@ def train(
 def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: Any) -> "Evaluated":
     """Evaluate a run or an open_clip model zero-shot.
 
-    Results are also written to the run's directory, or to `out`.
+    Results are also written to the run's directory, or to `out`. Those per class are
+    `to_class_table()` of what is returned.
 
     Args:
         model: Directory of a run, or an open_clip model as ARCHITECTURE/TAG.
@@ -1373,6 +1396,7 @@ def evaluate(model: Place, settings: EvaluateSettings | None = None, **options: 
         chosen.out,
         chosen.device,
         chosen.dtype,
+        chosen.classes,
     )
 
 

@@ -53,6 +53,9 @@ def test_missing_sets_are_named_with_the_command_that_fetches_them(
     shown = capsys.readouterr().out
     assert f"capmix evalsets fetch --out {sets} --tasks mnist,gtsrb" in shown
     assert "Average of 1 of 38" in shown
+    assert "small bird" not in shown
+    assert main(["eval", model, "--tasks", "cifar10", *where, "--classes"]) == 0
+    assert "cifar10  small bird" in capsys.readouterr().out
     assert "not a DataComp task" in error_of(["eval", model, "--tasks", "x", *where], capsys)
     assert main(["evalsets", "list", "--out", sets]) == 0
     listed = capsys.readouterr().out.splitlines()

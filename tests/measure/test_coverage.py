@@ -46,6 +46,8 @@ def test_topics_and_shares_of_two_plain_subjects() -> None:
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
     assert found["effective_topics"]["raw"] == pytest.approx(np.exp(entropy))
     assert found["effective_topics"]["mini"] == pytest.approx(1)
+    assert found["texts"] == {"raw": 20, "mini": 20}
+    assert found["covered_topics"] == {"raw": 1, "mini": 1}  # 15 and 5 texts, 20 and 0
     points = here.store.read_table("measures/coverage.parquet")
     assert len(points) == 40
     assert np.isfinite(points["x"].to_numpy()).all()

@@ -129,6 +129,23 @@ def test_one_seed_has_no_deviation() -> None:
     assert (row["mean"], row["deviation"], row["seeds"]) == (0.5, None, 1)
 
 
+def test_groups_of_classes_are_in_the_tables_of_a_grid(tmp_path: Path) -> None:
+    def cell(seed: int, rare: float, classes: list[dict[str, Any]]) -> Cell:
+        numbers = {("set", "main_metric"): 0.5, ("set", "acc1_group:rare"): rare}
+        return Cell("p", "raw", 3, seed, numbers, classes)
+
+    row = {"task": "set", "class": 0, "name": "okapi", "group": "rare", "images": 2, "acc1": 0.5}
+    lines = write_tables([cell(0, 0.25, [row]), cell(1, 0.75, [row])], str(tmp_path), {})
+    assert [line.split("  ")[-1].strip() for line in lines[:2]] == ["rare (set)", "50.0 ± 35.4"]
+    assert lines[-1].endswith("summary.csv, cells.csv and classes.csv")
+    written = pq.read_table(tmp_path / "results/classes.parquet").to_pylist()
+    assert [(one["recipe"], one["seed"], one["name"]) for one in written] == [
+        ("raw", 0, "okapi"), ("raw", 1, "okapi"),
+    ]  # fmt: skip
+    write_tables([cell(0, 0.25, [])], str(tmp_path), {})
+    assert not list((tmp_path / "results").glob("classes*"))
+
+
 def test_the_order_of_probes_is_compared_with_that_of_runs(tmp_path: Path) -> None:
     cells = [
         Cell("p", recipe, 3, 0, {("mean of all sets", "main_metric"): value})

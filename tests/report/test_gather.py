@@ -92,6 +92,25 @@ def test_runs_of_other_tasks_are_left_out_and_said(tmp_path: Path) -> None:
     ]
 
 
+def test_groups_of_classes_have_columns_beside_the_runs(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    work.index()
+    main = {("a", "acc1"): 0.5, ("a", MAIN): 0.5, (MEAN, MAIN): 0.5}
+    rare = {"mini": [0.25, 0.35], "raw": [0.125, 0.125]}
+    cells = [
+        Cell("work", name, 8, seed, main | {("a", "acc1_group:rare"): value})
+        for name, values in rare.items()
+        for seed, value in enumerate(values)
+    ]
+    write_tables(cells, work.store.location, {})
+    found = found_in(work)
+    shown = {run.subset: run.groups["rare (a)"] for run in found.runs}
+    assert shown == pytest.approx({"mini": 30.0, "raw": 12.5})
+    page = render_page(found, [], ReportSettings())[1]
+    assert '<th scope="col">rare (a)</th>' in page
+    assert "<td>30.0</td>" in page
+
+
 def test_other_files_of_the_same_evaluation_set_are_said(tmp_path: Path) -> None:
     work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
     work.index()

@@ -132,6 +132,7 @@ def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> No
     before = Path(work.report()[0]).read_text("utf-8")
     assert "left out" not in before.partition('id="data"')[0].partition("<main")[0]
     assert "CIDEr" in before
+    assert 'aria-label="Topics by recipe"' in before
     work.caption("mini", CaptionSettings(model="mini", temperature=3.0))
     work.score(model="mini")
     after = Path(work.report()[0]).read_text("utf-8")
@@ -140,6 +141,7 @@ def test_what_was_made_of_other_texts_is_left_out_and_said(tmp_path: Path) -> No
     assert "The nouns, languages and openings are left out" in head
     assert "The topics and map are left out" in head
     assert "The reference metrics are left out" in head
+    assert 'aria-label="Topics by recipe"' not in after
     assert data_of(after)["subsets"] == ["raw"]
 
 

@@ -114,6 +114,8 @@ def eval(
     found = evaluate(model, settings)
     show(found.text())
     if found.lines:
+        if settings.classes:
+            show(found.class_lines())
         show([f"results: {results_folder(model, settings.out)}"])
     if found.missing:
         how = fetch_command(found.missing, settings.evalsets)

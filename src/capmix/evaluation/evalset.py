@@ -2,9 +2,9 @@
 
 A set is a folder with `test/*.tar`. A classification set has `classnames.txt`,
 `zeroshot_classification_templates.txt` (`{c}` is the class) and a `.cls` member for each image;
-WILDS and fairness sets also have a `.npy` member with metadata. In a retrieval set,
-`dataset_type.txt` contains `retrieval`, and a `.txt` member has one caption per line. other_sets.py
-reads other formats.
+WILDS and fairness sets also have a `.npy` member with metadata. `groups.csv` (classes.py) is
+optional. In a retrieval set, `dataset_type.txt` contains `retrieval`, and a `.txt` member has one
+caption per line. other_sets.py reads other formats.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from capmix.errors import UserError
+from capmix.evaluation.classes import read_groups
 from capmix.pool.sample import IMAGE_SUFFIXES
 from capmix.pool.tar_groups import BrokenTarError, TarGroup, tar_groups
 
@@ -50,6 +51,8 @@ class Association:
 class EvalSet:
     """A set on disk. `items` reads it from the start; `digest` changes when its files change.
 
+    `groups` has the group of each class (classes.py), or is empty; the digest does not cover it.
+
     Iterating over `items` raises UserError if a file is damaged or does not match the set's kind.
     """
 
@@ -60,6 +63,7 @@ class EvalSet:
     classes: list[str] = field(default_factory=list)
     templates: list[str] = field(default_factory=list)
     associations: list[Association] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
 
 def is_webdataset(path: Path) -> bool:
@@ -81,7 +85,9 @@ def webdataset_set(root: Path) -> EvalSet:
             yield from _read_tar(tar, kind == "retrieval", len(classes))
 
     digest = files_digest(root, [*tars, *lists])
-    return EvalSet(root.name, kind, digest, items, classes, templates)  # type: ignore[arg-type]
+    groups = read_groups(root, classes) if lists else []
+    about = {"classes": classes, "templates": templates, "groups": groups}
+    return EvalSet(root.name, kind, digest, items, **about)  # type: ignore[arg-type]
 
 
 def _tars(root: Path) -> list[Path]:

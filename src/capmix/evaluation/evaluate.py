@@ -1,10 +1,12 @@
 """Compute the zero-shot metrics of a model on an evaluation set."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from capmix.errors import UserError
+from capmix.evaluation.classes import Counts, count_classes
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.evaluation.groups import COLUMNS, FACES, GROUP_METRICS, OBJECTIVES, faces
 from capmix.evaluation.metrics import association_metrics, classify, retrieve
@@ -14,22 +16,36 @@ Metrics = dict[str, Any]
 VOWELS = "aeiou"
 
 
-def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metrics:
+@dataclass(frozen=True)
+class SetResult:
+    """The metrics of a set, and the counts per class if it has classes (classes.py)."""
+
+    metrics: Metrics
+    classes: Counts | None = None
+
+
+def has_classes(evalset: EvalSet, task: str) -> bool:
+    """Return whether a set has results per class: not the ones with several sets of classes."""
+    return evalset.kind == "classification" and task not in FACES
+
+
+def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> SetResult:
     """Compute all metrics of a set; `task` is the key of a DataComp task, or empty.
 
     Raises UserError if the set does not have the contents that its kind or the task requires.
     """
     items, images = vectors.of_images(evalset)
     if task in FACES:
-        return _faces(vectors, evalset, items, images, COLUMNS[task])
+        return SetResult(_faces(vectors, evalset, items, images, COLUMNS[task]))
     if evalset.kind == "association":
-        return _associations(vectors, evalset, items, images)
+        return SetResult(_associations(vectors, evalset, items, images))
     if evalset.kind == "retrieval":
         texts = [text for item in items for text in item.texts]
         image_of_text = np.repeat(np.arange(len(items)), [len(item.texts) for item in items])
         if not texts:
             raise UserError(f"evaluation set {evalset.name}: no captions")
-        return dict(retrieve(images, vectors.of_texts(texts), image_of_text).metrics())
+        found = retrieve(images, vectors.of_texts(texts), image_of_text)
+        return SetResult(dict(found.metrics()))
     if any(item.label is None for item in items):
         raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")
     labels = np.array([item.label for item in items], np.int64)
@@ -38,7 +54,7 @@ def evaluate_set(vectors: VectorCache, evalset: EvalSet, task: str = "") -> Metr
     metrics: Metrics = dict(result.metrics())
     if task in GROUP_METRICS:
         metrics |= GROUP_METRICS[task](result, _metadata(evalset, items, COLUMNS[task]))
-    return metrics
+    return SetResult(metrics, count_classes(result, evalset.classes))
 
 
 def usual_metric(evalset: EvalSet) -> str:

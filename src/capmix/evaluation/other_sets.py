@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
+from capmix.evaluation.classes import read_groups
 from capmix.evaluation.evalset import (
     CLASSES,
     TEMPLATES,
@@ -85,7 +86,8 @@ def _folders_set(root: Path) -> EvalSet:
     files = [path for paths in images for path in paths]
     lists = [root / name for name in (CLASSES, TEMPLATES) if (root / name).exists()]
     digest = files_digest(root, [*files, *lists])
-    return EvalSet(root.name, "classification", digest, items, classes, templates)
+    groups = read_groups(root, classes)
+    return EvalSet(root.name, "classification", digest, items, classes, templates, groups=groups)
 
 
 def _bytes(path: Path) -> bytes:

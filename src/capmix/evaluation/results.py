@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 
 from capmix.errors import UserError
+from capmix.evaluation.classes import class_table, group_accuracy, with_groups
 from capmix.evaluation.embedded import embedded_evalsets, embedded_sets_folder
 from capmix.evaluation.evalset import EvalSet
-from capmix.evaluation.evaluate import evaluate_set, usual_metric
+from capmix.evaluation.evaluate import evaluate_set, has_classes, usual_metric
 from capmix.evaluation.other_sets import open_evalset
 from capmix.evaluation.results_file import ResultsFile
 from capmix.evaluation.tables import MAIN as MAIN
@@ -28,10 +30,12 @@ from capmix.settings.base import make
 from capmix.settings.counted import counted
 from capmix.settings.printable import printable
 from capmix.settings.tables import table_html, table_lines
+from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
 RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
+CLASSES = "eval_classes"
 RUN_ABOUT = "run.json"
 MEAN = "mean of all sets"  # column name in the tables of a grid
 SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the checkpoint's value
@@ -52,9 +56,8 @@ class Evaluated:
     broken: list[str]
 
     def text(self) -> list[str]:
-        """Return a line for each task and each mean over tasks."""
-        rows = [[line["dataset"], line["metric"] or "", _shown(line)] for line in self.lines]
-        lines = table_lines([], rows, "lll")
+        """Return a line for each task, each group of its classes and each mean over tasks."""
+        lines = table_lines([], _rows(self.lines), "lll")
         means = {name: value for name, value in self.aggregates.items() if value is not None}
         return lines + [f"{name}: {value:.4f}" for name, value in means.items()]
 
@@ -65,6 +68,23 @@ class Evaluated:
         """
         return lines_table(self.lines)
 
+    def to_class_table(self) -> pa.Table:
+        """Return a row per task and class: task, class, name, group, images, acc1, acc5.
+
+        Accuracies are fractions; see classes.class_table. Tasks without classes, and results of
+        capmix 0.1 that were not evaluated again, have no rows.
+        """
+        return class_table(self.lines)
+
+    def class_lines(self) -> list[str]:
+        """Return a table with a line per task and class."""
+        rows = [
+            [row["task"], row["name"], row["group"] or "", f"{row['images']:,}"]
+            + [_number(row["acc1"]), _number(row["acc5"])]
+            for row in self.to_class_table().to_pylist()
+        ]
+        return table_lines(["task", "class", "group", "images", "acc1", "acc5"], rows, "lll")
+
     def __repr__(self) -> str:
         lines = [*self.text(), *self.broken]
         if self.missing:
@@ -74,7 +94,7 @@ class Evaluated:
         return "\n".join(printable(line) for line in lines)
 
     def _repr_html_(self) -> str:
-        rows = [[line["dataset"], line["metric"] or "", _shown(line)] for line in self.lines]
+        rows = _rows(self.lines)
         means = {name: value for name, value in self.aggregates.items() if value is not None}
         rows += [[name, "", f"{value:.4f}"] for name, value in means.items()]
         rows += [[name, "", "no data"] for name in self.missing]
@@ -89,13 +109,15 @@ def evaluate(
     out: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    classes: bool = False,
 ) -> Evaluated:
     """Evaluate the directory of a training run, or an open_clip model named as in `capmix score`.
 
     `tasks` (see chosen_tasks) are looked up in the directory `evalsets`, unless they are absolute
     paths. The default is DataComp's 40 tasks, or the embedded test sets if `evalsets` is
-    `embedded`. Results are written to results_folder(model, out). Missing and broken sets are
-    reported in the result; the others are evaluated.
+    `embedded`. With `classes`, and for sets with groups of classes, earlier results without counts
+    per class are computed again. Results are written to results_folder(model, out). Missing and
+    broken sets are reported in the result; the others are evaluated.
     """
     require(["torch", "open_clip"], "eval", "open_clip")
     from capmix.score.backends.open_clip import OpenClipScorer
@@ -117,18 +139,20 @@ def evaluate(
         for task, evalset in found:
             file = known if isinstance(task, EvalTask) else others
             key = task.key if isinstance(task, EvalTask) else task
-            line = file.done(key, evalset.digest)
-            if line is None:
-                try:
-                    line = file.put(_line(vectors, task, evalset))
-                except UserError as error:
-                    broken.append(str(error))
-                    file.drop(key)
-                    continue
+            earlier = _earlier(file, key, evalset, classes)
+            try:
+                line = with_groups(earlier or _line(vectors, task, evalset), evalset.groups)
+            except UserError as error:
+                broken.append(str(error))
+                file.drop(key)
+                continue
+            if line != earlier:
+                line = file.put(line)
             lines.append(line)
             log.info("eval %s: %s", line["dataset"], _shown(line))
     means = means_of(list(known.lines.values()))
     summary = {"fingerprint": of_model[0], "precision": dtype} | means
+    _write_classes(folder, known, others)
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1), "utf-8")
     return Evaluated(lines, means, missing, broken)
 
@@ -178,16 +202,51 @@ def _places(root: Path, task: EvalTask | str) -> list[Path]:
     return [root / name for name in ([task] if isinstance(task, str) else task.folders)]
 
 
+def _earlier(file: ResultsFile, key: str, evalset: EvalSet, classes: bool) -> dict[str, Any] | None:
+    """Return the earlier result of a task, unless it lacks counts per class that are needed."""
+    line = file.done(key, evalset.digest)
+    needed = has_classes(evalset, key) and (classes or bool(evalset.groups))
+    return None if line is not None and needed and "classes" not in line else line
+
+
 def _line(vectors: VectorCache, task: EvalTask | str, evalset: EvalSet) -> dict[str, Any]:
     if isinstance(task, EvalTask):
         key, name, metric = task.key, task.name, task.main_metric
-        metrics = evaluate_set(vectors, evalset, task.key)
+        found = evaluate_set(vectors, evalset, task.key)
     else:
         key, name, metric = task, task, usual_metric(evalset)
-        metrics = evaluate_set(vectors, evalset)
+        found = evaluate_set(vectors, evalset)
+    metrics = found.metrics
     metrics["main_metric"] = None if metric is None else metrics.get(metric)
     about = {"metric": metric, "data": evalset.digest}
-    return {"key": key, "dataset": name, "metrics": metrics} | about
+    counts = {"classes": found.classes} if found.classes else {}
+    return {"key": key, "dataset": name, "metrics": metrics} | about | counts
+
+
+def _write_classes(folder: Path, *files: ResultsFile) -> None:
+    """Write the results per class of all tasks of these files; remove earlier ones if none has."""
+    name = f"{files[0].path.stem.replace(RESULTS, CLASSES)}.csv"
+    table = class_table(line for file in files for line in file.lines.values())
+    store = Store(str(folder))
+    if not table.num_rows:
+        store.remove(name)
+        return
+    with store.writing(name) as stream:
+        pa_csv.write_csv(table, stream)
+
+
+def _rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return dataset, metric and value of each task, and below it of each group of its classes."""
+    rows = []
+    for line in lines:
+        rows.append([line["dataset"], line["metric"] or "", _shown(line)])
+        for metric in group_accuracy(line["metrics"]).values():
+            rows.append([line["dataset"], metric, _number(line["metrics"][metric])])
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _shown(line: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 `eval_results.jsonl` has the DataComp tasks in the format of its evaluate.py (key, dataset, metrics
 with main_metric), which its aggregate_scores.py can read. `eval_other_sets.jsonl` has other sets.
-File names include the precision unless it is float32. Each line has a fingerprint of the model, so
-results of another model are never reused.
+File names include the precision unless it is float32. A line of a set with classes also has their
+counts (classes.py); lines of earlier versions lack them. Each line has a fingerprint of the model,
+so results of another model are never reused.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.evaluation import classes
 from capmix.storage.json_text import parse_json
 from capmix.storage.store import Store
 
@@ -96,4 +98,5 @@ def _is_sound(line: dict[str, Any]) -> bool:
     if not texts or not isinstance(metrics, dict) or "main_metric" not in metrics:
         return False
     is_number = (value is None or type(value) in (int, float) for value in metrics.values())
-    return isinstance(line["metric"], str | None) and all(is_number)
+    is_whole = classes.is_sound(line.get("classes"))
+    return isinstance(line["metric"], str | None) and all(is_number) and is_whole

@@ -17,5 +17,8 @@ class EvaluateSettings(Settings):
     out: str | None = option(
         None, "Directory for results (default: the run's, or ./evaluations/MODEL)."
     )
+    classes: bool = option(
+        False, "Show accuracy per class, and evaluate sets again whose earlier results lack it."
+    )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "Precision.")

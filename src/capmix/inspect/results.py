@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from capmix.errors import UserError
+from capmix.evaluation.classes import class_table
 from capmix.evaluation.results import MAIN, OTHERS, RESULTS, SUMMARY
 from capmix.evaluation.results_file import read_lines
 from capmix.evaluation.tables import lines_table, wide_table
@@ -28,13 +29,25 @@ def run_table(folder: Path) -> pa.Table:
 
     Raises UserError if there are none, or if its files are damaged.
     """
+    return lines_table(_latest(folder))
+
+
+def run_class_table(folder: Path) -> pa.Table:
+    """Return the results per class of a run's latest evaluation (see class_table).
+
+    Raises UserError if there are no results, or if its files are damaged.
+    """
+    return class_table(_latest(folder))
+
+
+def _latest(folder: Path) -> list[dict[str, Any]]:
     fingerprint = _fingerprint(folder / SUMMARY)
     files = [*sorted(folder.glob(f"{RESULTS}*.jsonl")), *sorted(folder.glob(f"{OTHERS}*.jsonl"))]
     lines = [line for file in files for line in read_lines(file)]
     found = [line for line in lines if fingerprint in (None, line["fingerprint"])]
     if not found:
         raise UserError(f"{folder}: no results; run `capmix eval {folder}` first")
-    return lines_table(found)
+    return found
 
 
 def work_table(store: Store) -> pa.Table:

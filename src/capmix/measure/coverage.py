@@ -24,9 +24,11 @@ from capmix.storage.once import once
 from capmix.storage.store import Store
 
 PART = f"{MEASURES}/coverage"
+TOPICS = f"{MEASURES}/topics.parquet"
 DEFAULTS = defaults_of(MeasureSettings)
 TEXTS_OF_SOURCE = 5_000  # most texts per source that topics are computed from
 TOPIC_WORDS = 5
+AT_LEAST = 10  # texts of a topic that count as covering it
 LONGEST_WORD = 40
 
 
@@ -37,12 +39,13 @@ def measure_coverage(
     settings: MeasureSettings,
     scorer: Scorer,
 ) -> dict[str, Any]:
-    """Compute topics, and write the map to `measures/coverage.parquet` (source, uid, text, topic,
-    x, y).
+    """Compute topics, and write them to `measures/topics.parquet` (uid, draw, text, source, topic)
+    and the map to `measures/coverage.parquet` (source, uid, text, topic, x, y).
 
-    Returns `topics`, the words of each topic and its share of each source's texts; and
-    `effective_topics` of each source, exp of the entropy of its shares, between 1 and the number of
-    topics. Raises UserError if scikit-learn is missing.
+    Returns `topics`, the words of each topic and its share of each source's texts; and by source
+    `texts`, their number, `covered_topics`, the number of topics with at least AT_LEAST of them,
+    and `effective_topics`, exp of the entropy of the shares, between 1 and the number of topics.
+    Raises UserError if scikit-learn is missing.
     """
     require(["sklearn"], "topics and the map of texts", "measure")
     import sklearn
@@ -65,7 +68,10 @@ def measure_coverage(
         vectors = encode_all(scorer, texts["text"].to_pylist())
         topic = _topics(vectors, settings)
         words = _topic_words(texts["text"].to_pylist(), topic, settings.topics)
-        shares = _shares(texts["source"].to_pylist(), topic, sources, settings.topics)
+        counts = _counts(texts["source"].to_pylist(), topic, sources, settings.topics)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        of_text = pa.array(topic, pa.int32())
+        draft.write_table(TOPICS, texts.append_column("topic", of_text))
         _write_map(draft, texts, vectors, topic, sources, settings)
         order = np.argsort(-shares.mean(axis=0), kind="stable")
         found = {
@@ -77,19 +83,24 @@ def measure_coverage(
                 }
                 for number in order
             ],
-            "effective_topics": dict(zip(sources, _effective(shares), strict=True)),
+            "texts": dict(zip(sources, counts.sum(axis=1).tolist(), strict=True)),
+            "covered_topics": dict(
+                zip(sources, (counts >= AT_LEAST).sum(axis=1).tolist(), strict=True)
+            ),
+            "effective_topics": dict(zip(sources, map(effective_number, shares), strict=True)),
         }
         return Marker(inputs, config, len(texts), Counts(ok=len(texts)), found)
 
-    marker, _ = once(store, PART, inputs, config, make, DEFAULTS, [f"{PART}.parquet"])
+    marker, _ = once(store, PART, inputs, config, make, DEFAULTS, [f"{PART}.parquet", TOPICS])
     return marker.extra
 
 
 def _texts(table: pa.Table, sources: Sequence[str]) -> pa.Table:
-    """Return uid, source and text of the texts with the lowest draws, source by source."""
+    """Return uid, draw, text and source of the texts with the lowest draws, source by source."""
     tables = []
     for source in sources:
-        texts = table.select(["uid", f"{source}_text"]).rename_columns(["uid", "text"])
+        texts = table.select(["uid", "draw", f"{source}_text"])
+        texts = texts.rename_columns(["uid", "draw", "text"])
         keep = [i for i, text in enumerate(texts["text"].to_pylist()) if text][:TEXTS_OF_SOURCE]
         texts = texts.take(pa.array(keep, pa.int64()))
         tables.append(texts.append_column("source", pa.repeat(pa.scalar(source), len(texts))))
@@ -126,19 +137,19 @@ def _topic_words(texts: Sequence[str], topic: np.ndarray, topics: int) -> list[l
     return found
 
 
-def _shares(
+def _counts(
     of_text: Sequence[str], topic: np.ndarray, sources: Sequence[str], topics: int
 ) -> np.ndarray:
-    """Return the share of each topic in the texts of each source, float64 (sources, topics)."""
-    shares = np.zeros((len(sources), topics))
-    np.add.at(shares, (np.array([sources.index(one) for one in of_text]), topic), 1)
-    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1)
-    return shares
+    """Return the number of texts of each source in each topic, int64 (sources, topics)."""
+    counts = np.zeros((len(sources), topics), np.int64)
+    np.add.at(counts, (np.array([sources.index(one) for one in of_text]), topic), 1)
+    return counts
 
 
-def _effective(shares: np.ndarray) -> list[float]:
+def effective_number(shares: np.ndarray) -> float:
+    """Return the exponential of the entropy of shares that add up to 1, float64 (N,)."""
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return [float(value) for value in np.exp(-(shares * logs).sum(axis=1))]
+    return float(np.exp(-(shares * logs).sum()))
 
 
 def _write_map(
@@ -158,7 +169,11 @@ def _write_map(
     neighbours = min(30.0, (len(chosen) - 1) / 3)  # 30 is scikit-learn's default
     model = TSNE(init="pca", perplexity=neighbours, random_state=settings.seed)
     places = model.fit_transform(vectors[chosen])
-    table = texts.take(pa.array(chosen)).append_column("topic", pa.array(topic[chosen], pa.int32()))
+    table = (
+        texts.drop_columns(["draw"])
+        .take(pa.array(chosen))
+        .append_column("topic", pa.array(topic[chosen], pa.int32()))
+    )
     for name, values in zip("xy", places.T.astype(np.float32), strict=True):
         table = table.append_column(name, pa.array(values))
     draft.write_table(f"{PART}.parquet", table)

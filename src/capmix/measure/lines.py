@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from capmix.measure.coverage import AT_LEAST
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 
@@ -47,6 +48,9 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
         topics = len(found["coverage"]["topics"])
         shown = ", ".join(f"{name} {value:.1f}" for name, value in effective)
         lines.append(f"effective number of {topics} topics: {shown}")
+        covered = found["coverage"]["covered_topics"].items()
+        shown = ", ".join(f"{name} {value}" for name, value in covered)
+        lines.append(f"topics with at least {AT_LEAST} of the sampled texts: {shown}")
     return lines
 
 

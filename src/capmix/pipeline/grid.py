@@ -1,7 +1,8 @@
 """The experiment grid: one training run and its evaluation per pool, recipe and seed.
 
 `results/cells` has one row per metric of each run; `results/summary` has the mean and standard
-deviation over seeds. Both are written as parquet and CSV.
+deviation over seeds. `results/classes` has one row per class of each run; it is written if an
+evaluation set has groups of classes, or if `classes` is set. All are written as parquet and CSV.
 """
 
 import logging
@@ -17,6 +18,7 @@ import pyarrow.csv as pa_csv
 
 from capmix.errors import UserError
 from capmix.evaluation.agreement import agreement
+from capmix.evaluation.classes import class_rows, group_accuracy, of_group
 from capmix.evaluation.results import MAIN, MEAN
 from capmix.pipeline.config import EvaluateSection, TrainSection
 from capmix.settings.counted import counted
@@ -34,13 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid. `numbers` are by evaluation set and metric."""
+    """One run of the grid. `numbers` are by evaluation set and metric; `classes` are rows of
+    results per class (evaluation/classes.py)."""
 
     pool: str
     recipe: str
     samples: int
     seed: int
     numbers: dict[tuple[str, str], float]
+    classes: Sequence[dict[str, Any]] = ()
 
 
 def check_training(
@@ -85,9 +89,9 @@ def run_cells(
         started = time.monotonic()
         run = _run(work, subset.name, seed)
         _train(work, subset, training, seed, run)
-        numbers = _evaluated(run, evaluating) if evaluating else {}
+        numbers, classes = _evaluated(run, evaluating) if evaluating else ({}, [])
         log.info("%s: %.1f s", called, time.monotonic() - started)
-        cells.append(Cell(pool, subset.name, subset.summary.kept, seed, numbers))
+        cells.append(Cell(pool, subset.name, subset.summary.kept, seed, numbers, classes))
     return cells
 
 
@@ -111,12 +115,16 @@ def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, r
     launch(settings, data, run, work.runs.max_failures, training.devices)
 
 
-def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], float]:
+def _evaluated(
+    run: str, settings: EvaluateSection
+) -> tuple[dict[tuple[str, str], float], list[dict[str, Any]]]:
+    """Return the numbers of a run, and its results per class if they are wanted."""
     from capmix.evaluation.results import evaluate, means_of
 
     found = evaluate(
-        run, settings.tasks, settings.evalsets, device=settings.device, dtype=settings.dtype
-    )
+        run, settings.tasks, settings.evalsets, None, settings.device, settings.dtype,
+        settings.classes,
+    )  # fmt: skip
     if found.broken or not found.lines:
         raise UserError(f"{run}: {'; '.join(found.broken) or 'no evaluation set found'}")
     numbers = {
@@ -130,27 +138,32 @@ def _evaluated(run: str, settings: EvaluateSection) -> dict[tuple[str, str], flo
     means = {name: value for name, value in means_of(found.lines).items() if value is not None}
     if main:
         means[MEAN] = statistics.mean(main)
-    return numbers | {(name, MAIN): value for name, value in means.items()}
+    wanted = [x for x in found.lines if settings.classes or group_accuracy(x["metrics"])]
+    return numbers | {(name, MAIN): value for name, value in means.items()}, class_rows(wanted)
 
 
 def write_tables(
     cells: Sequence[Cell], directory: str, probes: Mapping[tuple[str, str], float]
 ) -> list[str]:
-    """Write both tables to `directory`/results, and return lines that show the means.
+    """Write the tables to `directory`/results, and return lines that show the means.
 
     `probes` are averages by pool and recipe; their ranking is compared with the runs' ranking.
     """
     rows = [
-        {"pool": cell.pool, "recipe": cell.recipe, "samples": cell.samples, "seed": cell.seed}
-        | {"evalset": evalset, "metric": metric, "value": value}
+        _about(cell) | {"evalset": evalset, "metric": metric, "value": value}
         for cell in cells
         for (evalset, metric), value in cell.numbers.items()
     ]
+    classes = [_about(cell) | row for cell in cells for row in cell.classes]
     if not rows:
         return [f"{counted(len(cells), 'run')} trained, none evaluated"]
     summary = summarised(cells)
     store = Store(directory)
-    for name, table in (("cells", rows), ("summary", summary)):
+    for name, table in (("cells", rows), ("summary", summary), ("classes", classes)):
+        if not table:
+            store.remove(f"{RESULTS}/{name}.parquet")
+            store.remove(f"{RESULTS}/{name}.csv")
+            continue
         rows_table = pa.Table.from_pylist(table)
         store.write_table(f"{RESULTS}/{name}.parquet", rows_table)
         with store.writing(f"{RESULTS}/{name}.csv") as stream:
@@ -165,7 +178,12 @@ def write_tables(
             f"ranking by probes and by runs: Kendall's tau {tau:.2f} over "
             f"{counted(len(known), 'recipe')}"
         )
-    return [*lines, f"tables: {store.path(RESULTS)}/summary.csv and cells.csv"]
+    names = "summary.csv, cells.csv and classes.csv" if classes else "summary.csv and cells.csv"
+    return [*lines, f"tables: {store.path(RESULTS)}/{names}"]
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    return {"pool": cell.pool, "recipe": cell.recipe, "samples": cell.samples, "seed": cell.seed}
 
 
 def summarised(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -184,12 +202,21 @@ def summarised(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def _shown(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """Format main metrics in percent: one line per recipe, one column per evaluation set."""
+    """Format main metrics in percent: one line per recipe, one column per evaluation set.
+
+    For up to six sets, groups of classes have columns too.
+    """
     main = [row for row in summary if row["metric"] == MAIN]
     sets = list(dict.fromkeys(str(row["evalset"]) for row in main))
     recipes = list(dict.fromkeys((str(r["pool"]), str(r["recipe"]), r["samples"]) for r in main))
     cells = {(r["pool"], r["recipe"], r["evalset"]): _percent(r) for r in main}
     shown = sets if len(sets) <= 6 else sets[-6:]  # the means only, if there are many tasks
+    if shown == sets:
+        for row in summary:
+            for group in group_accuracy([row["metric"]]):
+                name = of_group(group, row["evalset"])
+                cells[row["pool"], row["recipe"], name] = _percent(row)
+                shown = [*dict.fromkeys([*shown, name])]
     heads = ["pool", "recipe", "samples", *shown]
     lines = [
         [pool, recipe, f"{samples:,}", *(cells.get((pool, recipe, one), "") for one in shown)]

@@ -12,9 +12,11 @@ from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
+from capmix.measure.subset_topics import TopicCoverage, topic_coverage
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column
 from capmix.mix.mix import Summary
+from capmix.mix.subset import SubsetRows
 from capmix.pool import Pool
 from capmix.probe.evaluate import ProbeResult, load_result
 from capmix.report.compare import is_control_name
@@ -116,6 +118,7 @@ class Found:
     notes: list[str]
     by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
     scale: str | None = None
+    topics: dict[str, TopicCoverage] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Column]:
         """Return the columns for reading the samples' rows."""
@@ -184,7 +187,16 @@ def gather(
         present.notes,
         averages_by_seed(read_cells(grid, pool_name), average_name(rows)) if rows else {},
         scale_of_runs(store, {str(row["recipe"]) for row in rows}) if rows else None,
+        _topics(store, subsets) if mapped else {},
     )
+
+
+def _topics(store: Store, subsets: Iterable[str]) -> dict[str, TopicCoverage]:
+    """Return the topics that each subset covers; none if capmix 0.1 measured the topics."""
+    marker = store.read_marker(coverage.PART)
+    if marker is None or coverage.TOPICS not in marker.files:
+        return {}
+    return {name: topic_coverage(store, SubsetRows.pinned(store, name)) for name in subsets}
 
 
 @dataclass

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from capmix.evaluation.classes import group_accuracy, of_group
 from capmix.evaluation.results import MAIN, MEAN
 from capmix.report.compare import RecipeResult
 from capmix.report.published import GROUPS
@@ -23,7 +24,8 @@ class RecipeOutcome:
     mean over classification sets, `retrieval` the mean over retrieval sets; None if there is no
     such set. `low` and `high` are a 95% interval of the average (probes), or one standard
     deviation to each side (runs). `groups` are DataComp's means over groups of tasks, only of
-    complete groups; `average_of` names the mean that `average` is.
+    complete groups, and accuracies of groups of classes; `average_of` names the mean that
+    `average` is.
     """
 
     subset: str
@@ -127,11 +129,21 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> list[RecipeOutcome]:
                 recipe, "runs", average["seeds"], mean, mean - spread, mean + spread,
                 100 * imagenet["mean"] if imagenet else _mean(classes),
                 100 * retrieval["mean"] if retrieval else _mean(pairs),
-                {name: 100 * main[name]["mean"] for name in GROUPS.values() if name in main},
+                {name: 100 * main[name]["mean"] for name in GROUPS.values() if name in main}
+                | _of_classes(of_recipe),
                 averaged,
             )
         )  # fmt: skip
     return found
+
+
+def _of_classes(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the accuracy in percent of each group of classes of each evaluation set."""
+    return {
+        of_group(group, row["evalset"]): 100 * row["mean"]
+        for row in rows
+        for group in group_accuracy([row["metric"]])
+    }
 
 
 def average_name(rows: Sequence[Mapping[str, Any]]) -> str:

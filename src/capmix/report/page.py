@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
+from capmix.measure.coverage import AT_LEAST
 from capmix.measure.population import read_sample
 from capmix.mix.subset import SubsetRows
 from capmix.report.captioners import captioners, rank_correlations
@@ -26,7 +27,7 @@ from capmix.report.gather import Found, FoundSubset
 from capmix.report.headline import differences_of, headline, is_control
 from capmix.report.layout import laid_out
 from capmix.report.outcomes import AVERAGE, IMAGENET, RETRIEVAL, of_probes
-from capmix.report.published import SOURCE, PublishedRow, published
+from capmix.report.published import GROUPS, SOURCE, PublishedRow, published
 from capmix.report.settings import ReportSettings
 from capmix.report.svg import svg
 from capmix.report.table import short_name, shown_metrics
@@ -143,6 +144,7 @@ def render_page(
         verdict=order_found(rows, settings.order),
         baseline=settings.baseline,
         figures=others,
+        at_least=AT_LEAST,
         overlaps=_overlaps(found),
         captioners=of_sources,
         correlations=rank_correlations(of_sources),
@@ -225,6 +227,7 @@ def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> d
     comparable = {name: all(name in one.groups for one in found.runs) for name in groups}
     comparable = dict.fromkeys((AVERAGE, IMAGENET, RETRIEVAL), False) | comparable
     comparable[AVERAGE] &= any(one.average_of == AVERAGE for one in found.runs)
+    named = ["ImageNet dist. shifts", "VTAB", *sorted(groups - set(GROUPS.values()))]
     beside = [row for row in compared.published if any(comparable.get(g) for g in row.groups)]
 
     def changed(subset: str) -> str:
@@ -240,7 +243,7 @@ def _tables(found: Found, rows: Sequence[RecipeResult], compared: Compared) -> d
         "run_tables": _apart(
             found, sorted(found.runs, key=lambda run: -run.average), lambda run: run.subset
         ),
-        "run_groups": [name for name in ("ImageNet dist. shifts", "VTAB") if comparable.get(name)],
+        "run_groups": [name for name in named if comparable.get(name)],
         "classes_head": "ImageNet" if comparable[IMAGENET] else "ImageNet or zero-shot",
         "has_changes": any(row.against_baseline for row in rows),
         "has_differences": bool(found.runs)
