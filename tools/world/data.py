@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from world.drawings import object_classes
-from world.scenes import SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
-from world.texts import NOISES, description, raw_text
+from world.scenes import HEAD, SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
+from world.texts import NOISES, Names, description, raw_text
 
 SHARD = 1000  # samples
 QUALITY = 90  # of JPEG
 # The first numbers of seeds, so that no image of one part is in another.
 POOL, TEST, RETRIEVAL, SCORER, COCO, WEB, GATE = range(7)
-HEAD, RARE = 60, 100  # numbers of classes
+RARE = 100  # number of classes
 TEST_IMAGES = 20  # per class
 PAIRS = 1000
 TEMPLATES = ("a picture of a {c}", "a {c}", "a big {c}", "a small {c} on a meadow", "two {c}")
@@ -52,9 +52,9 @@ def link_pool(source: Path, folder: Path, shards: int) -> None:
 
 
 def write_pairs(
-    folder: Path, first_seed: int, count: int, names: Sequence[str] = ("name",)
+    folder: Path, first_seed: int, count: int, names: Sequence[Names] = ("specific",)
 ) -> None:
-    """Write shards of clean pairs; a text names objects by one of `names`, at random."""
+    """Write shards of clean pairs; the names in a text are one of `names`, at random."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [n for n in range(count // SHARD) if not (folder / f"{n:05d}.tar").exists()]
     with ProcessPoolExecutor() as processes:
@@ -109,7 +109,7 @@ def _write_shard(folder: Path, noise: str, shard: int) -> None:
         truth = {
             "noise": kind,
             "true": description(scene, random),
-            "generic": description(scene, random, "kind"),
+            "generic": description(scene, random, "generic"),
             "objects": _objects(scene),
             "is_damaged": scene.blurred or scene.occluded or scene.lettered,
         }
@@ -117,12 +117,12 @@ def _write_shard(folder: Path, noise: str, shard: int) -> None:
     _write_tar(folder / f"{shard:05d}.tar", members)
 
 
-def _write_pairs(folder: Path, first_seed: int, names: Sequence[str], shard: int) -> None:
+def _write_pairs(folder: Path, first_seed: int, names: Sequence[Names], shard: int) -> None:
     members: list[Member] = []
     for i in range(shard * SHARD, (shard + 1) * SHARD):
         random = np.random.default_rng((first_seed, i, 4))
         scene = draw_scene((first_seed, i))
-        text = description(scene, random, names[int(random.integers(len(names)))])  # type: ignore[arg-type]
+        text = description(scene, random, names[int(random.integers(len(names)))])
         members += _sample(i, _uid(first_seed, i), scene, text)
     _write_tar(folder / f"{shard:05d}.tar", members)
 

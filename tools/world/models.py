@@ -95,7 +95,7 @@ def write_models(world: World) -> None:
 def train_scorer(world: World) -> capmix.Run:
     """Train the CLIP that scores, on clean pairs with specific and generic names."""
     data = world.folder / "clean/scorer"
-    write_pairs(data, SCORER, CLEAN * 1000, ("name", "name", "kind"))
+    write_pairs(data, SCORER, CLEAN * 1000, ("specific", "specific", "generic"))
     samples = world.scorer_samples
     return _train(data, world.folder / "runs/scorer", world.clip, samples, seed=100)
 
@@ -103,7 +103,7 @@ def train_scorer(world: World) -> capmix.Run:
 def train_captioner(world: World) -> capmix.Run:
     """Train the captioner on clean pairs with generic names."""
     data = world.folder / "clean/coco"
-    write_pairs(data, COCO, CLEAN * 1000, ("kind",))
+    write_pairs(data, COCO, CLEAN * 1000, ("generic",))
     samples = world.captioner_samples
     return _train(data, world.folder / "runs/coca", world.coca, samples, seed=101, **COCA)
 
@@ -126,7 +126,7 @@ def _write_merges(path: Path) -> None:
         seed = (WEB, i)
         scene = draw_scene(seed)
         texts.append(description(scene, np.random.default_rng(seed)))
-        texts.append(description(scene, np.random.default_rng(seed), "kind"))
+        texts.append(description(scene, np.random.default_rng(seed), "generic"))
         texts.append(raw_text(scene, seed, NOISES["usual"])[1])
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -32,6 +32,7 @@ BACKGROUNDS = {
     "a street at night": ((30, 30, 60), (70, 70, 75)),
 }
 SIZES = {"tiny": (7, 9), "small": (11, 14), "": (15, 19), "big": (21, 26)}
+HEAD = 60  # the number of classes that count as common
 FLATTENED = 9  # a class of rank r has the weight 1 / (r + FLATTENED): Zipf and Mandelbrot's law
 TINTED = 0.55  # share of the colour in a tinted object
 

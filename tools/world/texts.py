@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 
 from world.drawings import object_classes
-from world.scenes import COLOURS, Scene, Thing, draw_scene
+from world.scenes import COLOURS, HEAD, Scene, Thing, by_frequency, draw_scene
 
 Kind = Literal["boilerplate", "unrelated", "partial", "specific"]
-Names = Literal["name", "kind"]
+Names = Literal["specific", "generic"]
 COUNTS = {1: "a", 2: "two", 3: "three"}
 PLURALS = {"person": "people", "fish": "fish", "sheep": "sheep", "mouse": "mice"}
 PAIRS = ("scissors", "sunglasses", "binoculars", "sneakers", "flip flops")
@@ -67,10 +67,11 @@ NOISES = {
 }
 
 
-def description(scene: Scene, random: np.random.Generator, names: Names = "name") -> str:
+def description(scene: Scene, random: np.random.Generator, names: Names = "specific") -> str:
     """Return one of the phrasings of all that is true of a scene.
 
-    With names="kind", objects have their generic names, and the text says less.
+    With names="generic", only objects of the HEAD most frequent classes have their own names, as in
+    captioning data sets, others have that of their kind, and the text says less.
     """
     things = [_thing(one, names, random) for one in scene.things]
     if len(things) == 1:
@@ -108,8 +109,9 @@ def raw_text(
 
 
 def _thing(thing: Thing, names: Names, random: np.random.Generator) -> str:
-    name = getattr(object_classes()[thing.number], names)
-    says_more = names == "name" or random.random() < 0.5
+    of, is_specific = object_classes()[thing.number], names == "specific"
+    name = of.name if is_specific or thing.number in by_frequency()[:HEAD] else of.kind
+    says_more = is_specific or random.random() < 0.5
     words = [one for one in (thing.size, thing.colour) if one and says_more]
     noun = name if thing.count == 1 else plural(name)
     if name in PAIRS:
