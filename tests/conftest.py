@@ -21,6 +21,14 @@ def tower() -> LiteTower:
     return LiteTower()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Do not wait for the disk: tests kill processes, which lose nothing, and not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # fails for the same descriptors
+        yield
+
+
 @pytest.fixture(scope="module")
 def opened() -> Iterator[Opened]:
     with one_browser() as found:
