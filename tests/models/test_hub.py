@@ -175,7 +175,7 @@ def test_a_network_without_responses_times_out(
     started = time.monotonic()
     with pytest.raises(UserError, match=r"no network: .* no connection within 0.2 s"):
         check_hub("owner/x", "it")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_a_host_without_tls_counts_as_no_network(

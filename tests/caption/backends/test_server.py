@@ -108,7 +108,7 @@ def said(text: str, finish: str = "stop") -> tuple[int, bytes]:
 
 
 def captioner(model: str, **settings: Any) -> ServerCaptioner:
-    wanted = {"timeout": 2.0, "retries": 2, "concurrency": 1} | settings
+    wanted = {"timeout": 10.0, "retries": 2, "concurrency": 1} | settings
     return ServerCaptioner(CaptionSettings(model=model, **wanted), "s")
 
 

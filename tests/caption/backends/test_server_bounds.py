@@ -174,7 +174,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
     began = time.monotonic()
     with pytest.raises(UserError, match="no complete response within 0.5 s"):
         captioner("http://many.test:80", timeout=0.5)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3.5  # 8 addresses with a deadline each take 4 s
     for pair in full:
         for one in pair:
             one.close()
