@@ -1,12 +1,13 @@
 """Debian's Chromium, headless, for tests of pages. Without it these tests are skipped."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NEEDS_CHROMIUM = "needs Debian's package chromium"
@@ -29,10 +30,10 @@ class Seen:
 
         Playwright's own method needs `eval`, which the page's policy forbids.
         """
-        for _ in range(100):
+        for _ in range(400):
             if self.page.evaluate(expression):
                 return
-            self.page.wait_for_timeout(100)
+            self.page.wait_for_timeout(25)
         raise AssertionError(f"not true after 10 s: {expression}")
 
     def axe(self) -> list[str]:
@@ -43,30 +44,42 @@ class Seen:
         return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
 
 
+Opened = Callable[..., AbstractContextManager[Seen]]
+
+
 @contextmanager
-def opened(url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
-    """Open a page of capmix in a new browser, and wait until it is ready."""
+def one_browser() -> Iterator[Opened]:
+    """Yield a function that opens a page of capmix and waits until it is ready.
+
+    It takes `url`, `width` and `scheme`. Pages do not share cookies or storage.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            accept_downloads=True,
-        )
-        page = context.new_page()
-        seen = Seen(page)
-        page.on("pageerror", lambda error: seen.errors.append(str(error)))
-        page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
-        page.on("request", lambda request: seen.requests.append(request.url))
+        yield partial(_opened, browser)
+        browser.close()
 
-        def dismiss(dialog: object) -> None:
-            seen.dialogs.append(dialog.message)  # type: ignore[attr-defined]
-            dialog.dismiss()  # type: ignore[attr-defined]
 
-        page.on("dialog", dismiss)
+@contextmanager
+def _opened(browser: Browser, url: str, width: int = 1200, scheme: str = "light") -> Iterator[Seen]:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme=scheme,  # type: ignore[arg-type]
+        accept_downloads=True,
+    )
+    page = context.new_page()
+    seen = Seen(page)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda request: seen.requests.append(request.url))
+
+    def dismiss(dialog: object) -> None:
+        seen.dialogs.append(dialog.message)  # type: ignore[attr-defined]
+        dialog.dismiss()  # type: ignore[attr-defined]
+
+    page.on("dialog", dismiss)
+    try:
         page.goto(url)
         page.wait_for_selector("html[data-ready=yes]")
-        try:
-            yield seen
-        finally:
-            browser.close()
+        yield seen
+    finally:
+        context.close()

@@ -1,8 +1,9 @@
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from browser import NEEDS_CHROMIUM
+from browser import NEEDS_CHROMIUM, Opened, one_browser
 
 from capmix.mini.image_tower import LiteTower
 
@@ -18,6 +19,20 @@ hypothesis.settings.load_profile("capmix")
 @pytest.fixture(scope="session")
 def tower() -> LiteTower:
     return LiteTower()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Do not wait for the disk: tests kill processes, which lose nothing, and not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # fails for the same descriptors
+        yield
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Opened]:
+    with one_browser() as found:
+        yield found
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from web_server import POLL
 from werkzeug.serving import make_server
 
 from capmix.storage.s3 import S3FileSystem
@@ -57,7 +58,7 @@ def s3_server() -> Iterator[S3]:
         return app(environ, start_response)
 
     server = make_server("127.0.0.1", 0, watched, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(POLL,), daemon=True).start()
     settings = SETTINGS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

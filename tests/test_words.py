@@ -5,6 +5,7 @@ to write instead.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,21 +84,26 @@ PHRASES = {
 }  # fmt: skip
 
 
-def files() -> list[Path]:
+@cache
+def texts() -> dict[str, str]:
+    """Return the texts by path."""
     found = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
     found = [path for path in found if path.suffix in KINDS and path.is_file()]
     found += [ROOT / name for name in SINGLE]
-    names = {path: str(path.relative_to(ROOT)) for path in found}
-    return [path for path, name in names.items() if name not in SKIPPED and "/data/" not in name]
+    names = {str(path.relative_to(ROOT)): path for path in found}
+    return {
+        name: path.read_text("utf-8", errors="replace")
+        for name, path in names.items()
+        if name not in SKIPPED and "/data/" not in name
+    }
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_a_phrase_is_not_used(phrase: str) -> None:
     pattern = re.compile(phrase, re.IGNORECASE)
     found = []
-    for path in files():
-        text = path.read_text("utf-8", errors="replace")
+    for name, text in texts().items():
         for match in pattern.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(f"{path.relative_to(ROOT)}:{line}: {match[0]!r}")
+            found.append(f"{name}:{line}: {match[0]!r}")
     assert not found, f"write instead: {PHRASES[phrase]}\n" + "\n".join(found)

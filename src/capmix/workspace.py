@@ -689,7 +689,6 @@ class Workspace:
         Raises:
             UserError: If `out` is inside the pool, or the failure budget is exceeded.
         """
-        from capmix.engine.local import cores
         from capmix.export.export import export
 
         chosen, work = self._with("export", ExportSettings, settings, options)
@@ -699,9 +698,6 @@ class Workspace:
             raise UserError(
                 f"--out {os.fspath(out)} is inside the pool {inside}; choose another directory"
             )
-        engine = work.engine
-        if engine.name == "local" and engine.workers is None:
-            engine = engine.model_copy(update={"workers": cores()})
         return export(
             work.store,
             work.pool,
@@ -710,7 +706,7 @@ class Workspace:
             chosen,
             work.sources(),
             work.runs.max_failures,
-            engine,
+            work.engine,
         )
 
     @with_options(ProbeSettings, RunSettings)

@@ -1,11 +1,13 @@
 """Without extras, each command of the README works or prints the command that installs an extra.
 
-The packages of all extras are hidden from the import system of a fresh process.
+The packages of all extras are hidden from the import system of a process, which runs the commands
+one after the other.
 """
 
+import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 from samples import write_pool
@@ -14,7 +16,7 @@ from capmix.models.registry import EXTRAS
 
 HIDDEN = sorted({*EXTRAS, "nltk", "huggingface_hub", "requests", "braceexpand"})
 RUN = f"""
-import sys
+import json, os, sys, tempfile
 from importlib.machinery import PathFinder
 
 class Base(PathFinder):
@@ -26,30 +28,51 @@ class Base(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Base
 from capmix.cli.main import main
-sys.exit(main(sys.argv[1:]))
+
+answers = os.fdopen(os.dup(1), "w")
+for line in sys.stdin:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        code = main(line.split())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        found = []
+        for stream in (out, err):
+            stream.seek(0)
+            found.append(stream.read().decode())
+    print(json.dumps([code, *found]), file=answers, flush=True)
 """
 BLIP2, COCA = "Salesforce/blip2-opt-2.7b", "open_clip:coca_ViT-L-14/mscoco_finetuned"
 
 
+Run = Callable[[str], tuple[int, str, str]]
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool, and a work directory with the parts that a base install can write."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run a command; return its exit code, output and messages.
+
+    There are a pool, and a work directory with the parts that a base install can write.
+    """
     place = tmp_path_factory.mktemp("base")
     write_pool(place / "shards", 1, 4)
-    for command in (
-        "caption shards --work W --source given --model field:caption",
-        "mix --work W --recipe raw",
-    ):
-        assert run(place, command)[0] == 0
-    return place
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", RUN], cwd=place, text=True, **pipes) as process:  # type: ignore[call-overload]
 
+        def ask(command: str) -> tuple[int, str, str]:
+            process.stdin.write(command + "\n")
+            process.stdin.flush()
+            code, out, err = json.loads(process.stdout.readline())
+            return code, out, err
 
-def run(place: Path, command: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *command.split()],
-        cwd=place, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+        for command in (
+            "caption shards --work W --source given --model field:caption",
+            "mix --work W --recipe raw",
+        ):
+            assert ask(command)[0] == 0
+        yield ask
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -65,8 +88,8 @@ def run(place: Path, command: str) -> tuple[int, str, str]:
         ("run --schema", "properties"),
     ],
 )
-def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> None:
-    code, out, err = run(place, command)
+def test_what_needs_no_extra_works(run: Run, command: str, shown: str) -> None:
+    code, out, err = run(command)
     assert code == 0, err
     assert shown in out + err
 
@@ -99,10 +122,8 @@ def test_what_needs_no_extra_works(place: Path, command: str, shown: str) -> Non
         ("mix --work W --recipe raw --where imagenet_noun(raw_text) --out n", "nltk"),
     ],
 )
-def test_a_missing_extra_is_one_line_with_the_command(
-    place: Path, command: str, needed: str
-) -> None:
-    code, _, err = run(place, command)
+def test_a_missing_extra_is_one_line_with_the_command(run: Run, command: str, needed: str) -> None:
+    code, _, err = run(command)
     assert code == 2, err
     last = err.strip().splitlines()[-1]
     assert last.startswith("capmix: ")

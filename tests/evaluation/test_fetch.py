@@ -3,12 +3,12 @@
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from evalsets import write_classification
+from web_server import running
 
 from capmix.errors import UserError
 from capmix.evaluation.fetch import fetch
@@ -82,12 +82,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     (tmp_path / "hub/script.py").write_text("raise SystemExit")
     handler = type("Handler", (Hub,), {"root": tmp_path / "hub", "requested": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     handler.address = address
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield handler
-    server.shutdown()
+    with running(server):
+        yield handler
 
 
 def test_a_set_is_fetched_and_what_is_there_is_kept(hub: type[Hub], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from parts import fresh_folder
 from samples import image_bytes, sample_members, tar_bytes, write_pool
 
+from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
-from capmix.export.export import Form
+from capmix.export.export import Form, with_processes
 from capmix.mix.settings import MixSettings
 from capmix.pool import Sample, open_pool
 from capmix.pool.local import read_local
@@ -145,6 +146,17 @@ def test_every_caption_and_every_copy_is_written(tmp_path: Path) -> None:
             assert sample.metadata["caption_blip2"] == row["text"]
     stats = json.loads((tmp_path / "out/00000000_stats.json").read_text())
     assert stats == {"count": 4, "successes": 4}
+
+
+@pytest.mark.parametrize(
+    ("samples", "wanted", "workers"),
+    [(3_999, None, None), (4_000, None, 2), (10**6, None, 4), (12, 3, 3), (10**6, 1, 1)],
+)
+def test_a_small_export_starts_no_processes_unless_they_are_given(
+    monkeypatch: pytest.MonkeyPatch, samples: int, wanted: int | None, workers: int | None
+) -> None:
+    monkeypatch.setattr("capmix.export.export.cores", lambda: 4)
+    assert with_processes(EngineSettings(workers=wanted), samples).workers == workers
 
 
 @pytest.mark.parametrize("form", ["webdataset", "datacomp", "parquet", "jsonl", "csv"])

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-import threading
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from photos import mixed, photo, write_photos
+from web_server import running
 
 from capmix.cli.main import main
 from capmix.errors import UserError
@@ -132,16 +134,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
         "private": None,
     })  # fmt: skip
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     constants = "huggingface_hub.constants"
     monkeypatch.setattr(f"{constants}.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    # A clock of its own: time.sleep itself would return at once in all threads of the process.
+    clock = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield handler
-    server.shutdown()
-    server.server_close()
+    with running(server):
+        yield handler
 
 
 @pytest.fixture(scope="module")

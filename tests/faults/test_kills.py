@@ -91,6 +91,12 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder, top / "before"
 
 
+@pytest.fixture(autouse=True)
+def dated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports show the minute in which they are written."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_kill_after_any_rename_changes_nothing_in_the_end(
     name: str, states: tuple[Path, Path]

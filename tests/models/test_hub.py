@@ -1,7 +1,6 @@
 """An unavailable model is a one-line error, with the reason, within seconds."""
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from samples import write_pool
+from web_server import running
 
 from capmix.cli.main import main
 from capmix.errors import UserError
@@ -55,10 +55,9 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+    one = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    with running(one):
         yield f"http://127.0.0.1:{one.server_port}"
-        one.shutdown()
 
 
 def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +175,7 @@ def test_a_network_without_responses_times_out(
     started = time.monotonic()
     with pytest.raises(UserError, match=r"no network: .* no connection within 0.2 s"):
         check_hub("owner/x", "it")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 def test_a_host_without_tls_counts_as_no_network(

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from browser import Seen, needs_chromium, opened
+from browser import Opened, Seen, needs_chromium
 from PIL import Image
 from samples import sample_members, tar_bytes
 
@@ -69,7 +69,7 @@ def url(work: Workspace) -> str:
     return f"file://{work.store.path('report/report.html')}"
 
 
-def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: Workspace) -> None:
+def test_nothing_of_a_caption_runs_and_nothing_is_fetched(opened: Opened, work: Workspace) -> None:
     with opened(url(work)) as seen:
         page = seen.page
         while page.locator("#more").is_visible():
@@ -93,7 +93,9 @@ def test_nothing_of_a_caption_runs_and_nothing_is_fetched(work: Workspace) -> No
         ] == []
 
 
-def test_a_script_that_gets_into_the_page_does_not_run(work: Workspace, tmp_path: Path) -> None:
+def test_a_script_that_gets_into_the_page_does_not_run(
+    opened: Opened, work: Workspace, tmp_path: Path
+) -> None:
     """The page's policy is a second line of defence, in case a text is not escaped."""
     page = Path(work.store.path("report/report.html")).read_text("utf-8")
     broken = page.replace("<main id", '<img src=x onerror="window.hacked=1"><script>'
@@ -103,7 +105,9 @@ def test_a_script_that_gets_into_the_page_does_not_run(work: Workspace, tmp_path
         assert seen.page.evaluate("window.hacked") is None
 
 
-def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path: Path) -> None:
+def test_the_copied_recipe_keeps_what_the_page_counts(
+    opened: Opened, work: Workspace, tmp_path: Path
+) -> None:
     with opened(url(work)) as seen:
         page = seen.page
         for source in ("web", "mini"):
@@ -141,7 +145,7 @@ def test_the_copied_recipe_keeps_what_the_page_counts(work: Workspace, tmp_path:
     assert 0 < total < 36
 
 
-def test_samples_are_sorted_and_filtered(work: Workspace) -> None:
+def test_samples_are_sorted_and_filtered(opened: Opened, work: Workspace) -> None:
     table = read_sample(work.store).to_pylist()
     subset = work.subset("raw-top30+mini-above").table().to_pylist()
     with opened(url(work)) as seen:
@@ -171,7 +175,7 @@ def test_samples_are_sorted_and_filtered(work: Workspace) -> None:
         assert page.locator("#examples .example").first.get_attribute("data-uid") == best
 
 
-def test_a_figures_numbers_are_one_click_away(work: Workspace) -> None:
+def test_a_figures_numbers_are_one_click_away(opened: Opened, work: Workspace) -> None:
     with opened(url(work)) as seen:
         button = seen.page.get_by_label("CSV of: Image-text similarity by source")
         with seen.page.expect_download() as saved:
@@ -190,7 +194,9 @@ def test_a_figures_numbers_are_one_click_away(work: Workspace) -> None:
     ("width", "scheme"),
     [(1200, "light"), pytest.param(1200, "dark", marks=pytest.mark.slow), (390, "dark")],
 )
-def test_axe_finds_nothing_and_a_phone_shows_all(work: Workspace, width: int, scheme: str) -> None:
+def test_axe_finds_nothing_and_a_phone_shows_all(
+    opened: Opened, work: Workspace, width: int, scheme: str
+) -> None:
     with opened(url(work), width, scheme) as seen:
         assert seen.axe() == []
         assert seen.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -244,7 +250,9 @@ def column(seen: Seen, name: str) -> list[str]:
     )
 
 
-def test_the_first_screen_is_the_answer_and_tables_are_sorted_and_switched(results: Path) -> None:
+def test_the_first_screen_is_the_answer_and_tables_are_sorted_and_switched(
+    opened: Opened, results: Path
+) -> None:
     published = ["No filtering", "Basic filter", "Text-based (ImageNet-21k)",
                  "Image-based (ImageNet-1k)", "LAION-2B filter", "CLIP score L/14, top 30%",
                  "Image-based ∩ CLIP score 30%"]  # fmt: skip
@@ -297,7 +305,9 @@ def test_published_rows_can_be_left_out(results: Path) -> None:
     assert "CLIP score L/14" not in (results / "bare.html").read_text("utf-8")
 
 
-def test_no_labels_overlap_and_colours_are_those_of_the_files(results: Path) -> None:
+def test_no_labels_overlap_and_colours_are_those_of_the_files(
+    opened: Opened, results: Path
+) -> None:
     """Text boxes are measured by Chromium."""
     overlaps = """() => [...document.querySelectorAll("svg.chart")].flatMap((chart) => {
       const boxes = [...chart.querySelectorAll("text")].map(
@@ -344,7 +354,7 @@ def test_every_figure_of_the_page_is_written_as_pdf_png_and_csv(results: Path) -
         assert matplotlib.image.imread(results / f"figures/{name}.png").shape[1] == 1280
 
 
-def test_a_folder_of_captioned_images_opens_with_them(tmp_path: Path) -> None:
+def test_a_folder_of_captioned_images_opens_with_them(opened: Opened, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(3):
         Image.effect_noise((64, 64), 60 + i).save(tmp_path / f"photos/IMG_{i}.png")

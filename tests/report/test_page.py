@@ -65,6 +65,21 @@ def test_the_page_is_one_file_and_texts_are_escaped(work: Workspace, tmp_path: P
     assert links == []
 
 
+def test_the_date_is_source_date_epoch_where_it_is_set(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225659")
+    pages = [work.report(out=str(tmp_path / name))[0] for name in ("a.html", "b.html")]
+    first, second = (Path(page).read_bytes() for page in pages)
+    assert first == second
+    assert b"Written 2026-01-01 00:00 UTC" in first
+    assert b"capmix report \xc2\xb7 1 January 2026" in first
+    for wrong in ("soon", "1e9", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        with pytest.raises(UserError, match="SOURCE_DATE_EPOCH=.*expected seconds since 1970"):
+            work.report(out=str(tmp_path / "c.html"))
+
+
 def test_figures_are_written_for_papers(work: Workspace, tmp_path: Path) -> None:
     out, figures = str(tmp_path / "p.html"), str(tmp_path / "f")
     work.report(ReportSettings(examples=0), out=out, figures=figures)

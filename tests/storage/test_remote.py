@@ -1,7 +1,6 @@
 """Pools and work directories on S3 and HTTP: the same commands and bytes, with few requests."""
 
 import http.server
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from counting_captioner import KILLED_MODEL, MODEL, KilledCaptioner, KilledError
 from null_models import null_captions, null_scores
 from s3_server import BUCKET, S3
 from samples import write_pool
+from web_server import running
 
 from capmix.cli.main import main
 from capmix.engine.settings import EngineSettings
@@ -200,9 +200,8 @@ def web(tmp_path: Path) -> Iterator[str]:
 
     handler = partial(Handler, directory=str(tmp_path / "web"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/pool"
-    server.shutdown()
+    with running(server):
+        yield f"http://127.0.0.1:{server.server_port}/pool"
 
 
 @pytest.mark.parametrize("name", ["", "/{00000..00002}.tar"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Seen, needs_chromium, opened
+from browser import Opened, Seen, needs_chromium
 from samples import sample_members, tar_bytes
 from view_server import serving
 
@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(work: Workspace) -> Iterator[str]:
     with serving(work.store.root) as (address, _):
         yield address
@@ -63,7 +63,9 @@ def review(seen: Seen, name: str) -> Any:
     return seen.page.evaluate(f"rows[at].review && rows[at].review.{name}")
 
 
-def test_the_keyboard_reviews_edits_and_takes_back(work: Workspace, served: str) -> None:
+def test_the_keyboard_reviews_edits_and_takes_back(
+    opened: Opened, work: Workspace, served: str
+) -> None:
     with opened(served) as seen:
         page = seen.page
         assert key(seen) == "k00"
@@ -121,7 +123,7 @@ def test_the_keyboard_reviews_edits_and_takes_back(work: Workspace, served: str)
         assert all(one.startswith((root, "data:")) for one in seen.requests)
 
 
-def test_find_and_replace_shows_what_it_will_do(served: str) -> None:
+def test_find_and_replace_shows_what_it_will_do(opened: Opened, served: str) -> None:
     with opened(served) as seen:
         page = seen.page
         press(seen, "h")
@@ -143,7 +145,9 @@ def test_find_and_replace_shows_what_it_will_do(served: str) -> None:
         seen.until("rows.every((row) => !row.review || !/green/.test(row.review.text))")
 
 
-def test_what_is_typed_survives_a_killed_server_and_a_reload(work: Workspace) -> None:
+def test_what_is_typed_survives_a_killed_server_and_a_reload(
+    opened: Opened, work: Workspace
+) -> None:
     with serving(work.store.root) as (address, server):
         port = address.split(":")[2].partition("/")[0]
         with opened(address) as seen:
@@ -171,7 +175,9 @@ def test_what_is_typed_survives_a_killed_server_and_a_reload(work: Workspace) ->
     ("width", "scheme"),
     [(1400, "light"), (390, "dark"), pytest.param(1400, "dark", marks=pytest.mark.slow)],
 )
-def test_axe_finds_nothing_and_a_phone_shows_all(served: str, width: int, scheme: str) -> None:
+def test_axe_finds_nothing_and_a_phone_shows_all(
+    opened: Opened, served: str, width: int, scheme: str
+) -> None:
     with opened(served, width, scheme) as seen:
         seen.page.wait_for_timeout(300)
         assert seen.axe() == []
@@ -180,7 +186,9 @@ def test_axe_finds_nothing_and_a_phone_shows_all(served: str, width: int, scheme
         assert seen.axe() == []
 
 
-def test_a_stale_edit_is_shown_and_confirmed(work: Workspace, served: str, tmp_path: Path) -> None:
+def test_a_stale_edit_is_shown_and_confirmed(
+    opened: Opened, work: Workspace, served: str, tmp_path: Path
+) -> None:
     with opened(served) as seen:
         press(seen, "g")
         seen.page.keyboard.type("k10")
@@ -208,7 +216,7 @@ def test_a_stale_edit_is_shown_and_confirmed(work: Workspace, served: str, tmp_p
         assert review(seen, "text").endswith("of mine")
 
 
-def test_a_read_only_page_has_no_way_to_edit(work: Workspace) -> None:
+def test_a_read_only_page_has_no_way_to_edit(opened: Opened, work: Workspace) -> None:
     with (
         serving(work.store.root, "--read-only") as (address, _),
         opened(address) as seen,
@@ -234,7 +242,7 @@ def go_to(seen: Seen, sample: str) -> None:
     seen.until(f"rows[at].key === '{sample}' && document.activeElement.id !== 'jump'")
 
 
-def test_tags_typed_for_a_sample_do_not_reach_the_next_one(served: str) -> None:
+def test_tags_typed_for_a_sample_do_not_reach_the_next_one(opened: Opened, served: str) -> None:
     with opened(served) as seen:
         go_to(seen, "k00")
         press(seen, "t")
@@ -260,7 +268,7 @@ def edit_as_bob(work: Workspace, sample: str, **wanted: object) -> None:
 
 
 def test_an_edit_of_somebody_else_is_shown_and_not_overwritten(
-    work: Workspace, served: str
+    opened: Opened, work: Workspace, served: str
 ) -> None:
     def kept() -> str:
         bench = make_workbench(work.catalog, ViewSettings(author="eve"))

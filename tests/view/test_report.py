@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from browser import needs_chromium, opened
+from browser import Opened, needs_chromium
 from samples import write_pool
 
 from capmix.score.settings import ScoreSettings
@@ -87,7 +87,7 @@ def test_what_is_not_of_the_pool_is_not_found(served: str, path: str, query: dic
 
 
 @needs_chromium
-def test_the_page_shows_samples_of_a_shard_and_their_images(served: str) -> None:
+def test_the_page_shows_samples_of_a_shard_and_their_images(opened: Opened, served: str) -> None:
     with opened(served.replace("/?", "/report?")) as seen:
         page = seen.page
         seen.until("document.querySelectorAll('.example').length === 8")

@@ -21,8 +21,8 @@ class EngineSettings(Settings):
     workers: int | None = option(
         None,
         "Number of worker processes or Ray actors (default: one per GPU; without GPUs one process, "
-        "for export one per core; with Ray as many actors as fit). For mix and measure: number of "
-        "threads (default: one per core).",
+        "for export up to one per core; with Ray as many actors as fit). For mix and measure: "
+        "number of threads (default: one per core).",
         group=HARDWARE,
         ge=1,
     )

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from capmix.engine.local import cores
 from capmix.engine.run import run_job
 from capmix.engine.settings import MAX_FAILURES, EngineSettings
 from capmix.engine.stage import PartWriter, Stage
@@ -64,6 +65,7 @@ from capmix.storage.store import Store, as_lines
 log = logging.getLogger(__name__)
 
 TARS = ("webdataset", "datacomp")
+SAMPLES_PER_PROCESS = 2_000  # about as many are written while a process starts
 # Bump when columns change: readers of these formats need the same columns in every shard.
 LAYOUT: dict[Form, dict[str, int]] = {form: {"layout": 2} for form in ("parquet", "lance", "jsonl")}
 
@@ -114,11 +116,20 @@ def export(
     # Check access to the Hub before an earlier export is removed.
     dataset = open_dataset(settings.push, settings.private) if settings.push else None
     claim(target, _about(rows, settings, sources), is_shared=form in FORMS)
+    engine = with_processes(engine, rows.copies)
     counts, notes = _write(store, pool, target, rows, settings, sources, engine, max_failures)
     _write_card(store, pool, target, rows, sources, form, notes)
     if dataset is not None:
         push(target, dataset, settings.overwrite)
     return counts
+
+
+def with_processes(engine: EngineSettings, samples: int) -> EngineSettings:
+    """Return the engine with up to one process per core, unless the number is given."""
+    if engine.name != "local" or engine.workers is not None:
+        return engine
+    count = min(cores(), samples // SAMPLES_PER_PROCESS)
+    return engine.model_copy(update={"workers": count}) if count > 1 else engine
 
 
 def _check_options(settings: ExportSettings, directory: str | None) -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ PAGE = f"{REPORT}/report.html"
 HEADER_SETTINGS = ("revision", "prompt", *CaptionSettings().sampling())
 # Widths of charts in pixels: the main figure, figures side by side, and charts for phones.
 MAIN, BESIDE, PHONE = 1148, 548, 356
+EPOCH = "SOURCE_DATE_EPOCH"  # environment variable
 CONTENTS = {
     "result": "Result",
     "recipes": "Recipes",
@@ -122,10 +124,11 @@ def render_page(
         "figures": not others,
     }
     contents = [(anchor, name) for anchor, name in CONTENTS.items() if not missing.get(anchor)]
+    at = _written_at()
     page = _template().render(
         found=found,
         name=_pool_name(found.pool.location),
-        day=f"{datetime.now(UTC):%-d %B %Y}",
+        day=f"{at:%-d %B %Y}",
         facts=_facts(found),
         headline=summary,
         main_figure=main,
@@ -133,7 +136,7 @@ def render_page(
         samples_title="Samples" if summary else _captioned(found),
         samples_about=_without_results(found),
         **_tables(found, rows, compared),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        written=f"{at:%Y-%m-%d %H:%M} UTC",
         version=metadata.version("capmix"),
         digest=_digest(found),
         sources=[(name, _source_words(found, name)) for name in found.sources],
@@ -289,6 +292,19 @@ def steps_of_page(found: Found) -> ThresholdSteps | None:
     """Return the sources and the scale of the adjustable thresholds."""
     steps = found.population["steps"]
     return ThresholdSteps(steps["sources"], steps["unit"], steps["scale"]) if steps else None
+
+
+def _written_at() -> datetime:
+    """Return SOURCE_DATE_EPOCH, the convention of reproducible builds, or the current time."""
+    seconds = os.environ.get(EPOCH)
+    if not seconds:
+        return datetime.now(UTC)
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UserError(
+            f"{EPOCH}={seconds[:40]!r}: expected seconds since 1970, such as 1767225600"
+        ) from error
 
 
 def _about_samples(shown: int, samples: int, token: str) -> str:

@@ -5,9 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import urllib3
 from samples import image_bytes
 from tiny_models import llava
+from web_server import running
 
 from capmix.caption.backends.server import ServerCaptioner
 from capmix.caption.settings import CaptionSettings
@@ -72,9 +73,10 @@ def test_a_real_server_captions_a_folder(server: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def misbehaving() -> Iterator[Callable[[Answer], str]]:
+def misbehaving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], str]]:
     """Start an HTTP server that responds to the i-th POST with `answer(i, body)`."""
-    servers = []
+    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+    servers = ExitStack()
 
     def start(answer: Answer) -> str:
         asked = []
@@ -93,14 +95,11 @@ def misbehaving() -> Iterator[Callable[[Answer], str]]:
                 pass
 
         http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        servers.append(http)
+        servers.enter_context(running(http))
         return f"server:http://127.0.0.1:{http.server_address[1]}/v1#m"
 
-    yield start
-    for http in servers:
-        http.shutdown()
-        http.server_close()
+    with servers:
+        yield start
 
 
 def said(text: str, finish: str = "stop") -> tuple[int, bytes]:
@@ -109,7 +108,7 @@ def said(text: str, finish: str = "stop") -> tuple[int, bytes]:
 
 
 def captioner(model: str, **settings: Any) -> ServerCaptioner:
-    wanted = {"timeout": 2.0, "retries": 2, "concurrency": 1} | settings
+    wanted = {"timeout": 10.0, "retries": 2, "concurrency": 1} | settings
     return ServerCaptioner(CaptionSettings(model=model, **wanted), "s")
 
 

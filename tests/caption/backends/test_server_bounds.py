@@ -76,7 +76,7 @@ def test_a_retry_after_in_seconds_or_as_a_date_is_waited_for(
     assert 0.9 < time.monotonic() - began < 10
 
 
-def drip(data: bytes, seconds: float = 0.2) -> Callable[[socket.socket], None]:
+def drip(data: bytes, seconds: float = 0.1) -> Callable[[socket.socket], None]:
     def send(client: socket.socket) -> None:
         for i in range(len(data)):
             client.sendall(data[i : i + 1])
@@ -121,11 +121,11 @@ def test_one_deadline_holds_from_the_connection_to_the_last_byte(name: str, mode
         raw_server(lambda client, _: SLOW[name](client)) as address,
         pytest.raises(UserError) as caught,
     ):
-        captioner(address, model, timeout=0.7)
+        captioner(address, model, timeout=0.3)
     assert time.monotonic() - began < 5
     assert "\n" not in str(caught.value)
     if "without end" not in name:
-        assert "no complete response within 0.7 s (--timeout)" in str(caught.value)
+        assert "no complete response within 0.3 s (--timeout)" in str(caught.value)
 
 
 def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
@@ -146,9 +146,9 @@ def test_a_server_that_reads_a_little_now_and_then_is_given_up() -> None:
                     time.sleep(0.2)
 
         threading.Thread(target=serve, daemon=True).start()
-        one = captioner(address, timeout=0.7)
+        one = captioner(address, timeout=0.3)
         began = time.monotonic()
-        with pytest.raises(SampleError, match="no complete response within 0.7 s"):
+        with pytest.raises(SampleError, match="no complete response within 0.3 s"):
             one.prepare(large)
         assert time.monotonic() - began < 5
 
@@ -174,7 +174,7 @@ def test_the_addresses_of_a_host_share_the_deadline(monkeypatch: pytest.MonkeyPa
     began = time.monotonic()
     with pytest.raises(UserError, match="no complete response within 0.5 s"):
         captioner("http://many.test:80", timeout=0.5)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 3.5  # 8 addresses with a deadline each take 4 s
     for pair in full:
         for one in pair:
             one.close()
@@ -218,7 +218,7 @@ def test_the_deadline_holds_over_tls(tls: ssl.SSLContext, name: str) -> None:
         raw_server(lambda client, _: SLOW[name](client), tls) as address,
         pytest.raises(UserError, match="test request failed"),
     ):
-        captioner(address, timeout=0.7)
+        captioner(address, timeout=0.3)
     assert time.monotonic() - began < 5
 
 
@@ -226,8 +226,8 @@ def test_a_tls_handshake_that_does_not_come_ends_at_the_deadline() -> None:
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UserError, match="no complete response within 0.7 s"):
-            captioner(address, timeout=0.7)
+        with pytest.raises(UserError, match="no complete response within 0.3 s"):
+            captioner(address, timeout=0.3)
     assert time.monotonic() - began < 5
 
 

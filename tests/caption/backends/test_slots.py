@@ -58,8 +58,15 @@ def generated(one: TransformersCaptioner) -> list[list[Caption]]:
     return [one.caption([one.prepare(s)], [s.uid], "s")[0] for s in SAMPLES]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("captions", [1, 3])
+@pytest.mark.parametrize(
+    ("captions", "temperature"),
+    [
+        (1, 0.0),
+        (3, 1.0),
+        pytest.param(1, 1.0, marks=pytest.mark.slow),
+        pytest.param(3, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_captions_equal_those_of_generate(folder: Path, temperature: float, captions: int) -> None:
     one = captioner(folder, temperature=temperature, captions_per_image=captions, slots=7)
     expected = generated(one)
