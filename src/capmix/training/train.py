@@ -21,7 +21,15 @@ from typing import Any
 from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import require
-from capmix.training.model import config_file, know_model, read_config
+from capmix.models.trained_run import read_run as read_run
+from capmix.training.model import (
+    config_file,
+    know_model,
+    merges_file,
+    merges_of,
+    read_config,
+    trained_config,
+)
 from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings, open_clip_arguments
@@ -56,9 +64,12 @@ def train(
     if not run.finished:
         _check_source(settings, source, world_size)
         check_machine(settings, world_size)
+        config = config_file(settings)
         settings = _with_model_name(settings)
         arguments = _arguments(settings, source, run, world_size)
         with run.claimed(about) if rank == 0 else contextlib.nullcontext():
+            if rank == 0:
+                run.keep_merges(merges_file(config))
             _run_open_clip(arguments, settings, source, run)
             if rank == 0:
                 run.finish(about)
@@ -67,7 +78,10 @@ def train(
 
 
 def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
-    """Return the identity of a run. `config` is set only if the model is a config file."""
+    """Return the identity of a run. `config` is set only if the model is a config file.
+
+    `merges` is a digest of the BPE merges that the config names, else None.
+    """
     path = config_file(settings)
     config = read_config(path) if path is not None else None
     named = _with_model_name(settings)
@@ -78,22 +92,8 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
         "settings": named.model_dump(mode="json", exclude=FREE),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "config": config,
+        "merges": merges_of(path),
     }
-
-
-def read_run(directory: str) -> dict[str, Any]:
-    """Read the identity of a run (about_run) from its directory. Raises UserError without one."""
-    about = RunFolder(Path(directory)).about()
-    if about is None:
-        raise UserError(f"{directory}: no run.json; expected an output directory of `capmix train`")
-    settings, config = about.get("settings"), about.get("config", "")
-    is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
-    if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
-        raise UserError(
-            f"{directory}: run.json is damaged (expected model, config and settings). Restore "
-            "the file or choose another run"
-        )
-    return about
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -122,7 +122,7 @@ def check_settings(settings: TrainSettings) -> None:
             )
     config = config_file(settings)
     if config is not None:
-        read_config(config)
+        merges_of(config)
 
 
 def check_machine(settings: TrainSettings, world_size: int) -> None:
@@ -132,7 +132,7 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
     is_on_cpu = on_cpu(settings, world_size)
     path = config_file(settings)
     named = _with_model_name(settings)
-    know_model(named.in_full.model, read_config(path) if path is not None else None)
+    know_model(named.in_full.model, trained_config(path))
     _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
     scale = settings.in_full
     plan_epoch(
