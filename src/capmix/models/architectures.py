@@ -16,6 +16,8 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.storage.json_text import parse_json
 
+# As in open_clip: the first line is skipped, and each byte has a token at the end of a word, too.
+CLIPS_VOCABULARY, MAX_LINES, BYTES_AND_ENDS = 49408, 49152 - 256 - 2 + 1, 2 * 256 + 2
 MAX_MERGES = 2**24  # bytes of the decompressed text; open_clip's own merges have 1.4 MB
 # Options of open_clip's tokenizers. Others would be passed to transformers (trust_remote_code).
 TOKENIZER_OPTIONS = {"bpe_path", "additional_special_tokens", "context_length", "clean",
@@ -40,9 +42,11 @@ def check_config(what: str, config: dict[str, Any]) -> None:
     """Raise UserError for invalid or unsupported tokenizer options. `what` begins the message."""
     text = config.get("text_cfg", {})
     options = text.get("tokenizer_kwargs", {}) if isinstance(text, dict) else None
-    if not isinstance(options, dict) or not isinstance(options.get("bpe_path", ""), str):
+    is_whole = isinstance(options, dict) and isinstance(options.get("bpe_path", ""), str)
+    if options is None or not is_whole or not isinstance(text.get("vocab_size", 0), int):
         raise UserError(
-            f"{what}: expected mappings in text_cfg and its tokenizer_kwargs, a path in bpe_path"
+            f"{what}: expected mappings in text_cfg and its tokenizer_kwargs, a path in bpe_path, "
+            "a number in vocab_size"
         )
     other = sorted(options.keys() - TOKENIZER_OPTIONS)
     if other:
@@ -98,10 +102,11 @@ def with_merges(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
     return config | {"text_cfg": text | {"tokenizer_kwargs": options}}
 
 
-def merges_digest(path: Path, what: str) -> str:
+def merges_digest(what: str, config: dict[str, Any], path: Path) -> str:
     """Return 16 hex digits of a hash of the decompressed merges.
 
-    Raises UserError, which begins with `what`, if it is not a gzip file of text, or too large.
+    Raises UserError, which begins with `what`, if the file is not a gzip file of text, if it is too
+    large, or if the config's vocabulary is smaller than that of the merges.
     """
     try:
         with gzip.open(path) as stream:
@@ -113,4 +118,9 @@ def merges_digest(path: Path, what: str) -> str:
         ) from error
     if len(data) > MAX_MERGES:
         raise UserError(f"{what}: bpe_path {path}: larger than {MAX_MERGES:,} bytes")
+    needed = BYTES_AND_ENDS + len(data.split(b"\n")[1:MAX_LINES])
+    if (size := config["text_cfg"].get("vocab_size", CLIPS_VOCABULARY)) < needed:
+        raise UserError(
+            f"{what}: text_cfg.vocab_size is {size}, but the merges in {path} make {needed} tokens"
+        )
     return hashlib.sha256(data).hexdigest()[:16]

@@ -54,10 +54,16 @@ class LocalModel:
             return self.architecture
         return know_config(self.architecture, with_merges(self.config, self.merges))
 
+    def merges_digest(self, what: str) -> str | None:
+        """Check the merges, if there are any, and return their digest. Raises UserError."""
+        if self.config is None or self.merges is None:
+            return None
+        return merges_digest(what, self.config, self.merges)
+
     def digest(self) -> str:
         """Return 16 hex digits that identify weights, config and merges, wherever they are."""
         config = self.config and with_merges(self.config, Path("merges") if self.merges else None)
-        merges = self.merges and merges_digest(self.merges, f"model {self.architecture}")
+        merges = self.merges_digest(f"model {self.architecture}")
         about = [fingerprint(self.weights), self.architecture, config, merges]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -165,8 +171,7 @@ def check_open_clip(name: str, unfinished: bool = False, writes_captions: bool =
     """
     local = local_model(name, unfinished)
     if local is not None:
-        if local.merges is not None:
-            merges_digest(local.merges, f"model {name}")
+        local.merges_digest(f"model {name}")
         if writes_captions and local.config is not None and "multimodal_cfg" not in local.config:
             raise UserError(
                 f"captioner {name}: cannot write captions; expected a CoCa model, whose config has "

@@ -113,10 +113,10 @@ def recorded_model(model: str) -> str:
 
 def _merges(path: Path, about: dict[str, Any]) -> Path | None:
     """Return the file of the run's BPE merges. Raises UserError if it is not the recorded one."""
-    digest = about.get("merges")
-    if digest is None:  # no merges, or a run that did not copy them
-        return merges_path(about["config"] or {}, Path())
+    digest, config = about.get("merges"), about["config"] or {}
+    if digest is None or not config:  # no merges, or a run that did not copy them
+        return merges_path(config, Path())
     file = path / MERGES
-    if merges_digest(file, f"run {path}") != digest:
+    if merges_digest(f"run {path}", config, file) != digest:
         raise damaged(path, MERGES, ValueError("other merges than the run was trained with"))
     return file

@@ -25,7 +25,9 @@ def merges_file(path: Path | None) -> Path | None:
 def merges_of(path: Path | None) -> str | None:
     """Return the digest of the BPE merges of a config file. Raises UserError if not readable."""
     file = merges_file(path)
-    return merges_digest(file, f"model {path}") if file is not None else None
+    if path is None or file is None:
+        return None
+    return merges_digest(f"model {path}", read_config(path), file)
 
 
 def trained_config(path: Path | None) -> dict[str, Any] | None:
