@@ -27,7 +27,6 @@ from capmix.models.open_clip import (
     identity,
     input_side,
     load_open_clip,
-    local_model,
     shorter_side,
 )
 from capmix.models.open_clip_tokens import open_clip_tokenizer
@@ -71,7 +70,7 @@ class OpenClipEncoder:
         self.pixels = transform_plan(transform) if is_fast else None
         self._load = PixelLoader(self.pixels, device) if self.pixels else None
         self._note = pixels_note(self.pixels, exact or preprocess == "open_clip")
-        self.embedded_with: dict[str, Any] = {}
+        self.weights: str | None = None
         self._encode: Callable[[Any], Any] = partial(model.encode_image, normalize=True)
         self.provenance = provenance(PACKAGES, device, self.batch_size) | self._note
 
@@ -107,8 +106,7 @@ class OpenClipEncoder:
 
     def run_in_openvino(self, tower: OpenVinoTower) -> None:
         """Embed with `tower`, the model's image tower without normalisation."""
-        self._encode = tower.unit
-        self.embedded_with |= tower.settings
+        self._encode, self.embedded_with = tower.unit, tower.settings
         packages = (*PACKAGES, "openvino")
         self.provenance = provenance(packages, self._device, self.batch_size) | self._note
 
@@ -155,8 +153,7 @@ class OpenClipScorer:
             "preprocess": settings.preprocess,
             "runtime": settings.runtime,
         }
-        if local_model(model, unfinished) is not None:
-            self.encoder.embedded_with = {"weights": self.settings["weights"]}
+        self.encoder.weights = self.settings["weights"]
         if settings.runtime == "openvino":
             self._use_openvino(self.settings["dtype"], tokenizer)
         self.provenance = self.encoder.provenance
