@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from hostile import Hostile
+from safetensors.torch import save_file
 from samples import image_bytes, write_pool
 from tiny_runs import NANO, NANO_COCA, random_coca, train_run, write_config
 
@@ -167,9 +168,50 @@ def test_the_identity_follows_config_and_merges(place: Path) -> None:
     assert len({before, quick, digest(f"other/nano.json/{file}")}) == 3
 
 
-def test_an_architecture_may_be_a_config_file(place: Path) -> None:
-    from safetensors.torch import save_file
+def test_the_identity_follows_every_byte_of_the_weights(place: Path) -> None:
+    found = set()
+    for data in (bytes(5_000_000), bytes(2_500_000) + b"x" + bytes(2_499_999)):
+        Path("w.safetensors").write_bytes(data)
+        local = local_model("configs/nano.json/w.safetensors")
+        assert local is not None
+        found.add(local.digest())
+    assert len(found) == 2
 
+
+def test_a_run_without_a_copy_of_its_merges_is_resumed_and_used(place: Path) -> None:
+    """As an older capmix wrote it, with the full path of the merges in the config."""
+    text = NANO["text_cfg"] | {"tokenizer_kwargs": {"bpe_path": f"{place}/configs/small.txt.gz"}}
+    config = write_config(place / "configs", "old", NANO | {"text_cfg": text})
+    train_run(place, config, place / "RUNS/old")
+    about = json.loads(Path("RUNS/old/run.json").read_text())
+    digest = about.pop("merges")
+    Path("RUNS/old/run.json").write_text(json.dumps(about))
+    Path("RUNS/old/bpe_merges.txt.gz").unlink()
+    assert load_open_clip("run:RUNS/old", "cpu", torch.float32)[2].vocab_size == 521
+    train_run(place, config, place / "RUNS/old")  # it is finished
+    unfinished(place / "RUNS/old")
+    train_run(place, config, place / "RUNS/old")
+    assert json.loads(Path("RUNS/old/run.json").read_text())["merges"] == digest
+    (place / "configs/small.txt.gz").unlink()
+    assert load_open_clip("run:RUNS/old", "cpu", torch.float32)[2].vocab_size == 521
+
+
+def test_other_merges_are_another_run(place: Path) -> None:
+    (place / "configs/small.txt.gz").write_bytes(gzip.compress(b"#\nc a\n"))
+    with pytest.raises(UserError, match="contains a run with different merges"):
+        train_run(place, place / "configs/nano.json", place / "RUNS/clip")
+
+
+def test_a_siglip_checkpoint_keeps_its_bias(place: Path) -> None:
+    file = "RUNS/siglip/checkpoints/epoch_latest.pt"
+    state = torch.load(file, weights_only=True)["state_dict"]
+    save_file(state, "w.safetensors")
+    for name in ("run:RUNS/siglip", f"configs/nano.json/{file}", "configs/nano.json/w.safetensors"):
+        model, _, _ = load_open_clip(name, "cpu", torch.float32)
+        assert torch.equal(model.logit_bias, state["logit_bias"])
+
+
+def test_an_architecture_may_be_a_config_file(place: Path) -> None:
     for name, run in (("nano", "clip"), ("coca_nano", "coca")):
         state = torch.load(f"RUNS/{run}/checkpoints/epoch_latest.pt", weights_only=True)
         save_file(state["state_dict"], f"configs/{run}.safetensors")

@@ -7,10 +7,13 @@ file, DIRECTORY an output directory of `capmix train`.
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from capmix.errors import UserError
 from capmix.models.architectures import (
@@ -29,6 +32,7 @@ from capmix.models.trained_run import RUN, open_run, recorded_model
 
 HUB = "hf-hub:"
 CONFIG, JSON = "open_clip_config.json", ".json"
+NUMPY = (".npz", ".npy")  # big_vision's checkpoints, which open_clip reads without pickles
 SCHEMES = ("local-dir:", HUB)
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the checkpoint's value
@@ -38,15 +42,13 @@ SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the 
 class LocalModel:
     """A checkpoint file with its architecture: a config, or a name of open_clip.
 
-    `merges` is the file of the model's own BPE merges. `logit_bias` is set for models trained with
-    SigLIP's loss, which have this parameter.
+    `merges` is the file of the model's own BPE merges.
     """
 
     architecture: str
     config: dict[str, Any] | None
     weights: str
     merges: Path | None
-    logit_bias: float | None = None
 
     def register(self) -> str:
         """Return the architecture's name in open_clip, where its config is registered."""
@@ -64,7 +66,9 @@ class LocalModel:
         """Return 16 hex digits that identify weights, config and merges, wherever they are."""
         config = self.config and with_merges(self.config, Path("merges") if self.merges else None)
         merges = self.merges_digest(f"model {self.architecture}")
-        about = [fingerprint(self.weights), self.architecture, config, merges]
+        with open(self.weights, "rb") as stream:
+            weights = hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+        about = [weights, self.architecture, config, merges]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -89,7 +93,6 @@ def load_open_clip(
         _check_names(name, architecture, tag)
     if uses_hub:
         _check_tag(name, architecture, tag, connection)
-    logit_bias = local.logit_bias if local is not None else None
     try:
         check_config(f"model {name}", open_clip.get_model_config(architecture) or {})
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -97,7 +100,7 @@ def load_open_clip(
             pretrained=tag or None,
             precision=PRECISIONS[str(dtype).removeprefix("torch.")],
             device=device,
-            **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
+            **({"init_logit_bias": SIGLIP_BIAS} if _has_logit_bias(tag) else {}),
         )
         tokenizer = open_clip.get_tokenizer(architecture)
     except UserError:
@@ -130,8 +133,7 @@ def local_model(name: str, unfinished: bool = False) -> LocalModel | None:
     """
     if name.startswith(RUN):
         run = open_run(name.removeprefix(RUN), unfinished)
-        bias = SIGLIP_BIAS if run.loss == "siglip" else None
-        return LocalModel(run.model, run.config, str(run.checkpoint), run.merges, bias)
+        return LocalModel(run.model, run.config, str(run.checkpoint), run.merges)
     start, is_config, file = name.partition(f"{JSON}/")
     if not is_config or name.startswith(SCHEMES):
         return None
@@ -182,6 +184,25 @@ def check_open_clip(name: str, unfinished: bool = False, writes_captions: bool =
     if hub_id is not None:
         check_hub(hub_id, f"model {name}", file=CONFIG)
     return hub_id is not None
+
+
+def _has_logit_bias(file: str) -> bool:
+    """Return whether a checkpoint file has the parameter that only SigLIP's loss trains.
+
+    Raises an exception if it contains other objects than tensors and plain values.
+    """
+    if file.endswith(".safetensors") and os.path.isfile(file):
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as tensors:
+            return any(name.endswith("logit_bias") for name in tensors.keys())  # noqa: SIM118
+    if not os.path.isfile(file) or file.endswith(NUMPY) or not zipfile.is_zipfile(file):
+        return False
+    import torch
+
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    return any(name.endswith("logit_bias") for name in state)
 
 
 def _check_tag(name: str, architecture: str, tag: str, connection: Connection | None) -> None:

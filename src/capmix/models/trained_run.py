@@ -22,7 +22,6 @@ class TrainedRun:
     path: Path
     model: str
     config: dict[str, Any] | None
-    loss: str
     is_finished: bool
     merges: Path | None
 
@@ -44,7 +43,6 @@ def open_run(directory: str, unfinished: bool = False) -> TrainedRun:
         path,
         about["model"],
         config,
-        str(about["settings"]["loss"]),
         bool(about.get("finished")),
         _merges(path, about),
     )
