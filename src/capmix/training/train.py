@@ -1,10 +1,11 @@
 """Train CLIP with open_clip's trainer, on exported shards or directly from the pool.
 
-open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Three of its
+open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Four of its
 functions are replaced (hooks.py): get_data (reads batches with stream.py or passes.py),
-train_one_epoch (adds a metrics writer) and setup_logging (logs only to the file). The replacements
-stay in place until the process ends; therefore Python and grids train in a separate process
-(launch.py). run.py describes the directory of a run.
+train_one_epoch (adds a metrics writer), create_model_and_transforms (initialises CoCa's decoder)
+and setup_logging (logs only to the file). The replacements stay in place until the process ends;
+therefore Python and grids train in a separate process (launch.py). run.py describes the directory
+of a run.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from typing import Any
 from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import require
+from capmix.training.coca import check_coca, check_coca_arguments, is_coca, trained_name
 from capmix.training.model import config_file, know_model, read_config
 from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
@@ -120,9 +122,9 @@ def check_settings(settings: TrainSettings) -> None:
             raise UserError(
                 f"--report-to {name}: expected tensorboard or wandb, and the package installed"
             )
-    config = config_file(settings)
-    if config is not None:
-        read_config(config)
+    path = config_file(settings)
+    config = None if path is None else read_config(path)
+    check_coca(settings, _with_model_name(settings).in_full.model, config)
 
 
 def check_machine(settings: TrainSettings, world_size: int) -> None:
@@ -132,8 +134,11 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
     is_on_cpu = on_cpu(settings, world_size)
     path = config_file(settings)
     named = _with_model_name(settings)
-    know_model(named.in_full.model, read_config(path) if path is not None else None)
-    _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
+    name, config = named.in_full.model, None if path is None else read_config(path)
+    know_model(name, config)
+    parsed = _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
+    if is_coca(name, config):
+        check_coca_arguments(name, parsed)
     scale = settings.in_full
     plan_epoch(
         scale.samples // scale.checkpoints,
@@ -159,7 +164,10 @@ def place() -> tuple[int, int]:
 def _with_model_name(settings: TrainSettings) -> TrainSettings:
     """Replace a config file in the settings with the name of its model."""
     path = config_file(settings)
-    return settings if path is None else settings.model_copy(update={"model": path.stem})
+    if path is None:
+        return settings
+    name = trained_name(path.stem, read_config(path))
+    return settings.model_copy(update={"model": name})
 
 
 def _check_source(settings: TrainSettings, source: PairSource, world_size: int) -> None:
@@ -205,11 +213,11 @@ def _arguments(
     )
 
 
-def _parsed(arguments: list[str]) -> None:
+def _parsed(arguments: list[str]) -> Any:
     from open_clip_train.params import parse_args
 
     try:
-        parse_args(arguments)
+        return parse_args(arguments)
     except SystemExit as error:
         raise UserError(
             "train: open_clip rejected these arguments; see its message above"
