@@ -8,6 +8,7 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.storage.json_text import parse_json
 from capmix.training.scales import TINY, TrainSettings
+from capmix.training.vocabulary import with_merges_path
 
 
 def config_file(settings: TrainSettings) -> Path | None:
@@ -28,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"model {path}: expected an open_clip config with embed_dim, vision_cfg and text_cfg"
         )
-    return value
+    return with_merges_path(path, value)
 
 
 def know_model(name: str, config: dict[str, Any] | None) -> None:

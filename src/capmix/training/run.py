@@ -33,6 +33,7 @@ ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
 POSITION = "position-{}.json"
 CHECKPOINT = "checkpoints/epoch_latest.pt"
+DIGESTS = {"tokenizer", "weights"}
 BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
 
@@ -191,8 +192,11 @@ def _is_pair(value: Any) -> bool:
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
     """Compare an entry of two run.json files, ignoring what newer versions of capmix add.
 
-    These are settings at their default, and fields of the scale, which follow from the settings.
+    These are settings at their default, fields of the scale, which follow from the settings, and
+    digests of files.
     """
+    if key in DIGESTS and key not in known:
+        return True
     before, now = known.get(key), about[key]
     if key == "scale" and isinstance(before, dict):
         now = {name: value for name, value in now.items() if name in before}

@@ -28,6 +28,8 @@ from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
+from capmix.training.vocabulary import check_vocabulary, merges_digest
+from capmix.training.weights import check_pretrained, weights_digest
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # Settings of the computer, not of the run: they may change when the run resumes.
@@ -69,10 +71,15 @@ def train(
 
 
 def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
-    """Return the identity of a run. `config` is set only if the model is a config file."""
+    """Return the identity of a run.
+
+    `config` is set only if the model is a config file. `tokenizer` and `weights` are digests of the
+    files that the config and `--pretrained` name; without such files the keys are missing.
+    """
     path = config_file(settings)
     config = read_config(path) if path is not None else None
     named = _with_model_name(settings)
+    files = {"tokenizer": merges_digest(config), "weights": weights_digest(settings)}
     identity = json.dumps(source.identity, sort_keys=True)
     return {
         "model": named.in_full.model,
@@ -80,7 +87,7 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
         "settings": named.model_dump(mode="json", exclude=FREE),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "config": config,
-    }
+    } | {name: digest for name, digest in files.items() if digest is not None}
 
 
 def read_run(directory: str) -> dict[str, Any]:
@@ -137,6 +144,9 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
     name, config = named.in_full.model, None if path is None else read_config(path)
     know_model(name, config)
     parsed = _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
+    check_pretrained(named)
+    if config is not None:
+        check_vocabulary(name, config)
     if is_coca(name, config):
         check_coca_arguments(name, parsed)
     scale = settings.in_full
