@@ -109,7 +109,9 @@ def test_the_decoders_output_layer_is_initialised(tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         theirs = open_clip.create_model_and_transforms("coca-initial")[0]
-        made = _create_model(open_clip.create_model_and_transforms)("coca-initial")[0]
+        made = _create_model(open_clip.create_model_and_transforms, TrainSettings())(
+            "coca-initial"
+        )[0]
     finally:
         torch.use_deterministic_algorithms(False)
     unset = [name for name, value in theirs.named_parameters() if value.isnan().any()]

@@ -32,6 +32,7 @@ from capmix.training.stream import (
     TrainingBatches,
     plan_epoch,
 )
+from capmix.training.threads import use_threads
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFold
     main.get_data = _get_data(get_data, settings, source, tally, trainer, run)
     main.train_one_epoch = _train_one_epoch(train_one_epoch, run, tally, trainer)
     main.setup_logging = _log_to_file
-    main.create_model_and_transforms = _create_model(create_model_and_transforms)
+    main.create_model_and_transforms = _create_model(create_model_and_transforms, settings)
 
 
 class Waited:
@@ -115,7 +116,7 @@ class Waited:
             yield self._batch_of(batch)
 
 
-def _create_model(theirs: Any) -> Any:
+def _create_model(theirs: Any, settings: TrainSettings) -> Any:
     def create_model_and_transforms(name: str, pretrained: str | None = None, **more: Any) -> Any:
         try:
             made = theirs(name, pretrained, **more)
@@ -128,6 +129,8 @@ def _create_model(theirs: Any) -> Any:
             ) from error
         if not pretrained:
             initialise_decoder(made[0])
+        if str(more.get("device")) == "cpu" or settings.threads:
+            use_threads(made[0], settings.device_batch(1), settings.threads)
         return made
 
     return create_model_and_transforms

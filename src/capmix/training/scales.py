@@ -120,6 +120,13 @@ class TrainSettings(Settings):
     workers: int | None = option(
         None, "Data workers per device (default: 4; tiny: 1).", group=HARDWARE, ge=0
     )
+    threads: int | None = option(
+        None,
+        "CPU threads of torch (default: OMP_NUM_THREADS; on a CPU without it, 1 per 50 billion "
+        "operations of a step, up to one per core).",
+        group=HARDWARE,
+        ge=1,
+    )
     log_every: int | None = option(
         None,
         "Steps between log lines (default: 100; tiny: 10).",

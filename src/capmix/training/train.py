@@ -33,7 +33,7 @@ from capmix.training.weights import check_pretrained, weights_digest
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # Settings of the computer, not of the run: they may change when the run resumes.
-FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
+FREE = {"device", "workers", "threads", "log_every", "report_to", "accumulate"}
 # open_clip arguments that change the architecture, so the model name would be wrong.
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
