@@ -236,7 +236,8 @@ def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: T
         if args.rank == 0 and not progress:
             loader = data["train"].dataloader
             steps = OptimizerSteps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
-            made = Progress(run.metrics, steps, loader, tally, tb_writer, trainer.names)
+            names = trainer.names
+            made = Progress(run.metrics, steps, loader, tally, tb_writer, names, run.title)
             progress.append(made)
             made.resume_at(epoch)
         theirs(*given, tb_writer=progress[0] if progress else None)

@@ -69,6 +69,7 @@ class Progress:
     tally: SampleTally
     writer: Any = None
     names: Mapping[str, str] = field(default_factory=dict)
+    title: str = "train"
     _started: float = field(default_factory=time.monotonic)
     _first_step: int | None = None
     _last: tuple[float, float] = (0.0, 0.0)
@@ -121,7 +122,7 @@ class Progress:
         left = (now - self._started) / since * (self.steps.total - done) if since else None
         log.info(
             "%s",
-            f"train: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}{shown}, "
+            f"{self.title}: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}{shown}, "
             f"{line['samples_per_second']:,.0f} samples/s"
             f"{'' if left is None else f', {timedelta(seconds=round(left))} left'}, "
             f"{line['failed']:,} failed",

@@ -39,9 +39,10 @@ BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run in a local directory, which may not exist yet."""
+    """A run in a local directory, which may not exist yet. Its log lines begin with `title`."""
 
     path: Path
+    title: str = "train"
 
     @property
     def checkpoint(self) -> Path:

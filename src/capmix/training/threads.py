@@ -18,6 +18,14 @@ PASSES = 3  # forward, and backward with twice the operations
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def share_cores(processes: int) -> None:
+    """Limit torch's threads to the share of one of so many processes, unless ENVIRONMENT is set."""
+    import torch
+
+    if processes > 1 and not _set_by_user():
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+
+
 def use_threads(model: Any, batch: int, given: int | None) -> None:
     """Set the number of torch's threads in this process, which trains `model` on the CPU.
 
@@ -26,13 +34,17 @@ def use_threads(model: Any, batch: int, given: int | None) -> None:
     """
     import torch
 
-    if given is None and any(os.environ.get(name) for name in ENVIRONMENT):
+    if given is None and _set_by_user():
         return
     there = torch.get_num_threads()
     count = given or threads_for(sample_operations(model) * batch * PASSES, there)
     if count != there:
         torch.set_num_threads(count)
         log.info("%s", f"train: {count} of {there} CPU threads (--threads)")
+
+
+def _set_by_user() -> bool:
+    return any(os.environ.get(name) for name in ENVIRONMENT)
 
 
 def threads_for(operations: float, there: int) -> int:

@@ -45,14 +45,16 @@ def train(
     source: PairSource,
     directory: str,
     max_failures: float = MAX_FAILURES,
+    title: str = "train",
 ) -> str:
     """Train, or resume after the last checkpoint; return the checkpoint's path.
 
-    Under torchrun or srun, every process calls this function. Raises UserError if `directory` has
-    another run or other files, if the settings do not work with the data or with open_clip, or if
-    more than the fraction `max_failures` of the samples failed.
+    Under torchrun or srun, every process calls this function. Log lines of steps begin with
+    `title`. Raises UserError if `directory` has another run or other files, if the settings do not
+    work with the data or with open_clip, or if more than the fraction `max_failures` of the samples
+    failed.
     """
-    run = RunFolder(Path(directory).resolve())
+    run = RunFolder(Path(directory).resolve(), title)
     rank, world_size = place()
     check_settings(settings)
     about = about_run(settings, source)
