@@ -100,8 +100,8 @@ class TrainSection(TrainSettings):
     """
 
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
-    devices: int = Field(1, ge=1)
-    parallel: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, description="GPUs of this computer per run.")
+    parallel: int = Field(1, ge=1, description="Runs that train at the same time.")
 
     @model_validator(mode="before")
     @classmethod
