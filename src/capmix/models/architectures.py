@@ -1,31 +1,26 @@
-"""Architectures of open_clip that a .json config file describes, and their own BPE merges.
+"""Architectures of open_clip that a .json config file describes.
 
-Configs and merges are untrusted: only the tokenizer options of TOKENIZER_OPTIONS are accepted, and
-the size of merges is bounded.
+Configs are untrusted: only the tokenizer options of TOKENIZER_OPTIONS are accepted.
 """
 
-import gzip
 import hashlib
 import json
 import re
 import tempfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.models.vocabulary import with_merges_path
 from capmix.storage.json_text import parse_json
 
-# As in open_clip: the first line is skipped, and each byte has a token at the end of a word, too.
-CLIPS_VOCABULARY, MAX_LINES, BYTES_AND_ENDS = 49408, 49152 - 256 - 2 + 1, 2 * 256 + 2
-MAX_MERGES = 2**24  # bytes of the decompressed text; open_clip's own merges have 1.4 MB
 # Options of open_clip's tokenizers. Others would be passed to transformers (trust_remote_code).
 TOKENIZER_OPTIONS = {"bpe_path", "additional_special_tokens", "context_length", "clean",
                      "reduction_mask", "strip_sep_token", "language"}  # fmt: skip
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read an open_clip config file. Raises UserError if it is not one."""
+    """Read an open_clip config file, with an absolute bpe_path. Raises UserError if it is none."""
     try:
         value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -35,7 +30,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"model {path}: expected an open_clip config with embed_dim, vision_cfg and text_cfg"
         )
     check_config(f"model {path}", value)
-    return value
+    return with_merges_path(path, value)
 
 
 def check_config(what: str, config: dict[str, Any]) -> None:
@@ -84,43 +79,8 @@ def know_config(stem: str, config: dict[str, Any]) -> str:
     return name
 
 
-def merges_path(config: dict[str, Any], folder: Path) -> Path | None:
-    """Return the file of the model's own BPE merges (bpe_path); None if it has none.
-
-    A relative path is relative to `folder`, the directory of the config file.
-    """
-    path = config.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
-    return folder / path if path else None
-
-
-def with_merges(config: dict[str, Any], path: Path | None) -> dict[str, Any]:
-    """Return the config with the merges in the file `path`; unchanged without one."""
-    if path is None:
-        return config
+def with_merges(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the config with another bpe_path."""
     text = config["text_cfg"]
-    options = text.get("tokenizer_kwargs", {}) | {"bpe_path": str(path.resolve())}
+    options = text.get("tokenizer_kwargs", {}) | {"bpe_path": path}
     return config | {"text_cfg": text | {"tokenizer_kwargs": options}}
-
-
-def merges_digest(what: str, config: dict[str, Any], path: Path) -> str:
-    """Return 16 hex digits of a hash of the decompressed merges.
-
-    Raises UserError, which begins with `what`, if the file is not a gzip file of text, if it is too
-    large, or if the config's vocabulary is smaller than that of the merges.
-    """
-    try:
-        with gzip.open(path) as stream:
-            data = stream.read(MAX_MERGES + 1)
-        data.decode("utf-8")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(
-            f"{what}: bpe_path {path}: expected a gzip file of BPE merges ({error})"
-        ) from error
-    if len(data) > MAX_MERGES:
-        raise UserError(f"{what}: bpe_path {path}: larger than {MAX_MERGES:,} bytes")
-    needed = BYTES_AND_ENDS + len(data.split(b"\n")[1:MAX_LINES])
-    if (size := config["text_cfg"].get("vocab_size", CLIPS_VOCABULARY)) < needed:
-        raise UserError(
-            f"{what}: text_cfg.vocab_size is {size}, but the merges in {path} make {needed} tokens"
-        )
-    return hashlib.sha256(data).hexdigest()[:16]

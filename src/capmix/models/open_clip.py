@@ -19,8 +19,6 @@ from capmix.errors import UserError
 from capmix.models.architectures import (
     check_config,
     know_config,
-    merges_digest,
-    merges_path,
     read_config,
     with_merges,
 )
@@ -29,6 +27,7 @@ from capmix.models.hub import Connection, check_hub, connect_to_hub
 from capmix.models.known import hub_id_of
 from capmix.models.registry import require
 from capmix.models.trained_run import RUN, open_run, recorded_model
+from capmix.models.vocabulary import check_vocabulary, merges_digest
 
 HUB = "hf-hub:"
 CONFIG, JSON = "open_clip_config.json", ".json"
@@ -40,36 +39,27 @@ SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A checkpoint file with its architecture: a config, or a name of open_clip.
-
-    `merges` is the file of the model's own BPE merges.
-    """
+    """A checkpoint file with its architecture: a config, or a name of open_clip."""
 
     architecture: str
     config: dict[str, Any] | None
     weights: str
-    merges: Path | None
 
     def register(self) -> str:
         """Return the architecture's name in open_clip, where its config is registered."""
         if self.config is None:
             return self.architecture
-        return know_config(self.architecture, with_merges(self.config, self.merges))
-
-    def merges_digest(self, what: str) -> str | None:
-        """Check the merges, if there are any, and return their digest. Raises UserError."""
-        if self.config is None or self.merges is None:
-            return None
-        return merges_digest(what, self.config, self.merges)
+        return know_config(self.architecture, self.config)
 
     def digest(self) -> str:
         """Return 16 hex digits that identify weights, config and merges, wherever they are."""
-        config = self.config and with_merges(self.config, Path("merges") if self.merges else None)
-        merges = self.merges_digest(f"model {self.architecture}")
         with open(self.weights, "rb") as stream:
             weights = hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
-        about = [weights, self.architecture, config, merges]
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        config, merges = self.config, merges_digest(self.config)
+        if config is not None and merges is not None:
+            config = with_merges(config, merges)
+        about = json.dumps([weights, self.architecture, config], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def load_open_clip(
@@ -133,7 +123,7 @@ def local_model(name: str, unfinished: bool = False) -> LocalModel | None:
     """
     if name.startswith(RUN):
         run = open_run(name.removeprefix(RUN), unfinished)
-        return LocalModel(run.model, run.config, str(run.checkpoint), run.merges)
+        return LocalModel(run.model, run.config, str(run.checkpoint))
     start, is_config, file = name.partition(f"{JSON}/")
     if not is_config or name.startswith(SCHEMES):
         return None
@@ -141,7 +131,7 @@ def local_model(name: str, unfinished: bool = False) -> LocalModel | None:
     config = read_config(path)
     if not os.path.isfile(file):
         raise UserError(f"model {name}: {file!r} is not a file; expected {path}/CHECKPOINT")
-    return LocalModel(path.stem, config, file, merges_path(config, path.parent))
+    return LocalModel(path.stem, config, file)
 
 
 def identity(name: str) -> dict[str, Any]:
@@ -173,7 +163,8 @@ def check_open_clip(name: str, unfinished: bool = False, writes_captions: bool =
     """
     local = local_model(name, unfinished)
     if local is not None:
-        local.merges_digest(f"model {name}")
+        if local.config is not None:
+            check_vocabulary(name, local.config)
         if writes_captions and local.config is not None and "multimodal_cfg" not in local.config:
             raise UserError(
                 f"captioner {name}: cannot write captions; expected a CoCa model, whose config has "

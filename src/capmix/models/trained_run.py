@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.models.architectures import check_config, merges_digest, merges_path
+from capmix.models.architectures import check_config, with_merges
+from capmix.models.vocabulary import merges_digest
 from capmix.storage.json_text import parse_object
 
 RUN, OPEN_CLIP = "run:", "open_clip:"
@@ -17,13 +18,15 @@ MERGES = "bpe_merges.txt.gz"  # the model's own BPE merges, if it has some
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with a checkpoint. `config` is None for an architecture of open_clip."""
+    """A run with a checkpoint. `config` is None for an architecture of open_clip.
+
+    A bpe_path in `config` is the run's own copy of the merges, if it has one.
+    """
 
     path: Path
     model: str
     config: dict[str, Any] | None
     is_finished: bool
-    merges: Path | None
 
     @property
     def checkpoint(self) -> Path:
@@ -38,13 +41,12 @@ def open_run(directory: str, unfinished: bool = False) -> TrainedRun:
     if not directory:
         raise UserError("model run: expected a directory of `capmix train`, for example run:RUNS/a")
     about = read_run(directory)
-    path, config = Path(directory).resolve(), about["config"]
+    path = Path(directory).resolve()
     run = TrainedRun(
         path,
         about["model"],
-        config,
+        _with_own_merges(path, about),
         bool(about.get("finished")),
-        _merges(path, about),
     )
     if not run.checkpoint.is_file():
         raise UserError(f"{directory}: no checkpoint yet; `capmix train` writes {run.checkpoint}")
@@ -66,7 +68,7 @@ def read_run(directory: str) -> dict[str, Any]:
         raise UserError(f"{directory}: no run.json; expected an output directory of `capmix train`")
     settings, config = about.get("settings"), about.get("config", "")
     is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
-    is_whole &= isinstance(about.get("merges"), str | None)
+    is_whole &= isinstance(about.get("tokenizer"), str | None)
     if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
         raise UserError(
             f"{directory}: run.json is damaged (expected model, config and settings). Restore "
@@ -109,12 +111,14 @@ def recorded_model(model: str) -> str:
     return model if directory is None else f"{RUN}{os.path.basename(os.path.abspath(directory))}"
 
 
-def _merges(path: Path, about: dict[str, Any]) -> Path | None:
-    """Return the file of the run's BPE merges. Raises UserError if it is not the recorded one."""
-    digest, config = about.get("merges"), about["config"] or {}
-    if digest is None or not config:  # no merges, or a run that did not copy them
-        return merges_path(config, Path())
-    file = path / MERGES
-    if merges_digest(f"run {path}", config, file) != digest:
+def _with_own_merges(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the config with the run's copy of its merges. Raises UserError if they are others."""
+    config, digest = about["config"], about.get("tokenizer")
+    if config is None or digest is None:  # no merges, or a run of an older capmix
+        found: dict[str, Any] | None = config
+        return found
+    if (path / MERGES).is_file():
+        config = with_merges(config, str(path / MERGES))
+    if merges_digest(config) != digest:
         raise damaged(path, MERGES, ValueError("other merges than the run was trained with"))
-    return file
+    return dict(config)

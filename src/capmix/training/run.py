@@ -21,6 +21,7 @@ from typing import Any
 
 from capmix.errors import UserError
 from capmix.models.trained_run import ABOUT, CHECKPOINT, MERGES, damaged, read_about
+from capmix.models.vocabulary import merges_path
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
 from capmix.storage.json_text import parse_object
@@ -35,14 +36,16 @@ COUNTS, LOCK = "counts.json", "run.lock"
 MERGES_PART = "bpe_merges.tmp"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
 POSITION = "position-{}.json"
+DIGESTS = {"tokenizer", "weights"}
 BEFORE_STARTING = {ABOUT, "run.tmp", LOCK, MERGES, MERGES_PART}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run in a local directory, which may not exist yet."""
+    """A run in a local directory, which may not exist yet. Its log lines begin with `title`."""
 
     path: Path
+    title: str = "train"
 
     @property
     def checkpoint(self) -> Path:
@@ -111,8 +114,9 @@ class RunFolder:
                 raise UserError(f"--out {self.path}: another process is training there") from error
             yield
 
-    def keep_merges(self, file: Path | None) -> None:
-        """Copy the model's BPE merges into the directory, so that it can be used by itself."""
+    def keep_merges(self, config: dict[str, Any] | None) -> None:
+        """Copy the BPE merges of a config into the directory, so that it can be used by itself."""
+        file = merges_path(config) if config is not None else None
         if file is not None:
             temporary = self.path / MERGES_PART
             shutil.copyfile(file, temporary)
@@ -188,12 +192,12 @@ def _is_pair(value: Any) -> bool:
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
     """Compare an entry of two run.json files, ignoring what newer versions of capmix add.
 
-    These are settings at their default, the digest of BPE merges, and fields of the scale, which
-    follow from the settings.
+    These are settings at their default, fields of the scale, which follow from the settings, and
+    digests of files.
     """
-    before, now = known.get(key), about[key]
-    if key == "merges" and key not in known:
+    if key in DIGESTS and key not in known:
         return True
+    before, now = known.get(key), about[key]
     if key == "scale" and isinstance(before, dict):
         now = {name: value for name, value in now.items() if name in before}
     defaults = defaults_of(TrainSettings) if key == "settings" else {}
