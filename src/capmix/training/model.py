@@ -29,6 +29,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"model {path}: expected an open_clip config with embed_dim, vision_cfg and text_cfg"
         )
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(value[part], dict):
+            raise UserError(f"model {path}: expected a mapping as {part}")
     return with_merges_path(path, value)
 
 
