@@ -291,6 +291,10 @@ def test_a_config_allows_no_code_and_writes_nothing(place: Path) -> None:
     config = write_config(place / "configs", "code", NANO | {"text_cfg": text})
     with pytest.raises(UserError, match="'trust_remote_code' is not supported"):
         read_config(config)
+    for config in ({}, {"embed_dim": 1, "vision_cfg": {}, "text_cfg": []}):
+        (place / "RUNS/clip/run.json").write_text(json.dumps(about | {"config": config}))
+        with pytest.raises(UserError, match=r"run\.json"):
+            local_model("run:RUNS/clip")
     hostile = about | {"config": NANO | {"text_cfg": text}}
     (place / "RUNS/clip/run.json").write_text(json.dumps(hostile))
     with pytest.raises(UserError, match="'trust_remote_code' is not supported"):

@@ -12,7 +12,7 @@ from samples import write_pool
 from capmix.errors import UserError
 from capmix.evaluation.results import evaluate
 from capmix.training import progress
-from capmix.training.coca import is_coca
+from capmix.training.coca import check_coca, is_coca
 from capmix.training.hooks import _create_model
 from capmix.training.model import know_model
 from capmix.training.pairs import ExportedShards
@@ -140,8 +140,14 @@ def test_accumulated_steps_of_a_coca_equal_whole_ones(
 def test_every_coca_of_open_clip_is_known_by_its_name() -> None:
     import open_clip
 
+    found = []
     for name in open_clip.list_models():
-        assert is_coca(name, None) == is_coca(name, open_clip.get_model_config(name))
+        config = open_clip.get_model_config(name)
+        assert is_coca(name, None) == is_coca(name, config)
+        if is_coca(name, config) and not name.startswith("coca-"):  # those of other tests
+            check_coca(TrainSettings(), name, config)
+            found.append(name)
+    assert len(found) >= 4
 
 
 @pytest.mark.parametrize(
@@ -158,6 +164,10 @@ def test_every_coca_of_open_clip_is_known_by_its_name() -> None:
         ("x", COCA, {"caption_loss_weight": 0.0, "contrastive_loss_weight": 0.0}, "both losses"),
         ("x", COCA, {"caption_loss_weight": 1.0, "open_clip": ["--coca-caption-loss-weight=1"]},
          "conflicts with --caption-loss-weight"),
+        ("x", COCA | {"multimodal_cfg": COCA["multimodal_cfg"] | {"width": 32}}, {},
+         "multimodal_cfg.width is 32, but text_cfg.width is 16"),
+        ("x", COCA | {"multimodal_cfg": {"width": 16}}, {}, "multimodal_cfg.context_length is 77"),
+        ("x", COCA | {"vision_cfg": []}, {}, "expected a mapping as vision_cfg"),
         ("x", COCA | {"text_cfg": CLIP["text_cfg"]}, {}, "needs text_cfg.output_tokens: true"),
     ],
 )  # fmt: skip

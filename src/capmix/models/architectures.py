@@ -14,6 +14,7 @@ from capmix.errors import UserError
 from capmix.models.vocabulary import with_merges_path
 from capmix.storage.json_text import parse_json
 
+PARTS = {"embed_dim", "vision_cfg", "text_cfg"}
 # Options of open_clip's tokenizers. Others would be passed to transformers (trust_remote_code).
 TOKENIZER_OPTIONS = {"bpe_path", "additional_special_tokens", "context_length", "clean",
                      "reduction_mask", "strip_sep_token", "language"}  # fmt: skip
@@ -25,10 +26,13 @@ def read_config(path: Path) -> dict[str, Any]:
         value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"model {path}: not a readable JSON file ({error})") from error
-    if not isinstance(value, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= value.keys():
+    if not isinstance(value, dict) or not value.keys() >= PARTS:
         raise UserError(
             f"model {path}: expected an open_clip config with embed_dim, vision_cfg and text_cfg"
         )
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(value[part], dict):
+            raise UserError(f"model {path}: expected a mapping as {part}")
     check_config(f"model {path}", value)
     return with_merges_path(path, value)
 

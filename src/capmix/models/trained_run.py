@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.models.architectures import check_config, with_merges
+from capmix.models.architectures import PARTS, check_config, with_merges
 from capmix.models.vocabulary import merges_digest
 from capmix.storage.json_text import parse_object
 
@@ -69,6 +69,7 @@ def read_run(directory: str) -> dict[str, Any]:
     settings, config = about.get("settings"), about.get("config", "")
     is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
     is_whole &= isinstance(about.get("tokenizer"), str | None)
+    is_whole &= not isinstance(config, dict) or config.keys() >= PARTS
     if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
         raise UserError(
             f"{directory}: run.json is damaged (expected model, config and settings). Restore "

@@ -36,8 +36,7 @@ def with_merges_path(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def merges_path(config: dict[str, Any]) -> Path | None:
     """Return the path of a config's merges file, if it names one."""
-    text = config["text_cfg"]
-    options = text.get("tokenizer_kwargs") if isinstance(text, dict) else None
+    options = config["text_cfg"].get("tokenizer_kwargs")
     given = options.get("bpe_path") if isinstance(options, dict) else None
     return Path(given) if isinstance(given, str) else None
 
@@ -56,7 +55,7 @@ def check_vocabulary(name: str, config: dict[str, Any]) -> None:
     Tokenizers of the Hub (hf_tokenizer_name) are not checked.
     """
     text = config["text_cfg"]
-    if not isinstance(text, dict) or text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
         return
     path = merges_path(config)
     ids = KNOWN_SIZE if path is None else _ids(path)

@@ -10,6 +10,7 @@ from capmix.errors import UserError
 from capmix.training.scales import LOSS_WEIGHTS, TrainSettings
 
 MARK = "coca"
+DECODER = (("width", 512), ("context_length", 77))  # equal to the text tower's; with defaults
 # Arguments of the trainer that open_clip does not support for CoCa models.
 UNSUPPORTED = {
     "distill_model": "--distill-model",
@@ -56,11 +57,26 @@ def check_coca(settings: TrainSettings, name: str, config: dict[str, Any] | None
         raise UserError(f"{' and '.join(given)}: both losses have weight 0; nothing is trained")
     if settings.loss == "siglip":
         raise UserError(f"--loss siglip: {name} is a CoCa model, whose contrastive loss is CLIP's")
-    for part in ("vision_cfg", "text_cfg") if config else ():
-        if config and not config[part].get("output_tokens"):
+    if config is not None:
+        _check_config(name, config)
+
+
+def _check_config(name: str, config: dict[str, Any]) -> None:
+    for part in ("vision_cfg", "text_cfg"):
+        if not config[part].get("output_tokens"):
             raise UserError(
                 f"model {name}: a CoCa needs {part}.output_tokens: true, because its decoder reads "
                 "the tokens of both towers"
+            )
+    text, decoder = config["text_cfg"], config["multimodal_cfg"]
+    if not isinstance(decoder, dict):
+        raise UserError(f"model {name}: expected a mapping as multimodal_cfg")
+    for key, default in () if "hf_model_name" in text else DECODER:
+        ours, theirs = decoder.get(key, default), text.get(key, default)
+        if ours != theirs:
+            raise UserError(
+                f"model {name}: multimodal_cfg.{key} is {ours!r}, but text_cfg.{key} is {theirs!r};"
+                " the decoder reads the tokens of the text tower, so they must be equal"
             )
 
 
