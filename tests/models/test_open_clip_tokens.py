@@ -1,11 +1,13 @@
 """Ids and `truncated` equal those of open_clip's own tokenizers, with every option."""
 
 import copy
+import gzip
 import html
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import ftfy
@@ -127,6 +129,26 @@ def test_merges_that_another_order_would_change_are_open_clips(fault: str) -> No
     tokenizer.cache = {token: token for token in SPECIAL[:2]}
     assert isinstance(open_clip_tokenizer(tokenizer), OwnTokenizer)
     assert_equals_plain(tokenizer, ["the thing", "bathe those three", *TEXTS[:50]])
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_own_merges_have_open_clips_ids(end: str, tmp_path: Path) -> None:
+    """A last line that ends in a newline is an empty merge with an id of its own in open_clip."""
+    first = ["#version: 0.2", *(" ".join(pair) for pair in list(PLAIN.bpe_ranks)[:850])]
+    path = tmp_path / "merges.txt.gz"
+    path.write_bytes(gzip.compress(("\n".join(first) + end).encode()))
+    tokenizer = SimpleTokenizer(bpe_path=str(path), context_length=24)
+    assert tokenizer.vocab_size < 2000
+    assert isinstance(open_clip_tokenizer(tokenizer), BpeTokenizer)
+    assert_equals_plain(tokenizer, TEXTS)
+
+
+def test_merges_that_are_no_pairs_are_open_clips(tmp_path: Path) -> None:
+    path = tmp_path / "merges.txt.gz"
+    path.write_bytes(gzip.compress(b"#\nt h\nth e</w> x\nc a"))
+    tokenizer = SimpleTokenizer(bpe_path=str(path), context_length=24)
+    assert isinstance(open_clip_tokenizer(tokenizer), OwnTokenizer)
+    assert_equals_plain(tokenizer, TEXTS[:50])
 
 
 @pytest.fixture(scope="module")

@@ -71,13 +71,18 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("transformers:Salesforce/blip2-opt-2.7b", TransformersCaptioner),
         ("/models/blip", TransformersCaptioner),
         ("./a:b", TransformersCaptioner),
+        ("run:RUNS/a", CocaCaptioner),
+        ("run:a", CocaCaptioner),
+        ("run", TransformersCaptioner),
     ],
 )
 def test_captioners_by_name(model: str, found: type) -> None:
     assert find_backend(CAPTIONERS, model) is found
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32/openai", "local-dir:/x", "hf-hub:a/b"])
+@pytest.mark.parametrize(
+    "model", ["ViT-B-32/openai", "local-dir:/x", "hf-hub:a/b", "run:a", "a.json/b.pt"]
+)
 def test_scorers_by_name(model: str) -> None:
     assert find_backend(SCORERS, model) is OpenClipScorer
 

@@ -1,11 +1,15 @@
 import json
+import signal
 import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from samples import write_pool
 
@@ -14,6 +18,7 @@ from capmix.errors import UserError
 from capmix.pipeline.config import load_pipeline
 from capmix.pipeline.grid import Cell, summarised, write_tables
 from capmix.pipeline.run import run_pipeline
+from capmix.training.launch import SideBySide
 
 MODEL = {
     "embed_dim": 16,
@@ -85,6 +90,37 @@ def test_every_recipe_and_seed_is_run_once_and_summarised(
 
 
 @pytest.mark.slow
+def test_runs_side_by_side_end_with_the_weights_of_runs_in_turn(
+    experiment: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content |= {"pool": content["pool"]["first"], "mix": {"recipes": ["raw"]}, "evaluate": None}
+    content["train"]["threads"] = 1
+    found = []
+    for parallel in (1, 2):
+        work = tmp_path / f"work-{parallel}"
+        content["work"] = str(work)
+        content["train"]["parallel"] = parallel
+        experiment.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+        run_pipeline(load_pipeline(str(experiment)))
+        files = [work / f"runs/raw-seed{seed}/checkpoints/epoch_latest.pt" for seed in (0, 1)]
+        found.append([torch.load(file, weights_only=True)["state_dict"] for file in files])
+    for turn, beside in zip(*found, strict=True):
+        assert all(torch.equal(beside[name], value) for name, value in turn.items())
+
+
+def test_an_interrupt_ends_the_runs_that_train_side_by_side() -> None:
+    beside = SideBySide(2)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(beside.run, ["sleep", "60"])
+        while not beside._running:
+            time.sleep(0.01)
+        beside.stop()
+        assert waiting.result(10) == -signal.SIGTERM
+    assert beside.run(["sleep", "60"]) == 130
+
+
+@pytest.mark.slow
 def test_force_trains_runs_of_other_settings_anew(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +147,7 @@ def test_force_trains_runs_of_other_settings_anew(
         ({"texts": {"blp2": 1}}, "no captions of source 'blp2'"),
         ({"exact": True, "samples": 15, "accumulate": 2}, "divisible by"),
         ({"devices": 2}, "multiple devices must be GPUs"),
+        ({"devices": 2, "parallel": 2}, "parallel: needs `devices: 1`"),
     ],
 )
 def test_what_would_stop_the_first_run_is_told_before_anything_is_made(

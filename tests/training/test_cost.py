@@ -86,3 +86,15 @@ def test_a_model_of_a_file_is_known_by_its_shape(tmp_path: Path) -> None:
     assert found is not None
     towers = (Tower(1, 16, 17), Tower(1, 16, 8))
     assert found.operations == 128 * 3 * sum(tower.operations for tower in towers)
+
+
+def test_a_coca_has_a_decoder_and_scores_of_tokens() -> None:
+    """torch counts 32.3 billion operations of a forward pass of coca_ViT-B-32."""
+    settings = TrainSettings(scale="small", model="coca_ViT-B-32", batch_size=256, samples=2560)
+    found = run_cost(settings, 1, is_cpu=False)
+    assert found is not None
+    assert found.operations / (2560 * 4) / 1e9 == pytest.approx(32.3, rel=0.1)
+    more = run_cost(settings.model_copy(update={"batch_size": 512}), 1, is_cpu=False)
+    assert more is not None
+    scores = 256 * 76 * 49_408 * 2  # bytes in half precision
+    assert more.training - found.training > 3 * scores

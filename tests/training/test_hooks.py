@@ -74,9 +74,27 @@ def test_an_epoch_of_either_form_writes_the_same_line(theirs: Any, tmp_path: Pat
     else:
         ours(SimpleNamespace(epoch=0), data, args, tb_writer=None)
     (line,) = run.metrics.read_text().splitlines()
-    assert '"loss": 2.5' in line
+    assert '"loss": 2.5, "learning_rate"' in line
     assert '"logit_scale": 14.0' in line
     assert '"samples": 2' in line
+
+
+def test_the_losses_of_a_coca_are_apart_in_the_lines_of_the_main_branch(tmp_path: Path) -> None:
+    def coca(state: Any, data: Any, args: Any, tb_writer: Any = None) -> None:
+        terms = {"contrastive_loss": 0.5, "caption_loss": 2.0, "loss": 2.5}
+        for name, value in (
+            {"samples_per_second": 9.0, "logit_scale": 1.0, "lr": 0.1} | terms
+        ).items():
+            tb_writer.add_scalar(f"train/{name}", value, state.epoch)
+
+    data = {"train": SimpleNamespace(dataloader=Waited([], EpochPlan([2], 1), 1, MAIN))}
+    args = SimpleNamespace(
+        seed=0, rank=0, accum_freq=1, world_size=1, epochs=1, distributed=False, device="cpu"
+    )
+    run = RunFolder(tmp_path)
+    ours = _train_one_epoch(coca, run, SampleTally(), trainer_of(coca))
+    ours(SimpleNamespace(epoch=0), data, args, tb_writer=None)
+    assert '"loss": 2.5, "contrastive_loss": 0.5, "caption_loss": 2.0' in run.metrics.read_text()
 
 
 def test_a_worker_that_stopped_says_why() -> None:

@@ -50,6 +50,8 @@ def test_the_childs_side(tmp_path: Path) -> None:
         "out": str(tmp_path / "run"),
         "max_failures": 0.01,
         "messages": False,
+        "title": "train",
+        "processes": 1,
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     assert main(str(tmp_path / "job.json")) == 2

@@ -68,6 +68,7 @@ def caption_like(store: Store, source: str, images: Sequence[Image], **options: 
         )
     names = options_of(CaptionSettings)
     noted = {name: marker.config[name] for name in RECORDED & marker.config.keys() & names.keys()}
+    noted["model"] = marker.provenance.get("run", noted["model"])
     chosen = _chosen(make(CaptionSettings, noted, "caption_images"), options)
     captioner = make_captioner(chosen, source)
     other = changes(_of_model(marker.config), _of_model(captioner.settings), {})

@@ -22,6 +22,7 @@ class CaptionSettings(Settings):
         "",
         "Captioner: a short name such as blip2 (`capmix models` lists them); a transformers hub id "
         "or folder; `vllm:ID` (the same, run by vLLM); `open_clip:ARCHITECTURE/TAG`; "
+        "`run:DIRECTORY` (a CoCa run of `capmix train`); "
         "`server:URL` (OpenAI-compatible, ends in /v1); "
         "`field:NAME` (a field of the samples' JSON); `package.module:Class` (your own); `mini` "
         "(the demo model, default only for the pool `embedded`).",

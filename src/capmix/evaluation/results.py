@@ -24,6 +24,7 @@ from capmix.evaluation.tables import lines_table
 from capmix.evaluation.tasks import DATACOMP, TASKS, EvalTask, aggregates, chosen_tasks
 from capmix.evaluation.vectors import VectorCache
 from capmix.models.registry import require
+from capmix.models.trained_run import ABOUT, RUN, run_directory
 from capmix.pool import EMBEDDED
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import make
@@ -36,9 +37,7 @@ log = logging.getLogger(__name__)
 
 RESULTS, OTHERS, SUMMARY = "eval_results", "eval_other_sets", "eval_summary.json"
 CLASSES = "eval_classes"
-RUN_ABOUT = "run.json"
 MEAN = "mean of all sets"  # column name in the tables of a grid
-SIGLIP_BIAS = -10.0  # initial value of open_clip's trainer; overwritten by the checkpoint's value
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,10 @@ def evaluate(
     found, missing, broken = open_sets(tasks, evalsets)
     if not found:
         return Evaluated([], {}, missing, broken)
-    name, bias = _loadable(model)
+    directory = _run_directory(model)
+    name = model if directory is None else f"{RUN}{directory}"
     how = {"device": device, "dtype": dtype, "exact_decode": True}
-    scorer = OpenClipScorer(make(ScoreSettings, {"model": name, **how}), bias)
+    scorer = OpenClipScorer(make(ScoreSettings, {"model": name, **how}), unfinished=True)
     of_model = scorer.digest(), dtype
     folder.mkdir(parents=True, exist_ok=True)
     known = ResultsFile.of(folder, RESULTS, *of_model)
@@ -254,20 +254,10 @@ def _shown(line: dict[str, Any]) -> str:
     return "no main metric" if value is None else f"{value:.4f}"
 
 
-def _loadable(model: str) -> tuple[str, float | None]:
-    """Return the name for loading the model, and its initial logit bias if it has one."""
-    if not (Path(model) / RUN_ABOUT).exists():
-        return model, None
-    from capmix.training.model import know_model
-    from capmix.training.run import RunFolder
-    from capmix.training.train import read_run
-
-    about, checkpoint = read_run(model), RunFolder(Path(model).resolve()).checkpoint
-    if not checkpoint.exists():
-        raise UserError(f"{model}: no checkpoint yet; `capmix train` writes {checkpoint}")
-    know_model(about["model"], about["config"])
-    bias = SIGLIP_BIAS if about["settings"]["loss"] == "siglip" else None
-    return f"{about['model']}/{checkpoint}", bias
+def _run_directory(model: str) -> str | None:
+    """Return the directory of a training run, given with or without `run:`; None for others."""
+    named = run_directory(model)
+    return model if named is None and (Path(model) / ABOUT).exists() else named
 
 
 def results_folder(model: str, out: str | None) -> Path:
@@ -275,10 +265,11 @@ def results_folder(model: str, out: str | None) -> Path:
 
     `out` if given, otherwise the run's directory, otherwise `evaluations/<model>`.
     """
-    if out is None and not (Path(model) / RUN_ABOUT).exists():
+    directory = _run_directory(model)
+    if out is None and directory is None:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", model).strip("-.")
         return Path("evaluations") / name
-    return Path(out or model)
+    return Path(out or directory or model)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ def lines() -> list[str]:
         *found,
         "--model accepts a value of the column name or model. size: parameters. GPU: memory of the "
         "smallest suitable GPU (estimate).",
-        "For other transformers and open_clip models, caption servers and your own classes, see "
+        "For your training runs (run:DIRECTORY), other transformers and open_clip models, caption "
+        "servers and your own classes, see "
         "docs/commands/models.md",
     ]
 

@@ -38,7 +38,7 @@ class ImageEncoder(Protocol):
     "open_clip", `prepare` gets images as Image.open returns them, in the file's own mode. It may
     have an attribute `pixels`, a PixelPlan or None: if there is a plan, it prepares the images
     instead of `prepare`, and `encode_pixels` gets uint8 arrays. Its attribute `embedded_with` has
-    further settings that the vectors depend on.
+    further settings that the vectors depend on, and `weights` a digest of local weights, or None.
     """
 
     name: str
@@ -81,6 +81,8 @@ def embed_stage(
 
     config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
     config |= getattr(encoder, "embedded_with", {})
+    weights = getattr(encoder, "weights", None)
+    config |= {"weights": weights} if weights is not None else {}
     folder = embeddings_folder(encoder.name)
     return Stage(
         f"embed {name or encoder.name}",
@@ -88,7 +90,8 @@ def embed_stage(
         config,
         pool_inputs,
         run_shard,
-        defaults=DEFAULTS,
+        # A part without a digest, of an older capmix, counts as one of these weights.
+        defaults=DEFAULTS | {"weights": weights},
         columns=column_names([]),
         provenance=getattr(encoder, "provenance", {}),
         ahead=images.whole,

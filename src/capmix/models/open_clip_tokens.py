@@ -40,7 +40,9 @@ class BpeTokenizer:
         from tokenizers import Tokenizer, models, pre_tokenizers
 
         model = models.BPE(
-            vocab=tokenizer.encoder, merges=list(tokenizer.bpe_ranks), end_of_word_suffix=WORD_END
+            vocab=tokenizer.encoder,
+            merges=_pairs(tokenizer.bpe_ranks),
+            end_of_word_suffix=WORD_END,
         )
         self._merge = Tokenizer(model)
         self._merge.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -177,8 +179,14 @@ def _is_plain_bpe(tokenizer: Any) -> bool:
         and tokenizer.context_length is not None
         and tokenizer.context_length >= 2
         and [tokenizer.decoder[i] for i in tokenizer.all_special_ids] == SPECIAL
-        and _is_ordered(tokenizer.bpe_ranks)
+        and all(len(pair) in (0, 2) for pair in tokenizer.bpe_ranks)
+        and _is_ordered(_pairs(tokenizer.bpe_ranks))
     )
+
+
+def _pairs(merges: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Return the merges without empty ones: a file's last line is empty if it ends in a newline."""
+    return [(pair[0], pair[1]) for pair in merges if pair]
 
 
 def _is_ordered(merges: Iterable[tuple[str, str]]) -> bool:

@@ -2,6 +2,7 @@
 
 A backend is a class registered as an entry point in the group `capmix.captioners` or
 `capmix.scorers`. `--model NAME` and `--model NAME:REST` select it by the entry point's name.
+`--model run:DIRECTORY` selects `open_clip`, which loads training runs.
 `--model package.module:Class` selects any importable class. Any other model name is passed to the
 group's default backend. The class declares its requirements:
 
@@ -29,6 +30,7 @@ from capmix.settings.base import did_you_mean
 
 CAPTIONERS, SCORERS = "capmix.captioners", "capmix.scorers"
 DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip"}
+ALIASES = {"run": "open_clip"}  # `run:DIRECTORY`: a model that `capmix train` wrote
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
 HELP = "see docs/adding-a-model.md"
 # Module: (its distribution, the extra of capmix that installs it).
@@ -84,7 +86,9 @@ def find_backend(group: str, model: str) -> Any:
     Raises UserError if it cannot be imported or is not a class.
     """
     known = backends(group)
-    prefix, _, _ = model.partition(":")
+    prefix, colon, _ = model.partition(":")
+    if colon and prefix not in known:
+        prefix = ALIASES.get(prefix, prefix)
     named = CLASS.fullmatch(model)
     if prefix in known:
         return _loaded(known[prefix].value, model)

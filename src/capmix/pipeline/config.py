@@ -95,11 +95,13 @@ class MixSection(MixSettings):
 class TrainSection(TrainSettings):
     """One run per recipe and seed, trained directly on the pool.
 
-    If `devices` is above 1, torchrun starts each run on that many GPUs of this computer.
+    If `devices` is above 1, torchrun starts each run on that many GPUs of this computer. `parallel`
+    runs train at the same time and share the cores, which suits small models on a CPU.
     """
 
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, description="GPUs of this computer per run.")
+    parallel: int = Field(1, ge=1, description="Runs that train at the same time.")
 
     @model_validator(mode="before")
     @classmethod
@@ -108,9 +110,16 @@ class TrainSection(TrainSettings):
             raise ValueError("unknown setting 'seed'; use `seeds`, a list")
         return value
 
+    @model_validator(mode="after")
+    def _one_kind_of_several(self) -> "TrainSection":
+        if self.devices > 1 and self.parallel > 1:
+            raise ValueError("parallel: needs `devices: 1`; runs on several GPUs train in turn")
+        return self
+
     def of_seed(self, seed: int) -> TrainSettings:
         """Return the settings of the run with this seed."""
-        return TrainSettings(**self.model_dump(exclude={"seeds", "seed", "devices"}), seed=seed)
+        own = {"seeds", "seed", "devices", "parallel"}
+        return TrainSettings(**self.model_dump(exclude=own), seed=seed)
 
 
 class EvaluateSection(EvaluateSettings):

@@ -9,6 +9,7 @@ import logging
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from capmix.settings.tables import table_lines
 from capmix.storage.layout import RESULTS, RUNS
 from capmix.storage.names import no_captions
 from capmix.storage.store import Store
-from capmix.training.launch import TrainingData, launch, pool_source
+from capmix.training.launch import SideBySide, TrainingData, launch, pool_source
 from capmix.training.run import RunFolder
 from capmix.training.train import about_run
 from capmix.workspace import Subset, Workspace
@@ -83,6 +84,8 @@ def run_cells(
     """
     cells = []
     grid = [(subset, seed) for subset in subsets for seed in training.seeds]
+    if training.parallel > 1:
+        _train_side_by_side(work, grid, training)
     for number, (subset, seed) in enumerate(grid, 1):
         called = f"run {number} of {len(grid)}, {subset.name}, seed {seed}"
         log.info("%s", called)
@@ -95,11 +98,43 @@ def run_cells(
     return cells
 
 
+def _train_side_by_side(
+    work: Workspace, grid: Sequence[tuple[Subset, int]], training: TrainSection
+) -> None:
+    """Train `parallel` runs at the same time.
+
+    After an error, runs that have begun are trained to their end. An interrupt ends them at once.
+    """
+    beside = SideBySide(training.parallel)
+
+    def one(subset: Subset, seed: int) -> None:
+        _train(work, subset, training, seed, _run(work, subset.name, seed), beside)
+
+    with ThreadPoolExecutor(training.parallel) as threads:
+        waiting = [threads.submit(one, subset, seed) for subset, seed in grid]
+        try:
+            for number, done in enumerate(as_completed(waiting), 1):
+                done.result()
+                log.info("%s", f"{number} of {len(grid)} runs trained")
+        except BaseException as error:
+            threads.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                beside.stop()
+            raise
+
+
 def _run(work: Workspace, subset: str, seed: int) -> str:
     return work.store.path(f"{RUNS}/{subset}-seed{seed}")
 
 
-def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, run: str) -> None:
+def _train(
+    work: Workspace,
+    subset: Subset,
+    training: TrainSection,
+    seed: int,
+    run: str,
+    beside: SideBySide | None = None,
+) -> None:
     """Train in a separate process, unless the run is finished."""
     settings = training.of_seed(seed)
     source = pool_source(work.pool, work.store, subset.name, settings)
@@ -112,7 +147,7 @@ def _train(work: Workspace, subset: Subset, training: TrainSection, seed: int, r
         there.check_failures(work.runs.max_failures)
         return
     data = TrainingData.of_subset(work.pool, work.store, subset.name)
-    launch(settings, data, run, work.runs.max_failures, training.devices)
+    launch(settings, data, run, work.runs.max_failures, training.devices, beside=beside)
 
 
 def _evaluated(

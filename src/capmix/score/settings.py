@@ -8,6 +8,7 @@ from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.images import Preprocess
 from capmix.models.known import ScoreModel
 from capmix.models.openvino_tower import Runtime
+from capmix.models.trained_run import recorded_model
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
@@ -25,7 +26,8 @@ class ScoreSettings(Settings):
     model: ScoreModel = option(
         "",
         "Scorer: a short name such as clip-l14 (`capmix models` lists them); an open_clip model "
-        "(ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID); `transformers:ID`; "
+        "(ARCHITECTURE/TAG, local-dir:FOLDER or hf-hub:ID); `run:DIRECTORY` (a run of `capmix "
+        "train`); `transformers:ID`; "
         "`package.module:Class` (your own); `mini` (the demo model, default only for the pool "
         "`embedded`).",
         group=MODEL,
@@ -66,5 +68,8 @@ class ScoreSettings(Settings):
 
     @property
     def name(self) -> str:
-        """The scorer's folder in scores/: the model in lower case, with "-" as separator."""
-        return re.sub(r"[^a-z0-9.]+", "-", self.model.lower()).strip("-.")
+        """The scorer's folder in scores/: the model in lower case, with "-" as separator.
+
+        The name of a training run does not contain the path.
+        """
+        return re.sub(r"[^a-z0-9.]+", "-", recorded_model(self.model).lower()).strip("-.")

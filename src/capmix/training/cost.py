@@ -26,6 +26,7 @@ PARAMETER_BYTES = 16
 ACTIVATIONS = 24  # per layer and token, as a multiple of the width, including gradients
 PREFETCHED = 2  # batches per data worker: torch's default
 LOADED = 10**9  # bytes used by the libraries
+SCORES = 3  # a CoCa's scores of tokens, their logarithms and gradients
 VOCABULARY, CONTEXT, PATCH = 49_408, 77, 16
 SIDE, TIMED = 1024, 0.3  # side of the timed matrices, and seconds of timing
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -69,7 +70,7 @@ class RunCost:
 
 
 def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) -> RunCost | None:
-    """Estimate the cost; None unless both towers are plain transformers (not for a ResNet)."""
+    """Estimate the cost; None unless all towers are plain transformers (not for a ResNet)."""
     scale = settings.in_full
     path = config_file(settings)
     config = read_config(path) if path is not None else _known_config(scale.model)
@@ -77,13 +78,18 @@ def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) 
     if config is None or towers is None:
         return None
     passes = 4 if scale.grad_checkpointing else 3
-    operations = scale.samples * passes * sum(tower.operations for tower in towers) / world_size
-    parameters = sum(tower.parameters for tower in towers) + VOCABULARY * towers[1].width
+    scores = _scores(config)
+    sample = sum(tower.operations for tower in towers) + 2 * scores * towers[1].width
+    operations = scale.samples * passes * sample / world_size
+    vocabulary = config["text_cfg"].get("vocab_size", VOCABULARY)
+    embeddings = vocabulary * towers[1].width * (2 if scores else 1)
+    parameters = sum(tower.parameters for tower in towers) + embeddings
     size = 4 if is_cpu or settings.precision == "fp32" or settings.scale == TINY else 2
     batch = settings.device_batch(world_size)
     kept = 1 if scale.grad_checkpointing else ACTIVATIONS
     values = sum(kept * tower.layers * tower.values for tower in towers)
     values += ACTIVATIONS * max(tower.values for tower in towers)  # one layer at a time
+    values += scores * (SCORES + settings.accumulate - 1)
     pixels = batch * 3 * 4 * _side(config) ** 2
     training = parameters * PARAMETER_BYTES + batch * values * size + pixels
     loading = settings.data_workers * PREFETCHED * pixels
@@ -176,7 +182,16 @@ def _known_config(model: str) -> dict[str, Any] | None:
     return found
 
 
-def _towers(config: dict[str, Any]) -> tuple[Tower, Tower] | None:
+def _scores(config: dict[str, Any]) -> int:
+    """Return how many scores of tokens a CoCa computes per sample; 0 for CLIP."""
+    if "multimodal_cfg" not in config:
+        return 0
+    text = config["text_cfg"]
+    return int(text.get("context_length", CONTEXT) * text.get("vocab_size", VOCABULARY))
+
+
+def _towers(config: dict[str, Any]) -> tuple[Tower, ...] | None:
+    """Return image tower, text tower and, for a CoCa, the decoder; None for other models."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     numbers = (vision.get("layers"), vision.get("width"), text.get("layers"), text.get("width"))
     is_other = "timm_model_name" in vision or "hf_model_name" in text
@@ -184,7 +199,13 @@ def _towers(config: dict[str, Any]) -> tuple[Tower, Tower] | None:
         return None
     patches = (_side(config) // (vision.get("patch_size") or PATCH)) ** 2
     images = Tower(vision["layers"], vision["width"], patches + 1)
-    return images, Tower(text["layers"], text["width"], text.get("context_length", CONTEXT))
+    tokens = text.get("context_length", CONTEXT)
+    texts = Tower(text["layers"], text["width"], tokens)
+    decoder = config.get("multimodal_cfg")
+    if decoder is None:
+        return images, texts
+    # A layer is two blocks: attention to the tokens before it, and attention to the image.
+    return images, texts, Tower(2 * decoder.get("layers", 12), text["width"], tokens)
 
 
 def _side(config: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Replacements for three functions of open_clip's trainer; see train.py.
+"""Replacements for four functions of open_clip's trainer; see train.py.
 
 Two versions of the trainer are supported, distinguished by the signature of train_one_epoch: the
 release (3.3.0: model, data, loss, epoch, ...; batches are pairs) and the main branch (4.2.0.dev0:
@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from capmix.errors import UserError
+from capmix.training.coca import initialise_decoder
 from capmix.training.pairs import PairSource
 from capmix.training.passes import Layout, PassBatches, PassChunks, Position, chunk_stream
 from capmix.training.progress import OptimizerSteps, Progress
@@ -31,6 +32,7 @@ from capmix.training.stream import (
     TrainingBatches,
     plan_epoch,
 )
+from capmix.training.threads import use_threads
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def trainer_of(train_one_epoch: Callable[..., Any]) -> Trainer:
 
 
 def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFolder) -> None:
-    """Patch get_data, train_one_epoch and setup_logging of `main`, open_clip_train.main."""
+    """Patch four functions of `main`, open_clip_train.main."""
+    from open_clip import create_model_and_transforms
     from open_clip_train.data import get_data
     from open_clip_train.train import train_one_epoch
 
@@ -81,6 +84,7 @@ def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFold
     main.get_data = _get_data(get_data, settings, source, tally, trainer, run)
     main.train_one_epoch = _train_one_epoch(train_one_epoch, run, tally, trainer)
     main.setup_logging = _log_to_file
+    main.create_model_and_transforms = _create_model(create_model_and_transforms, settings)
 
 
 class Waited:
@@ -110,6 +114,26 @@ class Waited:
             if isinstance(batch, Stopped):
                 raise UserError(batch.reason)
             yield self._batch_of(batch)
+
+
+def _create_model(theirs: Any, settings: TrainSettings) -> Any:
+    def create_model_and_transforms(name: str, pretrained: str | None = None, **more: Any) -> Any:
+        try:
+            made = theirs(name, pretrained, **more)
+        except Exception as error:
+            if not pretrained:
+                raise
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"--pretrained {pretrained}: these weights do not load into the model {name}: {why}"
+            ) from error
+        if not pretrained:
+            initialise_decoder(made[0])
+        if str(more.get("device")) == "cpu" or settings.threads:
+            use_threads(made[0], settings.device_batch(1), settings.threads)
+        return made
+
+    return create_model_and_transforms
 
 
 def _get_data(
@@ -212,7 +236,8 @@ def _train_one_epoch(theirs: Any, run: RunFolder, tally: SampleTally, trainer: T
         if args.rank == 0 and not progress:
             loader = data["train"].dataloader
             steps = OptimizerSteps(loader.plan.sizes, args.accum_freq, args.world_size, args.epochs)
-            made = Progress(run.metrics, steps, loader, tally, tb_writer, trainer.names)
+            names = trainer.names
+            made = Progress(run.metrics, steps, loader, tally, tb_writer, names, run.title)
             progress.append(made)
             made.resume_at(epoch)
         theirs(*given, tb_writer=progress[0] if progress else None)

@@ -9,6 +9,7 @@ import multiprocessing
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,7 @@ from capmix.storage.store import Store
 from capmix.training.cost import check_cost
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
 from capmix.training.scales import TrainSettings
+from capmix.training.threads import share_cores
 from capmix.training.train import check_settings, place, train
 
 RESULT = "result.json"
@@ -120,8 +122,11 @@ def launch(
     max_failures: float = MAX_FAILURES,
     devices: int = 1,
     checks_cost: bool = False,
+    beside: "SideBySide | None" = None,
 ) -> str:
     """Train in `devices` new processes; return the checkpoint's path.
+
+    With `beside`, other runs train at the same time: this one uses its share of the cores.
 
     Raises UserError with the reason if the training fails (see train.train) and, with
     `checks_cost`, if it takes too long or too much memory (see cost.py).
@@ -135,19 +140,51 @@ def launch(
             "max_failures": max_failures,
             "messages": messages.current() and vars(messages.current()),
             "checks_cost": checks_cost,
+            "title": f"train {Path(out).name}" if beside else "train",
+            "processes": beside.count if beside else 1,
         }
         path.write_text(json.dumps(job), "utf-8")
         command = [sys.executable, "-m"]
         if devices > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
             command += ["-m"]
-        code = subprocess.run([*command, "capmix.training.launch", str(path)]).returncode  # noqa: S603
+        command += ["capmix.training.launch", str(path)]
+        code = beside.run(command) if beside else subprocess.run(command).returncode  # noqa: S603
         result = _result(path)
     if "checkpoint" in result:
         return str(result["checkpoint"])
     raise UserError(
         result.get("error") or f"train {out}: the training process exited with code {code}"
     )
+
+
+@dataclass
+class SideBySide:
+    """Child processes that train at the same time, at most `count`; all end with `stop`."""
+
+    count: int
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    _is_over: bool = False
+
+    def run(self, command: list[str]) -> int:
+        """Run a command to its end, unless `stop` was called; return its exit code."""
+        with self._lock:
+            if self._is_over:
+                return 130
+            child = subprocess.Popen(command)  # noqa: S603
+            self._running.append(child)
+        try:
+            return child.wait()
+        finally:
+            with self._lock:
+                self._running.remove(child)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._is_over = True
+            for child in self._running:
+                child.terminate()
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -168,7 +205,9 @@ def main(path: str) -> int:
         source = look_up(partial(TrainingData(**job["data"]).source, settings), settings)
         if job["checks_cost"]:
             check_cost(settings, job["out"])
-        result = {"checkpoint": train(settings, source, job["out"], job["max_failures"])}
+        share_cores(job["processes"])
+        checkpoint = train(settings, source, job["out"], job["max_failures"], job["title"])
+        result = {"checkpoint": checkpoint}
     except UserError as error:
         result = {"error": str(error)}
     except ImportError as error:

@@ -17,6 +17,7 @@ from capmix.training.stream import SampleTally
 log = logging.getLogger(__name__)
 
 LOSS = "train/loss"
+COCA_LOSSES = ("contrastive_loss", "caption_loss")  # weighted terms of a CoCa's loss
 
 
 class Waiting(Protocol):
@@ -68,6 +69,7 @@ class Progress:
     tally: SampleTally
     writer: Any = None
     names: Mapping[str, str] = field(default_factory=dict)
+    title: str = "train"
     _started: float = field(default_factory=time.monotonic)
     _first_step: int | None = None
     _last: tuple[float, float] = (0.0, 0.0)
@@ -98,11 +100,15 @@ class Progress:
         if self._first_step is None:
             self._first_step, self._started = step, now
         done = step + 1
+        # CLIP has a contrastive loss too, which equals its loss.
+        is_coca = all(name in numbers for name in COCA_LOSSES)
+        terms = {name: round(numbers[name], 6) for name in COCA_LOSSES} if is_coca else {}
         line = {
             "epoch": step // self.steps.per_epoch,
             "step": done,
             "samples": self.steps.samples(done),
             "loss": round(numbers["loss"], 6),
+            **terms,
             "learning_rate": numbers["lr"],
             "logit_scale": round(numbers["scale"], 4),
             "samples_per_second": round(numbers["samples_per_second"], 1),
@@ -112,10 +118,11 @@ class Progress:
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         since = done - self._first_step - 1
+        shown = f" ({', '.join(f'{k[:-5]} {v:.4f}' for k, v in terms.items())})" if terms else ""
         left = (now - self._started) / since * (self.steps.total - done) if since else None
         log.info(
             "%s",
-            f"train: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}, "
+            f"{self.title}: step {done:,} of {self.steps.total:,}, loss {line['loss']:.4f}{shown}, "
             f"{line['samples_per_second']:,.0f} samples/s"
             f"{'' if left is None else f', {timedelta(seconds=round(left))} left'}, "
             f"{line['failed']:,} failed",

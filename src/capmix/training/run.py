@@ -3,6 +3,7 @@
 - run.json: model, settings and data of the run
 - counts.json: ok and failed samples per epoch
 - failures.jsonl: the failed samples
+- bpe_merges.txt.gz: the model's own BPE merges, if it has some
 - position-<rank>.json: where each epoch ended in the sample stream, without resampling
 - metrics.jsonl: metrics of steps
 - out.log: open_clip's log
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
+from capmix.models.trained_run import ABOUT, CHECKPOINT, MERGES, damaged, read_about
+from capmix.models.vocabulary import merges_path
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
 from capmix.storage.json_text import parse_object
@@ -29,18 +32,20 @@ try:
 except ImportError:  # Windows, where training is not supported (launch.look_up)
     fcntl = None  # type: ignore[assignment]
 
-ABOUT, COUNTS, LOCK = "run.json", "counts.json", "run.lock"
+COUNTS, LOCK = "counts.json", "run.lock"
+MERGES_PART = "bpe_merges.tmp"
 METRICS, FAILURES = "metrics.jsonl", "failures.jsonl"
 POSITION = "position-{}.json"
-CHECKPOINT = "checkpoints/epoch_latest.pt"
-BEFORE_STARTING = {ABOUT, "run.tmp", LOCK}
+DIGESTS = {"tokenizer", "weights"}
+BEFORE_STARTING = {ABOUT, "run.tmp", LOCK, MERGES, MERGES_PART}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run in a local directory, which may not exist yet."""
+    """A run in a local directory, which may not exist yet. Its log lines begin with `title`."""
 
     path: Path
+    title: str = "train"
 
     @property
     def checkpoint(self) -> Path:
@@ -56,12 +61,7 @@ class RunFolder:
 
     def about(self) -> dict[str, Any] | None:
         """Read run.json; None if it does not exist. Raises UserError if it is damaged."""
-        try:
-            return parse_object((self.path / ABOUT).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (IsADirectoryError, ValueError) as error:
-            raise self._damaged(ABOUT, error) from error
+        return read_about(self.path)
 
     def refuse_others(self, about: dict[str, Any]) -> None:
         """Raise UserError if the directory has other contents than the run `about`."""
@@ -114,6 +114,14 @@ class RunFolder:
                 raise UserError(f"--out {self.path}: another process is training there") from error
             yield
 
+    def keep_merges(self, config: dict[str, Any] | None) -> None:
+        """Copy the BPE merges of a config into the directory, so that it can be used by itself."""
+        file = merges_path(config) if config is not None else None
+        if file is not None:
+            temporary = self.path / MERGES_PART
+            shutil.copyfile(file, temporary)
+            os.replace(temporary, self.path / MERGES)
+
     def finish(self, about: dict[str, Any]) -> None:
         self._write(ABOUT, about | {"finished": True})
 
@@ -151,7 +159,7 @@ class RunFolder:
         counts = self._read(COUNTS)
         if not all(map(_is_pair, counts.values())):
             error = ValueError("expected counts of ok and failed samples by epoch")
-            raise self._damaged(COUNTS, error)
+            raise damaged(self.path, COUNTS, error)
         return counts
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -163,15 +171,8 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (IsADirectoryError, ValueError) as error:
-            raise self._damaged(name, error) from error
+            raise damaged(self.path, name, error) from error
         return found
-
-    def _damaged(self, name: str, error: Exception) -> UserError:
-        why = "a directory" if isinstance(error, OSError) else error
-        return UserError(
-            f"run {self.path}: {name} is damaged ({why}). Restore the file or train into another "
-            "directory"
-        )
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         temporary = (self.path / name).with_suffix(".tmp")
@@ -191,8 +192,11 @@ def _is_pair(value: Any) -> bool:
 def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
     """Compare an entry of two run.json files, ignoring what newer versions of capmix add.
 
-    These are settings at their default, and fields of the scale, which follow from the settings.
+    These are settings at their default, fields of the scale, which follow from the settings, and
+    digests of files.
     """
+    if key in DIGESTS and key not in known:
+        return True
     before, now = known.get(key), about[key]
     if key == "scale" and isinstance(before, dict):
         now = {name: value for name, value in now.items() if name in before}

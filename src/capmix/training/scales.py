@@ -45,6 +45,8 @@ SCALES = {
     )
 }
 
+LOSS_WEIGHTS = {"caption_loss_weight": 2.0, "contrastive_loss_weight": 1.0}  # open_clip's, of CoCa
+
 
 class TrainSettings(Settings):
     """Options of a training run. None means the value of the scale."""
@@ -56,6 +58,22 @@ class TrainSettings(Settings):
         None, "open_clip model name or .json config file (default: the scale's).", group=MODEL
     )
     loss: Literal["clip", "siglip"] = option("clip", "Loss function.", group=MODEL)
+    caption_loss_weight: float | None = option(
+        None,
+        "CoCa: weight of the caption loss (default: 2).",
+        group=MODEL,
+        metavar="WEIGHT",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    contrastive_loss_weight: float | None = option(
+        None,
+        "CoCa: weight of the contrastive loss (default: 1).",
+        group=MODEL,
+        metavar="WEIGHT",
+        ge=0,
+        allow_inf_nan=False,
+    )
     texts: Weights = option(
         dict,
         "Draw one of a sample's texts each time it is seen, by weight: raw=0.5,blip2=0.5.",
@@ -101,6 +119,13 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device.", group=HARDWARE)
     workers: int | None = option(
         None, "Data workers per device (default: 4; tiny: 1).", group=HARDWARE, ge=0
+    )
+    threads: int | None = option(
+        None,
+        "CPU threads of torch (default: OMP_NUM_THREADS; on a CPU without it, 1 per 50 billion "
+        "operations of a step, up to one per core).",
+        group=HARDWARE,
+        ge=1,
     )
     log_every: int | None = option(
         None,
@@ -188,5 +213,8 @@ def open_clip_arguments(
     arguments += ["--train-data-upsampling-factors", data_weights] if data_weights else []
     arguments += ["--grad-clip-norm", str(settings.grad_clip)] if settings.grad_clip else []
     arguments += ["--siglip"] if settings.loss == "siglip" else []
+    for name in LOSS_WEIGHTS:
+        weight = getattr(settings, name)
+        arguments += [] if weight is None else [f"--coca-{name.replace('_', '-')}", str(weight)]
     arguments += ["--device", "cpu"] if on_cpu else []
     return [*arguments, *settings.open_clip]

@@ -1,10 +1,11 @@
 """Train CLIP with open_clip's trainer, on exported shards or directly from the pool.
 
-open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Three of its
+open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Four of its
 functions are replaced (hooks.py): get_data (reads batches with stream.py or passes.py),
-train_one_epoch (adds a metrics writer) and setup_logging (logs only to the file). The replacements
-stay in place until the process ends; therefore Python and grids train in a separate process
-(launch.py). run.py describes the directory of a run.
+train_one_epoch (adds a metrics writer), create_model_and_transforms (initialises CoCa's decoder)
+and setup_logging (logs only to the file). The replacements stay in place until the process ends;
+therefore Python and grids train in a separate process (launch.py). run.py describes the directory
+of a run.
 """
 
 import contextlib
@@ -21,15 +22,19 @@ from typing import Any
 from capmix.engine.settings import MAX_FAILURES
 from capmix.errors import UserError
 from capmix.models.registry import require
+from capmix.models.trained_run import read_run as read_run
+from capmix.models.vocabulary import check_vocabulary, merges_digest
+from capmix.training.coca import check_coca, check_coca_arguments, is_coca, trained_name
 from capmix.training.model import config_file, know_model, read_config
 from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
+from capmix.training.weights import check_pretrained, weights_digest
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # Settings of the computer, not of the run: they may change when the run resumes.
-FREE = {"device", "workers", "log_every", "report_to", "accumulate"}
+FREE = {"device", "workers", "threads", "log_every", "report_to", "accumulate"}
 # open_clip arguments that change the architecture, so the model name would be wrong.
 OTHER_MODEL = ("--force-quick-gelu", "--force-image-size", "--force-context-length",
                "--force-custom-text", "--image-")  # fmt: skip
@@ -41,14 +46,16 @@ def train(
     source: PairSource,
     directory: str,
     max_failures: float = MAX_FAILURES,
+    title: str = "train",
 ) -> str:
     """Train, or resume after the last checkpoint; return the checkpoint's path.
 
-    Under torchrun or srun, every process calls this function. Raises UserError if `directory` has
-    another run or other files, if the settings do not work with the data or with open_clip, or if
-    more than the fraction `max_failures` of the samples failed.
+    Under torchrun or srun, every process calls this function. Log lines of steps begin with
+    `title`. Raises UserError if `directory` has another run or other files, if the settings do not
+    work with the data or with open_clip, or if more than the fraction `max_failures` of the samples
+    failed.
     """
-    run = RunFolder(Path(directory).resolve())
+    run = RunFolder(Path(directory).resolve(), title)
     rank, world_size = place()
     check_settings(settings)
     about = about_run(settings, source)
@@ -59,6 +66,8 @@ def train(
         settings = _with_model_name(settings)
         arguments = _arguments(settings, source, run, world_size)
         with run.claimed(about) if rank == 0 else contextlib.nullcontext():
+            if rank == 0:
+                run.keep_merges(about["config"])
             _run_open_clip(arguments, settings, source, run)
             if rank == 0:
                 run.finish(about)
@@ -67,10 +76,15 @@ def train(
 
 
 def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
-    """Return the identity of a run. `config` is set only if the model is a config file."""
+    """Return the identity of a run.
+
+    `config` is set only if the model is a config file. `tokenizer` and `weights` are digests of the
+    files that the config and `--pretrained` name; without such files the keys are missing.
+    """
     path = config_file(settings)
     config = read_config(path) if path is not None else None
     named = _with_model_name(settings)
+    files = {"tokenizer": merges_digest(config), "weights": weights_digest(settings)}
     identity = json.dumps(source.identity, sort_keys=True)
     return {
         "model": named.in_full.model,
@@ -78,22 +92,7 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
         "settings": named.model_dump(mode="json", exclude=FREE),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "config": config,
-    }
-
-
-def read_run(directory: str) -> dict[str, Any]:
-    """Read the identity of a run (about_run) from its directory. Raises UserError without one."""
-    about = RunFolder(Path(directory)).about()
-    if about is None:
-        raise UserError(f"{directory}: no run.json; expected an output directory of `capmix train`")
-    settings, config = about.get("settings"), about.get("config", "")
-    is_whole = isinstance(about.get("model"), str) and isinstance(config, dict | None)
-    if not is_whole or not isinstance(settings, dict) or "loss" not in settings:
-        raise UserError(
-            f"{directory}: run.json is damaged (expected model, config and settings). Restore "
-            "the file or choose another run"
-        )
-    return about
+    } | {name: digest for name, digest in files.items() if digest is not None}
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -120,9 +119,9 @@ def check_settings(settings: TrainSettings) -> None:
             raise UserError(
                 f"--report-to {name}: expected tensorboard or wandb, and the package installed"
             )
-    config = config_file(settings)
-    if config is not None:
-        read_config(config)
+    path = config_file(settings)
+    config = None if path is None else read_config(path)
+    check_coca(settings, _with_model_name(settings).in_full.model, config)
 
 
 def check_machine(settings: TrainSettings, world_size: int) -> None:
@@ -132,8 +131,14 @@ def check_machine(settings: TrainSettings, world_size: int) -> None:
     is_on_cpu = on_cpu(settings, world_size)
     path = config_file(settings)
     named = _with_model_name(settings)
-    know_model(named.in_full.model, read_config(path) if path is not None else None)
-    _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
+    name, config = named.in_full.model, None if path is None else read_config(path)
+    know_model(name, config)
+    parsed = _parsed(open_clip_arguments(named, "data", "logs", "run", world_size, is_on_cpu))
+    check_pretrained(named)
+    if config is not None:
+        check_vocabulary(name, config)
+    if is_coca(name, config):
+        check_coca_arguments(name, parsed)
     scale = settings.in_full
     plan_epoch(
         scale.samples // scale.checkpoints,
@@ -159,7 +164,10 @@ def place() -> tuple[int, int]:
 def _with_model_name(settings: TrainSettings) -> TrainSettings:
     """Replace a config file in the settings with the name of its model."""
     path = config_file(settings)
-    return settings if path is None else settings.model_copy(update={"model": path.stem})
+    if path is None:
+        return settings
+    name = trained_name(path.stem, read_config(path))
+    return settings.model_copy(update={"model": name})
 
 
 def _check_source(settings: TrainSettings, source: PairSource, world_size: int) -> None:
@@ -205,11 +213,11 @@ def _arguments(
     )
 
 
-def _parsed(arguments: list[str]) -> None:
+def _parsed(arguments: list[str]) -> Any:
     from open_clip_train.params import parse_args
 
     try:
-        parse_args(arguments)
+        return parse_args(arguments)
     except SystemExit as error:
         raise UserError(
             "train: open_clip rejected these arguments; see its message above"

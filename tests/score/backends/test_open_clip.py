@@ -1,16 +1,19 @@
 """Compare scores with plain open_clip: one image, one text and the full context at a time."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from samples import sample_members, tar_bytes
 from tiny_clip import CLIP, COCA, open_clip_folder
 from web_texts import alt_texts
 
 from capmix.errors import UserError
+from capmix.models.image_pass import embed_stage
 from capmix.models.images import decode_image
 from capmix.models.tokens import encode_texts
 from capmix.pool import Sample
@@ -23,6 +26,7 @@ from capmix.score.backends.open_clip import (
 )
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import ImagePass, fresh_score_stage
+from capmix.storage.compare import same_settings
 from capmix.workspace import Workspace, open_workspace
 
 TEXTS = [
@@ -104,6 +108,27 @@ def test_a_later_source_reads_no_image_again(name: str, tmp_path: Path) -> None:
     work.score(settings.model_copy(update={"sources": ["raw", "mini"]}))
     assert Path(embedded).stat().st_mtime_ns == before
     assert work.catalog.scored(settings.name) == ["raw", "mini"]
+
+
+def test_saved_embeddings_follow_the_weights_of_a_local_model(name: str, tmp_path: Path) -> None:
+    """Those of an older capmix, which recorded no digest, stay."""
+    folder = tmp_path / "model"
+    shutil.copytree(name.removeprefix("local-dir:"), folder)
+    pool = pool_with(tmp_path / "p", TEXTS)
+    settings = ScoreSettings(model=f"local-dir:{folder}", sources=["raw"], save_embeddings=True)
+    work = open_workspace(pool, str(tmp_path / "w"))
+    work.score(settings)
+    stage = embed_stage(work.pool, OpenClipScorer(settings).encoder)
+    of_older = {key: value for key, value in stage.config.items() if key != "weights"}
+    assert len(stage.config["weights"]) == 16
+    assert same_settings(of_older, stage.config, stage.defaults)
+    file = folder / "open_clip_model.safetensors"
+    save_file({key: value * 1.5 for key, value in load_file(file).items()}, file)
+    work.score(settings)
+    fresh = open_workspace(pool, str(tmp_path / "fresh"))
+    fresh.score(settings)
+    part = f"scores/{settings.name}/raw/00000.parquet"
+    assert work.store.read_table(part).equals(fresh.store.read_table(part))
 
 
 def test_one_image_pass_serves_every_source(name: str, tmp_path: Path) -> None:

@@ -15,19 +15,19 @@ from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.models.device import (
     device_and_dtype,
-    fingerprint,
     preparing_threads,
     provenance,
 )
 from capmix.models.images import check_resized, decode_image
 from capmix.models.open_clip import (
     check_open_clip,
+    identity,
     input_side,
     load_open_clip,
     shorter_side,
-    weights_path,
 )
 from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
+from capmix.models.trained_run import run_directory
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
@@ -35,7 +35,7 @@ STEPS_PER_CHECK = 4
 
 
 class CocaCaptioner:
-    """A CoCa model named `open_clip:ARCHITECTURE/TAG`; TAG is a pretrained tag or a file.
+    """A CoCa model named `open_clip:ARCHITECTURE/TAG` or `run:DIRECTORY`; see models/open_clip.py.
 
     Raises UserError if it cannot be loaded or is not a CoCa model.
     """
@@ -72,9 +72,11 @@ class CocaCaptioner:
         self.workers = preparing_threads()
         self._plan = None if settings.exact_decode else transform_plan(self._preprocess)
         self._load = PixelLoader(self._plan, self._device) if self._plan else None
+        of_model = identity(name)
+        is_run = run_directory(name) is not None
         self.settings: dict[str, Any] = {
-            "model": settings.model,
-            "weights": fingerprint(weights_path(name)),
+            "model": of_model["model"] if is_run else settings.model,
+            "weights": of_model["weights"],
             "prompt": None,
             "dtype": str(dtype).removeprefix("torch."),
             **settings.sampling(),
@@ -82,11 +84,13 @@ class CocaCaptioner:
         packages = ("torch", "open-clip-torch")
         self.provenance = provenance(packages, self._device, self.batch_size)
         self.provenance |= pixels_note(self._plan, settings.exact_decode)
+        if is_run:
+            self.provenance["run"] = name
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
         """Raise UserError if the model is known to be unavailable. Does not load torch."""
-        return check_open_clip(settings.model.removeprefix(PREFIX))
+        return check_open_clip(settings.model.removeprefix(PREFIX), writes_captions=True)
 
     def prepare(self, sample: Sample) -> Any:
         """Return the pixels of one image (3, H, W): uint8 of the plan, or else float32."""

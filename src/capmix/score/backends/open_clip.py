@@ -17,7 +17,6 @@ from PIL import Image
 
 from capmix.models.device import (
     device_and_dtype,
-    fingerprint,
     preparing_threads,
     provenance,
 )
@@ -25,10 +24,10 @@ from capmix.models.image_pass import unit
 from capmix.models.images import BadImageError, Preprocess, check_resized
 from capmix.models.open_clip import (
     check_open_clip,
+    identity,
     input_side,
     load_open_clip,
     shorter_side,
-    weights_path,
 )
 from capmix.models.open_clip_tokens import open_clip_tokenizer
 from capmix.models.openvino_tower import (
@@ -71,6 +70,7 @@ class OpenClipEncoder:
         self.pixels = transform_plan(transform) if is_fast else None
         self._load = PixelLoader(self.pixels, device) if self.pixels else None
         self._note = pixels_note(self.pixels, exact or preprocess == "open_clip")
+        self.weights: str | None = None
         self._encode: Callable[[Any], Any] = partial(model.encode_image, normalize=True)
         self.provenance = provenance(PACKAGES, device, self.batch_size) | self._note
 
@@ -125,15 +125,15 @@ class OpenClipScorer:
     preprocesses: ClassVar[tuple[Preprocess, ...]] = ("capmix", "open_clip")
     runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
-    def __init__(self, settings: ScoreSettings, logit_bias: float | None = None):
-        """Load the model. `logit_bias` is for checkpoints trained with SigLIP's loss."""
+    def __init__(self, settings: ScoreSettings, unfinished: bool = False):
+        """Load the model. `unfinished` accepts a training run that is not finished."""
         model = settings.model.removeprefix(PREFIX)
         self.name = settings.name
-        self.check(settings)  # before torch is loaded, which takes seconds
+        _check(settings, unfinished)  # before torch is loaded, which takes seconds
         device = check_openvino(settings.runtime, settings.device, settings.dtype)
         device, dtype = device_and_dtype(device, settings.dtype)
         loads = torch_dtype(settings.runtime, dtype)
-        loaded = load_open_clip(model, device, loads, logit_bias)
+        loaded = load_open_clip(model, device, loads, unfinished)
         self._model, self._preprocess, tokenizer = loaded
         self._tokenize = open_clip_tokenizer(tokenizer)
         self._device = device
@@ -148,12 +148,12 @@ class OpenClipScorer:
         )
         self._encode_tokens: Callable[[Any], Any] = partial(_encode, self._model)
         self.settings: dict[str, Any] = {
-            "model": model,
-            "weights": fingerprint(weights_path(model)),
+            **identity(model),
             "dtype": str(dtype).removeprefix("torch."),
             "preprocess": settings.preprocess,
             "runtime": settings.runtime,
         }
+        self.encoder.weights = self.settings["weights"]
         if settings.runtime == "openvino":
             self._use_openvino(self.settings["dtype"], tokenizer)
         self.provenance = self.encoder.provenance
@@ -161,8 +161,7 @@ class OpenClipScorer:
     @staticmethod
     def check(settings: ScoreSettings) -> bool:
         """Raise UserError if the model is known to be unavailable. Does not load torch."""
-        check_openvino(settings.runtime, settings.device, settings.dtype)
-        return check_open_clip(settings.model.removeprefix(PREFIX))
+        return _check(settings)
 
     def _use_openvino(self, dtype: str, tokenizer: Any) -> None:
         """Compile both towers. Raises UserError if that is not possible."""
@@ -213,6 +212,11 @@ class OpenClipScorer:
             values = weight.detach().float().cpu().contiguous().numpy()
             total.update(name.encode() + values.tobytes())
         return total.hexdigest()[:16]
+
+
+def _check(settings: ScoreSettings, unfinished: bool = False) -> bool:
+    check_openvino(settings.runtime, settings.device, settings.dtype)
+    return check_open_clip(settings.model.removeprefix(PREFIX), unfinished)
 
 
 def _lengths(model: Any, tokens: Any) -> Any:

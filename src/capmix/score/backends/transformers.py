@@ -44,6 +44,7 @@ class TransformersEncoder:
 
     def __init__(self, name: str, model: Any, processor: Any, device: str, exact: bool):
         self.name = name
+        self.weights: str | None = None
         self.workers = preparing_threads()
         self.batch_size = 32 if device == "cpu" else 256
         self.dimensions = int(
@@ -139,6 +140,7 @@ class TransformersScorer:
             "dtype": str(dtype).removeprefix("torch."),
             "runtime": settings.runtime,
         }
+        self.encoder.weights = self.settings["weights"]
         if settings.runtime == "openvino":
             self._use_openvino(self.settings["dtype"])
         self.provenance = self.encoder.provenance
