@@ -13,6 +13,7 @@ from world.models import SCHEDULE, World
 
 FRACTION = 0.3
 SEEDS = (0, 1, 2)
+PARALLEL = 2  # runs at once, of one thread each
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ SCALES = {
 RECIPES: tuple[str | dict[str, Any], ...] = (
     "raw",
     {"recipe": "raw-top", "fraction": FRACTION},
-    "synthetic",
-    {"recipe": "synthetic-top", "fraction": FRACTION},
-    {"recipe": "raw-top+synthetic", "fraction": FRACTION},
-    {"recipe": "raw-top+synthetic-above", "fraction": FRACTION},
+    {"recipe": "synthetic", "synthetic": "coca"},
+    {"recipe": "synthetic-top", "fraction": FRACTION, "synthetic": "coca"},
+    {"recipe": "raw-top+synthetic", "fraction": FRACTION, "synthetic": "coca"},
+    {"recipe": "raw-top+synthetic-above", "fraction": FRACTION, "synthetic": "coca"},
     "control-raw-shuffled",
     {"recipe": "control-random", "fraction": FRACTION},
     {"recipe": "oracle", "source": "true"},
@@ -81,10 +82,11 @@ def write_grid(
             "true": {"model": "field:true"},
         },
         "score": {"model": scorer, "sources": ["raw", "coca"], "save_embeddings": True},
-        "mix": {"synthetic": "coca", "recipes": list(recipes)},
+        "mix": {"recipes": list(recipes)},
         "probe": {"seeds": list(seeds), "evalsets": [str(world.folder / "evalsets/world-classes")]},
         "train": training
-        | {"model": str(world.clip), "samples": scale.samples, "seeds": list(seeds)},
+        | {"model": str(world.clip), "samples": scale.samples, "seeds": list(seeds)}
+        | {"parallel": PARALLEL},
         "evaluate": {
             "evalsets": str(world.folder / "evalsets"),
             "tasks": "world-classes,world-pairs",

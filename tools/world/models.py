@@ -20,7 +20,6 @@ from world.texts import NOISES, description, raw_text
 MERGES = 900
 CONTEXT = 24  # tokens
 TEXTS = 20_000  # true texts, and as many raw ones, for the merges
-CLEAN = 100  # shards of clean pairs for a model
 SCHEDULE: dict[str, Any] = {
     "scale": "tiny",
     "resample": True,
@@ -33,16 +32,14 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
-COCA = {"open_clip": "--coca-contrastive-loss-weight 1 --coca-caption-loss-weight 2"}
-
-
 @dataclass(frozen=True)
 class World:
-    """The folder of a world, and samples seen by its models."""
+    """The folder of a world, samples seen by its models, and shards of clean pairs for each."""
 
     folder: Path
     scorer_samples: int = 250_000
-    captioner_samples: int = 400_000
+    captioner_samples: int = 500_000
+    clean_shards: int = 100
 
     @property
     def clip(self) -> Path:
@@ -95,7 +92,7 @@ def write_models(world: World) -> None:
 def train_scorer(world: World) -> capmix.Run:
     """Train the CLIP that scores, on clean pairs with specific and generic names."""
     data = world.folder / "clean/scorer"
-    write_pairs(data, SCORER, CLEAN * 1000, ("specific", "specific", "generic"))
+    write_pairs(data, SCORER, 1000 * world.clean_shards, ("specific", "specific", "generic"))
     samples = world.scorer_samples
     return _train(data, world.folder / "runs/scorer", world.clip, samples, seed=100)
 
@@ -103,9 +100,9 @@ def train_scorer(world: World) -> capmix.Run:
 def train_captioner(world: World) -> capmix.Run:
     """Train the captioner on clean pairs with generic names."""
     data = world.folder / "clean/coco"
-    write_pairs(data, COCO, CLEAN * 1000, ("generic",))
+    write_pairs(data, COCO, 1000 * world.clean_shards, ("generic",))
     samples = world.captioner_samples
-    return _train(data, world.folder / "runs/coca", world.coca, samples, seed=101, **COCA)
+    return _train(data, world.folder / "runs/coca", world.coca, samples, seed=101)
 
 
 def _train(data: Path, out: Path, model: Path, samples: int, seed: int, **more: Any) -> capmix.Run:
