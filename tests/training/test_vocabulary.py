@@ -15,6 +15,7 @@ from capmix.evaluation.results import evaluate
 from capmix.training.pairs import ExportedShards
 from capmix.training.scales import TrainSettings
 from capmix.training.train import read_run, train
+from capmix.training.vocabulary import check_vocabulary
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>"]
 SIZE = 512 + len(MERGES) + 2
@@ -122,3 +123,11 @@ def test_pretrained_weights_are_loaded_and_belong_to_the_run(
     file.unlink()
     with pytest.raises(UserError, match="--pretrained .*: no such file, and no open_clip tag"):
         train(settings, shards, str(tmp_path / "third"))
+
+
+def test_the_vocabularies_of_open_clips_own_models_fit() -> None:
+    import open_clip
+
+    for name in ("ViT-B-32", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"):
+        check_vocabulary(name, open_clip.get_model_config(name))
+    check_vocabulary("my-siglip", config_of(32_000, ""))

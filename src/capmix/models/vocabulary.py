@@ -52,10 +52,11 @@ def merges_digest(config: dict[str, Any] | None) -> str | None:
 def check_vocabulary(name: str, config: dict[str, Any]) -> None:
     """Raise UserError if the merges file is invalid or has more ids than the model's vocab_size.
 
-    Tokenizers of the Hub (hf_tokenizer_name) are not checked.
+    Tokenizers of the Hub are not checked: hf_tokenizer_name, or `siglip` in the model's name, by
+    which open_clip chooses a tokenizer.
     """
     text = config["text_cfg"]
-    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
+    if text.get("hf_tokenizer_name") or text.get("hf_model_name") or "siglip" in name.lower():
         return
     path = merges_path(config)
     ids = KNOWN_SIZE if path is None else _ids(path)
