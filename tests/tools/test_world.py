@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import mannwhitneyu, ttest_ind
-from world.claims import Claim, difference, judged, ratio
+from world.claims import CLAIMS, Claim, difference, judged, ratio
 from world.data import SHARD, link_pool, write_pool
 from world.drawings import drawings, object_classes
 from world.gates import auc, named_share, purity, shuffled_share
+from world.grid import RECIPES
 from world.scenes import HEAD, SIDE, by_frequency, draw_scene, frequencies, render
 from world.texts import NOISES, description, plural, raw_text
 
@@ -68,7 +69,7 @@ def test_a_description_names_what_is_in_the_scene() -> None:
 @pytest.mark.parametrize(
     ("name", "many"),
     [("fox", "foxes"), ("cherry", "cherries"), ("toy", "toys"), ("person", "people"),
-     ("wild animal", "wild animals"), ("torch", "torches")],
+     ("wild animal", "wild animals"), ("torch", "torches"), ("wine glass", "wine glasses")],
 )  # fmt: skip
 def test_plurals(name: str, many: str) -> None:
     assert plural(name) == many
@@ -104,6 +105,29 @@ def test_the_auc_is_that_of_mann_and_whitney() -> None:
 def test_purity_counts_the_kinds_of_the_highest_scores() -> None:
     scores, kinds = np.array([0.9, 0.1, 0.8, 0.7]), np.array(["a", "a", "b", "a"])
     assert purity(scores, kinds, 0.5) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_longer_name_does_not_name_the_shorter_one() -> None:
+    assert named_share(["a clown loach"], [["clown"]]) == 0
+    assert named_share(["a clown loach"], [["clown loach"]]) == 1
+    assert named_share(["two clowns and a clown loach"], [["clown"]]) == 1
+
+
+def test_every_claim_compares_recipes_of_the_grid(tmp_path: Path) -> None:
+    names = {
+        "raw", "raw-top30", "coca", "coca-top30", "raw-top30+coca", "raw-top30+coca-above",
+        "control-raw-shuffled", "control-raw-random30", "oracle-true",
+    }  # fmt: skip
+    assert len(names) == len(RECIPES)
+    assert {name for one in CLAIMS for name in (one.better, one.worse)} <= names
+
+
+def test_a_ratio_with_zero_and_a_recipe_that_was_not_run_decide_nothing() -> None:
+    metric = ("world-pairs", "main_metric")
+    claim = Claim("twice", "a", "b", metric, 2.0, True)
+    values = {("a", metric): [0.1, 0.2], ("b", metric): [0.0, 0.1]}
+    assert [one["verdict"] for one in judged(values, [claim])] == ["cannot be told"]
+    assert [one["verdict"] for one in judged({}, [claim])] == ["not measured"]
 
 
 def test_shuffled_captions_name_fewer_objects() -> None:

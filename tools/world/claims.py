@@ -59,7 +59,7 @@ CLAIMS = (
     Claim("synthetic-only retrieval over raw", "coca", "raw", RETRIEVAL),
     # Controls: without these differences, the ones above mean nothing.
     Claim("texts matter: raw over shuffled raw", "raw", "control-raw-shuffled", ZERO_SHOT),
-    Claim("scores matter: top over random", "raw-top30", "control-random30", ZERO_SHOT),
+    Claim("scores matter: top over random", "raw-top30", "control-raw-random30", ZERO_SHOT),
     Claim("room above: true texts over the mix", "oracle-true", "raw-top30+coca-above", ZERO_SHOT),
 )
 
@@ -75,18 +75,20 @@ def read_cells(folder: Path) -> Values:
 
 
 def judged(values: Values, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
-    """Return a row per claim: its recipes, the estimate with its interval, and the verdict."""
+    """Return a row per claim: its recipes, the estimate with its interval, and the verdict.
+
+    The verdict is "not measured" if a recipe has fewer than two values.
+    """
     rows = []
     for claim in claims:
         both = [values.get((name, claim.metric), []) for name in (claim.better, claim.worse)]
-        if min(map(len, both)) < 2:
-            continue
-        found = (ratio if claim.is_ratio else difference)(*both)
-        rows.append(
-            {"claim": claim.name, "better": claim.better, "worse": claim.worse}
-            | {"means": [mean(one) for one in both], "value": found.value}
-            | {"low": found.low, "high": found.high, "verdict": found.verdict(claim.bound)}
-        )
+        row: dict[str, Any] = {"claim": claim.name, "better": claim.better, "worse": claim.worse}
+        row |= {"value": None, "low": None, "high": None, "verdict": "not measured"}
+        if min(map(len, both)) >= 2:
+            found = (ratio if claim.is_ratio else difference)(*both)
+            row |= {"value": found.value, "low": found.low, "high": found.high}
+            row["verdict"] = found.verdict(claim.bound)
+        rows.append(row)
     return rows
 
 
@@ -104,6 +106,8 @@ def difference(better: Sequence[float], worse: Sequence[float]) -> Interval:
 
 
 def ratio(better: Sequence[float], worse: Sequence[float]) -> Interval:
-    """Return the ratio of two geometric means; values must be > 0."""
+    """Return the ratio of two geometric means. With a value of 0, its interval is unbounded."""
+    if min(*better, *worse) <= 0:
+        return Interval(math.nan, -math.inf, math.inf)
     found = difference([math.log(one) for one in better], [math.log(one) for one in worse])
     return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))

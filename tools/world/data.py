@@ -25,7 +25,13 @@ POOL, TEST, RETRIEVAL, SCORER, COCO, WEB, GATE = range(7)
 RARE = 100  # number of classes
 TEST_IMAGES = 20  # per class
 PAIRS = 1000
-TEMPLATES = ("a picture of a {c}", "a {c}", "a big {c}", "a small {c} on a meadow", "two {c}")
+TEMPLATES = (
+    "a picture of a {c}",
+    "a {c}",
+    "a big {c}",
+    "a small {c} on a meadow",
+    "a {c} at a beach",
+)
 Member = tuple[str, bytes]
 
 
@@ -80,7 +86,8 @@ def write_evalsets(folder: Path) -> None:
         (pairs / "dataset_type.txt").write_text("retrieval", "utf-8")
         scenes = [draw_scene((RETRIEVAL, i), _flat()) for i in range(PAIRS)]
         texts = [
-            description(one, np.random.default_rng((RETRIEVAL, i))) for i, one in enumerate(scenes)
+            description(one, np.random.default_rng((RETRIEVAL, i, 4)))
+            for i, one in enumerate(scenes)
         ]
         _write_set(pairs, scenes, [("txt", text.encode()) for text in texts])
 

@@ -122,8 +122,8 @@ def _write_merges(path: Path) -> None:
     for i in range(TEXTS):
         seed = (WEB, i)
         scene = draw_scene(seed)
-        texts.append(description(scene, np.random.default_rng(seed)))
-        texts.append(description(scene, np.random.default_rng(seed), "generic"))
+        texts.append(description(scene, np.random.default_rng((*seed, 4))))
+        texts.append(description(scene, np.random.default_rng((*seed, 4)), "generic"))
         texts.append(raw_text(scene, seed, NOISES["usual"])[1])
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -136,7 +136,9 @@ def _write_merges(path: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"][:MERGES]
     lines = ["#version: 0.2", *(" ".join(one) for one in merges)]
-    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    part = path.with_suffix(".part")
+    part.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+    part.replace(path)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -100,7 +100,8 @@ def _draw_thing(random: np.random.Generator, number: int, things: int) -> Thing:
     odds = [0.1, 0.2, 0.4, 0.3] if things == 1 else [0.1, 0.3, 0.6]
     size = str(random.choice(sizes, p=odds))
     count = int(random.choice([1, 2, 3], p=[0.8, 0.13, 0.07]))
-    return Thing(number, colour, size, 1 if size in ("", "big") and things == 2 else count)
+    is_large = size == "big" or (size == "" and things == 2)  # no room for several
+    return Thing(number, colour, size, 1 if is_large else count)
 
 
 def render(scene: Scene) -> Image.Image:

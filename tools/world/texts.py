@@ -101,8 +101,7 @@ def raw_text(
     if kind == "boilerplate":
         return kind, _filled(str(random.choice(BOILERPLATE)), random)
     if kind == "unrelated":
-        other = draw_scene((*seed, 2))
-        return kind, _decorated(_short(other, random), random)
+        return kind, _decorated(_short(_another(scene, (*seed, 2)), random), random)
     if kind == "partial":
         return kind, _decorated(_partial(scene, random, noise.wrong, seed), random)
     return kind, _decorated(description(scene, random), random)
@@ -128,10 +127,10 @@ def plural(name: str) -> str:
         many = PLURALS[last]
     elif last.endswith("y") and last[-2] not in "aeiou":
         many = f"{last[:-1]}ies"
-    elif last.endswith("s"):
+    elif last.endswith("s") and not last.endswith("ss"):
         many = last
     else:
-        many = f"{last}{'es' if last.endswith(('x', 'ch', 'sh')) else 's'}"
+        many = f"{last}{'es' if last.endswith(('x', 'ch', 'sh', 'ss')) else 's'}"
     return f"{head} {many}".strip()
 
 
@@ -152,7 +151,7 @@ def _short(scene: Scene, random: np.random.Generator) -> str:
 
 
 def _partial(scene: Scene, random: np.random.Generator, wrong: float, seed: tuple[int, ...]) -> str:
-    """Name one object, or only an attribute or the place, perhaps beside something wrong."""
+    """Name one object, its colour and its kind, or the place, perhaps beside something wrong."""
     thing = scene.things[int(random.integers(len(scene.things)))]
     name = object_classes()[thing.number].name
     kind = object_classes()[thing.number].kind
@@ -162,24 +161,34 @@ def _partial(scene: Scene, random: np.random.Generator, wrong: float, seed: tupl
                 name,
                 name,
                 f"{random.choice(ADJECTIVES)} {name}",
-                kind,
+                f"{thing.colour} {kind}".strip(),
                 _bare(_place(scene.background)),
             ]
         )
     )
     if random.random() >= wrong:
         return true
-    other = draw_scene((*seed, 3)).things[0]
+    other = _another(scene, (*seed, 3))
     colour = str(random.choice([one for one in COLOURS if one != thing.colour]))
     return str(
         random.choice(
             [
                 f"{colour} {true}",
-                f"{true} and {object_classes()[other.number].name}",
-                f"{object_classes()[other.number].name} {true}",
+                f"{true} and {object_classes()[other.things[0].number].name}",
+                f"{object_classes()[other.things[0].number].name} {true}",
             ]
         )
     )
+
+
+def _another(scene: Scene, seed: tuple[int, ...]) -> Scene:
+    """Draw a scene that has no class in common with `scene`."""
+    numbers = {one.number for one in scene.things}
+    for attempt in range(1, 1000):
+        other = draw_scene((*seed, attempt))
+        if numbers.isdisjoint(one.number for one in other.things):
+            return other
+    raise ValueError(f"no other scene for {seed}")
 
 
 def _decorated(text: str, random: np.random.Generator) -> str:
