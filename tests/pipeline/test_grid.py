@@ -1,6 +1,7 @@
 import json
 import signal
 import statistics
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,12 @@ from samples import write_pool
 
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
-from capmix.pipeline.config import load_pipeline
+from capmix.pipeline import grid as grid_module
+from capmix.pipeline.config import TrainSection, load_pipeline
 from capmix.pipeline.grid import Cell, summarised, write_tables
 from capmix.pipeline.run import run_pipeline
 from capmix.training.launch import SideBySide
+from capmix.workspace import Subset, open_workspace
 
 MODEL = {
     "embed_dim": 16,
@@ -191,3 +194,26 @@ def test_the_order_of_probes_is_compared_with_that_of_runs(tmp_path: Path) -> No
     probes = {("p", "a"): 5.0, ("p", "b"): 7.0, ("p", "c"): 6.0}
     lines = write_tables(cells, str(tmp_path), probes)
     assert "Kendall's tau 0.33 over 3 recipes" in "\n".join(lines)
+
+
+def test_after_a_failed_run_beside_another_no_third_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun: list[int] = []
+    both = threading.Barrier(2)
+
+    def train(*given: Any) -> None:
+        begun.append(given[3])
+        both.wait(10)
+        if given[3] == 0:
+            raise UserError("no space left")
+        time.sleep(0.3)
+
+    monkeypatch.setattr(grid_module, "_train", train)
+    work = open_workspace(str(write_pool(tmp_path / "pool", 1, 2)), str(tmp_path / "work"))
+    training = TrainSection(seeds=[0, 1, 2, 3], parallel=2)
+    subset = Subset(work, "raw")
+    with pytest.raises(UserError, match="no space left"):
+        grid_module._train_side_by_side(work, [(subset, seed) for seed in range(4)], training)
+    assert sorted(begun) == [0, 1]
+    assert "run raw, seed 0: no space left" in caplog.text

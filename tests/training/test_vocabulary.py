@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from capmix.training.vocabulary import check_vocabulary
 from safetensors.torch import save_file
 from samples import write_pool
 
@@ -15,7 +16,6 @@ from capmix.evaluation.results import evaluate
 from capmix.training.pairs import ExportedShards
 from capmix.training.scales import TrainSettings
 from capmix.training.train import read_run, train
-from capmix.training.vocabulary import check_vocabulary
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>"]
 SIZE = 512 + len(MERGES) + 2

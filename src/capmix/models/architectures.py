@@ -15,8 +15,10 @@ from capmix.models.vocabulary import with_merges_path
 from capmix.storage.json_text import parse_json
 
 PARTS = {"embed_dim", "vision_cfg", "text_cfg"}
+SIZES = ("vocab_size", "context_length")  # of text_cfg
+MAX_PATH, MAX_NAME = 4096, 80  # characters of a path, and of a registered name
 # Options of open_clip's tokenizers. Others would be passed to transformers (trust_remote_code).
-TOKENIZER_OPTIONS = {"bpe_path", "additional_special_tokens", "context_length", "clean",
+TOKENIZER_OPTIONS = {"bpe_path", "additional_special_tokens", "clean",
                      "reduction_mask", "strip_sep_token", "language"}  # fmt: skip
 
 
@@ -41,18 +43,26 @@ def check_config(what: str, config: dict[str, Any]) -> None:
     """Raise UserError for invalid or unsupported tokenizer options. `what` begins the message."""
     text = config.get("text_cfg", {})
     options = text.get("tokenizer_kwargs", {}) if isinstance(text, dict) else None
-    is_whole = isinstance(options, dict) and isinstance(options.get("bpe_path", ""), str)
-    if options is None or not is_whole or not isinstance(text.get("vocab_size", 0), int):
+    is_whole = isinstance(options, dict) and _is_path(options.get("bpe_path", ""))
+    if options is None or not is_whole or not all(isinstance(text.get(n, 0), int) for n in SIZES):
         raise UserError(
             f"{what}: expected mappings in text_cfg and its tokenizer_kwargs, a path in bpe_path, "
-            "a number in vocab_size"
+            f"numbers in {' and '.join(SIZES)}"
         )
+    tokens = options.get("additional_special_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(one, str) for one in tokens):
+        raise UserError(f"{what}: additional_special_tokens: expected a list of texts")
     other = sorted(options.keys() - TOKENIZER_OPTIONS)
     if other:
         raise UserError(
             f"{what}: text_cfg.tokenizer_kwargs: {other[0]!r} is not supported; expected "
             f"{', '.join(sorted(TOKENIZER_OPTIONS))}"
         )
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value can be a path: text that the system's calls accept."""
+    return isinstance(value, str) and "\0" not in value and len(value) < MAX_PATH
 
 
 def know_model(name: str, config: dict[str, Any] | None) -> None:
@@ -78,7 +88,7 @@ def know_config(stem: str, config: dict[str, Any]) -> str:
     that the config replaces no other model of this process.
     """
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', stem)}-{digest}"
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', stem)[:MAX_NAME]}-{digest}"
     know_model(name, config)
     return name
 

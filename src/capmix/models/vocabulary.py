@@ -7,6 +7,7 @@ of two symbols per line, of which it uses the first 48,894. The ids are 512 byte
 
 import gzip
 import hashlib
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def merges_path(config: dict[str, Any]) -> Path | None:
 def merges_digest(config: dict[str, Any] | None) -> str | None:
     """Return the SHA-256 of a config's merges; None if it names no existing file."""
     path = None if config is None else merges_path(config)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return None
     return hashlib.sha256(_text(path)).hexdigest()
 
@@ -74,7 +75,10 @@ def check_vocabulary(name: str, config: dict[str, Any]) -> None:
 
 
 def _ids(path: Path) -> int:
-    lines = _text(path).decode("utf-8", errors="replace").split("\n")
+    try:
+        lines = _text(path).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"bpe_path {path}: not UTF-8 text ({error})") from error
     if len(lines[0].split()) == 2 and HEADER not in lines[0]:
         raise UserError(
             f"bpe_path {path}: line 1 is a merge, but open_clip skips that line; start the file "

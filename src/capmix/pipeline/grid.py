@@ -7,6 +7,7 @@ evaluation set has groups of classes, or if `classes` is set. All are written as
 
 import logging
 import statistics
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -58,7 +59,7 @@ def check_training(
     runs = (_run(work, subset, seed) for subset in subsets for seed in training.seeds)
     if work.store.is_local and all(RunFolder(Path(run)).finished for run in runs):
         return
-    from capmix.training.train import check_machine, place
+    from capmix.training.train import check_machine, on_cpu, place
 
     if place()[1] > 1:
         raise UserError("run: start a single process; `train: {devices: N}` trains on N GPUs")
@@ -68,7 +69,13 @@ def check_training(
     have = sorted({*captioned, *work.sources()})
     if unknown := set(training.texts).difference(have):
         raise UserError(f"train: texts: {no_captions(min(unknown), have)}")
-    check_machine(training.of_seed(training.seeds[0]), training.devices)
+    settings = training.of_seed(training.seeds[0])
+    check_machine(settings, training.devices)
+    if training.parallel > 1 and not on_cpu(settings, 1):
+        raise UserError(
+            "train: parallel: only for runs on a CPU, because all would use the same GPU; omit it, "
+            "or set device: cpu"
+        )
 
 
 def run_cells(
@@ -103,24 +110,34 @@ def _train_side_by_side(
 ) -> None:
     """Train `parallel` runs at the same time.
 
-    After an error, runs that have begun are trained to their end. An interrupt ends them at once.
+    After an error, no other run is begun, and those that have begun are trained to their end. An
+    interrupt ends them at once.
     """
-    beside = SideBySide(training.parallel)
+    beside, failed = SideBySide(training.parallel), threading.Event()
 
     def one(subset: Subset, seed: int) -> None:
-        _train(work, subset, training, seed, _run(work, subset.name, seed), beside)
-
-    with ThreadPoolExecutor(training.parallel) as threads:
-        waiting = [threads.submit(one, subset, seed) for subset, seed in grid]
+        if failed.is_set():
+            return
         try:
-            for number, done in enumerate(as_completed(waiting), 1):
-                done.result()
-                log.info("%s", f"{number} of {len(grid)} runs trained")
-        except BaseException as error:
-            threads.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):
-                beside.stop()
+            _train(work, subset, training, seed, _run(work, subset.name, seed), beside)
+        except Exception as error:  # reported now: the runs beside it may take hours
+            failed.set()
+            log.error("run %s, seed %d: %s", subset.name, seed, error)
             raise
+
+    threads = ThreadPoolExecutor(training.parallel)
+    waiting = [threads.submit(one, subset, seed) for subset, seed in grid]
+    try:
+        for number, _ in enumerate(as_completed(waiting), 1):
+            if not failed.is_set():
+                log.info("%s", f"{number} of {len(grid)} runs trained")
+        for done in waiting:
+            done.result()
+    except BaseException:
+        beside.stop()
+        raise
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _run(work: Workspace, subset: str, seed: int) -> str:

@@ -193,12 +193,22 @@ def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
     """Compare an entry of two run.json files, ignoring what newer versions of capmix add.
 
     These are settings at their default, fields of the scale, which follow from the settings, and
-    digests of files.
+    digests of files. The path of the merges is ignored, as their digest identifies them.
     """
     if key in DIGESTS and key not in known:
         return True
     before, now = known.get(key), about[key]
     if key == "scale" and isinstance(before, dict):
         now = {name: value for name, value in now.items() if name in before}
+    if key == "config":
+        before, now = _without_merges_path(before), _without_merges_path(now)
     defaults = defaults_of(TrainSettings) if key == "settings" else {}
     return same_settings(before, now, defaults)
+
+
+def _without_merges_path(config: Any) -> Any:
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    if not isinstance(text, dict) or not isinstance(text.get("tokenizer_kwargs"), dict):
+        return config
+    options = {k: v for k, v in text["tokenizer_kwargs"].items() if k != "bpe_path"}
+    return config | {"text_cfg": text | {"tokenizer_kwargs": options}}

@@ -5,6 +5,7 @@ implements its top-K rule: sample from the logits of the last position, with the
 until `min_tokens`.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from capmix.models.open_clip import (
     shorter_side,
 )
 from capmix.models.pixels import PixelLoader, pixels_note, transform_plan
-from capmix.models.trained_run import run_directory
+from capmix.models.trained_run import RUN, run_directory
 from capmix.pool import Sample
 
 PREFIX = "open_clip:"
@@ -85,7 +86,7 @@ class CocaCaptioner:
         self.provenance = provenance(packages, self._device, self.batch_size)
         self.provenance |= pixels_note(self._plan, settings.exact_decode)
         if is_run:
-            self.provenance["run"] = name
+            self.provenance["run"] = f"{RUN}{os.path.abspath(run_directory(name) or name)}"
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
