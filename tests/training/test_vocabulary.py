@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from capmix.training.vocabulary import check_vocabulary
 from safetensors.torch import save_file
 from samples import write_pool
 
 from capmix.errors import UserError
 from capmix.evaluation.results import evaluate
+from capmix.models.vocabulary import check_vocabulary
 from capmix.training.pairs import ExportedShards
 from capmix.training.scales import TrainSettings
 from capmix.training.train import read_run, train
