@@ -42,7 +42,9 @@ def cluster() -> Iterator[Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Return the files without temporary ones, which a process that is killed leaves."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def null_run(pool: Path, work: Path, engine: EngineSettings) -> dict[str, bytes]:

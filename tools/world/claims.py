@@ -1,7 +1,7 @@
 """The paper's claims: what must be measured for each to appear here, and the verdicts.
 
 The criteria were committed before any run of the grid. A difference is that of means over seeds,
-with Welch's 95 % interval; a ratio is the same on logarithms. A claim appears if the whole interval
+with Welch's 95% interval; a ratio is the same on logarithms. A claim appears if the whole interval
 is on its side of the bound, does not if the whole interval is on the other side, and cannot be told
 otherwise.
 """
@@ -24,7 +24,7 @@ RETRIEVAL = ("world-pairs", "main_metric")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its 95 % interval."""
+    """An estimate with the ends of its 95% interval."""
 
     value: float
     low: float
