@@ -91,10 +91,3 @@ def know_config(stem: str, config: dict[str, Any]) -> str:
     name = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', stem)[:MAX_NAME]}-{digest}"
     know_model(name, config)
     return name
-
-
-def with_merges(config: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the config with another bpe_path."""
-    text = config["text_cfg"]
-    options = text.get("tokenizer_kwargs", {}) | {"bpe_path": path}
-    return config | {"text_cfg": text | {"tokenizer_kwargs": options}}

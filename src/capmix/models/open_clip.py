@@ -20,14 +20,13 @@ from capmix.models.architectures import (
     check_config,
     know_config,
     read_config,
-    with_merges,
 )
 from capmix.models.device import fingerprint
 from capmix.models.hub import Connection, check_hub, connect_to_hub
 from capmix.models.known import hub_id_of
 from capmix.models.registry import require
 from capmix.models.trained_run import RUN, open_run, recorded_model
-from capmix.models.vocabulary import check_vocabulary, merges_digest
+from capmix.models.vocabulary import check_vocabulary, merges_digest, with_merges
 
 HUB = "hf-hub:"
 CONFIG, JSON = "open_clip_config.json", ".json"

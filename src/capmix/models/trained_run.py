@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from capmix.errors import UserError
-from capmix.models.architectures import PARTS, check_config, with_merges
-from capmix.models.vocabulary import merges_digest
+from capmix.models.architectures import PARTS, check_config
+from capmix.models.vocabulary import merges_digest, with_merges
 from capmix.storage.json_text import parse_object
 
 RUN, OPEN_CLIP = "run:", "open_clip:"

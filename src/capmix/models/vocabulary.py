@@ -30,14 +30,20 @@ def with_merges_path(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         return config
     beside = (path.parent / given).resolve()
     found = beside if beside.is_file() or not given.is_file() else given.resolve()
+    return with_merges(config, str(found))
+
+
+def with_merges(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the config with another bpe_path."""
     text = config["text_cfg"]
-    options = text["tokenizer_kwargs"] | {"bpe_path": str(found)}
+    options = text.get("tokenizer_kwargs", {}) | {"bpe_path": path}
     return config | {"text_cfg": text | {"tokenizer_kwargs": options}}
 
 
 def merges_path(config: dict[str, Any]) -> Path | None:
     """Return the path of a config's merges file, if it names one."""
-    options = config["text_cfg"].get("tokenizer_kwargs")
+    text = config.get("text_cfg")
+    options = text.get("tokenizer_kwargs") if isinstance(text, dict) else None
     given = options.get("bpe_path") if isinstance(options, dict) else None
     return Path(given) if isinstance(given, str) else None
 

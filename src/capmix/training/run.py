@@ -21,7 +21,7 @@ from typing import Any
 
 from capmix.errors import UserError
 from capmix.models.trained_run import ABOUT, CHECKPOINT, MERGES, damaged, read_about
-from capmix.models.vocabulary import merges_path
+from capmix.models.vocabulary import merges_path, with_merges
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
 from capmix.storage.json_text import parse_object
@@ -207,8 +207,5 @@ def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
 
 
 def _without_merges_path(config: Any) -> Any:
-    text = config.get("text_cfg") if isinstance(config, dict) else None
-    if not isinstance(text, dict) or not isinstance(text.get("tokenizer_kwargs"), dict):
-        return config
-    options = {k: v for k, v in text["tokenizer_kwargs"].items() if k != "bpe_path"}
-    return config | {"text_cfg": text | {"tokenizer_kwargs": options}}
+    has_path = isinstance(config, dict) and merges_path(config) is not None
+    return with_merges(config, "") if has_path else config
