@@ -153,7 +153,7 @@ def _serve(
     while True:
         try:
             message = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent has closed, perhaps with our messages unread
             return
         try:
             reply = answer(message)
