@@ -13,11 +13,13 @@ import pyarrow as pa
 from pyarrow.csv import write_csv
 
 import capmix
+from capmix.storage.store import Store
 from world.claims import judged, read_cells
 from world.data import write_gate
 from world.gates import check_captioner, check_clip, check_scorer, closed
 from world.grid import SCALES, Scale, pool_folder, run_grid, write_grid, write_pools
-from world.models import World, train_captioner, train_scorer, write_models
+from world.manifest import claim_folder
+from world.models import World, train_models, write_models
 
 
 def main() -> int:
@@ -32,11 +34,13 @@ def main() -> int:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
     scales = [SCALES[name] for name in given.scales]
     world = World(given.folder.resolve(), given.scorer_samples, given.captioner_samples)
+    claim_folder(world.folder)
     write_models(world)
     write_pools(world, scales)
-    captioner, scorer = train_captioner(world), train_scorer(world)
+    runs = train_models(world)
+    captioner, scorer = runs["coca"], runs["scorer"]
     gates = _gates(world, captioner, scorer, scales[0])
-    (world.folder / "gates.json").write_text(json.dumps(gates, indent=1), "utf-8")
+    Store(str(world.folder)).write_json("gates.json", gates)
     print(json.dumps(gates, indent=1))
     for line in (missed := closed(gates)):
         print(f"gate closed: {line}", file=sys.stderr)

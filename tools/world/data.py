@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from world.drawings import object_classes
 from world.scenes import HEAD, SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
-from world.texts import NOISES, Names, description, raw_text
+from world.texts import NOISES, Names, counted, description, raw_text
 
 SHARD = 1000  # samples
 QUALITY = 90  # of JPEG
@@ -42,10 +42,7 @@ def write_pool(folder: Path, shards: int, noise: str = "usual") -> None:
     raw text), a `true` and a `generic` description, the names of its `objects`, and whether the
     image `is_damaged` (blurred, partly covered or lettered).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [n for n in range(shards) if not (folder / f"{n:05d}.tar").exists()]
-    with ProcessPoolExecutor() as processes:
-        list(processes.map(partial(_write_shard, folder, noise), wanted))
+    _write_shards(folder, shards, partial(_write_pool_shard, folder, noise))
 
 
 def link_pool(source: Path, folder: Path, shards: int) -> None:
@@ -61,10 +58,12 @@ def write_pairs(
     folder: Path, first_seed: int, count: int, names: Sequence[Names] = ("specific",)
 ) -> None:
     """Write shards of clean pairs; the names in a text are one of `names`, at random."""
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [n for n in range(count // SHARD) if not (folder / f"{n:05d}.tar").exists()]
-    with ProcessPoolExecutor() as processes:
-        list(processes.map(partial(_write_pairs, folder, first_seed, names), wanted))
+    _write_shards(folder, count // SHARD, partial(_write_pairs, folder, first_seed, names))
+
+
+def write_web(folder: Path, count: int, noise: str = "usual") -> None:
+    """Write shards of pairs with raw texts, for models that are pre-trained on the web."""
+    _write_shards(folder, count // SHARD, partial(_write_web, folder, noise))
 
 
 def write_evalsets(folder: Path) -> None:
@@ -72,7 +71,7 @@ def write_evalsets(folder: Path) -> None:
     classes, test = object_classes(), folder / "world-classes"
     if not (test / "test/0.tar").exists():
         (test / "test").mkdir(parents=True, exist_ok=True)
-        names = [one.name for one in classes]
+        names = [counted(one.name) for one in classes]
         (test / "classnames.txt").write_text("\n".join(names) + "\n", "utf-8")
         templates = "\n".join(TEMPLATES) + "\n"
         (test / "zeroshot_classification_templates.txt").write_text(templates, "utf-8")
@@ -106,7 +105,15 @@ def write_gate(folder: Path, count: int = 1000) -> None:
     _write_tar(folder / "00000.tar", members)
 
 
-def _write_shard(folder: Path, noise: str, shard: int) -> None:
+def _write_shards(folder: Path, count: int, write: Callable[[int], None]) -> None:
+    """Call `write` with the number of each shard that is missing, in several processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [n for n in range(count) if not (folder / f"{n:05d}.tar").exists()]
+    with ProcessPoolExecutor() as processes:
+        list(processes.map(write, wanted))
+
+
+def _write_pool_shard(folder: Path, noise: str, shard: int) -> None:
     members: list[Member] = []
     for i in range(shard * SHARD, (shard + 1) * SHARD):
         seed = (POOL, i)
@@ -131,6 +138,14 @@ def _write_pairs(folder: Path, first_seed: int, names: Sequence[Names], shard: i
         scene = draw_scene((first_seed, i))
         text = description(scene, random, names[int(random.integers(len(names)))])
         members += _sample(i, _uid(first_seed, i), scene, text)
+    _write_tar(folder / f"{shard:05d}.tar", members)
+
+
+def _write_web(folder: Path, noise: str, shard: int) -> None:
+    members: list[Member] = []
+    for i in range(shard * SHARD, (shard + 1) * SHARD):
+        scene = draw_scene((WEB, i))
+        members += _sample(i, _uid(WEB, i), scene, raw_text(scene, (WEB, i), NOISES[noise])[1])
     _write_tar(folder / f"{shard:05d}.tar", members)
 
 
@@ -177,7 +192,7 @@ def _flat() -> np.ndarray:
 
 
 def _write_groups(path: Path) -> None:
-    order, names = by_frequency(), [one.name for one in object_classes()]
+    order, names = by_frequency(), [counted(one.name) for one in object_classes()]
     group = dict.fromkeys(order[:HEAD], "common") | dict.fromkeys(order[-RARE:], "rare")
     with path.open("w", encoding="utf-8", newline="") as lines:
         rows = csv.writer(lines)

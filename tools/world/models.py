@@ -1,10 +1,14 @@
 """The learned models of the world: a tokenizer, a CLIP scorer, CoCa captioners, small CLIPs.
 
-None of them sees an image of a pool or of a test. Each is a run of `capmix train`, so it resumes.
+None of the scorer and the captioners sees an image of a pool or of a test. Each is a run of
+`capmix train`, so it resumes.
 """
 
 import gzip
 import json
+import math
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,14 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import capmix
-from world.data import COCO, SCORER, WEB, write_pairs
+from capmix.storage.store import Store
+from world.data import COCO, SCORER, WEB, write_pairs, write_web
 from world.scenes import SIDE, draw_scene
 from world.texts import NOISES, description, raw_text
 
 MERGES = 900
 CONTEXT = 24  # tokens
+TUNING = 4  # fine-tuning sees a fourth of the samples
 TEXTS = 20_000  # true texts, and as many raw ones, for the merges
 SCHEDULE: dict[str, Any] = {
     "scale": "tiny",
@@ -28,8 +34,12 @@ SCHEDULE: dict[str, Any] = {
     "warmup": 40,
     "checkpoints": 1,
     "workers": 1,
+    "precision": "amp_bf16",
     "yes": True,
 }
+# By captions' source: trained on clean generic texts, as COCO's; on raw texts of the web; and on
+# raw texts, then on clean ones.
+CAPTIONERS = ("coca", "web", "tuned")
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,18 @@ class World:
         return self.folder / "models/world_clip.json"
 
     @property
+    def sigmoid(self) -> Path:
+        """The same model for SigLIP's loss. (open_clip gives `siglip` names another tokenizer.)"""
+        return self.folder / "models/world_sigmoid.json"
+
+    @property
     def coca(self) -> Path:
+        """The model of the captioners."""
         return self.folder / "models/world_coca.json"
+
+    def run(self, name: str) -> Path:
+        """Return the run of the scorer or of a captioner."""
+        return self.folder / "runs" / name
 
 
 def write_models(world: World) -> None:
@@ -69,7 +89,12 @@ def write_models(world: World) -> None:
     }
     resnet = {"timm_model_name": "test_resnet", "timm_model_pretrained": False}
     vision = {**resnet, "timm_pool": "", "timm_proj": "linear", "image_size": SIDE}
-    _write_json(world.clip, {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text})
+    store = Store(str(folder))
+    clip = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
+    store.write_json(world.clip.name, clip)
+    # SigLIP's first scale and bias (Zhai et al. 2023, section 3.2).
+    first = {"init_logit_scale": math.log(10), "init_logit_bias": -10}
+    store.write_json(world.sigmoid.name, clip | first)
     vit = {"image_size": SIDE, "layers": 3, "width": 128, "head_width": 32, "patch_size": 8}
     coca = {
         "embed_dim": 128,
@@ -86,28 +111,48 @@ def write_models(world: World) -> None:
         },
         "custom_text": True,
     }
-    _write_json(world.coca, coca)
+    store.write_json(world.coca.name, coca)
 
 
-def train_scorer(world: World) -> capmix.Run:
+def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> dict[str, capmix.Run]:
+    """Train the scorer and some of CAPTIONERS, two at a time; return the runs by name."""
+    with ProcessPoolExecutor(2) as processes:
+        # The longest first. `tuned` starts from `web`, so both are one job.
+        names = [name for name in captioners if not (name == "web" and "tuned" in captioners)]
+        jobs = [processes.submit(train_captioner, world, name) for name in names]
+        jobs.append(processes.submit(train_scorer, world))
+        for job in jobs:
+            job.result()
+    return {name: capmix.Run(world.run(name)) for name in (*captioners, "scorer")}
+
+
+def train_scorer(world: World) -> None:
     """Train the CLIP that scores, on clean pairs with specific and generic names."""
     data = world.folder / "clean/scorer"
     write_pairs(data, SCORER, 1000 * world.clean_shards, ("specific", "specific", "generic"))
-    samples = world.scorer_samples
-    return _train(data, world.folder / "runs/scorer", world.clip, samples, seed=100)
+    _train(world, "scorer", data, world.clip, world.scorer_samples, seed=100)
 
 
-def train_captioner(world: World) -> capmix.Run:
-    """Train the captioner on clean pairs with generic names."""
-    data = world.folder / "clean/coco"
-    write_pairs(data, COCO, 1000 * world.clean_shards, ("generic",))
+def train_captioner(world: World, name: str) -> None:
+    """Train one of CAPTIONERS, and the one that it starts from."""
+    data, count = world.folder / f"clean/{'web' if name == 'web' else 'coco'}", world.clean_shards
+    options: dict[str, Any] = {"seed": 101 + CAPTIONERS.index(name)}
     samples = world.captioner_samples
-    return _train(data, world.folder / "runs/coca", world.coca, samples, seed=101)
+    if name == "tuned":
+        train_captioner(world, "web")
+        start = capmix.Run(world.run("web")).checkpoint
+        options["open_clip"] = ["--pretrained", str(start)]
+        samples //= TUNING
+    if name == "web":
+        write_web(data, 1000 * count)
+    else:
+        write_pairs(data, COCO, 1000 * count, ("generic",))
+    _train(world, name, data, world.coca, samples, **options)
 
 
-def _train(data: Path, out: Path, model: Path, samples: int, seed: int, **more: Any) -> capmix.Run:
-    options = SCHEDULE | {"model": str(model), "samples": samples, "seed": seed} | more
-    return capmix.train(data, out, **options)
+def _train(world: World, name: str, data: Path, model: Path, samples: int, **options: Any) -> None:
+    options = SCHEDULE | {"model": str(model), "samples": samples} | options
+    capmix.train(data, world.run(name), **options)
 
 
 def vocabulary_size(merges: Path) -> int:
@@ -139,7 +184,3 @@ def _write_merges(path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
     part.replace(path)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1), "utf-8")

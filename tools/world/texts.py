@@ -17,7 +17,10 @@ from world.scenes import COLOURS, HEAD, Scene, Thing, by_frequency, draw_scene
 Kind = Literal["boilerplate", "unrelated", "partial", "specific"]
 Names = Literal["specific", "generic"]
 COUNTS = {1: "a", 2: "two", 3: "three"}
-PLURALS = {"person": "people", "fish": "fish", "sheep": "sheep", "mouse": "mice"}
+PLURALS = {
+    "person": "people", "sheep": "sheep", "mouse": "mice", "tooth": "teeth", "wolf": "wolves",
+    "loaf": "loaves", "potato": "potatoes", "tomato": "tomatoes",
+}  # fmt: skip
 PAIRS = ("scissors", "sunglasses", "binoculars", "sneakers", "flip flops")
 
 BOILERPLATE = (
@@ -122,9 +125,15 @@ def _thing(thing: Thing, names: Names, random: np.random.Generator) -> str:
 
 def plural(name: str) -> str:
     """Return the plural of a name of classes.csv."""
+    for phrase in (" of ", " in "):
+        if phrase in name:
+            head, _, rest = name.partition(phrase)
+            return f"{plural(head)}{phrase}{rest}"
     head, _, last = name.rpartition(" ")
     if last in PLURALS:
         many = PLURALS[last]
+    elif last.endswith("fish"):
+        many = last
     elif last.endswith("y") and last[-2] not in "aeiou":
         many = f"{last[:-1]}ies"
     elif last.endswith("s") and not last.endswith("ss"):
@@ -132,6 +141,11 @@ def plural(name: str) -> str:
     else:
         many = f"{last}{'es' if last.endswith(('x', 'ch', 'sh', 'ss')) else 's'}"
     return f"{head} {many}".strip()
+
+
+def counted(name: str) -> str:
+    """Return the name as it follows "a": a scissors is a pair of scissors."""
+    return f"pair of {name}" if name in PAIRS else name
 
 
 def _place(background: str) -> str:

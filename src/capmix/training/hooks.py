@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from capmix.errors import UserError
 from capmix.training.coca import initialise_decoder
+from capmix.training.cpu import suit_to_cpu
 from capmix.training.pairs import PairSource
 from capmix.training.passes import Layout, PassBatches, PassChunks, Position, chunk_stream
 from capmix.training.progress import OptimizerSteps, Progress
@@ -129,7 +130,10 @@ def _create_model(theirs: Any, settings: TrainSettings) -> Any:
             ) from error
         if not pretrained:
             initialise_decoder(made[0])
-        if str(more.get("device")) == "cpu" or settings.threads:
+        is_on_cpu = str(more.get("device")) == "cpu"
+        if is_on_cpu:
+            suit_to_cpu(made[0], str(more.get("precision")))
+        if is_on_cpu or settings.threads:
             use_threads(made[0], settings.device_batch(1), settings.threads)
         return made
 
