@@ -41,7 +41,7 @@ world: setup
 
 # Resumes. Several hours on 2 cores.
 world-full: setup
-	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k 16k 64k 256k
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k 16k 64k 256k --studies
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html
@@ -57,6 +57,7 @@ bench: setup
 	$(BIN)/python benchmarks/evaluate.py 20
 	$(BIN)/python benchmarks/train.py --images 100 --samples 256
 	$(BIN)/python benchmarks/train_data.py
+	$(BIN)/python benchmarks/training_step.py --steps 2
 	$(BIN)/python benchmarks/engine.py --shards 8 --samples 200 --rounds 2
 	$(BIN)/python benchmarks/partial.py --samples 200 --pairs 4
 	$(BIN)/python benchmarks/shard_ends.py --images 400 --samples 200

@@ -13,7 +13,7 @@ from world.claims import CLAIMS, Claim, difference, judged, ratio
 from world.data import SHARD, link_pool, write_pool
 from world.drawings import drawings, object_classes
 from world.gates import auc, named_share, purity, shuffled_share
-from world.grid import RECIPES
+from world.grid import MAIN
 from world.scenes import HEAD, SIDE, by_frequency, draw_scene, frequencies, render
 from world.texts import NOISES, description, plural, raw_text
 
@@ -118,7 +118,7 @@ def test_every_claim_compares_recipes_of_the_grid(tmp_path: Path) -> None:
         "raw", "raw-top30", "coca", "coca-top30", "raw-top30+coca", "raw-top30+coca-above",
         "control-raw-shuffled", "control-raw-random30", "oracle-true",
     }  # fmt: skip
-    assert len(names) == len(RECIPES)
+    assert len(names) == len(MAIN)
     assert {name for one in CLAIMS for name in (one.better, one.worse)} <= names
 
 
@@ -126,8 +126,8 @@ def test_a_ratio_with_zero_and_a_recipe_that_was_not_run_decide_nothing() -> Non
     metric = ("world-pairs", "main_metric")
     claim = Claim("twice", "a", "b", metric, 2.0, True)
     values = {("a", metric): [0.1, 0.2], ("b", metric): [0.0, 0.1]}
-    assert [one["verdict"] for one in judged(values, [claim])] == ["cannot be told"]
-    assert [one["verdict"] for one in judged({}, [claim])] == ["not measured"]
+    assert [one.verdict for one in judged(values, "g", [claim])] == ["cannot be told"]
+    assert [one.verdict for one in judged({}, "g", [claim])] == ["not measured"]
 
 
 def test_shuffled_captions_name_fewer_objects() -> None:
@@ -155,5 +155,5 @@ def test_intervals_are_those_of_welch() -> None:
 def test_verdicts(better: list[float], verdict: str) -> None:
     metric = ("world-classes", "acc1")
     values = {("a", metric): better, ("b", metric): [0.3, 0.31, 0.29]}
-    (row,) = judged(values, [Claim("a over b", "a", "b", metric)])
-    assert row["verdict"] == verdict
+    (row,) = judged(values, "g", [Claim("a over b", "a", "b", metric)])
+    assert row.verdict == verdict

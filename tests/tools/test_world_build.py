@@ -3,29 +3,41 @@
 from pathlib import Path
 
 import pytest
-from world.claims import CLAIMS, judged, read_cells
+from world import grid as grids
+from world.claims import CLAIMS
 from world.data import write_gate
+from world.figures import draw_figures
 from world.gates import check_captioner, check_scorer
-from world.grid import Scale, pool_folder, run_grid, write_grid, write_pools
-from world.models import World, train_captioner, train_scorer, write_models
+from world.grid import FEW, MAIN, OF_CAPTIONERS, STUDIED, Grid, Scale, pool_folder
+from world.models import CAPTIONERS, World, train_models, write_models
+from world.study import judge, write_tables
 
-SCALE = Scale("1k", 1, 512)
+SCALE = Scale("4k", 1, 512)
 
 
 @pytest.mark.slow
 def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     world = World(tmp_path, scorer_samples=512, captioner_samples=512, clean_shards=1)
     write_models(world)
-    write_pools(world, [SCALE])
-    captioner, scorer = train_captioner(world), train_scorer(world)
+    grids.write_pools(world, [SCALE])
+    runs = train_models(world, CAPTIONERS)
     write_gate(tmp_path / "gate", 50)
     named = check_captioner(
-        tmp_path / "gate", tmp_path / "gate-work", f"run:{captioner.path}", "coca"
+        tmp_path / "gate", tmp_path / "gate-work", f"run:{runs['coca'].path}", "coca"
     )
     assert 0 <= named["named"] < 0.4  # the gate is closed to such a captioner
-    checked = check_scorer(pool_folder(world, SCALE), tmp_path / "score-work", f"run:{scorer.path}")
+    model = f"run:{runs['scorer'].path}"
+    checked = check_scorer(pool_folder(world, SCALE), tmp_path / "score-work", model)
     assert sum(checked["top"].values()) == pytest.approx(1)
-    grid = write_grid(world, SCALE, f"run:{captioner.path}", f"run:{scorer.path}", seeds=(0, 1))
-    run_grid(grid)
-    rows = judged(read_cells(grid.with_suffix("")))
-    assert [row["claim"] for row in rows] == [claim.name for claim in CLAIMS]
+    recipes = (*MAIN, *STUDIED, *OF_CAPTIONERS)
+    done = [
+        Grid(SCALE, recipes, captioners=CAPTIONERS, seeds=(0, 1)),
+        Grid(SCALE, FEW, loss="siglip", seeds=(0, 1)),
+    ]
+    for one in done:
+        grids.run_grid(grids.write_grid(world, one))
+    rows = judge(world, done)
+    write_tables(world, done, rows)
+    assert [row.claim for row in rows[: len(CLAIMS)]] == [claim.name for claim in CLAIMS]
+    assert not [row for row in rows if row.verdict == "not measured"]
+    assert all(path.stat().st_size > 10_000 for path in draw_figures(world))

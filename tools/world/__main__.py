@@ -1,4 +1,4 @@
-"""Build the small world: `python -m world FOLDER [SCALE ...]`. See docs/world.md.
+"""Build the small world: `python -m world FOLDER [SCALE ...] [--studies]`. See docs/world.md.
 
 Every step is kept, so the same command resumes.
 """
@@ -9,17 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from pyarrow.csv import write_csv
-
-import capmix
 from capmix.storage.store import Store
-from world.claims import judged, read_cells
 from world.data import write_gate
+from world.figures import draw_figures
 from world.gates import check_captioner, check_clip, check_scorer, closed
-from world.grid import SCALES, Scale, pool_folder, run_grid, write_grid, write_pools
+from world.grid import (
+    MIDDLE,
+    SCALES,
+    Scale,
+    main_grids,
+    pool_folder,
+    run_grid,
+    study_grids,
+    write_grid,
+    write_pools,
+)
 from world.manifest import claim_folder
-from world.models import World, train_models, write_models
+from world.models import CAPTIONERS, World, train_models, write_models
+from world.study import judge, write_tables
 
 
 def main() -> int:
@@ -27,43 +34,57 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scales", nargs="*", default=["4k"], metavar="SCALE", help=f"{[*SCALES]}")
+    parser.add_argument("--studies", action="store_true", help="also the grids of all other claims")
     parser.add_argument("--captioner-samples", type=int, default=World.captioner_samples)
     parser.add_argument("--scorer-samples", type=int, default=World.scorer_samples)
     given = parser.parse_args()
     if unknown := [name for name in given.scales if name not in SCALES]:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
-    scales = [SCALES[name] for name in given.scales]
+    scales = sorted((SCALES[name] for name in set(given.scales)), key=lambda one: one.shards)
     world = World(given.folder.resolve(), given.scorer_samples, given.captioner_samples)
     claim_folder(world.folder)
     write_models(world)
     write_pools(world, scales)
-    runs = train_models(world)
-    captioner, scorer = runs["coca"], runs["scorer"]
-    gates = _gates(world, captioner, scorer, scales[0])
+    train_models(world, CAPTIONERS if given.studies else CAPTIONERS[:1])
+    gates = _gates(world, scales[0])
     Store(str(world.folder)).write_json("gates.json", gates)
     print(json.dumps(gates, indent=1))
     for line in (missed := closed(gates)):
         print(f"gate closed: {line}", file=sys.stderr)
     if missed:
         return 1
-    for scale in scales:
-        path = write_grid(world, scale, f"run:{captioner.path}", f"run:{scorer.path}")
-        run_grid(path)
-        table = pa.Table.from_pylist(judged(read_cells(path.with_suffix(""))))
-        write_csv(table, path.with_suffix("") / "results/claims.csv")
-        print(scale.name, table.to_pandas().to_string(index=False))
+    _run(world, scales, given.studies)
     return 0
 
 
-def _gates(world: World, captioner: capmix.Run, scorer: capmix.Run, scale: Scale) -> dict[str, Any]:
+def _gates(world: World, scale: Scale) -> dict[str, Any]:
     gate, work = world.folder / "pools/gate", world.folder / "gates"
     write_gate(gate)
-    pool, model = pool_folder(world, scale), f"run:{scorer.path}"
+    captioner, scorer = f"run:{world.run('coca')}", f"run:{world.run('scorer')}"
     return {
-        "captioner": check_captioner(gate, work / "captioner", f"run:{captioner.path}", "coca"),
-        "scorer": check_scorer(pool, work / f"scorer-{scale.name}", model),
-        "times_chance": check_clip(scorer.path, world.folder / "evalsets"),
+        "captioner": check_captioner(gate, work / "captioner", captioner, "coca"),
+        "scorer": check_scorer(pool_folder(world, scale), work / f"scorer-{scale.name}", scorer),
+        "times_chance": check_clip(world.run("scorer"), world.folder / "evalsets"),
     }
+
+
+def _run(world: World, scales: list[Scale], with_studies: bool) -> None:
+    done = []
+    for grid in main_grids(scales):
+        run_grid(write_grid(world, grid))
+        done.append(grid)
+    if with_studies:
+        for noise in ("more", "less"):
+            write_pools(world, [MIDDLE], noise)
+        for grid in (done := study_grids(scales)):
+            run_grid(write_grid(world, grid))
+    rows = judge(world, done)
+    write_tables(world, done, rows)
+    draw_figures(world)
+    for row in rows:
+        bounds = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
+        value = "" if row.value is None else f" {row.value:.3f}"
+        print(f"{row.grid}: {row.claim}: {row.verdict} ({row.compared}{value}{bounds})")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
 """The paper's claims: what must be measured for each to appear here, and the verdicts.
 
-The criteria were committed before any run of the grid. A difference is that of means over seeds,
+The criteria were committed before any run of a grid. A difference is that of means over seeds,
 with Welch's 95% interval; a ratio is the same on logarithms. A claim appears if the whole interval
 is on its side of the bound, does not if the whole interval is on the other side, and cannot be told
 otherwise.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import combinations
 from statistics import mean, variance
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 from scipy.stats import t as students_t
 
-Verdict = Literal["appears", "does not", "cannot be told"]
+Verdict = Literal["appears", "does not", "cannot be told", "not measured", "reported"]
+Metric = tuple[str, str]  # evaluation set, name
+Values = Mapping[tuple[str, Metric], Sequence[float]]  # over seeds, by recipe and metric
 CONFIDENCE = 0.95
-ZERO_SHOT = ("world-classes", "acc1")
-RETRIEVAL = ("world-pairs", "main_metric")
+ZERO_SHOT: Metric = ("world-classes", "acc1")
+RETRIEVAL: Metric = ("world-pairs", "main_metric")
+MIX, FILTERED = "raw-top30+coca-above", "raw-top30"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Interval:
     low: float
     high: float
 
-    def verdict(self, bound: float) -> Verdict:
+    def verdict(self, bound: float = 0.0) -> Verdict:
         """Say whether the estimate is above the bound."""
         if self.low > bound:
             return "appears"
@@ -44,64 +46,166 @@ class Claim:
     name: str
     better: str
     worse: str
-    metric: tuple[str, str]
+    metric: Metric
     bound: float = 0.0
     is_ratio: bool = False
 
 
 CLAIMS = (
-    Claim("filtering over raw, classification", "raw-top30", "raw", ZERO_SHOT),
-    Claim("filtering over raw, retrieval", "raw-top30", "raw", RETRIEVAL),
-    Claim("mixing over filtering, classification", "raw-top30+coca-above", "raw-top30", ZERO_SHOT),
-    Claim("mixing over filtering, retrieval", "raw-top30+coca-above", "raw-top30", RETRIEVAL),
-    Claim("mixing over synthetic only, classification", "raw-top30+coca-above", "coca", ZERO_SHOT),
-    Claim("retrieval at twice raw's", "raw-top30+coca-above", "raw", RETRIEVAL, 2.0, True),
+    Claim("filtering over raw, classification", FILTERED, "raw", ZERO_SHOT),
+    Claim("filtering over raw, retrieval", FILTERED, "raw", RETRIEVAL),
+    Claim("mixing over filtering, classification", MIX, FILTERED, ZERO_SHOT),
+    Claim("mixing over filtering, retrieval", MIX, FILTERED, RETRIEVAL),
+    Claim("mixing over synthetic only, classification", MIX, "coca", ZERO_SHOT),
+    Claim("retrieval at twice raw's", MIX, "raw", RETRIEVAL, 2.0, True),
     Claim("synthetic-only retrieval over raw", "coca", "raw", RETRIEVAL),
     # Controls: without these differences, the ones above mean nothing.
     Claim("texts matter: raw over shuffled raw", "raw", "control-raw-shuffled", ZERO_SHOT),
-    Claim("scores matter: top over random", "raw-top30", "control-raw-random30", ZERO_SHOT),
-    Claim("room above: true texts over the mix", "oracle-true", "raw-top30+coca-above", ZERO_SHOT),
+    Claim("scores matter: top over random", FILTERED, "control-raw-random30", ZERO_SHOT),
+    Claim("room above: true texts over the mix", "oracle-true", MIX, ZERO_SHOT),
 )
-
-Values = dict[tuple[str, tuple[str, str]], list[float]]
-
-
-def read_cells(folder: Path) -> Values:
-    """Return the values over seeds of each recipe and metric, from a grid's results."""
-    found: Values = {}
-    for row in pq.read_table(folder / "results/cells.parquet").to_pylist():
-        found.setdefault((row["recipe"], (row["evalset"], row["metric"])), []).append(row["value"])
-    return found
+ORDERED = ("raw", FILTERED, MIX)  # with both losses
 
 
-def judged(values: Values, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
-    """Return a row per claim: its recipes, the estimate with its interval, and the verdict.
+@dataclass(frozen=True)
+class Judged:
+    """A claim's verdict in a grid, with what was compared."""
 
-    The verdict is "not measured" if a recipe has fewer than two values.
-    """
+    claim: str
+    grid: str
+    compared: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+
+
+def judged(values: Values, grid: str, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
+    """Judge comparisons of two recipes; "not measured" if one has fewer than two values."""
     rows = []
     for claim in claims:
         both = [values.get((name, claim.metric), []) for name in (claim.better, claim.worse)]
-        row: dict[str, Any] = {"claim": claim.name, "better": claim.better, "worse": claim.worse}
-        row |= {"value": None, "low": None, "high": None, "verdict": "not measured"}
-        if min(map(len, both)) >= 2:
-            found = (ratio if claim.is_ratio else difference)(*both)
-            row |= {"value": found.value, "low": found.low, "high": found.high}
-            row["verdict"] = found.verdict(claim.bound)
-        rows.append(row)
+        compared = f"{claim.better} {'/' if claim.is_ratio else '-'} {claim.worse}"
+        if min(map(len, both)) < 2:
+            rows.append(_unmeasured(claim.name, grid, compared))
+            continue
+        found = (ratio if claim.is_ratio else difference)(*both)
+        rows.append(_of_interval(claim.name, grid, compared, found, claim.bound))
     return rows
+
+
+def diversity_falls(counts: Mapping[str, tuple[int, int]]) -> list[Judged]:
+    """Judge whether synthetic texts have fewer distinct trigrams, ever fewer in larger pools.
+
+    `counts` are the trigrams of synthetic and of raw texts by pool, the smallest pool first. They
+    are exact, so the intervals are points.
+    """
+    ratios = {pool: synthetic / raw for pool, (synthetic, raw) in counts.items()}
+    rows = [
+        _exact("synthetic texts less diverse", pool, "trigrams: coca / raw", value, value < 1)
+        for pool, value in ratios.items()
+    ]
+    falls = all(before > after for before, after in zip(*_neighbours(ratios.values()), strict=True))
+    if len(ratios) > 1:
+        last = list(ratios.values())[-1] - next(iter(ratios.values()))
+        pools = " to ".join([next(iter(ratios)), list(ratios)[-1]])
+        rows.append(_exact("the gap in diversity grows", pools, "change of the ratio", last, falls))
+    return rows
+
+
+def best_fractions(values: Values, grid: str, fractions: Sequence[int]) -> list[Judged]:
+    """Report the accuracy of filtering and mixing by percentage; it is no claim to judge."""
+    rows = []
+    for name in ("raw-top{}", "raw-top{}+coca-above"):
+        found = {
+            fraction: mean(some)
+            for fraction in fractions
+            if (some := values.get((name.format(fraction), ZERO_SHOT)))
+        }
+        if found:
+            best = max(found, key=lambda fraction: found[fraction])
+            compared = f"{name.format(best)}, best of {', '.join(map(str, found))}%"
+            value = found[best]
+            rows.append(Judged("best fraction", grid, compared, value, None, None, "reported"))
+    return rows
+
+
+def benchmark_misleads(
+    values: Values, grid: str, cider: Mapping[str, float], metric: Metric = ZERO_SHOT
+) -> list[Judged]:
+    """Judge for each pair of captioners whether that of the higher CIDEr gives the worse mix."""
+    rows = []
+    for one, other in combinations(sorted(cider, key=lambda name: -cider[name]), 2):
+        compared = f"mixes of {other} (CIDEr {cider[other]:.2f}) - {one} ({cider[one]:.2f})"
+        names = [f"{FILTERED}+{name}-above" for name in (other, one)]
+        both = [values.get((name, metric), []) for name in names]
+        claim = "the captioner of the lower CIDEr is more useful"
+        if min(map(len, both)) < 2:
+            rows.append(_unmeasured(claim, grid, compared))
+        else:
+            rows.append(_of_interval(claim, grid, compared, difference(*both)))
+    return rows
+
+
+def quality_matters_more(
+    small: Values, large: Values, grids: str, undamaged: str = "undamaged"
+) -> list[Judged]:
+    """Judge whether leaving out damaged images pays more in the large pool than in the small."""
+    names = ((undamaged, 1), (MIX, -1))
+    groups = [
+        (sign * of, some.get((name, ZERO_SHOT), []))
+        for some, of in ((large, 1), (small, -1))
+        for name, sign in names
+    ]
+    claim, compared = "image quality matters more at scale", f"({undamaged} - mix), large - small"
+    if min(len(some) for _, some in groups) < 2:
+        return [_unmeasured(claim, grids, compared)]
+    return [_of_interval(claim, grids, compared, contrast(groups))]
+
+
+def same_order(clip: Values, siglip: Values, grid: str) -> list[Judged]:
+    """Judge for each pair of ORDERED whether both losses put it in the same order."""
+    rows = []
+    for one, other in combinations(ORDERED, 2):
+        claim, compared = "SigLIP's loss gives the same order", f"{other} - {one}"
+        groups = [
+            some.get((name, ZERO_SHOT), []) for some in (clip, siglip) for name in (other, one)
+        ]
+        if min(map(len, groups)) < 2:
+            rows.append(_unmeasured(claim, grid, compared))
+            continue
+        ours, theirs = difference(*groups[:2]), difference(*groups[2:])
+        signs = {ours.verdict(), theirs.verdict()}
+        verdict: Verdict = "appears" if len(signs) == 1 else "does not"
+        if "cannot be told" in signs:
+            verdict = "cannot be told"
+        rows.append(Judged(claim, grid, compared, theirs.value, theirs.low, theirs.high, verdict))
+    return rows
+
+
+def covers_more(mixed: int, filtered: int, grid: str) -> list[Judged]:
+    """Judge whether the mix has at least 10 samples of more topics than filtering has."""
+    compared = f"topics: {MIX} ({mixed}) - {FILTERED} ({filtered})"
+    return [_exact("topic coverage", grid, compared, mixed - filtered, mixed > filtered)]
 
 
 def difference(better: Sequence[float], worse: Sequence[float]) -> Interval:
     """Return the difference of two means with Welch's interval. Needs two values of each."""
-    parts = [variance(one) / len(one) for one in (better, worse)]
-    value, error = mean(better) - mean(worse), math.sqrt(sum(parts))
+    return contrast([(1, better), (-1, worse)])
+
+
+def contrast(groups: Sequence[tuple[int, Sequence[float]]]) -> Interval:
+    """Return a signed sum of means with its interval, without assuming equal variances.
+
+    The degrees of freedom are Welch's and Satterthwaite's. Needs two values of each group.
+    """
+    value = sum(sign * mean(some) for sign, some in groups)
+    parts = [(variance(some) / len(some), len(some) - 1) for _, some in groups]
+    error = sum(part for part, _ in parts)
     if error == 0:
         return Interval(value, value, value)
-    # Welch's and Satterthwaite's degrees of freedom.
-    squares = [part**2 / (len(one) - 1) for part, one in zip(parts, (better, worse), strict=True)]
-    freedom = sum(parts) ** 2 / sum(squares)
-    half = float(students_t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    freedom = error**2 / sum(part**2 / free for part, free in parts)
+    half = float(students_t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(error)
     return Interval(value, value - half, value + half)
 
 
@@ -111,3 +215,23 @@ def ratio(better: Sequence[float], worse: Sequence[float]) -> Interval:
         return Interval(math.nan, -math.inf, math.inf)
     found = difference([math.log(one) for one in better], [math.log(one) for one in worse])
     return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))
+
+
+def _neighbours(values: Any) -> tuple[list[float], list[float]]:
+    found = list(values)
+    return found[:-1], found[1:]
+
+
+def _of_interval(
+    claim: str, grid: str, compared: str, found: Interval, bound: float = 0.0
+) -> Judged:
+    verdict = found.verdict(bound)
+    return Judged(claim, grid, compared, found.value, found.low, found.high, verdict)
+
+
+def _exact(claim: str, grid: str, compared: str, value: float, holds: bool) -> Judged:
+    return Judged(claim, grid, compared, value, value, value, "appears" if holds else "does not")
+
+
+def _unmeasured(claim: str, grid: str, compared: str) -> Judged:
+    return Judged(claim, grid, compared, None, None, None, "not measured")

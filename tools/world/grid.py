@@ -1,19 +1,24 @@
-"""The grid: recipes x seeds for a pool size, as a pipeline file for `capmix run`."""
+"""The grids: recipes x seeds on a pool, each a pipeline file for `capmix run`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from capmix.pipeline.config import load_pipeline
 from capmix.pipeline.run import run_pipeline
 from world.data import link_pool, write_evalsets, write_pool
-from world.models import SCHEDULE, World
+from world.drawings import object_classes
+from world.models import CAPTIONERS, SCHEDULE, World
 
+Recipe = str | dict[str, Any]
 FRACTION = 0.3
+OTHER_FRACTIONS = (0.1, 0.5, 0.7)
 SEEDS = (0, 1, 2)
 PARALLEL = 2  # runs at once, of one thread each
+MEASURED = 4000  # samples for topics and CIDEr: the smallest pool
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,91 @@ SCALES = {
         Scale("256k", 256, 250_000),
     )
 }
-RECIPES: tuple[str | dict[str, Any], ...] = (
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Recipes on a pool, trained with a loss. The pool, its captions and scores are in `folder`."""
+
+    scale: Scale
+    recipes: tuple[Recipe, ...]
+    noise: str = "usual"
+    captioners: tuple[str, ...] = CAPTIONERS[:1]
+    loss: Literal["clip", "siglip"] = "clip"
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def name(self) -> str:
+        return f"{self.noise}-{self.scale.name}" + ("" if self.loss == "clip" else f"-{self.loss}")
+
+    def file(self, world: World) -> Path:
+        return world.folder / f"grids/{self.name}.yaml"
+
+    def folder(self, world: World) -> Path:
+        """Return the work directory."""
+        return world.folder / f"grids/{self.name}"
+
+
+def filtered(fraction: float = FRACTION) -> dict[str, Any]:
+    """Return the recipe that keeps the top fraction of the raw texts."""
+    return {"recipe": "raw-top", "fraction": fraction}
+
+
+def mixed(fraction: float = FRACTION, captioner: str = "coca", **more: Any) -> dict[str, Any]:
+    """Return the paper's mix: raw texts above a threshold, else captions above it."""
+    recipe = {"recipe": "raw-top+synthetic-above", "fraction": fraction, "synthetic": captioner}
+    return recipe | more
+
+
+MAIN: tuple[Recipe, ...] = (
     "raw",
-    {"recipe": "raw-top", "fraction": FRACTION},
+    filtered(),
     {"recipe": "synthetic", "synthetic": "coca"},
     {"recipe": "synthetic-top", "fraction": FRACTION, "synthetic": "coca"},
     {"recipe": "raw-top+synthetic", "fraction": FRACTION, "synthetic": "coca"},
-    {"recipe": "raw-top+synthetic-above", "fraction": FRACTION, "synthetic": "coca"},
+    mixed(),
     "control-raw-shuffled",
     {"recipe": "control-random", "fraction": FRACTION},
     {"recipe": "oracle", "source": "true"},
 )
+UNDAMAGED = "undamaged"
+STUDIED: tuple[Recipe, ...] = (
+    *(filtered(fraction) for fraction in OTHER_FRACTIONS),
+    *(mixed(fraction) for fraction in OTHER_FRACTIONS),
+    mixed(where="not field.is_damaged", out=UNDAMAGED),
+)
+OF_CAPTIONERS: tuple[Recipe, ...] = tuple(
+    recipe
+    for name in CAPTIONERS[1:]
+    for recipe in ({"recipe": "synthetic", "synthetic": name}, mixed(captioner=name))
+)
+FEW: tuple[Recipe, ...] = (
+    "raw",
+    filtered(),
+    {"recipe": "synthetic", "synthetic": "coca"},
+    mixed(),
+)
+MIDDLE = SCALES["16k"]  # for the studies that need one scale only
 
 
-def write_pools(world: World, scales: list[Scale], noise: str = "usual") -> None:
+def main_grids(scales: Sequence[Scale]) -> list[Grid]:
+    """Return the grid of the paper's recipes for each scale."""
+    return [Grid(scale, MAIN) for scale in scales]
+
+
+def study_grids(scales: Sequence[Scale]) -> list[Grid]:
+    """Return the grids of the other claims: they repeat the main ones, whose runs are kept."""
+    of_scale = [
+        Grid(scale, (*MAIN, *STUDIED, *OF_CAPTIONERS), captioners=CAPTIONERS)
+        if scale == MIDDLE
+        else Grid(scale, (*MAIN, *STUDIED))
+        for scale in scales
+    ]
+    siglip = Grid(MIDDLE, FEW, loss="siglip")
+    return [*of_scale, siglip, *(Grid(MIDDLE, FEW, noise) for noise in ("more", "less"))]
+
+
+def write_pools(world: World, scales: Sequence[Scale], noise: str = "usual") -> None:
     """Write the largest pool; the others are its first shards, as hard links."""
     largest = max(scales, key=lambda scale: scale.shards)
     write_pool(pool_folder(world, largest, noise), largest.shards, noise)
@@ -63,39 +139,46 @@ def pool_folder(world: World, scale: Scale, noise: str = "usual") -> Path:
     return world.folder / f"pools/{noise}/{scale.name}"
 
 
-def write_grid(
-    world: World,
-    scale: Scale,
-    captioner: str,
-    scorer: str,
-    noise: str = "usual",
-    seeds: tuple[int, ...] = SEEDS,
-    recipes: tuple[str | dict[str, Any], ...] = RECIPES,
-) -> Path:
-    """Write the pipeline file of a grid; `captioner` and `scorer` are names for --model."""
+def write_grid(world: World, grid: Grid) -> Path:
+    """Write the pipeline file of a grid."""
     training = {key: value for key, value in SCHEDULE.items() if key != "yes"}
-    grid = {
-        "pool": str(pool_folder(world, scale, noise)),
-        "work": str(world.folder / f"grids/{noise}-{scale.name}"),
-        "caption": {
-            "coca": {"model": captioner, "top_k": 50, "temperature": 0.75, "max_tokens": 20},
-            "true": {"model": "field:true"},
-        },
-        "score": {"model": scorer, "sources": ["raw", "coca"], "save_embeddings": True},
-        "mix": {"recipes": list(recipes)},
-        "probe": {"seeds": list(seeds), "evalsets": [str(world.folder / "evalsets/world-classes")]},
+    model = world.sigmoid if grid.loss == "siglip" else world.clip
+    scorer = f"run:{world.run('scorer')}"
+    evalsets = str(world.folder / "evalsets")
+    drawing = {"top_k": 50, "temperature": 0.75, "max_tokens": 20}
+    pipeline = {
+        "pool": str(pool_folder(world, grid.scale, grid.noise)),
+        "work": str(grid.folder(world)),
+        "caption": {name: {"model": f"run:{world.run(name)}"} | drawing for name in grid.captioners}
+        | {"true": {"model": "field:true"}},
+        "score": {"model": scorer, "sources": ["raw", *grid.captioners]},
+        "measure": measuring(world, grid),
+        "mix": {"recipes": list(grid.recipes)},
+        "probe": {"seeds": list(grid.seeds), "evalsets": [f"{evalsets}/world-classes"]},
         "train": training
-        | {"model": str(world.clip), "samples": scale.samples, "seeds": list(seeds)}
-        | {"parallel": PARALLEL},
+        | {"model": str(model), "loss": grid.loss, "samples": grid.scale.samples}
+        | {"seeds": list(grid.seeds), "parallel": PARALLEL},
         "evaluate": {
-            "evalsets": str(world.folder / "evalsets"),
+            "evalsets": evalsets,
             "tasks": "world-classes,world-pairs",
         },
     }
-    path = world.folder / f"grids/{noise}-{scale.name}.yaml"
+    path = grid.file(world)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(grid, sort_keys=False), "utf-8")
+    path.write_text(yaml.safe_dump(pipeline, sort_keys=False), "utf-8")
     return path
+
+
+def measuring(world: World, grid: Grid) -> dict[str, Any]:
+    """Return the options of `measure`."""
+    return {
+        "sources": ["raw", *grid.captioners, "true"],
+        "references": "source:true",
+        "java": False,
+        "model": f"run:{world.run('scorer')}",
+        "topics": len(object_classes()),
+        "sample": MEASURED,
+    }
 
 
 def run_grid(path: Path) -> None:

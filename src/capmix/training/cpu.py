@@ -13,5 +13,12 @@ def suit_to_cpu(model: Any, precision: str) -> None:
     import torch
 
     model.to(memory_format=torch.channels_last)
+    model.register_state_dict_post_hook(_make_contiguous)
     if "bf16" in precision:
         torch.backends.cuda.enable_flash_sdp(False)  # also decides for CPUs
+
+
+def _make_contiguous(module: Any, weights: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Save weights in the usual layout, which safetensors requires."""
+    for name, weight in weights.items():
+        weights[name] = weight.contiguous()
