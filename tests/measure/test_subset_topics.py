@@ -101,3 +101,12 @@ def test_topics_must_be_measured_first(here: HandMade) -> None:
     with pytest.raises(UserError, match="no topics of texts .* run `capmix measure --model"):
         topics_of(here, "raw")
     assert TopicCoverage([0, 0], 0).effective == 0
+
+
+def test_a_source_whose_topics_were_not_measured_is_no_lack_of_coverage(here: HandMade) -> None:
+    asked = Population(here.store, here.pool, SCORER, ["raw"], ["raw"], SETTINGS)  # type: ignore[arg-type]
+    digests = measure_population(asked)["digests"]
+    measure_coverage(here.store, digests, ["raw"], SETTINGS, ByFirstWord())  # type: ignore[arg-type]
+    assert sum(topics_of(here, "raw").counts) == SAMPLES
+    with pytest.raises(UserError, match="the texts of mini were not measured; run"):
+        topics_of(here, "best-of-k")

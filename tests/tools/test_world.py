@@ -9,14 +9,32 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import mannwhitneyu, ttest_ind
-from world.claims import CLAIMS, Claim, difference, judged, ratio
+from world.claims import (
+    CLAIMS,
+    FILTERED,
+    MIX,
+    ZERO_SHOT,
+    Claim,
+    benchmark_misleads,
+    best_fractions,
+    contrast,
+    covers_more,
+    difference,
+    diversity_falls,
+    judged,
+    quality_matters_more,
+    ratio,
+    same_order,
+)
 from world.data import SHARD, link_pool, write_pool
 from world.drawings import drawings, object_classes
 from world.gates import auc, named_share, purity, shuffled_share
-from world.grid import MAIN
+from world.grid import FEW, MAIN, SCALES, Grid, main_grids, study_grids
+from world.manifest import claim_folder
 from world.scenes import HEAD, SIDE, by_frequency, draw_scene, frequencies, render
 from world.texts import NOISES, description, plural, raw_text
 
+from capmix.errors import UserError
 from capmix.pool import Sample, open_pool
 
 COUNT = 3000
@@ -69,7 +87,9 @@ def test_a_description_names_what_is_in_the_scene() -> None:
 @pytest.mark.parametrize(
     ("name", "many"),
     [("fox", "foxes"), ("cherry", "cherries"), ("toy", "toys"), ("person", "people"),
-     ("wild animal", "wild animals"), ("torch", "torches"), ("wine glass", "wine glasses")],
+     ("wild animal", "wild animals"), ("torch", "torches"), ("wine glass", "wine glasses"),
+     ("angelfish", "angelfish"), ("jack in the box", "jacks in the box"), ("tooth", "teeth"),
+     ("glass of water", "glasses of water"), ("loaf of bread", "loaves of bread")],
 )  # fmt: skip
 def test_plurals(name: str, many: str) -> None:
     assert plural(name) == many
@@ -157,3 +177,101 @@ def test_verdicts(better: list[float], verdict: str) -> None:
     values = {("a", metric): better, ("b", metric): [0.3, 0.31, 0.29]}
     (row,) = judged(values, "g", [Claim("a over b", "a", "b", metric)])
     assert row.verdict == verdict
+
+
+def test_the_contrast_of_two_groups_is_welchs_and_of_four_is_wider() -> None:
+    one, other = [0.31, 0.28, 0.35], [0.22, 0.27, 0.25]
+    assert contrast([(1, one), (-1, other)]) == difference(one, other)
+    # Four groups of equal variance: the error is that of two, times the root of 2, with 8 degrees
+    # of freedom for 4: 2.306 for 2.776.
+    wide = contrast([(1, one), (-1, one), (-1, one), (1, one)])
+    two = contrast([(1, one), (-1, one)])
+    assert wide.high / two.high == pytest.approx(2**0.5 * 2.3060 / 2.7764, rel=1e-4)
+
+
+def test_diversity_falls_only_if_it_does_with_every_pool() -> None:
+    falling = diversity_falls({"4k": (80, 100), "16k": (120, 200), "64k": (150, 400)})
+    assert [(row.value, row.verdict) for row in falling] == [
+        (0.8, "appears"), (0.6, "appears"), (0.375, "appears"), (0.375 - 0.8, "appears"),
+    ]  # fmt: skip
+    assert diversity_falls({"4k": (8, 10), "16k": (9, 10)})[-1].verdict == "does not"
+    assert diversity_falls({"4k": (11, 10)})[0].verdict == "does not"
+
+
+def test_the_best_fraction_is_reported_and_not_judged() -> None:
+    values = {(f"raw-top{one}", ZERO_SHOT): [one / 100, one / 100] for one in (10, 50, 30)}
+    (row,) = best_fractions(values, "g", [10, 30, 50, 70])
+    assert (row.compared, row.value, row.verdict) == (
+        "raw-top50, best of 10, 30, 50%", 0.5, "reported",
+    )  # fmt: skip
+
+
+def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> None:
+    cider = {"a": 1.0, "b": 0.5, "c": 0.8}
+    values = {
+        ("raw-top30+a-above", ZERO_SHOT): [0.20, 0.21],
+        ("raw-top30+b-above", ZERO_SHOT): [0.30, 0.31],
+        ("raw-top30+c-above", ZERO_SHOT): [0.10, 0.11],
+    }
+    rows = {row.compared: row.verdict for row in benchmark_misleads(values, "g", cider)}
+    assert rows == {
+        "mixes of c (CIDEr 0.80) - a (1.00)": "does not",
+        "mixes of b (CIDEr 0.50) - a (1.00)": "appears",
+        "mixes of b (CIDEr 0.50) - c (0.80)": "appears",
+    }
+
+
+def test_quality_matters_more_if_its_gain_grows() -> None:
+    small = {(MIX, ZERO_SHOT): [0.20, 0.21], ("undamaged", ZERO_SHOT): [0.18, 0.19]}
+    large = {(MIX, ZERO_SHOT): [0.30, 0.31], ("undamaged", ZERO_SHOT): [0.40, 0.41]}
+    (row,) = quality_matters_more(small, large, "g")
+    assert (row.value, row.verdict) == (pytest.approx(0.12), "appears")
+    (row,) = quality_matters_more(large, small, "g")
+    assert (row.value, row.verdict) == (pytest.approx(-0.12), "does not")
+
+
+def test_losses_agree_if_both_tell_the_same_order() -> None:
+    clip = {(name, ZERO_SHOT): [at, at + 0.01] for name, at in
+            (("raw", 0.1), (FILTERED, 0.2), (MIX, 0.3))}  # fmt: skip
+    other = {(name, ZERO_SHOT): [at, at + 0.01] for name, at in
+             (("raw", 0.1), (FILTERED, 0.3), (MIX, 0.2))}  # fmt: skip
+    assert [row.verdict for row in same_order(clip, clip, "g")] == ["appears"] * 3
+    assert [row.verdict for row in same_order(clip, other, "g")] == [
+        "appears",
+        "appears",
+        "does not",
+    ]
+    noisy = {name: [0.1, 0.4] for name in clip}
+    assert [row.verdict for row in same_order(clip, noisy, "g")] == ["cannot be told"] * 3
+
+
+def test_topics_are_compared_exactly() -> None:
+    assert covers_more(5, 4, "g")[0].verdict == "appears"
+    assert covers_more(4, 4, "g")[0].verdict == "does not"
+
+
+def test_a_folder_that_another_world_has_begun_is_refused(tmp_path: Path) -> None:
+    claim_folder(tmp_path)
+    claim_folder(tmp_path)
+    changed = tmp_path / "world.json"
+    changed.write_text(changed.read_text().replace('"texts.py": "', '"texts.py": "0'))
+    with pytest.raises(UserError, match=r"was begun with another texts\.py"):
+        claim_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("grid", "name"),
+    [(Grid(SCALES["4k"], MAIN), "usual-4k"),
+     (Grid(SCALES["16k"], FEW, "more"), "more-16k"),
+     (Grid(SCALES["16k"], FEW, loss="siglip"), "usual-16k-siglip")],
+)  # fmt: skip
+def test_grids_have_names_of_their_own(grid: Grid, name: str) -> None:
+    assert grid.name == name
+
+
+def test_studies_contain_the_main_grids() -> None:
+    scales = [SCALES["4k"], SCALES["16k"]]
+    studies = {grid.name: grid for grid in study_grids(scales)}
+    assert len(studies) == 5
+    for grid in main_grids(scales):
+        assert studies[grid.name].recipes[: len(MAIN)] == grid.recipes

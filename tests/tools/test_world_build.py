@@ -8,7 +8,7 @@ from world.claims import CLAIMS
 from world.data import write_gate
 from world.figures import draw_figures
 from world.gates import check_captioner, check_scorer
-from world.grid import FEW, MAIN, OF_CAPTIONERS, STUDIED, Grid, Scale, pool_folder
+from world.grid import FEW, MAIN, OF_CAPTIONERS, STUDIED, Grid, Scale, filtered, mixed, pool_folder
 from world.models import CAPTIONERS, World, train_models, write_models
 from world.study import judge, write_tables
 
@@ -29,7 +29,7 @@ def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     model = f"run:{runs['scorer'].path}"
     checked = check_scorer(pool_folder(world, SCALE), tmp_path / "score-work", model)
     assert sum(checked["top"].values()) == pytest.approx(1)
-    recipes = (*MAIN, *STUDIED, *OF_CAPTIONERS)
+    recipes = (*MAIN, filtered(0.5), mixed(0.5), STUDIED[-1], *OF_CAPTIONERS)
     done = [
         Grid(SCALE, recipes, captioners=CAPTIONERS, seeds=(0, 1)),
         Grid(SCALE, FEW, loss="siglip", seeds=(0, 1)),

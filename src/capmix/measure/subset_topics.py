@@ -37,7 +37,7 @@ class TopicCoverage:
 def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
     """Count the rows of a subset by topic. A row counts once, regardless of its weight.
 
-    Raises UserError if no topics were measured.
+    Raises UserError if no topics were measured, or not those of a source of the subset.
     """
     marker = store.read_marker(PART)
     if marker is None or TOPICS not in marker.files:
@@ -47,7 +47,13 @@ def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
     known = store.read_table(TOPICS, part=PART)
     sampled, topic_of = _sampled(known), _by_text(known)
     found: list[int] = []
+    measured = set(pc.unique(known["source"]).to_pylist())
     for batch in subset.batches():
+        if missing := set(pc.unique(batch["source"]).to_pylist()) - measured:
+            raise UserError(
+                f"topics: the texts of {min(missing)} were not measured; run `capmix measure` with "
+                "this source in --sources"
+            )
         rows = batch.filter(pc.is_in(batch["uid"], sampled))
         found += [topic_of.get(text, -1) for text in rows["text"].to_pylist()]
     topics = np.array(found, np.int64)
