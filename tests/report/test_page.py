@@ -11,7 +11,7 @@ from capmix.errors import UserError
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.mix import Summary
 from capmix.report.figure import Figure, Series
-from capmix.report.gather import FoundSubset
+from capmix.report.gather import FoundSubset, gather
 from capmix.report.page import _with_bounds
 from capmix.report.settings import ReportSettings
 from capmix.workspace import Workspace, open_workspace
@@ -193,3 +193,13 @@ def test_strategies_and_sources_are_read_from_recipes() -> None:
         subset, name="blip2-top2", recipe=subset.recipe | {"parameters": {"fraction": 0.02}}
     )
     assert named.strategy == "blip2-top"
+
+
+def test_topics_are_shown_for_the_subsets_whose_sources_were_measured(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    work.caption("mini", model="mini")
+    work.score(model="mini")
+    work.measure(MeasureSettings(model="mini", topics=2, map_points=10, sources=["raw"]))
+    for recipe in ("raw", "synthetic"):
+        work.mix(recipe)
+    assert list(gather(work.catalog, work.catalog.scorer(None)).topics) == ["raw"]

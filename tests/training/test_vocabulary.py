@@ -131,3 +131,5 @@ def test_the_vocabularies_of_open_clips_own_models_fit() -> None:
     for name in ("ViT-B-32", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32"):
         check_vocabulary(name, open_clip.get_model_config(name))
     check_vocabulary("my-siglip", config_of(32_000, ""))
+    with pytest.raises(UserError, match="for names with siglip and would ignore bpe_path m.gz"):
+        check_vocabulary("my-siglip", config_of(32_000, "m.gz"))

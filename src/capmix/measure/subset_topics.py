@@ -34,10 +34,14 @@ class TopicCoverage:
         return effective_number(np.array(self.counts) / total) if total else 0.0
 
 
+class UnmeasuredSourceError(UserError):
+    """A subset has texts of a source whose topics were not measured."""
+
+
 def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
     """Count the rows of a subset by topic. A row counts once, regardless of its weight.
 
-    Raises UserError if no topics were measured, or not those of a source of the subset.
+    Raises UserError if no topics were measured, UnmeasuredSourceError if not those of a source.
     """
     marker = store.read_marker(PART)
     if marker is None or TOPICS not in marker.files:
@@ -50,7 +54,7 @@ def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
     measured = set(pc.unique(known["source"]).to_pylist())
     for batch in subset.batches():
         if missing := set(pc.unique(batch["source"]).to_pylist()) - measured:
-            raise UserError(
+            raise UnmeasuredSourceError(
                 f"topics: the texts of {min(missing)} were not measured; run `capmix measure` with "
                 "this source in --sources"
             )

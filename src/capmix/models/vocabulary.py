@@ -59,13 +59,20 @@ def merges_digest(config: dict[str, Any] | None) -> str | None:
 def check_vocabulary(name: str, config: dict[str, Any]) -> None:
     """Raise UserError if the merges file is invalid or has more ids than the model's vocab_size.
 
-    Tokenizers of the Hub are not checked: hf_tokenizer_name, or `siglip` in the model's name, by
-    which open_clip chooses a tokenizer.
+    Also raises if open_clip would not use the file, because it chooses another tokenizer by the
+    model's name. Tokenizers of the Hub are not checked.
     """
     text = config["text_cfg"]
-    if text.get("hf_tokenizer_name") or text.get("hf_model_name") or "siglip" in name.lower():
+    if text.get("hf_tokenizer_name") or text.get("hf_model_name"):
         return
     path = merges_path(config)
+    if "siglip" in name.lower():
+        if path is not None:
+            raise UserError(
+                f"model {name}: open_clip uses SigLIP's tokenizer for names with siglip and "
+                f"would ignore bpe_path {path}; give the config another name"
+            )
+        return
     ids = KNOWN_SIZE if path is None else _ids(path)
     options = text.get("tokenizer_kwargs") or {}
     ids += len(options.get("additional_special_tokens") or [])

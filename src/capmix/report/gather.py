@@ -1,5 +1,6 @@
 """Read the contents of a work directory for the report."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,11 @@ from capmix.measure import coverage, references, sampled
 from capmix.measure.population import PART as POPULATION
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
-from capmix.measure.subset_topics import TopicCoverage, topic_coverage
+from capmix.measure.subset_topics import (
+    TopicCoverage,
+    UnmeasuredSourceError,
+    topic_coverage,
+)
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column
 from capmix.mix.mix import Summary
@@ -192,11 +197,18 @@ def gather(
 
 
 def _topics(store: Store, subsets: Iterable[str]) -> dict[str, TopicCoverage]:
-    """Return the topics that each subset covers; none if capmix 0.1 measured the topics."""
+    """Return the topics that each subset covers; none if capmix 0.1 measured the topics.
+
+    Subsets with a source that was not measured are left out.
+    """
     marker = store.read_marker(coverage.PART)
     if marker is None or coverage.TOPICS not in marker.files:
         return {}
-    return {name: topic_coverage(store, SubsetRows.pinned(store, name)) for name in subsets}
+    found = {}
+    for name in subsets:
+        with contextlib.suppress(UnmeasuredSourceError):
+            found[name] = topic_coverage(store, SubsetRows.pinned(store, name))
+    return found
 
 
 @dataclass
