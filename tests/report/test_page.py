@@ -202,4 +202,4 @@ def test_topics_are_shown_for_the_subsets_whose_sources_were_measured(tmp_path: 
     work.measure(MeasureSettings(model="mini", topics=2, map_points=10, sources=["raw"]))
     for recipe in ("raw", "synthetic"):
         work.mix(recipe)
-    assert list(gather(work.catalog, work.catalog.scorer(None)).topics) == ["raw"]
+    assert list(gather(work.catalog, work.catalog.scorer(None), None).topics) == ["raw"]

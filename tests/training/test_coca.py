@@ -17,7 +17,7 @@ from capmix.training.hooks import _create_model
 from capmix.training.model import know_model
 from capmix.training.pairs import ExportedShards
 from capmix.training.scales import TrainSettings
-from capmix.training.train import read_run, train
+from capmix.training.train import about_run, read_run, train
 
 CLIP: dict[str, Any] = {
     "embed_dim": 16,
@@ -109,7 +109,7 @@ def test_the_decoders_output_layer_is_initialised(tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         theirs = open_clip.create_model_and_transforms("coca-initial")[0]
-        made = _create_model(open_clip.create_model_and_transforms, TrainSettings())(
+        made = _create_model(open_clip.create_model_and_transforms, TrainSettings(), "a")(
             "coca-initial"
         )[0]
     finally:
@@ -179,3 +179,17 @@ def test_what_open_clip_would_do_wrong_with_a_coca_is_refused(
         train(settings, shards, str(tmp_path / "run"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_default_loss_weight_that_is_given_is_the_same_run(
+    shards: ExportedShards, tmp_path: Path
+) -> None:
+    """It resumes a run without it, and the other way round."""
+    plain = about_run(settings_of(tmp_path / "x.json", COCA), shards)
+    given = settings_of(
+        tmp_path / "x.json", COCA, caption_loss_weight=2.0, contrastive_loss_weight=1.0
+    )
+    assert about_run(given, shards) == plain
+    assert (
+        about_run(settings_of(tmp_path / "x.json", COCA, caption_loss_weight=1.0), shards) != plain
+    )

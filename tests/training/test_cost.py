@@ -16,7 +16,7 @@ GB = 10**9
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer with 100 billion operations/s and 24 GB; does not look for GPUs."""
-    monkeypatch.setattr(cost, "operations_per_second", lambda: 1e11)
+    monkeypatch.setattr(cost, "operations_per_second", lambda *_: 1e11)
     monkeypatch.setattr(cost, "machine_memory", lambda: 24 * GB)
 
 

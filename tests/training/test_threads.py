@@ -1,12 +1,14 @@
 """Small runs on a CPU use few threads; --threads and the environment decide otherwise."""
 
 import copy
+import math
 from typing import Any
 
 import open_clip
 import pytest
 import torch
 
+from capmix.training import cost
 from capmix.training.cost import Tower
 from capmix.training.threads import sample_operations, threads_for, use_threads
 
@@ -64,4 +66,20 @@ def test_the_environment_decides_before_the_default(
 
 def test_a_model_with_other_inputs_keeps_all_threads(four_threads: None) -> None:
     use_threads(torch.nn.Linear(2, 2), 256, None)
+    assert torch.get_num_threads() == 4
+
+
+def test_the_rate_for_a_cost_is_that_of_the_threads_of_the_run(
+    four_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def timed() -> float:
+        seen.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(cost, "_timed_rate", timed)
+    for given, step in ((None, 1e9), (None, math.inf), (3, 1e9)):
+        cost.operations_per_second(given, step)
+    assert seen == [1, 4, 3]
     assert torch.get_num_threads() == 4

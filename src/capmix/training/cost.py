@@ -9,6 +9,7 @@ ViT-B-32 in float32 this is 8.1 MB per sample; 7.5 MB was measured on a CPU, fro
 between batches of 16 and 48.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from capmix.errors import UserError
 from capmix.training.model import config_file, read_config
 from capmix.training.run import RunFolder
 from capmix.training.scales import TINY, TrainSettings
+from capmix.training.threads import planned_threads
 from capmix.training.train import check_machine, on_cpu, place
 
 MAX_CPU_HOURS = 2.0  # longer runs need --yes
@@ -120,12 +122,13 @@ def check_cost(settings: TrainSettings, out: str) -> None:
 
 
 def _on_cpu(settings: TrainSettings, cost: RunCost) -> str | None:
-    rate = operations_per_second()
+    scale = settings.in_full
+    step = cost.operations / scale.samples * settings.device_batch(1)
+    rate = operations_per_second(settings.threads, step)
     hours = cost.operations / rate / 3600
     needed, there = cost.training + cost.loading + LOADED, machine_memory()
     if hours <= MAX_CPU_HOURS and needed <= there:
         return None
-    scale = settings.in_full
     return (
         f"training {scale.model} on {scale.samples:,} samples on this CPU takes about "
         f"{_hours(hours)} and {_gb(needed)} of memory (available: {_gb(there)}), estimated at the "
@@ -152,8 +155,23 @@ def _on_gpu(cost: RunCost) -> str | None:
     return None
 
 
-def operations_per_second() -> float:
-    """Measure the CPU's float32 operations per second in a matrix product."""
+def operations_per_second(threads: int | None = None, step: float = math.inf) -> float:
+    """Measure the CPU's float32 operations per second in a matrix product.
+
+    It uses the threads that a run with steps of so many operations will have; `threads` is
+    --threads.
+    """
+    import torch
+
+    there = torch.get_num_threads()
+    torch.set_num_threads(planned_threads(lambda: step, threads, there))
+    try:
+        return _timed_rate()
+    finally:
+        torch.set_num_threads(there)
+
+
+def _timed_rate() -> float:
     import torch
 
     left, right = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)

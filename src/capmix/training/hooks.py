@@ -85,7 +85,9 @@ def install(main: Any, settings: TrainSettings, source: PairSource, run: RunFold
     main.get_data = _get_data(get_data, settings, source, tally, trainer, run)
     main.train_one_epoch = _train_one_epoch(train_one_epoch, run, tally, trainer)
     main.setup_logging = _log_to_file
-    main.create_model_and_transforms = _create_model(create_model_and_transforms, settings)
+    main.create_model_and_transforms = _create_model(
+        create_model_and_transforms, settings, run.title
+    )
 
 
 class Waited:
@@ -117,7 +119,7 @@ class Waited:
             yield self._batch_of(batch)
 
 
-def _create_model(theirs: Any, settings: TrainSettings) -> Any:
+def _create_model(theirs: Any, settings: TrainSettings, title: str) -> Any:
     def create_model_and_transforms(name: str, pretrained: str | None = None, **more: Any) -> Any:
         try:
             made = theirs(name, pretrained, **more)
@@ -134,7 +136,7 @@ def _create_model(theirs: Any, settings: TrainSettings) -> Any:
         if is_on_cpu:
             suit_to_cpu(made[0], str(more.get("precision")))
         if is_on_cpu or settings.threads:
-            use_threads(made[0], settings.device_batch(1), settings.threads)
+            use_threads(made[0], settings.device_batch(1), settings.threads, title)
         return made
 
     return create_model_and_transforms

@@ -9,6 +9,7 @@ weights, depend on the number of threads.
 import logging
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -26,21 +27,26 @@ def share_cores(processes: int) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
-def use_threads(model: Any, batch: int, given: int | None) -> None:
+def use_threads(model: Any, batch: int, given: int | None, title: str = "train") -> None:
     """Set the number of torch's threads in this process, which trains `model` on the CPU.
 
     `given` is --threads. Without it, the environment variables decide, then the work of a step on
-    `batch` samples.
+    `batch` samples. `title` is the run's, for the log.
     """
     import torch
 
-    if given is None and _set_by_user():
-        return
     there = torch.get_num_threads()
-    count = given or threads_for(sample_operations(model) * batch * PASSES, there)
+    count = planned_threads(lambda: sample_operations(model) * batch * PASSES, given, there)
     if count != there:
         torch.set_num_threads(count)
-        log.info("%s", f"train: {count} of {there} CPU threads (--threads)")
+        log.info("%s", f"{title}: {count} of {there} CPU threads (--threads)")
+
+
+def planned_threads(operations: Callable[[], float], given: int | None, there: int) -> int:
+    """Return the number of threads for a step of so many operations; `given` is --threads."""
+    if given is not None:
+        return given
+    return there if _set_by_user() else threads_for(operations(), there)
 
 
 def _set_by_user() -> bool:

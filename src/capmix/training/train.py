@@ -28,7 +28,7 @@ from capmix.training.coca import check_coca, check_coca_arguments, is_coca, trai
 from capmix.training.model import config_file, know_model, read_config
 from capmix.training.pairs import ExportedShards, PairSource
 from capmix.training.run import RunFolder
-from capmix.training.scales import TrainSettings, open_clip_arguments
+from capmix.training.scales import LOSS_WEIGHTS, TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
 from capmix.training.weights import check_pretrained, weights_digest
 
@@ -89,10 +89,19 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
     return {
         "model": named.in_full.model,
         "scale": asdict(named.in_full),
-        "settings": named.model_dump(mode="json", exclude=FREE),
+        "settings": _identity(named),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "config": config,
     } | {name: digest for name, digest in files.items() if digest is not None}
+
+
+def _identity(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings that decide the weights; a loss weight that is the default is not set."""
+    found = settings.model_dump(mode="json", exclude=FREE)
+    for name, usual in LOSS_WEIGHTS.items():
+        if found[name] == usual:
+            found[name] = None
+    return found
 
 
 def check_settings(settings: TrainSettings) -> None:
