@@ -573,8 +573,9 @@ class Workspace:
             )
         scorer = None
         if chosen.method == "cliploss":
-            chosen = work._with_model(chosen, SCORERS, "annotate")
-            scorer = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
+            scoring = work._borrowed_scorer(chosen, "annotate")
+            chosen = chosen.model_copy(update={"model": scoring.model})
+            scorer = make_scorer(scoring)
             if scorer.encoder.name != embeddings:
                 raise UserError(
                     f"cliploss: the embeddings {embeddings!r} are not of --model {chosen.model}; "
@@ -608,8 +609,9 @@ class Workspace:
         wants_model = bool(chosen.topics or chosen.references)
         is_demo = not chosen.model and work.pool.location == EMBEDDED and is_ready(SCORERS, MINI)
         if wants_model and (chosen.model or is_demo):
-            chosen = work._with_model(chosen, SCORERS, "measure")
-            encoder = make_scorer(ScoreSettings(model=chosen.model, device=chosen.device))
+            scoring = work._borrowed_scorer(chosen, "measure")
+            chosen = chosen.model_copy(update={"model": scoring.model})
+            encoder = make_scorer(scoring)
         return measure(work.store, work.pool, scorer, sources, scored, chosen, encoder, work.engine)
 
     @with_options(MixSettings, EngineSettings, RunSettings)
@@ -949,6 +951,13 @@ class Workspace:
         if self.engine.name == "local":
             check_backend(group, model, chosen)
         return chosen
+
+    def _borrowed_scorer(
+        self, chosen: AnnotateSettings | MeasureSettings, what: str
+    ) -> ScoreSettings:
+        """Return the settings of the scorer that another command uses; see _with_model."""
+        settings = ScoreSettings(model=chosen.model, device=chosen.device)
+        return self._with_model(settings, SCORERS, what)
 
     def _refuse_captions(self, source: str) -> None:
         for part in self.store.parts(captions_folder(source)) if not self.runs.force else ():

@@ -112,6 +112,15 @@ def test_a_run_captions_and_scores_a_pool(place: Path) -> None:
     assert found == work.caption_images(images, source="s")
 
 
+def test_a_run_measures_topics_and_computes_cliploss(place: Path) -> None:
+    assert main([*score("run:RUNS/coca").split(), "--save-embeddings"]) == 0
+    work = capmix.open(work="w")
+    found = work.measure(model="run:RUNS/coca", topics=2, map_points=10, device="cpu")
+    assert len(found["coverage"]["topics"]) == 2
+    work.annotate(method="cliploss", model="run:RUNS/coca", device="cpu")
+    assert any(name.startswith("cliploss_") for name in work.columns())
+
+
 def test_a_run_is_a_model_of_pipeline_files_and_of_plan(place: Path) -> None:
     (place / "p.yaml").write_text(
         "pool: pool\nwork: w\n"
