@@ -5,6 +5,7 @@ Every step is kept, so the same command resumes.
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := [name for name in given.scales if name not in SCALES]:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     scales = sorted((SCALES[name] for name in set(given.scales)), key=lambda one: one.shards)
     world = World(given.folder.resolve(), given.scorer_samples, given.captioner_samples)
     claim_folder(world.folder)
