@@ -219,6 +219,7 @@ def test_a_siglip_checkpoint_keeps_its_bias(place: Path) -> None:
     for name in ("run:RUNS/siglip", f"configs/nano.json/{file}", "configs/nano.json/w.safetensors"):
         model, _, _ = load_open_clip(name, "cpu", torch.float32)
         assert torch.equal(model.logit_bias, state["logit_bias"])
+    assert main(score("run:RUNS/siglip").split()) == 0  # only the architecture's name counts
 
 
 def test_an_architecture_may_be_a_config_file(place: Path) -> None:

@@ -193,3 +193,9 @@ def test_a_default_loss_weight_that_is_given_is_the_same_run(
     assert (
         about_run(settings_of(tmp_path / "x.json", COCA, caption_loss_weight=1.0), shards) != plain
     )
+    run = tmp_path / "run"
+    train(given, shards, str(run))
+    about = json.loads((run / "run.json").read_text())
+    about["settings"]["caption_loss_weight"] = 2.0  # as development versions wrote it
+    (run / "run.json").write_text(json.dumps(about))
+    train(settings_of(tmp_path / "x.json", COCA), shards, str(run))

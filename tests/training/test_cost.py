@@ -42,6 +42,23 @@ def test_small_on_a_cpu_is_asked_about_with_hours_and_memory(machine: None, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_the_rate_is_that_of_the_threads_of_a_step(
+    machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the run, a step has no second forward pass for gradient checkpointing."""
+    asked = []
+
+    def rate(threads: int | None, step: float) -> float:
+        asked.append((threads, step))
+        return 1e11
+
+    monkeypatch.setattr(cost, "operations_per_second", rate)
+    settings = TrainSettings(scale="small", device="cpu", samples=4096, checkpoints=1, threads=3)
+    with pytest.raises(UserError, match="of memory"):
+        check_cost(settings, str(tmp_path / "run"))
+    assert asked == [(3, pytest.approx(3 * 14.6e9 * 4096, rel=0.05))]
+
+
 def test_memory_alone_is_asked_about(machine: None, tmp_path: Path) -> None:
     quick = TrainSettings(scale="small", device="cpu", samples=4096, checkpoints=1)
     with pytest.raises(UserError, match="of memory"):

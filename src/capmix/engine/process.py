@@ -153,7 +153,10 @@ def _serve(
     while True:
         try:
             message = connection.recv()
-        except (EOFError, OSError):  # the parent has closed, perhaps with our messages unread
+        except (
+            EOFError,
+            ConnectionError,
+        ):  # the parent has closed, perhaps with our messages unread
             return
         try:
             reply = answer(message)

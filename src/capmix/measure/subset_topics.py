@@ -51,7 +51,7 @@ def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
     known = store.read_table(TOPICS, part=PART)
     sampled, topic_of = _sampled(known), _by_text(known)
     found: list[int] = []
-    measured = set(pc.unique(known["source"]).to_pylist())
+    measured = set(marker.config["sources"])
     for batch in subset.batches():
         if missing := set(pc.unique(batch["source"]).to_pylist()) - measured:
             raise UnmeasuredSourceError(

@@ -163,7 +163,7 @@ def check_open_clip(name: str, unfinished: bool = False, writes_captions: bool =
     local = local_model(name, unfinished)
     if local is not None:
         if local.config is not None:
-            check_vocabulary(name, local.config)
+            check_vocabulary(local.architecture, local.config)
         if writes_captions and local.config is not None and "multimodal_cfg" not in local.config:
             raise UserError(
                 f"captioner {name}: cannot write captions; expected a CoCa model, whose config has "

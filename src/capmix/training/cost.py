@@ -20,7 +20,7 @@ from capmix.errors import UserError
 from capmix.training.model import config_file, read_config
 from capmix.training.run import RunFolder
 from capmix.training.scales import TINY, TrainSettings
-from capmix.training.threads import planned_threads
+from capmix.training.threads import PASSES, planned_threads
 from capmix.training.train import check_machine, on_cpu, place
 
 MAX_CPU_HOURS = 2.0  # longer runs need --yes
@@ -62,11 +62,13 @@ class Tower:
 class RunCost:
     """The cost of one device's process.
 
-    `operations` are those of the whole run. `training` are the bytes of the model and its batch,
+    `operations` are those of the whole run, `forward` those of a forward pass of one sample.
+    `training` are the bytes of the model and its batch,
     `loading` the bytes of the batches in its data workers.
     """
 
     operations: float
+    forward: float
     training: float
     loading: float
 
@@ -95,7 +97,7 @@ def run_cost(settings: TrainSettings, world_size: int = 1, is_cpu: bool = True) 
     pixels = batch * 3 * 4 * _side(config) ** 2
     training = parameters * PARAMETER_BYTES + batch * values * size + pixels
     loading = settings.data_workers * PREFETCHED * pixels
-    return RunCost(operations, training, loading)
+    return RunCost(operations, sample, training, loading)
 
 
 def check_cost(settings: TrainSettings, out: str) -> None:
@@ -123,7 +125,7 @@ def check_cost(settings: TrainSettings, out: str) -> None:
 
 def _on_cpu(settings: TrainSettings, cost: RunCost) -> str | None:
     scale = settings.in_full
-    step = cost.operations / scale.samples * settings.device_batch(1)
+    step = cost.forward * PASSES * settings.device_batch(1)
     rate = operations_per_second(settings.threads, step)
     hours = cost.operations / rate / 3600
     needed, there = cost.training + cost.loading + LOADED, machine_memory()

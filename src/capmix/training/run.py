@@ -25,7 +25,7 @@ from capmix.models.vocabulary import merges_path, with_merges
 from capmix.settings.base import defaults_of
 from capmix.storage.compare import same_settings
 from capmix.storage.json_text import parse_object
-from capmix.training.scales import TrainSettings
+from capmix.training.scales import LOSS_WEIGHTS, TrainSettings
 
 try:
     import fcntl
@@ -202,8 +202,16 @@ def _same(known: dict[str, Any], about: dict[str, Any], key: str) -> bool:
         now = {name: value for name, value in now.items() if name in before}
     if key == "config":
         before, now = _without_merges_path(before), _without_merges_path(now)
-    defaults = defaults_of(TrainSettings) if key == "settings" else {}
+    defaults = {}
+    if key == "settings" and isinstance(before, dict):
+        before, defaults = without_default_weights(before), defaults_of(TrainSettings)
     return same_settings(before, now, defaults)
+
+
+def without_default_weights(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which a loss weight that equals open_clip's default is not set."""
+    usual = {name for name, value in LOSS_WEIGHTS.items() if settings.get(name) == value}
+    return settings | dict.fromkeys(usual)
 
 
 def _without_merges_path(config: Any) -> Any:

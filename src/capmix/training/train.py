@@ -2,10 +2,10 @@
 
 open_clip_train.main.main runs unmodified, with the arguments of DataComp's train.py. Four of its
 functions are replaced (hooks.py): get_data (reads batches with stream.py or passes.py),
-train_one_epoch (adds a metrics writer), create_model_and_transforms (initialises CoCa's decoder)
-and setup_logging (logs only to the file). The replacements stay in place until the process ends;
-therefore Python and grids train in a separate process (launch.py). run.py describes the directory
-of a run.
+train_one_epoch (adds a metrics writer), create_model_and_transforms (initialises CoCa's decoder,
+and suits model and threads to a CPU) and setup_logging (logs only to the file). The replacements
+stay in place until the process ends; therefore Python and grids train in a separate process
+(launch.py). run.py describes the directory of a run.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from capmix.models.vocabulary import check_vocabulary, merges_digest
 from capmix.training.coca import check_coca, check_coca_arguments, is_coca, trained_name
 from capmix.training.model import config_file, know_model, read_config
 from capmix.training.pairs import ExportedShards, PairSource
-from capmix.training.run import RunFolder
-from capmix.training.scales import LOSS_WEIGHTS, TrainSettings, open_clip_arguments
+from capmix.training.run import RunFolder, without_default_weights
+from capmix.training.scales import TrainSettings, open_clip_arguments
 from capmix.training.texts import check_texts
 from capmix.training.weights import check_pretrained, weights_digest
 
@@ -89,19 +89,10 @@ def about_run(settings: TrainSettings, source: PairSource) -> dict[str, Any]:
     return {
         "model": named.in_full.model,
         "scale": asdict(named.in_full),
-        "settings": _identity(named),
+        "settings": without_default_weights(named.model_dump(mode="json", exclude=FREE)),
         "data": hashlib.sha256(identity.encode()).hexdigest()[:16],
         "config": config,
     } | {name: digest for name, digest in files.items() if digest is not None}
-
-
-def _identity(settings: TrainSettings) -> dict[str, Any]:
-    """Return the settings that decide the weights; a loss weight that is the default is not set."""
-    found = settings.model_dump(mode="json", exclude=FREE)
-    for name, usual in LOSS_WEIGHTS.items():
-        if found[name] == usual:
-            found[name] = None
-    return found
 
 
 def check_settings(settings: TrainSettings) -> None:
