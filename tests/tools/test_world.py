@@ -10,9 +10,14 @@ import pytest
 from PIL import Image
 from scipy.stats import mannwhitneyu, ttest_ind
 from world.claims import (
+    AT_EQUAL_SIZE,
     CLAIMS,
     FILTERED,
     MIX,
+    ORDERED,
+    RETRIEVAL,
+    THINNED,
+    UNDAMAGED,
     ZERO_SHOT,
     Claim,
     benchmark_misleads,
@@ -21,6 +26,7 @@ from world.claims import (
     covers_more,
     difference,
     diversity_falls,
+    in_both,
     judged,
     quality_matters_more,
     ratio,
@@ -28,13 +34,26 @@ from world.claims import (
 )
 from world.data import SHARD, link_pool, write_pool
 from world.drawings import drawings, object_classes
+from world.figures import FRACTIONS, SHOWN
 from world.gates import auc, named_share, purity, shuffled_share
-from world.grid import FEW, MAIN, SCALES, Grid, main_grids, study_grids
+from world.grid import (
+    FEW,
+    MAIN,
+    OF_CAPTIONERS,
+    SCALES,
+    STUDIED,
+    Grid,
+    Recipe,
+    main_grids,
+    study_grids,
+)
 from world.manifest import claim_folder
+from world.models import CAPTIONERS
 from world.scenes import HEAD, SIDE, by_frequency, draw_scene, frequencies, render
 from world.texts import NOISES, description, plural, raw_text
 
 from capmix.errors import UserError
+from capmix.mix.recipe import load_recipe
 from capmix.pool import Sample, open_pool
 
 COUNT = 3000
@@ -133,13 +152,25 @@ def test_a_longer_name_does_not_name_the_shorter_one() -> None:
     assert named_share(["two clowns and a clown loach"], [["clown"]]) == 1
 
 
-def test_every_claim_compares_recipes_of_the_grid(tmp_path: Path) -> None:
-    names = {
-        "raw", "raw-top30", "coca", "coca-top30", "raw-top30+coca", "raw-top30+coca-above",
-        "control-raw-shuffled", "control-raw-random30", "oracle-true",
-    }  # fmt: skip
-    assert len(names) == len(MAIN)
-    assert {name for one in CLAIMS for name in (one.better, one.worse)} <= names
+def named(recipe: Recipe) -> str:
+    """The subset that a grid's recipe writes."""
+    given = {"recipe": recipe} if isinstance(recipe, str) else dict(recipe)
+    given.pop("where", None)
+    return given.pop("out", None) or load_recipe(given.pop("recipe"), given).name
+
+
+def test_every_claim_compares_recipes_of_the_grid() -> None:
+    main = {named(one) for one in MAIN}
+    assert {name for one in CLAIMS for name in (one.better, one.worse)} <= main
+    assert set(SHOWN) == main
+    assert {*ORDERED} <= {named(one) for one in FEW} <= main
+    studied = main | {named(one) for one in STUDIED}
+    assert {name for one in AT_EQUAL_SIZE for name in (one.better, one.worse)} <= studied
+    assert {UNDAMAGED, THINNED} <= studied
+    for fraction in FRACTIONS:
+        assert {f"raw-top{fraction}", f"raw-top{fraction}+coca-above"} <= studied
+    mixes = {f"{FILTERED}+{name}-above" for name in CAPTIONERS}
+    assert mixes <= {named(one) for one in (*MAIN, *OF_CAPTIONERS)}
 
 
 def test_a_ratio_with_zero_and_a_recipe_that_was_not_run_decide_nothing() -> None:
@@ -194,6 +225,7 @@ def test_diversity_falls_only_if_it_does_with_every_pool() -> None:
     assert [(row.value, row.verdict) for row in falling] == [
         (0.8, "appears"), (0.6, "appears"), (0.375, "appears"), (0.375 - 0.8, "appears"),
     ]  # fmt: skip
+    assert {row.low for row in falling} == {None}  # counted
     assert diversity_falls({"4k": (8, 10), "16k": (9, 10)})[-1].verdict == "does not"
     assert diversity_falls({"4k": (11, 10)})[0].verdict == "does not"
 
@@ -218,12 +250,15 @@ def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> N
         "mixes of c (CIDEr 0.80) - a (1.00)": "does not",
         "mixes of b (CIDEr 0.50) - a (1.00)": "appears",
         "mixes of b (CIDEr 0.50) - c (0.80)": "appears",
+        "3 comparisons": "appears",
     }
+    agreeing = {"a": 0.8, "b": 1.0, "c": 0.5}
+    assert benchmark_misleads(values, "g", agreeing)[-1].verdict == "does not"
 
 
 def test_quality_matters_more_if_its_gain_grows() -> None:
-    small = {(MIX, ZERO_SHOT): [0.20, 0.21], ("undamaged", ZERO_SHOT): [0.18, 0.19]}
-    large = {(MIX, ZERO_SHOT): [0.30, 0.31], ("undamaged", ZERO_SHOT): [0.40, 0.41]}
+    small = {(THINNED, ZERO_SHOT): [0.20, 0.21], (UNDAMAGED, ZERO_SHOT): [0.18, 0.19]}
+    large = {(THINNED, ZERO_SHOT): [0.30, 0.31], (UNDAMAGED, ZERO_SHOT): [0.40, 0.41]}
     (row,) = quality_matters_more(small, large, "g")
     assert (row.value, row.verdict) == (pytest.approx(0.12), "appears")
     (row,) = quality_matters_more(large, small, "g")
@@ -235,19 +270,32 @@ def test_losses_agree_if_both_tell_the_same_order() -> None:
             (("raw", 0.1), (FILTERED, 0.2), (MIX, 0.3))}  # fmt: skip
     other = {(name, ZERO_SHOT): [at, at + 0.01] for name, at in
              (("raw", 0.1), (FILTERED, 0.3), (MIX, 0.2))}  # fmt: skip
-    assert [row.verdict for row in same_order(clip, clip, "g")] == ["appears"] * 3
-    assert [row.verdict for row in same_order(clip, other, "g")] == [
-        "appears",
-        "appears",
-        "does not",
-    ]
+    assert [row.verdict for row in same_order(clip, clip, "g")] == ["appears"] * 4
+    found = [row.verdict for row in same_order(clip, other, "g")]
+    assert found == ["appears", "appears", "does not", "does not"]
     noisy = {name: [0.1, 0.4] for name in clip}
-    assert [row.verdict for row in same_order(clip, noisy, "g")] == ["cannot be told"] * 3
+    assert [row.verdict for row in same_order(clip, noisy, "g")] == ["cannot be told"] * 4
 
 
 def test_topics_are_compared_exactly() -> None:
-    assert covers_more(5, 4, "g")[0].verdict == "appears"
+    assert covers_more(5.1, 4.9, "g")[0].verdict == "appears"
     assert covers_more(4, 4, "g")[0].verdict == "does not"
+
+
+def test_a_claim_of_two_tests_needs_both() -> None:
+    values = {
+        (FILTERED, ZERO_SHOT): [0.5, 0.51], ("raw", ZERO_SHOT): [0.1, 0.11],
+        (FILTERED, RETRIEVAL): [0.5, 0.51], ("raw", RETRIEVAL): [0.3, 0.7],
+    }  # fmt: skip
+    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
+    assert rows["filtering over raw, both"] == "cannot be told"
+    values["raw", RETRIEVAL] = [0.6, 0.61]
+    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
+    assert rows["filtering over raw, both"] == "does not"
+    values["raw", RETRIEVAL] = [0.1, 0.11]
+    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
+    assert rows["filtering over raw, both"] == "appears"
+    assert rows["mixing over filtering, both"] == "not measured"
 
 
 def test_a_folder_that_another_world_has_begun_is_refused(tmp_path: Path) -> None:

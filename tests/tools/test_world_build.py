@@ -4,22 +4,23 @@ from pathlib import Path
 
 import pytest
 from world import grid as grids
-from world.claims import CLAIMS
+from world.claims import AT_EQUAL_SIZE, CLAIMS
 from world.data import write_gate
 from world.figures import draw_figures
 from world.gates import check_captioner, check_scorer
-from world.grid import FEW, MAIN, OF_CAPTIONERS, STUDIED, Grid, Scale, filtered, mixed, pool_folder
+from world.grid import CONTROLS, FEW, MAIN, OF_CAPTIONERS, Grid, Scale, filtered, mixed, pool_folder
 from world.models import CAPTIONERS, World, train_models, write_models
 from world.study import judge, write_tables
 
-SCALE = Scale("4k", 1, 512)
+# The names are those of real pools, by which the figures sort them.
+SCALES = Scale("4k", 1, 512), Scale("16k", 2, 512)
 
 
 @pytest.mark.slow
 def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     world = World(tmp_path, scorer_samples=512, captioner_samples=512, clean_shards=1)
     write_models(world)
-    grids.write_pools(world, [SCALE])
+    grids.write_pools(world, SCALES)
     runs = train_models(world, CAPTIONERS)
     write_gate(tmp_path / "gate", 50)
     named = check_captioner(
@@ -27,17 +28,22 @@ def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     )
     assert 0 <= named["named"] < 0.4  # the gate is closed to such a captioner
     model = f"run:{runs['scorer'].path}"
-    checked = check_scorer(pool_folder(world, SCALE), tmp_path / "score-work", model)
+    checked = check_scorer(pool_folder(world, SCALES[0]), tmp_path / "score-work", model)
     assert sum(checked["top"].values()) == pytest.approx(1)
-    recipes = (*MAIN, filtered(0.5), mixed(0.5), STUDIED[-1], *OF_CAPTIONERS)
+    recipes = (*MAIN, filtered(0.5), mixed(0.5), *CONTROLS, *OF_CAPTIONERS)
     done = [
-        Grid(SCALE, recipes, captioners=CAPTIONERS, seeds=(0, 1)),
-        Grid(SCALE, FEW, loss="siglip", seeds=(0, 1)),
+        Grid(SCALES[0], (*FEW, *CONTROLS), seeds=(0, 1)),
+        Grid(SCALES[1], recipes, captioners=CAPTIONERS, seeds=(0, 1)),
+        Grid(SCALES[1], FEW, loss="siglip", seeds=(0, 1)),
     ]
     for one in done:
         grids.run_grid(grids.write_grid(world, one))
     rows = judge(world, done)
-    write_tables(world, done, rows)
-    assert [row.claim for row in rows[: len(CLAIMS)]] == [claim.name for claim in CLAIMS]
-    assert not [row for row in rows if row.verdict == "not measured"]
-    assert all(path.stat().st_size > 10_000 for path in draw_figures(world))
+    write_tables(world, done, rows, tmp_path / "tables")
+    claims = {row.claim for row in rows if row.grid == "usual-16k"}
+    assert claims > {claim.name for claim in (*CLAIMS, *AT_EQUAL_SIZE)}
+    assert {row.grid for row in rows if row.verdict == "not measured"} == {"usual-4k"}  # of FEW
+    assert "image quality matters more at scale" in {row.claim for row in rows}
+    probes = (tmp_path / "tables/probes.csv").read_text().splitlines()
+    assert len(probes) == 1 + 2 * (len(FEW) + len(CONTROLS) + len(recipes) + len(FEW))
+    assert all(path.stat().st_size > 10_000 for path in draw_figures(tmp_path / "tables"))

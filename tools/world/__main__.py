@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from capmix.errors import UserError
 from capmix.storage.store import Store
 from world.data import write_gate
 from world.figures import draw_figures
@@ -29,9 +30,14 @@ from world.manifest import claim_folder
 from world.models import CAPTIONERS, World, train_models, write_models
 from world.study import judge, write_tables
 
+NAMES = {False: "main", True: "all"}  # of the tables' folders, without and with the studies
+
 
 def main() -> int:
-    """Build the world and print its gates and claims. Returns 1 if a gate is closed."""
+    """Build the world and print its gates and claims.
+
+    Returns 1 if a gate is closed, 2 if something else has to be changed first.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scales", nargs="*", default=["4k"], metavar="SCALE", help=f"{[*SCALES]}")
@@ -42,12 +48,23 @@ def main() -> int:
     if unknown := [name for name in given.scales if name not in SCALES]:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if given.studies and MIDDLE.name not in given.scales:
+        parser.error(f"--studies needs the scale {MIDDLE.name}")
     scales = sorted((SCALES[name] for name in set(given.scales)), key=lambda one: one.shards)
     world = World(given.folder.resolve(), given.scorer_samples, given.captioner_samples)
+    try:
+        return build(world, scales, given.studies)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def build(world: World, scales: list[Scale], with_studies: bool) -> int:
+    """Build the world, check its gates and run its grids. Returns 1 if a gate is closed."""
     claim_folder(world.folder)
     write_models(world)
     write_pools(world, scales)
-    train_models(world, CAPTIONERS if given.studies else CAPTIONERS[:1])
+    train_models(world, CAPTIONERS if with_studies else CAPTIONERS[:1])
     gates = _gates(world, scales[0])
     Store(str(world.folder)).write_json("gates.json", gates)
     print(json.dumps(gates, indent=1))
@@ -55,7 +72,7 @@ def main() -> int:
         print(f"gate closed: {line}", file=sys.stderr)
     if missed:
         return 1
-    _run(world, scales, given.studies)
+    _run(world, scales, with_studies)
     return 0
 
 
@@ -64,6 +81,7 @@ def _gates(world: World, scale: Scale) -> dict[str, Any]:
     write_gate(gate)
     captioner, scorer = f"run:{world.run('coca')}", f"run:{world.run('scorer')}"
     return {
+        "scale": scale.name,
         "captioner": check_captioner(gate, work / "captioner", captioner, "coca"),
         "scorer": check_scorer(pool_folder(world, scale), work / f"scorer-{scale.name}", scorer),
         "times_chance": check_clip(world.run("scorer"), world.folder / "evalsets"),
@@ -71,18 +89,15 @@ def _gates(world: World, scale: Scale) -> dict[str, Any]:
 
 
 def _run(world: World, scales: list[Scale], with_studies: bool) -> None:
-    done = []
-    for grid in main_grids(scales):
-        run_grid(write_grid(world, grid))
-        done.append(grid)
     if with_studies:
         for noise in ("more", "less"):
             write_pools(world, [MIDDLE], noise)
-        for grid in (done := study_grids(scales)):
-            run_grid(write_grid(world, grid))
-    rows = judge(world, done)
-    write_tables(world, done, rows)
-    draw_figures(world)
+    grids = study_grids(scales) if with_studies else main_grids(scales)
+    for grid in grids:
+        run_grid(write_grid(world, grid))
+    rows, results = judge(world, grids), world.folder / f"results/{NAMES[with_studies]}"
+    write_tables(world, grids, rows, results)
+    draw_figures(results)
     for row in rows:
         bounds = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
         value = "" if row.value is None else f" {row.value:.3f}"

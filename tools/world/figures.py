@@ -5,30 +5,32 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from world.claims import FILTERED, MIX, RETRIEVAL, ZERO_SHOT
-from world.grid import SCALES
-from world.models import World
+from world.claims import FILTERED, MIX, ORACLE, RETRIEVAL, ZERO_SHOT, Metric
+from world.drawings import object_classes
+from world.grid import SCALES, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN = {
     "control-raw-shuffled": "raw, shuffled",
     "raw": "raw",
-    "control-raw-random30": "random 30%",
-    FILTERED: "raw, top 30%",
+    "control-raw-random30": "random 30% of raw",
+    FILTERED: "top 30% of raw",
     "coca": "captions",
-    "coca-top30": "captions, top 30%",
-    "raw-top30+coca": "top 30%, else caption",
-    MIX: "top 30%, else good caption",
-    "oracle-true": "true texts",
+    "coca-top30": "top 30% of captions",
+    "raw-top30+coca": "top 30% of raw, else caption",
+    MIX: "top 30% of raw, else good caption",
+    ORACLE: "true texts",
 }
 LABELS = {ZERO_SHOT: "zero-shot accuracy, 240 classes", RETRIEVAL: "retrieval, recall at 1"}
+FRACTIONS = (10, 30, 50, 70)
+SMALL = 8  # points
 
 
-def draw_figures(world: World) -> list[Path]:
-    """Draw recipes.png, fractions.png and diversity.png; return their paths."""
-    folder = world.folder / "results"
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw recipes.png, fractions.png and diversity.png beside the tables; return their paths."""
     cells, texts = (pd.read_csv(folder / f"{name}.csv") for name in ("cells", "texts"))
     usual = cells[(cells["noise"] == "usual") & (cells["loss"] == "clip")]
     return [
@@ -42,86 +44,94 @@ def _saved(path: Path, draw: Any, table: pd.DataFrame) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, table)
     figure.savefig(path, dpi=120)
     return path
 
 
-def _draw_recipes(figure: Any, cells: pd.DataFrame) -> None:
-    """Draw the mean and the range over seeds of each recipe by pool size."""
-    for axes, metric in zip(figure.subplots(1, 2), (ZERO_SHOT, RETRIEVAL), strict=True):
-        for number, (recipe, label) in enumerate(SHOWN.items()):
-            found = _by_scale(cells, recipe, metric)
-            style = {"marker": "o", "markersize": 3, "color": f"C{number}"}
-            is_mix = recipe == MIX
-            axes.plot(
-                found.index, found["mean"], label=label, linewidth=2.5 if is_mix else 1, **style
-            )
-            axes.fill_between(
-                found.index, found["min"], found["max"], alpha=0.15, color=f"C{number}"
-            )
+def _draw_recipes(figure: "Figure", cells: pd.DataFrame) -> None:
+    """Draw each recipe as a row: mean, and lowest and highest of the seeds, by pool size."""
+    scales = _scales(cells["scale"])
+    for axes, metric in zip(
+        figure.subplots(1, 2, sharey=True), (ZERO_SHOT, RETRIEVAL), strict=True
+    ):
+        for number, scale in enumerate(scales):
+            found = _spread(cells[cells["scale"] == scale.name], metric).reindex(list(SHOWN))
+            rows = [row + (number - (len(scales) - 1) / 2) * 0.18 for row in range(len(SHOWN))]
+            _points(axes, found, rows, _label(scale), f"C{number}")
+        axes.set_yticks(range(len(SHOWN)), list(SHOWN.values()))
+        axes.grid(axis="x", alpha=0.3)
+        if metric == ZERO_SHOT:
+            axes.axvline(1 / len(object_classes()), color="grey", linewidth=1, linestyle=":")
         _finish(axes, LABELS[metric])
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.legend(title="pool (samples seen)", fontsize=SMALL, title_fontsize=SMALL, frameon=False)
+    figure.suptitle("Mean and range of the seeds; dotted: chance", fontsize=SMALL)
 
 
-def _draw_fractions(figure: Any, cells: pd.DataFrame) -> None:
-    """Draw accuracy by kept fraction: one line per pool size, filtering beside mixing."""
-    both = figure.subplots(1, 2, sharey=True)
-    for axes, form in zip(both, ("raw-top{}", "raw-top{}+coca-above"), strict=True):
-        for scale in SCALES:
-            some = cells[cells["scale"] == scale]
-            found = {
-                one: value
-                for one in (10, 30, 50, 70)
-                if (value := _mean(some, form.format(one))) is not None
-            }
-            if found:
-                axes.plot(list(found), list(found.values()), marker="o", markersize=3, label=scale)
-        axes.set_title(
-            "top fraction of raw texts" + (", else good caption" * ("+" in form)), fontsize=9
-        )
-        axes.set_xlabel("kept, % of raw texts", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    both[0].set_ylabel(LABELS[ZERO_SHOT], fontsize=8)
-    both[1].legend(title="pool", fontsize=7, title_fontsize=7, frameon=False)
+def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
+    """Draw accuracy by kept fraction: one panel per pool size, filtering and mixing in each."""
+    scales = _scales(cells["scale"])
+    forms = {"raw-top{}": "top of raw", "raw-top{}+coca-above": "top of raw, else good caption"}
+    panels = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
+    for axes, scale in zip(panels, scales, strict=True):
+        found = _spread(cells[cells["scale"] == scale.name], ZERO_SHOT)
+        for number, (form, label) in enumerate(forms.items()):
+            kept = [one for one in FRACTIONS if form.format(one) in found.index]
+            some = found.loc[[form.format(one) for one in kept]]
+            axes.plot(kept, some["mean"], marker="o", markersize=3, label=label)
+            axes.fill_between(kept, some["min"], some["max"], alpha=0.2, color=f"C{number}")
+        axes.set_xlabel("kept, % of raw texts", fontsize=SMALL)
+        axes.set_xticks(FRACTIONS)
+        _finish(axes, _label(scale))
+    panels[0].set_ylabel(LABELS[ZERO_SHOT], fontsize=SMALL)
+    panels[-1].legend(fontsize=SMALL, frameon=False)
+    figure.suptitle("Mean and range of the seeds, by pool (samples seen)", fontsize=SMALL)
 
 
-def _draw_diversity(figure: Any, texts: pd.DataFrame) -> None:
+def _draw_diversity(figure: "Figure", texts: pd.DataFrame) -> None:
     """Draw distinct trigrams by source and pool size, and captions' share of the raw texts'."""
     left, right = figure.subplots(1, 2)
-    usual = texts[texts["grid"].isin([f"usual-{scale}" for scale in SCALES])]
-    table = usual.pivot_table(index="grid", columns="source", values="unique_trigrams")
-    table = table.reindex([f"usual-{scale}" for scale in SCALES if f"usual-{scale}" in table.index])
-    labels = [name.removeprefix("usual-") for name in table.index]
-    for source in ("raw", "coca", "true"):
-        left.plot(labels, table[source], marker="o", markersize=3, label=source)
+    table = texts.pivot_table(index="grid", columns="source", values="unique_trigrams")
+    scales = [scale for scale in SCALES.values() if f"usual-{scale.name}" in table.index]
+    table = table.loc[[f"usual-{scale.name}" for scale in scales]]
+    labels = [scale.name for scale in scales]
+    for source, label in {"raw": "raw", "coca": "captions", "true": "true"}.items():
+        left.plot(labels, table[source], marker="o", markersize=3, label=label)
     left.set_yscale("log")
-    left.legend(fontsize=7, frameon=False)
+    left.legend(fontsize=SMALL, frameon=False)
     right.plot(labels, table["coca"] / table["raw"], marker="o", markersize=3)
     right.set_ylim(bottom=0)
     for axes, label in ((left, "distinct trigrams"), (right, "trigrams, captions / raw texts")):
+        axes.set_xlabel("samples of the pool", fontsize=SMALL)
         _finish(axes, label)
 
 
-def _by_scale(cells: pd.DataFrame, recipe: str, metric: tuple[str, str]) -> pd.DataFrame:
+def _points(axes: "Axes", found: pd.DataFrame, rows: list[float], label: str, colour: str) -> None:
+    errors = [found["mean"] - found["min"], found["max"] - found["mean"]]
+    axes.errorbar(
+        found["mean"], rows, xerr=errors, label=label, color=colour, fmt="o", markersize=4
+    )
+
+
+def _spread(cells: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Return mean, min and max over seeds by recipe."""
     evalset, name = metric
-    some = cells[
-        (cells["recipe"] == recipe) & (cells["evalset"] == evalset) & (cells["metric"] == name)
-    ]
-    found = some.groupby("scale")["value"].agg(["mean", "min", "max"])
-    return found.reindex([scale for scale in SCALES if scale in found.index])
+    some = cells[(cells["evalset"] == evalset) & (cells["metric"] == name)]
+    return some.groupby("recipe")["value"].agg(["mean", "min", "max"])
 
 
-def _mean(cells: pd.DataFrame, recipe: str) -> float | None:
-    found = _by_scale(cells, recipe, ZERO_SHOT)["mean"]
-    return None if found.empty else float(found.iloc[0])
+def _scales(names: pd.Series) -> list[Scale]:
+    found = set(names)
+    return [scale for scale in SCALES.values() if scale.name in found]
+
+
+def _label(scale: Scale) -> str:
+    return f"{scale.name} ({scale.samples // 1000}k)"
 
 
 def _finish(axes: "Axes", label: str) -> None:
-    axes.set_xlabel("samples of the pool", fontsize=8)
-    axes.set_title(label, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_title(label, fontsize=SMALL + 1)
+    axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)

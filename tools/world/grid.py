@@ -9,6 +9,7 @@ import yaml
 
 from capmix.pipeline.config import load_pipeline
 from capmix.pipeline.run import run_pipeline
+from world.claims import MATCHED, THINNED, UNDAMAGED
 from world.data import link_pool, write_evalsets, write_pool
 from world.drawings import object_classes
 from world.models import CAPTIONERS, SCHEDULE, World
@@ -18,7 +19,10 @@ FRACTION = 0.3
 OTHER_FRACTIONS = (0.1, 0.5, 0.7)
 SEEDS = (0, 1, 2)
 PARALLEL = 2  # runs at once, of one thread each
-MEASURED = 4000  # samples for topics and CIDEr: the smallest pool
+MEASURED = 4000  # samples for topics: the smallest pool
+# Shares of the mix that are left, by `draw`: as many images as without the damaged ones (scenes.py:
+# 0.85 x 0.85 x 0.9), and as many as raw-top30 has in the smallest pool (1,201 of 3,795).
+UNDAMAGED_SHARE, MATCHED_SHARE = 0.65, 0.3165
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Grid:
-    """Recipes on a pool, trained with a loss. The pool, its captions and scores are in `folder`."""
+    """Recipes on a pool, trained with a loss."""
 
     scale: Scale
     recipes: tuple[Recipe, ...]
@@ -55,6 +59,11 @@ class Grid:
     @property
     def name(self) -> str:
         return f"{self.noise}-{self.scale.name}" + ("" if self.loss == "clip" else f"-{self.loss}")
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Texts that people would write: true ones and, for CIDEr, generic ones as COCO's."""
+        return ("true", "generic") if self.captioners == CAPTIONERS else ("true",)
 
     def file(self, world: World) -> Path:
         return world.folder / f"grids/{self.name}.yaml"
@@ -86,11 +95,15 @@ MAIN: tuple[Recipe, ...] = (
     {"recipe": "control-random", "fraction": FRACTION},
     {"recipe": "oracle", "source": "true"},
 )
-UNDAMAGED = "undamaged"
+CONTROLS: tuple[Recipe, ...] = (
+    mixed(where="not field.is_damaged", out=UNDAMAGED),
+    mixed(where=f"draw < {UNDAMAGED_SHARE}", out=THINNED),
+    mixed(where=f"draw < {MATCHED_SHARE}", out=MATCHED),
+)
 STUDIED: tuple[Recipe, ...] = (
     *(filtered(fraction) for fraction in OTHER_FRACTIONS),
     *(mixed(fraction) for fraction in OTHER_FRACTIONS),
-    mixed(where="not field.is_damaged", out=UNDAMAGED),
+    *CONTROLS,
 )
 OF_CAPTIONERS: tuple[Recipe, ...] = tuple(
     recipe
@@ -112,7 +125,7 @@ def main_grids(scales: Sequence[Scale]) -> list[Grid]:
 
 
 def study_grids(scales: Sequence[Scale]) -> list[Grid]:
-    """Return the grids of the other claims: they repeat the main ones, whose runs are kept."""
+    """Return the grids of all claims: the main ones with more recipes, and those of MIDDLE."""
     of_scale = [
         Grid(scale, (*MAIN, *STUDIED, *OF_CAPTIONERS), captioners=CAPTIONERS)
         if scale == MIDDLE
@@ -150,7 +163,7 @@ def write_grid(world: World, grid: Grid) -> Path:
         "pool": str(pool_folder(world, grid.scale, grid.noise)),
         "work": str(grid.folder(world)),
         "caption": {name: {"model": f"run:{world.run(name)}"} | drawing for name in grid.captioners}
-        | {"true": {"model": "field:true"}},
+        | {name: {"model": f"field:{name}"} for name in grid.references},
         "score": {"model": scorer, "sources": ["raw", *grid.captioners]},
         "measure": measuring(world, grid),
         "mix": {"recipes": list(grid.recipes)},
@@ -172,13 +185,11 @@ def write_grid(world: World, grid: Grid) -> Path:
 def measuring(world: World, grid: Grid) -> dict[str, Any]:
     """Return the options of `measure`."""
     return {
-        "sources": ["raw", *grid.captioners, "true"],
-        "references": "source:true",
-        "java": False,
+        "sources": ["raw", *grid.captioners, *grid.references],
         "model": f"run:{world.run('scorer')}",
         "topics": len(object_classes()),
         "sample": MEASURED,
-    }
+    } | ({"references": "source:generic", "java": False} if "generic" in grid.references else {})
 
 
 def run_grid(path: Path) -> None:

@@ -15,7 +15,8 @@ from world.drawings import drawings
 NAME = "world.json"
 # The files that decide the bytes of pools, pairs and tests.
 SOURCES = ("classes.csv", "data.py", "drawings.py", "scenes.py", "texts.py")
-PACKAGES = ("capmix", "numpy", "open-clip-torch", "pillow", "timm", "tokenizers", "torch")
+DRAWING = ("numpy", "pillow")
+TRAINING = ("capmix", "open-clip-torch", "timm", "tokenizers", "torch")
 
 
 def claim_folder(folder: Path) -> None:
@@ -28,7 +29,12 @@ def claim_folder(folder: Path) -> None:
     if begun is None:
         store.write_json(NAME, now)
         return
-    changed = [name for name, one in now["sources"].items() if begun["sources"].get(name) != one]
+    changed = [
+        name
+        for kind in ("sources", "drawing")
+        for name, one in now[kind].items()
+        if begun.get(kind, {}).get(name) != one
+    ]
     if changed:
         raise UserError(
             f"{folder} was begun with another {', '.join(changed)}; "
@@ -37,9 +43,11 @@ def claim_folder(folder: Path) -> None:
 
 
 def manifest() -> dict[str, dict[str, str]]:
-    """Return the SHA-256 of all that decides the world's bytes, and the versions of packages."""
+    """Return the SHA-256 of the sources, and the versions of the packages, by their use."""
     here = Path(__file__).parent
     digests = {name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in SOURCES}
     pixels = b"".join(one.tobytes() for one in drawings())
     digests["drawings"] = hashlib.sha256(pixels).hexdigest()
-    return {"sources": digests, "packages": {name: version(name) for name in PACKAGES}}
+    packages = {"drawing": DRAWING, "training": TRAINING}
+    versions = {kind: {name: version(name) for name in some} for kind, some in packages.items()}
+    return {"sources": digests} | versions

@@ -117,8 +117,9 @@ def write_models(world: World) -> None:
 def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> dict[str, capmix.Run]:
     """Train the scorer and some of CAPTIONERS, two at a time; return the runs by name."""
     with ProcessPoolExecutor(2) as processes:
-        # The longest first. `tuned` starts from `web`, so both are one job.
+        # `tuned` starts from `web`: both are one job, and the longest, so it is the first.
         names = [name for name in captioners if not (name == "web" and "tuned" in captioners)]
+        names.sort(key=("tuned", "web", "coca").index)
         jobs = [processes.submit(train_captioner, world, name) for name in names]
         jobs.append(processes.submit(train_scorer, world))
         for job in jobs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,10 @@ from pyarrow.csv import write_csv
 
 import capmix
 from world.claims import (
+    AT_EQUAL_SIZE,
+    CLAIMS,
     FILTERED,
+    MATCHED,
     MIX,
     Judged,
     Metric,
@@ -18,6 +22,7 @@ from world.claims import (
     best_fractions,
     covers_more,
     diversity_falls,
+    in_both,
     judged,
     quality_matters_more,
     same_order,
@@ -32,11 +37,14 @@ Found = dict[tuple[str, Metric], list[float]]
 def judge(world: World, grids: Sequence[Grid]) -> list[Judged]:
     """Return the verdicts of all claims, from the results of the grids, smallest scale first."""
     values = {grid: read_cells(world, grid) for grid in grids}
-    measures = {grid: _measured(world, grid) for grid in grids}
+    measures = measured(world, grids)
     rows: list[Judged] = []
     for grid in grids:
         if grid.loss == "clip":
-            rows += judged(values[grid], grid.name)
+            has_studies = any(recipe == MATCHED for recipe, _ in values[grid])
+            claims = (*CLAIMS, *(AT_EQUAL_SIZE if has_studies else ()))
+            of_grid = judged(values[grid], grid.name, claims)
+            rows += [*of_grid, *in_both(of_grid)]
     usual = [grid for grid in grids if grid.noise == "usual" and grid.loss == "clip"]
     rows += diversity_falls({grid.name: _trigrams(measures[grid]) for grid in usual})
     for grid in usual:
@@ -56,25 +64,30 @@ def judge(world: World, grids: Sequence[Grid]) -> list[Judged]:
     return rows
 
 
-def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged]) -> None:
-    """Write claims.csv, cells.csv (a row per run and metric) and texts.csv (a row per source)."""
-    _write(world, "claims", [asdict(row) for row in rows])
+def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged], folder: Path) -> None:
+    """Write the tables of the grids into a folder.
+
+    claims.csv; cells.csv, a row per run and metric; probes.csv, a row per probe; and texts.csv, a
+    row per source.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, "claims", [asdict(row) for row in rows])
     cells = [
         {"grid": grid.name, "noise": grid.noise, "scale": grid.scale.name, "loss": grid.loss} | row
         for grid in grids
         for row in _rows(world, grid)
     ]
-    _write(world, "cells", cells)
+    _write(folder, "cells", cells)
+    _write(folder, "probes", [row for grid in grids for row in _probes(world, grid)])
     texts = []
-    for grid in grids:
-        found = _measured(world, grid)
+    for grid, found in measured(world, grids).items():
         cider = _cider(found)
         for source, about in found["population"]["sources"].items():
             kept = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
             score = (about.get("score") or {}).get("mean")
             texts.append({"grid": grid.name, "source": source} | kept | {"mean_score": score})
             texts[-1]["cider"] = cider.get(source)
-    _write(world, "texts", texts)
+    _write(folder, "texts", texts)
 
 
 def read_cells(world: World, grid: Grid) -> Found:
@@ -92,9 +105,17 @@ def _rows(world: World, grid: Grid) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(world: World, name: str, rows: list[dict[str, Any]]) -> None:
-    folder = world.folder / "results"
-    folder.mkdir(exist_ok=True)
+def _probes(world: World, grid: Grid) -> list[dict[str, Any]]:
+    """Return the accuracy of each probe; a run has the same recipe and seed."""
+    return [
+        {"grid": grid.name, "recipe": row["subset"], "seed": row["seed"]}
+        | {"accuracy": row["world-classes"]}
+        for row in _opened(world, grid).results().to_pylist()
+        if row["of"] == "probe"
+    ]
+
+
+def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     write_csv(pa.Table.from_pylist(rows), folder / f"{name}.csv")
 
 
@@ -102,8 +123,9 @@ def _opened(world: World, grid: Grid) -> capmix.Workspace:
     return capmix.open(pool_folder(world, grid.scale, grid.noise), work=grid.folder(world))
 
 
-def _measured(world: World, grid: Grid) -> dict[str, Any]:
-    return _opened(world, grid).measure(**measuring(world, grid))
+def measured(world: World, grids: Sequence[Grid]) -> dict[Grid, dict[str, Any]]:
+    """Return the measures of each grid's texts, which its pipeline has computed."""
+    return {grid: _opened(world, grid).measure(**measuring(world, grid)) for grid in grids}
 
 
 def _trigrams(measures: dict[str, Any]) -> tuple[int, int]:
@@ -112,12 +134,11 @@ def _trigrams(measures: dict[str, Any]) -> tuple[int, int]:
 
 
 def _cider(measures: dict[str, Any]) -> dict[str, float]:
-    return {
-        source: found["CIDEr"]
-        for source, found in measures["references"]["sources"].items()
-        if source in CAPTIONERS
-    }
+    if measures["references"] is None:
+        return {}
+    found = measures["references"]["sources"]
+    return {name: found[name]["CIDEr"] for name in CAPTIONERS if name in found}
 
 
-def _covered(world: World, grid: Grid, subset: str) -> int:
-    return _opened(world, grid).subset(subset).topics().covered()
+def _covered(world: World, grid: Grid, subset: str) -> float:
+    return _opened(world, grid).subset(subset).topics().effective

@@ -54,6 +54,7 @@ class Noise:
     wrong: float = 0.5
 
     def kinds(self) -> dict[Kind, float]:
+        """Return the share of each kind."""
         return {
             "boilerplate": self.boilerplate,
             "unrelated": self.unrelated,
