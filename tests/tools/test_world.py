@@ -1,5 +1,6 @@
 """The small world: equal seeds give equal bytes, and the noise has the shares that were written."""
 
+import csv
 import io
 import tarfile
 from collections import Counter
@@ -32,10 +33,19 @@ from world.claims import (
     ratio,
     same_order,
 )
-from world.data import SHARD, link_pool, write_pool
+from world.data import (
+    PAIRS,
+    RARE,
+    SHARD,
+    TEST_IMAGES,
+    link_pool,
+    write_evalsets,
+    write_gate,
+    write_pool,
+)
 from world.drawings import drawings, object_classes
 from world.figures import FRACTIONS, SHOWN
-from world.gates import auc, named_share, purity, shuffled_share
+from world.gates import auc, closed, named_share, purity, shuffled_share, truth
 from world.grid import (
     FEW,
     MAIN,
@@ -323,3 +333,38 @@ def test_studies_contain_the_main_grids() -> None:
     assert len(studies) == 5
     for grid in main_grids(scales):
         assert studies[grid.name].recipes[: len(MAIN)] == grid.recipes
+
+
+def test_the_tests_have_all_classes_with_groups_and_pairs(tmp_path: Path) -> None:
+    write_evalsets(tmp_path)
+    classes = tmp_path / "world-classes"
+    names = (classes / "classnames.txt").read_text().splitlines()
+    assert len(names) == len(object_classes())
+    assert "pair of scissors" in names
+    with (classes / "groups.csv").open(newline="") as lines:
+        groups = {row["class"]: row["group"] for row in csv.DictReader(lines)}
+    assert Counter(groups.values()) == {"common": HEAD, "rare": RARE}
+    assert set(groups) <= set(names)
+    with tarfile.open(classes / "test/0.tar") as archive:
+        labels = [archive.extractfile(one).read() for one in archive if one.name.endswith(".cls")]  # type: ignore[union-attr]
+    assert set(Counter(labels).values()) == {TEST_IMAGES}
+    with tarfile.open(tmp_path / "world-pairs/test/0.tar") as archive:
+        assert sum(name.endswith(".txt") for name in archive.getnames()) == PAIRS
+
+
+def test_the_gate_has_the_most_frequent_classes_only(tmp_path: Path) -> None:
+    write_gate(tmp_path, 200)
+    classes = object_classes()
+    head = {classes[number].name for number in by_frequency()[:HEAD]}
+    found = {name for _, about in truth(tmp_path) for name in about["objects"]}
+    assert found <= head
+    assert len(found) > HEAD / 2
+
+
+def test_a_gate_that_is_missed_is_a_line() -> None:
+    gates = {"captioner": {"named": 0.39}, "times_chance": 19.9}
+    assert closed(gates) == [
+        "captioner names an object in 39% of images, below 40%",
+        "CLIP is at 19.9 times chance, below 20",
+    ]
+    assert closed({"captioner": {"named": 0.4}, "times_chance": 20.0}) == []
