@@ -36,31 +36,31 @@ Found = dict[tuple[str, Metric], list[float]]
 
 def judge(world: World, grids: Sequence[Grid]) -> list[Judged]:
     """Return the verdicts of all claims, from the results of the grids, smallest scale first."""
-    values = {grid: read_cells(world, grid) for grid in grids}
+    values = {grid.name: read_cells(world, grid) for grid in grids}
     measures = measured(world, grids)
     rows: list[Judged] = []
     for grid in grids:
         if grid.loss == "clip":
-            has_studies = any(recipe == MATCHED for recipe, _ in values[grid])
+            has_studies = any(recipe == MATCHED for recipe, _ in values[grid.name])
             claims = (*CLAIMS, *(AT_EQUAL_SIZE if has_studies else ()))
-            of_grid = judged(values[grid], grid.name, claims)
+            of_grid = judged(values[grid.name], grid.name, claims)
             rows += [*of_grid, *in_both(of_grid)]
     usual = [grid for grid in grids if grid.noise == "usual" and grid.loss == "clip"]
-    rows += diversity_falls({grid.name: _trigrams(measures[grid]) for grid in usual})
+    rows += diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
     for grid in usual:
-        rows += best_fractions(values[grid], grid.name, FRACTIONS)
+        rows += best_fractions(values[grid.name], grid.name, FRACTIONS)
         mixed, filtered = (_covered(world, grid, name) for name in (MIX, FILTERED))
         rows += covers_more(mixed, filtered, grid.name)
         if grid.captioners == CAPTIONERS:
-            rows += benchmark_misleads(values[grid], grid.name, _cider(measures[grid]))
+            rows += benchmark_misleads(values[grid.name], grid.name, _cider(measures[grid.name]))
     if len(usual) > 1:
         small, large = usual[0], usual[-1]
         names = f"{small.name} and {large.name}"
-        rows += quality_matters_more(values[small], values[large], names)
+        rows += quality_matters_more(values[small.name], values[large.name], names)
     for grid in grids:
         same = [one for one in usual if one.scale == grid.scale]
         if grid.loss == "siglip" and same:
-            rows += same_order(values[same[0]], values[grid], grid.name)
+            rows += same_order(values[same[0].name], values[grid.name], grid.name)
     return rows
 
 
@@ -80,12 +80,12 @@ def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged], fo
     _write(folder, "cells", cells)
     _write(folder, "probes", [row for grid in grids for row in _probes(world, grid)])
     texts = []
-    for grid, found in measured(world, grids).items():
+    for name, found in measured(world, grids).items():
         cider = _cider(found)
         for source, about in found["population"]["sources"].items():
             kept = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
             score = (about.get("score") or {}).get("mean")
-            texts.append({"grid": grid.name, "source": source} | kept | {"mean_score": score})
+            texts.append({"grid": name, "source": source} | kept | {"mean_score": score})
             texts[-1]["cider"] = cider.get(source)
     _write(folder, "texts", texts)
 
@@ -123,9 +123,9 @@ def _opened(world: World, grid: Grid) -> capmix.Workspace:
     return capmix.open(pool_folder(world, grid.scale, grid.noise), work=grid.folder(world))
 
 
-def measured(world: World, grids: Sequence[Grid]) -> dict[Grid, dict[str, Any]]:
+def measured(world: World, grids: Sequence[Grid]) -> dict[str, dict[str, Any]]:
     """Return the measures of each grid's texts, which its pipeline has computed."""
-    return {grid: _opened(world, grid).measure(**measuring(world, grid)) for grid in grids}
+    return {grid.name: _opened(world, grid).measure(**measuring(world, grid)) for grid in grids}
 
 
 def _trigrams(measures: dict[str, Any]) -> tuple[int, int]:
