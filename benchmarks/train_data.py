@@ -22,6 +22,7 @@ from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 
 from capmix.training.pairs import ExportedShards, PairSource, PoolSubset
+from capmix.training.preparation import prepare_with
 from capmix.training.stream import SampleTally, TrainingBatches, plan_epoch
 from capmix.workspace import open_workspace
 
@@ -36,7 +37,7 @@ def main() -> None:
     def ours(source: PairSource) -> Iterator[Any]:
         plan = plan_epoch(ENOUGH, BATCH, 1, 0, 1, exact=False)
         return iter(
-            TrainingBatches(source, plan, lambda: 0, crop, lambda t: tokenizer(t)[0], SampleTally())
+            TrainingBatches(source, plan, lambda: 0, prepare_with(crop, tokenizer), SampleTally())
         )
 
     with tempfile.TemporaryDirectory() as scratch:

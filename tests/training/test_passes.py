@@ -22,6 +22,7 @@ from capmix.training.passes import (
     Position,
     chunk_stream,
 )
+from capmix.training.preparation import Preparation
 from capmix.training.stream import EpochPlan, Place, SampleTally, plan_epoch
 
 DOT = image_bytes(0, (1, 1), "PNG")
@@ -72,8 +73,11 @@ def crop(image: Any) -> torch.Tensor:
     return torch.tensor([float(torch.rand(1)), random.random()])
 
 
-def number(text: str) -> torch.Tensor:
-    return torch.tensor([int(text)])
+def numbers(texts: Sequence[str]) -> torch.Tensor:
+    return torch.tensor([[int(text)] for text in texts])
+
+
+PREPARATION = Preparation(crop, torch.stack, numbers)
 
 
 def stream_of(
@@ -92,8 +96,7 @@ def stream_of(
             source,
             Place(place.rank, place.world_size, worker, plan.workers),
             start,
-            crop,
-            number,
+            PREPARATION,
             tally.failures,
             **more,
         )
@@ -227,8 +230,7 @@ def test_a_visit_draws_a_text_by_its_pass_and_not_by_its_epoch() -> None:
             source,
             Place(),
             Position.start(Layout(1, 1, size), 0),
-            crop,
-            lambda text: torch.tensor([ord(text[0])]),
+            Preparation(crop, torch.stack, lambda texts: torch.tensor([ord(t[0]) for t in texts])),
             texts={"raw": 1.0, "b": 1.0},
         )
         batches = PassBatches(

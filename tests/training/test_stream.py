@@ -16,6 +16,7 @@ from samples import image_bytes
 from capmix.errors import UserError
 from capmix.pool import BadSample
 from capmix.training.pairs import Pair
+from capmix.training.preparation import Preparation
 from capmix.training.scales import SCALES
 from capmix.training.stream import (
     PairReader,
@@ -162,9 +163,8 @@ def test_images_that_never_decode_end_the_run() -> None:
             yield Pair("bad", b"no image", "0/0")
 
     plan = plan_epoch(8, 4, 1, 0, 1, exact=True)
-    dataset = TrainingBatches(
-        Broken(SIX), plan, lambda: 0, lambda image: image, lambda text: text, SampleTally()
-    )
+    preparation = Preparation(lambda image: image, torch.stack, tokens)
+    dataset = TrainingBatches(Broken(SIX), plan, lambda: 0, preparation, SampleTally())
     (last,) = dataset
     assert isinstance(last, Stopped)
     assert "in a row cannot be decoded" in last.reason
@@ -181,16 +181,18 @@ def test_shuffling_keeps_every_item(items: list[int], size: int, initial: int) -
     assert Counter(found) == Counter(items)
 
 
+def tokens(texts: Sequence[str]) -> torch.Tensor:
+    return torch.tensor([[int(part) for part in text.split("/")] for text in texts])
+
+
 def batches(workers: int, epoch: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     from torch.utils.data import DataLoader
     from torchvision.transforms import Compose, RandomResizedCrop, ToTensor
 
-    def tokens(text: str) -> torch.Tensor:
-        return torch.tensor([int(part) for part in text.split("/")])
-
     crops = Compose([RandomResizedCrop(8), ToTensor()])
+    preparation = Preparation(crops, torch.stack, tokens)
     plan = plan_epoch(25, 4, 1, workers, 1, exact=True)
-    dataset = TrainingBatches(Listed(SIX), plan, lambda: epoch, crops, tokens, SampleTally())
+    dataset = TrainingBatches(Listed(SIX), plan, lambda: epoch, preparation, SampleTally())
     return list(DataLoader(dataset, batch_size=None, num_workers=workers))
 
 
@@ -215,9 +217,8 @@ def test_an_image_that_cannot_be_decoded_costs_its_neighbours_nothing() -> None:
     def pixels(image: Any) -> torch.Tensor:
         return torch.zeros(3, 2, 2)
 
-    dataset = TrainingBatches(
-        Broken(SIX), plan, lambda: 0, pixels, lambda text: torch.zeros(1), tally
-    )
+    preparation = Preparation(pixels, torch.stack, tokens)
+    dataset = TrainingBatches(Broken(SIX), plan, lambda: 0, preparation, tally)
     assert [len(images) for images, _ in dataset] == [4, 4]
     assert tally.ok == 8
     assert tally.failed > 0

@@ -30,7 +30,7 @@ def open_clip_tokenizer(tokenizer: Any) -> Callable[[Sequence[str]], Tokens]:
     if the package `tokenizers` is not installed.
     """
     require(["tokenizers"], "open_clip", "open_clip")
-    return BpeTokenizer(tokenizer) if _is_plain_bpe(tokenizer) else OwnTokenizer(tokenizer)
+    return BpeTokenizer(tokenizer) if is_plain_bpe(tokenizer) else OwnTokenizer(tokenizer)
 
 
 class BpeTokenizer:
@@ -170,7 +170,7 @@ def _observed_encode(
     return observed
 
 
-def _is_plain_bpe(tokenizer: Any) -> bool:
+def is_plain_bpe(tokenizer: Any) -> bool:
     """Return whether `tokenizers` merges the words of this tokenizer to the same tokens."""
     from open_clip.tokenizer import SimpleTokenizer
 

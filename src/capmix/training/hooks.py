@@ -21,6 +21,7 @@ from capmix.training.coca import initialise_decoder
 from capmix.training.cpu import suit_to_cpu
 from capmix.training.pairs import PairSource
 from capmix.training.passes import Layout, PassBatches, PassChunks, Position, chunk_stream
+from capmix.training.preparation import prepare_with
 from capmix.training.progress import OptimizerSteps, Progress
 from capmix.training.run import RunFolder
 from capmix.training.scales import TrainSettings
@@ -173,16 +174,13 @@ def _get_data(
         # The trainer copies with non_blocking, which needs page-locked memory to have an effect.
         pin = str(args.device).startswith("cuda")
 
-        def tokenize(text: str) -> Any:
-            return tokenizer(text)[0]
-
+        preparation = prepare_with(preprocess_fns[0], tokenizer)
         if settings.draws_shards:
             batches = TrainingBatches(
                 source,
                 plan,
                 shared.get_value,
-                preprocess_fns[0],
-                tokenize,
+                preparation,
                 tally,
                 settings.seed,
                 args.rank,
@@ -204,8 +202,7 @@ def _get_data(
                     source,
                     Place(args.rank, args.world_size, worker, plan.workers),
                     start,
-                    preprocess_fns[0],
-                    tokenize,
+                    preparation,
                     tally.failures,
                     settings.seed,
                     settings.texts,

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from capmix.engine.batches import batched
 from capmix.errors import UserError
 from capmix.training.pairs import Pair, PairSource
+from capmix.training.preparation import Preparation
 from capmix.training.stream import (
     BUFFER,
     CONTEXT,
@@ -135,14 +136,13 @@ class PassChunks(IterableDataset[Any]):
         source: PairSource,
         place: Place,
         start: Position,
-        preprocess: Callable[[Any], "torch.Tensor"],
-        tokenize: Callable[[str], "torch.Tensor"],
+        preparation: Preparation,
         failures: str | None = None,
         seed: int = 0,
         texts: Mapping[str, float] | None = None,
     ):
         self.source, self.place, self.start = source, place, start
-        self.preprocess, self.tokenize, self.failures = preprocess, tokenize, failures
+        self.preparation, self.failures = preparation, failures
         self.seed, self.texts = seed, texts
 
     def __iter__(self) -> Iterator[Any]:
@@ -156,7 +156,7 @@ class PassChunks(IterableDataset[Any]):
     def _chunks(self, source: PairSource) -> Iterator[Chunk]:
         tally, start, worker = SampleTally(self.failures), self.start, self.place.worker
         reader = PairReader(source, tally, self.texts)
-        decoder = PairDecoder(self.preprocess, self.tokenize, tally)
+        decoder = PairDecoder(self.preparation, tally)
         held = start.held.chunk if start.held and start.held.worker == worker else None
         counted = 0
         for number in itertools.count(start.number):
@@ -205,10 +205,7 @@ def _decoded(
             one = decoder.decode(shard, pair)
             if one is not None:
                 found.append(one)
-    if not found:
-        return None, None
-    images, tokens = zip(*found, strict=True)
-    return torch.stack(images), torch.stack(tokens)
+        return decoder.batch(found) if found else (None, None)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from capmix.errors import UserError
 from capmix.models.images import BadImageError, decode_as_stored
 from capmix.pool import BadSample
 from capmix.training.pairs import Pair, PairSource
+from capmix.training.preparation import Preparation
 from capmix.training.texts import draw_text
 
 if TYPE_CHECKING:
@@ -186,15 +187,14 @@ class PairReader:
 
 @dataclass
 class PairDecoder:
-    """Converts the images and texts of pairs to tensors."""
+    """Decodes and crops the images of pairs, and makes batches of them and their texts."""
 
-    preprocess: Callable[[Any], "torch.Tensor"]
-    tokenize: Callable[[str], "torch.Tensor"]
+    preparation: Preparation
     tally: SampleTally
     _failures: int = 0
 
-    def decode(self, shard: str, pair: Pair) -> tuple["torch.Tensor", "torch.Tensor"] | None:
-        """Return image and tokens; None, counted as failed, if the image cannot be decoded.
+    def decode(self, shard: str, pair: Pair) -> tuple[Any, str] | None:
+        """Return crop and text; None, counted as failed, if the image cannot be decoded.
 
         Raises UserError after MAX_UNDECODABLE such images in a row.
         """
@@ -210,7 +210,12 @@ class PairDecoder:
                 ) from error
             return None
         self._failures = 0
-        return self.preprocess(image), self.tokenize(pair.text)
+        return self.preparation.crop(image), pair.text
+
+    def batch(self, decoded: Iterable[tuple[Any, str]]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Return the images and the tokens of at least one decoded pair."""
+        crops, texts = zip(*decoded, strict=True)
+        return self.preparation.stack(crops), self.preparation.tokenize(texts)
 
 
 class TrainingBatches(IterableDataset[Any]):
@@ -225,8 +230,7 @@ class TrainingBatches(IterableDataset[Any]):
         source: PairSource,
         plan: EpochPlan,
         epoch: Callable[[], int],
-        preprocess: Callable[[Any], "torch.Tensor"],
-        tokenize: Callable[[str], "torch.Tensor"],
+        preparation: Preparation,
         tally: SampleTally,
         seed: int = 0,
         rank: int = 0,
@@ -234,7 +238,7 @@ class TrainingBatches(IterableDataset[Any]):
         texts: Mapping[str, float] | None = None,
     ):
         self.source, self.plan, self.epoch, self.tally = source, plan, epoch, tally
-        self.preprocess, self.tokenize = preprocess, tokenize
+        self.preparation = preparation
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.texts = texts
 
@@ -259,13 +263,13 @@ class TrainingBatches(IterableDataset[Any]):
         random.seed(rng.getrandbits(63))
         reader = PairReader(self.source, self.tally, self.texts)
         pairs = drawn_pairs(reader, rng, f"{self.seed}/{epoch}/{place.number}")
-        decoder = PairDecoder(self.preprocess, self.tokenize, self.tally)
+        decoder = PairDecoder(self.preparation, self.tally)
         decoded = (decoder.decode(*one) for one in shuffled(pairs, rng, BUFFER, INITIAL))
         ready = (one for one in decoded if one is not None)
         for size in sizes:
-            images, tokens = zip(*itertools.islice(ready, size), strict=True)
+            batch = decoder.batch(itertools.islice(ready, size))
             self.tally.count_ok(size)
-            yield torch.stack(images), torch.stack(tokens)
+            yield batch
 
 
 def drawn_pairs(reader: PairReader, rng: random.Random, name: str) -> Iterator[tuple[str, Pair]]:
