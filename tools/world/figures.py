@@ -66,7 +66,8 @@ def _draw_recipes(figure: "Figure", cells: pd.DataFrame) -> None:
         if metric == ZERO_SHOT:
             axes.axvline(1 / len(object_classes()), color="grey", linewidth=1, linestyle=":")
         _finish(axes, LABELS[metric])
-    axes.legend(title="pool (samples seen)", fontsize=SMALL, title_fontsize=SMALL, frameon=False)
+    legend = {"loc": "lower right", "fontsize": SMALL, "title_fontsize": SMALL}
+    axes.legend(title="pool (samples seen)", **legend)
     figure.suptitle("Mean and range of the seeds; dotted: chance", fontsize=SMALL)
 
 
@@ -84,6 +85,7 @@ def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
             axes.fill_between(kept, some["min"], some["max"], alpha=0.2, color=f"C{number}")
         axes.set_xlabel("kept, % of raw texts", fontsize=SMALL)
         axes.set_xticks(FRACTIONS)
+        axes.set_ylim(bottom=0)
         _finish(axes, _label(scale))
     panels[0].set_ylabel(LABELS[ZERO_SHOT], fontsize=SMALL)
     panels[-1].legend(fontsize=SMALL, frameon=False)

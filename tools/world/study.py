@@ -84,7 +84,7 @@ def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged], fo
         cider = _cider(found)
         for source, about in found["population"]["sources"].items():
             kept = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
-            score = (about.get("score") or {}).get("mean")
+            score = (about["noise"] or {}).get("mean")
             texts.append({"grid": name, "source": source} | kept | {"mean_score": score})
             texts[-1]["cider"] = cider.get(source)
     _write(folder, "texts", texts)
@@ -109,7 +109,7 @@ def _probes(world: World, grid: Grid) -> list[dict[str, Any]]:
     """Return the accuracy of each probe; a run has the same recipe and seed."""
     return [
         {"grid": grid.name, "recipe": row["subset"], "seed": row["seed"]}
-        | {"accuracy": row["world-classes"]}
+        | {"accuracy": row["world-classes/acc1"]}
         for row in _opened(world, grid).results().to_pylist()
         if row["of"] == "probe"
     ]
