@@ -10,9 +10,10 @@ BFLOAT16 = {"amp_bf16", "amp_bfloat16", "bf16", "pure_bf16"}  # open_clip's --pr
 def suit_to_cpu(model: Any, precision: str) -> None:
     """Lay out the model's convolutions as the CPU's kernels want them, and choose its attention.
 
-    Small ResNets train 1.1 to 1.3 times as fast with the channels last. The backward pass of torch's fused
-    attention is slow in bfloat16 (torch 2.14): plain products take 1/9 of the time for 16 tokens,
-    1/2 for 50 and 77, and 1.2 times as long for 197. benchmarks/training_step.py times whole steps.
+    Small ResNets train 1.1 to 1.3 times as fast with the channels last. The backward pass of
+    torch's fused attention is slow in bfloat16 (torch 2.14): plain products take 1/9 of the time
+    for 16 tokens, 1/2 for 50 and 77, and 1.2 times as long for 197. benchmarks/training_step.py
+    times whole steps.
     """
     import torch
 
