@@ -50,10 +50,10 @@ def here() -> HandMade:
     return HandMade(fresh_folder(), {"00000": made[:25], "00001": made[25:]})
 
 
-def measured(here: HandMade) -> dict[str, Any]:
-    asked = Population(here.store, here.pool, SCORER, SOURCES, SOURCES, SETTINGS)  # type: ignore[arg-type]
+def measured(here: HandMade, sources: list[str] = SOURCES) -> dict[str, Any]:
+    asked = Population(here.store, here.pool, SCORER, sources, sources, SETTINGS)  # type: ignore[arg-type]
     digests = measure_population(asked)["digests"]
-    return measure_coverage(here.store, digests, SOURCES, SETTINGS, ByFirstWord())  # type: ignore[arg-type]
+    return measure_coverage(here.store, digests, sources, SETTINGS, ByFirstWord())  # type: ignore[arg-type]
 
 
 def topics_of(here: HandMade, recipe: str, **parameters: Any) -> TopicCoverage:
@@ -104,9 +104,7 @@ def test_topics_must_be_measured_first(here: HandMade) -> None:
 
 
 def test_a_source_whose_topics_were_not_measured_is_no_lack_of_coverage(here: HandMade) -> None:
-    asked = Population(here.store, here.pool, SCORER, ["raw"], ["raw"], SETTINGS)  # type: ignore[arg-type]
-    digests = measure_population(asked)["digests"]
-    measure_coverage(here.store, digests, ["raw"], SETTINGS, ByFirstWord())  # type: ignore[arg-type]
+    measured(here, ["raw"])
     assert sum(topics_of(here, "raw").counts) == SAMPLES
     with pytest.raises(UserError, match="the texts of mini were not measured; run"):
         topics_of(here, "best-of-k")
