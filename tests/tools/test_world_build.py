@@ -10,7 +10,7 @@ from world.figures import draw_figures
 from world.gates import check_captioner, check_scorer
 from world.grid import CONTROLS, FEW, MAIN, OF_CAPTIONERS, Grid, Scale, filtered, mixed, pool_folder
 from world.models import CAPTIONERS, World, train_models, write_models
-from world.study import judge, write_tables
+from world.study import judge, measured, write_tables
 
 # The names are those of real pools, by which the figures sort them.
 SCALES = Scale("4k", 1, 512), Scale("16k", 2, 512)
@@ -38,8 +38,9 @@ def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     ]
     for one in done:
         grids.run_grid(grids.write_grid(world, one))
-    rows = judge(world, done)
-    write_tables(world, done, rows, tmp_path / "tables")
+    measures = measured(world, done)
+    rows = judge(world, done, measures)
+    write_tables(world, done, measures, rows, tmp_path / "tables")
     claims = {row.claim for row in rows if row.grid == "usual-16k"}
     assert claims > {claim.name for claim in (*CLAIMS, *AT_EQUAL_SIZE)}
     assert {row.grid for row in rows if row.verdict == "not measured"} == {"usual-4k"}  # of FEW

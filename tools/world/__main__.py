@@ -28,7 +28,7 @@ from world.grid import (
 )
 from world.manifest import claim_folder
 from world.models import CAPTIONERS, World, train_models, write_models
-from world.study import judge, write_tables
+from world.study import judge, measured, write_tables
 
 NAMES = {False: "main", True: "all"}  # of the tables' folders, without and with the studies
 
@@ -95,8 +95,9 @@ def _run(world: World, scales: list[Scale], with_studies: bool) -> None:
     grids = study_grids(scales) if with_studies else main_grids(scales)
     for grid in grids:
         run_grid(write_grid(world, grid))
-    rows, results = judge(world, grids), world.folder / f"results/{NAMES[with_studies]}"
-    write_tables(world, grids, rows, results)
+    measures, results = measured(world, grids), world.folder / f"results/{NAMES[with_studies]}"
+    rows = judge(world, grids, measures)
+    write_tables(world, grids, measures, rows, results)
     draw_figures(results)
     for row in rows:
         bounds = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"

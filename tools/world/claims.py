@@ -8,7 +8,7 @@ otherwise.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from statistics import mean, variance
 from typing import Literal
@@ -207,11 +207,10 @@ def same_order(clip: Values, siglip: Values, grid: str) -> list[Judged]:
         if min(map(len, groups)) < 2:
             rows.append(_unmeasured(claim, grid, compared))
             continue
-        of_clip, of_siglip = difference(*groups[:2]), difference(*groups[2:])
-        rows.append(
-            _of_interval(claim, grid, f"{compared} (CLIP's loss: {of_clip.value:.3f})", of_siglip)
-        )
-        rows[-1] = replace(rows[-1], verdict=_agreement(of_clip.verdict(), of_siglip.verdict()))
+        of_clip, found = difference(*groups[:2]), difference(*groups[2:])
+        compared = f"{compared} (CLIP's loss: {of_clip.value:.3f})"
+        verdict = _agreement(of_clip.verdict(), found.verdict())
+        rows.append(Judged(claim, grid, compared, found.value, found.low, found.high, verdict))
     return [*rows, *all_of("SigLIP's loss gives the same order of all", rows)]
 
 

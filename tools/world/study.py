@@ -32,12 +32,15 @@ from world.models import CAPTIONERS, World
 
 FRACTIONS = sorted(round(100 * one) for one in (FRACTION, *OTHER_FRACTIONS))
 Found = dict[tuple[str, Metric], list[float]]
+Measures = dict[str, dict[str, Any]]  # by name of a grid
 
 
-def judge(world: World, grids: Sequence[Grid]) -> list[Judged]:
-    """Return the verdicts of all claims, from the results of the grids, smallest scale first."""
+def judge(world: World, grids: Sequence[Grid], measures: Measures) -> list[Judged]:
+    """Return the verdicts of all claims, from the results of the grids, smallest scale first.
+
+    `measures` are those of `measured`.
+    """
     values = {grid.name: read_cells(world, grid) for grid in grids}
-    measures = measured(world, grids)
     rows: list[Judged] = []
     for grid in grids:
         if grid.loss == "clip":
@@ -64,7 +67,13 @@ def judge(world: World, grids: Sequence[Grid]) -> list[Judged]:
     return rows
 
 
-def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged], folder: Path) -> None:
+def write_tables(
+    world: World,
+    grids: Sequence[Grid],
+    measures: Measures,
+    rows: Sequence[Judged],
+    folder: Path,
+) -> None:
     """Write the tables of the grids into a folder.
 
     claims.csv; cells.csv, a row per run and metric; probes.csv, a row per probe; and texts.csv, a
@@ -80,7 +89,7 @@ def write_tables(world: World, grids: Sequence[Grid], rows: Sequence[Judged], fo
     _write(folder, "cells", cells)
     _write(folder, "probes", [row for grid in grids for row in _probes(world, grid)])
     texts = []
-    for name, found in measured(world, grids).items():
+    for name, found in measures.items():
         cider = _cider(found)
         for source, about in found["population"]["sources"].items():
             kept = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
@@ -123,7 +132,7 @@ def _opened(world: World, grid: Grid) -> capmix.Workspace:
     return capmix.open(pool_folder(world, grid.scale, grid.noise), work=grid.folder(world))
 
 
-def measured(world: World, grids: Sequence[Grid]) -> dict[str, dict[str, Any]]:
+def measured(world: World, grids: Sequence[Grid]) -> Measures:
     """Return the measures of each grid's texts, which its pipeline has computed."""
     return {grid.name: _opened(world, grid).measure(**measuring(world, grid)) for grid in grids}
 

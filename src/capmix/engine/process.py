@@ -153,10 +153,8 @@ def _serve(
     while True:
         try:
             message = connection.recv()
-        except (
-            EOFError,
-            ConnectionError,
-        ):  # the parent has closed, perhaps with our messages unread
+        # The second if the parent has closed the connection with unread messages.
+        except (EOFError, ConnectionError):
             return
         try:
             reply = answer(message)

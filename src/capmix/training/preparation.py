@@ -34,7 +34,7 @@ class Preparation:
 def prepare_with(preprocess: Any, tokenizer: Any) -> Preparation:
     """Return the preparation of an open_clip training transform and a tokenizer."""
     import torch
-    from torchvision.transforms import Compose, Normalize, ToTensor
+    from torchvision.transforms import Compose, Normalize, ToTensor, functional
 
     tokenize = _batch_tokenizer(tokenizer)
     steps = list(getattr(preprocess, "transforms", []))
@@ -47,8 +47,8 @@ def prepare_with(preprocess: Any, tokenizer: Any) -> Preparation:
             return torch.stack([normalize(to_tensor(image)) for image in images])
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         scaled = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
-        mean, std = (torch.tensor(one)[:, None, None] for one in (normalize.mean, normalize.std))
-        return scaled.sub_(mean).div_(std)
+        functional.normalize(scaled, normalize.mean, normalize.std, inplace=True)
+        return scaled
 
     return Preparation(Compose(crops), stack, tokenize)
 
