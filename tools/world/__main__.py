@@ -1,4 +1,6 @@
-"""Build the small world: `python -m world FOLDER [SCALE ...] [--studies]`. See docs/world.md.
+"""Build the small world: `python -m world FOLDER [SCALE ...] [--quick | --studies]`.
+
+See docs/world.md.
 
 Every step is kept, so the same command resumes.
 """
@@ -18,19 +20,21 @@ from world.gates import check_captioner, check_clip, check_scorer, closed
 from world.grid import (
     MIDDLE,
     SCALES,
+    Grid,
     Scale,
     main_grids,
     pool_folder,
+    quick_grids,
     run_grid,
     study_grids,
     write_grid,
     write_pools,
 )
 from world.manifest import claim_folder
-from world.models import CAPTIONERS, World, train_models, write_models
+from world.models import CAPTIONERS, QUICK_SAMPLES, World, train_models, write_models
 from world.study import judge, measured, write_tables
 
-NAMES = {False: "main", True: "all"}  # of the tables' folders, without and with the studies
+GRIDS = {"quick": quick_grids, "main": main_grids, "all": study_grids}  # by folder of tables
 
 
 def main() -> int:
@@ -41,9 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scales", nargs="*", default=["4k"], metavar="SCALE", help=f"{[*SCALES]}")
-    parser.add_argument("--studies", action="store_true", help="also the grids of all other claims")
-    parser.add_argument("--captioner-samples", type=int, default=World.captioner_samples)
-    parser.add_argument("--scorer-samples", type=int, default=World.scorer_samples)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="shorter training and few recipes")
+    which.add_argument("--studies", action="store_true", help="also the grids of all other claims")
     given = parser.parse_args()
     if unknown := [name for name in given.scales if name not in SCALES]:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
@@ -51,20 +55,21 @@ def main() -> int:
     if given.studies and MIDDLE.name not in given.scales:
         parser.error(f"--studies needs the scale {MIDDLE.name}")
     scales = sorted((SCALES[name] for name in set(given.scales)), key=lambda one: one.shards)
-    world = World(given.folder.resolve(), given.scorer_samples, given.captioner_samples)
+    name = "quick" if given.quick else "all" if given.studies else "main"
+    samples = QUICK_SAMPLES if given.quick else World.captioner_samples
     try:
-        return build(world, scales, given.studies)
+        return build(World(given.folder.resolve(), captioner_samples=samples), scales, name)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
 
 
-def build(world: World, scales: list[Scale], with_studies: bool) -> int:
-    """Build the world, check its gates and run its grids. Returns 1 if a gate is closed."""
+def build(world: World, scales: list[Scale], name: str) -> int:
+    """Build the world, check its gates and run those of GRIDS. Returns 1 if a gate is closed."""
     claim_folder(world.folder)
     write_models(world)
     write_pools(world, scales)
-    train_models(world, CAPTIONERS if with_studies else CAPTIONERS[:1])
+    train_models(world, CAPTIONERS if name == "all" else CAPTIONERS[:1])
     gates = _gates(world, scales[0])
     Store(str(world.folder)).write_json("gates.json", gates)
     print(json.dumps(gates, indent=1))
@@ -72,7 +77,7 @@ def build(world: World, scales: list[Scale], with_studies: bool) -> int:
         print(f"gate closed: {line}", file=sys.stderr)
     if missed:
         return 1
-    _run(world, scales, with_studies)
+    _run(world, GRIDS[name](scales), world.folder / f"results/{name}")
     return 0
 
 
@@ -88,14 +93,12 @@ def _gates(world: World, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _run(world: World, scales: list[Scale], with_studies: bool) -> None:
-    if with_studies:
-        for noise in ("more", "less"):
-            write_pools(world, [MIDDLE], noise)
-    grids = study_grids(scales) if with_studies else main_grids(scales)
+def _run(world: World, grids: list[Grid], results: Path) -> None:
     for grid in grids:
+        if grid.noise != "usual":
+            write_pools(world, [grid.scale], grid.noise)
         run_grid(write_grid(world, grid))
-    measures, results = measured(world, grids), world.folder / f"results/{NAMES[with_studies]}"
+    measures = measured(world, grids)
     rows = judge(world, grids, measures)
     write_tables(world, grids, measures, rows, results)
     draw_figures(results)

@@ -116,7 +116,13 @@ FEW: tuple[Recipe, ...] = (
     {"recipe": "synthetic", "synthetic": "coca"},
     mixed(),
 )
+QUICK: tuple[Recipe, ...] = (*FEW, {"recipe": "oracle", "source": "true"})
 MIDDLE = SCALES["16k"]  # for the studies that need one scale only
+
+
+def quick_grids(scales: Sequence[Scale]) -> list[Grid]:
+    """Return a grid of the recipes that the first claims and the upper control need."""
+    return [Grid(scale, QUICK) for scale in scales]
 
 
 def main_grids(scales: Sequence[Scale]) -> list[Grid]:

@@ -24,6 +24,7 @@ from world.texts import NOISES, description, raw_text
 
 MERGES = 900
 CONTEXT = 24  # tokens
+QUICK_SAMPLES = 350_000  # of the captioner of `--quick`
 TUNING = 4  # fine-tuning sees a fourth of the samples
 TEXTS = 20_000  # true texts, and as many raw ones, for the merges
 SCHEDULE: dict[str, Any] = {
