@@ -27,6 +27,7 @@ from capmix.caption.backends.bounded_http import (
     UnusableAnswerError,
 )
 from capmix.caption.captioner import Caption
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
@@ -67,12 +68,13 @@ class ServerCaptioner:
     packages: ClassVar[tuple[str, ...]] = ()
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
-    of_image_alone: ClassVar[bool] = True
+    takes_templates: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
         self._source = source
-        self.prompt = settings.prompt or PROMPT
+        self._prompts = caption_prompts(settings.prompt, PROMPT)
+        self.prompt, self.of_image_alone = self._prompts.recorded, not self._prompts.has_fields
         url, _, model = settings.model.removeprefix(PREFIX).partition("#")
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
@@ -100,7 +102,7 @@ class ServerCaptioner:
             log.warning("%s does not accept %s: not sent", self._url, ", ".join(ignored))
         self.settings: dict[str, Any] = {
             "model": f"{PREFIX}{self._url}#{self.model}",
-            "prompt": self.prompt,
+            **self._prompts.marker,
             "max_side": settings.max_side,
             **settings.sampling(),
             **dict.fromkeys(ignored, None),
@@ -110,16 +112,16 @@ class ServerCaptioner:
     def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
         """Request captions `first` to K - 1 of one image.
 
-        Raises BadImageError, and SampleError if the request fails.
+        Raises BadImageError, and SampleError if the request fails or a text of the prompt is
+        missing.
         """
-        count = self._wanted.captions_per_image - first
-        body = self._body(_data_url(*self._upload(sample)), self._fields, count)
+        each = self._wanted.captions_per_image
+        prompts = self._prompts.of(sample)
+        url = _data_url(*self._upload(sample))
         captions: list[Caption] = []
-        while len(captions) < count:
-            if "seed" in body:
-                body["seed"] = self._seed(sample.draw_name, first + len(captions))
-            captions += self._ask(body)
-        captions = captions[:count]
+        for number, prompt in enumerate(prompts):
+            numbers = range(max(first, number * each), (number + 1) * each)
+            captions += self._requested(url, prompt, sample.draw_name, numbers)
         if first == 0 and not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
@@ -127,6 +129,20 @@ class ServerCaptioner:
                 "increase --max-tokens or disable the model's reasoning",
             )
         return captions
+
+    def _requested(
+        self, url: str, prompt: str | None, draw_name: str, numbers: range
+    ) -> list[Caption]:
+        """Request the captions `numbers` of one image with one prompt."""
+        if not numbers:
+            return []
+        body = self._body(url, self._fields, len(numbers), prompt)
+        captions: list[Caption] = []
+        while len(captions) < len(numbers):
+            if "seed" in body:
+                body["seed"] = self._seed(draw_name, numbers[len(captions)])
+            captions += self._ask(body)
+        return captions[: len(numbers)]
 
     def caption(
         self,
@@ -160,12 +176,17 @@ class ServerCaptioner:
         return "JPEG", data
 
     def _body(
-        self, image_url: str, fields: Sequence[str], captions: int | None = None
+        self,
+        image_url: str,
+        fields: Sequence[str],
+        captions: int | None = None,
+        prompt: str | None = None,
     ) -> dict[str, Any]:
+        """Return a request; without a prompt, one that tests what the server accepts."""
         wanted = self._wanted
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
-            {"type": "text", "text": self.prompt},
+            {"type": "text", "text": prompt or self._prompts.texts[0]},
         ]
         optional = {
             "top_k": wanted.top_k,
