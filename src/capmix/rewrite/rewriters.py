@@ -1,0 +1,72 @@
+"""Load a rewriter by name and build the stage that writes its texts."""
+
+from typing import Any
+
+from capmix.engine.stage import Stage
+from capmix.errors import UserError
+from capmix.models.registry import REWRITERS, find_backend, make_backend, require_members
+from capmix.pool import Pool
+from capmix.pool.selection import Selection
+from capmix.prompts.escape import Escape
+from capmix.prompts.truncation import by_pieces
+from capmix.rewrite.inputs import InputMaker, check_prompts
+from capmix.rewrite.settings import RewriteSettings
+from capmix.rewrite.stage import rewrite_stage
+from capmix.storage.store import Store
+
+MEMBERS = ("settings", "batch_size", "workers", "prepare", "rewrite")
+
+
+def needs_gpu(settings: RewriteSettings) -> bool:
+    """Return whether the rewriter runs on a GPU by default, if the computer has one."""
+    on_gpu = getattr(find_backend(REWRITERS, settings.model), "device", "gpu") == "gpu"
+    return on_gpu and settings.device in ("auto", "cuda")
+
+
+def make_rewriter(settings: RewriteSettings, source: str) -> Any:
+    """Load the rewriter. Returns a Rewriter (rewriter.py).
+
+    Raises UserError if a package is missing, the class is not a rewriter, or the model cannot be
+    loaded.
+    """
+    made = make_backend(REWRITERS, settings.model, settings=settings, source=source)
+    require_members(made, settings.model, MEMBERS)
+    return made
+
+
+def rewrite_stages(
+    pool: Pool,
+    store: Store,
+    source: str,
+    settings: RewriteSettings,
+    selection: Selection | None = None,
+    rewriter: Any = None,
+) -> list[Stage]:
+    """Return the stage that writes one source. Loads the model unless `rewriter` is given.
+
+    Raises UserError for an invalid prompt, before the model is loaded.
+    """
+    check_prompts(settings)
+    rewriter = rewriter or make_rewriter(settings, source)
+    inputs = InputMaker(
+        settings,
+        getattr(rewriter, "truncate", by_pieces),
+        Escape(getattr(rewriter, "special_tokens", ())),
+        _language(settings),
+    )
+    return [rewrite_stage(pool, store, rewriter, inputs, source, settings, selection)]
+
+
+def _language(settings: RewriteSettings) -> Any:
+    """Return the function that detects languages if there is a target language.
+
+    Raises UserError if fastText is missing.
+    """
+    if settings.target is None:
+        return None
+    from capmix.mix.functions import language_of
+
+    try:
+        return language_of()
+    except UserError as error:
+        raise UserError(f"--target: {error}") from error
