@@ -237,7 +237,7 @@ def _load(
     try:
         config = AutoConfig.from_pretrained(model, **common)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        tokenizer = AutoTokenizer.from_pretrained(model, **common)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(model, **common)
         loaded: Any = kind.from_pretrained(model, use_safetensors=True, dtype=dtype, **common)
         loaded.to(device).eval()
     except Exception as error:  # from safetensors, torch or the model's code
