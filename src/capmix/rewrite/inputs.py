@@ -1,7 +1,7 @@
 """Make the K inputs of a rewriter from the texts of one sample."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from capmix.errors import UserError
 from capmix.prompts.escape import Escape
@@ -10,21 +10,42 @@ from capmix.prompts.truncation import Truncate, by_pieces
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts
 
-Language = Callable[[str], str]  # of a text, ISO 639-1
-
 
 @dataclass(frozen=True, slots=True)
 class SampleInputs:
     """K inputs, or none and the names of the `missing` texts.
 
-    A text of `copied` is written unchanged, as the only text of the sample. `language` is the
-    detected language, if the rewriter translates.
+    A text of `copied` is written unchanged, as the only text of the sample, because of `reason`.
+    `language` is the detected language, if there is a target language. `is_unknown` if the rewriter
+    does not read it.
     """
 
     texts: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     copied: str | None = None
+    reason: str = ""
     language: str = ""
+    is_unknown: bool = False
+
+
+MISSING, IN_TARGET, SHORT = "missing_copied", "in_target_language", "short_enough"
+UNKNOWN = "unknown_language_copied"
+
+
+@dataclass(frozen=True)
+class TextTools:
+    """What a rewriter and its options need to make inputs.
+
+    `truncate` cuts a text to a number of tokens, `escape` makes it harmless in a prompt, `language`
+    detects its language (for a target language), `count` counts its tokens for CLIP (for a preset
+    that shortens). `languages` are those that the rewriter reads, if they are limited.
+    """
+
+    truncate: Truncate = by_pieces
+    escape: Escape = field(default_factory=Escape)
+    language: Callable[[str], str] | None = None
+    count: Callable[[str], int] | None = None
+    languages: frozenset[str] | None = None
 
 
 class InputMaker:
@@ -32,47 +53,52 @@ class InputMaker:
 
     Output k has prompt k mod (number of prompts). Its fields are filled with the caption k mod n of
     a source that has n captions of the sample. Without a prompt, input k is this caption of the
-    only source. `language` detects the language of a text; it is needed with a target language.
+    only source.
     """
 
-    def __init__(
-        self,
-        settings: RewriteSettings,
-        truncate: Truncate = by_pieces,
-        escape: Escape | None = None,
-        language: Language | None = None,
-    ):
-        self._settings, self._language = settings, language
+    def __init__(self, settings: RewriteSettings, tools: TextTools | None = None):
+        self._settings, self._tools = settings, tools or TextTools()
         self._templates = check_prompts(settings)
-        self._truncate, self._escape = truncate, escape or Escape()
+        self._needs_all = settings.preset is not None
+        preset = settings.chosen_preset
+        self._room = preset.clip_tokens if preset else None
 
     def __call__(self, sample: SampleTexts) -> SampleInputs:
-        """Return the inputs of a sample that has its row in the index."""
+        """Return the inputs of a sample that is ok in the index."""
         texts, missing = self._inputs(sample)
-        if missing:
-            first = next(iter(sample.texts.values()), None)
-            may_copy = self._settings.missing == "pass" and first is not None
-            return SampleInputs(missing=missing, copied=first[0] if may_copy and first else None)
-        if self._language is None or self._settings.target is None:
+        may_copy = self._settings.missing == "pass"
+        first = next((some[0] for some in sample.texts.values()), None)
+        if missing or first is None:
+            copied = first if may_copy else None
+            return SampleInputs(missing=missing, copied=copied, reason=MISSING)
+        count, language = self._tools.count, self._tools.language
+        if self._room is not None and count is not None and count(first) <= self._room:
+            return SampleInputs(texts, copied=first, reason=SHORT)
+        if self._settings.target is None or language is None:
             return SampleInputs(texts)
-        original = next(iter(sample.texts.values()))[0]
-        language = self._language(original)
-        copied = original if language == self._settings.target else None
-        return SampleInputs(texts, copied=copied, language=language)
+        found = language(first)
+        if found == self._settings.target:
+            return SampleInputs(texts, copied=first, reason=IN_TARGET, language=found)
+        known = self._tools.languages
+        if known is not None and found not in known:
+            copied = first if may_copy else None
+            return SampleInputs((), (), copied, UNKNOWN, found, is_unknown=True)
+        return SampleInputs(texts, language=found)
 
     def _inputs(self, sample: SampleTexts) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        number = self._settings.number
+        """Return K inputs and no name, or no input and the names of the missing texts."""
+        number, sources = self._settings.number, self._settings.from_
+        absent = tuple(one for one in sources if one not in sample.texts)
+        if absent and (self._needs_all or not self._templates):
+            return (), absent
         if not self._templates:
-            (source,) = self._settings.from_
-            some = sample.texts.get(source, ())
-            if not some:
-                return (), (source,)
+            some = sample.texts[sources[0]]
             return tuple(some[k % len(some)] for k in range(number)), ()
         found = []
         for k in range(number):
             values = {source: some[k % len(some)] for source, some in sample.texts.items()}
             template = self._templates[k % len(self._templates)]
-            prompt = render(template, values, self._truncate, self._escape)
+            prompt = render(template, values, self._tools.truncate, self._tools.escape)
             if prompt.prompt is None:
                 return (), prompt.missing
             found.append(prompt.prompt)
@@ -86,7 +112,8 @@ def check_prompts(settings: RewriteSettings) -> Sequence[Template]:
     prompt uses, or several sources without a prompt.
     """
     sources = settings.from_
-    templates = [parse_template(one, "--prompt") for one in settings.prompt or ()]
+    what = "--prompt" if settings.prompt else f"--preset {settings.preset}"
+    templates = [parse_template(one, what) for one in settings.templates]
     used = {name for one in templates for name in one.names}
     if unknown := sorted(used - set(sources)):
         raise UserError(

@@ -1,15 +1,22 @@
 """Load a rewriter by name and build the stage that writes its texts."""
 
+from collections.abc import Callable
 from typing import Any
 
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
-from capmix.models.registry import REWRITERS, find_backend, make_backend, require_members
+from capmix.models.registry import (
+    REWRITERS,
+    find_backend,
+    make_backend,
+    require,
+    require_members,
+)
 from capmix.pool import Pool
 from capmix.pool.selection import Selection
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_pieces
-from capmix.rewrite.inputs import InputMaker, check_prompts
+from capmix.rewrite.inputs import InputMaker, TextTools, check_prompts
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.stage import rewrite_stage
 from capmix.storage.store import Store
@@ -48,25 +55,48 @@ def rewrite_stages(
     """
     check_prompts(settings)
     rewriter = rewriter or make_rewriter(settings, source)
-    inputs = InputMaker(
-        settings,
+    preset = settings.chosen_preset
+    if preset and preset.template is None and not getattr(rewriter, "translates", True):
+        raise UserError(
+            f"--preset {preset.name}: {settings.model} is not a translation model; choose one, "
+            "such as facebook/nllb-200-distilled-600M, or give a --prompt instead"
+        )
+    tools = TextTools(
         getattr(rewriter, "truncate", by_pieces),
         Escape(getattr(rewriter, "special_tokens", ())),
         _language(settings),
+        _clip_counter(settings),
+        getattr(rewriter, "languages", None),
     )
+    inputs = InputMaker(settings, tools)
     return [rewrite_stage(pool, store, rewriter, inputs, source, settings, selection)]
 
 
-def _language(settings: RewriteSettings) -> Any:
+def _language(settings: RewriteSettings) -> Callable[[str], str] | None:
     """Return the function that detects languages if there is a target language.
 
     Raises UserError if fastText is missing.
     """
     if settings.target is None:
         return None
+    require(["fasttext"], "--target", "language")
     from capmix.mix.functions import language_of
 
-    try:
-        return language_of()
-    except UserError as error:
-        raise UserError(f"--target: {error}") from error
+    return language_of()
+
+
+def _clip_counter(settings: RewriteSettings) -> Callable[[str], int] | None:
+    """Return the function that counts CLIP's tokens, with start and end, for --preset shorten.
+
+    Raises UserError if open_clip is missing.
+    """
+    preset = settings.chosen_preset
+    if preset is None or preset.clip_tokens is None:
+        return None
+    require(["open_clip", "tokenizers"], f"--preset {preset.name}", "open_clip")
+    from open_clip.tokenizer import SimpleTokenizer
+
+    from capmix.models.open_clip_tokens import BpeTokenizer
+
+    tokenizer = BpeTokenizer(SimpleTokenizer())
+    return lambda text: len(tokenizer.encode([text])[0]) + 2

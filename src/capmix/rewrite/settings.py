@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import BATCH_TIMEOUT
 from capmix.engine.settings import HARDWARE, RESUME
+from capmix.errors import UserError
+from capmix.prompts.presets import Preset, preset, preset_list
 from capmix.settings.base import Settings, option, option_info
 from capmix.settings.values import Names
 
@@ -48,8 +50,8 @@ class RewriteSettings(Settings):
     model: str = option(
         ...,
         "Rewriter: a transformers hub id or folder, of a causal or chat model (Llama, Qwen) or a "
-        "sequence-to-sequence model (T5, NLLB, M2M100, Marian); `vllm:ID` (the same, run by vLLM); "
-        "`server:URL` (OpenAI-compatible, ends in /v1); `split` (sentences, without a model); "
+        "sequence-to-sequence model (T5, NLLB, M2M100, Marian); `server:URL` (OpenAI-compatible, "
+        "such as `vllm serve`; ends in /v1); `split` (sentences, without a model); "
         "`package.module:Class` (your own).",
         group=MODEL,
     )
@@ -58,6 +60,12 @@ class RewriteSettings(Settings):
         False,
         "DANGER: run Python code from the model's repository with your permissions.",
         group=MODEL,
+    )
+    preset: str | None = option(
+        None,
+        f"A prompt of capmix, with options that you can override ({preset_list()}).",
+        group=TEXTS,
+        metavar="NAME",
     )
     prompt: Prompts | None = option(
         None,
@@ -70,8 +78,9 @@ class RewriteSettings(Settings):
     )
     missing: Literal["skip", "pass", "drop"] = option(
         "skip",
-        "For a sample that lacks an input text: skip = write no row; pass = copy the first "
-        "available text; drop = write a row with the reason.",
+        "For a sample without a text that the prompt needs (a preset needs all sources of --from): "
+        "skip = write no row; pass = copy the first available text; drop = write a row with the "
+        "reason.",
         group=TEXTS,
     )
     target: str | None = option(
@@ -137,10 +146,38 @@ class RewriteSettings(Settings):
         gt=0,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        """Fill in the options of the preset that are not given."""
+        name = value.get("preset") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            return value
+        chosen = preset(name)
+        if chosen.template is not None and value.get("prompt"):
+            raise UserError(f"--preset {name}: it has a prompt; omit --preset or --prompt")
+        return {**chosen.options, **value}
+
+    @property
+    def chosen_preset(self) -> Preset | None:
+        """The preset, if one is chosen."""
+        return preset(self.preset) if self.preset else None
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates of the prompts; none if the texts themselves are the inputs.
+
+        Raises UserError if the preset needs another number of sources.
+        """
+        if self.prompt or self.chosen_preset is None:
+            return tuple(self.prompt or ())
+        found = self.chosen_preset.prompt(self.from_)
+        return () if found is None else (found,)
+
     @property
     def number(self) -> int:
         """The number of texts per image."""
-        default = SENTENCES if self.model == SPLIT else len(self.prompt or [""])
+        default = SENTENCES if self.model == SPLIT else len(self.templates or ("",))
         return self.captions_per_image or default
 
     def sampling(self) -> dict[str, object]:

@@ -50,8 +50,8 @@ COPIED = "copied"
 MISSING = "missing_text"
 # Raised by tokenizers and templates for unusual texts. They fail one sample; others end the run.
 TEXT_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
-# Counts in a marker's `extra`: of samples.
-SKIPPED, PASSED, IN_TARGET = "missing_skipped", "missing_copied", "in_target_language"
+# Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
+SKIPPED = "missing_skipped"
 LONGER, EMPTY = "with_more_texts", "with_empty_texts"
 
 
@@ -146,7 +146,8 @@ def rewrite_stage(
     config = {
         "source": source,
         "from": list(sources),
-        "prompt": settings.prompt,
+        "prompt": list(settings.templates) or None,
+        "preset": settings.preset,
         "missing": settings.missing,
         "target": settings.target,
         **rewriter.settings,
@@ -180,9 +181,12 @@ def _planned(
     """Return the task of a sample, or its rows if there is nothing to rewrite."""
     row = sample.row
     if found.copied is not None:
-        notes[PASSED if found.missing else IN_TARGET] += 1
+        notes[found.reason] += 1
         return caption_rows(row, [Caption(found.copied, COPIED)], None, settings.language)
-    if found.missing:
+    if found.is_unknown:
+        detail = f"the model does not translate from {found.language!r}"
+        return [Row(row.uid, row.key, DROPPED, "unknown_language", detail)]
+    if not found.texts:
         notes[SKIPPED] += settings.missing == "skip"
         return [] if settings.missing == "skip" else [_missing(row, found.missing)]
     request = TextRequest(sample.name, found.texts, source, found.language)

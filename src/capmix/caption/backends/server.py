@@ -68,6 +68,7 @@ class ServerCaptioner:
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
     of_image_alone: ClassVar[bool] = True
+    role: ClassVar[str] = "captioner"  # in messages
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
@@ -76,10 +77,10 @@ class ServerCaptioner:
         url, _, model = settings.model.removeprefix(PREFIX).partition("#")
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
-            raise UserError(f"captioner {settings.model}: expected server:http://HOST:PORT/v1")
+            raise UserError(f"{self.role} {settings.model}: expected server:http://HOST:PORT/v1")
         if without_secrets(self._url) != self._url:
             raise UserError(
-                f"captioner {without_secrets(settings.model)}: the URL contains a secret, which "
+                f"{self.role} {without_secrets(settings.model)}: the URL contains a secret, which "
                 f"would be written to every marker; set {KEY_VARIABLE} to the server's key instead"
             )
         self.workers = settings.concurrency
@@ -114,12 +115,7 @@ class ServerCaptioner:
         """
         count = self._wanted.captions_per_image - first
         body = self._body(_data_url(*self._upload(sample)), self._fields, count)
-        captions: list[Caption] = []
-        while len(captions) < count:
-            if "seed" in body:
-                body["seed"] = self._seed(sample.draw_name, first + len(captions))
-            captions += self._ask(body)
-        captions = captions[:count]
+        captions = self._asked(body, sample.draw_name, first, count)
         if first == 0 and not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
@@ -137,6 +133,15 @@ class ServerCaptioner:
     ) -> list[list[Caption]]:
         """Return the captions that `prepare` requested."""
         return list(prepared)
+
+    def _asked(self, body: dict[str, Any], draw_name: str, first: int, count: int) -> list[Caption]:
+        """Return texts `first` to `first + count - 1`; the server may return fewer at once."""
+        found: list[Caption] = []
+        while len(found) < count:
+            if "seed" in body:
+                body["seed"] = self._seed(draw_name, first + len(found))
+            found += self._ask(body)
+        return found[:count]
 
     def _seed(self, draw_name: str, k: int) -> int:
         return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
@@ -162,11 +167,17 @@ class ServerCaptioner:
     def _body(
         self, image_url: str, fields: Sequence[str], captions: int | None = None
     ) -> dict[str, Any]:
-        wanted = self._wanted
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
             {"type": "text", "text": self.prompt},
         ]
+        return self._body_of(content, fields, captions)
+
+    def _body_of(
+        self, content: Any, fields: Sequence[str], captions: int | None = None
+    ) -> dict[str, Any]:
+        """Return the body of a request with one message of the user."""
+        wanted = self._wanted
         optional = {
             "top_k": wanted.top_k,
             "min_tokens": wanted.min_tokens,
@@ -186,19 +197,21 @@ class ServerCaptioner:
 
         vLLM and SGLang accept `top_k` and `min_tokens`; OpenAI's API rejects them.
         """
-        blank = io.BytesIO()
-        Image.new("RGB", (32, 32), "white").save(blank, "PNG")
-        url = _data_url("PNG", blank.getvalue())
         problem = ""
         for fields in (OPTIONAL, OPTIONAL[2:], OPTIONAL[2:3], ()):
             try:
-                self._json(self._post(self._body(url, fields)))
+                self._json(self._post(self._test_body(fields)))
                 return fields
             except SampleError as error:
                 problem = str(error)
                 if error.reason != "refused":
                     break
-        raise UserError(f"captioner {self._wanted.model}: test request failed: {problem}")
+        raise UserError(f"{self.role} {self._wanted.model}: test request failed: {problem}")
+
+    def _test_body(self, fields: Sequence[str]) -> dict[str, Any]:
+        blank = io.BytesIO()
+        Image.new("RGB", (32, 32), "white").save(blank, "PNG")
+        return self._body(_data_url("PNG", blank.getvalue()), fields)
 
     def _ask(self, body: dict[str, Any]) -> list[Caption]:
         answer = self._post(body)
@@ -245,8 +258,8 @@ class ServerCaptioner:
             self._failed_in_a_row += 1
             if self._failed_in_a_row > GIVE_UP_AFTER * self.workers:
                 raise UserError(
-                    f"captioner {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in a "
-                    f"row ({problem}). Fix the server and rerun: finished shards are kept."
+                    f"{self.role} {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in "
+                    f"a row ({problem}). Fix the server and rerun: finished shards are kept."
                 )
         raise SampleError("server_error", f"{self._url}: {problem}")
 
@@ -272,14 +285,14 @@ class ServerCaptioner:
         except (NoAnswerError, UnusableAnswerError, SampleError) as error:
             problem = self._without_key(str(error))[:LONGEST_SHOWN]
             raise UserError(
-                f"captioner {PREFIX}{self._url}: {problem}. Start the server, or name the model "
+                f"{self.role} {PREFIX}{self._url}: {problem}. Start the server, or name the model "
                 "as server:http://HOST:PORT/v1#MODEL."
             ) from error
         if len(found) != 1:
             more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
             names = ", ".join(found[:NAMES_SHOWN]) + more if found else "none"
             raise UserError(
-                f"captioner {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
+                f"{self.role} {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
             )
         return found[0]
 

@@ -82,7 +82,7 @@ class TransformersRewriter:
             **settings.sampling(),
             **({"generation": self._rules.logits} if self._rules.logits else {}),
             **({"chat_template": _digest(str(self._template))} if self._template else {}),
-            **({} if settings.prompt else {"max_input_tokens": settings.max_input_tokens}),
+            **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
         }
         self.provenance = provenance(("torch", "transformers"), self._device, self.batch_size)
 
@@ -129,11 +129,11 @@ class TransformersRewriter:
     def _tokens(self, text: str, language: str) -> tuple[int, ...]:
         tokenizer = self._tokenizer(language)
         limits: dict[str, Any] = {"verbose": False}
-        if not self._settings.prompt:
+        if not self._settings.templates:
             text = self._escape(text)
             limits |= {"truncation": True, "max_length": self._longest(tokenizer)}
         if self._template and not self._encodes:
-            if not self._settings.prompt:
+            if not self._settings.templates:
                 text = by_tokens(tokenizer)(text, self._settings.max_input_tokens)
             ids = _chat_tokens(tokenizer, text)
         else:
