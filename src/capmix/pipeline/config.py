@@ -35,8 +35,8 @@ from capmix.training.train import check_settings
 
 NamesModel = TypeVar("NamesModel", CaptionSettings, ScoreSettings)
 STAGES = (
-    "import", "caption", "rewrite", "score", "annotate", "measure", "mix", "export", "probe", "train",
-    "evaluate", "report",
+    "import", "caption", "rewrite", "score", "annotate", "measure", "mix", "export", "probe",
+    "train", "evaluate", "report",
 )  # fmt: skip
 SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
 
