@@ -97,11 +97,20 @@ def test_an_optional_part_is_left_out_with_its_missing_text(tmp_path: Path) -> N
     assert texts[1] == "Fix picture 1 seen as a view of 1."
 
 
-def test_prompt_k_writes_text_k(tmp_path: Path) -> None:
+def test_each_prompt_writes_a_text(tmp_path: Path) -> None:
     work = opened(tmp_path)
     work.rewrite("both", model=MODEL, prompt=["One {raw}", "Two {raw}"])
     texts = [row["text"].partition(" #")[0] for row in rows(work.store, "both")]
     assert texts[:4] == ["One picture 0", "Two picture 0", "One picture 1", "Two picture 1"]
+
+
+def test_each_prompt_writes_the_same_number_of_texts(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    prompts = ["One {raw}", "Two {raw}"]
+    work.rewrite("four", model=MODEL, prompt=prompts, captions_per_image=2)
+    found = rows(work.store, "four")[:4]
+    assert [row["text"].split()[0] for row in found] == ["One", "One", "Two", "Two"]
+    assert [row["k"] for row in found] == [0, 1, 2, 3]
 
 
 def test_text_k_reads_caption_k_modulo_their_number(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from typing import Any
 
 from capmix.caption.image_stage import image_caption_stage
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stage import caption_stage
 from capmix.engine.stage import Stage
+from capmix.errors import UserError
 from capmix.models.image_pass import embed_stage
 from capmix.models.registry import CAPTIONERS, find_backend, make_backend, require_members
 from capmix.pool import ImagePool
@@ -29,9 +31,21 @@ def make_captioner(settings: CaptionSettings, source: str) -> Any:
     loaded.
     """
     model = settings.model
+    _check_prompts(settings)
     made = make_backend(CAPTIONERS, model, settings=settings, source=source)
     require_members(made, model, MEMBERS if hasattr(made, "encoder") else (*MEMBERS, *OF_IMAGES))
     return made
+
+
+def _check_prompts(settings: CaptionSettings) -> None:
+    """Raise UserError for an invalid prompt, before the model is loaded.
+
+    Other captioners get a prompt with braces as it is.
+    """
+    if getattr(find_backend(CAPTIONERS, settings.model), "takes_templates", False):
+        caption_prompts(settings.prompt)
+    elif isinstance(settings.prompt, list):
+        raise UserError(f"--model {settings.model} takes only one prompt; pass --prompt once")
 
 
 def caption_stages(

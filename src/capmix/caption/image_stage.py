@@ -15,6 +15,7 @@ from capmix.caption.partial import (
     earlier_entries,
     failure_entry,
 )
+from capmix.caption.prompts import MISSING_TEXT, prompt_openings
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.caption.stream import Running, StreamedImage, streamed, takes_first
@@ -29,7 +30,7 @@ from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.pool.selection import Selection
 from capmix.settings.counted import counted
 from capmix.storage.layout import captions_folder
-from capmix.storage.rows import FAILED, Row, column_names, table_of, with_columns
+from capmix.storage.rows import DROPPED, FAILED, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def image_caption_stage(
     Images of samples outside `selection` are not read. With `store`, captions of unchanged images
     are kept (reuse.py); `selection` requires `store`.
     """
-    prompt = captioner.settings.get("prompt")
+    prompt = prompt_openings(captioner.settings)
     batches = Batches(batch_timeout)
     prepare = _preparing(captioner)
 
@@ -240,12 +241,17 @@ def _ready(
 
 
 def _rows(
-    row: Row, one: _Ready, found: _Found, prompt: str | None, language: str | None
+    row: Row,
+    one: _Ready,
+    found: _Found,
+    prompt: str | Sequence[str | None] | None,
+    language: str | None,
 ) -> list[Row]:
     image = image_hash(one.image)
     if not isinstance(found, SampleError | BadImageError):
         return caption_rows(row, [*one.kept, *found], prompt, language, image)
-    failed = Row(row.uid, row.key, FAILED, found.reason, str(found))
+    status = DROPPED if found.reason == MISSING_TEXT else FAILED
+    failed = Row(row.uid, row.key, status, found.reason, str(found))
     if not any(caption.text for caption in one.kept):
         return [failed]
     return [*caption_rows(row, one.kept, prompt, language, image), failed]

@@ -12,6 +12,7 @@ import PIL.Image
 
 from capmix.caption.captioner import Caption
 from capmix.caption.captioners import make_captioner
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, streamed
 from capmix.engine.batches import Batches, SampleError
@@ -41,7 +42,7 @@ def caption_images(
 ) -> list[Any]:
     """Caption PIL images, encoded images or image files; return one text per image.
 
-    With `captions_per_image` > 1, returns a list of texts per image. An image that cannot be
+    With several captions per image, returns a list of texts per image. An image that cannot be
     captioned yields None, and a warning with the reason is logged. A caption depends only on the
     image's bytes and the settings. `options` override `settings`.
 
@@ -89,16 +90,29 @@ def _caption_all(
 ) -> list[Any]:
     if not getattr(captioner, "needs_images", True):
         raise UserError(f"caption_images: {chosen.model} reads the pool's metadata, not images")
+    _check_fields(captioner, chosen)
     running = Running(source, Batches(chosen.batch_timeout), Busy())
     found: list[Any] = [None] * len(images)
+    is_several = chosen.captions_per_image > 1 or isinstance(chosen.prompt, list)
     for some in streamed(_captioner_of(captioner), _ready(captioner, images), running):
         for image in some:
             if image.error is not None:
                 log.warning("image %d: %s", image.about, image.error)
                 continue
             texts = [caption.text for caption in image.captions]
-            found[image.about] = texts if chosen.captions_per_image > 1 else texts[0]
+            found[image.about] = texts if is_several else texts[0]
     return found
+
+
+def _check_fields(captioner: Any, chosen: CaptionSettings) -> None:
+    """Raise UserError if a prompt requires a text: images in memory have none."""
+    if not getattr(captioner, "takes_templates", False):
+        return
+    if names := caption_prompts(chosen.prompt).required:
+        raise UserError(
+            f"caption_images: prompt: images in memory have no {', '.join(names)}; put what "
+            "requires it into [[ ]]"
+        )
 
 
 def _ready(captioner: Any, images: Sequence[Image]) -> Iterator[StreamedImage]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from capmix.caption.captioner import Caption
 from capmix.caption.carried import CarriedCaptions
 from capmix.caption.fields import DEFAULTS, FIELDS
+from capmix.caption.prompts import NUMBER, caption_number, prompt_number
 from capmix.engine.redo import Redo
 from capmix.models.index import pool_inputs
 from capmix.models.selected import LargerParts, SelectedSamples, not_selected
@@ -29,7 +30,6 @@ from capmix.storage.marker import Counts
 from capmix.storage.rows import FAILED, OK, Row, table_of
 from capmix.storage.store import Store
 
-NUMBER = "captions_per_image"
 INDEX_COLUMNS = ("uid", "key", "status", "reason", "detail", "sha256")
 PART_COLUMNS = ("uid", "key", "status", *(name for name, _ in FIELDS))
 Name = tuple[str, int]
@@ -69,16 +69,22 @@ class CaptionReuse:
         self._store, self._pool, self._config = store, pool, dict(config)
         self._source, self._folder = source, captions_folder(source)
         self._selection, self._of_image_alone = selection, of_image_alone
-        self._number = int(config.get(NUMBER, 1))
+        self._number = caption_number(config)
         self._larger: LargerParts | None = None
         if selection is not None:
             samples = SelectedSamples(store, selection)
             self._larger = LargerParts(samples, self._folder, self._config, DEFAULTS, pool_inputs)
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Return whether `config` differs at most in having fewer captions per image."""
+        """Return whether `config` differs at most in having fewer captions per image.
+
+        With several prompts, the numbers k of the captions depend on how many each prompt writes.
+        """
         number = config.get(NUMBER, 1)
-        if not isinstance(number, int) or number > self._number:
+        own = self._config.get(NUMBER, 1)
+        if not isinstance(number, int) or number > own:
+            return False
+        if number != own and prompt_number(self._config) > 1:
             return False
         return same_settings({**config, NUMBER: 1}, {**self._config, NUMBER: 1}, DEFAULTS)
 
@@ -133,9 +139,11 @@ class CaptionReuse:
         """Return the key of an image: its hash and its uid.
 
         The uid is left out if it is derived from the file name and captions depend only on the
-        image.
+        image. If they depend on other parts of the sample, the key is added.
         """
-        by_path = self._of_image_alone and self._pool.is_folder and uid == uid_from_path(key)
+        if not self._of_image_alone:  # samples with equal images and uids may have other texts
+            return f"{uid} {key}", image
+        by_path = self._pool.is_folder and uid == uid_from_path(key)
         return "" if by_path else uid, image
 
     def _known(self, shard: Shard, images: Mapping[str, int]) -> dict[Name, KnownCaptions]:
@@ -147,7 +155,7 @@ class CaptionReuse:
         found: dict[Name, KnownCaptions] = {}
         for settings, table in self._carried.of(images.values()) if self._of_image_alone else ():
             if self.keeps(settings):
-                found |= self._of_table(table, int(settings.get(NUMBER, 1)), {})
+                found |= self._of_table(table, caption_number(settings), {})
         part = f"{self._folder}/{shard.name}"
         marker = self._store.read_marker(part)
         if marker is None or not self.keeps(marker.config) or self._store.is_gone(part, marker):
@@ -158,7 +166,7 @@ class CaptionReuse:
         with self._store.open_table(f"{part}.parquet") as file:
             names = [name for name in PART_COLUMNS if name in file.schema_arrow.names]
         table = self._store.read_table(f"{part}.parquet", names)
-        number = int(marker.config.get(NUMBER, 1))
+        number = caption_number(marker.config)
         for name, one in self._of_table(table, number, images if is_same else {}).items():
             if name not in found or found[name].number <= one.number:
                 found[name] = one

@@ -7,6 +7,7 @@ from capmix.engine.settings import HARDWARE, RESUME
 from capmix.models.known import CaptionModel
 from capmix.models.openvino_tower import Runtime
 from capmix.settings.base import Settings, option, option_info
+from capmix.settings.values import CaptionPrompt
 
 MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
 
@@ -29,8 +30,14 @@ class CaptionSettings(Settings):
         group=MODEL,
     )
     revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)
-    prompt: str | None = option(
-        None, "Prompt, for models that accept one (default: depends on the model).", group=MODEL
+    prompt: CaptionPrompt | None = option(
+        None,
+        "Prompt, for models that accept one (default: depends on the model). It can contain the "
+        "sample's own texts: `Describe this image.[[ Its alt text: {raw:128}]]`. May be repeated: "
+        "each prompt writes captions of its own.",
+        group=MODEL,
+        metavar="TEXT",
+        repeats=True,
     )
     language: str | None = option(
         None,
@@ -48,7 +55,7 @@ class CaptionSettings(Settings):
     )
     min_tokens: int = option(5, "Minimum number of tokens.", group=SAMPLING, ge=0)
     max_tokens: int = option(40, "Maximum number of tokens.", group=SAMPLING, ge=1)
-    captions_per_image: int = option(1, "Captions per image.", group=SAMPLING, ge=1)
+    captions_per_image: int = option(1, "Captions per image and prompt.", group=SAMPLING, ge=1)
     plain_sampling: bool = option(
         False,
         "Ignore the repetition penalties and forced tokens of a model's generation config, as in "

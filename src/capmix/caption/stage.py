@@ -5,7 +5,7 @@ of the caption, see flags.py) and `image_hash` (the first 64 bits of the image's
 captioner read an embedding).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,20 +102,22 @@ def _selected(
 def caption_rows(
     row: Row,
     captions: list[Caption],
-    prompt: str | None = None,
+    prompt: str | Sequence[str | None] | None = None,
     language: str | None = None,
     image: int | None = None,
 ) -> list[Row]:
     """Return a row for each nonempty caption of a sample; one dropped row if all are empty.
 
-    `row` has the sample's uid and key, `image` is the image's hash. Lone surrogates, which UTF-8
-    cannot encode, become "?".
+    `prompt` is that of all captions, or one per caption, for the flag `prompt_echo`. `row`
+    has the sample's uid and key, `image` is the image's hash. Lone surrogates, which UTF-8 cannot
+    encode, become "?".
     """
     kept = []
     for k, caption in enumerate(captions):
         if caption.text:
             text = caption.text.encode("utf-8", "replace").decode("utf-8")
-            flags = caption_flags(text, caption.finish, prompt, language)
+            own = prompt if isinstance(prompt, str | None) else prompt[k]
+            flags = caption_flags(text, caption.finish, own, language)
             kept.append(Row(row.uid, row.key, values=(k, text, caption.finish, flags, image)))
     return kept or [Row(row.uid, row.key, DROPPED, "empty_caption", "the caption is empty")]
 

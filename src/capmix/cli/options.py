@@ -128,7 +128,7 @@ def _parameter(kind: type[Settings], name: str, python: str) -> inspect.Paramete
         negative=f"--no-{python.replace('_', '-')}" if has_no else "",
         show_default=_shown_default(field),
         metavar=info.metavar,
-        allow_leading_hyphen=annotation is str or annotation == str | None,
+        allow_leading_hyphen=annotation in (str, str | None, list[str] | None),
         required=field.is_required(),
     )
     default = inspect.Parameter.empty if field.is_required() else _default(field)

@@ -21,6 +21,7 @@ from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import CHARACTERS_PER_TOKEN, Truncate, by_pieces
 from capmix.settings.printable import printable
 
+FORMAT = 1  # raised when the same template and texts give another prompt
 OF_METADATA = "field:"
 DEFAULT_TOKENS = 1024
 MAX_TOKENS = 32_768

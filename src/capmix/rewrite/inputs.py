@@ -51,9 +51,9 @@ class TextTools:
 class InputMaker:
     """Makes the inputs of each sample as `settings` ask.
 
-    Output k has prompt k mod (number of prompts). Its fields are filled with the caption k mod n of
-    a source that has n captions of the sample. Without a prompt, input k is this caption of the
-    only source.
+    With several prompts and e texts per image and prompt, prompt p writes the texts p e to
+    p e + e - 1. The fields of the i-th of them are filled with caption i mod n of a source that has
+    n captions of the sample. Without a prompt, input i is this caption of the only source.
     """
 
     def __init__(self, settings: RewriteSettings, tools: TextTools | None = None):
@@ -96,8 +96,9 @@ class InputMaker:
             return tuple(some[k % len(some)] for k in range(number)), ()
         found = []
         for k in range(number):
-            values = {source: some[k % len(some)] for source, some in sample.texts.items()}
-            template = self._templates[k % len(self._templates)]
+            turn = k % self._settings.each
+            values = {source: some[turn % len(some)] for source, some in sample.texts.items()}
+            template = self._templates[k // self._settings.each]
             prompt = render(template, values, self._tools.truncate, self._tools.escape)
             if prompt.prompt is None:
                 return (), prompt.missing

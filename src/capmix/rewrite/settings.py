@@ -70,8 +70,9 @@ class RewriteSettings(Settings):
     prompt: Prompts | None = option(
         None,
         "Template of the prompt, such as `Rewrite: {raw:256}[[ The image shows: {blip2}.]]`; "
-        "a [[part]] is left out if one of its texts is missing. May be repeated: prompt k writes "
-        "text k (default: the text itself, for models that are trained for one task).",
+        "a [[part]] is left out if one of its texts is missing. May be repeated: each prompt "
+        "writes texts of its own (default: the text itself, for models that are trained for one "
+        "task).",
         group=TEXTS,
         metavar="TEMPLATE",
         repeats=True,
@@ -109,7 +110,7 @@ class RewriteSettings(Settings):
     max_tokens: int = option(96, "Maximum number of tokens.", group=SAMPLING, ge=1)
     captions_per_image: int | None = option(
         None,
-        f"Texts per image (default: one per prompt; {SENTENCES} for split).",
+        f"Texts per image and prompt (default: 1; for split {SENTENCES}).",
         group=SAMPLING,
         ge=1,
     )
@@ -175,10 +176,14 @@ class RewriteSettings(Settings):
         return () if found is None else (found,)
 
     @property
+    def each(self) -> int:
+        """The number of texts per image and prompt."""
+        return self.captions_per_image or (SENTENCES if self.model == SPLIT else 1)
+
+    @property
     def number(self) -> int:
         """The number of texts per image."""
-        default = SENTENCES if self.model == SPLIT else len(self.templates or ("",))
-        return self.captions_per_image or default
+        return self.each * max(1, len(self.templates))
 
     def sampling(self) -> dict[str, object]:
         """Return the sampling settings, which are written to every marker."""
@@ -188,9 +193,9 @@ class RewriteSettings(Settings):
             for name, field in fields
             if option_info(field).group == SAMPLING
         }
-        return found | {"captions_per_image": self.number}
+        return found | {"captions_per_image": self.each}
 
     def as_captioning(self, model: str) -> CaptionSettings:
         """Return the same options for the code of a captioner's backend."""
         shared = {name: getattr(self, name) for name in OF_CAPTIONERS}
-        return CaptionSettings(model=model, captions_per_image=self.number, **shared)
+        return CaptionSettings(model=model, captions_per_image=self.each, **shared)

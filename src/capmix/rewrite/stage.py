@@ -23,6 +23,7 @@ from capmix.caption.partial import (
     earlier_entries,
     failure_entry,
 )
+from capmix.caption.prompts import TEMPLATE_FORMAT
 from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.engine.batches import MODEL_HUNG, Batches, SampleError, batched
 from capmix.engine.prefetch import Finished
@@ -32,6 +33,7 @@ from capmix.models.device import alone_on_its_core
 from capmix.models.selected import LargerParts, SelectedSamples, not_selected
 from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
+from capmix.prompts.template import FORMAT
 from capmix.rewrite.inputs import InputMaker, SampleInputs
 from capmix.rewrite.rewriter import Rewriter, TextRequest
 from capmix.rewrite.settings import RewriteSettings
@@ -148,6 +150,7 @@ def rewrite_stage(
         "from": list(sources),
         "prompt": list(settings.templates) or None,
         "preset": settings.preset,
+        **({TEMPLATE_FORMAT: FORMAT} if settings.templates else {}),
         "missing": settings.missing,
         "target": settings.target,
         **rewriter.settings,

@@ -42,6 +42,11 @@ def split_pairs(value: Any) -> Any:
     return found
 
 
+def single_prompt(value: Any) -> Any:
+    """Return a list of one prompt as the prompt itself."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
 def split_words(value: Any) -> Any:
     """Split `--lock-text --wd 0.1` like a shell. Raises ValueError for unclosed quotes."""
     return shlex.split(value) if isinstance(value, str) else value
@@ -53,4 +58,5 @@ Paths = Annotated[list[str], BeforeValidator(split_paths)]
 PathWeights = Annotated[list[float], BeforeValidator(split_paths)]
 Weights = Annotated[dict[str, float], BeforeValidator(split_weights)]
 Pairs = Annotated[dict[str, str], BeforeValidator(split_pairs)]
+CaptionPrompt = Annotated[str | list[str], BeforeValidator(single_prompt)]
 Words = Annotated[list[str], BeforeValidator(split_words)]

@@ -96,7 +96,7 @@ def test_equal_inputs_are_one_request_and_each_has_its_seed(
     recorded: tuple[str, list[dict[str, Any]]],
 ) -> None:
     model, asked = recorded
-    one = ServerRewriter(RewriteSettings(model=model, prompt=["a", "b"], captions_per_image=3), "s")
+    one = ServerRewriter(RewriteSettings(model=model, prompt="{raw}", captions_per_image=3), "s")
     asked.clear()
     request = TextRequest("u", ("one", "one", "two"), "s")
     (found,) = one.rewrite([one.prepare(request)], [request])

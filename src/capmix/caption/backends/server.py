@@ -27,6 +27,7 @@ from capmix.caption.backends.bounded_http import (
     UnusableAnswerError,
 )
 from capmix.caption.captioner import Caption
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
@@ -67,13 +68,14 @@ class ServerCaptioner:
     packages: ClassVar[tuple[str, ...]] = ()
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
-    of_image_alone: ClassVar[bool] = True
+    takes_templates: ClassVar[bool] = True
     role: ClassVar[str] = "captioner"  # in messages
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
         self._source = source
-        self.prompt = settings.prompt or PROMPT
+        self._prompts = caption_prompts(settings.prompt, PROMPT)
+        self.prompt, self.of_image_alone = self._prompts.recorded, not self._prompts.has_fields
         url, _, model = settings.model.removeprefix(PREFIX).partition("#")
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
@@ -101,7 +103,7 @@ class ServerCaptioner:
             log.warning("%s does not accept %s: not sent", self._url, ", ".join(ignored))
         self.settings: dict[str, Any] = {
             "model": f"{PREFIX}{self._url}#{self.model}",
-            "prompt": self.prompt,
+            **self._prompts.marker,
             "max_side": settings.max_side,
             **settings.sampling(),
             **dict.fromkeys(ignored, None),
@@ -111,11 +113,16 @@ class ServerCaptioner:
     def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
         """Request captions `first` to K - 1 of one image.
 
-        Raises BadImageError, and SampleError if the request fails.
+        Raises BadImageError, and SampleError if the request fails or a text of the prompt is
+        missing.
         """
-        count = self._wanted.captions_per_image - first
-        body = self._body(_data_url(*self._upload(sample)), self._fields, count)
-        captions = self._asked(body, sample.draw_name, first, count)
+        each = self._wanted.captions_per_image
+        prompts = self._prompts.of(sample)
+        url = _data_url(*self._upload(sample))
+        captions: list[Caption] = []
+        for number, prompt in enumerate(prompts):
+            numbers = range(max(first, number * each), (number + 1) * each)
+            captions += self._requested(url, prompt, sample.draw_name, numbers)
         if first == 0 and not any(caption.text for caption in captions):
             raise SampleError(
                 "empty_answer",
@@ -123,6 +130,15 @@ class ServerCaptioner:
                 "increase --max-tokens or disable the model's reasoning",
             )
         return captions
+
+    def _requested(
+        self, url: str, prompt: str | None, draw_name: str, numbers: range
+    ) -> list[Caption]:
+        """Request the captions `numbers` of one image with one prompt."""
+        if not numbers:
+            return []
+        body = self._body(url, self._fields, len(numbers), prompt)
+        return self._asked(body, draw_name, numbers)
 
     def caption(
         self,
@@ -134,14 +150,14 @@ class ServerCaptioner:
         """Return the captions that `prepare` requested."""
         return list(prepared)
 
-    def _asked(self, body: dict[str, Any], draw_name: str, first: int, count: int) -> list[Caption]:
-        """Return texts `first` to `first + count - 1`; the server may return fewer at once."""
+    def _asked(self, body: dict[str, Any], draw_name: str, numbers: range) -> list[Caption]:
+        """Return the texts `numbers`; the server may return fewer of them at once."""
         found: list[Caption] = []
-        while len(found) < count:
+        while len(found) < len(numbers):
             if "seed" in body:
-                body["seed"] = self._seed(draw_name, first + len(found))
+                body["seed"] = self._seed(draw_name, numbers[len(found)])
             found += self._ask(body)
-        return found[:count]
+        return found[: len(numbers)]
 
     def _seed(self, draw_name: str, k: int) -> int:
         return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
@@ -165,11 +181,16 @@ class ServerCaptioner:
         return "JPEG", data
 
     def _body(
-        self, image_url: str, fields: Sequence[str], captions: int | None = None
+        self,
+        image_url: str,
+        fields: Sequence[str],
+        captions: int | None = None,
+        prompt: str | None = None,
     ) -> dict[str, Any]:
+        """Return a request; without a prompt, one that tests what the server accepts."""
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
-            {"type": "text", "text": self.prompt},
+            {"type": "text", "text": prompt or self._prompts.texts[0]},
         ]
         return self._body_of(content, fields, captions)
 

@@ -9,8 +9,11 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+
+from PIL import Image
 
 from capmix.caption.backends.blip_vision import run_blip_in_openvino, speed_up_blip
 from capmix.caption.backends.generation import TokenDraw, generation_rules
@@ -18,9 +21,11 @@ from capmix.caption.backends.slot_models import slot_model
 from capmix.caption.backends.slot_sizes import SlotsPlan
 from capmix.caption.backends.slots import Slots
 from capmix.caption.captioner import Caption
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.sampling import NAN_LOGITS, caption_keys
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
+from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.models.device import (
     device_and_dtype,
@@ -34,13 +39,16 @@ from capmix.models.hub import check_hub
 from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
 from capmix.models.openvino_tower import Runtime, check_openvino
-from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
+from capmix.models.pixels import PixelLoader, PixelPlan, pixels_note, processor_plan
 from capmix.pool import Sample
+from capmix.prompts.escape import Escape, special_tokens
+from capmix.prompts.truncation import by_tokens
 
 PREFIX = "transformers:"
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 VISION_TOWERS = ("vision_model", "vision_tower", "visual", "image_encoder")
 PROMPTS = {"florence2": FLORENCE_PROMPT, "paligemma": PALIGEMMA_PROMPT}
+BLANK_SIDE = 32  # pixels
 GPU_SLOTS, CPU_SLOTS = 512, 32
 SMALLEST_SIDE = 5  # pixels; smaller images are enlarged first, as in the paper
 
@@ -55,12 +63,13 @@ class TransformersCaptioner:
     packages: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "transformers")
     device: ClassVar[str] = "gpu"
     needs_images: ClassVar[bool] = True
-    of_image_alone: ClassVar[bool] = True
+    takes_templates: ClassVar[bool] = True
     runtimes: ClassVar[tuple[Runtime, ...]] = ("torch", "openvino")
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
         self._wanted = settings
+        caption_prompts(settings.prompt)
         only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
         device = check_openvino(settings.runtime, settings.device, settings.dtype)
         self._device, dtype = device_and_dtype(device, settings.dtype)
@@ -71,19 +80,23 @@ class TransformersCaptioner:
                 f"captioner {settings.model}: {kind} models do not support --compile-decoder"
             )
         chat = getattr(self.processor, "chat_template", None) is not None
-        self.prompt = settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
-        self._text = self._chat(self.prompt) if chat and self.prompt else self.prompt
+        default = PROMPTS.get(kind) or (CHAT_PROMPT if chat else None)
+        self._prompts = caption_prompts(settings.prompt, default)
+        self.prompt, self.of_image_alone = self._prompts.recorded, not self._prompts.has_fields
+        self._is_chat = chat
         self.tokenizer = self.processor.tokenizer
         self.tokenizer.padding_side = "left"
+        self._own = threading.local()
+        self._escape = Escape(special_tokens(self.tokenizer))
+        self._positions = _positions(self.model)
+        # The texts of all images; None if they depend on the sample.
+        self._texts = None if self._prompts.has_fields else self._formatted(self._prompts.of(None))
         self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
         self._ends = frozenset(self._rules.ends)
-        self._own = threading.local()
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
-        found = None if settings.exact_decode else processor_plan(pictures, self._processed)
-        self._plan = found[0] if found else None
-        self._other_inputs = found[1] if found else {}
+        self._plan, self._other_inputs = self._pixel_plan(pictures)
         self._load = PixelLoader(self._plan, self._device) if self._plan else None
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 256)
         self.workers = preparing_threads()
@@ -94,7 +107,7 @@ class TransformersCaptioner:
             "model": Path(settings.model).name if weights else settings.model,
             "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
             "weights": weights,
-            "prompt": self.prompt,
+            **self._prompts.marker,
             "dtype": str(dtype).removeprefix("torch."),
             "runtime": settings.runtime,
             **settings.sampling(),
@@ -110,6 +123,8 @@ class TransformersCaptioner:
         """Return the slots; None if the captions come from `generate`."""
         model = slot_model(self.model)
         if model is None or settings.slots == 0 or self._rules.logits:
+            return None
+        if len(self._prompts.texts) > 1:  # the captions of an image share one prompt in slots
             return None
         is_gpu = self._device.startswith("cuda")
         most = settings.captions_per_image
@@ -136,26 +151,82 @@ class TransformersCaptioner:
         check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_hub(model, f"captioner {model}", settings.revision)
 
-    def prepare(self, sample: Sample) -> dict[str, Any]:
+    def _pixel_plan(self, pictures: Any) -> tuple[PixelPlan | None, list[dict[str, Any]]]:
+        """Return the plan for the pixels, and the other inputs of each prompt.
+
+        If the texts depend on the sample, the inputs are those of an example. Returns None if the
+        processor has to prepare each image.
+        """
+        if self._wanted.exact_decode:
+            return None, []
+        plan, others = None, []
+        for text in self._texts or self._formatted(self._prompts.example()):
+            found = processor_plan(pictures, partial(self._processed, text=text))
+            if found is None:
+                return None, []
+            plan, other = found
+            others.append(other)
+        return plan, others
+
+    def prepare(self, sample: Sample) -> Any:
         """Return the processor's tensors for one image, each with a batch dimension of 1.
 
         With a PixelPlan, `pixel_values` is uint8, and the other tensors are those of all images.
+        Returns a dict, or a list with one for each of several prompts. Raises SampleError if the
+        sample lacks a text of the prompt, or if the prompt is too long for the model.
         """
+        texts = self._texts if self._texts is not None else self._texts_of(sample)
         if self._plan is not None:
             import torch
 
             pixels = self._plan.prepare(sample.image, SMALLEST_SIDE)
-            return self._other_inputs | {"pixel_values": torch.from_numpy(pixels)[None]}
-        image = enlarged(decode_image(sample.image, input_side=self._input_side), SMALLEST_SIDE)
-        check_resized(image.size, self._shorter_side)
-        return self._processed(image)
+            values = {"pixel_values": torch.from_numpy(pixels)[None]}
+            others = self._other_inputs if self._texts is not None else self._text_inputs(texts)
+            found = [other | values for other in others]
+        else:
+            image = enlarged(decode_image(sample.image, input_side=self._input_side), SMALLEST_SIDE)
+            check_resized(image.size, self._shorter_side)
+            found = [self._processed(image, text) for text in texts]
+        self._check_lengths(found)
+        return found[0] if len(found) == 1 else found
 
-    def _processed(self, image: Any) -> dict[str, Any]:
-        text = {} if self._text is None else {"text": self._text}
+    def _texts_of(self, sample: Sample) -> list[str | None]:
+        """Return the texts for the processor, with the texts of one sample in them."""
+        truncate = by_tokens(self._own_processor.tokenizer)
+        return self._formatted(self._prompts.of(sample, truncate, self._escape))
+
+    def _text_inputs(self, texts: Sequence[str | None]) -> list[dict[str, Any]]:
+        """Return the inputs of each text that do not depend on the image."""
+        blank = Image.new("RGB", (BLANK_SIDE, BLANK_SIDE))
+        found = [self._processed(blank, text) for text in texts]
+        return [{n: t for n, t in one.items() if n != "pixel_values"} for one in found]
+
+    def _formatted(self, prompts: Sequence[str | None]) -> list[str | None]:
+        return [self._chat(one) if self._is_chat and one else one for one in prompts]
+
+    def _check_lengths(self, found: Sequence[dict[str, Any]]) -> None:
+        """Raise SampleError for a prompt without room for its caption: the device would fail."""
+        if self._texts is not None or self._positions is None:
+            return
+        longest = max(one["input_ids"].shape[1] for one in found if "input_ids" in one)
+        room = self._positions - self._wanted.max_tokens
+        if longest > room:
+            raise SampleError(
+                "prompt_too_long",
+                f"the prompt has {longest} tokens; the model has room for {room}; limit the fields "
+                "of --prompt, as in {raw:128}",
+            )
+
+    def _processed(self, image: Any, text: str | None) -> dict[str, Any]:
+        own = {} if text is None else {"text": text}
+        return dict(self._own_processor(images=image, return_tensors="pt", **own))
+
+    @property
+    def _own_processor(self) -> Any:
         if not hasattr(self._own, "processor"):
             # One copy per thread: fast tokenizers are not thread-safe ("Already borrowed").
             self._own.processor = copy.deepcopy(self.processor)
-        return dict(self._own.processor(images=image, return_tensors="pt", **text))
+        return self._own.processor
 
     def stream(
         self, images: Iterator[StreamedImage], running: Running
@@ -167,19 +238,26 @@ class TransformersCaptioner:
             yield from in_batches(self, images, running)
 
     def caption(
-        self, prepared: Sequence[dict[str, Any]], uids: Sequence[str], source: str, first: int = 0
+        self, prepared: Sequence[Any], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
         """Return captions `first` to K - 1 for each of N images; encode each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
-        for rows in _same_shapes(prepared):
+        each = self._wanted.captions_per_image
+        by_prompt = [one if isinstance(one, list) else [one] for one in prepared]
+        # Padding would change the states of a prompt by rounding, and in some models its positions.
+        for rows in _same_shapes(by_prompt, () if self._texts is None else TEXT_INPUTS):
             filled = self._padded(rows)
-            inputs = self._collate([prepared[row] for row in filled])
             with _cached_vision(self.model):
-                for k in range(first, self._wanted.captions_per_image):
-                    keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
-                    texts = self._generate(inputs, keys.to(self._device))
-                    for row, text in zip(rows, texts[: len(rows)], strict=True):
-                        found[row].append(text)
+                for prompt in range(len(self._prompts.texts)):
+                    numbers = range(max(first, prompt * each), (prompt + 1) * each)
+                    if not numbers:
+                        continue
+                    inputs = self._collate([by_prompt[row][prompt] for row in filled])
+                    for k in numbers:
+                        keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
+                        texts = self._generate(inputs, keys.to(self._device))
+                        for row, text in zip(rows, texts[: len(rows)], strict=True):
+                            found[row].append(text)
         return found
 
     def _padded(self, rows: list[int]) -> list[int]:
@@ -224,7 +302,7 @@ class TransformersCaptioner:
     def _chat(self, prompt: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
-        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        text: str = self._own_processor.apply_chat_template(messages, add_generation_prompt=True)
         return text
 
     def _collate(self, prepared: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -291,13 +369,24 @@ def _check_is_blip(model: str, config: Any) -> None:
         )
 
 
-def _same_shapes(prepared: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Group rows by the shapes of inputs that cannot be padded; each group forms one batch."""
+def _same_shapes(
+    prepared: Sequence[Sequence[dict[str, Any]]], padded: Sequence[str]
+) -> list[list[int]]:
+    """Group rows by the shapes of inputs that are not `padded`; each group forms one batch."""
     groups: dict[Any, list[int]] = {}
-    for row, one in enumerate(prepared):
-        shape = tuple((n, tuple(t.shape[1:])) for n, t in one.items() if n not in TEXT_INPUTS)
+    for row, inputs in enumerate(prepared):
+        shape = tuple(
+            (n, tuple(t.shape[1:])) for one in inputs for n, t in one.items() if n not in padded
+        )
         groups.setdefault(shape, []).append(row)
     return list(groups.values())
+
+
+def _positions(model: Any) -> int | None:
+    """Return the number of positions of the text model; None if it is unlimited or unknown."""
+    text = model.config.get_text_config()
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from capmix.caption.backends.generation import end_tokens
 from capmix.caption.backends.transformers import PROMPTS, SMALLEST_SIDE
 from capmix.caption.backends.vllm_engine import EngineThread, Generation, tensor_bytes
 from capmix.caption.captioner import Caption
+from capmix.caption.prompts import caption_prompts
 from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import BrokenDeviceError, SampleError
@@ -38,6 +39,8 @@ from capmix.models.hub import check_hub
 from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT
 from capmix.pool import Sample
+from capmix.prompts.escape import Escape, special_tokens
+from capmix.prompts.truncation import by_tokens
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +80,12 @@ class VllmCaptioner:
     packages: ClassVar[tuple[str, ...]] = ("vllm", "transformers", "torch")
     device: ClassVar[str] = "gpu"
     needs_images: ClassVar[bool] = True
-    of_image_alone: ClassVar[bool] = True
+    takes_templates: ClassVar[bool] = True
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         settings = settings.model_copy(update={"model": settings.model.removeprefix(PREFIX)})
         self._wanted, self._source = settings, source
+        caption_prompts(settings.prompt)
         only_downloaded = self.check(settings)
         os.environ.update(FORCED)
         for name, value in QUIET.items():
@@ -97,8 +101,14 @@ class VllmCaptioner:
         if not config.supports_multimodal_inputs:
             raise UserError(f"captioner {settings.model}: vLLM runs this model without images")
         self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.prompt = _prompt(settings, processor, config.hf_config.model_type)
-        self._tokens = _tokens(processor, self.tokenizer, self.prompt)
+        default = _default_prompt(processor, config.hf_config.model_type)
+        self._prompts = caption_prompts(settings.prompt, default)
+        self.prompt, self.of_image_alone = self._prompts.recorded, not self._prompts.has_fields
+        # vLLM renders in one thread: some of its processors abort if two threads use them.
+        self._rendering = threading.Lock()
+        self._processor, self._escape = processor, Escape(special_tokens(self.tokenizer))
+        # The tokens of the prompts of all images; None if they depend on the sample.
+        self._tokens = None if self._prompts.has_fields else self._tokens_of(None)
         generation = _generation_config(folder)
         text = getattr(config.hf_config, "text_config", None)
         self._ends = end_tokens(generation, text, config.hf_config, self.tokenizer)
@@ -106,8 +116,6 @@ class VllmCaptioner:
         pictures = getattr(processor, "image_processor", None)
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
-        # vLLM renders in one thread: some of its processors abort if two threads use them.
-        self._rendering = threading.Lock()
         self._waiting = WeightedSemaphore(MAX_WAITING)
         self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 512)
         self.workers = preparing_threads()
@@ -117,7 +125,7 @@ class VllmCaptioner:
             "model": Path(settings.model).name if is_local else settings.model,
             "revision": settings.revision if is_local else Path(folder).name,
             "weights": fingerprint(settings.model),
-            "prompt": self.prompt,
+            **self._prompts.marker,
             "dtype": precision,
             "engine": "vllm",
             **({"repetition_penalty": self._penalty} if self._penalty != 1.0 else {}),
@@ -152,14 +160,25 @@ class VllmCaptioner:
         """Decode and preprocess one image, and start the requests of captions `first` to K - 1."""
         image = enlarged(decode_image(sample.image, input_side=self._input_side), SMALLEST_SIDE)
         check_resized(image.size, self._shorter_side)
-        rendered = self._rendered(image, hashlib.sha256(sample.image).hexdigest())
+        sha256, each = hashlib.sha256(sample.image).hexdigest(), self._wanted.captions_per_image
+        prompts = self._tokens or self._tokens_of(sample)
+        used = range(first // each, len(prompts))
+        rendered = {number: self._rendered(image, sha256, prompts[number]) for number in used}
         held = contextlib.ExitStack()
-        held.enter_context(self._waiting.held(tensor_bytes(rendered)))
-        numbers = range(first, self._wanted.captions_per_image)
+        held.enter_context(self._waiting.held(sum(map(tensor_bytes, rendered.values()))))
+        numbers = range(first, each * len(prompts))
         sampling = [self._sampling(sample.draw_name, k) for k in numbers]
-        generation = Generation(rendered, sampling, held.close)
+        inputs = [rendered[k // each] for k in numbers]
+        generation = Generation(inputs, sampling, held.close)
         self._engine.submit(generation)
         return generation
+
+    def _tokens_of(self, sample: Sample | None) -> list[list[int]]:
+        """Return the tokens of each prompt, with the texts of one sample in them."""
+        with self._rendering:  # fast tokenizers are not thread-safe
+            truncate = by_tokens(self.tokenizer)
+            prompts = self._prompts.of(sample, truncate, self._escape)
+            return [_tokens(self._processor, self.tokenizer, one) for one in prompts]
 
     def caption(
         self, prepared: Sequence[Generation], uids: Sequence[str], source: str, first: int = 0
@@ -179,9 +198,9 @@ class VllmCaptioner:
                 self._engine.give_up(prepared[0])
             raise
 
-    def _rendered(self, image: Any, sha256: str) -> Any:
+    def _rendered(self, image: Any, sha256: str, tokens: Sequence[int]) -> Any:
         prompt = {
-            "prompt_token_ids": list(self._tokens),
+            "prompt_token_ids": list(tokens),
             "multi_modal_data": {"image": image},
             "multi_modal_uuids": {"image": [sha256]},  # vLLM would hash the pixels
         }
@@ -316,9 +335,9 @@ def _provenance(device: str, batch_size: int) -> dict[str, Any]:
     return found
 
 
-def _prompt(settings: CaptionSettings, processor: Any, kind: str) -> str | None:
+def _default_prompt(processor: Any, kind: str) -> str | None:
     is_chat = getattr(processor, "chat_template", None) is not None
-    return settings.prompt or PROMPTS.get(kind) or (CHAT_PROMPT if is_chat else None)
+    return PROMPTS.get(kind) or (CHAT_PROMPT if is_chat else None)
 
 
 def _tokens(processor: Any, tokenizer: Any, prompt: str | None) -> list[int]:

@@ -20,10 +20,10 @@ STEPS_AHEAD = 4  # vLLM schedules up to two steps ahead of the GPU
 
 
 class Generation:
-    """The requests of one image: one per entry of `sampling`, all with the same input.
+    """The requests of one image: one per entry of `sampling`.
 
-    `rendered` is an input as vLLM's renderer returns it; it is dropped after a success. `on_end` is
-    called once, when the first attempt has ended.
+    `rendered` is an input as vLLM's renderer returns it, or a list with one for each request; it is
+    dropped after a success. `on_end` is called once, when the first attempt has ended.
     """
 
     def __init__(self, rendered: Any, sampling: Sequence[Any], on_end: Callable[[], None]):
@@ -162,7 +162,9 @@ class EngineThread:
             raise self._broken
         for place, sampling in enumerate(generation.sampling):
             name = next(self._names)
-            engine.add_request(name, generation.rendered, sampling)
+            rendered = generation.rendered
+            own = rendered[place] if isinstance(rendered, list) else rendered
+            engine.add_request(name, own, sampling)
             self._at_work[name] = generation, place
 
     def _step(self, engine: Any) -> None:

@@ -29,7 +29,7 @@ class ServerRewriter(ServerCaptioner):
         self._texts = settings
         super().__init__(settings.as_captioning(settings.model), source)
         for name in ("prompt", "max_side"):
-            self.settings.pop(name)
+            self.settings.pop(name, None)
 
     def prepare(self, request: TextRequest) -> list[Caption]:  # type: ignore[override]
         """Request the K texts of one sample, those of equal inputs together.
@@ -43,7 +43,7 @@ class ServerRewriter(ServerCaptioner):
             others = (k for k, one in enumerate(request.texts) if k > first and one != text)
             count = next(others, len(request.texts)) - first
             body = self._body_of(self._input(text), self._fields, count)
-            found += self._asked(body, request.name, first, count)
+            found += self._asked(body, request.name, range(first, first + count))
         if not any(one.text for one in found):
             raise SampleError(
                 "empty_answer",
