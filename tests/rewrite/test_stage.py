@@ -219,6 +219,7 @@ def test_selected_samples_are_rewritten_and_later_the_others(tmp_path: Path) -> 
     ("options", "message"),
     [
         ({"from_": "raw,seen"}, "several sources need a --prompt"),
+        ({"prompt": "{field:tags}"}, "write the field to a source first"),
         ({"prompt": "{blip2}"}, "is not among the input sources raw"),
         ({"from_": "raw,seen", "prompt": "{raw}"}, "no --prompt has the field {seen}"),
         ({"prompt": "{raw"}, "--prompt, character 1"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from capmix.errors import UserError
 from capmix.prompts.escape import Escape
-from capmix.prompts.template import Template, parse_template, render
+from capmix.prompts.template import OF_METADATA, Template, parse_template, render
 from capmix.prompts.truncation import Truncate, by_pieces
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts
@@ -116,6 +116,11 @@ def check_prompts(settings: RewriteSettings) -> Sequence[Template]:
     what = "--prompt" if settings.prompt else f"--preset {settings.preset}"
     templates = [parse_template(one, what) for one in settings.templates]
     used = {name for one in templates for name in one.names}
+    if of_json := sorted(name for name in used if name.startswith(OF_METADATA)):
+        raise UserError(
+            f"{what}: {{{of_json[0]}}}: expected the name of a text source; write the field to a "
+            f"source first, with capmix caption --model {of_json[0]}"
+        )
     if unknown := sorted(used - set(sources)):
         raise UserError(
             f"--prompt: {{{unknown[0]}}} is not among the input sources {', '.join(sources)}; "
