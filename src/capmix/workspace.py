@@ -30,13 +30,21 @@ from capmix.mix.settings import MixSettings
 from capmix.models.image_pass import ImageEncoder, embed_stage
 from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
-from capmix.models.registry import CAPTIONERS, SCORERS, check_backend, is_ready, require
+from capmix.models.registry import (
+    CAPTIONERS,
+    REWRITERS,
+    SCORERS,
+    check_backend,
+    is_ready,
+    require,
+)
 from capmix.models.shared_read import MakeFromPool, with_index
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
+from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import (
     Settings,
@@ -403,6 +411,63 @@ class Workspace:
         chosen = work._with_model(chosen, CAPTIONERS, "caption")
         if chosen.language:
             check_language(chosen.language)
+        return chosen, work
+
+    @with_options(RewriteSettings, SelectSettings, EngineSettings, RunSettings)
+    def rewrite(
+        self,
+        source: str,
+        settings: RewriteSettings | None = None,
+        samples: SelectSettings | None = None,
+        **options: Any,
+    ) -> Counts:
+        """Rewrite the texts of some sources into a new source, without reading images.
+
+        Existing parts with the same settings and the same input texts are kept.
+
+        Args:
+            source: Name of the new texts, for example "fused".
+            settings: Rewriting settings; keywords override them.
+            samples: Selection of samples (default: all); keywords override it.
+            **options: Options of `capmix rewrite`, listed below; `model` is required.
+
+        Returns:
+            The counts of samples.
+
+        Raises:
+            UserError: If an input source has no texts, if parts with different settings exist and
+                `force` is not set, if the failure budget is exceeded, or if the model is not
+                available.
+        """
+        from capmix.rewrite.rewriters import needs_gpu, rewrite_stages
+
+        options, samples = _samples(options, samples)
+        chosen, work = self._rewriting(source, settings, options)
+        part, selection = work.select(samples)
+        make = partial(rewrite_stages, part.pool, work.store, source, chosen, selection=selection)
+        (counts,) = part.run(make, work.pool.shards, needs_gpu(chosen))
+        return counts
+
+    def _rewriting(
+        self, source: str, settings: RewriteSettings | None, options: Mapping[str, Any]
+    ) -> "tuple[RewriteSettings, Workspace]":
+        """Return the checked settings, and the workspace with its engine and run options."""
+        from capmix.caption.flags import check_language
+        from capmix.rewrite.inputs import check_prompts
+
+        chosen, work = self._with("rewrite", RewriteSettings, settings, options)
+        check_source_name(source)
+        have = work.sources()
+        for name in chosen.from_:
+            if name not in have:
+                raise UserError(no_captions(name, have))
+        if source in chosen.from_:
+            raise UserError(f"rewrite: --source {source} is also in --from; choose another name")
+        check_prompts(chosen)
+        if chosen.language:
+            check_language(chosen.language)
+        if work.engine.name == "local":
+            check_backend(REWRITERS, chosen.model, chosen)
         return chosen, work
 
     @with_options(ScoreSettings, SelectSettings, EngineSettings, RunSettings)

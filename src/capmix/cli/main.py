@@ -95,6 +95,14 @@ COMMANDS = (
     ),
     Command(
         PREPARE,
+        "rewrite",
+        "stages",
+        "Rewrite texts into a new source: fuse, translate, split, ...",
+        "capmix rewrite --work ./work --source fused --from raw,blip2 --model Qwen/Qwen3-4B "
+        "--prompt 'Merge into one caption: {raw} / {blip2}'",
+    ),
+    Command(
+        PREPARE,
         "score",
         "stages",
         "Compute the image-text similarity of texts.",

@@ -23,7 +23,9 @@ from capmix.pool.settings import SAMPLES
 from capmix.settings.base import Settings, make, option_info, option_name, options_of
 
 # The order in the help; other groups come between the two tuples.
-FIRST_GROUPS = ("Data", "Model", "Model and texts", "Recipe", "Sampling", "Schedule", SAMPLES)
+FIRST_GROUPS = (
+    "Data", "Model", "Texts", "Model and texts", "Recipe", "Sampling", "Schedule", SAMPLES,
+)  # fmt: skip
 LAST_GROUPS = ("Hardware", "Logging", "Resume and failures", MESSAGES)
 
 
@@ -115,7 +117,8 @@ def _python_name(kind: type[Settings], name: str) -> str:
 def _parameter(kind: type[Settings], name: str, python: str) -> inspect.Parameter:
     field = kind.model_fields[name]
     info = option_info(field)
-    option = f"--{python.replace('_', '-')}"
+    # Keywords of Python, such as from, have a trailing underscore.
+    option = f"--{python.rstrip('_').replace('_', '-')}"
     annotation = _annotation(field, info.repeats)
     has_no = (annotation is bool and field.default is True) or annotation == bool | None
     about = Parameter(

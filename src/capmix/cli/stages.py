@@ -1,4 +1,4 @@
-"""The commands that prepare a pool: caption, score, import, annotate, measure, mix, export."""
+"""The commands that prepare a pool: caption, rewrite, score, import, ... up to export."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from capmix.export.settings import ExportSettings
 from capmix.measure.settings import MeasureSettings
 from capmix.mix.settings import MixSettings
 from capmix.pool.settings import OpenSettings, SelectSettings
+from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.values import split_pairs
 from capmix.workspace import Workspace, open_workspace
@@ -54,6 +55,22 @@ def caption(
         show(opened.forecast_caption(source, settings, samples).lines())
     else:
         opened.caption(source, settings, samples)
+
+
+@command
+def rewrite(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    reading: OpenSettings,
+    source: Annotated[str, Parameter(help="Name for the new texts, for example fused.")],
+    settings: RewriteSettings,
+    samples: SelectSettings,
+    engine: EngineSettings,
+    runs: RunSettings,
+) -> None:
+    """Rewrite the texts of some sources into a new source; no image is read."""
+    open_place(pool, work, reading, runs, engine).rewrite(source, settings, samples)
 
 
 @command

@@ -196,6 +196,11 @@ def _rerun_command(stage: StageStatus, work: str) -> str:
     """
     top, _, rest = stage.stage.partition("/")
     settings = stage.settings
+    if top == CAPTIONS and "from" in settings:
+        given = settings["from"]
+        names = ",".join(map(str, given)) if isinstance(given, list) else "SOURCES"
+        source = f"{shlex.quote(rest)} --from {shlex.quote(names)}"
+        return f"capmix rewrite{work} --source {source}" + _model(settings)
     if top == CAPTIONS and "import" not in settings:
         model = shlex.quote(str(settings.get("model", "MODEL")))
         return f"capmix caption{work} --source {shlex.quote(rest)} --model {model}"

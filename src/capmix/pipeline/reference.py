@@ -48,7 +48,8 @@ def _section(field: FieldInfo) -> tuple[type[BaseModel], str]:
 
 def _table(fields: dict[str, FieldInfo]) -> str:
     rows = ["| key | type | default | meaning |", "|--|--|--|--|"]
-    for name, field in fields.items():
+    for key, field in fields.items():
+        name = field.alias or key
         about = (field.description or "").replace("|", "\\|").replace("\n", " ")
         rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {about} |")
     return "\n".join(rows)

@@ -21,7 +21,7 @@ from capmix.workspace import Subset, Workspace, open_workspace
 
 log = logging.getLogger(__name__)
 DEMO = "demo.yaml"
-LATER = ("annotate", "measure", "mix", "export", "probe", "train", "evaluate", "report")
+LATER = ("rewrite", "annotate", "measure", "mix", "export", "probe", "train", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def run_pipeline(
     for name, (pool, directory) in pipeline.pools().items():
         work = _opened(pipeline, pool, directory, runs)
         if pipeline.train is not None and pipeline.mix is not None:
-            captioned = [*pipeline.caption, *(one.source for one in pipeline.imports)]
+            captioned = [
+                *pipeline.caption,
+                *pipeline.rewrite,
+                *(one.source for one in pipeline.imports),
+            ]
             check_training(work, pipeline.train, captioned, _subset_names(pipeline))
         work, subsets = _make_subsets(work, pipeline, samples)
         for subset, average in _probe(work, pipeline, subsets).items():
@@ -182,7 +186,10 @@ def _make_subsets(
     chosen = _chosen(pipeline, samples)
     for (source, section), some in zip(pipeline.caption.items(), chosen, strict=True):
         work.caption(source, section.settings(), some)
+    asked = samples
     work, samples = _limited(work, samples, chosen)
+    for source, rewriting in pipeline.rewrite.items():
+        work.rewrite(source, rewriting.settings(), _both(rewriting.samples(), asked))
     for one in pipeline.imports:
         if one.kind == "scores":
             _log(work.import_scores(one.files, one.settings()).lines())

@@ -149,7 +149,7 @@ def describe(error: ValidationError, kind: type[Settings] | None = None) -> str:
     place = [str(part) for part in first["loc"]]
     if kind is not None and place and place[0] in kind.model_fields:
         name = option_name(place[0], kind.model_fields[place[0]])
-        place[0] = f"--{name.replace('_', '-')}"
+        place[0] = f"--{name.rstrip('_').replace('_', '-')}"
     where = ".".join(place)
     message = _message(first)
     return f"{where}: {message}" if where else message

@@ -8,6 +8,9 @@ beams and sampling come from capmix's own settings.
 from dataclasses import dataclass, field
 from typing import Any
 
+from capmix.caption.sampling import draw_tokens
+from capmix.caption.settings import CaptionSettings
+
 # Fields that change logits, with the value that changes nothing; for the others this is None.
 NEUTRAL = {
     "repetition_penalty": 1.0,
@@ -88,3 +91,35 @@ def _logits_rules(config: Any) -> dict[str, Any]:
         if value is not None and value != NEUTRAL.get(name):
             found[name] = value
     return found
+
+
+class TokenDraw:
+    """A logits processor that draws tokens as in sampling.py, masks all others and records them.
+
+    End tokens are masked until the caption has `min_tokens` tokens. Nothing here waits for the GPU;
+    `is_nan` tells, after the last step, which rows had NaN logits.
+    """
+
+    def __init__(self, keys: Any, wanted: CaptionSettings, rules: GenerationRules):
+        import torch
+
+        self.keys, self.wanted = keys, wanted
+        self.drawn: list[Any] = []
+        self.is_nan = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+        self._ends = torch.tensor(rules.ends, dtype=torch.int64, device=keys.device)
+        forced = "forced_eos_token_id" in rules.logits  # must not be masked at the last step
+        self._least = min(wanted.min_tokens, wanted.max_tokens - int(forced))
+        self._left: Any = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        step = len(self.drawn)
+        if step < self._least:
+            scores.index_fill_(1, self._ends, float("-inf"))
+        tokens, is_nan = draw_tokens(scores.float(), self.keys, step, self.wanted)
+        self.is_nan |= is_nan
+        if self._left is None:
+            self._left = scores.new_full(scores.shape, float("-inf"))
+        else:  # one allocation of (N, V) for all steps
+            self._left.scatter_(1, self.drawn[-1].unsqueeze(1), float("-inf"))
+        self.drawn.append(tokens)
+        return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)

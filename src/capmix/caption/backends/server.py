@@ -69,6 +69,7 @@ class ServerCaptioner:
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
     takes_templates: ClassVar[bool] = True
+    role: ClassVar[str] = "captioner"  # in messages
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
@@ -78,10 +79,10 @@ class ServerCaptioner:
         url, _, model = settings.model.removeprefix(PREFIX).partition("#")
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
-            raise UserError(f"captioner {settings.model}: expected server:http://HOST:PORT/v1")
+            raise UserError(f"{self.role} {settings.model}: expected server:http://HOST:PORT/v1")
         if without_secrets(self._url) != self._url:
             raise UserError(
-                f"captioner {without_secrets(settings.model)}: the URL contains a secret, which "
+                f"{self.role} {without_secrets(settings.model)}: the URL contains a secret, which "
                 f"would be written to every marker; set {KEY_VARIABLE} to the server's key instead"
             )
         self.workers = settings.concurrency
@@ -137,12 +138,7 @@ class ServerCaptioner:
         if not numbers:
             return []
         body = self._body(url, self._fields, len(numbers), prompt)
-        captions: list[Caption] = []
-        while len(captions) < len(numbers):
-            if "seed" in body:
-                body["seed"] = self._seed(draw_name, numbers[len(captions)])
-            captions += self._ask(body)
-        return captions[: len(numbers)]
+        return self._asked(body, draw_name, numbers)
 
     def caption(
         self,
@@ -153,6 +149,15 @@ class ServerCaptioner:
     ) -> list[list[Caption]]:
         """Return the captions that `prepare` requested."""
         return list(prepared)
+
+    def _asked(self, body: dict[str, Any], draw_name: str, numbers: range) -> list[Caption]:
+        """Return the texts `numbers`; the server may return fewer of them at once."""
+        found: list[Caption] = []
+        while len(found) < len(numbers):
+            if "seed" in body:
+                body["seed"] = self._seed(draw_name, numbers[len(found)])
+            found += self._ask(body)
+        return found[: len(numbers)]
 
     def _seed(self, draw_name: str, k: int) -> int:
         return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
@@ -183,11 +188,17 @@ class ServerCaptioner:
         prompt: str | None = None,
     ) -> dict[str, Any]:
         """Return a request; without a prompt, one that tests what the server accepts."""
-        wanted = self._wanted
         content = [
             {"type": "image_url", "image_url": {"url": image_url}},
             {"type": "text", "text": prompt or self._prompts.texts[0]},
         ]
+        return self._body_of(content, fields, captions)
+
+    def _body_of(
+        self, content: Any, fields: Sequence[str], captions: int | None = None
+    ) -> dict[str, Any]:
+        """Return the body of a request with one message of the user."""
+        wanted = self._wanted
         optional = {
             "top_k": wanted.top_k,
             "min_tokens": wanted.min_tokens,
@@ -207,19 +218,21 @@ class ServerCaptioner:
 
         vLLM and SGLang accept `top_k` and `min_tokens`; OpenAI's API rejects them.
         """
-        blank = io.BytesIO()
-        Image.new("RGB", (32, 32), "white").save(blank, "PNG")
-        url = _data_url("PNG", blank.getvalue())
         problem = ""
         for fields in (OPTIONAL, OPTIONAL[2:], OPTIONAL[2:3], ()):
             try:
-                self._json(self._post(self._body(url, fields)))
+                self._json(self._post(self._test_body(fields)))
                 return fields
             except SampleError as error:
                 problem = str(error)
                 if error.reason != "refused":
                     break
-        raise UserError(f"captioner {self._wanted.model}: test request failed: {problem}")
+        raise UserError(f"{self.role} {self._wanted.model}: test request failed: {problem}")
+
+    def _test_body(self, fields: Sequence[str]) -> dict[str, Any]:
+        blank = io.BytesIO()
+        Image.new("RGB", (32, 32), "white").save(blank, "PNG")
+        return self._body(_data_url("PNG", blank.getvalue()), fields)
 
     def _ask(self, body: dict[str, Any]) -> list[Caption]:
         answer = self._post(body)
@@ -266,8 +279,8 @@ class ServerCaptioner:
             self._failed_in_a_row += 1
             if self._failed_in_a_row > GIVE_UP_AFTER * self.workers:
                 raise UserError(
-                    f"captioner {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in a "
-                    f"row ({problem}). Fix the server and rerun: finished shards are kept."
+                    f"{self.role} {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in "
+                    f"a row ({problem}). Fix the server and rerun: finished shards are kept."
                 )
         raise SampleError("server_error", f"{self._url}: {problem}")
 
@@ -293,14 +306,14 @@ class ServerCaptioner:
         except (NoAnswerError, UnusableAnswerError, SampleError) as error:
             problem = self._without_key(str(error))[:LONGEST_SHOWN]
             raise UserError(
-                f"captioner {PREFIX}{self._url}: {problem}. Start the server, or name the model "
+                f"{self.role} {PREFIX}{self._url}: {problem}. Start the server, or name the model "
                 "as server:http://HOST:PORT/v1#MODEL."
             ) from error
         if len(found) != 1:
             more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
             names = ", ".join(found[:NAMES_SHOWN]) + more if found else "none"
             raise UserError(
-                f"captioner {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
+                f"{self.role} {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
             )
         return found[0]
 

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from capmix.caption.backends.blip_vision import run_blip_in_openvino, speed_up_blip
-from capmix.caption.backends.generation import GenerationRules, generation_rules
+from capmix.caption.backends.generation import TokenDraw, generation_rules
 from capmix.caption.backends.slot_models import slot_model
 from capmix.caption.backends.slot_sizes import SlotsPlan
 from capmix.caption.backends.slots import Slots
 from capmix.caption.captioner import Caption
 from capmix.caption.prompts import caption_prompts
-from capmix.caption.sampling import NAN_LOGITS, caption_keys, draw_tokens
+from capmix.caption.sampling import NAN_LOGITS, caption_keys
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.engine.batches import SampleError
@@ -277,7 +277,7 @@ class TransformersCaptioner:
         import torch
 
         wanted = self._wanted
-        draw = _Draw(keys, wanted, self._rules)
+        draw = TokenDraw(keys, wanted, self._rules)
         cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
         with torch.inference_mode():
             self.model.generate(
@@ -327,38 +327,6 @@ class TransformersCaptioner:
             joined = torch.cat(tensors).to(self._device)
             batch[name] = joined.to(self.model.dtype) if joined.is_floating_point() else joined
         return batch
-
-
-class _Draw:
-    """A logits processor that draws tokens as in sampling.py, masks all others and records them.
-
-    End tokens are masked until the caption has `min_tokens` tokens. Nothing here waits for the GPU;
-    `is_nan` tells, after the last step, which rows had NaN logits.
-    """
-
-    def __init__(self, keys: Any, wanted: CaptionSettings, rules: GenerationRules):
-        import torch
-
-        self.keys, self.wanted = keys, wanted
-        self.drawn: list[Any] = []
-        self.is_nan = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
-        self._ends = torch.tensor(rules.ends, dtype=torch.int64, device=keys.device)
-        forced = "forced_eos_token_id" in rules.logits  # must not be masked at the last step
-        self._least = min(wanted.min_tokens, wanted.max_tokens - int(forced))
-        self._left: Any = None
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        step = len(self.drawn)
-        if step < self._least:
-            scores.index_fill_(1, self._ends, float("-inf"))
-        tokens, is_nan = draw_tokens(scores.float(), self.keys, step, self.wanted)
-        self.is_nan |= is_nan
-        if self._left is None:
-            self._left = scores.new_full(scores.shape, float("-inf"))
-        else:  # one allocation of (N, V) for all steps
-            self._left.scatter_(1, self.drawn[-1].unsqueeze(1), float("-inf"))
-        self.drawn.append(tokens)
-        return self._left.scatter_(1, tokens.unsqueeze(1), 0.0)
 
 
 def _load(

@@ -1,0 +1,271 @@
+"""Rewrite with text models of transformers: causal and chat models, T5, NLLB, M2M100, Marian.
+
+As for captioners, the model's `generate` runs greedy decoding with one logits processor, which
+draws each token as in caption/sampling.py. Therefore greedy decoding is exactly transformers', and
+sampling does not depend on the batch.
+"""
+
+import copy
+import hashlib
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from capmix.caption.backends.generation import TokenDraw, generation_rules
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import NAN_LOGITS, caption_keys
+from capmix.engine.batches import SampleError
+from capmix.errors import UserError
+from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
+from capmix.models.hub import check_hub
+from capmix.prompts.escape import Escape
+from capmix.prompts.truncation import by_tokens
+from capmix.rewrite.languages import LanguageCodes, language_codes
+from capmix.rewrite.rewriter import TextRequest
+from capmix.rewrite.settings import RewriteSettings
+
+PREFIX = "transformers:"
+
+
+@dataclass(frozen=True, slots=True)
+class InputTokens:
+    """The tokens of the K inputs of one sample."""
+
+    ids: tuple[tuple[int, ...], ...]
+
+
+class TransformersRewriter:
+    """A text model with its tokenizer. Loads only safetensors weights.
+
+    Raises UserError if the model cannot be loaded, or if a translation model does not know the
+    target language.
+    """
+
+    extra: ClassVar[str | None] = "transformers"
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
+    device: ClassVar[str] = "gpu"
+    needs_images: ClassVar[bool] = False
+
+    def __init__(self, settings: RewriteSettings, source: str = ""):
+        name = settings.model.removeprefix(PREFIX)
+        self._settings, self._wanted = settings, settings.as_captioning(name)
+        only_downloaded = self.check(settings)  # before torch is loaded, which takes seconds
+        self._device, dtype = device_and_dtype(settings.device, settings.dtype)
+        self.tokenizer, self.model = _load(settings, name, self._device, dtype, only_downloaded)
+        self._encodes = bool(self.model.config.is_encoder_decoder)
+        self.tokenizer.padding_side = "left"
+        self._codes = language_codes(self.tokenizer)
+        self.translates = self._codes is not None or self.model.config.model_type == "marian"
+        self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
+        self._ends = frozenset(self._rules.ends)
+        if self._codes is not None:
+            self.model.generation_config.forced_bos_token_id = _target(settings, self._codes)
+        self._template = getattr(self.tokenizer, "chat_template", None)
+        self.special_tokens = special_tokens(self.tokenizer)
+        self._escape = Escape(self.special_tokens)
+        self.truncate = by_tokens(copy.deepcopy(self.tokenizer))
+        positions = _context(self.model.config)
+        own = 0 if self._encodes else settings.max_tokens  # a causal model's text follows its input
+        self._room = None if positions is None else positions - own
+        self._own = threading.local()
+        self.batch_size = settings.batch_size or (32 if self._device == "cpu" else 256)
+        self.workers = preparing_threads()
+        weights = fingerprint(name)
+        self.settings: dict[str, Any] = {
+            # A local model is identified by its weights, not by its path.
+            "model": Path(name).name if weights else settings.model,
+            "revision": getattr(self.model.config, "_commit_hash", None) or settings.revision,
+            "weights": weights,
+            "dtype": str(dtype).removeprefix("torch."),
+            **settings.sampling(),
+            **({"generation": self._rules.logits} if self._rules.logits else {}),
+            **({"chat_template": _digest(str(self._template))} if self._template else {}),
+            **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
+        }
+        self.provenance = provenance(("torch", "transformers"), self._device, self.batch_size)
+
+    @property
+    def languages(self) -> frozenset[str] | None:
+        """The languages (ISO 639-1) that a translation model reads; None if it has no codes."""
+        return None if self._codes is None else self._codes.known
+
+    @staticmethod
+    def check(settings: RewriteSettings) -> bool:
+        """Return whether to load only local files. Raises UserError if the model is unavailable."""
+        model = settings.model.removeprefix(PREFIX)
+        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise UserError(f"rewriter {model}: no such folder")
+        return check_hub(model, f"rewriter {model}", settings.revision)
+
+    def prepare(self, request: TextRequest) -> InputTokens:
+        """Tokenize the inputs. Raises SampleError if one exceeds the model's context."""
+        distinct = {text: self._tokens(text, request.language) for text in set(request.texts)}
+        return InputTokens(tuple(distinct[text] for text in request.texts))
+
+    def rewrite(
+        self, prepared: Sequence[InputTokens], requests: Sequence[TextRequest]
+    ) -> list[list[Caption]]:
+        """Return K texts for each of N samples; encode equal inputs of a sample once."""
+        found: list[list[Caption]] = [[] for _ in prepared]
+        inputs: dict[str, Any] = {}
+        before: list[tuple[int, ...]] = []
+        for k in range(self._settings.number):
+            ids = [one.ids[k] for one in prepared]
+            is_same, before = ids == before, ids
+            if is_same and self._wanted.temperature == 0:
+                texts = [of_sample[-1] for of_sample in found]
+            else:
+                inputs = inputs if is_same else self._inputs(ids)
+                keys = caption_keys(
+                    self._wanted.seed, [one.name for one in requests], requests[0].source, k
+                )
+                texts = self._generate(inputs, keys.to(self._device))
+            for of_sample, text in zip(found, texts, strict=True):
+                of_sample.append(text)
+        return found
+
+    def _tokens(self, text: str, language: str) -> tuple[int, ...]:
+        tokenizer = self._tokenizer(language)
+        limits: dict[str, Any] = {"verbose": False}
+        if not self._settings.templates:
+            text = self._escape(text)
+            limits |= {"truncation": True, "max_length": self._longest(tokenizer)}
+        if self._template and not self._encodes:
+            if not self._settings.templates:
+                text = by_tokens(tokenizer)(text, self._settings.max_input_tokens)
+            ids = _chat_tokens(tokenizer, text)
+        else:
+            ids = list(tokenizer(text, **limits)["input_ids"])
+        if not ids and tokenizer.bos_token_id is not None:
+            ids = [tokenizer.bos_token_id]
+        if self._room is not None and len(ids) > self._room:
+            problem = f"the prompt has {len(ids)} tokens; the model has room for {self._room}"
+            raise SampleError("prompt_too_long", problem)
+        return tuple(ids)
+
+    def _longest(self, tokenizer: Any) -> int:
+        return self._settings.max_input_tokens + int(tokenizer.num_special_tokens_to_add())
+
+    def _tokenizer(self, language: str) -> Any:
+        """Return the thread's own tokenizer for a source language.
+
+        Fast tokenizers are not thread-safe ("Already borrowed").
+        """
+        own: dict[str, Any] = self._own.__dict__
+        if language not in own:
+            own[language] = copy.deepcopy(self.tokenizer)
+            if self._codes is not None and language:
+                own[language].src_lang = self._codes.code(language)
+        return own[language]
+
+    def _inputs(self, ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return a batch on the device: padded on the left, or on the right for an encoder.
+
+        An encoder runs here, once for all texts of the same inputs.
+        """
+        import torch
+
+        longest = max(map(len, ids))
+        fill = self.tokenizer.pad_token_id or 0
+        rows = torch.full((len(ids), longest), fill, dtype=torch.int64)
+        mask = torch.zeros_like(rows)
+        for row, one in enumerate(ids):
+            place = slice(0, len(one)) if self._encodes else slice(longest - len(one), longest)
+            rows[row, place] = torch.tensor(one, dtype=torch.int64)
+            mask[row, place] = 1
+        inputs: dict[str, Any] = {
+            "input_ids": rows.to(self._device), "attention_mask": mask.to(self._device)
+        }  # fmt: skip
+        if self._encodes and self._settings.number > 1:
+            with torch.inference_mode():
+                inputs["encoder_outputs"] = self.model.get_encoder()(**inputs)
+        return inputs
+
+    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
+        import torch
+
+        draw = TokenDraw(keys, self._wanted, self._rules)
+        with torch.inference_mode():
+            self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=self._wanted.max_tokens,
+                logits_processor=[draw],
+            )
+        if bool(draw.is_nan.any()):
+            raise ValueError(NAN_LOGITS)
+        # On a GPU, `generate` may run one step too many before it stops.
+        drawn = torch.stack(draw.drawn[: self._wanted.max_tokens], 1)
+        return [self._caption(row) for row in drawn.tolist()]
+
+    def _caption(self, tokens: list[int]) -> Caption:
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Caption(text, "length" if end is None else "stop")
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Return the special and added tokens of a tokenizer, which texts must not contain."""
+    added: Iterable[Any] = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return sorted({*tokenizer.all_special_tokens, *(str(one) for one in added)})
+
+
+def _chat_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a chat with one message of the user."""
+    messages = [{"role": "user", "content": text}]
+    shown = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False, enable_thinking=False
+    )
+    return list(tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _load(
+    settings: RewriteSettings, model: str, device: str, dtype: Any, only_downloaded: bool
+) -> tuple[Any, Any]:
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
+
+    common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    common |= {"local_files_only": only_downloaded}
+    try:
+        config = AutoConfig.from_pretrained(model, **common)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        tokenizer = AutoTokenizer.from_pretrained(model, **common)
+        loaded: Any = kind.from_pretrained(model, use_safetensors=True, dtype=dtype, **common)
+        loaded.to(device).eval()
+    except Exception as error:  # from safetensors, torch or the model's code
+        first = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"rewriter {model}: cannot be loaded ({first}). Expected a hub id or a folder with "
+            "config, tokenizer and safetensors weights of a causal or sequence-to-sequence text "
+            "model, and a --device with enough memory."
+        ) from error
+    return tokenizer, loaded
+
+
+def _target(settings: RewriteSettings, codes: LanguageCodes) -> int:
+    """Return the token that begins a translation into the target language."""
+    what = f"rewriter {settings.model}"
+    if settings.target is None:
+        raise UserError(f"{what}: a translation model; name the target language with --target")
+    if settings.target not in codes.known:
+        raise UserError(f"{what}: the model has no language {settings.target!r} (--target)")
+    return codes.token(settings.target)
+
+
+def _context(config: Any) -> int | None:
+    """Return the number of positions of a causal model; None if it has no fixed number."""
+    text = getattr(config, "text_config", None) or config
+    found = getattr(text, "max_position_embeddings", None)
+    return int(found) if isinstance(found, int) and found > 0 else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

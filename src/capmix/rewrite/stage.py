@@ -1,0 +1,289 @@
+"""Rewrite a shard: read texts of other sources, write `captions/<source>/<shard>.parquet`.
+
+The columns are those of captions (caption/stage.py), so that every command reads the texts as any
+other source. `image_hash` is null: no image is read. `finish` is `copied` for a text that was
+copied unchanged.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from capmix.caption.captioner import Caption
+from capmix.caption.fields import FIELDS
+from capmix.caption.partial import (
+    HUNG_BATCH,
+    CaptionEntry,
+    captions_entry,
+    earlier_entries,
+    failure_entry,
+)
+from capmix.caption.prompts import TEMPLATE_FORMAT
+from capmix.caption.stage import asked_language, caption_rows, count_row
+from capmix.engine.batches import MODEL_HUNG, Batches, SampleError, batched
+from capmix.engine.prefetch import Finished
+from capmix.engine.read_ahead import read_ahead
+from capmix.engine.stage import PartWriter, Stage
+from capmix.models.device import alone_on_its_core
+from capmix.models.selected import LargerParts, SelectedSamples, not_selected
+from capmix.pool import Pool, Shard
+from capmix.pool.selection import Selection
+from capmix.prompts.template import FORMAT
+from capmix.rewrite.inputs import InputMaker, SampleInputs
+from capmix.rewrite.rewriter import Rewriter, TextRequest
+from capmix.rewrite.settings import RewriteSettings
+from capmix.rewrite.texts import SampleTexts, read_texts, text_folders, text_inputs
+from capmix.settings.base import defaults_of
+from capmix.settings.counted import counted
+from capmix.storage.layout import captions_folder
+from capmix.storage.rows import DROPPED, FAILED, OK, Row, column_names, table_of, with_columns
+from capmix.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+DEFAULTS = defaults_of(RewriteSettings)
+WINDOW = 16  # batches whose texts are sorted by length; also what a killed run has to repeat
+COPIED = "copied"
+MISSING = "missing_text"
+# Raised by tokenizers and templates for unusual texts. They fail one sample; others end the run.
+TEXT_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+# Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
+SKIPPED = "missing_skipped"
+LONGER, EMPTY = "with_more_texts", "with_empty_texts"
+
+
+@dataclass(slots=True)
+class _Task:
+    """A sample to rewrite. `digest` is of everything that the texts depend on but the settings."""
+
+    place: int
+    row: Row
+    request: TextRequest
+    digest: str
+    is_alone: bool = False
+    prepared: Any = None
+
+
+def rewrite_stage(
+    pool: Pool,
+    store: Store,
+    rewriter: Rewriter,
+    make_inputs: InputMaker,
+    source: str,
+    settings: RewriteSettings,
+    selection: Selection | None = None,
+) -> Stage:
+    """Return the stage in which `rewriter` writes the texts of `source`.
+
+    `make_inputs` makes its inputs from the texts of `settings.from_`. With `selection`, other
+    samples are dropped.
+    """
+    sources, number = settings.from_, settings.number
+    batches = Batches(settings.batch_timeout)
+    selected = SelectedSamples(store, selection) if selection else None
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        known = text_inputs(store, shard, sources)
+        return known | (selection.inputs(shard.name) if selection else {})
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        rows: dict[int, list[Row]] = {}
+        notes: Counter[str] = Counter()
+        earlier = earlier_entries(out)
+        _log_resumed(earlier.values(), source, shard)
+        chosen = selected.of(shard.name) if selected else None
+        samples = read_texts(store, pool, shard, sources)
+        tasks: list[_Task] = []
+        for place, sample in enumerate(samples):
+            row = sample.row
+            is_redone = out.keys is None or (row.key in out.keys and row.uid is not None)
+            if chosen is not None and row.uid not in chosen and row.status == OK:
+                found: list[Row] | _Task = [not_selected(row.uid, row.key)]
+            elif row.status != OK:
+                found = [row]
+            else:
+                found = _planned(place, sample, make_inputs(sample), source, settings, notes)
+            if not is_redone:
+                continue
+            out.count_in()
+            if isinstance(found, _Task):
+                tasks.append(found)
+            else:
+                rows[place] = found
+                count_row(out, found[-1] if found else _missing(row, ()))
+
+        def add(task: _Task, captions: list[Caption] | SampleError) -> None:
+            if isinstance(captions, SampleError):
+                of_sample = [
+                    Row(task.row.uid, task.row.key, FAILED, captions.reason, str(captions))
+                ]
+            else:
+                notes[LONGER] += len(captions) > number
+                notes[EMPTY] += not all(one.text for one in captions[:number])
+                of_sample = caption_rows(task.row, captions[:number], None, settings.language)
+            rows[task.place] = of_sample
+            count_row(out, of_sample[-1])
+
+        waiting = []
+        for task in tasks:
+            entry = earlier.get(task.row.key)
+            if entry is None or entry[:3] != (task.row.key, task.row.uid, task.digest):
+                waiting.append(task)
+            elif entry.is_done:
+                add(task, entry.result(0))
+                out.resumed += entry.captions is not None
+            else:
+                task.is_alone = True
+                waiting.append(task)
+        for some in _windows(rewriter, waiting):
+            _rewrite(rewriter, batches, some, out, add)
+        out.extra |= _merged(store, out, notes)
+        out.write_table(table_of([row for place in sorted(rows) for row in rows[place]], FIELDS))
+
+    config = {
+        "source": source,
+        "from": list(sources),
+        "prompt": list(settings.templates) or None,
+        "preset": settings.preset,
+        **({TEMPLATE_FORMAT: FORMAT} if settings.templates else {}),
+        "missing": settings.missing,
+        "target": settings.target,
+        **rewriter.settings,
+        **asked_language(settings.language),
+    }
+    folder = captions_folder(source)
+    return Stage(
+        f"rewrite {source}",
+        folder,
+        config,
+        inputs,
+        run_shard,
+        text_folders(sources),
+        by_sample=True,
+        defaults=DEFAULTS,
+        columns=column_names(FIELDS),
+        upgrade=with_columns(FIELDS),
+        provenance=getattr(rewriter, "provenance", {}),
+        reuse=LargerParts(selected, folder, config, DEFAULTS, inputs) if selected else None,
+    )
+
+
+def _planned(
+    place: int,
+    sample: SampleTexts,
+    found: SampleInputs,
+    source: str,
+    settings: RewriteSettings,
+    notes: Counter[str],
+) -> "list[Row] | _Task":
+    """Return the task of a sample, or its rows if there is nothing to rewrite."""
+    row = sample.row
+    if found.copied is not None:
+        notes[found.reason] += 1
+        return caption_rows(row, [Caption(found.copied, COPIED)], None, settings.language)
+    if found.is_unknown:
+        detail = f"the model does not translate from {found.language!r}"
+        return [Row(row.uid, row.key, DROPPED, "unknown_language", detail)]
+    if not found.texts:
+        notes[SKIPPED] += settings.missing == "skip"
+        return [] if settings.missing == "skip" else [_missing(row, found.missing)]
+    request = TextRequest(sample.name, found.texts, source, found.language)
+    about = json.dumps([request.name, request.language, *request.texts]).encode()
+    return _Task(place, row, request, hashlib.sha256(about).hexdigest()[:16])
+
+
+def _missing(row: Row, names: Sequence[str]) -> Row:
+    return Row(row.uid, row.key, DROPPED, MISSING, f"no text of {', '.join(names)}")
+
+
+def _log_resumed(entries: Any, source: str, shard: Shard) -> None:
+    if done := sum(one.is_done for one in entries):
+        log.info(
+            "rewrite %s: shard %s resumes after %s", source, shard.name, counted(done, "sample")
+        )
+
+
+def _windows(rewriter: Rewriter, tasks: Sequence[_Task]) -> Iterator[list[tuple[_Task, Any]]]:
+    """Yield WINDOW batches of tasks at a time, each with the outcome of `prepare`."""
+    size = rewriter.batch_size * WINDOW
+
+    def prepare(task: _Task) -> Any:
+        try:
+            return rewriter.prepare(task.request)
+        except TEXT_ERRORS as error:
+            raise SampleError("model_error", f"{type(error).__name__}: {error}") from error
+
+    ahead = read_ahead(tasks, prepare, rewriter.workers, size, alone_on_its_core())
+    yield from batched(ahead, size)
+
+
+def _rewrite(
+    rewriter: Rewriter,
+    batches: Batches,
+    window: Sequence[tuple[_Task, Finished[Any]]],
+    out: PartWriter,
+    add: Any,
+) -> None:
+    """Rewrite a window, longest texts first, and keep the results in the partial part."""
+    ready: list[_Task] = []
+    new: list[CaptionEntry] = []
+
+    def done(task: _Task, found: list[Caption] | SampleError) -> None:
+        add(task, found)
+        new.append(_entry(task, found))
+
+    for task, finished in window:
+        try:
+            task.prepared = finished.result()
+            ready.append(task)
+        except SampleError as error:
+            done(task, error)
+    ready.sort(key=lambda task: (not task.is_alone, -task.request.size, task.place))
+    alone = sum(task.is_alone for task in ready)
+    groups = [[task] for task in ready[:alone]] + list(batched(ready[alone:], rewriter.batch_size))
+    for some in groups:
+        with out.busy.working(len(some)):
+            found = batches.run(partial(_texts, rewriter), some, partial(_note_hang, out, batches))
+        for task, captions in zip(some, found, strict=True):
+            done(task, captions)
+            task.prepared = None
+        out.partial.add(new)
+        new.clear()
+    out.partial.add(new)
+
+
+def _texts(rewriter: Rewriter, some: Sequence[_Task]) -> Sequence[list[Caption]]:
+    return rewriter.rewrite([one.prepared for one in some], [one.request for one in some])
+
+
+def _entry(task: _Task, found: list[Caption] | SampleError) -> CaptionEntry:
+    name = task.row.key, task.row.uid or "", task.digest
+    if isinstance(found, SampleError):
+        return failure_entry(*name, found.reason, str(found))
+    return captions_entry(*name, found)
+
+
+def _note_hang(out: PartWriter, batches: Batches, hung: Sequence[_Task]) -> None:
+    """Note the samples of a batch that hung in the partial part; the process is about to exit."""
+    reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
+    detail = f"no answer within {2 * batches.seconds:g} s (--batch-timeout); process ended"
+    out.partial.add([_entry(one, SampleError(reason, detail)) for one in hung])
+    out.partial.close()
+
+
+def _merged(store: Store, out: PartWriter, notes: Counter[str]) -> dict[str, int]:
+    """Return the counts for the marker.
+
+    If only failed samples were rewritten, the counts of outputs are added to those of the part.
+    """
+    if out.keys is not None:
+        marker = store.read_marker(out.part)
+        for name in (LONGER, EMPTY) if marker is not None else ():
+            earlier = marker.extra.get(name, 0) if marker is not None else 0
+            notes[name] += earlier if isinstance(earlier, int) else 0
+    return {name: count for name, count in sorted(notes.items()) if count}
