@@ -18,6 +18,7 @@ from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
+from capmix.mix.drawn import DrawnRows, find_drawn
 from capmix.mix.expression import DATACOMP_THRESHOLD, LIST_COLUMN
 from capmix.mix.functions import fingerprint
 from capmix.mix.kinds import common_kinds
@@ -51,6 +52,7 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 400_000
+OPTIONAL = {"short", "drawn"}  # of a summary, left out if empty
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
     "seed": 0,
@@ -66,7 +68,8 @@ class Summary:
     """The result of a recipe: rows by clause, thresholds, and the mean score by source.
 
     `short` has an entry for each threshold whose value fewer samples have than its fraction
-    requests: the requested number, and the number with a value.
+    requests: the requested number, and the number with a value. `drawn` has the counts of a recipe
+    that draws rows: asked, drawn, candidates, batch and batches.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Summary:
     sql: str
     dropped: dict[str, int] = field(default_factory=dict)
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
+    drawn: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the summary as lines to print."""
@@ -88,6 +92,11 @@ class Summary:
         rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
         rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
         lines += [f"  {line}" for line in table_lines([], rows, "rl")]
+        if self.drawn:
+            lines.append(
+                "  {drawn:,} drawn of {candidates:,} in {batches:,} batches of up to {batch:,}"
+                "".format(**self.drawn)
+            )
         lines += [f"  {text} = {value}" for text, value in self.thresholds.items()]
         lines += [f"  {line}" for line in self.shortages()]
         scores = [f"{source} {value}" for source, value in self.mean_score.items() if value]
@@ -96,7 +105,13 @@ class Summary:
     def shortages(self) -> list[str]:
         """Return one line for each threshold that is undefined because too few samples have a
         value."""
-        return [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+        found = [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+        if self.drawn and self.drawn["drawn"] < self.drawn["asked"]:
+            found.append(
+                "{drawn:,} of {asked:,} rows are drawn: all {candidates:,} rows reached the cap"
+                "".format(**self.drawn)
+            )
+        return found
 
 
 def _shortage(threshold: str, asked: int, there: int, samples: int) -> str:
@@ -145,7 +160,7 @@ def mix(
             check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
-        known = {name: one for name, one in vars(summary).items() if name != "short" or one}
+        known = {name: one for name, one in vars(summary).items() if name not in OPTIONAL or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
         counts = Counts(ok=samples_kept)
@@ -154,6 +169,12 @@ def mix(
 
     marker, _ = once(store, name, inputs, config, make, DEFAULTS, [subset_file(called)])
     summary = Summary(**marker.extra["summary"])
+    if summary.drawn and summary.drawn["batch"] >= summary.drawn["candidates"]:
+        log.warning(
+            "recipe %s: each batch of up to %s draws all %s rows, so the logits have no effect; "
+            "use a smaller batch",
+            called, f"{summary.drawn['batch']:,}", f"{summary.drawn['candidates']:,}",
+        )  # fmt: skip
     for line in summary.shortages():
         if settings.strict:
             raise UserError(f"recipe {called}: {line} (--strict)")
@@ -192,10 +213,12 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
             line = _shortage(str(one), *counts, run.samples)
             raise UserError(f"recipe {called}: {line} (--strict)")
         repeated = find_repeated(run, values) if recipe.distinct else None
+        drawn = find_drawn(run, values, repeated) if recipe.sample else None
+        times = None if drawn is None else drawn.times
         sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
         waiting: list[pa.Table] = []
         with SubsetWriter(stream, sources, read == "texts", run.parts) as writer:
-            for kept in kept_rows(run, values, tally, repeated, read):
+            for kept in kept_rows(run, values, tally, repeated, read, times):
                 table = writer.table(kept)
                 if recipe.shuffle:
                     waiting.append(table)
@@ -206,7 +229,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
             if waiting:
                 writer.write(shuffled(run, pa.concat_tables(waiting)))
         draft.write_table(shards_file(called), writer.shards())
-        summary = _summary(run.plan, tally, found)
+        summary = _summary(run.plan, tally, found, drawn)
         if sorter is not None:
             with draft.writing(f"{draft.part}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
@@ -233,7 +256,9 @@ def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
     return True
 
 
-def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
+def _summary(
+    plan: RecipePlan, tally: MixTally, found: Thresholds, drawn: DrawnRows | None
+) -> Summary:
     """Build the summary. Raises UserError if no row was kept."""
     values = found.values
     shown = {str(t): value if math.isfinite(value) else None for t, value in values.items()}
@@ -265,6 +290,7 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
         sql=plan.sql(values),
         dropped={why: count for why, count in tally.dropped.items() if count},
         short={str(threshold): counts for threshold, counts in found.short.items()},
+        drawn={} if drawn is None else drawn.counts(),
     )
 
 
