@@ -7,8 +7,9 @@ rows (subset.py). The same input and seed produce the same bytes.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,11 @@ from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.drawn import DrawnRows, find_drawn
+from capmix.mix.excluded import ExcludedCounts, find_excluded, open_exclusion
 from capmix.mix.expression import DATACOMP_THRESHOLD, LIST_COLUMN
 from capmix.mix.functions import fingerprint
 from capmix.mix.kinds import common_kinds
-from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
+from capmix.mix.parts import Parts, check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
@@ -52,7 +54,7 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 400_000
-OPTIONAL = {"short", "drawn"}  # of a summary, left out if empty
+OPTIONAL = {"short", "drawn", "excluded"}  # of a summary, left out if empty
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
     "seed": 0,
@@ -69,7 +71,8 @@ class Summary:
 
     `short` has an entry for each threshold whose value fewer samples have than its fraction
     requests: the requested number, and the number with a value. `drawn` has the counts of a recipe
-    that draws rows: asked, drawn, candidates, batch and batches.
+    that draws rows: asked, drawn, candidates, batch and batches. `excluded` has the ExcludedCounts
+    of each kind of `--exclude`.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Summary:
     dropped: dict[str, int] = field(default_factory=dict)
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
     drawn: dict[str, int] = field(default_factory=dict)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return the summary as lines to print."""
@@ -92,6 +96,7 @@ class Summary:
         rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
         rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
         lines += [f"  {line}" for line in table_lines([], rows, "rl")]
+        lines += [f"  {ExcludedCounts(**one).line()}" for one in self.excluded]
         if self.drawn:
             lines.append(
                 "  {drawn:,} drawn of {candidates:,} in {batches:,} batches of up to {batch:,}"
@@ -102,9 +107,16 @@ class Summary:
         scores = [f"{source} {value}" for source, value in self.mean_score.items() if value]
         return lines + ([f"  mean score: {', '.join(scores)}"] if scores else [])
 
+    def add_excluded(self, excluded: Sequence[ExcludedCounts]) -> None:
+        """Count the excluded samples as samples of the pool that are left out."""
+        self.excluded = [asdict(one) for one in excluded]
+        left_out = {f"excluded by {one.kind}": one.samples for one in excluded if one.samples}
+        self.dropped = left_out | self.dropped
+        self.rows_in += sum(left_out.values())
+
     def shortages(self) -> list[str]:
         """Return one line for each threshold that is undefined because too few samples have a
-        value."""
+        value, and one if fewer rows are drawn than requested."""
         found = [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
         if self.drawn and self.drawn["drawn"] < self.drawn["asked"]:
             found.append(
@@ -144,22 +156,39 @@ def mix(
     name = f"{SUBSETS}/{called}"
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
     lists = {one: UidList(path) for one, path in settings.uids.items() if _uses_list(plan, one)}
-    parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
-    inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
+    exclusion = open_exclusion(settings.exclude, columns)
+    needed = [*plan.columns.values(), *exclusion.needed.values()]
+    parts = check_parts(store, pool.shards, folders_of(needed))
+    inputs = (
+        parts.digests
+        | exclusion.digests
+        | {f"list {one}": uids.digest for one, uids in lists.items()}
+    )
     config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
     config["functions"] = fingerprint(plan.functions)
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
+
+    def without_excluded(batches: list[list[str]]) -> tuple[Parts, list[ExcludedCounts]]:
+        if not exclusion.lists:
+            return parts, []
+        kinds = common_kinds(store, pool, exclusion.needed)
+        reader = BatchReader(store, exclusion.needed, kinds, {})
+        return find_excluded(exclusion, reader, parts, batches)
 
     def make(draft: Draft) -> Marker:
         named = {name: plan.columns[name] for name in _read(plan) & plan.columns.keys()}
         kinds = common_kinds(store, pool, named)
         reader = BatchReader(store, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
+        remaining, excluded = without_excluded(batches)
+        for one in excluded:
+            _report_faults(called, one, settings.strict)
         with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
-            run = MixRun(plan, reader, parts, batches, maps)
+            run = MixRun(plan, reader, remaining, batches, maps)
             check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
+        summary.add_excluded(excluded)
         known = {name: one for name, one in vars(summary).items() if name not in OPTIONAL or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
@@ -180,6 +209,19 @@ def mix(
             raise UserError(f"recipe {called}: {line} (--strict)")
         log.warning("recipe %s: %s", called, line)
     return summary
+
+
+def _report_faults(called: str, excluded: ExcludedCounts, strict: bool) -> None:
+    """Log the malformed lines of `--exclude`, or raise UserError if `strict`."""
+    if not excluded.malformed:
+        return
+    line = (
+        f"recipe {called}: --exclude: {counted(excluded.malformed, 'line')} with no valid "
+        f"{excluded.kind}; the first is {excluded.example}"
+    )
+    if strict:
+        raise UserError(f"{line} (--strict)")
+    log.warning("%s", line)
 
 
 def _read(plan: RecipePlan) -> frozenset[str]:

@@ -200,7 +200,8 @@ def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
     if column is not None and is_score(column):
         return reader.of_scores(parts, column)
     found = None
-    if column is not None and can_read_alone(column) and parts.whole.issuperset(parts.rows):
+    has_all = parts.whole.issuperset(parts.rows) and not parts.left_out
+    if column is not None and can_read_alone(column) and has_all:
         alone = [read_alone(reader.store, shard, column, parts) for shard in parts.rows]
         if all(len(one) == rows for one, rows in zip(alone, parts.rows.values(), strict=True)):
             found = pa.chunked_array(alone).cast(pa.float32())
