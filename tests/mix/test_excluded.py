@@ -1,6 +1,7 @@
 """`--exclude`: the result is that of a pool without the excluded samples, and everything counts."""
 
 import hashlib
+import json
 import logging
 import os
 from pathlib import Path
@@ -13,13 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parts import HandMade, Made, fresh_folder
+from samples import image_bytes, tar_bytes
 
+from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.mix.columns import Column
 from capmix.mix.exclude_files import read_excluded
 from capmix.mix.plan import locked_connection
 from capmix.mix.recipe import load_recipe
+from capmix.pipeline.config import MixSection
 from capmix.storage.marker import Counts, Marker
+from capmix.workspace import open_workspace
 
 
 def made(count: int) -> list[Made]:
@@ -191,10 +196,10 @@ def test_malformed_lines_are_counted_and_the_first_one_is_named(
     ("name", "text", "entries", "malformed"),
     [
         ("a.txt", "uid\na\n b \n\nc\n", 3, ""),
-        ("a.csv", 'x,URL\n1,"http://a/,b"\n2,nothing\n3\n\n', 1, "a.csv, line 3: 'nothing'"),
+        ("a.csv", 'x,URL\n1,"http://a/,b"\n2,b\n3\n\n', 2, "a.csv, line 4: '\ufffd'"),
         ("a.tsv", "url\tx\nhttp://a\t1\n", 1, ""),
         ("a.txt", "phash\n0123456789abcdef\n0123456789ABCDEF\n123\n", 1, "a.txt, line 4: '123'"),
-        ("a.txt", "\ufeffurl\nftp://x\nx.com/a\n", 1, "a.txt, line 3: 'x.com/a'"),
+        ("a.txt", "\ufeffurl\nftp://x\nx.com/a\x07\n", 1, "a.txt, line 3: 'x.com/a\\x07'"),
     ],
 )
 def test_each_form_of_file(
@@ -214,7 +219,7 @@ def test_each_form_of_file(
         ("a.csv", b"uid,url\n1,2\n", "", "columns uid, url: choose one, for example uid:"),
         ("a.csv", b"a,b\n1,2\n", "url:", "no column url; columns: a, b"),
         ("a.csv", b"", "", "no column .*columns: none"),
-        ("a.txt", b"url\nx\n", "", "no url in it; the first malformed line is a.txt, line 2: 'x'"),
+        ("a.txt", b"sha256\nx\n", "", "no sha256 in it; the first malformed line is a.txt, line 2"),
         ("a.txt", b"uid\n", "", "no uid in it"),
         ("a.txt", b"uid\n" + b"x" * 70_000, "", "line 2 has more than 65,536 characters"),
         ("a.parquet", b"PAR1nonsense", "", "a.parquet: "),
@@ -265,3 +270,31 @@ def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:
     pairs = np.array([(1, 1), (1, 3), (1, 5), (2, 0)], PAIR)
     asked: Any = np.array([(1, 3), (1, 4), (1, 5), (2, 0), (0, 0), (3, 0)], PAIR)
     assert ExcludeList("uid", pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
+
+
+def test_the_command_the_pipeline_and_python_take_the_same_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = []
+    for number in range(4):
+        about = {"uid": f"{number:032x}", "url": f"http://a/{number}"}
+        members += [(f"{number:09d}.jpg", image_bytes(number))]
+        members += [(f"{number:09d}.json", json.dumps(about).encode())]
+        members += [(f"{number:09d}.txt", b"text")]
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/00000.tar").write_bytes(tar_bytes(members))
+    pool, work = str(tmp_path / "pool"), str(tmp_path / "work")
+    uid, url = lines(tmp_path / "u.txt", "0" * 32), lines(tmp_path / "l.csv", "URL", "http://a/2")
+    command = ["mix", pool, "--work", work, "--recipe", "raw"]
+    assert main([*command, "--exclude", f"uid:{uid}", "--exclude", url]) == 0
+    shown = capsys.readouterr().out
+    assert "raw: 2 rows kept of 4 samples" in shown
+    assert "1  left out: excluded by url" in shown
+    opened = open_workspace(work=work)
+    marker = opened.store.fingerprint("subsets/raw")
+    again = opened.mix("raw", exclude=[f"uid:{uid}", url])
+    assert opened.store.fingerprint("subsets/raw") == marker
+    assert again.table()["uid"].to_pylist() == [f"{1:032x}", f"{3:032x}"]
+    assert len(opened.mix("raw", exclude=url)) == 3
+    section = MixSection(recipes=["raw", {"recipe": "raw-top", "exclude": [uid]}], exclude=url)
+    assert [one.exclude for _, _, one in section.entries()] == [[url], [uid]]

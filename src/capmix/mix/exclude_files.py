@@ -25,9 +25,10 @@ from capmix.mix.uids import MAX_UIDS, PAIR, pairs_of
 from capmix.storage.filesystem import READ_FLAGS
 
 # What an entry of each kind looks like.
+TEXT = r"^[^\x00-\x1f\x7f\x{fffd}]+$"  # without control characters and bytes that are not UTF-8
 PATTERNS = {
-    "uid": r"^[^\x00-\x1f\x7f\x{fffd}]+$",
-    "url": r"^[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f\x{fffd}]+$",
+    "uid": TEXT,
+    "url": TEXT,
     "sha256": r"^[0-9A-Fa-f]{64}$",
     "phash": r"^[0-9A-Fa-f]{16}$",
 }

@@ -152,7 +152,7 @@ class CapSampler:
             last = float(at[first].max())
             share = math.exp(min(last - rings.until, 0.0))
             self._expected = int(rings.total * share * 1.02 + 4 * math.sqrt(size)) + LEAST_BLOCK
-            drawn = items[first]
+            drawn: np.ndarray = items[first]
         else:  # clocks have no memory: the rest of the batch can start new ones
             drawn = items[at <= rings.until]
             self._is_drawn[drawn] = True
