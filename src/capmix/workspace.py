@@ -703,6 +703,7 @@ class Workspace:
         Raises:
             UserError: For an invalid recipe or parameter, and if the recipe needs missing columns.
         """
+        from capmix.mix.excluded import names_of_exclusion
         from capmix.mix.mix import mix
         from capmix.mix.plan import names_of
         from capmix.mix.recipe import combinations, load_recipe
@@ -725,7 +726,8 @@ class Workspace:
                 "--where/--distinct change the recipe; give the result a name with --out"
             )
         work.index()
-        columns = work.recipe_columns(set().union(*map(names_of, loaded)), chosen.scorer)
+        asked = names_of_exclusion(chosen.exclude).union(*map(names_of, loaded))
+        columns = work.recipe_columns(asked, chosen.scorer)
         subsets = [
             Subset(work, mix(work.store, work.pool, one, columns, chosen, name, work.engine).name)
             for one, name in zip(loaded, names, strict=True)

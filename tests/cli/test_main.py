@@ -62,6 +62,7 @@ def test_every_stage_is_a_command(
         ("eval", "eval: MODEL is required; see `capmix eval --help`"),
         ("view pool --work w --port 99999", "--port: expected a number of at most 65535"),
         ("mix pool --work w --recipe uid-list --uids list=no", "uid list no: No such file or"),
+        ("mix pool --work w --recipe raw --exclude uid:no", "--exclude no: No such file or"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

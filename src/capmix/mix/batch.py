@@ -192,7 +192,13 @@ class _ShardReader:
         return self._arrays[folder]
 
     def ok(self) -> np.ndarray | None:
-        """Return which samples are ok, bool (N,), or None if all are."""
+        """Return which samples are ok and not excluded, bool (N,), or None if all are."""
+        ok, excluded = self._ok(), self._parts.excluded(self._shard)
+        if excluded is None:
+            return ok
+        return ~excluded if ok is None else ok & ~excluded
+
+    def _ok(self) -> np.ndarray | None:
         if self._shard in self._parts.whole:
             return None
         for array in self._arrays.values():

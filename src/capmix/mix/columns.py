@@ -246,7 +246,8 @@ def read_samples(
     parts: Parts,
     about: Sequence[str] = ("uid", "key"),
 ) -> pa.Table:
-    """Read `about` and `columns` of the samples of a shard that are ok, in pool order.
+    """Read `about` and `columns` of the samples of a shard that are ok and not excluded, in pool
+    order.
 
     Most parts have one row per sample in pool order, so that no join is needed; for the others,
     rows are looked up by uid. The uids of scores are not read if the markers (`parts`) declare that
@@ -283,7 +284,11 @@ def read_samples(
                 if (column.pick, column.judge) == pick:
                     found[name] = aligned[column.field]
     table = pa.table({name: _without_nan(column) for name, column in found.items()})
-    return table if whole else table.filter(pc.equal(samples["status"], OK))
+    table = table if whole else table.filter(stays := pc.equal(samples["status"], OK))
+    excluded = parts.excluded(shard)
+    if excluded is None:
+        return table
+    return table.filter(pa.array(~excluded if whole else ~excluded[stays.to_numpy()]))
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:

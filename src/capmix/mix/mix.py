@@ -7,8 +7,9 @@ rows (subset.py). The same input and seed produce the same bytes.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,12 @@ from capmix.engine.settings import EngineSettings
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
+from capmix.mix.drawn import DrawnRows, find_drawn
+from capmix.mix.excluded import ExcludedCounts, find_excluded, open_exclusion
 from capmix.mix.expression import DATACOMP_THRESHOLD, LIST_COLUMN
 from capmix.mix.functions import fingerprint
 from capmix.mix.kinds import common_kinds
-from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
+from capmix.mix.parts import Parts, check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import RecipePlan, check_types, make_plan
 from capmix.mix.recipe import NAME, Recipe, recipe_defaults
 from capmix.mix.run import (
@@ -51,6 +54,7 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 400_000
+OPTIONAL = {"short", "drawn", "excluded"}  # of a summary, left out if empty
 OF_CONFIG = {"seed", "npy", "texts"}
 DEFAULTS = {
     "seed": 0,
@@ -66,7 +70,9 @@ class Summary:
     """The result of a recipe: rows by clause, thresholds, and the mean score by source.
 
     `short` has an entry for each threshold whose value fewer samples have than its fraction
-    requests: the requested number, and the number with a value.
+    requests: the requested number, and the number with a value. `drawn` has the counts of a recipe
+    that draws rows: asked, drawn, candidates, batch and batches. `excluded` has the ExcludedCounts
+    of each kind of `--exclude`.
     """
 
     name: str
@@ -79,6 +85,8 @@ class Summary:
     sql: str
     dropped: dict[str, int] = field(default_factory=dict)
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
+    drawn: dict[str, int] = field(default_factory=dict)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return the summary as lines to print."""
@@ -88,15 +96,34 @@ class Summary:
         rows = [[f"{count:,}", clause] for clause, count in self.by_clause.items()]
         rows += [[f"{count:,}", f"left out: {why}"] for why, count in self.dropped.items()]
         lines += [f"  {line}" for line in table_lines([], rows, "rl")]
+        lines += [f"  {ExcludedCounts(**one).line()}" for one in self.excluded]
+        if self.drawn:
+            lines.append(
+                "  {drawn:,} drawn of {candidates:,} in {batches:,} batches of up to {batch:,}"
+                "".format(**self.drawn)
+            )
         lines += [f"  {text} = {value}" for text, value in self.thresholds.items()]
         lines += [f"  {line}" for line in self.shortages()]
         scores = [f"{source} {value}" for source, value in self.mean_score.items() if value]
         return lines + ([f"  mean score: {', '.join(scores)}"] if scores else [])
 
+    def add_excluded(self, excluded: Sequence[ExcludedCounts]) -> None:
+        """Count the excluded samples as samples of the pool that are left out."""
+        self.excluded = [asdict(one) for one in excluded]
+        left_out = {f"excluded by {one.kind}": one.samples for one in excluded if one.samples}
+        self.dropped = left_out | self.dropped
+        self.rows_in += sum(left_out.values())
+
     def shortages(self) -> list[str]:
         """Return one line for each threshold that is undefined because too few samples have a
-        value."""
-        return [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+        value, and one if fewer rows are drawn than requested."""
+        found = [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+        if self.drawn and self.drawn["drawn"] < self.drawn["asked"]:
+            found.append(
+                "{drawn:,} of {asked:,} rows are drawn: all {candidates:,} rows reached the cap"
+                "".format(**self.drawn)
+            )
+        return found
 
 
 def _shortage(threshold: str, asked: int, there: int, samples: int) -> str:
@@ -129,23 +156,40 @@ def mix(
     name = f"{SUBSETS}/{called}"
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
     lists = {one: UidList(path) for one, path in settings.uids.items() if _uses_list(plan, one)}
-    parts = check_parts(store, pool.shards, folders_of(plan.columns.values()))
-    inputs = parts.digests | {f"list {one}": uids.digest for one, uids in lists.items()}
+    exclusion = open_exclusion(settings.exclude, columns)
+    needed = [*plan.columns.values(), *exclusion.needed.values()]
+    parts = check_parts(store, pool.shards, folders_of(needed))
+    inputs = (
+        parts.digests
+        | exclusion.digests
+        | {f"list {one}": uids.digest for one, uids in lists.items()}
+    )
     config = {"recipe": recipe.model_dump()} | settings.model_dump(include=OF_CONFIG)
     config["functions"] = fingerprint(plan.functions)
     config["columns"] = {one: asdict(column) for one, column in sorted(plan.columns.items())}
+
+    def without_excluded(batches: list[list[str]]) -> tuple[Parts, list[ExcludedCounts]]:
+        if not exclusion.lists:
+            return parts, []
+        kinds = common_kinds(store, pool, exclusion.needed)
+        reader = BatchReader(store, exclusion.needed, kinds, {})
+        return find_excluded(exclusion, reader, parts, batches)
 
     def make(draft: Draft) -> Marker:
         named = {name: plan.columns[name] for name in _read(plan) & plan.columns.keys()}
         kinds = common_kinds(store, pool, named)
         reader = BatchReader(store, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
+        remaining, excluded = without_excluded(batches)
+        for one in excluded:
+            _report_faults(called, one, settings.strict)
         with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
-            run = MixRun(plan, reader, parts, batches, maps)
+            run = MixRun(plan, reader, remaining, batches, maps)
             check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
-        known = {name: one for name, one in vars(summary).items() if name != "short" or one}
+        summary.add_excluded(excluded)
+        known = {name: one for name, one in vars(summary).items() if name not in OPTIONAL or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
         counts = Counts(ok=samples_kept)
@@ -154,11 +198,30 @@ def mix(
 
     marker, _ = once(store, name, inputs, config, make, DEFAULTS, [subset_file(called)])
     summary = Summary(**marker.extra["summary"])
+    if summary.drawn and summary.drawn["batch"] >= summary.drawn["candidates"]:
+        log.warning(
+            "recipe %s: each batch of up to %s draws all %s rows, so the logits have no effect; "
+            "use a smaller batch",
+            called, f"{summary.drawn['batch']:,}", f"{summary.drawn['candidates']:,}",
+        )  # fmt: skip
     for line in summary.shortages():
         if settings.strict:
             raise UserError(f"recipe {called}: {line} (--strict)")
         log.warning("recipe %s: %s", called, line)
     return summary
+
+
+def _report_faults(called: str, excluded: ExcludedCounts, strict: bool) -> None:
+    """Log the malformed lines of `--exclude`, or raise UserError if `strict`."""
+    if not excluded.malformed:
+        return
+    line = (
+        f"recipe {called}: --exclude: {counted(excluded.malformed, 'line')} with no valid "
+        f"{excluded.kind}; the first is {excluded.example}"
+    )
+    if strict:
+        raise UserError(f"{line} (--strict)")
+    log.warning("%s", line)
 
 
 def _read(plan: RecipePlan) -> frozenset[str]:
@@ -192,10 +255,12 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
             line = _shortage(str(one), *counts, run.samples)
             raise UserError(f"recipe {called}: {line} (--strict)")
         repeated = find_repeated(run, values) if recipe.distinct else None
+        drawn = find_drawn(run, values, repeated) if recipe.sample else None
+        times = None if drawn is None else drawn.times
         sorter = PairSorter(scratch, COUNTED) if settings.npy or all_raw else None
         waiting: list[pa.Table] = []
         with SubsetWriter(stream, sources, read == "texts", run.parts) as writer:
-            for kept in kept_rows(run, values, tally, repeated, read):
+            for kept in kept_rows(run, values, tally, repeated, read, times):
                 table = writer.table(kept)
                 if recipe.shuffle:
                     waiting.append(table)
@@ -206,7 +271,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
             if waiting:
                 writer.write(shuffled(run, pa.concat_tables(waiting)))
         draft.write_table(shards_file(called), writer.shards())
-        summary = _summary(run.plan, tally, found)
+        summary = _summary(run.plan, tally, found, drawn)
         if sorter is not None:
             with draft.writing(f"{draft.part}.npy") as npy_stream:
                 write_npy(npy_stream, sorter.sorted(), tally.weight)
@@ -233,7 +298,9 @@ def _add_pairs(sorter: PairSorter, kept: Kept, must: bool) -> bool:
     return True
 
 
-def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
+def _summary(
+    plan: RecipePlan, tally: MixTally, found: Thresholds, drawn: DrawnRows | None
+) -> Summary:
     """Build the summary. Raises UserError if no row was kept."""
     values = found.values
     shown = {str(t): value if math.isfinite(value) else None for t, value in values.items()}
@@ -265,6 +332,7 @@ def _summary(plan: RecipePlan, tally: MixTally, found: Thresholds) -> Summary:
         sql=plan.sql(values),
         dropped={why: count for why, count in tally.dropped.items() if count},
         short={str(threshold): counts for threshold, counts in found.short.items()},
+        drawn={} if drawn is None else drawn.counts(),
     )
 
 

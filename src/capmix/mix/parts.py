@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.pool import Shard
@@ -34,6 +36,7 @@ class Parts:
         because an older capmix wrote it or because it is remote and large.
     fingerprints: the fingerprint of each part, including texts that only scores refer to.
     folders: the folders of all these parts.
+    left_out: which samples are excluded (excluded.py), for shards that have some: a bit per row.
     """
 
     digests: dict[str, str]
@@ -44,6 +47,15 @@ class Parts:
     unrecorded: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
+    left_out: dict[str, bytes] = field(default_factory=dict)
+
+    def excluded(self, shard: str) -> np.ndarray | None:
+        """Return which rows of a shard's index are excluded, bool (rows,), or None if none is."""
+        bits = self.left_out.get(shard)
+        if bits is None:
+            return None
+        packed = np.frombuffer(bits, np.uint8)
+        return np.unpackbits(packed, count=self.rows[shard]).astype(bool)
 
     def of(self, shards: Sequence[str]) -> "Parts":
         """Return the entries for `shards`."""
@@ -58,6 +70,7 @@ class Parts:
             {part: self.unrecorded[part] for part in parts if part in self.unrecorded},
             {part: self.fingerprints[part] for part in parts if part in self.fingerprints},
             self.folders,
+            {shard: self.left_out[shard] for shard in shards if shard in self.left_out},
         )
 
     def pinned(self, store: Store) -> PinnedParts:

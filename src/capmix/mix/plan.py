@@ -15,6 +15,7 @@ from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, p
 from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
+from capmix.mix.sampling import SCORE
 from capmix.settings.base import did_you_mean
 from capmix.storage.layout import FIELDS, RAW
 from capmix.storage.names import no_captions
@@ -32,6 +33,7 @@ class ClausePlan:
     where: Expression
     weight: Expression
     text: Expression | None = None
+    logit: Expression | None = None
 
     def __str__(self) -> str:
         return _shown(self.clause)
@@ -77,13 +79,16 @@ class RecipePlan:
         """All columns that the clauses use, including those of thresholds."""
         return frozenset().union(*(e.columns for e in self._expressions()))
 
-    def sql(self, values: Mapping[Threshold, float], with_text: bool = True) -> str:
+    def sql(
+        self, values: Mapping[Threshold, float], with_text: bool = True, with_logits: bool = True
+    ) -> str:
         """Return the query that evaluates all clauses for each row of `batch`, in order.
 
         Its columns are booleans c0, c1, ...: whether clause i holds. For clauses with a text
         template they also include the texts t<i>, and, if any clause has a weight, the weights w0,
-        w1, ... Unless the recipe keeps samples without text or `with_text` is False, a clause holds
-        only if its text exists.
+        w1, ... For a recipe that draws rows, `with_logits` adds the logits g0, g1, ... and the md5
+        of the uid, uid_digest. Unless the recipe keeps samples without text or `with_text` is
+        False, a clause holds only if its text exists.
         """
         asks = with_text and self.recipe.without_text == "drop"
         columns = []
@@ -97,6 +102,11 @@ class RecipePlan:
             for i, step in enumerate(self.steps):
                 columns.append(f"({step.weight.filled(dict(values))})::DOUBLE as w{i}")
             columns.append(f"{DRAW.format(name='repeat', seed=self.seed)} as repeat_draw")
+        if self.draws and with_logits:
+            for i, step in enumerate(self.steps):
+                if step.logit is not None:
+                    columns.append(f"({step.logit.filled(dict(values))})::FLOAT as g{i}")
+            columns.append("md5(uid) as uid_digest")
         return f"select {', '.join(columns)}\nfrom {self.rows(self.of_rows)}"
 
     def value_sql(self, threshold: Threshold) -> str:
@@ -130,9 +140,18 @@ class RecipePlan:
     def is_weighted(self) -> bool:
         return any(step.clause.weight != "1" for step in self.steps)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the recipe draws its rows (`sample`)."""
+        return self.recipe.sample is not None
+
     def _expressions(self) -> list[Expression]:
-        of_steps = (e for step in self.steps for e in (step.where, step.weight, step.text))
-        return [e for e in of_steps if e is not None]
+        return [e for step in self.steps for e in expressions_of(step)]
+
+
+def expressions_of(step: ClausePlan) -> list[Expression]:
+    """Return the expressions of a clause."""
+    return [e for e in (step.where, step.weight, step.text, step.logit) if e is not None]
 
 
 def names_of(recipe: Recipe) -> set[str]:
@@ -148,7 +167,17 @@ def names_of(recipe: Recipe) -> set[str]:
         if clause.text is not None:
             of_text = parse(template.as_sql(clause.text), place).columns
             found |= of_text | {f"{name}_text" for name in of_text}
+        if (logit := _logit(recipe, clause, place)) is not None:
+            found |= logit.columns
     return found
+
+
+def _logit(recipe: Recipe, clause: Clause, place: str) -> Expression | None:
+    """Parse the logit of a clause's rows, in which `score` is the score of the clause's text."""
+    if recipe.sample is None:
+        return None
+    score = {SCORE: f"{clause.source}_score"}
+    return parse(recipe.sample.logit, f"{place}, logit '{recipe.sample.logit}'", score)
 
 
 def _place(recipe: Recipe, clause: Clause) -> str:
@@ -174,13 +203,7 @@ def make_plan(
     if lacking := about_scores(names_of(recipe), columns):
         raise UserError(f"recipe {recipe.name}: {lacking}")
     steps = [_step(recipe, clause, columns, lists) for clause in recipe.clauses]
-    needed = {
-        name
-        for step in steps
-        for e in (step.where, step.weight, step.text)
-        if e is not None
-        for name in e.columns
-    }
+    needed = {name for step in steps for e in expressions_of(step) for name in e.columns}
     for clause in recipe.clauses:
         needed |= {f"{clause.source}_{field}" for field in ("text", "score", "k")}
     if recipe.distinct is not None:
@@ -215,8 +238,10 @@ def _step(
         raise UserError(f"{place}: {no_captions(clause.source, known)}")
     where = parse(clause.where, place)
     weight = parse(clause.weight, f"{place}, weight '{clause.weight}'")
-    _check_names(where.columns | weight.columns, place, columns, lists)
-    return ClausePlan(clause, where, weight, _text(clause, place, columns, lists))
+    logit = _logit(recipe, clause, place)
+    of_logit = frozenset[str]() if logit is None else logit.columns
+    _check_names(where.columns | weight.columns | of_logit, place, columns, lists)
+    return ClausePlan(clause, where, weight, _text(clause, place, columns, lists), logit)
 
 
 def _text(
@@ -303,7 +328,7 @@ def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None
     for step in plan.steps:
         place = plan.option or f"{plan.place}, clause '{step}'"
         kinds = ((step.where, "BOOLEAN"), (step.weight, "DOUBLE"), (step.text, "VARCHAR"))
-        for expression, kind in kinds:
+        for expression, kind in (*kinds, (step.logit, "FLOAT")):
             if expression is None:
                 continue
             rows = plan.rows(expression.columns)

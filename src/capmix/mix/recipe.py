@@ -19,6 +19,7 @@ from pydantic import (
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.errors import UserError, reason
 from capmix.mix import template
+from capmix.mix.sampling import Sampling
 from capmix.mix.settings import MixSettings
 from capmix.settings.base import SHORT, describe, did_you_mean, options_of
 from capmix.settings.yaml import parse_yaml
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     - without_text: a clause whose source has no text does not hold ("drop"), or holds with an empty
       text ("keep").
     - shuffle: exchange the chosen texts between the chosen samples, as a control.
+    - sample: draw the rows in batches, with repeats (see sampling.py), instead of using each once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +89,7 @@ class Recipe(BaseModel):
     distinct: str | None = None
     max_repeats: int = Field(10, ge=1, le=MAX_REPEATS)
     shuffle: bool = False
+    sample: Sampling | None = None
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -107,6 +110,12 @@ class Recipe(BaseModel):
                 "shuffle cannot be combined with keep: all: a sample could get back "
                 "a text of its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sample(self) -> "Recipe":
+        if self.sample is not None and any(clause.weight != "1" for clause in self.clauses):
+            raise ValueError("sample cannot be combined with weight: it draws the repeats itself")
         return self
 
     def filled(self) -> "Recipe":
@@ -130,15 +139,18 @@ class Recipe(BaseModel):
             ]
             distinct = self.distinct and fill(self.distinct)
             name = fill(self.name)
+            sample = self.sample and self.sample.filled(fill)
         except KeyError as error:
             known = ", ".join(sorted(values)) or "none"
             raise UserError(
                 f"recipe {self.name}: no parameter {error} (its parameters: {known})"
             ) from error
+        except ValueError as error:
+            raise UserError(f"recipe {self.name}: sample: {error}") from error
         if not NAME.fullmatch(name):
             raise UserError(f"recipe name {name!r}: expected letters, digits and . _ + -")
         filled = {"name": name, "clauses": clauses, "where": "true", "distinct": distinct}
-        return self.model_copy(update=filled)
+        return self.model_copy(update=filled | {"sample": sample})
 
 
 def recipe_defaults() -> dict[str, Any]:

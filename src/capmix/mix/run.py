@@ -31,6 +31,7 @@ With = Literal["references", "uids", "texts"]
 KEEP_AT_MOST = 32_000_000  # float32 values kept in memory between the passes: 128 MB
 ROW = np.dtype([*((name, PAIR[name]) for name in ("f0", "f1")), ("row", "i8")])
 NO_ARRAYS = ("shards", "texts")  # fields of Kept that are not arrays
+NO_LOGIT, NOT_DRAWN = "no logit", "not drawn"
 NO_CLAUSE, NO_WEIGHT, REPEATED = "no clause holds", "weight 0", "repeats an earlier {}"
 
 
@@ -199,7 +200,8 @@ def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
     if column is not None and is_score(column):
         return reader.of_scores(parts, column)
     found = None
-    if column is not None and can_read_alone(column) and parts.whole.issuperset(parts.rows):
+    has_all = parts.whole.issuperset(parts.rows) and not parts.left_out
+    if column is not None and can_read_alone(column) and has_all:
         alone = [read_alone(reader.store, shard, column, parts) for shard in parts.rows]
         if all(len(one) == rows for one, rows in zip(alone, parts.rows.values(), strict=True)):
             found = pa.chunked_array(alone).cast(pa.float32())
@@ -216,7 +218,7 @@ class _Chosen:
 
     `no_clause` counts the samples for which no clause holds, `no_weight` those whose rows all have
     weight 0. `composed` are the texts from templates, null for clauses without one; None if no
-    clause has a template.
+    clause has a template. `logits` and `digests` are those of Kept.
     """
 
     samples: np.ndarray
@@ -225,6 +227,8 @@ class _Chosen:
     no_clause: int
     no_weight: int
     composed: pa.Array | None = None
+    logits: np.ndarray | None = None
+    digests: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,8 @@ class Kept:
     `shard` is the position of a row's shard in `shards`, `row` the sample's row in the shard's
     index, and `clause` the clause number. `k`, `score` (NaN for none), `weight` and `copy` are
     those of subset.py. `texts` has uid, key and text of the rows, or only the uid, if requested.
+    `logit` (float32, NaN for none) and `digest` (PAIR, the md5 of the uid) are present if requested
+    by a recipe that draws rows.
     """
 
     shards: list[str]
@@ -245,6 +251,8 @@ class Kept:
     weight: np.ndarray
     copy: np.ndarray
     texts: pa.Table | None = None
+    logit: np.ndarray | None = None
+    digest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -258,7 +266,8 @@ class Kept:
 
     def where(self, stays: np.ndarray) -> "Kept":
         """Return the rows where `stays` is true."""
-        arrays = {name: one[stays] for name, one in vars(self).items() if name not in NO_ARRAYS}
+        held = {name: one for name, one in vars(self).items() if name not in NO_ARRAYS}
+        arrays = {name: None if one is None else one[stays] for name, one in held.items()}
         texts = None if self.texts is None else self.texts.filter(pa.array(stays))
         return Kept(self.shards, **arrays, texts=texts)
 
@@ -298,14 +307,20 @@ def kept_rows(
     tally: MixTally,
     repeated: np.ndarray | None = None,
     read: With = "references",
+    drawn: np.ndarray | None = None,
+    with_logits: bool = False,
 ) -> Iterator[Kept]:
     """Yield the kept rows in pool order, and count them in `tally`.
 
     `read` selects what the rows have: only references, also uids, or also uid, key and text.
-    `repeated` (see find_repeated) are the numbers of samples to leave out as repetitions.
+    `repeated` (see find_repeated) are the numbers of samples to leave out as repetitions. `drawn`
+    is how often each row is drawn (see drawn.py), -1 for a row without a logit, int32 (rows,); the
+    rows must first have been yielded without it, and `with_logits`.
     """
     names = [run.plan.source_of(step) for step in run.plan.steps]
-    work = partial(_kept_of, run, run.plan.sql(values, with_text=False), names, read)
+    sql = run.plan.sql(values, with_text=False, with_logits=with_logits)
+    work = partial(_kept_of, run, sql, names, read)
+    rows = 0
     for found in run.each_batch(work, f"mix {run.plan.recipe.name}"):
         kept, samples = found.kept, found.samples
         if repeated is not None:
@@ -314,12 +329,30 @@ def kept_rows(
             kept, samples = kept.where(stays), samples[stays]
             why = REPEATED.format(run.plan.recipe.distinct)
             tally.dropped[why] += _distinct(found.samples) - _distinct(samples)
+        if drawn is not None:
+            times = drawn[rows : rows + len(kept)]
+            rows += len(kept)
+            kept, samples = _drawn(run.plan, kept, samples, times, tally)
         tally.samples += found.of_batch
         tally.samples_kept += _distinct(samples)
         tally.dropped[NO_CLAUSE] += found.no_clause
         tally.dropped[NO_WEIGHT] += found.no_weight
         _count(tally, kept, names)
         yield kept
+
+
+def _drawn(
+    plan: RecipePlan, kept: Kept, samples: np.ndarray, times: np.ndarray, tally: MixTally
+) -> tuple[Kept, np.ndarray]:
+    """Return the rows with `times` above 0, their weight, and their samples."""
+    with_logit = _distinct(samples[times >= 0])
+    tally.dropped[NO_LOGIT] += _distinct(samples) - with_logit
+    stays = times > 0
+    kept, samples, times = replace(kept, weight=times).where(stays), samples[stays], times[stays]
+    tally.dropped[NOT_DRAWN] += with_logit - _distinct(samples)
+    if plan.recipe.keep == "all":
+        kept = replace(kept, copy=_first_copies(samples, times))
+    return kept, samples
 
 
 def _kept_of(run: MixRun, sql: str, names: Sequence[str], read: With, parts: Parts) -> _Counted:
@@ -370,7 +403,8 @@ def _chosen(
     """Read a batch, with the columns `more` in addition to those of the clauses, and choose its
     rows."""
     plan = run.plan
-    names = plan.of_rows | {*more} | ({"uid"} if plan.is_weighted else set())
+    needs_uid = plan.is_weighted or plan.draws
+    names = plan.of_rows | {*more} | ({"uid"} if needs_uid else set())
     batch = run.reader.read(parts, names, dict.fromkeys(s.clause.source for s in plan.steps))
     return batch, _choose(plan, run.query(sql, batch.table), batch)
 
@@ -417,7 +451,19 @@ def _choose(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> _Chosen:
         samples, clauses, weights = (a[weights > 0] for a in (samples, clauses, weights))
     composed = _composed(plan, answers, samples, clauses)
     no_clause, no_weight = len(answers) - held, held - _distinct(samples)
-    return _Chosen(samples, clauses, weights, no_clause, no_weight, composed)
+    logits = _logits(plan, answers, samples, clauses)
+    return _Chosen(samples, clauses, weights, no_clause, no_weight, composed, *logits)
+
+
+def _logits(
+    plan: RecipePlan, answers: pa.Table, samples: np.ndarray, clauses: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the logits and the digests (see Kept), if the query has them."""
+    if "uid_digest" not in answers.column_names:
+        return None, None
+    given = [pc.fill_null(answers[f"g{i}"], np.nan).to_numpy() for i in range(len(plan.steps))]
+    digests = one_array(answers["uid_digest"]).take(pa.array(samples))
+    return np.stack(given)[clauses, samples], pairs_of(digests)
 
 
 def _has_text(plan: RecipePlan, answers: pa.Table, batch: SampleBatch) -> list[np.ndarray]:
@@ -485,15 +531,17 @@ def _rows(plan: RecipePlan, batch: SampleBatch, chosen: _Chosen) -> Kept:
         k,
         score,
         chosen.weights,
-        np.zeros(len(samples), np.int32) if once else _first_copies(chosen),
+        np.zeros(len(samples), np.int32) if once else _first_copies(samples, chosen.weights),
+        logit=chosen.logits,
+        digest=chosen.digests,
     )
 
 
-def _first_copies(chosen: _Chosen) -> np.ndarray:
+def _first_copies(samples: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the total weight of the earlier rows of the same sample, int32 (N,)."""
-    before = np.cumsum(chosen.weights) - chosen.weights
+    before = np.cumsum(weights) - weights
     begins = np.ones(len(before), bool)
-    begins[1:] = np.diff(chosen.samples) != 0
+    begins[1:] = np.diff(samples) != 0
     first = np.maximum.accumulate(np.where(begins, before, 0))
     found: np.ndarray = (before - first).astype(np.int32)
     return found

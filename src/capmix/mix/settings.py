@@ -1,7 +1,7 @@
 """Options of `capmix mix`, in addition to the recipe and its parameters."""
 
 from capmix.settings.base import Settings, option
-from capmix.settings.values import Pairs
+from capmix.settings.values import Pairs, Texts
 
 RECIPE = "Recipe"
 
@@ -21,6 +21,16 @@ class MixSettings(Settings):
         "line. May be repeated.",
         group=RECIPE,
         metavar="NAME=FILE",
+        repeats=True,
+    )
+    exclude: Texts = option(
+        list,
+        "Leave out the samples that this file lists by uid, URL, SHA-256 or perceptual hash "
+        "(opt-outs): a text, CSV or parquet file with such a column, or uid:FILE, url:FILE, "
+        "sha256:FILE, phash:FILE. Thresholds and fractions are those of the other samples. May be "
+        "repeated.",
+        group=RECIPE,
+        metavar="FILE",
         repeats=True,
     )
     scorer: str | None = option(

@@ -18,6 +18,11 @@ def split_paths(value: Any) -> Any:
     return [part for part in value.split("::") if part] if isinstance(value, str) else value
 
 
+def as_list(value: Any) -> Any:
+    """Return a string as a list of one; return any other type unchanged."""
+    return [value] if isinstance(value, str) else value
+
+
 def split_weights(value: Any) -> Any:
     """Parse `raw=0.5,blip2=0.5` as a mapping. Raises ValueError if a weight is not a number."""
     if not isinstance(value, str):
@@ -53,6 +58,7 @@ def split_words(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(split_names)]
+Texts = Annotated[list[str], BeforeValidator(as_list)]
 Numbers = Annotated[list[int], BeforeValidator(split_names)]
 Paths = Annotated[list[str], BeforeValidator(split_paths)]
 PathWeights = Annotated[list[float], BeforeValidator(split_paths)]
