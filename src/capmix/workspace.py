@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from capmix.evaluation.results import Evaluated
     from capmix.inspect.clean import Cleaned
     from capmix.inspect.forecast import Forecast, Site
+    from capmix.inspect.metadata import PoolCoverage
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
@@ -168,6 +169,22 @@ class Workspace:
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def coverage(self, metadata: Place | Sequence[Place]) -> "PoolCoverage":
+        """Return how many rows of the metadata that the pool comes from are in the pool, by uid.
+
+        Lists the pool's samples first if they are not listed yet.
+
+        Args:
+            metadata: Parquet files with a column `uid`, patterns, or folders of such files.
+
+        Raises:
+            UserError: If a file does not exist, or has no uids.
+        """
+        from capmix.inspect.metadata import pool_coverage
+
+        self.index()
+        return pool_coverage(self.store, self.pool, _places(metadata))
 
     def clean(
         self,

@@ -92,6 +92,11 @@ class Status:
             [{k: v for k, v in row.items() if k not in ("settings", "reasons")} for row in rows]
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        stages = [vars(one) | {"reasons": dict(one.reasons)} for one in self.stages]
+        return vars(self) | {"stages": stages}
+
     def lines(self) -> list[str]:
         """Return a human-readable table."""
         about = [f"pool {self.pool}, {counted(self.shards, 'shard')}", f"work {self.work}"]
