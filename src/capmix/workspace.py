@@ -618,8 +618,8 @@ class Workspace:
         self.index()
         self.catalog.known_sources([chosen.source])
         work = self._in_processes()
-        with mapper(work.engine) as mapped:
-            metadata_list(work.store, name, chosen)
+        with mapper(work.engine, is_long=bool(work.engine.workers)) as mapped:
+            metadata_list(work.store, work.pool.shards, name, chosen, mapped)
             work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
             count_entries(work.store, work.pool.shards, name, chosen, mapped)
         (counts,) = work.run(partial(concept_stages, work.store, name, chosen))

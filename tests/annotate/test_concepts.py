@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from capmix.annotate.concepts import (
     text_keys,
 )
 from capmix.annotate.entries import entry_form, read_entries
+from capmix.annotate.ngrams import wordnet_lemmas
 from capmix.cli.main import main
 from capmix.errors import UserError
 from capmix.workspace import Workspace, open_workspace
@@ -268,7 +271,7 @@ def test_mistakes_are_one_line_errors(
     place = [str(tmp_path / "pool"), "--work", str(tmp_path / "work"), "--max-failures", "1"]
     command = ["annotate", *place, "--method", "concepts"]
     assert main(command) == 2
-    assert "concepts needs --entries" in capsys.readouterr().err
+    assert "pass --entries, --wordnet or --frequent" in capsys.readouterr().err
     assert main([*command, "--entries", str(tmp_path / "no.txt")]) == 2
     assert "no.txt: No such file" in capsys.readouterr().err
     (tmp_path / "none.txt").write_text("unicorn")
@@ -276,3 +279,41 @@ def test_mistakes_are_one_line_errors(
     assert "no text of source 'raw' contains an entry" in capsys.readouterr().err
     assert main([*command, "--entries", str(tmp_path / "entries.txt"), "--source", "blip2"]) == 2
     assert "blip2" in capsys.readouterr().err
+
+
+def test_frequent_words_and_pairs_equal_a_plain_count(work: Workspace) -> None:
+    samples = [row for row in rows_of_index(work) if row["status"] == "ok" and row["text"]]
+    split = [str(row["text"]).split() for row in samples]
+    words = Counter(word for text in split for word in text)
+    pairs = Counter((a, b) for text in split for a, b in pairwise(text))
+    total = words.total()
+    expected = {word for word, count in words.items() if count >= 6}
+    expected |= {
+        f"{a} {b}"
+        for (a, b), count in pairs.items()
+        if count >= 6 and math.log2(count * total / (words[a] * words[b])) >= 1
+    }
+    assert {"red car", "car"} < expected and "a red" in {" ".join(pair) for pair in pairs}
+    work.annotate(method="concepts", frequent=6, pmi=1.0, limit=2)
+    part = Path(work.store.root) / "metadata/concepts/entries.parquet"
+    assert set(pq.read_table(part)["entry"].to_pylist()) == expected
+    before = part.stat().st_mtime_ns
+    work.annotate(method="concepts", frequent=6, pmi=1.0, limit=3)
+    assert part.stat().st_mtime_ns == before
+    work.annotate(method="concepts", frequent=100_000, wordnet=wordnet(part.parents[3]), limit=3)
+    assert pq.read_table(part)["entry"].to_pylist() == ["car", "car park", "red"]
+
+
+def wordnet(folder: Path) -> str:
+    """Write index files in WordNet's form."""
+    licence = "  1 This software and database is being provided to you\n"
+    nouns = "car_park n 1 1 @ 1 0 03379051  \ncar n 5 7 @ 5 2 02958343 02959942  \n"
+    (folder / "index.noun").write_text(licence + nouns)
+    (folder / "index.adj").write_text(licence + "red a 3 2 & ^ 3 1 00381097  \ncar a 1 1 & 1 0 1\n")
+    return str(folder)
+
+
+def test_lemmas_come_from_the_index_files_of_wordnet(tmp_path: Path) -> None:
+    assert wordnet_lemmas(wordnet(tmp_path)) == ["car", "car park", "red"]
+    with pytest.raises(UserError, match="expected a folder with index.noun"):
+        wordnet_lemmas(str(tmp_path / "none"))

@@ -57,9 +57,7 @@ def match_stages(store: Store, name: str, source: str, matching: str) -> list[St
             known.append(Matcher(kept_entries(store, name), matching))
         _match(store, f"{texts}/{shard.name}", known[0], out)
 
-    marker = store.read_marker(entries)
-    config = {"source": source, "matching": matching}
-    config |= {"entries": marker.config["entries"] if marker else ""}
+    config = {"source": source, "matching": matching, "entries": store.fingerprint(entries)}
     return [
         Stage(
             f"match {name}",

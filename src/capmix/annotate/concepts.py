@@ -10,7 +10,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.annotate.concept_matches import STATUS
-from capmix.annotate.entries import keep_entries, kept_entries, read_entries
+from capmix.annotate.entries import checked_entries, kept_entries, read_entries
+from capmix.annotate.ngrams import frequent_ngrams, wordnet_lemmas
 from capmix.annotate.settings import AnnotateSettings
 from capmix.engine.mapped import Mapper
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.storage.layout import annotation_folder, counts_part, entries_part, matches_folder
+from capmix.storage.layout import annotation_folder, counts_part, entries_part, matches_folder, texts_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.draft import Draft
@@ -91,14 +92,38 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     return bits ^ (bits >> np.uint64(31))
 
 
-def metadata_list(store: Store, name: str, settings: AnnotateSettings) -> None:
-    """Write `metadata/<name>/entries.parquet` from the settings.
+def metadata_list(
+    store: Store, shards: Sequence[Shard], name: str, settings: AnnotateSettings, mapped: Mapper
+) -> None:
+    """Write `metadata/<name>/entries.parquet` from the settings: file, WordNet and texts.
 
     Raises UserError if there is no list, or if it is not valid.
     """
-    if settings.entries is None:
-        raise UserError("annotate: concepts needs --entries, a file with one entry per line")
-    keep_entries(store, name, read_entries(settings.entries, settings.matching))
+    part, matching, texts = entries_part(name), settings.matching, texts_folder(settings.source)
+    given = [] if settings.entries is None else read_entries(settings.entries, matching)
+    lemmas = [] if settings.wordnet is None else wordnet_lemmas(settings.wordnet)
+    inputs, config = {}, {"given": _digest([*given, *lemmas]), "matching": matching}
+    if settings.frequent is not None:
+        with store.listed([texts]):
+            inputs[texts] = _digest(store.fingerprint(f"{texts}/{one.name}") for one in shards)
+        config |= {"source": settings.source, "frequent": settings.frequent, "pmi": settings.pmi}
+    elif not given and not lemmas:
+        raise UserError("annotate: concepts needs a list: pass --entries, --wordnet or --frequent")
+
+    def write(draft: Draft) -> Marker:
+        ngrams = []
+        if settings.frequent is not None:
+            least, bits = settings.frequent, settings.pmi
+            ngrams = frequent_ngrams(store, shards, texts, matching, least, bits, mapped)
+        every = checked_entries([*given, *lemmas, *ngrams], matching, f"annotate {name}")
+        draft.write_table(f"{part}.parquet", pa.table({"entry": pa.array(every, pa.string())}))
+        return Marker(inputs, config, len(every), Counts(len(every)), columns=("entry",))
+
+    once(store, part, inputs, config, write)
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
 
 
 def count_entries(
@@ -112,7 +137,7 @@ def count_entries(
     with store.listed([folder]):
         of_shards = [store.fingerprint(f"{folder}/{shard.name}") for shard in shards]
     inputs = {entries: store.fingerprint(entries)}
-    inputs[folder] = hashlib.sha256("\n".join(of_shards).encode()).hexdigest()[:32]
+    inputs[folder] = _digest(of_shards)
     config = {"limit": settings.limit} if settings.limit else {"tail": settings.tail}
 
     def write(draft: Draft) -> Marker:

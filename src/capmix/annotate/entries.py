@@ -3,18 +3,12 @@
 The list is `metadata/<name>/entries.parquet`, so that workers of any machine read the same entries.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 
-import pyarrow as pa
-
 from capmix.annotate.settings import EXACT
 from capmix.errors import UserError, reason
-from capmix.storage.draft import Draft
 from capmix.storage.layout import entries_part
-from capmix.storage.marker import Counts, Marker
-from capmix.storage.once import once
 from capmix.storage.store import Store
 
 MOST_ENTRIES = 5_000_000
@@ -63,26 +57,6 @@ def checked_entries(lines: Iterable[str], matching: str, place: str) -> list[str
     if len(found) > MOST_ENTRIES:
         raise UserError(f"{place}: {len(found):,} entries, but at most {MOST_ENTRIES:,} are used")
     return list(found)
-
-
-def entries_digest(entries: Iterable[str]) -> str:
-    """Return a digest of a list of entries, 32 hex digits."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry}\n".encode())
-    return digest.hexdigest()[:32]
-
-
-def keep_entries(store: Store, name: str, entries: list[str]) -> None:
-    """Write the list of an annotation to the work directory, unless it already has it."""
-    part = entries_part(name)
-
-    def write(draft: Draft) -> Marker:
-        draft.write_table(f"{part}.parquet", pa.table({"entry": pa.array(entries, pa.string())}))
-        return Marker({}, config, len(entries), Counts(len(entries)), columns=("entry",))
-
-    config = {"entries": entries_digest(entries)}
-    once(store, part, {}, config, write)
 
 
 def kept_entries(store: Store, name: str) -> list[str]:

@@ -64,6 +64,24 @@ class AnnotateSettings(Settings):
         group=CONCEPTS,
         metavar="FILE",
     )
+    wordnet: str | None = option(
+        None,
+        "Add the lemmas of WordNet to the metadata list: the folder with index.noun.",
+        group=CONCEPTS,
+        metavar="DIR",
+    )
+    frequent: int | None = option(
+        None,
+        "Add the words and pairs of words that occur at least this often in the source's texts to "
+        "the metadata list.",
+        group=CONCEPTS,
+        ge=1,
+    )
+    pmi: float = option(
+        5.0,
+        "Lowest pointwise mutual information of a pair of words, in bits.",
+        group=CONCEPTS,
+    )
     matching: Literal["exact", "words"] = option(
         EXACT,
         "exact: an entry matches where the text has it between spaces. words: the same after "
