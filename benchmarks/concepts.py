@@ -1,4 +1,4 @@
-"""Time `capmix annotate --method concepts` on generated texts with word frequencies as in Zipf's law.
+"""Time `capmix annotate --method concepts` on generated texts whose words follow Zipf's law.
 
 python benchmarks/concepts.py FOLDER [--texts 1000000] [--entries 500000] [--workers 2]
 
@@ -7,6 +7,7 @@ processes. Everything is written to FOLDER, which must not exist.
 """
 
 import argparse
+import itertools
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -45,7 +46,7 @@ class Writer:
     def texts(self, count: int) -> list[str]:
         lengths = self._rng.integers(4, 22, count)
         words, bounds = self.draw(int(lengths.sum())), np.cumsum([0, *lengths]).tolist()
-        return [" ".join(words[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [" ".join(words[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def write(folder: Path, texts: int, entries: int) -> None:
@@ -107,7 +108,9 @@ def main() -> None:
 
 
 def _cpu() -> float:
-    mine, others = (resource.getrusage(one) for one in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    mine, others = (
+        resource.getrusage(one) for one in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return mine.ru_utime + mine.ru_stime + others.ru_utime + others.ru_stime
 
 

@@ -34,8 +34,20 @@ WORDS = [
     *("photograph", "photographs", "photographer", "mark", "wall", "3", "2019", "x_y", "_"),
 ]
 PERSONAL = [
-    *("me@example.com", "Tel: 1234567", "+44 20 7946 0958", "call\u00a0+1\u2011212\u2011555\u20110123"),
-    *("01\u00a023 45 67 89", "me@example.com", "j\u00fcrgen@m\u00fcller.de", "icon@2x.png", "1920 x 1080", "+49 (0)30 12345678"),
+    *(
+        "me@example.com",
+        "Tel: 1234567",
+        "+44 20 7946 0958",
+        "call\u00a0+1\u2011212\u2011555\u20110123",
+    ),
+    *(
+        "01\u00a023 45 67 89",
+        "me@example.com",
+        "j\u00fcrgen@m\u00fcller.de",
+        "icon@2x.png",
+        "1920 x 1080",
+        "+49 (0)30 12345678",
+    ),
 ]
 JOINTS = [
     *[" "] * 12,

@@ -88,7 +88,7 @@ def test_reasons_come_from_the_tables_and_statistics_of_img2dataset(
     found = work.coverage(meta)
     (one,) = found.files
     assert one.reasons == {GONE: 2, NOT_KEPT: 1, "image decoding error": 1, UNKNOWN: 1}
-    assert list(one.reasons)[0] == GONE
+    assert next(iter(one.reasons)) == GONE
     assert found.downloads == {"success": 10, GONE: 4}
 
 
@@ -112,7 +112,9 @@ def test_the_command_prints_a_table_or_json(
     files = [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
     assert main(["status", *place, "--metadata", *files]) == 0
     shown = capsys.readouterr().out
-    assert "all files" in shown and "83.3%" in shown and "\x1b" not in shown
+    assert "all files" in shown
+    assert "83.3%" in shown
+    assert "\x1b" not in shown
     assert "6 of 10 samples of the pool not in the metadata" in shown
     assert max(map(len, shown.splitlines())) < 250
     assert main(["status", *place, "--json", "--metadata", *files]) == 0

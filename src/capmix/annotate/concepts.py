@@ -1,4 +1,4 @@
-"""Concept balancing (MetaCLIP, arXiv 2309.16671, section 3): keep rare concepts, thin frequent ones.
+"""Concept balancing (MetaCLIP, arXiv 2309.16671, section 3): thin out frequent concepts.
 
 1. Match the texts with a list of metadata entries (concept_matches.py).
 2. Count the texts of each entry e over the pool. The limit t is given, or it is the count at which
@@ -25,10 +25,16 @@ from capmix.engine.mapped import Mapper
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.storage.layout import annotation_folder, counts_part, entries_part, matches_folder, texts_folder
+from capmix.storage.draft import Draft
+from capmix.storage.layout import (
+    annotation_folder,
+    counts_part,
+    entries_part,
+    matches_folder,
+    texts_folder,
+)
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
-from capmix.storage.draft import Draft
 from capmix.storage.rows import FAILED, OK, column_names
 from capmix.storage.store import Store
 
@@ -159,7 +165,7 @@ def count_entries(
             "metadata list; check its language, or pass --matching words"
         )
     log.info(
-        "annotate %s: %s of %s entries found, %s matches; at most about %s texts are kept per entry",
+        "annotate %s: %s of %s entries found, %s matches, limit %s texts per entry",
         name,
         f"{about['found']:,}",
         f"{marker.rows_in:,}",

@@ -101,7 +101,9 @@ def _counted(
     total = 0
     for _, (found, times) in mapped(count, shards):
         total += sum(times)
-        rows = pa.table({"word": pa.array(found, pa.string()), "times": pa.array(times, pa.int64())})
+        rows = pa.table(
+            {"word": pa.array(found, pa.string()), "times": pa.array(times, pa.int64())}
+        )
         connection.register("capmix_rows", rows)
         connection.execute(f"insert into {name} from capmix_rows")
         connection.unregister("capmix_rows")

@@ -1,5 +1,6 @@
-"""Find e-mail addresses and phone numbers in texts: the flags `email` and `phone`, and the functions
-has_email(text) and has_phone(text) of recipes.
+"""Find e-mail addresses and phone numbers in texts.
+
+Captions have the flags `email` and `phone`, recipes the functions has_email and has_phone.
 
 The patterns are bounded at every position, so that the time grows with the length of the text only.
 They prefer to miss a number over flagging dates, prices, sizes and product codes.

@@ -187,9 +187,7 @@ def _coverage(
         rows, with_uid, ok, failed = found.get(number, (0, 0, 0, 0))
         ordered = dict(Counter(reasons.get(number, {})).most_common())
         of_files.append(
-            FileCoverage(
-                path, rows, ok, failed, with_uid - ok - failed, rows - with_uid, ordered
-            )
+            FileCoverage(path, rows, ok, failed, with_uid - ok - failed, rows - with_uid, ordered)
         )
     (samples,), (others,), (repeated,) = (
         connection.execute(query).fetchall()[0]
@@ -210,9 +208,7 @@ def _expand(files: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _add_all(
-    connection: duckdb.DuckDBPyConnection, name: str, tables: Iterable[pa.Table]
-) -> None:
+def _add_all(connection: duckdb.DuckDBPyConnection, name: str, tables: Iterable[pa.Table]) -> None:
     """Insert tables with the columns of the database's table `name`."""
     for rows in tables:
         connection.register("capmix_rows", rows)
@@ -244,15 +240,17 @@ def _metadata(paths: Sequence[str]) -> Iterator[pa.Table]:
 def _download_tables(pool: Pool) -> Iterator[pa.Table]:
     """Yield uid and reason from the tables beside the shards; unreadable ones are left out."""
     for stream in _beside(pool, ".parquet"):
-        with contextlib.suppress(OSError, pa.ArrowException, KeyError), pq.ParquetFile(stream) as file:
+        with (
+            contextlib.suppress(OSError, pa.ArrowException, KeyError),
+            pq.ParquetFile(stream) as file,
+        ):
             if "status" in file.schema_arrow.names:
                 for uids, reasons in _uids_and_reasons(file):
                     yield pa.table({"uid": uids, "reason": reasons})
 
 
 def _uids_and_reasons(file: pq.ParquetFile) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """Yield uids and img2dataset's reasons, null if there are none. Raises KeyError without uids.
-    """
+    """Yield uids and img2dataset's reasons, or null. Raises KeyError if there is no column uid."""
     types = {one.name: one.type for one in file.schema_arrow}
     is_text = {name for name, kind in types.items() if _is_text(kind)}
     if "uid" not in is_text:
