@@ -210,6 +210,10 @@ def test_captions_are_balanced_by_their_own_counts(work: Workspace, tmp_path: Pa
     assert {row["uid"] for row in table if row["source"] == "raw"} == of_raw
     assert {row["uid"] for row in table if row["source"] == "blip2"} == of_captions
     assert of_captions
+    work.clean(sources="blip2", yes=True)
+    assert not work.store.parts("columns/concepts_blip2")
+    assert not work.store.parts("matches/concepts_blip2")
+    assert len(work.store.parts("columns/concepts")) == 3
 
 
 def rows_of_index(work: Workspace) -> list[dict[str, object]]:

@@ -185,15 +185,15 @@ def _counts(store: Store, name: str, shard: Shard) -> tuple[np.ndarray, np.ndarr
 
 def concept_stages(store: Store, name: str, settings: AnnotateSettings) -> list[Stage]:
     """Return the stage that writes the columns of annotation `name` from its matches and counts."""
-    folder = matches_folder(name)
+    folder, texts = matches_folder(name), texts_folder(settings.source)
     known: list[tuple[np.ndarray, np.ndarray]] = []
     # One digest for all parts, as each depends on all texts: mix refuses parts of two runs.
     config = {"method": settings.method, "source": settings.source, "seed": settings.seed}
     config |= {"values": store.fingerprint(counts_part(name))}
 
     def inputs(shard: Shard) -> dict[str, str]:
-        part = f"{folder}/{shard.name}"
-        return {part: store.fingerprint(part)}
+        parts = {folder: f"{folder}/{shard.name}", texts: f"{texts}/{shard.name}"}
+        return {name: store.fingerprint(part) for name, part in parts.items()}
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
         if not known:
@@ -213,7 +213,7 @@ def concept_stages(store: Store, name: str, settings: AnnotateSettings) -> list[
             config,
             inputs,
             run_shard,
-            reads=(folder,),
+            reads=(folder, texts),
             columns=column_names(FIELDS),
         )
     ]

@@ -15,7 +15,7 @@ TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute from embeddings or texts. Each group of options is for one method."""
+    """Which columns to compute. Each group of options is for one method."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
