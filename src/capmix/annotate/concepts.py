@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,7 +96,8 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     """Apply SplitMix64's finaliser."""
     bits = (bits ^ (bits >> np.uint64(30))) * FIRST
     bits = (bits ^ (bits >> np.uint64(27))) * SECOND
-    return bits ^ (bits >> np.uint64(31))
+    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 def metadata_list(
@@ -108,7 +110,8 @@ def metadata_list(
     part, matching, texts = entries_part(name), settings.matching, texts_folder(settings.source)
     given = [] if settings.entries is None else read_entries(settings.entries, matching)
     lemmas = [] if settings.wordnet is None else wordnet_lemmas(settings.wordnet)
-    inputs, config = {}, {"given": _digest([*given, *lemmas]), "matching": matching}
+    inputs: dict[str, str] = {}
+    config: dict[str, Any] = {"given": _digest([*given, *lemmas]), "matching": matching}
     if settings.frequent is not None:
         with store.listed([texts]):
             inputs[texts] = _digest(store.fingerprint(f"{texts}/{one.name}") for one in shards)
@@ -117,7 +120,7 @@ def metadata_list(
         raise UserError("annotate: concepts needs a list: pass --entries, --wordnet or --frequent")
 
     def write(draft: Draft) -> Marker:
-        ngrams = []
+        ngrams: list[str] = []
         if settings.frequent is not None:
             least, bits = settings.frequent, settings.pmi
             ngrams = frequent_ngrams(store, shards, texts, matching, least, bits, mapped)
@@ -144,7 +147,9 @@ def count_entries(
         of_shards = [store.fingerprint(f"{folder}/{shard.name}") for shard in shards]
     inputs = {entries: store.fingerprint(entries)}
     inputs[folder] = _digest(of_shards)
-    config = {"limit": settings.limit} if settings.limit else {"tail": settings.tail}
+    config: dict[str, Any] = {"tail": settings.tail}
+    if settings.limit:
+        config = {"limit": settings.limit}
 
     def write(draft: Draft) -> Marker:
         names = kept_entries(store, name)
@@ -188,7 +193,8 @@ def concept_stages(store: Store, name: str, settings: AnnotateSettings) -> list[
     folder, texts = matches_folder(name), texts_folder(settings.source)
     known: list[tuple[np.ndarray, np.ndarray]] = []
     # One digest for all parts, as each depends on all texts: mix refuses parts of two runs.
-    config = {"method": settings.method, "source": settings.source, "seed": settings.seed}
+    config: dict[str, Any] = {"method": settings.method, "source": settings.source}
+    config |= {"seed": settings.seed}
     config |= {"values": store.fingerprint(counts_part(name))}
 
     def inputs(shard: Shard) -> dict[str, str]:

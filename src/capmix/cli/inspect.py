@@ -3,7 +3,7 @@
 import logging
 import sys
 from json import dumps
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,6 +17,10 @@ from capmix.pool.settings import OpenSettings
 from capmix.report.settings import ReportSettings
 from capmix.settings.counted import counted
 from capmix.view.settings import VIEW_PACKAGES, ViewSettings
+
+if TYPE_CHECKING:
+    from capmix.inspect.metadata import PoolCoverage
+    from capmix.inspect.status import Status
 
 log = logging.getLogger(__name__)
 ANY_FAILURES = RunSettings(max_failures=1.0)  # inspection accepts any number of failures
@@ -44,7 +48,7 @@ def status(
     from capmix.cli.stages import open_place
 
     opened = open_place(pool, work, reading, ANY_FAILURES)
-    found = opened.coverage(metadata) if metadata else opened.status()
+    found: PoolCoverage | Status = opened.coverage(metadata) if metadata else opened.status()
     show(dumps(found.as_json(), indent=2).splitlines() if json else found.lines())
 
 

@@ -259,7 +259,8 @@ def _uids_and_reasons(file: pq.ParquetFile) -> Iterator[tuple[pa.Array, pa.Array
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=names, use_threads=False):
         columns = {name: batch[name].cast(pa.string()) for name in names}
         reasons = pa.nulls(len(batch), pa.string())
-        if status := columns.get("status"):
+        status = columns.get("status")
+        if status is not None:
             errors = columns.get("error_message", reasons)
             reasons = pc.utf8_slice_codeunits(pc.coalesce(errors, status), 0, LONGEST_REASON)
             reasons = pc.if_else(pc.fill_null(pc.equal(status, SUCCESS), False), NOT_KEPT, reasons)
