@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from capmix.annotate.settings import AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
+from capmix.engine.local import cores
 from capmix.engine.run import run_job
 from capmix.engine.settings import EngineSettings, RunSettings
 from capmix.engine.stage import Stage, missing
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from capmix.evaluation.results import Evaluated
     from capmix.inspect.clean import Cleaned
     from capmix.inspect.forecast import Forecast, Site
+    from capmix.inspect.metadata import PoolCoverage
     from capmix.inspect.show import Gallery
     from capmix.inspect.status import Status
     from capmix.inspect.verify import Verified
@@ -101,6 +103,7 @@ Kind = TypeVar("Kind", bound=Settings)
 Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
 WORK_VARIABLE = "CAPMIX_WORK"
 LINKS = "follow_links"  # key in the work directory's pool.json, present if links are followed
+TEXTS_PER_WORKER = 50_000  # a worker process that reads only texts takes a second to start
 FIELD = "field:"  # prefix of captioners that copy a field of the samples' JSON
 Place = str | os.PathLike[str]
 
@@ -174,6 +177,22 @@ class Workspace:
         from capmix.inspect.status import status
 
         return status(self.pool, self.store)
+
+    def coverage(self, metadata: Place | Sequence[Place]) -> "PoolCoverage":
+        """Return how many rows of the metadata that the pool comes from are in the pool, by uid.
+
+        Lists the pool's samples first if they are not listed yet.
+
+        Args:
+            metadata: Parquet files with a column `uid`, patterns, or folders of such files.
+
+        Raises:
+            UserError: If a file does not exist, or has no uids.
+        """
+        from capmix.inspect.metadata import pool_coverage
+
+        self.index()
+        return pool_coverage(self.store, self.pool, _places(metadata))
 
     def clean(
         self,
@@ -608,9 +627,9 @@ class Workspace:
             work.store, work.pool, _places(files), chosen.scorer, chosen.source, *columns
         )
 
-    @with_options(AnnotateSettings)
+    @with_options(AnnotateSettings, EngineSettings, RunSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings.
+        """Compute columns for recipes from saved embeddings or from texts.
 
         Args:
             settings: Annotation settings; keywords override them.
@@ -621,12 +640,14 @@ class Workspace:
 
         Raises:
             UserError: If the embeddings do not exist; `score` with `save_embeddings=True` writes
-                them.
+                them. For concepts, if there is no metadata list, or if the source has no texts.
         """
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        if chosen.method == "concepts":
+            return work._balance(chosen)
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -649,6 +670,32 @@ class Workspace:
         name = chosen.name or chosen.method
         check_source_name(name, "annotation")
         return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+
+    def _balance(self, chosen: AnnotateSettings) -> Counts:
+        """Balance the texts of a source over metadata entries, in three passes over the shards."""
+        from capmix.annotate.concept_matches import match_stages
+        from capmix.annotate.concepts import concept_stages, count_entries, metadata_list
+        from capmix.engine.mapped import mapper
+
+        name = chosen.name or chosen.method
+        check_source_name(name, "annotation")
+        require(["ahocorasick_rs"], "annotate concepts", "concepts")
+        self.index()
+        self.catalog.known_sources([chosen.source])
+        work = self._in_processes()
+        with mapper(work.engine, is_long=bool(work.engine.workers)) as mapped:
+            metadata_list(work.store, work.pool.shards, name, chosen, mapped)
+            work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
+            count_entries(work.store, work.pool.shards, name, chosen, mapped)
+        (counts,) = work.run(partial(concept_stages, work.store, name, chosen))
+        return counts
+
+    def _in_processes(self) -> "Workspace":
+        """Return the workspace with a worker process per core, if the pool is large enough."""
+        if self.engine.workers or self.engine.name != "local" or not self._index.rows:
+            return self
+        workers = min(cores(), len(self.pool.shards), self._index.rows // TEXTS_PER_WORKER)
+        return self.using(workers=workers) if workers > 1 else self
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

@@ -33,6 +33,22 @@ WORDS = [
     *("table", "sea", "standing", "next", "to", "market", "right", "American", "canal", "note"),
     *("photograph", "photographs", "photographer", "mark", "wall", "3", "2019", "x_y", "_"),
 ]
+PERSONAL = [
+    *(
+        "me@example.com",
+        "Tel: 1234567",
+        "+44 20 7946 0958",
+        "call\u00a0+1\u2011212\u2011555\u20110123",
+    ),
+    *(
+        "01\u00a023 45 67 89",
+        "me@example.com",
+        "j\u00fcrgen@m\u00fcller.de",
+        "icon@2x.png",
+        "1920 x 1080",
+        "+49 (0)30 12345678",
+    ),
+]
 JOINTS = [
     *[" "] * 12,
     ", ",
@@ -72,6 +88,8 @@ def make_text(draw: random.Random) -> str:
     words = draw.choices(bank, k=draw.randint(1, 14))
     if kind > 0.9:
         words.insert(draw.randrange(len(words) + 1), draw.choice(PHRASES))
+    if draw.random() < 0.1:
+        words.insert(draw.randrange(len(words) + 1), draw.choice(PERSONAL))
     if 0.6 < kind < 0.8:  # repeated two or three times
         start, length = draw.randrange(len(words)), draw.randint(1, 8)
         words[start:start] = words[start : start + length] * draw.randint(1, 2)

@@ -42,6 +42,7 @@ def test_a_language_that_cannot_be_told_is_one_clear_line() -> None:
         ("a dog, royalty-free stock photo", "stop", None, ["boilerplate"]),
         ("I\u2019m sorry, I can't help with that", "stop", None, ["refusal"]),
         ("I can see a dog", "stop", None, []),
+        ("a sign, call (212) 555-0123 or info@example.com", "stop", None, ["email", "phone"]),
     ],
 )
 def test_flags(text: str, finish: str, prompt: str | None, expected: list[str]) -> None:

@@ -5,19 +5,22 @@ from typing import Literal
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
+Method = Literal["clusters", "semdedup", "normsim", "cliploss", "concepts"]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
+CONCEPTS = "concepts"
+EXACT, WORDS = "exact", "words"
+TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute from saved embeddings. Each group of options is for one method."""
+    """Which columns to compute. Each group of options is for one method."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss."
+        "cliploss: negCLIPLoss. concepts: balance of the texts over a list of metadata entries."
     )
     name: str | None = option(
         None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
@@ -42,7 +45,7 @@ class AnnotateSettings(Settings):
     norm: Literal["inf", "2"] = option(
         "inf", "Norm of the similarities to the reference images.", group=NORMSIM
     )
-    source: str = option("raw", "Source whose texts are compared with the images.", group=CLIPLOSS)
+    source: str = option("raw", "Source of the texts of cliploss and concepts.", group=CLIPLOSS)
     model: ScoreModel = option(
         "",
         "Scorer that computed the embeddings, as in `capmix score` (default: `mini` for the pool "
@@ -54,6 +57,50 @@ class AnnotateSettings(Settings):
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
     rounds: int = option(
         ROUNDS, "Number of random batches to average over per pair.", group=CLIPLOSS, ge=1
+    )
+    entries: str | None = option(
+        None,
+        "Metadata list: a UTF-8 file with one entry per line.",
+        group=CONCEPTS,
+        metavar="FILE",
+    )
+    wordnet: str | None = option(
+        None,
+        "Add the lemmas of WordNet to the metadata list: the folder with index.noun.",
+        group=CONCEPTS,
+        metavar="DIR",
+    )
+    frequent: int | None = option(
+        None,
+        "Add the words and pairs of words that occur at least this often in the source's texts to "
+        "the metadata list.",
+        group=CONCEPTS,
+        ge=1,
+    )
+    pmi: float = option(
+        5.0,
+        "Lowest pointwise mutual information of a pair of words, in bits.",
+        group=CONCEPTS,
+    )
+    matching: Literal["exact", "words"] = option(
+        EXACT,
+        "exact: an entry matches where the text has it between spaces. words: the same after "
+        "both are reduced to lower-case words, without punctuation.",
+        group=CONCEPTS,
+    )
+    tail: float = option(
+        TAIL,
+        "Share of all matches that belongs to rare entries. The limit is the count of the entry at "
+        "which the cumulative share reaches it.",
+        group=CONCEPTS,
+        gt=0,
+        le=1,
+    )
+    limit: int | None = option(
+        None,
+        "Expected number of texts to keep per entry, such as 20000 (default: from --tail).",
+        group=CONCEPTS,
+        ge=1,
     )
 
 

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.caption.flags import BOILERPLATE, LONGEST_LOOP, REFUSAL, caption_flags
+from capmix.caption.personal import EMAIL_HINT, PHONE_HINT
 
 BYTES_AT_ONCE = 1 << 20  # of text per slice: intermediate results stay in the CPU cache
 TYPE = pa.list_(pa.string())
 PHRASES = f"{BOILERPLATE.pattern}|{REFUSAL.pattern}"
+PERSONAL = f"{EMAIL_HINT}|{PHONE_HINT}"
 NO_WORD = re.compile(r"[^\w\x00-\x7f]")
 # Letters that match an ASCII letter in a case-insensitive pattern but are not lower-cased to it.
 CASE_VARIANTS = {"\u017f": "s", "\u0131": "i"}
@@ -79,6 +81,8 @@ def _may_have_flags(texts: pa.Array, settings: _Settings) -> np.ndarray:
         return np.ones(len(texts), bool)
     lowered = _lowered(texts)
     suspects = pc.match_substring_regex(lowered, PHRASES)
+    personal = pc.match_substring_regex(texts.fill_null(""), PERSONAL)
+    suspects = pc.or_(suspects, personal)
     if settings.prompt:
         prompt = _plain(settings.prompt.strip())
         suspects = pc.or_(suspects, pc.starts_with(lowered, prompt))

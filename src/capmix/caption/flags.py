@@ -4,6 +4,7 @@ import re
 from functools import cache
 from typing import Any
 
+from capmix.caption.personal import has_email, has_phone
 from capmix.errors import UserError
 
 WORD = re.compile(r"\w+")
@@ -30,7 +31,10 @@ BOILERPLATE_HINTS = (
     "wall",
 )
 REFUSAL_HINTS = ("sorry", "unable", "not", "can", "won't", "couldn't", "as an ai", "language model")
-FLAGS = ("empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language")
+FLAGS = (
+    "empty", "loop", "prompt_echo", "boilerplate", "refusal", "unfinished", "wrong_language",
+    "email", "phone",
+)  # fmt: skip
 LONGEST_LOOP = 6  # words
 MIN_PROBABILITY = 0.01  # of the expected language: low, because single words are often misjudged
 
@@ -48,6 +52,7 @@ def caption_flags(
     - unfinished: truncated at the maximum length
     - wrong_language: only if `language` (ISO 639-1) is set; py3langid assigns it a probability
       below MIN_PROBABILITY
+    - email, phone: an e-mail address or a phone number (see personal.py)
 
     Raises UserError if `language` is set and py3langid is not installed.
     """
@@ -60,6 +65,8 @@ def caption_flags(
         "refusal": _matches(REFUSAL, REFUSAL_HINTS, lowered),
         "unfinished": finish == "length",
         "wrong_language": bool(language and _is_other_language(text, language)),
+        "email": has_email(text),
+        "phone": has_phone(text),
     }
     return [name for name in FLAGS if found[name]]
 

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from typing import Annotated, Literal
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,16 +18,38 @@ from capmix.report.settings import ReportSettings
 from capmix.settings.counted import counted
 from capmix.view.settings import VIEW_PACKAGES, ViewSettings
 
+if TYPE_CHECKING:
+    from capmix.inspect.metadata import PoolCoverage
+    from capmix.inspect.status import Status
+
 log = logging.getLogger(__name__)
 ANY_FAILURES = RunSettings(max_failures=1.0)  # inspection accepts any number of failures
 
 
 @command
-def status(pool: Pool = None, *, work: Work = None, reading: OpenSettings) -> None:
+def status(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    metadata: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Show instead how many rows of this metadata are in the pool, by uid: parquet "
+            "files, a pattern or a folder. May be repeated.",
+            negative="",
+            consume_multiple=True,
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, Parameter(help="Print JSON.", negative="")] = False,
+    reading: OpenSettings,
+) -> None:
     """Show the progress of each stage: parts done, missing and stale, rows and bytes."""
     from capmix.cli.stages import open_place
 
-    show(open_place(pool, work, reading, ANY_FAILURES).status().lines())
+    opened = open_place(pool, work, reading, ANY_FAILURES)
+    found: PoolCoverage | Status = opened.coverage(metadata) if metadata else opened.status()
+    show(dumps(found.as_json(), indent=2).splitlines() if json else found.lines())
 
 
 @command

@@ -28,6 +28,7 @@ from capmix.storage.layout import (
     EMBEDDINGS,
     FIELDS,
     MARKERS,
+    MATCHES,
     MEASURES,
     PARTIAL,
     PROBE_RESULTS,
@@ -44,7 +45,7 @@ from capmix.view.journal import Journal
 from capmix.view.samples import base_source
 
 OF_A_SHARD = (".parquet", ".npy")
-MADE_FROM_TEXTS = (SUBSETS, MEASURES, ANNOTATIONS)
+MADE_FROM_TEXTS = (SUBSETS, MEASURES, MATCHES, ANNOTATIONS)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from capmix.storage.layout import (
     CAPTIONS,
     EMBEDDINGS,
     FIELDS,
+    MATCHES,
     SAMPLES,
     SCORES,
     SUBSETS,
@@ -34,7 +35,7 @@ HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes"
 LARGEST = 6  # number of folders listed with their sizes
 # Depth of a stage's folder below each top folder. The rest of a part's name is the shard's name,
 # which may contain slashes itself.
-DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, ANNOTATIONS: 1}
+DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, MATCHES: 1, ANNOTATIONS: 1}
 FIELDS_SHOWN = 60
 
 
@@ -90,6 +91,11 @@ class Status:
         return pa.Table.from_pylist(
             [{k: v for k, v in row.items() if k not in ("settings", "reasons")} for row in rows]
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        stages = [vars(one) | {"reasons": dict(one.reasons)} for one in self.stages]
+        return vars(self) | {"stages": stages}
 
     def lines(self) -> list[str]:
         """Return a human-readable table."""
@@ -213,7 +219,8 @@ def _rerun_command(stage: StageStatus, work: str) -> str:
         recipe = settings.get("recipe")
         name = recipe.get("name") if isinstance(recipe, dict) else None
         return f"capmix mix{work} --recipe {shlex.quote(str(name or 'RECIPE'))} --out {rest}"
-    return f"capmix annotate{work} --name {shlex.quote(rest)}" if top == ANNOTATIONS else ""
+    of_annotation = top in (ANNOTATIONS, MATCHES)
+    return f"capmix annotate{work} --name {shlex.quote(rest)}" if of_annotation else ""
 
 
 def _model(settings: Mapping[str, Any]) -> str:

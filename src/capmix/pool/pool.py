@@ -174,6 +174,10 @@ class Pool:
         """Open a shard's tar. Raises OSError."""
         return self._open(self.files[shard.name][0], buffering=-1)  # TarMembers buffers itself
 
+    def open_beside(self, shard: Shard, ending: str) -> BinaryIO:
+        """Open the file that is named like the shard's tar, with another ending. Raises OSError."""
+        return self._open(self.files[shard.name][0].removesuffix(".tar") + ending)
+
     def path(self, name: str) -> str:
         """Return the path of a file in its file system."""
         place, inner = self.place_of(name)

@@ -9,6 +9,8 @@ captions/<source>/<shard>                  captions of one source
 scores/<scorer>/<source>/<shard>           image-text similarities
 .arrays/scores/<scorer>/<source>/<shard>   copies of the scores as arrays, which load faster
 columns/<annotation>/<shard>               columns for recipes
+matches/<annotation>/<shard>               metadata entries that occur in the texts
+metadata/<annotation>/entries, .../counts  list of metadata entries; how many texts each occurs in
 .carried/<source>                          captions of images that a run may have to move
 .partial/<folder>/                         results of shards that are not complete yet
 measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
@@ -30,6 +32,8 @@ EMBEDDINGS = "embeddings"
 CAPTIONS = "captions"
 SCORES = "scores"
 ANNOTATIONS = "columns"
+MATCHES = "matches"
+METADATA = "metadata"
 MEASURES = "measures"
 SUBSETS = "subsets"
 PROBES = "probes"
@@ -53,7 +57,7 @@ RAW = "raw"
 EDITED = "edited"  # default source of `capmix view`
 # Folders whose rows do not have the status of a sample; the status of FIELDS rows is in the index.
 NOT_OF_SAMPLES = (
-    FIELDS, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,
+    FIELDS, METADATA, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,
 )  # fmt: skip
 
 
@@ -85,3 +89,18 @@ def texts_folder(source: str) -> str:
 def annotation_folder(name: str) -> str:
     """Return the folder of one annotation."""
     return f"{ANNOTATIONS}/{name}"
+
+
+def matches_folder(name: str) -> str:
+    """Return the folder of the metadata entries that occur in each text, of one annotation."""
+    return f"{MATCHES}/{name}"
+
+
+def entries_part(name: str) -> str:
+    """Return the part with the list of metadata entries of one annotation."""
+    return f"{METADATA}/{name}/entries"
+
+
+def counts_part(name: str) -> str:
+    """Return the part with the number of texts and the probability of each metadata entry."""
+    return f"{METADATA}/{name}/counts"
