@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.annotate.settings import IMAGE, AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.run import run_job
 from capmix.engine.settings import EngineSettings, RunSettings
@@ -543,9 +543,9 @@ class Workspace:
             work.store, work.pool, _places(files), chosen.scorer, chosen.source, *columns
         )
 
-    @with_options(AnnotateSettings)
+    @with_options(AnnotateSettings, EngineSettings, RunSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings.
+        """Compute columns for recipes, from saved embeddings or from images.
 
         Args:
             settings: Annotation settings; keywords override them.
@@ -561,7 +561,9 @@ class Workspace:
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        if chosen.method == IMAGE:
+            return work._annotate_images(chosen)
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -584,6 +586,20 @@ class Workspace:
         name = chosen.name or chosen.method
         check_source_name(name, "annotation")
         return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+
+    def _annotate_images(self, chosen: AnnotateSettings) -> Counts:
+        """Compute the columns of `--method image` in one pass over the images, then the groups."""
+        from capmix.annotate.image_groups import annotate_groups
+        from capmix.annotate.image_stage import image_stages
+
+        require(["imagehash"], "annotate image", "images")
+        name = chosen.name or IMAGE
+        check_source_name(name, "annotation")
+        self.pool.need_images("annotate --method image")
+        part, _, is_indexed = self._to_read(SelectSettings())
+        counts = part._read(partial(image_stages, name=name), is_indexed)[-1]
+        annotate_groups(self.store, self.pool.shards, name, chosen.distance)
+        return counts
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

@@ -5,19 +5,22 @@ from typing import Literal
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
+Method = Literal["clusters", "semdedup", "normsim", "cliploss", "image", "head"]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
+IMAGE, HEAD = "image", "head"
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute from saved embeddings. Each group of options is for one method."""
+    """Which columns to compute, from saved embeddings or from images. Each group of options is for
+    one method."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss."
+        "cliploss: negCLIPLoss. image: perceptual hash, near duplicates, sharpness, entropy and "
+        "colourfulness. head: a linear or MLP predictor, such as an aesthetic score."
     )
     name: str | None = option(
         None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
@@ -54,6 +57,31 @@ class AnnotateSettings(Settings):
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
     rounds: int = option(
         ROUNDS, "Number of random batches to average over per pair.", group=CLIPLOSS, ge=1
+    )
+    distance: int = option(
+        4,
+        "Images whose perceptual hashes (64 bits) differ in at most this many bits are near "
+        "duplicates; 0 groups equal hashes only.",
+        group=IMAGE,
+        ge=0,
+        le=8,
+    )
+    weights: str | None = option(
+        None, "Weights of the head: a .safetensors file.", group=HEAD, metavar="FILE"
+    )
+    column: str = option(
+        "value",
+        "Name of the head's column; with several outputs, of the columns COLUMN_0, COLUMN_1, ...",
+        group=HEAD,
+    )
+    activation: Literal["none", "relu"] = option(
+        "none", "Activation between the layers. LAION's aesthetic predictors have none.", group=HEAD
+    )
+    output: Literal["none", "sigmoid", "softmax"] = option(
+        "none", "Function of the last layer's outputs.", group=HEAD
+    )
+    normalize: bool = option(
+        True, "Normalize embeddings to length 1 before the first layer.", group=HEAD
     )
 
 

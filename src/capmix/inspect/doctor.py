@@ -21,6 +21,7 @@ PURPOSES = {
     "view": "capmix view, the report served on localhost",
     "language": "language identification, in recipes and flags",
     "clusters": "capmix annotate --method clusters",
+    "images": "capmix annotate --method image",
     "measure": "nouns, reference metrics, topics",
     "notebook": "progress bars and data frames in notebooks",
     "ray": "--engine ray",

