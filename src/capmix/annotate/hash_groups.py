@@ -10,7 +10,7 @@ with equal bands are compared last, by the same method on their other bits, and 
 in one group by then.
 """
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -148,7 +148,7 @@ def _keys(width: int, distance: int, count: int) -> list[_Key]:
     while chosen < MOST_CHOSEN and chosen * width // (distance + chosen) < wanted:
         chosen += 1
     ends = np.linspace(0, width, distance + chosen + 1).astype(int).tolist()
-    bands = [(start, end - start) for start, end in zip(ends, ends[1:], strict=False)]
+    bands = [(start, end - start) for start, end in pairwise(ends)]
     keys = []
     for some in combinations(range(len(bands)), chosen):
         top = [bands[i] for i in some]

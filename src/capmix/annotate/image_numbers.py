@@ -1,7 +1,7 @@
 """Numbers of one image: perceptual hash, sharpness, entropy, colourfulness, aspect ratio.
 
-All are computed from the image upright, on white, and reduced to at most SIDE pixels per side, which
-bounds their cost and makes photos of any resolution comparable.
+All are computed from the image upright, on white, and reduced to at most SIDE pixels per side. This
+bounds their cost, and makes photos of any resolution comparable.
 
 - `phash`: 64-bit perceptual hash of the ImageHash library (signs of the low frequencies of a DCT)
 - `sharpness`: variance of the Laplacian of the grey image (Pech-Pacheco et al., ICPR 2000)
