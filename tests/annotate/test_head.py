@@ -1,6 +1,7 @@
 """Heads on saved embeddings: compared with torch, and run from the command line."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def settings(**options: Any) -> AnnotateSettings:
 def layers(*sizes: int, prefix: str = "", seed: int = 0) -> Arrays:
     """Return random layers of these sizes, numbered as where a Dropout follows each layer."""
     draw, found = np.random.default_rng(seed), {}
-    for number, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         weight = draw.normal(size=(outputs, inputs)) / math.sqrt(inputs)
         found[f"{prefix}{2 * number}.weight"] = weight.astype(np.float32)
         found[f"{prefix}{2 * number}.bias"] = draw.normal(size=outputs).astype(np.float32)
@@ -46,7 +47,7 @@ def test_outputs_equal_those_of_torch(tmp_path: Path, activation: str, output: s
     """The layers of LAION's aesthetic predictor, one vector at a time."""
     sizes = (768, 1024, 128, 64, 16, 3)
     modules: list[torch.nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         modules += [torch.nn.Linear(inputs, outputs), torch.nn.Dropout(0.2)]
     model = torch.nn.Sequential(*modules[:-1]).eval()
     path = tmp_path / "head.safetensors"
