@@ -69,6 +69,21 @@ def test_outputs_equal_those_of_torch(tmp_path: Path, activation: str, output: s
     assert np.abs(found - np.stack(expected)).max() <= 1e-6
 
 
+def test_no_activation_is_between_consecutive_numbers(tmp_path: Path) -> None:
+    """As in LAION's H14 NSFW detector, which ends with two linear layers."""
+    model = torch.nn.Sequential(
+        *(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Dropout(0.2)),
+        *(torch.nn.Linear(6, 5), torch.nn.Linear(5, 1)),
+    ).eval()
+    path = tmp_path / "head.safetensors"
+    save_torch({f"layers.{name}": one for name, one in model.state_dict().items()}, path)
+    vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(vectors)).numpy()
+    found = predict(read_head(str(path)), vectors, settings(activation="relu"))
+    assert np.abs(found - expected).max() <= 1e-6
+
+
 def test_a_linear_head_has_no_number_and_may_have_no_bias(tmp_path: Path) -> None:
     path = saved(tmp_path, {"weight": np.array([[1, 2, 3]], np.float16)})
     found = predict(read_head(path), np.array([[1, 0, 2]]), settings())
@@ -79,7 +94,7 @@ def test_layers_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     sizes = [2] * 13
     found = read_head(saved(tmp_path, layers(*sizes)))
     expected = layers(*sizes)
-    assert [w.tolist() for w, _ in found.layers] == [
+    assert [one.weight.tolist() for one in found.layers] == [
         expected[f"{2 * number}.weight"].tolist() for number in range(12)
     ]
 

@@ -54,7 +54,7 @@ class _Groups:
 
     def find(self, numbers: np.ndarray) -> np.ndarray:
         """Return the roots of some numbers, and shorten their paths."""
-        roots = self._parent[numbers]
+        roots: np.ndarray = self._parent[numbers]
         while True:
             further = self._parent[roots]
             if np.array_equal(further, roots):
@@ -175,7 +175,7 @@ def _compare(runs: _Runs, distance: int, groups: _Groups) -> None:
     """
     (values, numbers, _), starts, sizes = runs
     ends = np.cumsum(sizes)
-    cuts = np.searchsorted(ends, np.arange(CHUNK, int(ends[-1]) + 1, CHUNK)) if len(ends) else []
+    cuts = np.searchsorted(ends, np.arange(CHUNK, int(sizes.sum()) + 1, CHUNK))
     for some in np.split(np.arange(len(sizes)), cuts):
         if not len(some):
             continue

@@ -1,7 +1,8 @@
 """Predictors on saved embeddings: a linear layer, or an MLP, from a safetensors file.
 
 The layers are the tensors `N.weight` or `PREFIX.N.weight`, as of a torch.nn.Sequential, in the
-order of N; a single layer may be named `weight`. Dropout has no weights and no effect here.
+order of N; a single layer may be named `weight`. Dropout has no weights and no effect here. An
+activation has a number of its own in a Sequential, so there is none between layers N and N + 1.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,23 +33,28 @@ EXPECTED = (
 )
 
 
+class Layer(NamedTuple):
+    """Weight float32 (outputs, inputs), bias float32 (outputs,), and the layer's number."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    number: int
+
+
 @dataclass(frozen=True)
 class Head:
-    """Layers, each a weight float32 (outputs, inputs) and a bias float32 (outputs,).
+    """Layers, and the digest of their file."""
 
-    `digest` identifies the file.
-    """
-
-    layers: list[tuple[np.ndarray, np.ndarray]]
+    layers: list[Layer]
     digest: str
 
     @property
     def inputs(self) -> int:
-        return int(self.layers[0][0].shape[1])
+        return int(self.layers[0].weight.shape[1])
 
     @property
     def outputs(self) -> int:
-        return len(self.layers[-1][1])
+        return len(self.layers[-1].bias)
 
 
 def read_head(path: str) -> Head:
@@ -70,7 +77,7 @@ def read_head(path: str) -> Head:
     return Head(_layers(path, tensors), hashlib.sha256(data).hexdigest()[:32])
 
 
-def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     """Return the layers in order. Raises UserError if the tensors are not those of one head."""
 
     def wrong(why: str) -> UserError:
@@ -91,7 +98,7 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[tuple[np.ndarr
         modules.add((parts["module"], parts["number"] is None))
     if len(modules) > 1:
         raise wrong("the layers are of several modules")
-    layers: list[tuple[np.ndarray, np.ndarray]] = []
+    layers: list[Layer] = []
     for number, tensors_of in sorted(found.items()):
         weight = tensors_of.get("weight", np.zeros(0))
         if weight.ndim != 2 or not weight.size:
@@ -99,14 +106,14 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[tuple[np.ndarr
         bias = tensors_of.get("bias", np.zeros(len(weight), np.float32))
         if bias.shape != weight.shape[:1]:
             raise wrong(f"layer {number}: weight {weight.shape} and bias {bias.shape}")
-        if layers and weight.shape[1] != len(layers[-1][1]):
-            width = len(layers[-1][1])
+        if layers and weight.shape[1] != len(layers[-1].bias):
+            width = len(layers[-1].bias)
             raise wrong(f"layer {number} has {weight.shape[1]} inputs after {width} outputs")
-        layers.append((weight, bias))
+        layers.append(Layer(weight, bias, number))
     if not layers:
         raise wrong("no tensors")
-    if len(layers[-1][1]) > MAX_OUTPUTS:
-        raise wrong(f"{len(layers[-1][1])} outputs exceed the limit of {MAX_OUTPUTS}")
+    if len(layers[-1].bias) > MAX_OUTPUTS:
+        raise wrong(f"{len(layers[-1].bias)} outputs exceed the limit of {MAX_OUTPUTS}")
     return layers
 
 
@@ -116,10 +123,12 @@ def predict(head: Head, vectors: np.ndarray, settings: AnnotateSettings) -> np.n
     The vectors are used as they are, normalized or not.
     """
     found = np.asarray(vectors, np.float32)
-    for number, (weight, bias) in enumerate(head.layers):
-        if number and settings.activation == "relu":
+    before: int | None = None
+    for weight, bias, number in head.layers:
+        if settings.activation == "relu" and before is not None and number > before + 1:
             found = np.maximum(found, np.float32(0))
         found = found @ weight.T + bias
+        before = number
     if settings.output == "sigmoid":
         # exp of a large number would overflow.
         small = np.exp(-np.abs(found))

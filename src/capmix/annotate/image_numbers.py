@@ -10,6 +10,7 @@ bounds their cost, and makes photos of any resolution comparable.
 - `aspect`: width / height
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,6 @@ FIELDS = [
     ("colourfulness", pa.float32()),
     ("aspect", pa.float32()),
 ]
-LEVELS = 256
-CHANNEL_WEIGHTS = np.array([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])  # red-green, yellow-blue
 
 
 class ImageNumbers(NamedTuple):
@@ -79,8 +78,7 @@ def sharpness(grey: np.ndarray) -> float | None:
     around = levels[:-2, 1:-1] + levels[2:, 1:-1] + levels[1:-1, :-2] + levels[1:-1, 2:]
     # At most 2^21 values below 2^20 when squared: the sums are exact in float64.
     laplacian = (around - 4 * levels[1:-1, 1:-1]).astype(np.float64).ravel()
-    mean = laplacian.sum() / laplacian.size
-    return float(laplacian @ laplacian / laplacian.size - mean * mean)
+    return _moments(laplacian, 1)[1]
 
 
 def entropy(histogram: list[int]) -> float:
@@ -96,8 +94,16 @@ def colourfulness(image: np.ndarray) -> float:
     With rg = R - G and yb = (R + G) / 2 - B: the length of their standard deviations plus 0.3 times
     the length of their means.
     """
-    pixels = image.reshape(-1, 3).astype(np.float64)
-    means = CHANNEL_WEIGHTS @ (pixels.sum(axis=0) / len(pixels))
-    second = CHANNEL_WEIGHTS @ (pixels.T @ pixels / len(pixels)) @ CHANNEL_WEIGHTS.T
-    variances = np.maximum(np.diag(second) - means**2, 0.0)
-    return float(np.sqrt(variances.sum()) + 0.3 * np.sqrt((means**2).sum()))
+    red, green, blue = (image[..., i].ravel().astype(np.int16) for i in range(3))
+    # Twice yb is a whole number: the sums are exact in float64, and equal on all machines.
+    pairs = ((red - green, 1), (red + green - 2 * blue, 2))
+    moments = [_moments(values.astype(np.float64), unit) for values, unit in pairs]
+    mean = math.hypot(*(mean for mean, _ in moments))
+    return math.sqrt(sum(variance for _, variance in moments)) + 0.3 * mean
+
+
+def _moments(values: np.ndarray, unit: int) -> tuple[float, float]:
+    """Return mean and variance of values / unit."""
+    mean = float(values.sum()) / values.size
+    variance = float(values @ values) / values.size - mean * mean
+    return mean / unit, max(variance, 0.0) / unit**2

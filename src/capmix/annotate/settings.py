@@ -75,7 +75,10 @@ class AnnotateSettings(Settings):
         group=HEAD,
     )
     activation: Literal["none", "relu"] = option(
-        "none", "Activation between the layers. LAION's aesthetic predictors have none.", group=HEAD
+        "none",
+        "Activation between layers, except between N and N + 1 (LAION's aesthetic predictors have "
+        "none).",
+        group=HEAD,
     )
     output: Literal["none", "sigmoid", "softmax"] = option(
         "none", "Function of the last layer's outputs.", group=HEAD

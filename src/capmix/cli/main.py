@@ -111,7 +111,7 @@ COMMANDS = (
         PREPARE,
         "annotate",
         "stages",
-        "Compute columns for recipes from saved embeddings.",
+        "Compute columns for recipes, from saved embeddings or from images.",
         "capmix annotate --work ./work --method semdedup --epsilon 0.05",
     ),
     Command(
