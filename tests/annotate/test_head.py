@@ -27,7 +27,7 @@ def settings(**options: Any) -> AnnotateSettings:
 
 
 def layers(*sizes: int, prefix: str = "", seed: int = 0) -> Arrays:
-    """Return random layers of these sizes, numbered as where a Dropout follows each layer."""
+    """Return random layers of these sizes, numbered like layers with a Dropout after each."""
     draw, found = np.random.default_rng(seed), {}
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
         weight = draw.normal(size=(outputs, inputs)) / math.sqrt(inputs)

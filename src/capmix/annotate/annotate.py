@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
-from capmix.annotate.head import Head, check_column, head_columns, read_head
+from capmix.annotate.head import EmbeddingHead, check_column, head_columns, read_head
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
 from capmix.annotate.settings import (
@@ -124,7 +124,7 @@ def _made_of(
     return digest.hexdigest()[:32]
 
 
-def _head(settings: AnnotateSettings) -> Head:
+def _head(settings: AnnotateSettings) -> EmbeddingHead:
     if settings.weights is None:
         raise UserError("annotate head: expected --weights, a .safetensors file")
     check_column(settings.column)

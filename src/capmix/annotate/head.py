@@ -33,7 +33,7 @@ EXPECTED = (
 )
 
 
-class Layer(NamedTuple):
+class HeadLayer(NamedTuple):
     """Weight float32 (outputs, inputs), bias float32 (outputs,), and the layer's number."""
 
     weight: np.ndarray
@@ -42,10 +42,10 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Head:
+class EmbeddingHead:
     """Layers, and the digest of their file."""
 
-    layers: list[Layer]
+    layers: list[HeadLayer]
     digest: str
 
     @property
@@ -57,7 +57,7 @@ class Head:
         return len(self.layers[-1].bias)
 
 
-def read_head(path: str) -> Head:
+def read_head(path: str) -> EmbeddingHead:
     """Read the layers of a head. Raises UserError if the file is not one, or is too large."""
     require(["safetensors"], "annotate head", "mini")
     from safetensors import SafetensorError
@@ -74,10 +74,10 @@ def read_head(path: str) -> Head:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"--weights {path}: {why}; {EXPECTED}") from error
-    return Head(_layers(path, tensors), hashlib.sha256(data).hexdigest()[:32])
+    return EmbeddingHead(_layers(path, tensors), hashlib.sha256(data).hexdigest()[:32])
 
 
-def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
+def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[HeadLayer]:
     """Return the layers in order. Raises UserError if the tensors are not those of one head."""
 
     def wrong(why: str) -> UserError:
@@ -98,7 +98,7 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
         modules.add((parts["module"], parts["number"] is None))
     if len(modules) > 1:
         raise wrong("the layers are of several modules")
-    layers: list[Layer] = []
+    layers: list[HeadLayer] = []
     for number, tensors_of in sorted(found.items()):
         weight = tensors_of.get("weight", np.zeros(0))
         if weight.ndim != 2 or not weight.size:
@@ -109,7 +109,7 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
         if layers and weight.shape[1] != len(layers[-1].bias):
             width = len(layers[-1].bias)
             raise wrong(f"layer {number} has {weight.shape[1]} inputs after {width} outputs")
-        layers.append(Layer(weight, bias, number))
+        layers.append(HeadLayer(weight, bias, number))
     if not layers:
         raise wrong("no tensors")
     if len(layers[-1].bias) > MAX_OUTPUTS:
@@ -117,7 +117,7 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[Layer]:
     return layers
 
 
-def predict(head: Head, vectors: np.ndarray, settings: AnnotateSettings) -> np.ndarray:
+def predict(head: EmbeddingHead, vectors: np.ndarray, settings: AnnotateSettings) -> np.ndarray:
     """Return the head's outputs, float32 (n, outputs), for vectors (n, inputs).
 
     The vectors are used as they are, normalized or not.
@@ -140,7 +140,7 @@ def predict(head: Head, vectors: np.ndarray, settings: AnnotateSettings) -> np.n
 
 
 def head_columns(
-    vectors: PoolVectors, embeddings: str, head: Head, settings: AnnotateSettings
+    vectors: PoolVectors, embeddings: str, head: EmbeddingHead, settings: AnnotateSettings
 ) -> Columns:
     """Compute the settings' column; with several outputs, COLUMN_0, COLUMN_1 and so on.
 
