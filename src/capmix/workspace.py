@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.annotate.settings import IMAGE, AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.local import cores
 from capmix.engine.run import run_job
@@ -629,7 +629,7 @@ class Workspace:
 
     @with_options(AnnotateSettings, EngineSettings, RunSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings or from texts.
+        """Compute columns for recipes from saved embeddings, texts or images.
 
         Args:
             settings: Annotation settings; keywords override them.
@@ -648,6 +648,8 @@ class Workspace:
         chosen, work = self._with("annotate", AnnotateSettings, settings, options)
         if chosen.method == "concepts":
             return work._balance(chosen)
+        if chosen.method == IMAGE:
+            return work._annotate_images(chosen)
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -696,6 +698,20 @@ class Workspace:
             return self
         workers = min(cores(), len(self.pool.shards), self._index.rows // TEXTS_PER_WORKER)
         return self.using(workers=workers) if workers > 1 else self
+
+    def _annotate_images(self, chosen: AnnotateSettings) -> Counts:
+        """Compute the columns of `--method image` in one pass over the images, then the groups."""
+        from capmix.annotate.image_groups import annotate_groups
+        from capmix.annotate.image_stage import image_stages
+
+        require(["imagehash"], "annotate image", "images")
+        name = chosen.name or IMAGE
+        check_source_name(name, "annotation")
+        self.pool.need_images("annotate --method image")
+        part, _, is_indexed = self._to_read(SelectSettings())
+        counts = part._read(partial(image_stages, name=name), is_indexed)[-1]
+        annotate_groups(self.store, self.pool.shards, name, chosen.distance)
+        return counts
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

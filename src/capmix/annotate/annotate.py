@@ -14,9 +14,17 @@ import pyarrow.compute as pc
 
 from capmix.annotate.cliploss import negative_clip_loss
 from capmix.annotate.clusters import cluster
+from capmix.annotate.head import EmbeddingHead, check_column, head_columns, read_head
 from capmix.annotate.normsim import norm_similarity
 from capmix.annotate.semdedup import near_duplicates
-from capmix.annotate.settings import CLIPLOSS, CLUSTERS, NORMSIM, SEMDEDUP, AnnotateSettings
+from capmix.annotate.settings import (
+    CLIPLOSS,
+    CLUSTERS,
+    HEAD,
+    NORMSIM,
+    SEMDEDUP,
+    AnnotateSettings,
+)
 from capmix.annotate.vectors import (
     Columns,
     PoolVectors,
@@ -37,6 +45,9 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+NOT_IN_CONFIG = {"name", "model", "device", "distance"}
+OF_HEAD = {"weights", "column", "activation", "output", "normalize"}
+
 
 def annotate(
     store: Store,
@@ -53,9 +64,12 @@ def annotate(
     annotation is missing.
     """
     method, folder = settings.method, embeddings_folder(embeddings)
-    config = settings.model_dump(exclude={"name", "model", "device"})
+    config = settings.model_dump(exclude=NOT_IN_CONFIG | (set() if method == HEAD else OF_HEAD))
     config |= {"embeddings": embeddings}
     config["made_of"] = _made_of(store, pool, folder, settings, scorer)
+    head = _head(settings) if method == HEAD else None
+    if head is not None:  # the file may move, but not change
+        config |= {"weights": head.digest}
     done = columns_done(store, pool.shards, name, folder, config)
     if done is not None:
         log.info("annotate %s: %s samples already done", name, f"{done.ok:,}")
@@ -71,6 +85,8 @@ def annotate(
         elif method == "normsim":
             reference = _reference(settings, embeddings, vectors)
             columns = norm_similarity(vectors, reference, settings.norm)
+        elif head is not None:
+            columns = head_columns(vectors, embeddings, head, settings)
         else:
             numbers, similarity = _clusters_of(store, vectors, settings.of)
             columns = near_duplicates(vectors, numbers, similarity, settings.epsilon)
@@ -106,6 +122,13 @@ def _made_of(
     if settings.reference is not None and settings.method in (CLUSTERS, NORMSIM):
         digest.update(reference_stamp(settings.reference, folder).encode())
     return digest.hexdigest()[:32]
+
+
+def _head(settings: AnnotateSettings) -> EmbeddingHead:
+    if settings.weights is None:
+        raise UserError("annotate head: expected --weights, a .safetensors file")
+    check_column(settings.column)
+    return read_head(settings.weights)
 
 
 def _reference(settings: AnnotateSettings, name: str, vectors: PoolVectors) -> np.ndarray:

@@ -5,22 +5,25 @@ from typing import Literal
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss", "concepts"]
+Method = Literal["clusters", "semdedup", "normsim", "cliploss", "concepts", "image", "head"]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
-CONCEPTS = "concepts"
+CONCEPTS, IMAGE, HEAD = "concepts", "image", "head"
 EXACT, WORDS = "exact", "words"
 TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute. Each group of options is for one method."""
+    """Which columns to compute, from saved embeddings, texts or images. Each group of
+    options is for one method."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss. concepts: balance of the texts over a list of metadata entries."
+        "cliploss: negCLIPLoss. concepts: balance of the texts over a list of metadata entries. "
+        "image: perceptual hash, near duplicates, sharpness, entropy and colourfulness. "
+        "head: a linear or MLP predictor, such as an aesthetic score."
     )
     name: str | None = option(
         None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
@@ -101,6 +104,34 @@ class AnnotateSettings(Settings):
         "Expected number of texts to keep per entry, such as 20000 (default: from --tail).",
         group=CONCEPTS,
         ge=1,
+    )
+    distance: int = option(
+        4,
+        "Images whose perceptual hashes (64 bits) differ in at most this many bits are near "
+        "duplicates; 0 groups equal hashes only.",
+        group=IMAGE,
+        ge=0,
+        le=8,
+    )
+    weights: str | None = option(
+        None, "Weights of the head: a .safetensors file.", group=HEAD, metavar="FILE"
+    )
+    column: str = option(
+        "value",
+        "Name of the head's column; with several outputs, of the columns COLUMN_0, COLUMN_1, ...",
+        group=HEAD,
+    )
+    activation: Literal["none", "relu"] = option(
+        "none",
+        "Activation between layers, except between N and N + 1 (LAION's aesthetic predictors have "
+        "none).",
+        group=HEAD,
+    )
+    output: Literal["none", "sigmoid", "softmax"] = option(
+        "none", "Function of the last layer's outputs.", group=HEAD
+    )
+    normalize: bool = option(
+        True, "Normalize embeddings to length 1 before the first layer.", group=HEAD
     )
 
 

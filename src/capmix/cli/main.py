@@ -119,7 +119,7 @@ COMMANDS = (
         PREPARE,
         "annotate",
         "stages",
-        "Compute columns for recipes from saved embeddings or from texts.",
+        "Compute columns for recipes from saved embeddings, texts or images.",
         "capmix annotate --work ./work --method semdedup --epsilon 0.05",
     ),
     Command(

@@ -125,9 +125,9 @@ def annotate(
     reading: OpenSettings,
     settings: AnnotateSettings,
     engine: EngineSettings,
-    runs: Budget,
+    runs: BudgetAndRetry,
 ) -> None:
-    """Compute columns for recipes from saved embeddings or from texts."""
+    """Compute columns for recipes from saved embeddings, texts or images."""
     open_place(pool, work, reading, runs, engine).annotate(settings)
 
 

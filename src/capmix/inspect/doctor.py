@@ -22,6 +22,7 @@ PURPOSES = {
     "language": "language identification, in recipes and flags",
     "clusters": "capmix annotate --method clusters",
     "concepts": "capmix annotate --method concepts",
+    "images": "capmix annotate --method image",
     "measure": "nouns, reference metrics, topics",
     "notebook": "progress bars and data frames in notebooks",
     "ray": "--engine ray",

