@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.mix.columns import Column, folders_of, one_array, read_samples
-from capmix.mix.expression import LIST_COLUMN, Scale, Threshold
+from capmix.mix.expression import LIST_COLUMN, PoolScale, Threshold
 from capmix.mix.parts import check_parts
 from capmix.mix.plan import DRAW, RecipePlan, locked_connection, make_plan
 from capmix.mix.recipe import Recipe
@@ -73,7 +73,7 @@ def mixed(
     return rows.select(list(RESOLVED)).to_pylist()
 
 
-def _line(scale: Scale, values: np.ndarray) -> tuple[float, float]:
+def _line(scale: PoolScale, values: np.ndarray) -> tuple[float, float]:
     """Return what is subtracted from a value, and what it is then divided by."""
     known = values[np.isfinite(values)].tolist()
     if not known:

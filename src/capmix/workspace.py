@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.annotate.settings import AGREEMENT, AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.run import run_job
 from capmix.engine.settings import EngineSettings, RunSettings
@@ -545,7 +545,7 @@ class Workspace:
 
     @with_options(AnnotateSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings.
+        """Compute columns for recipes from saved embeddings or texts.
 
         Args:
             settings: Annotation settings; keywords override them.
@@ -562,6 +562,8 @@ class Workspace:
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
+        if chosen.method == AGREEMENT:
+            return work._agreement(chosen)
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -584,6 +586,22 @@ class Workspace:
         name = chosen.name or chosen.method
         check_source_name(name, "annotation")
         return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+
+    def _agreement(self, chosen: AnnotateSettings) -> Counts:
+        """Compare texts with captions; see annotate/agreement.py."""
+        from capmix.annotate.agreement import agreement_stages, encoder_settings
+        from capmix.sentences.encoders import needs_gpu
+
+        if chosen.captions is None:
+            raise UserError("annotate: agreement needs --captions SOURCE: the captions to compare")
+        for source in (chosen.source, chosen.captions):
+            if source not in self.sources():
+                raise UserError(no_captions(source, self.sources()))
+        name = chosen.name or chosen.method
+        check_source_name(name, "annotation")
+        self.index()
+        make = partial(agreement_stages, self.store, name, chosen)
+        return self.run(make, needs_gpu=needs_gpu(encoder_settings(chosen)))[0]
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

@@ -4,20 +4,23 @@ from typing import Literal
 
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
+from capmix.settings.values import Names
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
+Method = Literal["clusters", "semdedup", "normsim", "cliploss", "agreement"]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
+AGREEMENT = "agreement"
+OF_TEXTS = f"{CLIPLOSS} and {AGREEMENT}"
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute from saved embeddings. Each group of options is for one method."""
+    """Which columns to compute from saved embeddings or texts. A group names its methods."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss."
+        "cliploss: negCLIPLoss. agreement: similarity of texts and captions (SIEVE)."
     )
     name: str | None = option(
         None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
@@ -42,19 +45,41 @@ class AnnotateSettings(Settings):
     norm: Literal["inf", "2"] = option(
         "inf", "Norm of the similarities to the reference images.", group=NORMSIM
     )
-    source: str = option("raw", "Source whose texts are compared with the images.", group=CLIPLOSS)
+    source: str = option(
+        "raw",
+        "Source whose texts are compared: cliploss with the images, agreement with the captions.",
+        group=OF_TEXTS,
+    )
     model: ScoreModel = option(
         "",
-        "Scorer that computed the embeddings, as in `capmix score` (default: `mini` for the pool "
-        "`embedded`).",
-        group=CLIPLOSS,
+        "cliploss: scorer that computed the embeddings, as in `capmix score` (default: `mini` for "
+        "the pool `embedded`). agreement: sentence encoder: a folder or Hub id of a "
+        "sentence-transformers model, `scorer:NAME` (text tower of a scorer), or `mini` (default).",
+        group=OF_TEXTS,
     )
-    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=CLIPLOSS)
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=OF_TEXTS)
     temperature: float = option(TEMPERATURE, "Softmax temperature.", group=CLIPLOSS, gt=0)
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
     rounds: int = option(
         ROUNDS, "Number of random batches to average over per pair.", group=CLIPLOSS, ge=1
     )
+    captions: str | None = option(
+        None, "Source of the captions to compare with (required).", group=AGREEMENT
+    )
+    phrases: Names | None = option(
+        None,
+        "Phrases to remove from all texts first, comma-separated (default: SIEVE's, such as "
+        "`a photo of`; an empty list removes none).",
+        group=AGREEMENT,
+        metavar="PHRASE,...",
+    )
+    prefix: str = option(
+        "", "Text to put before every text, such as `query: ` for E5 models.", group=AGREEMENT
+    )
+    revision: str | None = option(
+        None, "Hub revision: branch, tag or commit (default: the newest).", group=AGREEMENT
+    )
+    encode_batch: int = option(256, "Texts per batch of the encoder.", group=AGREEMENT, ge=1)
 
 
 class ImportSettings(Settings):

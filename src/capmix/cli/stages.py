@@ -104,7 +104,7 @@ def import_(
 def annotate(
     pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: AnnotateSettings
 ) -> None:
-    """Compute columns for recipes from saved embeddings."""
+    """Compute columns for recipes from saved embeddings or texts."""
     open_place(pool, work, reading, RunSettings()).annotate(settings)
 
 

@@ -39,7 +39,7 @@ SCALES = frozenset({NORMALISED, ZSCORE})
 
 
 @dataclass(frozen=True)
-class Scale:
+class PoolScale:
     """normalised(value) or zscore(value), a function of one line over the pool; `value` is an SQL
     expression."""
 
@@ -64,9 +64,9 @@ class Threshold:
     columns: frozenset[str]
     is_datacomp: bool = False
     sql: str = field(default="", compare=False)
-    scales: tuple[tuple[str, Scale], ...] = field(default=(), compare=False)
+    scales: tuple[tuple[str, PoolScale], ...] = field(default=(), compare=False)
 
-    def scaled(self, lines: Mapping[Scale, tuple[float, float]]) -> "Threshold":
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "Threshold":
         """Return the threshold with its scales' lines filled in."""
         return dataclasses.replace(self, sql=_with_lines(self.sql, self.scales, lines), scales=())
 
@@ -90,9 +90,9 @@ class Expression:
     functions: frozenset[str] = frozenset()
     size: Size = field(default_factory=Size)
     of_rows: frozenset[str] = frozenset()
-    scales: dict[str, Scale] = field(default_factory=dict)
+    scales: dict[str, PoolScale] = field(default_factory=dict)
 
-    def scaled(self, lines: Mapping[Scale, tuple[float, float]]) -> "Expression":
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "Expression":
         """Return the expression with the lines (see Spread.line) of its scales filled in."""
         thresholds = {name: one.scaled(lines) for name, one in self.thresholds.items()}
         sql = _with_lines(self.sql, self.scales.items(), lines)
@@ -109,7 +109,9 @@ class Expression:
 
 
 def _with_lines(
-    sql: str, scales: Iterable[tuple[str, Scale]], lines: Mapping[Scale, tuple[float, float]]
+    sql: str,
+    scales: Iterable[tuple[str, PoolScale]],
+    lines: Mapping[PoolScale, tuple[float, float]],
 ) -> str:
     for name, scale in scales:
         for part, number in zip(("start", "step"), lines[scale], strict=True):
@@ -212,7 +214,7 @@ class _Found:
     threshold: str
     scale: str
     thresholds: dict[str, Threshold] = field(default_factory=dict)
-    scales: dict[str, Scale] = field(default_factory=dict)
+    scales: dict[str, PoolScale] = field(default_factory=dict)
 
     def placeholders(self) -> Iterator[str]:
         """Yield the names that stand for the numbers of the scales."""
@@ -281,7 +283,7 @@ def _scale(node: Node, name: str, found: _Found) -> str:
     inner = _replaced(arguments[0], found)
     value = _sql(inner)
     placeholder = f"{found.scale}{len(found.scales)}_"
-    found.scales[placeholder] = Scale(name, value, frozenset(_columns(inner, place)))
+    found.scales[placeholder] = PoolScale(name, value, frozenset(_columns(inner, place)))
     number = f"(({value})::FLOAT)"
     line = f"({number}::DOUBLE - {placeholder}start_) / {placeholder}step_"
     return f"case when isfinite({number}) then {line} end"

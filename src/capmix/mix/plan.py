@@ -11,7 +11,7 @@ from capmix.mix import template
 from capmix.mix.advice import about_scores
 from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
-from capmix.mix.expression import LIST_COLUMN, Expression, Scale, Threshold, bounded, parse
+from capmix.mix.expression import LIST_COLUMN, Expression, PoolScale, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
@@ -33,7 +33,7 @@ class ClausePlan:
     weight: Expression
     text: Expression | None = None
 
-    def scaled(self, lines: Mapping[Scale, tuple[float, float]]) -> "ClausePlan":
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "ClausePlan":
         """Return the clause with the lines of its scales filled in."""
         return replace(self, where=self.where.scaled(lines), weight=self.weight.scaled(lines))
 
@@ -77,12 +77,12 @@ class RecipePlan:
         return bool(self.thresholds or self.scales)
 
     @property
-    def scales(self) -> list[Scale]:
+    def scales(self) -> list[PoolScale]:
         """The scales of all expressions and thresholds that are not filled in."""
         found = [one for e in self._expressions() for one in e.scales.values()]
         return list(dict.fromkeys(found))
 
-    def scaled(self, lines: Mapping[Scale, tuple[float, float]]) -> "RecipePlan":
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "RecipePlan":
         """Return the plan with the line of each scale (see Spread.line) filled in."""
         return replace(self, steps=[step.scaled(lines) for step in self.steps])
 
@@ -118,7 +118,7 @@ class RecipePlan:
             columns.append(f"{DRAW.format(name='repeat', seed=self.seed)} as repeat_draw")
         return f"select {', '.join(columns)}\nfrom {self.rows(self.of_rows)}"
 
-    def value_sql(self, of: Threshold | Scale) -> str:
+    def value_sql(self, of: Threshold | PoolScale) -> str:
         """Return the query for the values, FLOAT, that a threshold or scale is computed from."""
         value = of.sql if isinstance(of, Threshold) else of.value
         return f"select ({value})::FLOAT as v from {self.rows(of.columns)}"
@@ -249,7 +249,11 @@ def _text(
     for one in template.expressions(clause.text):  # each must be a valid expression by itself
         parsed = parse(one, f"{place}, {{{one}}}")
         if parsed.thresholds or parsed.scales:
-            what = "thresholds are" if parsed.thresholds else f"{[*parsed.scales.values()][0]} is"
+            what = (
+                "thresholds are"
+                if parsed.thresholds
+                else f"{next(iter(parsed.scales.values()))} is"
+            )
             raise UserError(f"{place}, {{{one}}}: {what} not supported in texts")
     named = parse(template.as_sql(clause.text), place).columns
     for name in sorted(named & texts.keys() & columns.keys()):

@@ -18,7 +18,7 @@ from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
-from capmix.mix.expression import Scale, Threshold, bounded
+from capmix.mix.expression import PoolScale, Threshold, bounded
 from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
@@ -157,7 +157,7 @@ def with_scales(run: MixRun) -> MixRun:
     return replace(run, plan=run.plan.scaled(lines))
 
 
-def _spreads(run: MixRun, scales: Mapping[str, Scale], parts: Parts) -> dict[str, Spread]:
+def _spreads(run: MixRun, scales: Mapping[str, PoolScale], parts: Parts) -> dict[str, Spread]:
     return {value: Spread.of(_values(run, parts, one)) for value, one in scales.items()}
 
 
@@ -212,7 +212,7 @@ def _lower_of(
     return {threshold: one.lower(upper) for threshold, upper, one in found if one is not None}
 
 
-def _values(run: MixRun, parts: Parts, of: Threshold | Scale) -> np.ndarray:
+def _values(run: MixRun, parts: Parts, of: Threshold | PoolScale) -> np.ndarray:
     """Return the values of a threshold's or scale's expression, float32 (N,), NaN for none."""
     reader = run.reader
     column = reader.columns.get(of.value)

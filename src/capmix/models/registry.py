@@ -1,7 +1,8 @@
-"""Find captioners and scorers by name, both built-in ones and those of other packages.
+"""Find captioners, scorers and sentence encoders by name, built-in ones and other packages'.
 
-A backend is a class registered as an entry point in the group `capmix.captioners` or
-`capmix.scorers`. `--model NAME` and `--model NAME:REST` select it by the entry point's name.
+A backend is a class registered as an entry point in the group `capmix.captioners`,
+`capmix.scorers` or `capmix.sentence_encoders`. `--model NAME` and `--model NAME:REST` select it by
+the entry point's name.
 `--model run:DIRECTORY` selects `open_clip`, which loads training runs.
 `--model package.module:Class` selects any importable class. Any other model name is passed to the
 group's default backend. The class declares its requirements:
@@ -29,7 +30,16 @@ from capmix.errors import UserError
 from capmix.settings.base import did_you_mean
 
 CAPTIONERS, SCORERS = "capmix.captioners", "capmix.scorers"
-DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip"}
+ENCODERS = "capmix.sentence_encoders"
+DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip", ENCODERS: "transformers"}
+# Built-in backends of groups that pyproject.toml does not list.
+BUILT_IN = {
+    ENCODERS: {
+        "mini": "capmix.sentences.backends.mini:MiniSentences",
+        "scorer": "capmix.sentences.backends.scorer:ScorerSentences",
+        "transformers": "capmix.sentences.backends.transformers:TransformersSentences",
+    }
+}
 ALIASES = {"run": "open_clip"}  # `run:DIRECTORY`: a model that `capmix train` wrote
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
 HELP = "see docs/adding-a-model.md"
@@ -74,7 +84,9 @@ EXTRAS = {
 def backends(group: str) -> dict[str, metadata.EntryPoint]:
     """Return the entry points of a group by name. If names collide, capmix's own is preferred."""
     found: dict[str, metadata.EntryPoint] = {}
-    for point in metadata.entry_points(group=group):
+    own = BUILT_IN.get(group, {}).items()
+    built_in = [metadata.EntryPoint(name, place, group) for name, place in own]
+    for point in (*built_in, *metadata.entry_points(group=group)):
         if point.name not in found or point.value.startswith("capmix."):
             found[point.name] = point
     return dict(sorted(found.items()))
