@@ -4,6 +4,7 @@ It joins all columns of all parts in one table, runs SQL on it and copies the te
 """
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.mix.columns import Column, folders_of, one_array, read_samples
-from capmix.mix.expression import LIST_COLUMN, Threshold
+from capmix.mix.expression import LIST_COLUMN, PoolScale, Threshold
 from capmix.mix.parts import check_parts
 from capmix.mix.plan import DRAW, RecipePlan, locked_connection, make_plan
 from capmix.mix.recipe import Recipe
@@ -52,10 +53,13 @@ def mixed(
 
     draw = DRAW.format(name="draw", seed=plan.seed)
     of_all = f"(select *, {draw}::FLOAT as draw from batch) as samples"
-    values = {}
-    for threshold in plan.thresholds:
-        v = query(f"select ({threshold.value})::FLOAT as v from {of_all}")["v"]
-        values[threshold] = _threshold(threshold, pc.fill_null(v, np.nan).to_numpy())
+
+    def of_column(sql: str) -> np.ndarray:
+        found = query(f"select ({sql})::FLOAT as v from {of_all}")["v"]
+        return np.asarray(pc.fill_null(found, np.nan).to_numpy())
+
+    plan = plan.scaled({one: _line(one, of_column(one.value)) for one in plan.scales})
+    values = {one: _threshold(one, of_column(one.sql)) for one in plan.thresholds}
     answers = query(plan.sql(values).rpartition("\nfrom ")[0] + f" from {of_all}")
     samples, clauses, weights = _chosen(plan, answers)
     rows = _rows(plan, batch, samples, clauses, weights)
@@ -67,6 +71,16 @@ def mixed(
         stays = [of_row[s] is None or first[of_row[s]] == s for s in samples.tolist()]
         rows = rows.filter(pa.array(stays, pa.bool_()))
     return rows.select(list(RESOLVED)).to_pylist()
+
+
+def _line(scale: PoolScale, values: np.ndarray) -> tuple[float, float]:
+    """Return what is subtracted from a value, and what it is then divided by."""
+    known = values[np.isfinite(values)].tolist()
+    if not known:
+        return 0.0, 1.0
+    if scale.function == "zscore":
+        return statistics.mean(known), statistics.pstdev(known) or 1.0
+    return min(known), max(known) - min(known) or 1.0
 
 
 def _threshold(threshold: Threshold, values: np.ndarray) -> float:

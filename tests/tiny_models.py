@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
+    BertConfig,
+    BertModel,
     BertTokenizerFast,
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -336,6 +338,20 @@ def _bert(folder: Path) -> BertTokenizerFast:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+def small_bert(folder: Path) -> Path:
+    """Write a text encoder of 32 positions."""
+    tokenizer = _bert(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    return _save(folder, BertModel(config), tokenizer)
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import IMAGE, AnnotateSettings, ImportSettings
+from capmix.annotate.settings import AGREEMENT, IMAGE, AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.local import cores
 from capmix.engine.run import run_job
@@ -650,6 +650,8 @@ class Workspace:
             return work._balance(chosen)
         if chosen.method == IMAGE:
             return work._annotate_images(chosen)
+        if chosen.method == AGREEMENT:
+            return work._agreement(chosen)
         have = work.store.folders(EMBEDDINGS)
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
@@ -712,6 +714,22 @@ class Workspace:
         counts = part._read(partial(image_stages, name=name), is_indexed)[-1]
         annotate_groups(self.store, self.pool.shards, name, chosen.distance)
         return counts
+
+    def _agreement(self, chosen: AnnotateSettings) -> Counts:
+        """Compare texts with captions; see annotate/agreement.py."""
+        from capmix.annotate.agreement import agreement_stages, encoder_settings
+        from capmix.sentences.encoders import needs_gpu
+
+        if chosen.captions is None:
+            raise UserError("annotate: agreement needs --captions SOURCE: the captions to compare")
+        for source in (chosen.source, chosen.captions):
+            if source not in self.sources():
+                raise UserError(no_captions(source, self.sources()))
+        name = chosen.name or chosen.method
+        check_source_name(name, "annotation")
+        self.index()
+        make = partial(agreement_stages, self.store, name, chosen)
+        return self.run(make, needs_gpu=needs_gpu(encoder_settings(chosen)))[0]
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

@@ -112,3 +112,17 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert part in printed
     assert main(["measure", *pool, "--sources", "raw,blip"]) == 2
     assert "no captions of source 'blip'; sources: raw, mini" in capsys.readouterr().err
+
+
+def test_the_languages_of_each_source_are_printed() -> None:
+    from capmix.measure.lines import measure_lines
+
+    raw = ["a red apple on the old wooden table", "una mela rossa sul vecchio tavolo di legno"]
+    made = [
+        Made(f"{i:032x}", text, 0.1, {"mini": ["a dog runs on the beach"]}, {"mini": [0.2]})
+        for i, text in enumerate([raw[0], raw[0], raw[0], raw[1]])
+    ]
+    here = HandMade(fresh_folder(), {"00000": made})
+    found = measure(here.store, here.pool, SCORER, ["raw", "mini"], ["raw", "mini"], NO_TOPICS)  # type: ignore[arg-type]
+    lines = [line for line in measure_lines(found) if line.startswith("languages of")]
+    assert lines == ["languages of mini: en 100.0%", "languages of raw: en 75.0%, it 25.0%"]

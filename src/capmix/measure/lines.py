@@ -6,6 +6,8 @@ from capmix.measure.coverage import AT_LEAST
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
 
+LANGUAGES = 5  # of a source, to print
+
 
 def measure_lines(found: dict[str, Any]) -> list[str]:
     """Return a table with a row per source, then agreement, reference metrics and topics."""
@@ -20,6 +22,7 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
          "noun share", "mean score", "truncated", "flagged"],
         [_row(name, one, sampled["sources"][name]) for name, one in population["sources"].items()],
     )  # fmt: skip
+    lines += _language_lines(sampled["sources"])
     errors = [one.get("standard_error") for one in population["sources"].values()]
     if any(errors):
         lines.append(f"distinct counts are HyperLogLog estimates: ± {2 * errors[0]:.1%} (95%)")
@@ -51,6 +54,19 @@ def measure_lines(found: dict[str, Any]) -> list[str]:
         covered = found["coverage"]["covered_topics"].items()
         shown = ", ".join(f"{name} {value}" for name, value in covered)
         lines.append(f"topics with at least {AT_LEAST} of the sampled texts: {shown}")
+    return lines
+
+
+def _language_lines(sources: dict[str, Any]) -> list[str]:
+    """Return a line for each source: its most frequent languages, of the sampled texts."""
+    lines = []
+    for name, one in sources.items():
+        if one["languages"]:
+            first = one["languages"][:LANGUAGES]
+            rest = len(one["languages"]) - len(first)
+            shown = [f"{code or 'unknown'} {count / one['texts']:.1%}" for code, count in first]
+            shown += [f"{rest} more"] if rest else []
+            lines.append(f"languages of {name}: {', '.join(shown)}")
     return lines
 
 

@@ -21,7 +21,7 @@ from capmix.settings.base import did_you_mean
 Node = dict[str, Any]
 MAX_TIMES = 500  # bytes that all steps of an expression create per byte of the row
 MAX_EXTRA = 1 << 22  # bytes that they create in addition, whatever the size of the row
-OWN = "threshold top datacomp_threshold in_list times_in_list"
+OWN = "threshold top datacomp_threshold normalised zscore in_list times_in_list"
 OWN_OF_TEXT = "language word_count token_count imagenet_noun has_email has_phone"
 
 FUNCTIONS = {

@@ -6,13 +6,15 @@ one row; they are replaced here by columns or constants:
 threshold(value, fraction)   the value that the top `fraction` of the pool reaches (threshold.py)
 top(value, fraction)         value >= threshold(value, fraction)
 datacomp_threshold(...)      same as threshold, but null if too few samples have a value
+normalised(value)            (value - min) / (max - min) over the pool (scale.py)
+zscore(value)                (value - mean) / standard deviation over the pool
 in_list('name')              whether the sample's uid is in the list of that name
 times_in_list('name')        how often it is in the list
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from math import isnan
@@ -24,6 +26,7 @@ from capmix.errors import UserError
 from capmix.mix.allowed import Size, check_expression, children, slow_call_of
 from capmix.mix.patterns import AT_MOST, SlowCall
 from capmix.mix.recipe import check_fraction
+from capmix.mix.scale import NORMALISED, ZSCORE
 
 Node = dict[str, Any]
 SLOW_TOGETHER = 10  # slow calls that each get the full work per row; more calls share it
@@ -32,6 +35,20 @@ LIST_COLUMN = "list_{}"
 OF_FIELDS = "field"
 DATACOMP_THRESHOLD = "datacomp_threshold"
 THRESHOLDS = frozenset({"threshold", "top", DATACOMP_THRESHOLD})
+SCALES = frozenset({NORMALISED, ZSCORE})
+
+
+@dataclass(frozen=True)
+class PoolScale:
+    """normalised(value) or zscore(value), a function of one line over the pool; `value` is an SQL
+    expression."""
+
+    function: str
+    value: str
+    columns: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"{self.function}({self.value})"
 
 
 @dataclass(frozen=True)
@@ -39,12 +56,19 @@ class Threshold:
     """The value that the top `fraction` of the pool reaches; `value` is an SQL expression.
 
     If fewer samples have a value, every value reaches the threshold; none does if `is_datacomp`.
+    `sql` is the value with the placeholders of its `scales`.
     """
 
     value: str
     fraction: float
     columns: frozenset[str]
     is_datacomp: bool = False
+    sql: str = field(default="", compare=False)
+    scales: tuple[tuple[str, PoolScale], ...] = field(default=(), compare=False)
+
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "Threshold":
+        """Return the threshold with its scales' lines filled in."""
+        return dataclasses.replace(self, sql=_with_lines(self.sql, self.scales, lines), scales=())
 
     def __str__(self) -> str:
         function = DATACOMP_THRESHOLD if self.is_datacomp else "threshold"
@@ -57,7 +81,7 @@ class Expression:
 
     The keys of `thresholds` are placeholders in `sql` for the values of these thresholds. `of_rows`
     are the `columns` that are still needed once these values are known. `size` bounds the bytes
-    created per row.
+    created per row. The keys of `scales` are the beginnings of their placeholders in `sql`.
     """
 
     sql: str
@@ -66,6 +90,13 @@ class Expression:
     functions: frozenset[str] = frozenset()
     size: Size = field(default_factory=Size)
     of_rows: frozenset[str] = frozenset()
+    scales: dict[str, PoolScale] = field(default_factory=dict)
+
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "Expression":
+        """Return the expression with the lines (see Spread.line) of its scales filled in."""
+        thresholds = {name: one.scaled(lines) for name, one in self.thresholds.items()}
+        sql = _with_lines(self.sql, self.scales.items(), lines)
+        return dataclasses.replace(self, sql=sql, thresholds=thresholds, scales={})
 
     def filled(self, values: dict[Threshold, float]) -> str:
         """Return the SQL with the values of its thresholds filled in, as FLOAT; null for NaN."""
@@ -75,6 +106,17 @@ class Expression:
             value = values[threshold]
             sql = sql.replace(name, f"({'null' if isnan(value) else repr(str(value))}::FLOAT)")
         return sql
+
+
+def _with_lines(
+    sql: str,
+    scales: Iterable[tuple[str, PoolScale]],
+    lines: Mapping[PoolScale, tuple[float, float]],
+) -> str:
+    for name, scale in scales:
+        for part, number in zip(("start", "step"), lines[scale], strict=True):
+            sql = sql.replace(f"{name}{part}_", f"({number!r}::DOUBLE)")
+    return sql
 
 
 def parse(text: str, place: str, names: Mapping[str, str] | None = None) -> Expression:
@@ -94,15 +136,20 @@ def _parse(text: str, place: str, names: Mapping[str, str]) -> Expression:
     node = _parsed(text, place)
     _join_fields(node, names)
     size = check_expression(node, place)
-    thresholds: dict[str, Threshold] = {}
-    name = "capmix_threshold_"
-    while name in json.dumps(node).lower():  # a string or column may contain the name
-        name += "_"
-    node = _replaced(node, thresholds, place, name)
-    of_rows = frozenset(_columns(node, place) - set(thresholds))
+    found = _Found(place, _unused("capmix_threshold_", node), _unused("capmix_scale_", node))
+    node = _replaced(node, found)
+    thresholds = found.thresholds
+    of_rows = frozenset(_columns(node, place) - set(thresholds) - set(found.placeholders()))
     columns = of_rows.union(*(threshold.columns for threshold in thresholds.values()))
     functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
-    return Expression(_sql(node), columns, thresholds, functions, size, of_rows)
+    return Expression(_sql(node), columns, thresholds, functions, size, of_rows, found.scales)
+
+
+def _unused(name: str, node: Node) -> str:
+    """Return `name`, with "_" appended while a string or column of the expression contains it."""
+    while name in json.dumps(node).lower():
+        name += "_"
+    return name
 
 
 @lru_cache(256)
@@ -156,49 +203,94 @@ def _parsed(text: str, place: str) -> Node:
     return node
 
 
-def _replaced(node: Any, thresholds: dict[str, Threshold], place: str, called: str) -> Any:
-    """Return `node` with threshold, top and in_list replaced. The thresholds found are added to
-    `thresholds`, under names that begin with `called`."""
+@dataclass
+class _Found:
+    """The thresholds and scales found in an expression so far, by placeholder.
+
+    Placeholders begin with `threshold` and `scale`.
+    """
+
+    place: str
+    threshold: str
+    scale: str
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    scales: dict[str, PoolScale] = field(default_factory=dict)
+
+    def placeholders(self) -> Iterator[str]:
+        """Yield the names that stand for the numbers of the scales."""
+        for name in self.scales:
+            yield from (f"{name}start_", f"{name}step_")
+
+
+def _replaced(node: Any, found: _Found, keeps_scales: bool = False) -> Any:
+    """Return `node` with threshold, top, in_list and, unless `keeps_scales`, scales replaced. The
+    thresholds and scales are added to `found`."""
     if isinstance(node, list):
-        return [_replaced(one, thresholds, place, called) for one in node]
+        return [_replaced(one, found, keeps_scales) for one in node]
     if not isinstance(node, dict):
         return node
     name = str(node.get("function_name", "")).lower() if node.get("class") == "FUNCTION" else ""
+    place = found.place
     if name in THRESHOLDS:
-        found = _threshold(node, place)
-        column = f"{called}{len(thresholds)}_"
-        thresholds[column] = found
-        return _parsed(_top(found.value, column) if name == "top" else column, place)
+        one = _threshold(node, found)
+        column = f"{found.threshold}{len(found.thresholds)}_"
+        found.thresholds[column] = one
+        is_plain = one.value.isidentifier()
+        return _parsed(_top(one.sql, is_plain, column) if name == "top" else column, place)
+    if name in SCALES and not keeps_scales:
+        return _parsed(_scale(node, name, found), place)
     if name in ("in_list", "times_in_list"):
         column = LIST_COLUMN.format(_list_name(node, place))
         return _parsed(column if name == "times_in_list" else f"({column} > 0)", place)
-    return {key: _replaced(value, thresholds, place, called) for key, value in node.items()}
+    return {key: _replaced(value, found, keeps_scales) for key, value in node.items()}
 
 
-def _top(value: str, threshold: str) -> str:
+def _top(value: str, is_plain: bool, threshold: str) -> str:
     """Return the SQL of `top`. NaN, the largest number in SQL, is not a value; plain columns have
     no NaN (columns.read_samples)."""
     least = f"({value})::FLOAT >= {threshold}"
-    return least if value.isidentifier() else f"{least} and not isnan(({value})::FLOAT)"
+    return least if is_plain else f"{least} and not isnan(({value})::FLOAT)"
 
 
-def _threshold(node: Node, place: str) -> Threshold:
-    arguments = _arguments(node)
+def _threshold(node: Node, found: _Found) -> Threshold:
+    place, arguments = found.place, _arguments(node)
     if len(arguments) != 2:
         raise UserError(f"{place}: expected {node['function_name']}(value, fraction)")
     fraction = _sql(arguments[1])
-    inside = (n["function_name"].lower() for n in _walk(arguments) if _is_function(n))
-    if THRESHOLDS.intersection(inside):
+    if THRESHOLDS.intersection(_functions_in(arguments)):
         raise UserError(f"{place}: thresholds cannot be nested")
     try:
         number = check_fraction(json.loads(fraction))
     except ValueError as error:
         message = error if "expected" in str(error) else f"fraction {fraction}: expected a number"
         raise UserError(f"{place}: {message}") from error
-    inner = _replaced(arguments[0], {}, place, "")
-    columns = frozenset(_columns(inner, place))
+    shown = _replaced(arguments[0], found, keeps_scales=True)
+    before = set(found.scales)
+    inner = _replaced(arguments[0], found)
+    scales = tuple((name, one) for name, one in found.scales.items() if name not in before)
+    columns = frozenset(_columns(shown, place))
     is_datacomp = node["function_name"].lower() == DATACOMP_THRESHOLD
-    return Threshold(_sql(inner), number, columns, is_datacomp)
+    return Threshold(_sql(shown), number, columns, is_datacomp, _sql(inner), scales)
+
+
+def _scale(node: Node, name: str, found: _Found) -> str:
+    """Return the SQL of a scale: null for a value that is not finite."""
+    place, arguments = found.place, _arguments(node)
+    if len(arguments) != 1:
+        raise UserError(f"{place}: expected {name}(value)")
+    if (THRESHOLDS | SCALES).intersection(_functions_in(arguments)):
+        raise UserError(f"{place}: {name} cannot contain thresholds, {NORMALISED} or {ZSCORE}")
+    inner = _replaced(arguments[0], found)
+    value = _sql(inner)
+    placeholder = f"{found.scale}{len(found.scales)}_"
+    found.scales[placeholder] = PoolScale(name, value, frozenset(_columns(inner, place)))
+    number = f"(({value})::FLOAT)"
+    line = f"({number}::DOUBLE - {placeholder}start_) / {placeholder}step_"
+    return f"case when isfinite({number}) then {line} end"
+
+
+def _functions_in(node: Any) -> set[str]:
+    return {one["function_name"].lower() for one in _walk(node) if _is_function(one)}
 
 
 def _list_name(node: Node, place: str) -> str:

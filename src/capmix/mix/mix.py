@@ -38,6 +38,7 @@ from capmix.mix.run import (
     find_thresholds,
     kept_rows,
     shuffled,
+    with_scales,
 )
 from capmix.mix.settings import MixSettings
 from capmix.mix.subset import shards_file, subset_file
@@ -249,6 +250,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
     sources = [run.plan.source_of(step) for step in run.plan.steps]
     tally = MixTally(len(run.plan.steps))
     with store.scratch() as scratch, draft.writing(subset_file(called)) as stream:
+        run = with_scales(run)
         found = find_thresholds(run)
         values = found.values
         for one, counts in found.short.items() if settings.strict else ():

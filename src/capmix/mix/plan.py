@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import duckdb
 
@@ -11,7 +11,7 @@ from capmix.mix import template
 from capmix.mix.advice import about_scores
 from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
-from capmix.mix.expression import LIST_COLUMN, Expression, Threshold, bounded, parse
+from capmix.mix.expression import LIST_COLUMN, Expression, PoolScale, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
 from capmix.mix.limits import MEMORY, limited, without_progress_bar
 from capmix.mix.recipe import Clause, Recipe
@@ -34,6 +34,10 @@ class ClausePlan:
     weight: Expression
     text: Expression | None = None
     logit: Expression | None = None
+
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "ClausePlan":
+        """Return the clause with the lines of its scales filled in."""
+        return replace(self, where=self.where.scaled(lines), weight=self.weight.scaled(lines))
 
     def __str__(self) -> str:
         return _shown(self.clause)
@@ -68,6 +72,21 @@ class RecipePlan:
     def thresholds(self) -> list[Threshold]:
         found = [t for e in self._expressions() for t in e.thresholds.values()]
         return list(dict.fromkeys(found))
+
+    @property
+    def is_of_pool(self) -> bool:
+        """Whether an expression depends on more samples than the row's own."""
+        return bool(self.thresholds or self.scales)
+
+    @property
+    def scales(self) -> list[PoolScale]:
+        """The scales of all expressions and thresholds that are not filled in."""
+        found = [one for e in self._expressions() for one in e.scales.values()]
+        return list(dict.fromkeys(found))
+
+    def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "RecipePlan":
+        """Return the plan with the line of each scale (see Spread.line) filled in."""
+        return replace(self, steps=[step.scaled(lines) for step in self.steps])
 
     @property
     def of_rows(self) -> frozenset[str]:
@@ -109,9 +128,10 @@ class RecipePlan:
             columns.append("md5(uid) as uid_digest")
         return f"select {', '.join(columns)}\nfrom {self.rows(self.of_rows)}"
 
-    def value_sql(self, threshold: Threshold) -> str:
-        """Return the query for the values, FLOAT, that a threshold is computed from."""
-        return f"select ({threshold.value})::FLOAT as v from {self.rows(threshold.columns)}"
+    def value_sql(self, of: Threshold | PoolScale) -> str:
+        """Return the query for the values, FLOAT, that a threshold or scale is computed from."""
+        value = of.sql if isinstance(of, Threshold) else of.value
+        return f"select ({value})::FLOAT as v from {self.rows(of.columns)}"
 
     def rows(self, names: Collection[str]) -> str:
         """Return the FROM item for expressions that use the columns `names`."""
@@ -252,8 +272,14 @@ def _text(
         return None
     texts = {name.removesuffix("_text"): name for name, one in columns.items() if is_text(one)}
     for one in template.expressions(clause.text):  # each must be a valid expression by itself
-        if parse(one, f"{place}, {{{one}}}").thresholds:
-            raise UserError(f"{place}, {{{one}}}: thresholds are not supported in texts")
+        parsed = parse(one, f"{place}, {{{one}}}")
+        if parsed.thresholds or parsed.scales:
+            what = (
+                "thresholds are"
+                if parsed.thresholds
+                else f"{next(iter(parsed.scales.values()))} is"
+            )
+            raise UserError(f"{place}, {{{one}}}: {what} not supported in texts")
     named = parse(template.as_sql(clause.text), place).columns
     for name in sorted(named & texts.keys() & columns.keys()):
         field = f", or {FIELD}{name} for the field" if f"{FIELD}{name}" in columns else ""
@@ -324,6 +350,7 @@ def _readable(columns: Mapping[str, Column]) -> list[str]:
 
 def check_types(plan: RecipePlan, connection: duckdb.DuckDBPyConnection) -> None:
     """Run each expression on the empty table `batch`, so that SQL errors name the clause."""
+    plan = plan.scaled(dict.fromkeys(plan.scales, (0.0, 1.0)))
     values = dict.fromkeys(plan.thresholds, 0.0)
     for step in plan.steps:
         place = plan.option or f"{plan.place}, clause '{step}'"

@@ -18,10 +18,11 @@ from capmix.engine.progress import progress
 from capmix.errors import UserError
 from capmix.mix.batch import BatchReader, SampleBatch, is_score
 from capmix.mix.columns import can_read_alone, one_array, read_alone
-from capmix.mix.expression import Threshold, bounded
+from capmix.mix.expression import PoolScale, Threshold, bounded
 from capmix.mix.limits import in_pieces, limited
 from capmix.mix.parts import Parts
 from capmix.mix.plan import RecipePlan, locked_connection
+from capmix.mix.scale import Spread
 from capmix.mix.subset import texts_of
 from capmix.mix.threshold import Ordered, TopFraction
 from capmix.mix.uids import PAIR, PairSorter, pairs_of
@@ -142,6 +143,25 @@ class Thresholds:
     short: dict[Threshold, tuple[int, int]]
 
 
+def with_scales(run: MixRun) -> MixRun:
+    """Return the run with the line of every scale of its plan computed and filled in.
+
+    This takes one pass over their values, and none if the plan has no scale.
+    """
+    scales = {scale.value: scale for scale in run.plan.scales}
+    if not scales:
+        return run
+    spreads = dict.fromkeys(scales, Spread())
+    for found in run.each_batch(partial(_spreads, run, scales), "scale"):
+        spreads = {value: spreads[value] + one for value, one in found.items()}
+    lines = {scale: spreads[scale.value].line(scale.function) for scale in run.plan.scales}
+    return replace(run, plan=run.plan.scaled(lines))
+
+
+def _spreads(run: MixRun, scales: Mapping[str, PoolScale], parts: Parts) -> dict[str, Spread]:
+    return {value: Spread.of(_values(run, parts, one)) for value, one in scales.items()}
+
+
 def find_thresholds(run: MixRun) -> Thresholds:
     """Compute all thresholds of a plan in one or two passes over the values."""
     tops = {threshold: TopFraction(threshold.fraction) for threshold in run.plan.thresholds}
@@ -193,10 +213,10 @@ def _lower_of(
     return {threshold: one.lower(upper) for threshold, upper, one in found if one is not None}
 
 
-def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
-    """Return the values of a threshold's expression, float32 (N,), NaN for none."""
+def _values(run: MixRun, parts: Parts, of: Threshold | PoolScale) -> np.ndarray:
+    """Return the values of a threshold's or scale's expression, float32 (N,), NaN for none."""
     reader = run.reader
-    column = reader.columns.get(threshold.value)
+    column = reader.columns.get(of.value)
     if column is not None and is_score(column):
         return reader.of_scores(parts, column)
     found = None
@@ -206,8 +226,8 @@ def _values(run: MixRun, parts: Parts, threshold: Threshold) -> np.ndarray:
         if all(len(one) == rows for one, rows in zip(alone, parts.rows.values(), strict=True)):
             found = pa.chunked_array(alone).cast(pa.float32())
     if found is None:
-        batch = reader.read(parts, threshold.columns)
-        found = run.query(run.plan.value_sql(threshold), batch.table)["v"]
+        batch = reader.read(parts, of.columns)
+        found = run.query(run.plan.value_sql(of), batch.table)["v"]
     values: np.ndarray = pc.fill_null(found, np.nan).to_numpy()
     return values
 

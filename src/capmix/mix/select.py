@@ -15,7 +15,7 @@ from capmix.mix.kinds import common_kinds
 from capmix.mix.mix import ROWS_AT_ONCE, check_expressions
 from capmix.mix.parts import check_parts, refuse_rewritten, shard_batches
 from capmix.mix.plan import condition_plan
-from capmix.mix.run import MixRun, chosen_samples, find_thresholds
+from capmix.mix.run import MixRun, chosen_samples, find_thresholds, with_scales
 from capmix.pool import Pool, Shard
 from capmix.storage.store import Store
 
@@ -43,7 +43,7 @@ def matching(
 
     `expression` is a condition as in recipes. Samples are in pool order, without those that failed
     in the index. `columns` are those of Workspace.recipe_columns for names_in(expression).
-    Thresholds in the condition are computed over the whole pool.
+    Thresholds and scales in the condition are computed over the whole pool.
 
     Raises UserError, prefixed with `option` and the expression, at the first step, if the
     expression is not valid in recipes, if a column is unknown, and if parts are missing or stale;
@@ -54,13 +54,14 @@ def matching(
     if not chosen:
         return
     folders = folders_of(plan.columns.values())
-    parts = check_parts(store, pool.shards if plan.thresholds else chosen, folders)
+    parts = check_parts(store, pool.shards if plan.is_of_pool else chosen, folders)
     kinds = common_kinds(store, pool, plan.columns)
     reader = BatchReader(store, plan.columns, kinds, {})
     batches = shard_batches(parts.rows, ROWS_AT_ONCE)
     run = MixRun(plan, reader, parts, batches, Threads(cores()))
     check_expressions(run)
-    sql = plan.sql(find_thresholds(run).values, with_text=False)
+    run = with_scales(run)
+    sql = run.plan.sql(find_thresholds(run).values, with_text=False)
     run = replace(run, batches=[[shard.name] for shard in chosen])
     found = run.each_batch(partial(chosen_samples, run, sql, ABOUT), option)
     yield from zip(chosen, found, strict=True)

