@@ -79,13 +79,8 @@ class FrozenImages:
         return {uid: number for number, uid in enumerate(good)}, array
 
 
-def saved_images(store: Store, name: str | None) -> FrozenImages:
-    """Return the embeddings of this name; None and `mini` name the embedded tower's.
-
-    Raises UserError if there are none of this name.
-    """
-    if name is None or name in (MINI, EMBEDDED_TOWER):
-        return FrozenImages()
+def saved_images(store: Store, name: str) -> FrozenImages:
+    """Return the embeddings of this name. Raises UserError if there are none."""
     have = store.folders(EMBEDDINGS)
     parts = store.parts(embeddings_folder(name)) if name in have else []
     marker = store.read_marker(parts[0]) if parts else None

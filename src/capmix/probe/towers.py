@@ -6,11 +6,12 @@ from typing import Any
 from capmix.errors import UserError
 from capmix.mini.weights import MINI_PACKAGES
 from capmix.models.registry import require
-from capmix.probe.images import FrozenImages, saved_images
+from capmix.probe.images import EMBEDDED_TOWER, MINI, FrozenImages, saved_images
 from capmix.probe.settings import MAX_ROWS, TowerSettings
 from capmix.probe.texts import TextSide, WordTexts
 from capmix.probe.transformer import TransformerTexts
 from capmix.score.settings import ScoreSettings
+from capmix.storage.layout import EMBEDDINGS
 from capmix.storage.store import Store
 
 PACKAGES = ("torch", "tokenizers", "safetensors")
@@ -49,8 +50,7 @@ MINI_TOWERS = Towers()  # the embedded image tower and word vectors
 
 def check_packages(settings: TowerSettings, what: str) -> None:
     """Raise UserError with the install command if a package of the towers is missing."""
-    is_embedded = FrozenImages(_name(settings) or FrozenImages().name).is_embedded
-    require(MINI_PACKAGES if is_embedded else PACKAGES, what, "mini")
+    require(MINI_PACKAGES if _is_mini(settings) else PACKAGES, what, "mini")
 
 
 def make_towers(store: Store, settings: TowerSettings) -> Towers:
@@ -58,12 +58,22 @@ def make_towers(store: Store, settings: TowerSettings) -> Towers:
     if settings.text == WordTexts.name:
         if settings.tokenizer is not None:
             raise UserError("--tokenizer needs --text transformer")
-        return Towers(saved_images(store, _name(settings)), WordTexts(), settings.max_rows)
-    texts = TransformerTexts(settings.context, settings.width, settings.tokenizer)
-    return Towers(saved_images(store, _name(settings)), texts, settings.max_rows)
+        texts: TextSide = WordTexts()
+    else:
+        texts = TransformerTexts(settings.context, settings.width, settings.tokenizer)
+    images = FrozenImages() if _is_mini(settings) else saved_images(store, _name(store, settings))
+    return Towers(images, texts, settings.max_rows)
 
 
-def _name(settings: TowerSettings) -> str | None:
-    """Return the name of the embeddings; None for the embedded tower's."""
-    name = settings.embeddings or (ScoreSettings(model=settings.model).name or None)
-    return None if name in (None, "mini") else name
+def _is_mini(settings: TowerSettings) -> bool:
+    """Return whether the image vectors are the embedded tower's."""
+    return (settings.embeddings or settings.model or MINI) in (MINI, EMBEDDED_TOWER)
+
+
+def _name(store: Store, settings: TowerSettings) -> str:
+    """Return the embeddings' name: of the option, of the model, or of the only other ones."""
+    if settings.embeddings:
+        return settings.embeddings
+    name = ScoreSettings(model=settings.model).name
+    others = [one for one in store.folders(EMBEDDINGS) if one != EMBEDDED_TOWER]
+    return others[0] if len(others) == 1 else name
