@@ -35,7 +35,8 @@ class Towers:
     @property
     def config(self) -> dict[str, Any]:
         """The settings in the markers of probes; those at their default are left out."""
-        known = {"image_tower": self.images.name, "text_tower": self.texts.digest}
+        known: dict[str, Any] = {"image_tower": self.images.name}
+        known["text_tower"] = self.texts.digest
         known |= {"image_config": dict(self.images.config)} if self.images.config else {}
         known |= {"max_rows": self.max_rows} if self.max_rows != MAX_ROWS else {}
         return known | self.texts.config
