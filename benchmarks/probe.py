@@ -1,7 +1,8 @@
 """Time probes on random embeddings: python benchmarks/probe.py --rows 1000000 --dimensions 512.
 
-Vectors and texts are random; the time does not depend on their values. Reading the parts of a pool
-is not included.
+Prints CPU time of one thread (set OMP_NUM_THREADS=1), which other programs on the machine change
+little. Vectors and texts are random; the time does not depend on their values. Reading the parts of
+a pool is not included.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from capmix.probe.towers import Towers
 from capmix.probe.transformer import TransformerTexts
 from capmix.storage.marker import Counts
 
-WORDS = "a red green blue small large car dog house tree on in the street garden photo of".split()
+WORDS = ["a", "red", "green", "small", "car", "dog", "house", "tree", "on", "the", "street"]
 
 
 def main() -> None:
@@ -32,13 +33,13 @@ def main() -> None:
     texts = [" ".join(some) for some in random.choice(WORDS, (given.rows, 9))]
     sides: tuple[TextSide, ...] = (WordTexts(), TransformerTexts())
     for side in sides:
-        start = time.perf_counter()
+        start = time.process_time()
         prepared = side.prepare(texts)
-        ready = time.perf_counter()
+        ready = time.process_time()
         data = TrainingSet(images, prepared, Counts(ok=given.rows))
         towers = Towers(FrozenImages("random"), side)
         _fit(data, 0, FitSettings(given.steps, given.batch), towers)
-        step = (time.perf_counter() - ready) / given.steps
+        step = (time.process_time() - ready) / given.steps
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
             f"{side.name}: texts {ready - start:.1f} s, {1000 * step:.1f} ms per step of "

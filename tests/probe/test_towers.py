@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from capmix.errors import UserError
 from capmix.mini.text_tower import text_tower
+from capmix.probe import texts
 from capmix.probe.fit import FitSettings, load_probe, load_training_set, train_probes
 from capmix.probe.images import saved_images
 from capmix.probe.settings import ProbeSettings
@@ -60,7 +61,7 @@ def test_a_probe_equals_a_plain_torch_loop(work: Workspace, colours: Towers) -> 
         vectors |= dict(zip(uids, work.store.read_array(f"{part}.npy"), strict=True))
     images = torch.tensor(np.stack([vectors[row["uid"]] for row in rows]).astype(np.float32))
     images = functional.normalize(images, dim=1)
-    texts = torch.tensor(text_tower().encode([row["text"] for row in rows]))
+    words = torch.tensor(text_tower().encode([row["text"] for row in rows]))
     generator = torch.Generator().manual_seed(3)
     first = torch.nn.Parameter(torch.randn((16, 256), generator=generator) / math.sqrt(16))
     second = torch.nn.Parameter(torch.randn((256, 256), generator=generator) / math.sqrt(256))
@@ -78,7 +79,7 @@ def test_a_probe_equals_a_plain_torch_loop(work: Workspace, colours: Towers) -> 
             order = order[: len(rows) // 64 * 64]
         batch, order = order[:64], order[64:]
         a = functional.normalize(images[batch] @ first, dim=1)
-        b = functional.normalize(texts[batch] @ second, dim=1)
+        b = functional.normalize(words[batch] @ second, dim=1)
         logits = scale.exp() * a @ b.T
         own = torch.arange(64)
         loss = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
@@ -91,8 +92,8 @@ def test_a_probe_equals_a_plain_torch_loop(work: Workspace, colours: Towers) -> 
 
 
 def test_the_transformer_equals_torchs_layer() -> None:
-    texts = TransformerTexts(context=LENGTH, width=64)
-    weights = {k: w.detach() for k, w in texts.start(24, torch.Generator().manual_seed(0)).items()}
+    side = TransformerTexts(context=LENGTH, width=64)
+    weights = {k: w.detach() for k, w in side.start(24, torch.Generator().manual_seed(0)).items()}
     for name in weights:  # biases start as zeros, scales as ones
         if weights[name].ndim == 1:
             weights[name] = torch.randn(weights[name].shape, generator=torch.Generator())
@@ -115,7 +116,7 @@ def test_the_transformer_equals_torchs_layer() -> None:
     final.load_state_dict(
         {"weight": weights["text_norm3_scale"], "bias": weights["text_norm3_shift"]}
     )
-    prepared = texts.prepare(["a red thing", "", "one two three four five six seven " * 5])
+    prepared = side.prepare(["a red thing", "", "one two three four five six seven " * 5])
     ids = torch.tensor(prepared, dtype=torch.long)
     x = weights["text_token"][ids] + weights["text_position"]
     states = final(layer(x, src_key_padding_mask=ids == 0))
@@ -123,9 +124,9 @@ def test_the_transformer_equals_torchs_layer() -> None:
     assert lengths[1:] == [1, LENGTH]
     means = torch.stack([states[row, :n].mean(dim=0) for row, n in enumerate(lengths)])
     expected = means @ weights["text_projection"]
-    found = texts.encode(weights, prepared)
+    found = side.encode(weights, prepared)
     assert torch.allclose(found, expected, atol=1e-5)
-    alone = texts.encode(weights, prepared[:1])
+    alone = side.encode(weights, prepared[:1])
     assert torch.allclose(alone, found[:1], atol=1e-5)
 
 
@@ -221,6 +222,13 @@ def test_a_wrong_tokenizer_is_refused(tmp_path: Path, work: Workspace) -> None:
         TransformerTexts(width=40)
     with pytest.raises(UserError, match="--tokenizer needs --text transformer"):
         make_towers(work.store, ProbeSettings(embeddings="colours", tokenizer="x"))
+
+
+def test_texts_are_encoded_in_parts_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [f"a {word} thing {'very ' * (word % 7)}" for word in range(50)]
+    whole = text_tower().encode(some)
+    monkeypatch.setattr(texts, "TEXTS_AT_ONCE", 8)
+    assert np.array_equal(texts.WordTexts().prepare(some), whole)
 
 
 def test_the_model_names_the_embeddings(work: Workspace) -> None:

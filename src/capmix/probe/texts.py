@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     Weights = dict[str, "torch.Tensor"]
 
 
+TEXTS_AT_ONCE = 16_384
+
+
 class TextSide(Protocol):
     """How a probe reads texts.
 
@@ -59,7 +62,11 @@ class WordTexts:
 
     def prepare(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors, float32 (N, 256)."""
-        return text_tower().encode(texts)
+        found = np.empty((len(texts), DIMENSIONS), np.float32)
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):  # tokenized texts take kilobytes each
+            some = texts[begin : begin + TEXTS_AT_ONCE]
+            found[begin : begin + len(some)] = text_tower().encode(some)
+        return found
 
     def start(self, dimensions: int, generator: "torch.Generator") -> "Weights":
         return {"text_projection": projection((DIMENSIONS, dimensions), generator)}

@@ -108,10 +108,10 @@ def tune(
     if not usable:
         raise UserError(f"tune: no candidate could be mixed: {tried[0].reason}")
     dev = _search(usable, settings.seeds, prober)
-    best = _best(dev, len(settings.seeds))
-    of_dev = _by_name(
-        dev | {one.subset: prober(one.subset, settings.seeds, DEV) for one in baselines}
-    )
+    finalists = {one: found for one, found in dev.items() if len(found) == len(settings.seeds)}
+    best = _ranked(finalists, {one.subset: one.rows or 0 for one in usable})[0]
+    all_dev = dev | {one.subset: prober(one.subset, settings.seeds, DEV) for one in baselines}
+    of_dev = _by_name(all_dev)
     reported = list(dict.fromkeys([RAW, *(one.subset for one in baselines), best]))
     held = {one: prober(one, settings.seeds, HELD_OUT) for one in reported}
     rows = [
@@ -121,14 +121,14 @@ def tune(
     ]
     rows += [_row(one, "candidate", of_dev, _by_name(held), one.subset == best) for one in tried]
     against = {one.subset: _against(held, best, one.subset) for one in baselines}
-    probes = len({(one, result.part) for one, found in dev.items() for result in found})
-    probes += sum(len(settings.seeds) for one in baselines if one.subset not in dev)
+    probes = sum(map(len, all_dev.values()))
     found = Tuning(name, rows, best, against, probes, settings.budget, sides.count(DEV),
                    sides.count(HELD_OUT))  # fmt: skip
     inputs = {
         result.part: store.fingerprint(result.part) for one in held.values() for result in one
     }
-    config = {"recipe": recipe, **settings.model_dump(mode="json")}
+    places = {"evalsets", "held_out", "tokenizer", "device"}
+    config = {"recipe": recipe, **settings.model_dump(mode="json", exclude=places)}
     write_tuning(store, found, inputs, config)
     return found
 
@@ -164,21 +164,21 @@ def _tried(one: Candidate, mix: Mix) -> Candidate:
 def _search(usable: Sequence[Candidate], seeds: Sequence[int], prober: Prober) -> Results:
     """Return the results on the dev side: one per seed of the rounds that a candidate reached."""
     found: Results = {one.subset: [] for one in usable}
+    rows = {one.subset: one.rows or 0 for one in usable}
     standing = list(found)
     for number, size in enumerate(round_sizes(len(usable), len(seeds))):
         standing = standing[:size]
         for subset in standing:
             found[subset] += prober(subset, [seeds[number]], DEV)
-        means = _by_name({one: found[one] for one in standing})
-        standing = sorted(standing, key=lambda one: -means[one].average.mean)
+        standing = _ranked({one: found[one] for one in standing}, rows)
         log.info("tune: round %d, %s", number + 1, counted(len(standing), "candidate"))
     return found
 
 
-def _best(dev: Results, rounds: int) -> str:
-    """Return the best candidate of the last round; the first of equal ones."""
-    finalists = _by_name({name: found for name, found in dev.items() if len(found) == rounds})
-    return max(finalists.values(), key=lambda row: row.average.mean).name
+def _ranked(results: Results, rows: Mapping[str, int]) -> list[str]:
+    """Return the subsets, best first; of equal ones, the one with more rows."""
+    means = _by_name(results)
+    return sorted(results, key=lambda one: (-means[one].average.mean, -rows[one]))
 
 
 def _by_name(results: Results) -> dict[str, RecipeResult]:
