@@ -43,7 +43,7 @@ from capmix.models.shared_read import MakeFromPool, with_index
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
-from capmix.probe.settings import ProbeSettings
+from capmix.probe.settings import ProbeSettings, TowerSettings
 from capmix.report.settings import ReportSettings
 from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
@@ -63,6 +63,7 @@ from capmix.storage.layout import (
     ABOUT,
     ANNOTATIONS,
     EMBEDDINGS,
+    RAW,
     SAMPLES,
     SCORES,
     SUBSETS,
@@ -78,6 +79,7 @@ from capmix.storage.names import (
 )
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
+from capmix.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
     import duckdb
@@ -97,6 +99,8 @@ if TYPE_CHECKING:
     from capmix.mix.subset import SubsetRows
     from capmix.pool import Shard
     from capmix.probe.evaluate import ProbeResult
+    from capmix.probe.towers import Towers
+    from capmix.tune.results import Tuning
 
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
@@ -875,39 +879,91 @@ class Workspace:
         Raises:
             UserError: If there are no subsets, or a dependency or an evaluation set is missing.
         """
-        from capmix.mini.weights import MINI_PACKAGES
-
         chosen, work = self._with("probe", ProbeSettings, settings, options, (RunSettings,))
-        work.pool.need_images("probe")
         subsets = work.subsets() if chosen.subsets is None else chosen.subsets
         if not subsets:
             raise UserError(f"no subsets in {work.store.location}: run `capmix mix` first")
-        require(MINI_PACKAGES, "probe", "mini")
-        from capmix.evaluation.embedded import embedded_evalsets
-        from capmix.evaluation.other_sets import open_evalset
-        from capmix.mini.image_tower import LiteTower
-        from capmix.probe.evalset import load_features
-        from capmix.probe.evaluate import evaluate as evaluate_probe
-        from capmix.probe.fit import train_probes
+        towers = work._towers(chosen, "probe")
+        from capmix.probe.run import open_sets, probe_subset
 
-        encoder = LiteTower()
-        work.run(partial(_embeddings, work.pool, encoder))
-        folders: list[str] = []
-        for name in chosen.evalsets:
-            folders += embedded_evalsets() if name == EMBEDDED else [name]
-        opened = [open_evalset(folder) for folder in folders]
-        if len({one.name for one in opened}) < len(opened):
-            raise UserError(
-                f"probe: two evaluation sets have the same name in {', '.join(folders)}"
-            )
-        sets = [load_features(work.store, one, encoder) for one in opened]
+        sets = open_sets(work.store, chosen.evalsets, towers, chosen, "probe")
         return {
-            subset: [
-                evaluate_probe(work.store, one, sets)
-                for one in train_probes(work.store, subset, chosen.seeds, encoder)
-            ]
+            subset: probe_subset(work.store, subset, chosen.seeds, sets, towers, chosen)
             for subset in subsets
         }
+
+    def _towers(self, chosen: TowerSettings, what: str) -> "Towers":
+        """Return the towers of a probe; the embedded tower's embeddings are computed if missing.
+
+        Raises UserError if a package is missing, or if there are no embeddings of another encoder.
+        """
+        from capmix.probe.towers import check_packages, make_towers
+
+        check_packages(chosen, what)
+        towers = make_towers(self.store, chosen)
+        if towers.images.is_embedded:
+            from capmix.mini.image_tower import LiteTower
+
+            self.pool.need_images(what)
+            self.run(partial(_embeddings, self.pool, LiteTower()))
+        return towers
+
+    @with_options(TuneSettings, RunSettings)
+    def tune(
+        self,
+        recipe: str,
+        settings: TuneSettings | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> "Tuning":
+        """Choose a recipe's parameters with probes, and report on images not used to choose.
+
+        Args:
+            recipe: Name of a shipped recipe, or path of a .yaml file.
+            settings: Tune settings; keywords override them.
+            parameters: The search space by parameter: a list of values, or a tuple (low, high) for
+                all numbers in between; needed for parameters with the name of an option.
+            **options: Options of `capmix tune`, listed below. Other keywords are parameters of the
+                recipe, for example `fraction=(0.05, 0.9)`.
+
+        Returns:
+            The candidates with their averages, and the chosen one; its subset is already mixed.
+
+        Raises:
+            UserError: For an unknown parameter, a budget that is too small, missing embeddings or
+                evaluation sets, or if a baseline cannot be mixed.
+        """
+        from capmix.mix.recipe import NAME
+        from capmix.tune.space import space_of
+
+        ours = {*options_of(TuneSettings), *options_of(RunSettings)}
+        space = space_of(
+            {name: value for name, value in options.items() if name not in ours}
+            | dict(parameters or {})
+        )
+        given = {name: value for name, value in options.items() if name in ours}
+        chosen, work = self._with("tune", TuneSettings, settings, given, (RunSettings,))
+        from capmix.tune.tune import plan, tune
+
+        plan(recipe, space, chosen)
+        name = chosen.out or Path(recipe).stem
+        if not NAME.fullmatch(name):
+            raise UserError(f"tune: --out {name}: expected letters, digits and . _ + -")
+        towers = work._towers(chosen, "tune")
+        from capmix.probe.run import open_sets
+        from capmix.tune.split import apart, halves
+
+        dev = open_sets(work.store, chosen.evalsets, towers, chosen, "tune")
+        if chosen.held_out is None:
+            sides = halves(dev, chosen.seed)
+        else:
+            sides = apart(dev, open_sets(work.store, chosen.held_out, towers, chosen, "tune"))
+
+        def mix(recipe: str, parameters: Mapping[str, Any], out: str) -> int:
+            scorer = chosen.scorer if recipe != RAW else None
+            return len(work.mix(recipe, parameters=parameters, out=out, scorer=scorer))
+
+        return tune(work.store, name, recipe, space, chosen, towers, sides, mix)
 
     @with_options(ReportSettings, RunSettings)
     def report(

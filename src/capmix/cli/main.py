@@ -173,6 +173,13 @@ COMMANDS = (
         "capmix probe --work ./work --subsets raw,raw-top30",
     ),
     Command(
+        USE,
+        "tune",
+        "train",
+        "Choose a recipe's parameters with probes, within a budget.",
+        "capmix tune --work ./work --recipe raw-top --fraction 0.05..0.9 --budget 20",
+    ),
+    Command(
         INSPECT,
         "status",
         "inspect",

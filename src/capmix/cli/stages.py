@@ -190,9 +190,7 @@ def mix(
     ] = False,
 ) -> None:
     """Apply a recipe and write the selected subset."""
-    given = _parameters(parameters or [])
-    given |= {"fraction": fraction} if fraction is not None else {}
-    given |= {"synthetic": synthetic} if synthetic is not None else {}
+    given = recipe_parameters(parameters, fraction, synthetic)
     sweep = {name: _values(text) for name, text in given.items()}
     found = open_place(pool, work, reading, runs, engine).mix(recipe, settings, sweep)
     for subset in found if isinstance(found, list) else [found]:
@@ -201,13 +199,18 @@ def mix(
             show(subset.summary.sql.split("\n"))
 
 
-def _parameters(given: list[str]) -> dict[str, str]:
+def recipe_parameters(
+    pairs: list[str] | None, fraction: str | None, synthetic: str | None
+) -> dict[str, str]:
+    """Return the given parameters of a recipe as text. Raises UserError for a malformed --set."""
     from capmix.errors import UserError
 
     try:
-        found: dict[str, str] = split_pairs(given)
+        found: dict[str, str] = split_pairs(pairs or [])
     except ValueError as error:
         raise UserError(f"--set {error}") from error
+    found |= {"fraction": fraction} if fraction is not None else {}
+    found |= {"synthetic": synthetic} if synthetic is not None else {}
     return found
 
 

@@ -1,4 +1,4 @@
-"""The commands that train and evaluate: train, eval, evalsets, probe."""
+"""The commands that train and evaluate: train, eval, evalsets, probe, tune."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from pydantic import ConfigDict
 
-from capmix.cli.options import Pool, Work, command
+from capmix.cli.options import Pool, Work, command, group_named
 from capmix.cli.output import show
-from capmix.cli.stages import Budget, open_place
+from capmix.cli.stages import RECIPE, Budget, open_place, recipe_parameters
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.evaluation.settings import EvaluateSettings
@@ -18,6 +18,7 @@ from capmix.settings.base import option
 from capmix.settings.counted import counted
 from capmix.settings.values import Paths, PathWeights
 from capmix.training.scales import TrainSettings
+from capmix.tune.settings import TuneSettings
 
 if TYPE_CHECKING:
     from capmix.training.launch import TrainingData
@@ -183,3 +184,48 @@ def probe(
 
     results = open_place(pool, work, reading, runs).probe(settings)
     show(ranking(results))
+
+
+@command
+def tune(
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    reading: OpenSettings,
+    recipe: Annotated[
+        str, Parameter(help="Name of a shipped recipe (see `capmix recipes`) or a .yaml file.")
+    ],
+    fraction: Annotated[
+        str | None,
+        Parameter(
+            help="Fractions of the pool to try: 0.05..0.9 for all in between, or 0.1,0.3,0.5.",
+            group=group_named(RECIPE),
+        ),
+    ] = None,
+    synthetic: Annotated[
+        str | None,
+        Parameter(
+            help="Synthetic sources to try, comma-separated.",
+            group=group_named(RECIPE),
+        ),
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="Values of another parameter to try: a,b or LOW..HIGH. May be repeated.",
+            group=group_named(RECIPE),
+            negative="",
+            metavar="NAME=VALUES",
+        ),
+    ] = None,
+    settings: TuneSettings,
+    runs: Budget,
+) -> None:
+    """Choose a recipe's parameters with probes, and report on images not used to choose."""
+    from capmix.tune.space import parse_values
+
+    given = recipe_parameters(parameters, fraction, synthetic)
+    space = {name: parse_values(text) for name, text in given.items()}
+    found = open_place(pool, work, reading, runs).tune(recipe, settings, space)
+    show(found.lines())

@@ -37,6 +37,7 @@ from capmix.storage.layout import (
     SAMPLES,
     SCORES,
     SUBSETS,
+    TUNES,
     captions_folder,
 )
 from capmix.storage.store import Store
@@ -242,6 +243,7 @@ def _named(here: _WorkDirectory, subsets: Sequence[str], sources: Sequence[str])
     for part in chosen:
         name = part.partition("/")[2]
         probes = [*here.below(f"{PROBE_RESULTS}/{name}"), *here.below(f"{PROBES}/{name}")]
+        probes += [one for one in here.below(TUNES) if one.split("/")[3:4] == [name]]
         of_subset = probes if part.startswith(f"{SUBSETS}/") else []
         why = "" if name in subsets else f", derived from {', '.join(sources)}"
         found.append(here.removal(f"{part}{why}", [*of_subset, part]))

@@ -53,9 +53,10 @@ def _latest(folder: Path) -> list[dict[str, Any]]:
 def work_table(store: Store) -> pa.Table:
     """Return one row per trained run of the grid and per probe of a subset.
 
-    Columns: of (run or probe), subset, seed, samples, and one per metric. SET/METRIC is a metric of
-    an evaluation set; SET is the set's main metric. All values are fractions from 0 to 1. Probes of
-    subsets that have been remixed since are omitted.
+    Columns: of (run, probe, or probe and its towers if these are not the embedded ones), subset,
+    seed, samples, and one per metric. SET/METRIC is a metric of an evaluation set; SET is the set's
+    main metric. All values are fractions from 0 to 1. Probes of subsets that have been remixed
+    since are omitted.
     """
     return wide_table([*_runs(store), *_probes(store)], ABOUT_RUN)
 
@@ -75,7 +76,7 @@ def _runs(store: Store) -> list[dict[str, Any]]:
 def _probes(store: Store) -> list[dict[str, Any]]:
     rows = []
     for part in store.parts(layout.PROBE_RESULTS):
-        _, subset, _ = part.split("/", 2)
+        _, subset, rest = part.split("/", 2)
         probe = f"{layout.PROBES}/{part.partition('/')[2]}"
         trained, marker = store.read_marker(probe), store.read_marker(part)
         now, of_subset = store.fingerprint_and_marker(f"{layout.SUBSETS}/{subset}")
@@ -85,7 +86,9 @@ def _probes(store: Store) -> list[dict[str, Any]]:
             continue
         if marker.inputs.get("checkpoint") != store.fingerprint(probe):
             continue
-        row = {"of": "probe", "subset": subset, "seed": trained.config.get("seed")}
+        towers = rest.rpartition("/")[0]
+        of = f"probe {towers}" if towers else "probe"
+        row = {"of": of, "subset": subset, "seed": trained.config.get("seed")}
         row |= {"samples": of_subset.extra["summary"]["kept"]}
         for evalset, metrics in marker.extra["metrics"].items():
             row |= {_name(evalset, metric): value for metric, value in metrics.items()}

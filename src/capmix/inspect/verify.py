@@ -33,6 +33,7 @@ from capmix.storage.layout import (
     SAMPLES,
     SCORES,
     SUBSETS,
+    TUNES,
 )
 from capmix.storage.marker import Marker
 from capmix.storage.store import ABSENT, Store
@@ -52,6 +53,7 @@ MADE_BY = {
     MEASURES: "capmix measure",
     PROBES: "capmix run",
     PROBE_RESULTS: "capmix run",
+    TUNES: "capmix tune",
     EVALSETS: "capmix run",
 }
 

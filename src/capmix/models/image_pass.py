@@ -79,10 +79,8 @@ def embed_stage(
         out.write_array(embeddings.astype(np.float16))
         out.write_table(table_of(rows, []))
 
-    config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
-    config |= getattr(encoder, "embedded_with", {})
-    weights = getattr(encoder, "weights", None)
-    config |= {"weights": weights} if weights is not None else {}
+    config = embedding_config(encoder)
+    weights = config.get("weights")
     folder = embeddings_folder(encoder.name)
     return Stage(
         f"embed {name or encoder.name}",
@@ -96,6 +94,14 @@ def embed_stage(
         provenance=getattr(encoder, "provenance", {}),
         ahead=images.whole,
     )
+
+
+def embedding_config(encoder: ImageEncoder) -> dict[str, Any]:
+    """Return the settings that an encoder's vectors depend on."""
+    config = {"encoder": encoder.name, "preprocess": preprocess_of(encoder)}
+    config |= getattr(encoder, "embedded_with", {})
+    weights = getattr(encoder, "weights", None)
+    return config | ({"weights": weights} if weights is not None else {})
 
 
 class PreparedImages:

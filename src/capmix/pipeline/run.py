@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.evaluation.embedded import embedded_sets_folder
-from capmix.mini.weights import MINI_PACKAGES
 from capmix.mix.recipe import load_recipe
 from capmix.models.registry import require
 from capmix.pipeline.config import Pipeline
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
 from capmix.pool import EMBEDDED, embedded_folder
 from capmix.pool.settings import SelectSettings
+from capmix.probe.towers import check_packages
 from capmix.settings.counted import counted
 from capmix.storage.layout import SHARDS
 from capmix.workspace import Subset, Workspace, open_workspace
@@ -92,7 +92,7 @@ def _check_packages(pipeline: Pipeline) -> None:
     if pipeline.report is not None:
         require(pipeline.report.packages(), "report", "report")
     if pipeline.probe is not None:
-        require(MINI_PACKAGES, "probe", "mini")
+        check_packages(pipeline.probe, "probe")
         if EMBEDDED in pipeline.probe.evalsets:
             embedded_sets_folder()
 

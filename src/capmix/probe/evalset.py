@@ -1,5 +1,6 @@
 """Evaluation sets with the features that a probe's frozen tower computes from their images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from capmix.errors import UserError
 from capmix.evaluation.evalset import EvalItem, EvalSet
 from capmix.models.image_pass import ImageEncoder, prepared_image
 from capmix.models.images import BadImageError
+from capmix.probe.images import FrozenImages
 from capmix.storage.draft import Draft
 from capmix.storage.layout import EVALSETS
 from capmix.storage.marker import Counts, Marker
@@ -41,19 +43,23 @@ class FeatureSet:
         return np.repeat(np.arange(len(self.items)), [len(item.texts) for item in self.items])
 
 
-def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> FeatureSet:
+def load_features(
+    store: Store, evalset: EvalSet, images: FrozenImages, load: Callable[[], ImageEncoder]
+) -> FeatureSet:
     """Return the features of a set, computed once and stored in the work directory.
 
-    Raises UserError for an unsupported kind of set, or an image that cannot be read.
+    `load` returns the encoder of `images`; it is called only if there are no features yet. Raises
+    UserError for an unsupported kind of set, or an image that cannot be read.
     """
     if evalset.kind == "association":
         raise UserError(
             f"evaluation set {evalset.name}: probes support only classification and retrieval sets"
         )
-    part = f"{EVALSETS}/{evalset.name}/{encoder.name}"
-    inputs = {"evalset": evalset.digest}
+    part = f"{EVALSETS}/{evalset.name}/{images.name}"
+    inputs, config = {"evalset": evalset.digest}, images.feature_config
 
     def make(draft: Draft) -> Marker:
+        encoder = load()
         arrays = [
             encoder.encode_pixels([finished.result() for _, finished in batch])
             for batch in batched(
@@ -70,9 +76,9 @@ def load_features(store: Store, evalset: EvalSet, encoder: ImageEncoder) -> Feat
             raise UserError(f"evaluation set {evalset.name}: no images")
         features = np.concatenate(arrays).astype(np.float16)
         draft.write_array(f"{part}.npy", features)
-        return Marker(inputs, {"encoder": encoder.name}, len(features), Counts(ok=len(features)))
+        return Marker(inputs, config, len(features), Counts(ok=len(features)))
 
-    once(store, part, inputs, {"encoder": encoder.name}, make, files=[f"{part}.npy"])
+    once(store, part, inputs, config, make, files=[f"{part}.npy"])
     items = [replace(item, image=b"") for item in evalset.items()]
     if evalset.kind == "classification" and any(item.label is None for item in items):
         raise UserError(f"evaluation set {evalset.name}: samples without a .cls member")

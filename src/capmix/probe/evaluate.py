@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from capmix.errors import UserError
 from capmix.evaluation.metrics import Retrieval, classify, retrieve
 from capmix.models.image_pass import unit
 from capmix.probe.evalset import FeatureSet
 from capmix.probe.fit import Probe, load_probe
+from capmix.probe.towers import MINI_TOWERS, Towers
 from capmix.storage.draft import Draft
-from capmix.storage.layout import PROBE_RESULTS
+from capmix.storage.layout import EVALSETS, PROBE_RESULTS
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
 from capmix.storage.store import Store
@@ -27,16 +29,26 @@ class ProbeResult:
     hits: dict[str, np.ndarray]
 
 
-def evaluate(store: Store, checkpoint: str, evalsets: Sequence[FeatureSet]) -> ProbeResult:
-    """Evaluate `checkpoint` (a path that starts with `probes/`) unless its result is up to date."""
-    part = f"{PROBE_RESULTS}/{checkpoint.split('/', 1)[1]}"
+def evaluate(
+    store: Store,
+    checkpoint: str,
+    evalsets: Sequence[FeatureSet],
+    towers: Towers = MINI_TOWERS,
+    folder: str = PROBE_RESULTS,
+) -> ProbeResult:
+    """Evaluate `checkpoint` (a path that starts with `probes/`) unless its result is up to date.
+
+    The result is written below `folder`. Raises UserError if the features of a set do not have the
+    dimensions that the probe was trained on.
+    """
+    part = f"{folder}/{checkpoint.split('/', 1)[1]}"
     inputs = {"checkpoint": store.fingerprint(checkpoint)}
     config: dict[str, Any] = {
         "evalsets": {one.evalset.name: one.evalset.digest for one in evalsets}
     }
 
     def make(draft: Draft) -> Marker:
-        student = load_probe(store, checkpoint)
+        student = load_probe(store, checkpoint, towers)
         metrics: dict[str, dict[str, Any]] = {}
         hits: dict[str, np.ndarray] = {}
         for one in evalsets:
@@ -72,8 +84,14 @@ def zero_shot_classifier(student: Probe, classes: list[str], templates: list[str
 def _evaluate_one(
     student: Probe, features: FeatureSet
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    images = student.project_images(features.features)
     evalset = features.evalset
+    width, expected = features.features.shape[1], len(student.image_projection)
+    if width != expected:
+        raise UserError(
+            f"evaluation set {evalset.name}: features of {width} dimensions, but the probe was "
+            f"trained on {expected}; delete {EVALSETS}/{evalset.name} in the work directory"
+        )
+    images = student.project_images(features.features)
     if evalset.kind == "retrieval":
         found = retrieve(images, student.encode_texts(features.texts), features.image_of_text)
         return _recalls(found), {

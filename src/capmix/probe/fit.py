@@ -1,14 +1,14 @@
-"""Train probes on a subset: small projections of frozen towers, in seconds on a CPU.
+"""Train probes on a subset: small models over frozen image vectors, in seconds on a CPU.
 
-Both towers (EfficientNet-Lite0 and the static text table) are frozen. A linear projection is
-trained on top of each with CLIP's symmetric contrastive loss: locked-tower training as in LiT
-(arXiv 2111.07991). As in DataComp, all recipes are trained for the same number of steps.
+The image vectors are saved embeddings (images.py). A linear projection is trained on top of them,
+together with a text side (texts.py), with CLIP's symmetric contrastive loss: locked-image training
+as in LiT (arXiv 2111.07991). As in DataComp, all recipes are trained for the same number of steps.
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +16,20 @@ import numpy as np
 import pyarrow as pa
 
 from capmix.errors import UserError
-from capmix.mini.image_tower import DIMENSIONS as IMAGE_DIMENSIONS
-from capmix.mini.text_tower import DIMENSIONS as TEXT_DIMENSIONS
-from capmix.mini.text_tower import text_tower, text_tower_digest
 from capmix.mix.subset import SubsetRows
-from capmix.models.image_pass import ImageEncoder, read_embeddings, unit
+from capmix.models.image_pass import unit
+from capmix.probe.texts import projection
+from capmix.probe.towers import MINI_TOWERS, Towers
 from capmix.storage.draft import Draft
-from capmix.storage.layout import PROBES, SUBSETS, embeddings_folder
+from capmix.storage.layout import PROBES, SUBSETS
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
-from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 if TYPE_CHECKING:
     import torch
 
-MAX_ROWS = 100_000  # about 1 GB of features; a probe sees 25,600 rows
+IMAGES = "image_projection"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Image features, float16 (N, 1280), and text vectors, float32 (N, 256), of a subset's rows."""
+    """Image vectors, float16 (N, D), and prepared texts (N, ...), of a subset's rows."""
 
     images: np.ndarray
     texts: np.ndarray
@@ -57,71 +55,88 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Probe:
-    """Two trained linear projections of frozen towers into one space."""
+    """A trained projection of image vectors, and the trained weights of the text side, by name."""
 
     image_projection: np.ndarray
-    text_projection: np.ndarray
+    text_weights: Mapping[str, np.ndarray]
+    towers: Towers = field(default_factory=Towers)
 
     def project_images(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return unit vectors, float32 (N, D), for image features (N, 1280)."""
-        return unit(_scaled(embeddings) @ self.image_projection)
+        """Return unit vectors, float32 (N, D), for image vectors (N, dimensions)."""
+        return unit(self.towers.images.scaled(embeddings) @ self.image_projection)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors, float32 (N, D)."""
-        return unit(text_tower().encode(texts) @ self.text_projection)
+        return unit(self.towers.texts.project(self.text_weights, texts))
 
 
-def load_training_set(store: Store, subset: str, encoder: ImageEncoder) -> TrainingSet:
-    """Load the rows of a subset, repeated by weight, with their saved image features.
+def load_training_set(store: Store, subset: str, towers: Towers = MINI_TOWERS) -> TrainingSet:
+    """Load the rows of a subset, repeated by weight, with their saved image vectors.
 
     For a large subset, only the rows of some whole shards are loaded: shards are added until there
-    are at least MAX_ROWS rows, in the same random order for all subsets. Raises UserError if there
-    is no row to train on.
+    are at least `towers.max_rows` rows, in the same random order for all subsets. Raises UserError
+    if there is no row to train on, or no embeddings of a shard.
     """
-    counts, images, texts = Counts(), [], []
-    for table, features in _shards(store, SubsetRows.pinned(store, subset), encoder):
+    counts = Counts()
+    images: list[np.ndarray] = []
+    texts: list[str] = []
+    for table, place, array in _shards(store, SubsetRows.pinned(store, subset), towers):
+        rows: list[int] = []
         columns = (table[name].to_pylist() for name in ("uid", "text", "weight"))
         for uid, text, times in zip(*columns, strict=True):
-            if uid not in features:
+            row = place.get(uid)
+            if row is None:
                 counts.failed["unreadable"] += times
             elif not text or not text.strip():
                 counts.dropped["no_text"] += times
             else:
                 counts.ok += times
-                images += [features[uid]] * times
+                rows += [row] * times
                 texts += [text] * times
+        images.append(array[rows])
     if not texts:
         raise UserError(f"subset {subset}: no sample with an image and a text to train on")
-    return TrainingSet(np.stack(images), text_tower().encode(texts), counts)
+    return TrainingSet(_joined(images, towers), towers.texts.prepare(texts), counts)
+
+
+def _joined(images: Sequence[np.ndarray], towers: Towers) -> np.ndarray:
+    some = [array for array in images if len(array)]
+    widths = {array.shape[1] for array in some}
+    if len(widths) > 1:
+        raise UserError(
+            f"embeddings {towers.images.name}: shards with different dimensions "
+            f"({', '.join(map(str, sorted(widths)))}); recompute them with `capmix score "
+            "--save-embeddings --force`"
+        )
+    return np.concatenate(some)
 
 
 def _shards(
-    store: Store, rows: SubsetRows, encoder: ImageEncoder
-) -> Iterator[tuple[pa.Table, dict[str, np.ndarray]]]:
-    """Yield the rows of each chosen shard, and its image features by uid, in pool order."""
+    store: Store, rows: SubsetRows, towers: Towers
+) -> Iterator[tuple[pa.Table, dict[str, int], np.ndarray]]:
+    """Yield the rows of each chosen shard, its image vectors, and the place of each uid in them, in
+    pool order."""
     names = rows.shard_names()
     drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     tables: dict[str, pa.Table] = {}
     copies = 0
-    while drawn and copies < MAX_ROWS:
+    while drawn and copies < towers.max_rows:
         name = drawn.pop()
         tables[name] = rows.of_shard(name)
         copies += sum(tables[name]["weight"].to_pylist())
     for name in names:
         if name in tables:
-            kept, array = read_embeddings(store, f"{embeddings_folder(encoder.name)}/{name}")
-            good = (row.uid or "" for row in kept if row.status == OK)
-            yield tables.pop(name), dict(zip(good, array, strict=True))
+            yield tables.pop(name), *towers.images.of_shard(store, name)
 
 
 def train_probes(
     store: Store,
     subset: str,
     seeds: Sequence[int],
-    encoder: ImageEncoder,
+    towers: Towers = MINI_TOWERS,
     settings: FitSettings = FitSettings(),
 ) -> list[str]:
-    """Train one probe per seed and write it to `probes/<subset>/seed<k>`.
+    """Train one probe per seed and write it to `probes/<subset>/<variant>/seed<k>`.
 
     Probes that are up to date are kept. The pool's images must be embedded. Returns the names of
     the probes. Raises UserError if the subset does not exist.
@@ -133,17 +148,12 @@ def train_probes(
 
     @cache
     def training_set() -> TrainingSet:
-        return load_training_set(store, subset, encoder)
+        return load_training_set(store, subset, towers)
 
     names = []
     for seed in seeds:
-        name = f"{PROBES}/{subset}/seed{seed}"
-        config = {
-            "seed": seed,
-            "image_tower": encoder.name,
-            "text_tower": text_tower_digest(),
-            **asdict(settings),
-        }
+        name = f"{PROBES}/{towers.place(subset, seed)}"
+        config = {"seed": seed, **towers.config, **asdict(settings)}
 
         from safetensors.numpy import save
 
@@ -155,11 +165,8 @@ def train_probes(
                 raise UserError(
                     f"subset {subset} was overwritten during the training; rerun the command"
                 )
-            student, losses = _fit(samples, seed, settings)
-            tensors = {
-                "image_projection": student.image_projection,
-                "text_projection": student.text_projection,
-            }
+            student, losses = _fit(samples, seed, settings, towers)
+            tensors = {IMAGES: student.image_projection, **student.text_weights}
             draft.write_bytes(f"{name}.safetensors", save(tensors))
             counts = samples.counts
             return Marker(inputs, config, counts.total, counts, {"losses": losses})
@@ -169,42 +176,43 @@ def train_probes(
     return names
 
 
-def load_probe(store: Store, checkpoint: str) -> Probe:
+def load_probe(store: Store, checkpoint: str, towers: Towers = MINI_TOWERS) -> Probe:
     """Read a probe written by train_probes. Raises UserError if it cannot be read."""
     from safetensors.numpy import load
 
     try:
         tensors = load(store.read_part_bytes(f"{checkpoint}.safetensors"))
-        return Probe(tensors["image_projection"], tensors["text_projection"])
+        return Probe(tensors.pop(IMAGES), tensors, towers)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{store.path(checkpoint)}: cannot read the probe: {error}") from error
 
 
-def _fit(data: TrainingSet, seed: int, settings: FitSettings) -> tuple[Probe, list[float]]:
+def _fit(
+    data: TrainingSet, seed: int, settings: FitSettings, towers: Towers = MINI_TOWERS
+) -> tuple[Probe, list[float]]:
     """Train one probe. Returns it, and its loss after each tenth of the steps."""
     import torch
     from torch.nn import functional
 
     generator = torch.Generator().manual_seed(seed)
-    images = torch.from_numpy(_scaled(data.images))
-    texts = torch.from_numpy(data.texts)
-    shapes = (IMAGE_DIMENSIONS, settings.dimensions), (TEXT_DIMENSIONS, settings.dimensions)
-    weights = [
-        torch.randn(s, generator=generator).div_(s[0] ** 0.5).requires_grad_() for s in shapes
-    ]
+    weights = {IMAGES: projection((data.images.shape[1], settings.dimensions), generator)}
+    weights |= towers.texts.start(settings.dimensions, generator)
     log_scale = torch.tensor(math.log(settings.logit_scale), requires_grad=True)
+    matrices = [weight for weight in weights.values() if weight.ndim > 1]
+    vectors = [weight for weight in weights.values() if weight.ndim < 2]
     groups = [
-        {"params": weights, "weight_decay": settings.weight_decay},
-        {"params": [log_scale], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": [*vectors, log_scale], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    batches = _batches(len(images), settings, generator)
+    batches = _batches(len(data.images), settings, generator)
     losses = []
     for step in range(settings.steps):
-        rows = next(batches)
-        image = functional.normalize(images[rows] @ weights[0], dim=1)
-        text = functional.normalize(texts[rows] @ weights[1], dim=1)
+        rows = next(batches).numpy()
+        images = torch.from_numpy(towers.images.scaled(data.images[rows]))
+        image = functional.normalize(images @ weights[IMAGES], dim=1)
+        text = functional.normalize(towers.texts.encode(weights, data.texts[rows]), dim=1)
         logits = log_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(len(rows))
         loss = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
@@ -214,8 +222,8 @@ def _fit(data: TrainingSet, seed: int, settings: FitSettings) -> tuple[Probe, li
         schedule.step()
         if (step + 1) % max(1, settings.steps // 10) == 0:
             losses.append(round(float(loss.detach()) / 2, 6))
-    projections = [weight.detach().numpy() for weight in weights]
-    return Probe(*projections), losses
+    trained = {name: weight.detach().numpy() for name, weight in weights.items()}
+    return Probe(trained.pop(IMAGES), trained, towers), losses
 
 
 def _batches(
@@ -228,8 +236,3 @@ def _batches(
     while True:
         order = torch.randperm(rows, generator=generator)
         yield from torch.split(order[: rows // size * size], size)
-
-
-def _scaled(features: np.ndarray) -> np.ndarray:
-    """Take the square root of the non-negative features and normalize: float32 (N, 1280)."""
-    return unit(np.sqrt(np.maximum(features.astype(np.float32), 0)))

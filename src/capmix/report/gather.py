@@ -1,7 +1,7 @@
 """Read the contents of a work directory for the report."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,8 +256,8 @@ class _Present:
     def probes(self, subsets: Iterable[str]) -> dict[str, list[ProbeResult]]:
         """Return the results of probes trained on the current subsets.
 
-        Only probes evaluated on the same sets are comparable: the group with most subsets is kept,
-        then the one with most results, then the first.
+        Only probes of the same towers, evaluated on the same sets, are comparable: the group with
+        most subsets is kept, then the one with most results, then the first.
         """
         groups: dict[tuple[tuple[str, str], ...], dict[str, list[ProbeResult]]] = {}
         for name in subsets:
@@ -271,18 +271,14 @@ class _Present:
         )
         for sets, found in groups.items():
             if sets != kept:
-                names, others = ([name for name, _ in one] for one in (sets, kept))
-                on = listed(names) if names != others else f"different files of {listed(names)}"
-                probes = counted(sum(map(len, found.values())), "probe")
-                self.notes.append(
-                    f"Left out: {probes} of {listed(list(found))}, evaluated on {on}; the others "
-                    f"on {listed(others)}. To compare them, run `capmix probe` with the same "
-                    "--evalsets."
-                )
+                self.notes.append(_left_out(sets, kept, found))
         return groups.get(kept, {})
 
     def _evaluated(self, subset: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield result parts of a current subset's probes, with digests of evaluation sets."""
+        """Yield result parts of a current subset's probes, with digests of evaluation sets.
+
+        Probes of other than the embedded towers have the name of their towers below "".
+        """
         now = self.store.fingerprint(f"{SUBSETS}/{subset}")
         for part in self.store.parts(f"{PROBE_RESULTS}/{subset}"):
             probe = f"{PROBES}/{part.partition('/')[2]}"
@@ -290,7 +286,8 @@ class _Present:
             if trained is None or marker is None or trained.inputs["subset"] != now:
                 continue
             if marker.inputs["checkpoint"] == self.store.fingerprint(probe):
-                yield part, marker.config.get("evalsets", {})
+                towers = part.removeprefix(f"{PROBE_RESULTS}/{subset}/").rpartition("/")[0]
+                yield part, marker.config.get("evalsets", {}) | ({"": towers} if towers else {})
 
     def _is_current(self, marker: Marker) -> bool:
         """Return whether its input folders are unchanged and its sample is the same."""
@@ -299,6 +296,27 @@ class _Present:
         drawn = {name: marker.config.get(name) for name in ("sample", "seed")}
         is_sampled = "sample" in marker.config
         return same and (not is_sampled or drawn == self.population["drawn"])
+
+
+def _left_out(
+    sets: tuple[tuple[str, str], ...],
+    kept: tuple[tuple[str, str], ...],
+    found: Mapping[str, Sequence[ProbeResult]],
+) -> str:
+    """Return the note about probes that cannot be compared with the kept ones."""
+    probes = f"{counted(sum(map(len, found.values())), 'probe')} of {listed(list(found))}"
+    towers, others = (dict(one).get("", "the embedded towers") for one in (sets, kept))
+    if towers != others:
+        return (
+            f"Left out: {probes}, trained on {towers}; the others on {others}. To compare them, "
+            "run `capmix probe` with the same --embeddings and --text."
+        )
+    names, kept_names = ([name for name, _ in one if name] for one in (sets, kept))
+    on = listed(names) if names != kept_names else f"different files of {listed(names)}"
+    return (
+        f"Left out: {probes}, evaluated on {on}; the others on {listed(kept_names)}. To compare "
+        "them, run `capmix probe` with the same --evalsets."
+    )
 
 
 def _population(

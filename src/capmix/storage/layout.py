@@ -13,7 +13,7 @@ matches/<annotation>/<shard>               metadata entries that occur in the te
 metadata/<annotation>/entries, .../counts  list of metadata entries; how many texts each occurs in
 .carried/<source>                          captions of images that a run may have to move
 .partial/<folder>/                         results of shards that are not complete yet
-measures/, subsets/, probes/, probe_results/, evalsets/    not by shard
+measures/, subsets/, probes/, probe_results/, tunes/, evalsets/    not by shard
 report/, shards/<subset>, runs/<subset>-seed<k>, results/  outputs for the user
 edits/<source>/journal.jsonl               edits made in `capmix view`, one action per line
 running/                                   runs in progress
@@ -38,6 +38,7 @@ MEASURES = "measures"
 SUBSETS = "subsets"
 PROBES = "probes"
 PROBE_RESULTS = "probe_results"
+TUNES = "tunes"
 EVALSETS = "evalsets"
 EDITS = "edits"
 RUNNING = "running"
@@ -57,7 +58,8 @@ RAW = "raw"
 EDITED = "edited"  # default source of `capmix view`
 # Folders whose rows do not have the status of a sample; the status of FIELDS rows is in the index.
 NOT_OF_SAMPLES = (
-    FIELDS, METADATA, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, EVALSETS, RUNNING, REPORT, RESULTS,
+    FIELDS, METADATA, MEASURES, SUBSETS, PROBES, PROBE_RESULTS, TUNES, EVALSETS, RUNNING, REPORT,
+    RESULTS,
 )  # fmt: skip
 
 
