@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import AnnotateSettings, ImportSettings
+from capmix.annotate.settings import TEXT_AREA, AnnotateSettings, ImportSettings
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.run import run_job
 from capmix.engine.settings import EngineSettings, RunSettings
@@ -62,6 +62,7 @@ from capmix.storage.layout import (
 )
 from capmix.storage.marker import Counts
 from capmix.storage.names import (
+    MASKED,
     check_scorer_name,
     check_shard_names,
     check_source_name,
@@ -543,9 +544,9 @@ class Workspace:
             work.store, work.pool, _places(files), chosen.scorer, chosen.source, *columns
         )
 
-    @with_options(AnnotateSettings)
+    @with_options(AnnotateSettings, EngineSettings, RunSettings)
     def annotate(self, settings: AnnotateSettings | None = None, **options: Any) -> Counts:
-        """Compute columns for recipes from saved embeddings.
+        """Compute columns for recipes from saved embeddings, or from images.
 
         Args:
             settings: Annotation settings; keywords override them.
@@ -556,13 +557,16 @@ class Workspace:
 
         Raises:
             UserError: If the embeddings do not exist; `score` with `save_embeddings=True` writes
-                them.
+                them. For methods that read images, if the failure budget is exceeded.
         """
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        chosen, work = self._with("annotate", AnnotateSettings, settings, options, ())
-        have = work.store.folders(EMBEDDINGS)
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        if chosen.method == TEXT_AREA:
+            return work._text_area(chosen)
+        every = work.store.folders(EMBEDDINGS)
+        have = [one for one in every if not one.endswith(MASKED)] or every
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
@@ -584,6 +588,20 @@ class Workspace:
         name = chosen.name or chosen.method
         check_source_name(name, "annotation")
         return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+
+    def _text_area(self, chosen: AnnotateSettings) -> Counts:
+        """Find the text in all images; see annotate/text_area.py."""
+        from capmix.annotate.text_area import text_area_stages
+        from capmix.models.text_detector import check_detector
+
+        self.pool.need_images("annotate --method text_area")
+        name = chosen.name or "text"
+        check_source_name(name, "annotation")
+        if self.engine.name == "local":
+            check_detector()
+        part, _, is_indexed = self._to_read(SelectSettings())
+        make = partial(text_area_stages, name=name, side=chosen.side)
+        return part._read(make, is_indexed, self.pool.shards)[-1]
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

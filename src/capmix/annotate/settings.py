@@ -5,10 +5,12 @@ from typing import Literal
 from capmix.models.known import ScoreModel
 from capmix.settings.base import Settings, option
 
-Method = Literal["clusters", "semdedup", "normsim", "cliploss"]
+Method = Literal["clusters", "semdedup", "normsim", "cliploss", "text_area"]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
+SIDE = 640
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
+TEXT_AREA = "text_area"
 
 
 class AnnotateSettings(Settings):
@@ -17,10 +19,11 @@ class AnnotateSettings(Settings):
     method: Method = option(
         help="clusters: k-means, optionally with the clusters nearest to a reference set. "
         "semdedup: near duplicates within clusters. normsim: similarity to a reference set. "
-        "cliploss: negCLIPLoss."
+        "cliploss: negCLIPLoss. text_area: the share of each image that text covers."
     )
     name: str | None = option(
-        None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
+        None,
+        "Prefix of the columns in recipes: NAME_COLUMN (default: the method; text for text_area).",
     )
     embeddings: str | None = option(
         None, "Saved embeddings to use: a folder in embeddings/ (default: the only one)."
@@ -54,6 +57,14 @@ class AnnotateSettings(Settings):
     batch: int = option(BATCH, "Pairs per random batch.", group=CLIPLOSS, ge=1)
     rounds: int = option(
         ROUNDS, "Number of random batches to average over per pair.", group=CLIPLOSS, ge=1
+    )
+    side: int = option(
+        SIDE,
+        "Reduce larger images to this side for the text detector, in pixels; smaller is faster, "
+        "larger finds smaller text.",
+        group=TEXT_AREA,
+        ge=64,
+        le=2048,
     )
 
 

@@ -102,10 +102,16 @@ def import_(
 
 @command
 def annotate(
-    pool: Pool = None, *, work: Work = None, reading: OpenSettings, settings: AnnotateSettings
+    pool: Pool = None,
+    *,
+    work: Work = None,
+    reading: OpenSettings,
+    settings: AnnotateSettings,
+    engine: EngineSettings,
+    runs: RunSettings,
 ) -> None:
-    """Compute columns for recipes from saved embeddings."""
-    open_place(pool, work, reading, RunSettings()).annotate(settings)
+    """Compute columns for recipes from saved embeddings, or from images."""
+    open_place(pool, work, reading, runs, engine).annotate(settings)
 
 
 @command

@@ -21,6 +21,7 @@ PURPOSES = {
     "view": "capmix view, the report served on localhost",
     "language": "language identification, in recipes and flags",
     "clusters": "capmix annotate --method clusters",
+    "text-area": "capmix annotate --method text_area",
     "measure": "nouns, reference metrics, topics",
     "notebook": "progress bars and data frames in notebooks",
     "ray": "--engine ray",
