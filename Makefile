@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
 # What the tests need. Not here: gcs and notebook (some tests check what happens without ipywidgets).
-EXTRAS := clusters,concepts,demo,heif,http,hub,images,lance,language,measure,multilingual,openvino,ray,s3,split,train,transformers,view
+EXTRAS := clusters,concepts,demo,heif,http,hub,images,lance,language,measure,multilingual,openvino,ray,s3,split,text-area,train,transformers,view
 
 .PHONY: demo test test-slow test-vllm test-faults test-browser test-docs coverage bench fuzz lint docs setup world world-full constraints dist clean
 

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from capmix.annotate.settings import AGREEMENT, IMAGE, AnnotateSettings, ImportSettings
+from capmix.annotate.settings import (
+    AGREEMENT,
+    IMAGE,
+    TEXT_AREA,
+    AnnotateSettings,
+    ImportSettings,
+)
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.local import cores
 from capmix.engine.run import run_job
@@ -72,6 +78,7 @@ from capmix.storage.layout import (
 )
 from capmix.storage.marker import Counts
 from capmix.storage.names import (
+    MASKED,
     check_scorer_name,
     check_shard_names,
     check_source_name,
@@ -645,6 +652,7 @@ class Workspace:
         Raises:
             UserError: If the embeddings do not exist; `score` with `save_embeddings=True` writes
                 them. For concepts, if there is no metadata list, or if the source has no texts.
+                For methods that read images, if the failure budget is exceeded.
         """
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
@@ -656,7 +664,10 @@ class Workspace:
             return work._annotate_images(chosen)
         if chosen.method == AGREEMENT:
             return work._agreement(chosen)
-        have = work.store.folders(EMBEDDINGS)
+        if chosen.method == TEXT_AREA:
+            return work._text_area(chosen)
+        every = work.store.folders(EMBEDDINGS)
+        have = [one for one in every if not one.endswith(MASKED)] or every
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
@@ -734,6 +745,20 @@ class Workspace:
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
         return self.run(make, needs_gpu=needs_gpu(encoder_settings(chosen)))[0]
+
+    def _text_area(self, chosen: AnnotateSettings) -> Counts:
+        """Find the text in all images; see annotate/text_area.py."""
+        from capmix.annotate.text_area import text_area_stages
+        from capmix.models.text_detector import check_detector
+
+        self.pool.need_images("annotate --method text_area")
+        name = chosen.name or "text"
+        check_source_name(name, "annotation")
+        if self.engine.name == "local":
+            check_detector()
+        part, _, is_indexed = self._to_read(SelectSettings())
+        make = partial(text_area_stages, name=name, side=chosen.side)
+        return part._read(make, is_indexed, self.pool.shards)[-1]
 
     @with_options(MeasureSettings, EngineSettings, RunSettings)
     def measure(self, settings: MeasureSettings | None = None, **options: Any) -> dict[str, Any]:

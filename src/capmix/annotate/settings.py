@@ -7,12 +7,22 @@ from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
 Method = Literal[
-    "clusters", "semdedup", "normsim", "cliploss", "agreement", "concepts", "image", "head"
+    "clusters",
+    "semdedup",
+    "normsim",
+    "cliploss",
+    "agreement",
+    "concepts",
+    "image",
+    "text_area",
+    "head",
 ]
 # arXiv 2405.19547, section 3.1: t = 0.01 (CLIP's own), 10 random batches of 32,768.
 TEMPERATURE, BATCH, ROUNDS = 0.01, 32_768, 10
+SIDE = 640
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
 AGREEMENT, CONCEPTS, IMAGE, HEAD = "agreement", "concepts", "image", "head"
+TEXT_AREA = "text_area"
 OF_TEXTS = f"{CLIPLOSS} and {AGREEMENT}"
 EXACT, WORDS = "exact", "words"
 TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671
@@ -28,10 +38,12 @@ class AnnotateSettings(Settings):
         "cliploss: negCLIPLoss. agreement: similarity of texts and captions (SIEVE). "
         "concepts: balance of the texts over a list of metadata entries. "
         "image: perceptual hash, near duplicates, sharpness, entropy and colourfulness. "
+        "text_area: the share of each image that text covers. "
         "head: a linear or MLP predictor, such as an aesthetic score."
     )
     name: str | None = option(
-        None, "Prefix of the columns in recipes: NAME_COLUMN (default: the method)."
+        None,
+        "Prefix of the columns in recipes: NAME_COLUMN (default: the method; text for text_area).",
     )
     embeddings: str | None = option(
         None, "Saved embeddings to use: a folder in embeddings/ (default: the only one)."
@@ -162,6 +174,14 @@ class AnnotateSettings(Settings):
         None, "Hub revision: branch, tag or commit (default: the newest).", group=AGREEMENT
     )
     encode_batch: int = option(256, "Texts per batch of the encoder.", group=AGREEMENT, ge=1)
+    side: int = option(
+        SIDE,
+        "Reduce larger images to this side for the text detector, in pixels; smaller is faster, "
+        "larger finds smaller text.",
+        group=TEXT_AREA,
+        ge=64,
+        le=2048,
+    )
 
 
 class ImportSettings(Settings):

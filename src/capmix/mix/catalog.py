@@ -27,7 +27,7 @@ from capmix.storage.layout import (
     scores_folder,
 )
 from capmix.storage.marker import Marker
-from capmix.storage.names import no_captions
+from capmix.storage.names import MASKED, no_captions
 from capmix.storage.rows import STATUS_FIELDS
 from capmix.storage.store import Store
 
@@ -161,9 +161,10 @@ class Catalog:
     def _only_computed(
         self, scorers: Collection[str], sources: Collection[str] | None = None
     ) -> str | None:
-        """Return the only one of `scorers` whose scores were not imported for any of `sources`
-        (default: all that it has scored); None if there are none or several."""
-        computed = [one for one in scorers if not self._is_imported(one, sources)]
+        """Return the only one of `scorers` of whole images whose scores were not imported for any
+        of `sources` (default: all that it has scored); None if there are none or several."""
+        whole = [one for one in scorers if not one.endswith(MASKED)]
+        computed = [one for one in whole if not self._is_imported(one, sources)]
         return computed[0] if len(computed) == 1 else None
 
     def _is_imported(self, scorer: str, sources: Collection[str] | None) -> bool:

