@@ -38,8 +38,10 @@ def main() -> None:
         ready = time.process_time()
         data = TrainingSet(images, prepared, Counts(ok=given.rows))
         towers = Towers(FrozenImages("random"), side)
+        _fit(data, 0, FitSettings(1, given.batch), towers)  # imports parts of torch
+        begin = time.process_time()
         _fit(data, 0, FitSettings(given.steps, given.batch), towers)
-        step = (time.process_time() - ready) / given.steps
+        step = (time.process_time() - begin) / given.steps
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
             f"{side.name}: texts {ready - start:.1f} s, {1000 * step:.1f} ms per step of "
