@@ -43,7 +43,7 @@ def test_rendered_text_is_found_with_little_around_it() -> None:
     count, found = found_mask(image)
     assert count == 3
     assert (found & drawn).sum() > 0.97 * drawn.sum()
-    # The boxes are larger than the ink on purpose: by half the height of a line, all sides together.
+    # The boxes are larger than the ink on purpose.
     assert 1 < found.mean() / drawn.mean() < 2
 
 
