@@ -1,12 +1,14 @@
 """Captions from prompts with fields: counts, resume, reuse, markers."""
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from samples import image_bytes, sample_members, tar_bytes
 from tiny_models import blip
+from web_server import running
 
 from capmix.caption.in_memory import caption_images
 from capmix.caption.settings import CaptionSettings
@@ -15,7 +17,7 @@ from capmix.errors import UserError
 from capmix.workspace import Workspace, open_workspace
 
 TEXTS = ("two dogs", None, "old house", " ", "a red apple", "grass")
-TEMPLATE = "a {raw}[[ {field:place}]]"
+TEMPLATE = "[[near {field:place} ]]a {raw}"
 SOURCE = "captions/s/00000"
 
 
@@ -86,20 +88,40 @@ def test_more_captions_per_image_keep_the_earlier_ones_of_one_prompt(
         work.caption("t", several.model_copy(update={"captions_per_image": 2}))
 
 
-def test_an_edited_text_changes_its_caption_as_in_a_fresh_run(model: str, tmp_path: Path) -> None:
-    pool = write(tmp_path / "p")
-    work = open_workspace(str(pool), str(tmp_path / "w"))
-    work.caption("s", settings(model, captions_per_image=8))
-    before = rows(work)
-    write(pool, ("near the green sea boat sky on grass", *TEXTS[1:]))
-    work = open_workspace(str(pool), str(tmp_path / "w"))
-    work.caption("s", settings(model, captions_per_image=8))
-    after = rows(work)
-    assert after[8:] == before[8:]
-    assert [row["text"] for row in after[:8]] != [row["text"] for row in before[:8]]
-    fresh = open_workspace(str(pool), str(tmp_path / "fresh"))
-    fresh.caption("s", settings(model, captions_per_image=8))
-    assert rows(fresh) == after
+class Echo(BaseHTTPRequestHandler):
+    """A caption server that answers with the prompt."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][0]["content"][1]["text"]
+        data = json.dumps({"choices": [{"message": {"content": f"seen: {text}"}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_edited_text_changes_its_caption_as_in_a_fresh_run(tmp_path: Path) -> None:
+    pool, http = write(tmp_path / "p"), ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    with running(http):
+        model = f"server:http://127.0.0.1:{http.server_address[1]}/v1#m"
+        work = open_workspace(str(pool), str(tmp_path / "w"))
+        work.caption("s", settings(model))
+        before = rows(work)
+        write(pool, ("green sky", *TEXTS[1:]))
+        work = open_workspace(str(pool), str(tmp_path / "w"))
+        work.caption("s", settings(model))
+        after = rows(work)
+        assert [before[0]["text"], after[0]["text"]] == [
+            "seen: near sea a two dogs", "seen: near sea a green sky",
+        ]  # fmt: skip
+        assert after[1:] == before[1:]
+        fresh = open_workspace(str(pool), str(tmp_path / "fresh"))
+        fresh.caption("s", settings(model))
+        assert rows(fresh) == after
 
 
 def test_the_command_takes_several_prompts(

@@ -19,7 +19,7 @@ from capmix.engine.busy import Busy
 from capmix.pool import Sample
 
 MODELS = ("blip", "florence2", "qwen2_vl")  # in slots, by `generate`, with a plan and without
-TEMPLATE = "a red {raw} on the table[[ near {field:place}]]"
+TEMPLATE = "[[near {field:place} ]]on the table {raw} in"
 TEXTS = ("apple", "two dogs in green grass", "apple", "cat", "old house near the sea", "boat")
 PLACES = (None, "the sea", "  ", "sky", None, "the old house")
 UIDS = [f"u{i}" for i in range(len(TEXTS))]
@@ -28,8 +28,8 @@ SAMPLES = [
     for i, (uid, text, place) in enumerate(zip(UIDS, TEXTS, PLACES, strict=True))
 ]
 RENDERED = {
-    "u2": "a red apple on the table",
-    "u1": "a red two dogs in green grass on the table near the sea",
+    "u2": "on the table apple in",
+    "u1": "near the sea on the table two dogs in green grass in",
 }
 
 
