@@ -151,12 +151,13 @@ def _row(row: Row, pair: tuple[str, Captions] | None, vectors: Vectors) -> Row:
     text, captions = pair
     if not captions:
         return Row(row.uid, row.key, DROPPED, "no_caption", "no caption to compare with")
-    found = [vectors[one] for one in (text, *(caption for _, caption in captions))]
-    for one in found:
-        if isinstance(one, SampleError):
-            return Row(row.uid, row.key, FAILED, one.reason, str(one))
-    own, *others = found
-    similarities = np.stack(others).astype(np.float64) @ own  # type: ignore[arg-type]
+    found: list[np.ndarray] = []
+    for one in (text, *(caption for _, caption in captions)):
+        vector = vectors[one]
+        if isinstance(vector, SampleError):
+            return Row(row.uid, row.key, FAILED, vector.reason, str(vector))
+        found.append(vector)
+    similarities = np.stack(found[1:]).astype(np.float64) @ found[0]
     if np.isnan(similarities).any():
         return Row(row.uid, row.key, FAILED, "nan_score", "the sentence encoder returned NaN")
     best = int(similarities.argmax())

@@ -104,9 +104,7 @@ class TransformersSentences:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-                model, trust_remote_code=False, **where
-            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
             loaded: Any = AutoModel.from_pretrained(
                 model,
                 use_safetensors=True,
