@@ -16,6 +16,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def agreement_stage(
     phrases = PHRASES if settings.phrases is None else tuple(settings.phrases)
     batches = Batches()
 
-    def encode(texts: list[str]) -> list[np.ndarray]:
+    def encode(texts: Sequence[str]) -> list[np.ndarray | SampleError]:
         return list(encoder.encode_tokens(encoder.tokenize(texts).inputs))
 
     def inputs(shard: Shard) -> dict[str, str]:
@@ -99,7 +100,11 @@ def agreement_stage(
             _count(out, row)
         out.write_table(table_of(found, FIELDS))
 
-    config = {"method": settings.method, "source": settings.source, "captions": settings.captions}
+    config: dict[str, Any] = {
+        "method": settings.method,
+        "source": settings.source,
+        "captions": settings.captions,
+    }
     config |= {"phrases": list(phrases), "encoder": encoder.settings}
     # Readers compare `values` to detect parts of two runs, which have other settings here.
     config["values"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]

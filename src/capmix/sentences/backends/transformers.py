@@ -134,7 +134,7 @@ class _Files:
     def read(self, name: str) -> Any:
         """Return the file's value; None if there is no such file. Raises UserError if it is
         damaged."""
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         try:
             path = cached_file(
