@@ -16,6 +16,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def agreement_stage(
     phrases = PHRASES if settings.phrases is None else tuple(settings.phrases)
     batches = Batches()
 
-    def encode(texts: list[str]) -> list[np.ndarray]:
+    def encode(texts: Sequence[str]) -> list[np.ndarray | SampleError]:
         return list(encoder.encode_tokens(encoder.tokenize(texts).inputs))
 
     def inputs(shard: Shard) -> dict[str, str]:
@@ -99,7 +100,11 @@ def agreement_stage(
             _count(out, row)
         out.write_table(table_of(found, FIELDS))
 
-    config = {"method": settings.method, "source": settings.source, "captions": settings.captions}
+    config: dict[str, Any] = {
+        "method": settings.method,
+        "source": settings.source,
+        "captions": settings.captions,
+    }
     config |= {"phrases": list(phrases), "encoder": encoder.settings}
     # Readers compare `values` to detect parts of two runs, which have other settings here.
     config["values"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
@@ -151,12 +156,13 @@ def _row(row: Row, pair: tuple[str, Captions] | None, vectors: Vectors) -> Row:
     text, captions = pair
     if not captions:
         return Row(row.uid, row.key, DROPPED, "no_caption", "no caption to compare with")
-    found = [vectors[one] for one in (text, *(caption for _, caption in captions))]
-    for one in found:
-        if isinstance(one, SampleError):
-            return Row(row.uid, row.key, FAILED, one.reason, str(one))
-    own, *others = found
-    similarities = np.stack(others).astype(np.float64) @ own  # type: ignore[arg-type]
+    found: list[np.ndarray] = []
+    for one in (text, *(caption for _, caption in captions)):
+        vector = vectors[one]
+        if isinstance(vector, SampleError):
+            return Row(row.uid, row.key, FAILED, vector.reason, str(vector))
+        found.append(vector)
+    similarities = np.stack(found[1:]).astype(np.float64) @ found[0]
     if np.isnan(similarities).any():
         return Row(row.uid, row.key, FAILED, "nan_score", "the sentence encoder returned NaN")
     best = int(similarities.argmax())

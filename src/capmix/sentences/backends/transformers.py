@@ -104,9 +104,7 @@ class TransformersSentences:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-                model, trust_remote_code=False, **where
-            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
             loaded: Any = AutoModel.from_pretrained(
                 model,
                 use_safetensors=True,
@@ -136,7 +134,7 @@ class _Files:
     def read(self, name: str) -> Any:
         """Return the file's value; None if there is no such file. Raises UserError if it is
         damaged."""
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         try:
             path = cached_file(
