@@ -286,8 +286,11 @@ class Kept:
 
     def where(self, stays: np.ndarray) -> "Kept":
         """Return the rows where `stays` is true."""
-        held = {name: one for name, one in vars(self).items() if name not in NO_ARRAYS}
-        arrays = {name: None if one is None else one[stays] for name, one in held.items()}
+        arrays: dict[str, Any] = {
+            name: None if one is None else one[stays]
+            for name, one in vars(self).items()
+            if name not in NO_ARRAYS
+        }
         texts = None if self.texts is None else self.texts.filter(pa.array(stays))
         return Kept(self.shards, **arrays, texts=texts)
 
