@@ -180,6 +180,7 @@ def test_the_columns_equal_a_plain_loop(work: Workspace, option: dict[str, float
         assert row["kept"] == any(d < chances[n] for d, n in zip(drawn, here, strict=True))
         stays = 1 - math.prod(1 - chances[n] for n in here)
         assert row["probability"] == pytest.approx(stays, abs=1e-6)
+        assert math.copysign(1, row["probability"]) == 1  # -0.0 would be shown for no entry
     assert {row["kept"] for row in written} == {True, False, None}
 
 
@@ -213,6 +214,7 @@ def test_captions_are_balanced_by_their_own_counts(work: Workspace, tmp_path: Pa
     work.clean(sources="blip2", yes=True)
     assert not work.store.parts("columns/concepts_blip2")
     assert not work.store.parts("matches/concepts_blip2")
+    assert not (Path(work.store.root) / "metadata/concepts_blip2").exists()
     assert len(work.store.parts("columns/concepts")) == 3
 
 
