@@ -124,6 +124,8 @@ def metadata_list(
         if settings.frequent is not None:
             least, bits = settings.frequent, settings.pmi
             ngrams = frequent_ngrams(store, shards, texts, matching, least, bits, mapped)
+        if not (given or lemmas or ngrams):
+            raise UserError(f"--frequent {settings.frequent}: no word occurs so often; lower it")
         every = checked_entries([*given, *lemmas, *ngrams], matching, f"annotate {name}")
         draft.write_table(f"{part}.parquet", pa.table({"entry": pa.array(every, pa.string())}))
         return Marker(inputs, config, len(every), Counts(len(every)), columns=("entry",))
