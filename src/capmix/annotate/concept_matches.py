@@ -94,11 +94,19 @@ def _match(store: Store, part: str, matcher: Matcher, out: PartWriter) -> None:
 
 
 def first_texts(store: Store, part: str) -> pa.Table:
-    """Return the status columns and the text of a part: one row per sample, its first text."""
+    """Return the status columns and the text of a part: one row per sample, its text k = 0.
+
+    The text is null if the sample has other texts only, because its caption k = 0 is empty.
+    """
     file = f"{part}.parquet"
     with store.open_table(file) as opened:
         has_several = "k" in opened.schema_arrow.names
     table = store.read_table(file, [*STATUS, "text", *(["k"] if has_several else [])])
-    if has_several:
-        table = table.filter(pc.equal(pc.fill_null(table["k"], 0), 0)).drop_columns(["k"])
-    return table
+    if not has_several:
+        return table
+    is_zero = pc.equal(pc.fill_null(table["k"], 0), 0)
+    uids = table["uid"].to_pylist()
+    is_new = [one != before for one, before in zip(uids, [None, *uids], strict=False)]
+    texts = pc.if_else(is_zero, table["text"], pa.scalar(None, pa.string()))
+    table = table.drop_columns(["k", "text"]).append_column("text", texts)
+    return table.filter(pc.or_(is_zero, pa.array(is_new, pa.bool_())))
