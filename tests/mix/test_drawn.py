@@ -185,6 +185,21 @@ def test_a_threshold_may_be_part_of_the_logit() -> None:
     assert sum(weights(here).values()) == 9
 
 
+def test_a_scale_may_be_part_of_the_logit() -> None:
+    """zscore only shifts and stretches: the same rows as with its line written out."""
+    samples = made(40)
+    here = work(samples)
+    here.mix(recipe(sample={"logit": "zscore(raw_score) + normalised(score)"}), "scaled")
+    scores = np.array([one.raw_score for one in samples], np.float64)
+    low, step = scores.min(), scores.max() - scores.min()
+    written = (
+        f"(score::DOUBLE - {scores.mean()!r}) / {scores.std()!r}"
+        f" + (score::DOUBLE - {low!r}) / {step!r}"
+    ).replace("np.float64", "")
+    here.mix(recipe(sample={"logit": written}), "written")
+    assert weights(here, "scaled") == weights(here, "written")
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
@@ -213,6 +228,8 @@ def test_faulty_uses_are_named() -> None:
         recipe([{"source": "raw", "weight": "2"}])
     with pytest.raises(UserError, match="need 20,000 batches; at most 10,000"):
         here.mix(recipe(sample={"draw": 20_000, "batch": 1}))
+    with pytest.raises(UserError, match="200,000 rows in batches of 10 need 20,000 batches"):
+        here.mix(recipe(sample={"draw": 200_000, "batch": 100_000}))
     with pytest.raises(UserError, match="no column 'nothing'"):
         here.mix(recipe(sample={"logit": "nothing"}))
     here.columns = {name: one for name, one in here.columns.items() if "mini_score" not in name}
