@@ -244,6 +244,17 @@ def test_multiples_and_numbers() -> None:
     assert (rules.draws, rules.batch, rules.penalty, rules.cap) == (128_000_000, 100_000, 0.0, None)
 
 
+@pytest.mark.parametrize("draw", [30, 30.0])
+def test_a_number_of_rows_has_no_decimals_in_the_name(draw: float) -> None:
+    """The command line and files give every number as a float."""
+    found = load_recipe("soft-cap", {"draw": draw, "scale": 2.5})
+    assert found.name == "soft-cap-30-raw"
+    assert found.sample is not None
+    assert (found.sample.draw, found.sample.logit) == ("30", "2.5 * score")
+    older = load_recipe("cliploss-normsim", {"normsim_at_least": 1.0})  # names of subsets stay
+    assert older.name == "raw-top30-cliploss-normsim1.0"
+
+
 def test_older_recipes_have_the_same_settings_as_before() -> None:
     """A subset of an older capmix, whose recipe has no `sample`, stays up to date."""
     plain = Recipe(name="plain", about="", clauses=[Clause(source="raw")]).model_dump()
