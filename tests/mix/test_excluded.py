@@ -222,6 +222,7 @@ def test_each_form_of_file(
         ("a.csv", b"", "", "no column .*columns: none"),
         ("a.txt", b"sha256\nx\n", "", "no sha256 in it; the first malformed line is a.txt, line 2"),
         ("a.txt", b"uid\n", "", "no uid in it"),
+        ("a.txt", b"uid\nx\n", "url:", "its first line is uid; expected url"),
         ("a.txt", b"uid\n" + b"x" * 70_000, "", "line 2 has more than 65,536 characters"),
         ("a.parquet", b"PAR1nonsense", "", "a.parquet: "),
     ],
