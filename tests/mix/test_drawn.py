@@ -150,6 +150,9 @@ def test_a_cap_that_is_reached_is_reported(caplog: pytest.LogCaptureFixture) -> 
     assert set(weights(here).values()) == {2}
     with pytest.raises(UserError, match=r"20 of 50 rows are drawn: .*\(--strict\)"):
         here.mix(capped, "other", strict=True)
+    assert not Path(here.store.path("subsets/other.parquet")).exists()
+    with pytest.raises(UserError, match=r"20 of 50 rows are drawn: .*\(--strict\)"):
+        here.mix(capped, strict=True)  # up to date
 
 
 def test_a_batch_that_draws_everything_is_reported(caplog: pytest.LogCaptureFixture) -> None:

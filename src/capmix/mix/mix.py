@@ -191,6 +191,8 @@ def mix(
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
         summary.add_excluded(excluded)
+        if settings.strict:
+            _report_shortages(summary, strict=True)
         known = {name: one for name, one in vars(summary).items() if name not in OPTIONAL or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
@@ -206,11 +208,16 @@ def mix(
             "use a smaller batch",
             called, f"{summary.drawn['batch']:,}", f"{summary.drawn['candidates']:,}",
         )  # fmt: skip
-    for line in summary.shortages():
-        if settings.strict:
-            raise UserError(f"recipe {called}: {line} (--strict)")
-        log.warning("recipe %s: %s", called, line)
+    _report_shortages(summary, settings.strict)
     return summary
+
+
+def _report_shortages(summary: Summary, strict: bool) -> None:
+    """Log the shortages, or raise UserError if `strict`."""
+    for line in summary.shortages():
+        if strict:
+            raise UserError(f"recipe {summary.name}: {line} (--strict)")
+        log.warning("recipe %s: %s", summary.name, line)
 
 
 def _report_faults(called: str, listed: ExcludeList, strict: bool) -> None:
