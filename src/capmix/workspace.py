@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from capmix.annotate.settings import (
     AGREEMENT,
+    CONCEPTS,
     IMAGE,
     TEXT_AREA,
     AnnotateSettings,
@@ -658,7 +659,7 @@ class Workspace:
         from capmix.score.scorers import make_scorer
 
         chosen, work = self._with("annotate", AnnotateSettings, settings, options)
-        if chosen.method == "concepts":
+        if chosen.method == CONCEPTS:
             return work._balance(chosen)
         if chosen.method == IMAGE:
             return work._annotate_images(chosen)
@@ -702,9 +703,12 @@ class Workspace:
         self.index()
         self.catalog.known_sources([chosen.source])
         work = self._in_processes()
-        with mapper(work.engine, is_long=bool(work.engine.workers)) as mapped:
+        mappers = partial(mapper, work.engine, is_long=bool(work.engine.workers))
+        with mappers() as mapped:
             metadata_list(work.store, work.pool.shards, name, chosen, mapped)
-            work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
+        # Outside of a mapper, whose Ray actors hold the resources that the run needs.
+        work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
+        with mappers() as mapped:
             count_entries(work.store, work.pool.shards, name, chosen, mapped)
         (counts,) = work.run(partial(concept_stages, work.store, name, chosen))
         return counts

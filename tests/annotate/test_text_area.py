@@ -127,6 +127,23 @@ def test_a_masked_score_is_the_score_of_the_image_that_was_masked_by_hand(tmp_pa
         assert masked[uid]["score"] != plain[uid]["score"]
 
 
+def test_a_repeated_key_does_not_take_the_boxes_of_the_first_sample(tmp_path: Path) -> None:
+    members = [("a.jpg", picture(1, "BIG SALE NOW")), ("a.txt", b"a sale")]
+    other = [("b.jpg", image_bytes(2)), ("b.txt", b"b"), ("a.jpg", image_bytes(3)), ("a.txt", b"c")]
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/0.tar").write_bytes(tar_bytes([*members, *other]))
+    work = open_workspace(str(tmp_path / "pool"), str(tmp_path / "w"))
+    work.annotate(method="text_area")
+    for mask in (None, "text"):
+        work.score(model="mini", mask=mask)
+    plain, masked = (
+        work.store.read_table(f"scores/{name}/raw/0.parquet") for name in ("mini", "mini-masked")
+    )
+    assert masked["status"] == plain["status"]
+    assert masked["status"].to_pylist() == ["ok", "ok", "failed"]
+    assert masked["score"][0] != plain["score"][0]
+
+
 def test_scores_without_saved_embeddings_follow_the_boxes_too(tmp_path: Path) -> None:
     work = open_texts(tmp_path)
     work.annotate(method="text_area", max_failures=0.5)

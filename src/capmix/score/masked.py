@@ -50,20 +50,20 @@ class TextBoxes:
         return replace(stage, inputs=inputs, reads=(*stage.reads, self.folder))
 
     def of(self, shard: Shard) -> dict[str, np.ndarray | BadSample]:
-        """Return the boxes of a shard's images by key, int32 (N, 4, 2).
+        """Return the boxes of a shard's images by uid, int32 (N, 4, 2).
 
         For an image that the detector failed on, it is a BadSample. Raises UserError if the shard
         has no boxes.
         """
         self._check(shard)
-        columns = ["key", "status", "reason", "detail", "corners"]
+        columns = ["uid", "key", "status", "reason", "detail", "corners"]
         table = self.store.read_table(f"{self._part(shard)}.parquet", columns)
         found: dict[str, np.ndarray | BadSample] = {}
         for row in table.to_pylist():
             if row["status"] == OK:
-                found[row["key"]] = np.array(row["corners"], np.int32).reshape(-1, 4, 2)
-            elif row["reason"] not in NOT_DECODED:
-                found[row["key"]] = BadSample(row["key"], row["reason"], row["detail"])
+                found[row["uid"]] = np.array(row["corners"], np.int32).reshape(-1, 4, 2)
+            elif row["uid"] is not None and row["reason"] not in NOT_DECODED:
+                found[row["uid"]] = BadSample(row["key"], row["reason"], row["detail"])
         return found
 
     def _part(self, shard: Shard) -> str:
@@ -105,7 +105,7 @@ class MaskedPool:
 
 
 def _masked(sample: Sample, boxes: dict[str, np.ndarray | BadSample]) -> Sample | BadSample:
-    found = boxes.get(sample.key)
+    found = boxes.get(sample.uid)
     if isinstance(found, BadSample):
         return found
     if found is None or not len(found):
