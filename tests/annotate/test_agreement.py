@@ -301,6 +301,14 @@ def test_the_command_annotates_once_and_again_only_for_changed_captions(
     assert json.loads(json.dumps(marker.config)) == marker.config
 
 
+def test_other_settings_overwrite_values_only_with_force(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    work.annotate(method="agreement", captions="raw")
+    with pytest.raises(UserError, match="created with different settings.*--force"):
+        work.annotate(method="agreement", captions="raw", phrases=[])
+    assert work.annotate(method="agreement", captions="raw", phrases=[], force=True).ok
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
