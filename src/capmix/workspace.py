@@ -748,7 +748,7 @@ class Workspace:
         check_source_name(name, "annotation")
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
-        return self.run(make, needs_gpu=needs_gpu(encoder_settings(chosen)))[0]
+        return self.run(make, self.pool.shards, needs_gpu(encoder_settings(chosen)))[0]
 
     def _text_area(self, chosen: AnnotateSettings) -> Counts:
         """Find the text in all images; see annotate/text_area.py."""

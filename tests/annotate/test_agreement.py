@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ import pytest
 from parts import SCORER, HandMade, Made, fresh_folder
 from samples import write_pool
 
+from capmix.annotate import agreement
 from capmix.annotate.agreement import PHRASES, agreement_stage, without_phrases
 from capmix.annotate.settings import AnnotateSettings
 from capmix.cli.main import main
 from capmix.engine.run import run_job
+from capmix.engine.stage import PartWriter
 from capmix.engine.worker import Job
 from capmix.errors import UserError
 from capmix.mix.columns import columns_of
 from capmix.mix.recipe import load_recipe
 from capmix.models.tokens import Tokens
-from capmix.storage.rows import OK
+from capmix.pool import Shard
+from capmix.storage.rows import OK, Row
 from capmix.workspace import open_workspace
 
 
@@ -162,6 +166,48 @@ def test_a_text_that_the_encoder_refuses_fails_its_sample_alone() -> None:
     assert rows[1]["status"] == OK
 
 
+def test_a_large_shard_is_compared_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = column(annotated(samples(), Letters()))
+    held: list[int] = []
+    row_of = agreement._row
+
+    def noted(row: Row, pair: Any, vectors: Any) -> Row:
+        held.append(len(vectors))
+        return row_of(row, pair, vectors)
+
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(agreement, "_row", noted)
+    assert column(annotated(samples(), Letters())) == expected
+    assert max(held) <= 4 * (1 + 8)  # vectors of 4 texts with 8 captions each
+
+
+def test_the_progress_counts_samples_and_not_their_texts() -> None:
+    here = annotated(samples(), Letters())
+    settings = AnnotateSettings(method="agreement", captions="mini")
+    stage = agreement_stage(here.store, "again", settings, Letters())
+    counted: list[int] = []
+
+    def run_shard(shard: Shard, out: PartWriter) -> None:
+        stage.run_shard(shard, out)
+        counted.append(out.busy.images)
+
+    watched = replace(stage, run_shard=run_shard)
+    run_job(Job(lambda: [watched], here.pool.shards, here.store), 1.0)
+    assert counted == [0, 0]
+
+
+def test_a_call_of_the_encoder_has_at_most_a_batch_of_texts() -> None:
+    calls: list[list[str]] = []
+
+    class Noted(Letters):
+        def encode_tokens(self, inputs: Sequence[str]) -> np.ndarray:
+            calls.append(list(inputs))
+            return super().encode_tokens(inputs)
+
+    annotated(samples(), Noted(), encode_batch=8)
+    assert max(map(len, calls)) == 8
+
+
 def test_phrases_can_be_chosen() -> None:
     rows = column(annotated(samples(), Letters(), phrases=["red"]))
     expected = float(letters("A Photo Of a  apple") @ letters("a photo of a  table"))
@@ -253,6 +299,14 @@ def test_the_command_annotates_once_and_again_only_for_changed_captions(
     assert marker is not None
     assert marker.config["phrases"] == list(PHRASES)
     assert json.loads(json.dumps(marker.config)) == marker.config
+
+
+def test_other_settings_overwrite_values_only_with_force(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "pool")), str(tmp_path / "work"))
+    work.annotate(method="agreement", captions="raw")
+    with pytest.raises(UserError, match="created with different settings.*--force"):
+        work.annotate(method="agreement", captions="raw", phrases=[])
+    assert work.annotate(method="agreement", captions="raw", phrases=[], force=True).ok
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,10 @@ PHRASES = (
     "photo",
 )  # fmt: skip
 FIELDS = [("value", pa.float32()), ("k", pa.int32())]
-TEXTS_AT_ONCE = 2048
+ROWS_AT_ONCE = 16_384  # whose vectors are in memory
 Vectors = Mapping[str, np.ndarray | SampleError]
 Captions = Sequence[tuple[int, str]]  # number and text, without the phrases
+Pair = tuple[str, Captions]  # a text, without the phrases, and the captions of its image
 
 
 def without_phrases(text: str, phrases: Sequence[str] = PHRASES) -> str:
@@ -79,6 +81,14 @@ def agreement_stage(
     def encode(texts: Sequence[str]) -> list[np.ndarray | SampleError]:
         return list(encoder.encode_tokens(encoder.tokenize(texts).inputs))
 
+    def encoded(texts: Iterable[str], out: PartWriter) -> dict[str, np.ndarray | SampleError]:
+        vectors: dict[str, np.ndarray | SampleError] = {}
+        # A batch of texts of similar length has little padding.
+        for some in batched(sorted(texts, key=len), settings.encode_batch):
+            with out.busy.working(0):
+                vectors |= zip(some, batches.run(encode, some), strict=True)
+        return vectors
+
     def inputs(shard: Shard) -> dict[str, str]:
         return {folder: store.fingerprint(f"{folder}/{shard.name}") for folder in (own, other)}
 
@@ -89,13 +99,10 @@ def agreement_stage(
             (text, captions[row.uid or ""]) if row.status == OK and text is not None else None
             for row, text in zip(rows, texts, strict=True)
         ]
-        todo = [pair for pair in pairs if pair is not None and pair[1]]
-        unique = dict.fromkeys(one for text, own in todo for one in (text, *(t for _, t in own)))
-        vectors: dict[str, np.ndarray | SampleError] = {}
-        for some in batched(unique, TEXTS_AT_ONCE):
-            with out.busy.working(len(some)):
-                vectors |= zip(some, batches.run(encode, some), strict=True)
-        found = [_row(*both, vectors) for both in zip(rows, pairs, strict=True)]
+        found: list[Row] = []
+        for some in batched(zip(rows, pairs, strict=True), ROWS_AT_ONCE):
+            vectors = encoded(_distinct(pair for _, pair in some), out)
+            found += [_row(row, pair, vectors) for row, pair in some]
         for row in found:
             _count(out, row)
         out.write_table(table_of(found, FIELDS))
@@ -147,7 +154,14 @@ def _captions(
     return found
 
 
-def _row(row: Row, pair: tuple[str, Captions] | None, vectors: Vectors) -> Row:
+def _distinct(pairs: Iterable[Pair | None]) -> Iterable[str]:
+    """Return the distinct texts of the pairs that are compared, in their order."""
+    compared = [pair for pair in pairs if pair is not None and pair[1]]
+    texts = ((text, *(one for _, one in captions)) for text, captions in compared)
+    return dict.fromkeys(chain.from_iterable(texts))
+
+
+def _row(row: Row, pair: Pair | None, vectors: Vectors) -> Row:
     """Return the row of a sample, given its text and captions; None if it has no text."""
     if row.status != OK:
         return row
