@@ -22,6 +22,7 @@ from capmix.pool import Shard
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import annotation_folder
 from capmix.storage.marker import Counts, Marker
+from capmix.storage.names import HASH_GROUPS
 from capmix.storage.rows import OK, STATUS_FIELDS, column_names
 from capmix.storage.store import Store
 
@@ -32,7 +33,7 @@ STATUS = [name for name, _ in STATUS_FIELDS]
 
 def groups_name(name: str) -> str:
     """Return the name of the annotation with the groups of an image annotation."""
-    return f"{name}_phash"
+    return f"{name}{HASH_GROUPS}"
 
 
 def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: int) -> Counts:

@@ -13,6 +13,7 @@ from capmix.pool import Pool
 from capmix.report.examples import data_url, thumbnails
 from capmix.report.gather import Found
 from capmix.storage.layout import ANNOTATIONS, SAMPLES, annotation_folder
+from capmix.storage.names import HASH_GROUPS
 from capmix.storage.store import Store
 
 GROUPS, MEMBERS = 8, 6  # displayed
@@ -73,7 +74,7 @@ def near_duplicates_of(found: Found) -> list[NearDuplicates]:
         except UserError as error:
             found.notes.append(f"The near duplicates are left out: {error}")
             continue
-        duplicates = _read(store, found.pool, folder, name.removesuffix("_phash"))
+        duplicates = _read(store, found.pool, folder, name.removesuffix(HASH_GROUPS))
         if duplicates.groups:
             of_pool.append(duplicates)
     return of_pool
