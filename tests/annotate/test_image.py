@@ -236,3 +236,18 @@ def test_the_groups_are_recomputed_by_the_command_in_the_hints(tmp_path: Path) -
         opened.mix("near-duplicates", image="photo")
     assert main(expected.split()[1:] + ["--work", work]) == 0
     assert len(opened.mix("near-duplicates", image="photo")) == 5
+
+
+def test_groups_of_hashes_that_another_run_overwrites_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_workspace(str(write_images(tmp_path / "pool")), str(tmp_path / "w"))
+    opened.annotate(method="image")
+
+    def overwritten(hashes: np.ndarray, distance: int) -> np.ndarray:
+        opened.store.remove_marker("columns/image/1")
+        return hash_groups(hashes, distance)
+
+    monkeypatch.setattr("capmix.annotate.image_groups.hash_groups", overwritten)
+    with pytest.raises(UserError, match="its hashes were overwritten during the run"):
+        opened.annotate(method="image", distance=0)
