@@ -106,7 +106,8 @@ def _read(store: Store, pool: Pool, folder: str, name: str) -> NearDuplicates:
         images += len(table.filter(pc.greater(table["count"], 1)))
         firsts = firsts.filter(pc.greater(firsts["count"], 1))
         groups += len(firsts)
-        top = firsts.take(pc.select_k_unstable(firsts, GROUPS, [("count", "descending")]))
+        order = [("count", "descending"), ("uid", "ascending")]
+        top = firsts.take(pc.select_k_unstable(firsts, GROUPS, order))
         largest += zip(top["count"].to_pylist(), top["uid"].to_pylist(), strict=True)
         largest = sorted(largest, key=lambda one: (-one[0], one[1]))[:GROUPS]
     members = _members(store, pool, folder, [uid for _, uid in largest])
