@@ -83,7 +83,7 @@ def _write_uids(folder: str, count: int) -> None:
     import pyarrow.parquet as pq
 
     first = min(Path(folder, "samples").glob("*.parquet"))
-    digits = np.random.default_rng(0).bytes(16 * count).hex()
+    digits = np.random.default_rng(10**9).bytes(16 * count).hex()
     with Path(folder, "uids.txt").open("w") as stream:
         stream.write("uid\n")
         stream.writelines(f"{digits[i : i + 32]}\n" for i in range(0, 32 * count, 32))

@@ -70,6 +70,12 @@ class OtherWeights(ColourScorer):
     weights: ClassVar[str] = "2"
 
 
+class OtherName(ColourScorer):
+    """The same scorer, with its own folder of embeddings."""
+
+    name = "others"
+
+
 def picture(colour: int, seed: int) -> bytes:
     """Return a PNG of the colour, slightly varied by the seed."""
     noise = np.random.default_rng(seed).integers(-12, 13, 3)

@@ -279,7 +279,7 @@ def test_paths_may_be_path_objects(tmp_path: Path) -> None:
 
 def test_options_that_a_method_does_not_have_are_refused(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with pytest.raises(UserError, match="unknown option 'engine'"):
-        work.annotate(method="clusters", engine="ray")
+    with pytest.raises(UserError, match="unknown option 'limit_'"):
+        work.annotate(method="clusters", limit_=3)
     with pytest.raises(UserError, match="expected field:NAME"):
         work.caption("x", model="field:")

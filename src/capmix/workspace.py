@@ -705,9 +705,12 @@ class Workspace:
         self.index()
         self.catalog.known_sources([chosen.source])
         work = self._in_processes()
-        with mapper(work.engine, is_long=bool(work.engine.workers)) as mapped:
+        mappers = partial(mapper, work.engine, is_long=bool(work.engine.workers))
+        with mappers() as mapped:
             metadata_list(work.store, work.pool.shards, name, chosen, mapped)
-            work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
+        # Outside of a mapper, whose Ray actors hold the resources that the run needs.
+        work.run(partial(match_stages, work.store, name, chosen.source, chosen.matching))
+        with mappers() as mapped:
             count_entries(work.store, work.pool.shards, name, chosen, mapped)
         (counts,) = work.run(partial(concept_stages, work.store, name, chosen))
         return counts

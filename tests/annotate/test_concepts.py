@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import sample_members, tar_bytes
 
+from capmix.annotate import ngrams
 from capmix.annotate.concept_matches import Matcher
 from capmix.annotate.concepts import (
     draws,
@@ -180,6 +181,7 @@ def test_the_columns_equal_a_plain_loop(work: Workspace, option: dict[str, float
         assert row["kept"] == any(d < chances[n] for d, n in zip(drawn, here, strict=True))
         stays = 1 - math.prod(1 - chances[n] for n in here)
         assert row["probability"] == pytest.approx(stays, abs=1e-6)
+        assert math.copysign(1, row["probability"]) == 1  # -0.0 would be shown for no entry
     assert {row["kept"] for row in written} == {True, False, None}
 
 
@@ -213,6 +215,7 @@ def test_captions_are_balanced_by_their_own_counts(work: Workspace, tmp_path: Pa
     work.clean(sources="blip2", yes=True)
     assert not work.store.parts("columns/concepts_blip2")
     assert not work.store.parts("matches/concepts_blip2")
+    assert not (Path(work.store.root) / "metadata/concepts_blip2").exists()
     assert len(work.store.parts("columns/concepts")) == 3
 
 
@@ -283,6 +286,8 @@ def test_mistakes_are_one_line_errors(
     (tmp_path / "none.txt").write_text("unicorn")
     assert main([*command, "--entries", str(tmp_path / "none.txt")]) == 2
     assert "no text of source 'raw' contains an entry" in capsys.readouterr().err
+    assert main([*command, "--frequent", "1000"]) == 2
+    assert "--frequent 1000: no word occurs so often" in capsys.readouterr().err
     assert main([*command, "--entries", str(tmp_path / "entries.txt"), "--source", "blip2"]) == 2
     assert "blip2" in capsys.readouterr().err
 
@@ -309,6 +314,21 @@ def test_frequent_words_and_pairs_equal_a_plain_count(work: Workspace) -> None:
     assert part.stat().st_mtime_ns == before
     work.annotate(method="concepts", frequent=100_000, wordnet=wordnet(part.parents[3]), limit=3)
     assert pq.read_table(part)["entry"].to_pylist() == ["car", "car park", "red"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [
+        ("MOST_ENTRIES", 3, "--frequent 1: more than 3 words; use a larger number"),
+        ("MEMORY", "1KB", "--frequent 1: .*[Mm]emory"),
+    ],
+)
+def test_too_many_words_are_a_one_line_error(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch, limit: str, value: object, message: str
+) -> None:
+    monkeypatch.setattr(ngrams, limit, value)
+    with pytest.raises(UserError, match=message):
+        work.annotate(method="concepts", frequent=1)
 
 
 def wordnet(folder: Path) -> str:

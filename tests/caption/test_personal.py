@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parts import HandMade, Made, fresh_folder
 
-from capmix.caption.personal import emails, has_email, has_phone, phones
+from capmix.caption.personal import PHONE, emails, has_email, has_phone, phones
 from capmix.mix.recipe import Clause, Recipe
 
 PHONES = """
@@ -72,6 +72,11 @@ def test_a_column_has_the_answers_of_its_texts(texts: list[str | None]) -> None:
     column = pa.chunked_array([pa.array(texts, pa.string())])
     assert emails(column).to_pylist() == [one if one is None else has_email(one) for one in texts]
     assert phones(column).to_pylist() == [one if one is None else has_phone(one) for one in texts]
+
+
+@given(st.one_of(st.sampled_from(PHONES), st.text("+0(1)23- .-/tel", max_size=30)))
+def test_every_phone_number_has_seven_digits_in_a_row(text: str) -> None:
+    assert has_phone(text) == bool(PHONE.search(text))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:12])

@@ -24,6 +24,7 @@ REASONS = (
     "needs S3",
     "needs a cluster",
     "needs edits in the browser",
+    "needs your own files",
     "takes days",
     "CI runs it",
 )

@@ -62,6 +62,19 @@ def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int)
     assert null_run(pool, tmp_path / "n", EngineSettings(name="ray", workers=workers)) == whole
 
 
+def test_concepts_are_balanced_with_the_same_bytes(cluster: Any, tmp_path: Path) -> None:
+    """Each pass over the texts gets all workers: those of the pass before must be gone."""
+    pytest.importorskip("ahocorasick_rs")
+    pool = write_pool(tmp_path / "pool", shards=3, samples=5)
+    for name, engine in (("one", "local"), ("n", "ray")):
+        work = open_workspace(str(pool), str(tmp_path / name), engine=engine)
+        work.annotate(method="concepts", frequent=2, limit=2)
+    columns = {name: one for name, one in files(tmp_path / "one").items() if name.endswith("quet")}
+    found = files(tmp_path / "n")
+    assert {name: found[name] for name in columns} == columns
+    assert sum(name.startswith("columns/concepts/") for name in columns) == 3
+
+
 def test_actors_report_how_far_they_have_come(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,8 @@ from samples import BAD, sample_members, tar_bytes
 
 from capmix.cli.main import main
 from capmix.errors import UserError
-from capmix.inspect.metadata import NOT_KEPT, UNKNOWN
+from capmix.inspect import metadata as module
+from capmix.inspect.metadata import NOT_KEPT, RARE, UNKNOWN
 from capmix.workspace import Workspace, open_workspace
 
 GONE = "HTTP Error 404: Not Found"
@@ -99,6 +100,28 @@ def test_reasons_come_from_the_status_of_the_metadata_itself(
     statuses = ["success", "failed_to_download", "success"]
     meta = write(tmp_path / "meta.parquet", uids, status=statuses)
     assert work.coverage(meta).files[0].reasons == {"failed_to_download": 1, NOT_KEPT: 1}
+
+
+def test_rare_reasons_are_counted_together(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers choose the texts, so that every row can have another one."""
+    monkeypatch.setattr(module, "MOST_REASONS", 2)
+    errors = [GONE, GONE, "b", "a", "d", "c", GONE]
+    uids: list[str | None] = [uid(60 + n) for n in range(len(errors))]
+    meta = write(tmp_path / "meta.parquet", uids, status=["failed"] * 7, error_message=errors)
+    found = work.coverage([meta, write(tmp_path / "other.parquet", [uid(0), uid(70)])])
+    assert [one.reasons for one in found.files] == [{GONE: 3, "a": 1, RARE: 3}, {UNKNOWN: 1}]
+    assert sum(found.total.reasons.values()) == found.total.missing
+
+
+def test_too_little_memory_is_a_one_line_error(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MEMORY", "1KB")
+    meta = write(tmp_path / "meta.parquet", [uid(n) for n in range(1000)])
+    with pytest.raises(UserError, match="status: .*[Mm]emory"):
+        work.coverage(meta)
 
 
 def test_the_command_prints_a_table_or_json(

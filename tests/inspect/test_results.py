@@ -12,6 +12,10 @@ from capmix.evaluation.results import Evaluated
 from capmix.pipeline.grid import Cell, write_tables
 from capmix.storage.marker import Counts, Marker
 
+NO_RECALLS = dict.fromkeys(
+    ("pairs/text_retrieval_recall@1", "pairs/image_retrieval_recall@1", "pairs")
+)
+
 
 def line(key: str, fingerprint: str, **metrics: float | None) -> str:
     about = {"key": key, "dataset": key.upper(), "metric": "acc1", "data": "d"}
@@ -53,16 +57,21 @@ def test_a_work_directory_has_a_row_per_run_and_probe(tmp_path: Path) -> None:
     write_probe(ws, 0, now)
     write_probe(ws, 1, "of an earlier subset")
     assert ws.results().to_pylist() == [
-        {"of": "run", "subset": "raw", "seed": 1, "samples": 4, "set/acc1": 0.25, "set": 0.25},
-        {"of": "run", "subset": "raw", "seed": 2, "samples": 4, "set/acc1": 0.5, "set": 0.5},
-        {"of": "probe", "subset": "raw", "seed": 0, "samples": 4, "set/acc1": 1.0, "set": None},
-    ]
+        {"of": "run", "subset": "raw", "seed": 1, "samples": 4, "set/acc1": 0.25, "set": 0.25}
+        | NO_RECALLS,
+        {"of": "run", "subset": "raw", "seed": 2, "samples": 4, "set/acc1": 0.5, "set": 0.5}
+        | NO_RECALLS,
+        {"of": "probe", "subset": "raw", "seed": 0, "samples": 4, "set/acc1": 1.0, "set": 1.0,
+         "pairs/text_retrieval_recall@1": 0.5, "pairs/image_retrieval_recall@1": 0.25,
+         "pairs": 0.375},
+    ]  # fmt: skip
 
 
 def write_probe(ws: capmix.Workspace, seed: int, subset: str) -> None:
     probe = f"probes/raw/seed{seed}"
     ws.store.write_marker(probe, Marker({"subset": subset}, {"seed": seed}, 4, Counts(4)))
-    found = {"metrics": {"set": {"acc1": 1.0}}}
+    recalls = {"text_retrieval_recall@1": 0.5, "image_retrieval_recall@1": 0.25}
+    found = {"metrics": {"set": {"acc1": 1.0}, "pairs": recalls}}
     inputs = {"checkpoint": ws.store.fingerprint(probe)}
     ws.store.write_marker(f"probe_results/raw/seed{seed}", Marker(inputs, {}, 4, Counts(4), found))
 

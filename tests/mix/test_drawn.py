@@ -150,6 +150,9 @@ def test_a_cap_that_is_reached_is_reported(caplog: pytest.LogCaptureFixture) -> 
     assert set(weights(here).values()) == {2}
     with pytest.raises(UserError, match=r"20 of 50 rows are drawn: .*\(--strict\)"):
         here.mix(capped, "other", strict=True)
+    assert not Path(here.store.path("subsets/other.parquet")).exists()
+    with pytest.raises(UserError, match=r"20 of 50 rows are drawn: .*\(--strict\)"):
+        here.mix(capped, strict=True)  # up to date
 
 
 def test_a_batch_that_draws_everything_is_reported(caplog: pytest.LogCaptureFixture) -> None:
@@ -185,6 +188,21 @@ def test_a_threshold_may_be_part_of_the_logit() -> None:
     assert sum(weights(here).values()) == 9
 
 
+def test_a_scale_may_be_part_of_the_logit() -> None:
+    """zscore only shifts and stretches: the same rows as with its line written out."""
+    samples = made(40)
+    here = work(samples)
+    here.mix(recipe(sample={"logit": "zscore(raw_score) + normalised(score)"}), "scaled")
+    scores = np.array([one.raw_score for one in samples], np.float64)
+    low, step = scores.min(), scores.max() - scores.min()
+    written = (
+        f"(score::DOUBLE - {scores.mean()!r}) / {scores.std()!r}"
+        f" + (score::DOUBLE - {low!r}) / {step!r}"
+    ).replace("np.float64", "")
+    here.mix(recipe(sample={"logit": written}), "written")
+    assert weights(here, "scaled") == weights(here, "written")
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
@@ -213,6 +231,8 @@ def test_faulty_uses_are_named() -> None:
         recipe([{"source": "raw", "weight": "2"}])
     with pytest.raises(UserError, match="need 20,000 batches; at most 10,000"):
         here.mix(recipe(sample={"draw": 20_000, "batch": 1}))
+    with pytest.raises(UserError, match="200,000 rows in batches of 10 need 20,000 batches"):
+        here.mix(recipe(sample={"draw": 200_000, "batch": 100_000}))
     with pytest.raises(UserError, match="no column 'nothing'"):
         here.mix(recipe(sample={"logit": "nothing"}))
     here.columns = {name: one for name, one in here.columns.items() if "mini_score" not in name}
@@ -225,6 +245,17 @@ def test_multiples_and_numbers() -> None:
     assert (rules.draws, rules.batch, rules.penalty, rules.cap) == (252, 10, 0.15, 3)
     rules = Sampling(draw="128000000.0", batch=100_000, penalty=0).rules(5)  # type: ignore[arg-type]
     assert (rules.draws, rules.batch, rules.penalty, rules.cap) == (128_000_000, 100_000, 0.0, None)
+
+
+@pytest.mark.parametrize("draw", [30, 30.0])
+def test_a_number_of_rows_has_no_decimals_in_the_name(draw: float) -> None:
+    """The command line and files give every number as a float."""
+    found = load_recipe("soft-cap", {"draw": draw, "scale": 2.5})
+    assert found.name == "soft-cap-30-raw"
+    assert found.sample is not None
+    assert (found.sample.draw, found.sample.logit) == ("30", "2.5 * score")
+    older = load_recipe("cliploss-normsim", {"normsim_at_least": 1.0})  # names of subsets stay
+    assert older.name == "raw-top30-cliploss-normsim1.0"
 
 
 def test_older_recipes_have_the_same_settings_as_before() -> None:

@@ -118,6 +118,22 @@ def test_equal_scales_of_two_clauses_with_other_thresholds_are_told_apart() -> N
     }
 
 
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("top(word_count(raw_text), 0.2)", [2, 3]),
+        ("zscore(word_count(raw_text)) > 1", [3]),
+        ("top(normalised(word_count(raw_text)) + raw_score, 0.2)", [2, 3]),
+        ("raw_score > datacomp_threshold(word_count(raw_text), 0.2) - 3.75", [3, 4]),
+    ],
+)
+def test_functions_of_capmix_work_inside_thresholds_and_scales(
+    where: str, numbers: list[int]
+) -> None:
+    here = pool([0.1, 0.0, 0.2, 0.3, 0.4, 0.1])  # word counts 2, failed, 4, 5, 2, 3
+    assert kept(here, where) == numbers
+
+
 def test_a_condition_of_an_option_scales_over_the_whole_pool() -> None:
     here = pool([0.1, 0.0, 0.2, 0.3, 0.4, 0.5])
     shards = [one for one in here.pool.shards if one.name == "00003"]

@@ -234,5 +234,7 @@ def test_texts_are_encoded_in_parts_with_the_same_bytes(monkeypatch: pytest.Monk
 def test_the_model_names_the_embeddings(work: Workspace) -> None:
     assert ScoreSettings(model=MODEL).name != "colours"
     assert make_towers(work.store, ProbeSettings(model=MODEL)).images.name == "colours"
+    with pytest.raises(UserError, match="--embeddings others: not in .*found colours"):
+        make_towers(work.store, ProbeSettings(model="colour_world:OtherName"))
     assert make_towers(work.store, ProbeSettings()).variant == ""
     assert make_towers(work.store, ProbeSettings(embeddings="mini")).images.is_embedded

@@ -87,5 +87,5 @@ def test_examples_of_escaped_texts() -> None:
 
 def test_hostile_texts_take_linear_time() -> None:
     for text in ("<" * 50_000, "#" * 50_000, "## " * 20_000 + "user", "[A" * 50_000,
-                 "\nuser:" * 20_000, "@@end" * 20_000):  # fmt: skip
+                 "\nuser:" * 20_000, "@@end" * 20_000, "user" + " " * 50_000 + "x"):  # fmt: skip
         assert OWN(text) == OWN(OWN(text))

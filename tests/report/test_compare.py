@@ -44,6 +44,14 @@ def test_average_deviation_and_interval() -> None:
     assert same.against_baseline.low <= 0 <= same.against_baseline.high
 
 
+def test_intervals_of_averages_are_percentages() -> None:
+    results = {"worst": runs("worst", 0.01), "best": runs("best", 0.99)}
+    results["best"][0].hits["classes/acc1"][:] = 0
+    worst, best = compare(results, "worst")
+    assert worst.average.low == 0
+    assert best.average.high == 100
+
+
 def test_a_retrieval_set_may_have_several_texts_per_image() -> None:
     """As Flickr30k and COCO, whose recalls count 1,000 images and 5,000 texts."""
     results = {"raw": runs("raw", 0.2), "better": runs("better", 0.4)}

@@ -95,6 +95,8 @@ def test_other_weights_are_other_settings(folder: Path) -> None:
         ("1_Pooling/config.json", {}, "pooling none is not supported"),
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "module 'Dense'"),
         ("config.json", {"model_type": "t5"}, "cannot be loaded|have a decoder"),
+        ("config.json", {"model_type": "bert", "hidden_size": "big"}, "cannot be loaded"),
+        ("config.json", {"model_type": "bert", "hidden_size": 10**12}, "cannot be loaded"),
     ],
 )
 def test_models_that_need_more_are_refused_in_one_line(
@@ -104,6 +106,29 @@ def test_models_that_need_more_are_refused_in_one_line(
     with pytest.raises(UserError, match=error) as caught:
         make_encoder(EncoderSettings(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_modules_that_is_none_is_ignored(folder: Path) -> None:
+    write(folder, "modules.json", 5)
+    assert np.allclose(encoded(folder, TEXTS), plain(folder, TEXTS, 32), atol=2e-6)
+
+
+def test_damaged_weights_are_one_line(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        make_encoder(EncoderSettings(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_the_weights_lack_are_not_random(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    without_pooler = {name: one for name, one in tensors.items() if "pooler" not in name}
+    save_file(without_pooler, folder / "model.safetensors")  # the vector does not depend on it
+    assert np.allclose(encoded(folder, TEXTS), plain(folder, TEXTS, 32), atol=2e-6)
+    kept = {name: one for name, one in tensors.items() if "layer.0" not in name}
+    save_file(kept, folder / "model.safetensors")
+    with pytest.raises(UserError, match="its weights lack 16 tensors, such as encoder.layer.0"):
+        make_encoder(EncoderSettings(str(folder)))
 
 
 def test_weights_outside_of_safetensors_are_not_read(folder: Path) -> None:

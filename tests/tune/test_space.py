@@ -15,6 +15,7 @@ def test_values_are_read_as_ranges_and_lists() -> None:
     assert parse_values("-1e-3..2") == Span(-0.001, 2)
     assert parse_values("0.1,0.3") == [0.1, 0.3]
     assert parse_values("blip2, coca") == ["blip2", "coca"]
+    assert space_of({"a": [0.1, 0.1, 0.3]}) == {"a": [0.1, 0.3]}
     assert space_of({"a": (0, 1), "b": "x"}) == {"a": Span(0, 1), "b": ["x"]}
     with pytest.raises(UserError, match="no values"):
         space_of({"a": []})

@@ -96,6 +96,23 @@ def test_a_second_run_trains_nothing_and_an_interrupted_one_ends_the_same(
     assert table.equals(pq.read_table(work.store.path("tunes/raw-top.parquet")))
 
 
+def test_the_table_is_of_the_last_search_even_if_the_choice_is_the_same(
+    work: Workspace, world: Path
+) -> None:
+    def search(**options: Any) -> None:
+        given = {"out": "again", "seeds": [0], "budget": 5, "held_out": [str(world / "colours")]}
+        result = tuned(work, world, **given | options)
+        assert result.best == "raw-top40"
+        table = pq.read_table(work.store.path("tunes/again.parquet"))
+        assert table.equals(result.to_table())
+
+    other = write_set(world / "other", 5000)
+    search(fraction=[0.08, 0.4], evalsets=[str(other)])
+    search(fraction=[0.4, 1.0], evalsets=[str(other)])
+    write_set(world / "third", 7000, images=5)
+    search(fraction=[0.4, 1.0], evalsets=[str(world / "third")])
+
+
 def test_the_command_prints_candidates_choice_and_baselines(
     work: Workspace, world: Path, found: Tuning, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,11 @@ from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-NOT_IN_CONFIG = {"name", "model", "device", "distance"}
+# The settings in the markers of all methods here but head, also of earlier versions.
+IN_CONFIG = {
+    *("method", "embeddings", "reference", "seed", "clusters", "of", "epsilon", "norm"),
+    *("source", "temperature", "batch", "rounds"),
+}
 OF_HEAD = {"weights", "column", "activation", "output", "normalize"}
 
 
@@ -64,7 +68,7 @@ def annotate(
     annotation is missing.
     """
     method, folder = settings.method, embeddings_folder(embeddings)
-    config = settings.model_dump(exclude=NOT_IN_CONFIG | (set() if method == HEAD else OF_HEAD))
+    config = settings.model_dump(include=IN_CONFIG | (OF_HEAD if method == HEAD else set()))
     config |= {"embeddings": embeddings}
     config["made_of"] = _made_of(store, pool, folder, settings, scorer)
     head = _head(settings) if method == HEAD else None

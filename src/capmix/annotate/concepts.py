@@ -124,6 +124,8 @@ def metadata_list(
         if settings.frequent is not None:
             least, bits = settings.frequent, settings.pmi
             ngrams = frequent_ngrams(store, shards, texts, matching, least, bits, mapped)
+        if not (given or lemmas or ngrams):
+            raise UserError(f"--frequent {settings.frequent}: no word occurs so often; lower it")
         every = checked_entries([*given, *lemmas, *ngrams], matching, f"annotate {name}")
         draft.write_table(f"{part}.parquet", pa.table({"entry": pa.array(every, pa.string())}))
         return Marker(inputs, config, len(every), Counts(len(every)), columns=("entry",))
@@ -137,8 +139,8 @@ def _digest(texts: Iterable[str]) -> str:
 
 def count_entries(
     store: Store, shards: Sequence[Shard], name: str, settings: AnnotateSettings, mapped: Mapper
-) -> str:
-    """Write `metadata/<name>/counts.parquet`: entry, count and probability. Return its digest.
+) -> None:
+    """Write `metadata/<name>/counts.parquet`: entry, count and probability.
 
     The matches of all shards must be complete. Raises UserError if no text has an entry.
     """
@@ -177,7 +179,6 @@ def count_entries(
         f"{about['matches']:,}",
         f"{about['limit']:,}",
     )
-    return store.fingerprint(part)
 
 
 def _counts(store: Store, name: str, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
@@ -252,7 +253,7 @@ def _columns(
     kept = np.bincount(rows[hits], minlength=len(table)) > 0
     with np.errstate(divide="ignore"):  # log(0): an entry that is always kept
         logs = np.log1p(-chances[numbers])
-    probability = -np.expm1(np.bincount(rows, logs, len(table)))
+    probability = 0.0 - np.expm1(np.bincount(rows, logs, len(table)))  # 0.0, not -0.0
     values = {"matches": sizes, "probability": probability, "kept": kept}
     return {
         one: pa.array(values[one], mask=~is_ok, from_pandas=False).cast(kind)

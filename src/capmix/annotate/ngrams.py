@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.annotate.concept_matches import first_texts
-from capmix.annotate.entries import LONGEST, entry_form
+from capmix.annotate.entries import LONGEST, MOST_ENTRIES, entry_form
 from capmix.engine.mapped import Mapper
 from capmix.errors import UserError, reason
 from capmix.mix.limits import without_progress_bar
@@ -31,7 +31,7 @@ LARGEST = 1 << 26  # bytes of an index file of WordNet
 KINDS = ("noun", "verb", "adj", "adv")
 FREQUENT = (
     "select word, sum(times)::bigint from {name} group by word having sum(times) >= {least} "
-    "order by sum(times) desc, word"
+    "order by sum(times) desc, word limit {most}"
 )
 
 
@@ -70,16 +70,20 @@ def frequent_ngrams(
     """Return words and pairs of words that occur at least `least` times in the folder `texts`.
 
     Pairs need a mutual information of at least `bits`. Words come first; both are sorted by
-    count. Counts are kept on disk.
+    count. Counts are kept on disk. Raises UserError if too many are frequent, or if the disk or
+    memory is full.
     """
     with store.scratch() as scratch, duckdb.connect(f"{scratch}/ngrams.duckdb") as connection:
         without_progress_bar(connection)
-        connection.execute(f"set memory_limit = '{MEMORY}'")
         connection.execute(f"set temp_directory = '{scratch}'")
-        of_words = partial(_words, store, texts, matching)
-        words, total = _counted(connection, "words", of_words, shards, least, mapped)
-        of_pairs = partial(_pairs, store, texts, matching, frozenset(words))
-        pairs, _ = _counted(connection, "pairs", of_pairs, shards, least, mapped)
+        try:
+            connection.execute(f"set memory_limit = '{MEMORY}'")
+            of_words = partial(_words, store, texts, matching)
+            words, total = _counted(connection, "words", of_words, shards, least, mapped)
+            of_pairs = partial(_pairs, store, texts, matching, frozenset(words))
+            pairs, _ = _counted(connection, "pairs", of_pairs, shards, least, mapped)
+        except duckdb.Error as error:
+            raise UserError(f"--frequent {least}: {str(error).splitlines()[0]}") from error
 
     def information(pair: str) -> float:
         first, second = pair.split(" ")
@@ -96,7 +100,10 @@ def _counted(
     least: int,
     mapped: Mapper,
 ) -> tuple[dict[str, int], int]:
-    """Return what occurs at least `least` times, with its count, and the sum of all counts."""
+    """Return what occurs at least `least` times, with its count, and the sum of all counts.
+
+    Raises UserError if that is more than MOST_ENTRIES.
+    """
     connection.execute(f"create table {name} (word varchar, times bigint)")
     total = 0
     for _, (found, times) in mapped(count, shards):
@@ -107,8 +114,13 @@ def _counted(
         connection.register("capmix_rows", rows)
         connection.execute(f"insert into {name} from capmix_rows")
         connection.unregister("capmix_rows")
-    query = FREQUENT.format(name=name, least=least)
-    return dict(connection.execute(query).fetchall()), total
+    query = FREQUENT.format(name=name, least=least, most=MOST_ENTRIES + 1)
+    frequent = connection.execute(query).fetchall()
+    if len(frequent) > MOST_ENTRIES:
+        raise UserError(
+            f"--frequent {least}: more than {MOST_ENTRIES:,} {name}; use a larger number"
+        )
+    return dict(frequent), total
 
 
 def _words(store: Store, texts: str, matching: str, shard: Shard) -> tuple[list[str], list[int]]:

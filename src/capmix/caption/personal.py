@@ -47,6 +47,7 @@ PHONE = re.compile(
 # What a text with an address or a number contains; Arrow searches a column for it.
 EMAIL_HINT = "@"
 PHONE_HINT = r"[0-9](?:[^0-9A-Za-z]{0,5}[0-9]){6}"
+SEVEN_DIGITS = re.compile(PHONE_HINT)
 
 
 def has_email(text: str) -> bool:
@@ -56,7 +57,7 @@ def has_email(text: str) -> bool:
 
 def has_phone(text: str) -> bool:
     """Return whether a text contains a phone number."""
-    return bool(PHONE.search(text))
+    return bool(SEVEN_DIGITS.search(text) and PHONE.search(text))  # most texts have few digits
 
 
 def emails(texts: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -30,6 +30,7 @@ from capmix.storage.layout import (
     MARKERS,
     MATCHES,
     MEASURES,
+    METADATA,
     PARTIAL,
     PROBE_RESULTS,
     PROBES,
@@ -46,7 +47,7 @@ from capmix.view.journal import Journal
 from capmix.view.samples import base_source
 
 OF_A_SHARD = (".parquet", ".npy")
-MADE_FROM_TEXTS = (SUBSETS, MEASURES, MATCHES, ANNOTATIONS)
+MADE_FROM_TEXTS = (SUBSETS, MEASURES, ANNOTATIONS, MATCHES)  # dependents first
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,9 @@ def _dependents(here: _WorkDirectory, folders: Sequence[str]) -> list[str]:
             marker = here.store.read_marker(part)
             if marker is not None and _uses(marker.inputs, folders):
                 found.append(part)
-    return found
+    matched = dict.fromkeys(part.split("/")[1] for part in found if part.startswith(f"{MATCHES}/"))
+    lists = [part for name in matched for part in here.below(f"{METADATA}/{name}")]
+    return [*found, *lists]
 
 
 def _uses(inputs: Mapping[str, str], folders: Sequence[str]) -> bool:

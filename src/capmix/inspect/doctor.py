@@ -24,6 +24,7 @@ PURPOSES = {
     "clusters": "capmix annotate --method clusters",
     "concepts": "capmix annotate --method concepts",
     "images": "capmix annotate --method image",
+    "split": "capmix rewrite --model split",
     "text-area": "capmix annotate --method text_area",
     "measure": "nouns, reference metrics, topics",
     "notebook": "progress bars and data frames in notebooks",

@@ -32,7 +32,9 @@ MEMORY, THREADS = "1GB", 2
 ROWS_AT_ONCE = 100_000
 LONGEST_REASON = 80  # characters; servers choose some of the texts
 REASONS_SHOWN = 12
-UNKNOWN, NOT_KEPT = "unknown", "downloaded, but no longer in the pool"
+MOST_REASONS = 1_000  # of a file; the others are counted together
+UNKNOWN, RARE = "unknown", "other reasons"
+NOT_KEPT = "downloaded, but no longer in the pool"
 SUCCESS = "success"  # img2dataset's status of a downloaded image
 STATS_BYTES = 1 << 20
 HEADS = ("metadata", "rows", "in pool", "share", "failed", "missing", "no uid")
@@ -44,11 +46,12 @@ from metadata m left join (select uid, bool_or(is_ok) as is_ok from samples grou
 on m.uid = p.uid group by m.file
 """
 MISSING = """
-select m.file, coalesce(d.reason, m.reason), count(*)
+select m.file, coalesce(d.reason, m.reason, ?) as why, count(*) as times
 from (select * from metadata where uid is not null) m
 left join (select distinct uid from samples) p on m.uid = p.uid
 left join (select uid, min(reason) as reason from downloads group by uid) d on m.uid = d.uid
-where p.uid is null group by all
+where p.uid is null group by 1, 2
+qualify row_number() over (partition by m.file order by times desc, why) <= ?
 """
 OTHERS = "select count(*) from samples s where not exists (from metadata m where m.uid = s.uid)"
 DISTINCT = "select count(uid) - count(distinct uid) from metadata"
@@ -161,13 +164,13 @@ def pool_coverage(store: Store, pool: Pool, files: Sequence[str]) -> PoolCoverag
         without_progress_bar(connection)
         connection.execute(f"set memory_limit = '{MEMORY}'; set threads = {THREADS}")
         connection.execute(f"set temp_directory = '{scratch}'")
-        connection.execute("create table samples (uid varchar, is_ok boolean)")
-        connection.execute("create table metadata (file integer, uid varchar, reason varchar)")
-        connection.execute("create table downloads (uid varchar, reason varchar)")
-        _add_all(connection, "samples", _samples(store, pool))
-        _add_all(connection, "metadata", _metadata(paths))
-        _add_all(connection, "downloads", _download_tables(pool))
         try:
+            connection.execute("create table samples (uid varchar, is_ok boolean)")
+            connection.execute("create table metadata (file integer, uid varchar, reason varchar)")
+            connection.execute("create table downloads (uid varchar, reason varchar)")
+            _add_all(connection, "samples", _samples(store, pool))
+            _add_all(connection, "metadata", _metadata(paths))
+            _add_all(connection, "downloads", _download_tables(pool))
             return _coverage(connection, pool, paths)
         except duckdb.Error as error:
             raise UserError(f"status: {str(error).splitlines()[0]}") from error
@@ -176,19 +179,18 @@ def pool_coverage(store: Store, pool: Pool, files: Sequence[str]) -> PoolCoverag
 def _coverage(
     connection: duckdb.DuckDBPyConnection, pool: Pool, paths: Sequence[str]
 ) -> PoolCoverage:
-    reasons: dict[int, dict[str, int]] = {}
-    for file, reason, count in connection.execute(MISSING).fetchall():
-        of_file = reasons.setdefault(file, {})
-        known = reason or UNKNOWN
-        of_file[known] = of_file.get(known, 0) + count
+    reasons: dict[int, Counter[str]] = {}
+    for file, reason, count in connection.execute(MISSING, [UNKNOWN, MOST_REASONS]).fetchall():
+        reasons.setdefault(file, Counter())[reason or UNKNOWN] += count
     found = {row[0]: row[1:] for row in connection.execute(COVERED).fetchall()}
     of_files = []
     for number, path in enumerate(paths):
         rows, with_uid, ok, failed = found.get(number, (0, 0, 0, 0))
-        ordered = dict(Counter(reasons.get(number, {})).most_common())
-        of_files.append(
-            FileCoverage(path, rows, ok, failed, with_uid - ok - failed, rows - with_uid, ordered)
-        )
+        missing, of_file = with_uid - ok - failed, reasons.get(number, Counter())
+        if rare := missing - of_file.total():
+            of_file[RARE] += rare
+        ordered = dict(of_file.most_common())
+        of_files.append(FileCoverage(path, rows, ok, failed, missing, rows - with_uid, ordered))
     (samples,), (others,), (repeated,) = (
         connection.execute(query).fetchall()[0]
         for query in ("select count(*) from samples", OTHERS, DISTINCT)

@@ -1,6 +1,7 @@
 """Evaluation results as tables: one row per task of a run, or per run and probe of a work
 directory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,18 @@ def _probes(store: Store) -> list[dict[str, Any]]:
         row |= {"samples": of_subset.extra["summary"]["kept"]}
         for evalset, metrics in marker.extra["metrics"].items():
             row |= {_name(evalset, metric): value for metric, value in metrics.items()}
+            row[evalset] = _main(metrics)
         rows.append(row)
     return rows
+
+
+def _main(metrics: Mapping[str, float]) -> float | None:
+    """Return the main metric of a probe's set, as in `capmix eval`: acc1, or mean_recall@1."""
+    if "acc1" in metrics:
+        return metrics["acc1"]
+    both = [metrics.get(f"{side}_retrieval_recall@1") for side in ("text", "image")]
+    known = [value for value in both if value is not None]
+    return sum(known) / 2 if len(known) == 2 else None
 
 
 def _name(evalset: str, metric: str) -> str:

@@ -73,7 +73,7 @@ def find_drawn(
             )
     logit = np.concatenate(logits)
     candidates = np.flatnonzero(np.isfinite(logit))
-    rules = _rules(run, sampling, tally.samples)
+    rules, expected = _rules(run, sampling, tally.samples, len(candidates))
     if len(logit) and not len(candidates):
         raise UserError(
             f"{run.plan.place}: sample: none of {len(logit):,} rows has a logit "
@@ -85,7 +85,7 @@ def find_drawn(
     del keys, candidates
     sampler = CapSampler(logit[order], rules.penalty, rules.cap)
     batches = 0
-    with progress("sample", "batch", batches_of(rules)) as bar:
+    with progress("sample", "batch", expected) as bar:
         for _ in draw_batches(sampler, rules, run.plan.seed):
             bar.update(1)
             batches += 1
@@ -94,13 +94,13 @@ def find_drawn(
     return DrawnRows(times, len(order), rules.draws, rules.batch, batches)
 
 
-def _rules(run: MixRun, sampling: Sampling, samples: int) -> CapRules:
+def _rules(run: MixRun, sampling: Sampling, samples: int, items: int) -> tuple[CapRules, int]:
+    """Return the rules for a pool of `samples`, and the number of batches."""
     try:
         rules = sampling.rules(max(samples, 1))
-        batches_of(rules)
+        return rules, batches_of(rules, items)
     except ValueError as error:
         raise UserError(f"{run.plan.place}: sample: {error}") from error
-    return rules
 
 
 def _logits(kept: Kept) -> np.ndarray:

@@ -194,6 +194,8 @@ def _open(path: str, kind: str | None) -> tuple[str, Rows]:
             f"{OPTION} {path}: what does it list? Write uid:{path} (or url:, sha256:, phash:), or "
             "put one of these words into its first line"
         )
+    if kind is not None and first in PATTERNS and first != kind:
+        raise UserError(f"{OPTION} {path}: its first line is {first}; expected {kind}")
     return kind or first, _text_rows(path, skip=first in PATTERNS)
 
 

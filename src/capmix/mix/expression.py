@@ -136,12 +136,12 @@ def _parse(text: str, place: str, names: Mapping[str, str]) -> Expression:
     node = _parsed(text, place)
     _join_fields(node, names)
     size = check_expression(node, place)
+    functions = frozenset(_functions_in(node))  # also those inside thresholds
     found = _Found(place, _unused("capmix_threshold_", node), _unused("capmix_scale_", node))
     node = _replaced(node, found)
     thresholds = found.thresholds
     of_rows = frozenset(_columns(node, place) - set(thresholds) - set(found.placeholders()))
     columns = of_rows.union(*(threshold.columns for threshold in thresholds.values()))
-    functions = frozenset(str(n["function_name"]).lower() for n in _walk(node) if _is_function(n))
     return Expression(_sql(node), columns, thresholds, functions, size, of_rows, found.scales)
 
 
@@ -290,7 +290,7 @@ def _scale(node: Node, name: str, found: _Found) -> str:
 
 
 def _functions_in(node: Any) -> set[str]:
-    return {one["function_name"].lower() for one in _walk(node) if _is_function(one)}
+    return {str(one["function_name"]).lower() for one in _walk(node) if _is_function(one)}
 
 
 def _list_name(node: Node, place: str) -> str:

@@ -20,6 +20,7 @@ from capmix.errors import UserError
 from capmix.mix.batch import BatchReader
 from capmix.mix.columns import Column, folders_of, one_array
 from capmix.mix.drawn import DrawnRows, find_drawn
+from capmix.mix.exclude_files import ExcludeList
 from capmix.mix.excluded import ExcludedCounts, find_excluded, open_exclusion
 from capmix.mix.expression import DATACOMP_THRESHOLD, LIST_COLUMN
 from capmix.mix.functions import fingerprint
@@ -158,6 +159,8 @@ def mix(
     plan = make_plan(recipe, columns, settings.uids, settings.seed)
     lists = {one: UidList(path) for one, path in settings.uids.items() if _uses_list(plan, one)}
     exclusion = open_exclusion(settings.exclude, columns)
+    for listed in exclusion.lists.values():
+        _report_faults(called, listed, settings.strict)
     needed = [*plan.columns.values(), *exclusion.needed.values()]
     parts = check_parts(store, pool.shards, folders_of(needed))
     inputs = (
@@ -182,14 +185,14 @@ def mix(
         reader = BatchReader(store, plan.columns, kinds, lists)
         batches = shard_batches(parts.rows, ROWS_AT_ONCE)
         remaining, excluded = without_excluded(batches)
-        for one in excluded:
-            _report_faults(called, one, settings.strict)
         with mapper(engine, sum(parts.rows.values()) > KEEP_AT_MOST) as maps:
             run = MixRun(plan, reader, remaining, batches, maps)
             check_expressions(run)
             summary, samples_kept = _write(run, draft, called, settings)
         summary.name = called
         summary.add_excluded(excluded)
+        if settings.strict:
+            _report_shortages(summary, strict=True)
         known = {name: one for name, one in vars(summary).items() if name not in OPTIONAL or one}
         sources = {plan.source_of(step) for step in plan.steps}
         refuse_rewritten(store, parts, {SAMPLES, *map(texts_folder, sources)})
@@ -205,20 +208,25 @@ def mix(
             "use a smaller batch",
             called, f"{summary.drawn['batch']:,}", f"{summary.drawn['candidates']:,}",
         )  # fmt: skip
-    for line in summary.shortages():
-        if settings.strict:
-            raise UserError(f"recipe {called}: {line} (--strict)")
-        log.warning("recipe %s: %s", called, line)
+    _report_shortages(summary, settings.strict)
     return summary
 
 
-def _report_faults(called: str, excluded: ExcludedCounts, strict: bool) -> None:
+def _report_shortages(summary: Summary, strict: bool) -> None:
+    """Log the shortages, or raise UserError if `strict`."""
+    for line in summary.shortages():
+        if strict:
+            raise UserError(f"recipe {summary.name}: {line} (--strict)")
+        log.warning("recipe %s: %s", summary.name, line)
+
+
+def _report_faults(called: str, listed: ExcludeList, strict: bool) -> None:
     """Log the malformed lines of `--exclude`, or raise UserError if `strict`."""
-    if not excluded.malformed:
+    if not listed.malformed:
         return
     line = (
-        f"recipe {called}: --exclude: {counted(excluded.malformed, 'line')} with no valid "
-        f"{excluded.kind}; the first is {excluded.example}"
+        f"recipe {called}: --exclude: {counted(listed.malformed, 'line')} with no valid "
+        f"{listed.kind}; the first is {listed.example}"
     )
     if strict:
         raise UserError(f"{line} (--strict)")

@@ -37,7 +37,9 @@ class ClausePlan:
 
     def scaled(self, lines: Mapping[PoolScale, tuple[float, float]]) -> "ClausePlan":
         """Return the clause with the lines of its scales filled in."""
-        return replace(self, where=self.where.scaled(lines), weight=self.weight.scaled(lines))
+        logit = None if self.logit is None else self.logit.scaled(lines)
+        where, weight = self.where.scaled(lines), self.weight.scaled(lines)
+        return replace(self, where=where, weight=weight, logit=logit)
 
     def __str__(self) -> str:
         return _shown(self.clause)

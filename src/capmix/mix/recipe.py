@@ -121,6 +121,8 @@ class Recipe(BaseModel):
     def filled(self) -> "Recipe":
         """Return this recipe with all placeholders replaced by the values of its parameters."""
         values = dict(self.parameters)
+        if self.sample is not None:  # other recipes keep the names that their subsets have
+            values = {name: _whole(value) for name, value in values.items()}
         if "fraction" in values:
             values["percent"] = f"{float(values['fraction']) * 100:g}"
 
@@ -151,6 +153,11 @@ class Recipe(BaseModel):
             raise UserError(f"recipe name {name!r}: expected letters, digits and . _ + -")
         filled = {"name": name, "clauses": clauses, "where": "true", "distinct": distinct}
         return self.model_copy(update=filled | {"sample": sample})
+
+
+def _whole(value: str | float) -> str | float:
+    """Return whole numbers, such as numbers of rows, as int."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def recipe_defaults() -> dict[str, Any]:

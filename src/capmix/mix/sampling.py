@@ -67,13 +67,16 @@ class Sampling(BaseModel):
         return CapRules(draws, batch, _penalty(self.penalty), cap)
 
 
-def batches_of(rules: CapRules) -> int:
-    """Return the number of batches. Raises ValueError for more than MAX_BATCHES."""
-    count = -(-rules.draws // rules.batch)
+def batches_of(rules: CapRules, items: int) -> int:
+    """Return the number of batches in which `items` are drawn, not counting smaller ones after
+    some have reached the cap. Raises ValueError for more than MAX_BATCHES."""
+    batch = min(rules.batch, items)
+    draws = rules.draws if rules.cap is None else min(rules.draws, rules.cap * items)
+    count = -(-draws // batch) if batch else 0
     if count > MAX_BATCHES:
         raise ValueError(
-            f"{rules.draws:,} rows in batches of {rules.batch:,} need {count:,} batches; at most "
-            f"{MAX_BATCHES:,} are supported. Use a larger batch"
+            f"{draws:,} rows in batches of {batch:,} need {count:,} batches; at most "
+            f"{MAX_BATCHES:,} are supported. Use a larger batch, or draw fewer rows"
         )
     return count
 

@@ -10,6 +10,7 @@ from capmix.probe.images import EMBEDDED_TOWER, MINI, FrozenImages, saved_images
 from capmix.probe.settings import MAX_ROWS, TowerSettings
 from capmix.probe.texts import TextSide, WordTexts
 from capmix.probe.transformer import TransformerTexts
+from capmix.score.scorers import make_scorer
 from capmix.score.settings import ScoreSettings
 from capmix.storage.layout import EMBEDDINGS
 from capmix.storage.store import Store
@@ -72,9 +73,11 @@ def _is_mini(settings: TowerSettings) -> bool:
 
 
 def _name(store: Store, settings: TowerSettings) -> str:
-    """Return the embeddings' name: of the option, of the model, or of the only other ones."""
+    """Return the embeddings' name: of the option, or of the model."""
     if settings.embeddings:
         return settings.embeddings
-    name = ScoreSettings(model=settings.model).name
-    others = [one for one in store.folders(EMBEDDINGS) if one != EMBEDDED_TOWER]
-    return others[0] if len(others) == 1 else name
+    scorer = ScoreSettings(model=settings.model, device=settings.device)
+    others = set(store.folders(EMBEDDINGS)) - {EMBEDDED_TOWER}
+    if not others or scorer.name in others:
+        return scorer.name
+    return make_scorer(scorer).encoder.name  # a class of another package chooses its name

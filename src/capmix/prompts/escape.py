@@ -23,7 +23,8 @@ ROLES = (
     "response|output|question|answer"
 )
 # At the beginning of a line, after a mark-up of headings or emphasis: "user:", "### Response:".
-ROLE = re.compile(rf"^([^\w\n]*(?:{ROLES})[^\S\n]*[*_]*[^\S\n]*)[:\uff1a]", re.I | re.M)
+ROLE = re.compile(rf"^([^\w\n]*(?:{ROLES}) ?[*_]* ?)[:\uff1a]", re.I | re.M)
+SPACES = re.compile(r"[^\S\n]+")  # as one, so that no pattern tries all ways to divide them
 HEADING = re.compile(rf"(?<!#)#{{2,}}(?=\s?(?:{ROLES})\b)", re.IGNORECASE)
 BREAKS = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
 JOINERS = "\u200c\u200d"  # invisible, but part of Persian words and of emoji
@@ -45,7 +46,7 @@ class Escape:
 
     def __call__(self, text: str) -> str:
         """Return the escaped text, one line. Escaping it again changes nothing."""
-        text = _visible(BREAKS.sub("\n", text))
+        text = SPACES.sub(" ", _visible(BREAKS.sub("\n", text)))
         before = None
         while text != before:
             before = text

@@ -50,7 +50,7 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
     resamples) over seeds and evaluation items jointly; a difference uses the same items for both
     recipes. A bootstrap over few seeds underestimates their variance, so an interval is never
     narrower than Student's t over seeds, whose error is pooled over the recipes with two seeds or
-    more.
+    more. The interval of an average is cut at 0 and 100.
     """
     samples = {name: _bootstrap(runs) for name, runs in results.items()}
     averages = {name: _by_seed(runs) for name, runs in results.items()}
@@ -73,7 +73,8 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
             )
         mean = float(per_seed.mean())
         half = of_means.half(1 / len(runs)) if of_means else 0.0
-        average = MeanEstimate(mean, _deviation(per_seed), *_interval(samples[name], mean, half))
+        low, high = _interval(samples[name], mean, half)
+        average = MeanEstimate(mean, _deviation(per_seed), max(low, 0.0), min(high, 100.0))
         rows.append(
             RecipeResult(
                 name, len(runs), _metrics(runs), average, difference, samples[name], averages[name]

@@ -56,7 +56,7 @@ def space_of(given: Mapping[str, Any]) -> dict[str, Values]:
             )
         if isinstance(values, list) and not values:
             raise UserError(f"tune: {name}: no values; pass a list such as 0.1,0.3 or 0.05..0.9")
-        found[name] = values
+        found[name] = values if isinstance(values, Span) else _distinct(values)
     return found
 
 
@@ -72,7 +72,7 @@ def candidates(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
         return _grid(space, count, seed)
     columns = {name: _column(name, values, count, seed) for name, values in space.items()}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
+    return _distinct(rows)
 
 
 def defaults_in(space: Space, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +111,10 @@ def _column(name: str, values: Values, count: int, seed: int) -> Sequence[Any]:
     places = (order + random.random(count)) / count
     drawn = values.low + (values.high - values.low) * places
     return [min(max(float(f"{one:.{DIGITS}g}"), values.low), values.high) for one in drawn]
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return list({json.dumps(one, sort_keys=True): one for one in values}.values())
 
 
 def _hash(text: str) -> bytes:

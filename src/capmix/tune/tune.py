@@ -124,11 +124,11 @@ def tune(
     probes = sum(map(len, all_dev.values()))
     found = Tuning(name, rows, best, against, probes, settings.budget, sides.count(DEV),
                    sides.count(HELD_OUT))  # fmt: skip
-    inputs = {
-        result.part: store.fingerprint(result.part) for one in held.values() for result in one
-    }
+    results = [one for side in (all_dev, held) for runs in side.values() for one in runs]
+    inputs = {one.part: store.fingerprint(one.part) for one in results}
     places = {"evalsets", "held_out", "tokenizer", "device"}
     config = {"recipe": recipe, **settings.model_dump(mode="json", exclude=places)}
+    config["candidates"] = {one.subset: one.reason for one in tried}
     write_tuning(store, found, inputs, config)
     return found
 

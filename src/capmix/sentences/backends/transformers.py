@@ -28,6 +28,7 @@ LONGEST = 8192  # tokens; tokenizers without a limit report 1e30
 MAX_JSON = 1 << 20  # bytes
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
 LENGTH = "sentence_bert_config.json"
+UNUSED = "pooler."  # BERT's own layer after the last states
 KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 MODE = "pooling_mode_"
 MEAN, FIRST = f"{MODE}mean_tokens", f"{MODE}cls_token"
@@ -48,7 +49,6 @@ class TransformersSentences:
         self._device, _ = device_and_dtype(settings.device, "float32")
         where = {"revision": settings.revision, "local_files_only": offline}
         self._tokenizer, self._model = self._load(model, where)
-        self._model = self._model.to(self._device).eval()
         files = _Files(self._what, model, where)
         self._takes_first = _takes_first(self._what, files)
         self._length = _length(files.read(LENGTH), self._tokenizer, self._model.config)
@@ -105,14 +105,17 @@ class TransformersSentences:
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
-            loaded: Any = AutoModel.from_pretrained(
+            loaded: Any
+            loaded, about = AutoModel.from_pretrained(
                 model,
                 use_safetensors=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
+                output_loading_info=True,
                 **where,
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            loaded.to(self._device).eval()
+        except Exception as error:  # from safetensors, torch or the checks of a config
             first = " ".join(str(error).split())[:300]
             raise UserError(f"{self._what}: cannot be loaded ({first})") from error
         # Texts are tokenized ahead and padded later, against the advice that `pad` logs once.
@@ -121,6 +124,13 @@ class TransformersSentences:
             raise UserError(
                 f"{self._what}: {loaded.config.model_type} models have a decoder; expected an "
                 "encoder such as sentence-transformers/all-MiniLM-L6-v2"
+            )
+        # transformers sets tensors that the files lack to random values.
+        missing = sorted(n for n in about["missing_keys"] if not n.startswith(UNUSED))
+        if missing:
+            raise UserError(
+                f"{self._what}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
+                "expected the files of an encoder"
             )
         return tokenizer, loaded
 
@@ -158,7 +168,8 @@ def _takes_first(what: str, files: _Files) -> bool:
     Raises UserError if the model needs other steps than these.
     """
     modules = files.read(MODULES)
-    kinds = [str(one.get("type", "")) for one in modules or () if isinstance(one, dict)]
+    listed = modules if isinstance(modules, list) else []
+    kinds = [str(one.get("type", "")) for one in listed if isinstance(one, dict)]
     others = sorted({kind.rpartition(".")[2] for kind in kinds} - KNOWN_MODULES)
     if others:
         raise UserError(f"{what}: its module {others[0]!r} is not supported; use another model")
