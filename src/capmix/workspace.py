@@ -18,6 +18,7 @@ import pyarrow as pa
 from capmix.annotate.settings import (
     AGREEMENT,
     CONCEPTS,
+    DEFAULT_NAMES,
     IMAGE,
     TEXT_AREA,
     AnnotateSettings,
@@ -80,6 +81,7 @@ from capmix.storage.layout import (
 from capmix.storage.marker import Counts
 from capmix.storage.names import (
     MASKED,
+    check_annotation_name,
     check_scorer_name,
     check_shard_names,
     check_source_name,
@@ -655,31 +657,35 @@ class Workspace:
                 them. For concepts, if there is no metadata list, or if the source has no texts.
                 For methods that read images, if the failure budget is exceeded.
         """
+        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
+        name = chosen.name or DEFAULT_NAMES.get(chosen.method, chosen.method)
+        check_annotation_name(name)
+        annotate = {
+            AGREEMENT: work._agreement,
+            CONCEPTS: work._balance,
+            IMAGE: work._annotate_images,
+            TEXT_AREA: work._text_area,
+        }.get(chosen.method, work._annotate_vectors)
+        return annotate(chosen, name)
+
+    def _annotate_vectors(self, chosen: AnnotateSettings, name: str) -> Counts:
+        """Compute columns from saved embeddings; see annotate/annotate.py."""
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        chosen, work = self._with("annotate", AnnotateSettings, settings, options)
-        if chosen.method == CONCEPTS:
-            return work._balance(chosen)
-        if chosen.method == IMAGE:
-            return work._annotate_images(chosen)
-        if chosen.method == AGREEMENT:
-            return work._agreement(chosen)
-        if chosen.method == TEXT_AREA:
-            return work._text_area(chosen)
-        every = work.store.folders(EMBEDDINGS)
+        every = self.store.folders(EMBEDDINGS)
         have = [one for one in every if not one.endswith(MASKED)] or every
         embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
             wanted = f"--embeddings {embeddings}" if embeddings else "--embeddings"
             raise UserError(
-                f"annotate: {wanted}: {found} in {work.store.root}/{EMBEDDINGS}; "
+                f"annotate: {wanted}: {found} in {self.store.root}/{EMBEDDINGS}; "
                 "run `capmix score --save-embeddings` first"
             )
         scorer = None
         if chosen.method == "cliploss":
-            scoring = work._borrowed_scorer(chosen, "annotate")
+            scoring = self._borrowed_scorer(chosen, "annotate")
             chosen = chosen.model_copy(update={"model": scoring.model})
             scorer = make_scorer(scoring)
             if scorer.encoder.name != embeddings:
@@ -687,18 +693,14 @@ class Workspace:
                     f"cliploss: the embeddings {embeddings!r} are not of --model {chosen.model}; "
                     "pass the model that computed them"
                 )
-        name = chosen.name or chosen.method
-        check_source_name(name, "annotation")
-        return annotate(work.store, work.pool, name, embeddings, chosen, scorer)
+        return annotate(self.store, self.pool, name, embeddings, chosen, scorer)
 
-    def _balance(self, chosen: AnnotateSettings) -> Counts:
+    def _balance(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Balance the texts of a source over metadata entries, in three passes over the shards."""
         from capmix.annotate.concept_matches import match_stages
         from capmix.annotate.concepts import concept_stages, count_entries, metadata_list
         from capmix.engine.mapped import mapper
 
-        name = chosen.name or chosen.method
-        check_source_name(name, "annotation")
         require(["ahocorasick_rs"], "annotate concepts", "concepts")
         self.index()
         self.catalog.known_sources([chosen.source])
@@ -720,21 +722,19 @@ class Workspace:
         workers = min(cores(), len(self.pool.shards), self._index.rows // TEXTS_PER_WORKER)
         return self.using(workers=workers) if workers > 1 else self
 
-    def _annotate_images(self, chosen: AnnotateSettings) -> Counts:
+    def _annotate_images(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Compute the columns of `--method image` in one pass over the images, then the groups."""
         from capmix.annotate.image_groups import annotate_groups
         from capmix.annotate.image_stage import image_stages
 
         require(["imagehash"], "annotate image", "images")
-        name = chosen.name or IMAGE
-        check_source_name(name, "annotation")
         self.pool.need_images("annotate --method image")
         part, _, is_indexed = self._to_read(SelectSettings())
         counts = part._read(partial(image_stages, name=name), is_indexed)[-1]
         annotate_groups(self.store, self.pool.shards, name, chosen.distance)
         return counts
 
-    def _agreement(self, chosen: AnnotateSettings) -> Counts:
+    def _agreement(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Compare texts with captions; see annotate/agreement.py."""
         from capmix.annotate.agreement import agreement_stages, encoder_settings
         from capmix.sentences.encoders import needs_gpu
@@ -744,20 +744,16 @@ class Workspace:
         for source in (chosen.source, chosen.captions):
             if source not in self.sources():
                 raise UserError(no_captions(source, self.sources()))
-        name = chosen.name or chosen.method
-        check_source_name(name, "annotation")
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
         return self.run(make, self.pool.shards, needs_gpu(encoder_settings(chosen)))[0]
 
-    def _text_area(self, chosen: AnnotateSettings) -> Counts:
+    def _text_area(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Find the text in all images; see annotate/text_area.py."""
         from capmix.annotate.text_area import text_area_stages
         from capmix.models.text_detector import check_detector
 
         self.pool.need_images("annotate --method text_area")
-        name = chosen.name or "text"
-        check_source_name(name, "annotation")
         if self.engine.name == "local":
             check_detector()
         part, _, is_indexed = self._to_read(SelectSettings())

@@ -125,6 +125,7 @@ BAD: dict[str, tuple[Arrays, str]] = {
         "several modules",
     ),
     "many outputs": ({"weight": np.zeros((65, 3), np.float32)}, "65 outputs exceed"),
+    "a wide layer": ({"weight": np.zeros((16_385, 1), np.float16)}, "16,385 outputs exceed"),
     "no tensors": ({}, "no tensors"),
 }
 

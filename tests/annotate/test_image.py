@@ -12,6 +12,7 @@ from samples import image_bytes, sample_members, tar_bytes
 from capmix.annotate.hash_groups import hash_groups
 from capmix.annotate.image_numbers import SIDE, colourfulness, entropy, image_numbers, sharpness
 from capmix.cli.main import main
+from capmix.errors import UserError
 from capmix.models.images import BadImageError, decode_image
 from capmix.workspace import Workspace, open_workspace
 
@@ -210,3 +211,43 @@ def test_the_name_is_the_prefix_of_the_columns_and_failures_have_a_budget(tmp_pa
     assert main([*command, "--max-failures", "0"]) == 2
     assert main([*command, "--name", "pixels"]) == 0
     assert "pixels_phash_group" in open_workspace(pool, work).columns()
+
+
+def test_no_other_annotation_can_have_the_name_of_the_groups(tmp_path: Path) -> None:
+    pool, work = str(write_images(tmp_path / "pool")), str(tmp_path / "w")
+    opened = open_workspace(pool, work)
+    opened.annotate(method="image")
+    opened.score(model="mini", max_failures=0.5)
+    for method in ("clusters", "image", "concepts", "text_area"):
+        with pytest.raises(UserError, match="names that end in _phash are reserved"):
+            opened.annotate(method=method, name="image_phash")
+    assert column(opened, "image_phash_count")["12"] == 2
+
+
+def test_the_groups_are_recomputed_by_the_command_in_the_hints(tmp_path: Path) -> None:
+    pool, work = str(write_images(tmp_path / "pool")), str(tmp_path / "w")
+    opened = open_workspace(pool, work)
+    opened.annotate(method="image", name="photo")
+    (tmp_path / "w/columns/photo_phash/1.parquet").unlink()
+    expected = "capmix annotate --method image --name photo"
+    assert opened.status().next == f"{expected} --work {work}"
+    assert {one.made_by for one in opened.verify(discard=True).damaged} == {expected}
+    with pytest.raises(UserError, match=f"Run `{expected}` first"):
+        opened.mix("near-duplicates", image="photo")
+    assert main(expected.split()[1:] + ["--work", work]) == 0
+    assert len(opened.mix("near-duplicates", image="photo")) == 5
+
+
+def test_groups_of_hashes_that_another_run_overwrites_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_workspace(str(write_images(tmp_path / "pool")), str(tmp_path / "w"))
+    opened.annotate(method="image")
+
+    def overwritten(hashes: np.ndarray, distance: int) -> np.ndarray:
+        opened.store.remove_marker("columns/image/1")
+        return hash_groups(hashes, distance)
+
+    monkeypatch.setattr("capmix.annotate.image_groups.hash_groups", overwritten)
+    with pytest.raises(UserError, match="its hashes were overwritten during the run"):
+        opened.annotate(method="image", distance=0)

@@ -23,6 +23,7 @@ from capmix.storage.rows import STATUS_FIELDS
 
 MAX_BYTES = 1 << 28
 MAX_OUTPUTS = 64
+MAX_WIDTH = 16_384  # outputs of a layer: 1 GiB for the vectors of a batch
 AT_ONCE = 16_384  # vectors
 NAME = re.compile(r"(?:(?P<module>.*\.)?(?P<number>\d{1,4})\.)?(?P<kind>weight|bias)")
 STATUS = [name for name, _ in STATUS_FIELDS]
@@ -109,6 +110,8 @@ def _layers(path: str, tensors: Mapping[str, np.ndarray]) -> list[HeadLayer]:
         if layers and weight.shape[1] != len(layers[-1].bias):
             width = len(layers[-1].bias)
             raise wrong(f"layer {number} has {weight.shape[1]} inputs after {width} outputs")
+        if len(bias) > MAX_WIDTH:
+            raise wrong(f"layer {number}: {len(bias):,} outputs exceed the limit of {MAX_WIDTH:,}")
         layers.append(HeadLayer(weight, bias, number))
     if not layers:
         raise wrong("no tensors")

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 
 from capmix.annotate.hash_groups import hash_groups
 from capmix.annotate.vectors import columns_done
+from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import annotation_folder
 from capmix.storage.marker import Counts, Marker
+from capmix.storage.names import HASH_GROUPS
 from capmix.storage.rows import OK, STATUS_FIELDS, column_names
 from capmix.storage.store import Store
 
@@ -32,7 +34,7 @@ STATUS = [name for name, _ in STATUS_FIELDS]
 
 def groups_name(name: str) -> str:
     """Return the name of the annotation with the groups of an image annotation."""
-    return f"{name}_phash"
+    return f"{name}{HASH_GROUPS}"
 
 
 def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: int) -> Counts:
@@ -51,6 +53,10 @@ def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: 
     hashes, sizes = _hashes(store, shards, folder)
     groups = hash_groups(hashes, distance)
     members = np.bincount(groups, minlength=len(groups))
+    if _made_of(store, shards, folder) != config["made_of"]:
+        raise UserError(
+            f"annotate {name}: its hashes were overwritten during the run; rerun the command"
+        )
     counts = _write(store, shards, name, _Groups(groups, members, sizes), config)
     several = members[members > 1]
     log.info(

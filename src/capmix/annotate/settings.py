@@ -23,6 +23,7 @@ SIDE = 640
 CLUSTERS, SEMDEDUP, NORMSIM, CLIPLOSS = "clusters", "semdedup", "normsim", "cliploss"
 AGREEMENT, CONCEPTS, IMAGE, HEAD = "agreement", "concepts", "image", "head"
 TEXT_AREA = "text_area"
+DEFAULT_NAMES = {TEXT_AREA: "text"}  # of annotations; others have the name of their method
 OF_TEXTS = f"{CLIPLOSS} and {AGREEMENT}"
 EXACT, WORDS = "exact", "words"
 TAIL = 0.06  # share of the matches; MetaCLIP, arXiv 2309.16671

@@ -29,6 +29,7 @@ from capmix.storage.layout import (
     SUBSETS,
 )
 from capmix.storage.marker import Marker
+from capmix.storage.names import annotate_command
 from capmix.storage.store import Store
 
 HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
@@ -219,8 +220,10 @@ def _rerun_command(stage: StageStatus, work: str) -> str:
         recipe = settings.get("recipe")
         name = recipe.get("name") if isinstance(recipe, dict) else None
         return f"capmix mix{work} --recipe {shlex.quote(str(name or 'RECIPE'))} --out {rest}"
-    of_annotation = top in (ANNOTATIONS, MATCHES)
-    return f"capmix annotate{work} --name {shlex.quote(rest)}" if of_annotation else ""
+    if top not in (ANNOTATIONS, MATCHES):
+        return ""
+    method = "concepts" if top == MATCHES else str(settings.get("method", "METHOD"))
+    return annotate_command(shlex.quote(rest), shlex.quote(method)) + work
 
 
 def _model(settings: Mapping[str, Any]) -> str:

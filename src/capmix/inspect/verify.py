@@ -36,6 +36,7 @@ from capmix.storage.layout import (
     TUNES,
 )
 from capmix.storage.marker import Marker
+from capmix.storage.names import annotate_command
 from capmix.storage.store import ABSENT, Store
 
 DAMAGED_MARKER = "the marker is damaged"
@@ -46,8 +47,7 @@ MADE_BY = {
     EMBEDDINGS: "capmix caption, or capmix score --save-embeddings",
     CAPTIONS: "capmix caption or capmix rewrite --source {}, or capmix import captions",
     SCORES: "capmix score, or capmix import scores",
-    ANNOTATIONS: "capmix annotate --name {}",
-    MATCHES: "capmix annotate --name {}",
+    MATCHES: "capmix annotate --method concepts --name {}",
     METADATA: "capmix annotate --method concepts",
     SUBSETS: "capmix mix --out {}",
     MEASURES: "capmix measure",
@@ -185,7 +185,10 @@ def _files(store: Store, part: str) -> Iterable[str]:
 
 def _made_by(part: str) -> str:
     folder, _, rest = part.partition("/")
-    return MADE_BY.get(folder, "").format(rest.partition("/")[0])
+    name = rest.partition("/")[0]
+    if folder == ANNOTATIONS:
+        return annotate_command(name)
+    return MADE_BY.get(folder, "").format(name)
 
 
 def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Damage]:

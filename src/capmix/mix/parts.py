@@ -17,6 +17,7 @@ from capmix.settings.base import defaults_of
 from capmix.storage.compare import changes
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, FIELDS, SAMPLES, SCORES, texts_folder
 from capmix.storage.marker import Marker
+from capmix.storage.names import annotate_command
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
@@ -133,8 +134,11 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
             if folder.startswith(ANNOTATIONS):
                 written.setdefault(folder, marker.config.get("values"))
                 if marker.config.get("values") != written[folder]:
-                    place = store.path(folder)
-                    raise UserError(f"{place} contains parts from two runs; rerun capmix annotate")
+                    method = marker.config.get("method", "METHOD")
+                    again = annotate_command(folder.partition("/")[2], method)
+                    raise UserError(
+                        f"{store.path(folder)} contains parts from two runs; rerun `{again}`"
+                    )
             _refuse_two_settings(store, folder, shard.name, marker.config, settings)
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
@@ -211,7 +215,7 @@ def _makes(folder: str) -> str:
     return {
         CAPTIONS: f"`capmix caption --source {source}`",
         SCORES: f"`capmix score --sources {source}`",
-        ANNOTATIONS: f"`capmix annotate --name {source}`",
+        ANNOTATIONS: f"`{annotate_command(source)}`",
         FIELDS: "`capmix mix` with a recipe that names a field",
     }.get(top, "the command that writes it")
 

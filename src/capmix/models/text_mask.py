@@ -60,26 +60,33 @@ def without_text(image: Image.Image, boxes: np.ndarray) -> Image.Image:
     pixels = np.array(image)
     mask = text_mask(boxes, image.size)
     filled = pixels.copy()
+    elsewhere: np.ndarray | None = None  # computed at most once: an image may be large
     for box in boxes:
         rows, starts, ends = _covered(np.asarray(box, np.float64), *image.size)
         colour = _colour_around(box, pixels, mask)
+        if colour is None:
+            elsewhere = _colour_elsewhere(pixels, mask) if elsewhere is None else elsewhere
+            colour = elsewhere
         for row, start, end in zip(rows, starts, ends, strict=True):
             filled[row, start:end] = colour
     return Image.fromarray(filled)
 
 
-def _colour_around(box: np.ndarray, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the colour to fill a box with, uint8 (3,)."""
+def _colour_around(box: np.ndarray, pixels: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+    """Return the mean colour around a box, uint8 (3,), or None if boxes cover all around it."""
     (left, top), (right, bottom) = box.min(axis=0), box.max(axis=0)
     rim = max(1, round(min(right - left, bottom - top) / MARGIN))
     here = (
         slice(max(0, int(top) - rim), max(0, int(bottom) + rim)),
         slice(max(0, int(left) - rim), max(0, int(right) + rim)),
     )
-    for part, covered in ((pixels[here], mask[here]), (pixels, mask)):
-        if not covered.all():
-            return _mean(part[~covered])
-    return _mean(pixels.reshape(-1, 3))
+    covered = mask[here]
+    return None if covered.all() else _mean(pixels[here][~covered])
+
+
+def _colour_elsewhere(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the mean colour of an image without its boxes, or with them if they cover it all."""
+    return _mean(pixels.reshape(-1, 3) if mask.all() else pixels[~mask])
 
 
 def _mean(colours: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from capmix.pool import Pool
 from capmix.report.examples import data_url, thumbnails
 from capmix.report.gather import Found
 from capmix.storage.layout import ANNOTATIONS, SAMPLES, annotation_folder
+from capmix.storage.names import HASH_GROUPS
 from capmix.storage.store import Store
 
 GROUPS, MEMBERS = 8, 6  # displayed
@@ -73,7 +74,7 @@ def near_duplicates_of(found: Found) -> list[NearDuplicates]:
         except UserError as error:
             found.notes.append(f"The near duplicates are left out: {error}")
             continue
-        duplicates = _read(store, found.pool, folder, name.removesuffix("_phash"))
+        duplicates = _read(store, found.pool, folder, name.removesuffix(HASH_GROUPS))
         if duplicates.groups:
             of_pool.append(duplicates)
     return of_pool
@@ -105,7 +106,8 @@ def _read(store: Store, pool: Pool, folder: str, name: str) -> NearDuplicates:
         images += len(table.filter(pc.greater(table["count"], 1)))
         firsts = firsts.filter(pc.greater(firsts["count"], 1))
         groups += len(firsts)
-        top = firsts.take(pc.select_k_unstable(firsts, GROUPS, [("count", "descending")]))
+        order = [("count", "descending"), ("uid", "ascending")]
+        top = firsts.take(pc.select_k_unstable(firsts, GROUPS, order))
         largest += zip(top["count"].to_pylist(), top["uid"].to_pylist(), strict=True)
         largest = sorted(largest, key=lambda one: (-one[0], one[1]))[:GROUPS]
     members = _members(store, pool, folder, [uid for _, uid in largest])

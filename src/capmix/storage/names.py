@@ -14,6 +14,7 @@ from capmix.storage.layout import EDITED, RAW
 
 SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 MASKED = "-masked"  # ends the names of scorers, and embeddings, of images without their text
+HASH_GROUPS = "_phash"  # ends the names of annotations with the groups of an image annotation
 SCORER_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Matches names that no file can have on Windows, with any suffix.
 NOT_ON_WINDOWS = re.compile(
@@ -38,6 +39,23 @@ def check_source_name(source: str, what: str = "source") -> None:
             f"{what} {source!r}: names that contain _score or _truncated, or end in _best or _k0, "
             "clash with the columns of other sources in recipes; choose another name"
         )
+
+
+def check_annotation_name(name: str) -> None:
+    """Raise UserError unless `name` is valid for an annotation; see check_source_name."""
+    check_source_name(name, "annotation")
+    if name.endswith(HASH_GROUPS):
+        raise UserError(
+            f"annotation {name!r}: names that end in {HASH_GROUPS} are reserved for the groups of "
+            "`capmix annotate --method image`; choose another name"
+        )
+
+
+def annotate_command(name: str, method: str = "METHOD") -> str:
+    """Return the `capmix annotate` command that writes an annotation."""
+    if name.endswith(HASH_GROUPS):
+        name, method = name.removesuffix(HASH_GROUPS), "image"
+    return f"capmix annotate --method {method} --name {name}"
 
 
 def no_captions(source: str, sources: Iterable[str]) -> str:
