@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
     random = np.random.default_rng(0)
-    images = random.standard_normal((given.rows, given.dimensions), np.float32).astype(np.float16)
+    images = np.empty((given.rows, given.dimensions), np.float16)
+    for part in np.array_split(images, -(-given.rows // 10_000)):  # float32 takes twice the memory
+        part[:] = random.standard_normal(part.shape, np.float32)
     texts = [" ".join(some) for some in random.choice(WORDS, (given.rows, 9))]
     sides: tuple[TextSide, ...] = (WordTexts(), TransformerTexts())
     for side in sides:

@@ -96,7 +96,9 @@ def load_training_set(store: Store, subset: str, towers: Towers = MINI_TOWERS) -
         images.append(array[rows])
     if not texts:
         raise UserError(f"subset {subset}: no sample with an image and a text to train on")
-    return TrainingSet(_joined(images, towers), towers.texts.prepare(texts), counts)
+    vectors = _joined(images, towers)
+    images.clear()  # the parts are as large as the vectors
+    return TrainingSet(vectors, towers.texts.prepare(texts), counts)
 
 
 def _joined(images: Sequence[np.ndarray], towers: Towers) -> np.ndarray:

@@ -51,8 +51,8 @@ class TowerSettings(Settings):
     batch_size: int = option(256, "Samples per batch.", group=SCHEDULE, ge=2, le=65_536)
     max_rows: int = option(
         MAX_ROWS,
-        "Rows to load of a larger subset: whole shards, the same for all subsets. 1,000,000 rows "
-        "of 512 dimensions need 3 GB of memory.",
+        "Rows to load of a larger subset: whole shards, in the same order for all subsets. "
+        "1,000,000 rows of 512 dimensions need 3 GB of memory.",
         group=SCHEDULE,
         ge=1,
     )
