@@ -11,7 +11,6 @@ import numpy as np
 from capmix.caption.settings import CaptionSettings
 from capmix.errors import UserError
 from capmix.pool import Shard
-from capmix.rewrite.settings import RewriteSettings
 from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
@@ -22,7 +21,6 @@ from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
 DEFAULTS = {CAPTIONS: defaults_of(CaptionSettings), SCORES: defaults_of(ScoreSettings)}
-OF_REWRITTEN = defaults_of(RewriteSettings)
 INPUT_SOURCES = "from"  # in the settings of rewritten texts
 
 
@@ -172,7 +170,9 @@ def _refuse_two_settings(
 ) -> None:
     """Raise UserError if parts of captions or scores have different settings, for example after an
     interrupted `--force` run. `settings` collects the settings of each folder's first part."""
-    defaults = OF_REWRITTEN if INPUT_SOURCES in config else DEFAULTS.get(folder.partition("/")[0])
+    defaults = DEFAULTS.get(folder.partition("/")[0])
+    if INPUT_SOURCES in config:
+        defaults = {}  # rewriters have other defaults than captioners, and record every setting
     if defaults is None:
         return
     changed = changes(settings.setdefault(folder, config), config, defaults)
