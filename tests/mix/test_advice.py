@@ -71,7 +71,7 @@ def test_the_best_of_captions_without_scores_is_answered_the_same(indexed: Works
 
 
 def test_a_source_without_captions_is_answered_with_the_command(indexed: Workspace) -> None:
-    with pytest.raises(UserError, match="sources: raw, blip2; run `capmix caption --source llava`"):
+    with pytest.raises(UserError, match="blip2; run `capmix caption --source llava` .or `capmix"):
         indexed.mix("synthetic", synthetic="llava")
 
 

@@ -58,6 +58,47 @@ def test_status_names_the_command_for_a_source_whose_input_has_changed(
     assert work.status().next == f"capmix rewrite --work {tmp_path / 'w'} {expected}"
 
 
+def test_mix_refuses_rewritten_texts_whose_input_has_changed(pool: Path, tmp_path: Path) -> None:
+    work = open_workspace(str(pool), str(tmp_path / "w"))
+    for text in ("seen", "changed"):
+        (tmp_path / "seen.csv").write_text(f"uid,text\n{1:032x},{text}\n")
+        work.import_captions([str(tmp_path / "seen.csv")], source="seen")
+        if text == "seen":
+            work.rewrite("new", model=MODEL, from_="seen")
+            assert len(work.mix("synthetic", synthetic="new")) == 1
+    message = "captions/seen were written again .* Rerun `capmix rewrite --source new`"
+    with pytest.raises(UserError, match=message):
+        work.mix("synthetic", synthetic="new")
+    work.rewrite("new", model=MODEL, from_="seen")
+    assert len(work.mix("synthetic", synthetic="new")) == 1
+
+
+def of_second_shard(work: Path) -> list[Path]:
+    """Return the part and the marker."""
+    return [work / "captions/new/00001.parquet", work / ".markers/captions/new/00001.json"]
+
+
+def test_mix_names_the_command_for_a_missing_part_of_rewritten_texts(tmp_path: Path) -> None:
+    work = open_workspace(str(write_pool(tmp_path / "p", 2, 3)), str(tmp_path / "w"))
+    work.rewrite("new", model=MODEL, prompt="{raw}")
+    for file in of_second_shard(tmp_path / "w"):
+        file.unlink()
+    with pytest.raises(UserError, match="Run `capmix rewrite --source new` first"):
+        work.mix("synthetic", synthetic="new")
+
+
+def test_mix_refuses_rewritten_texts_of_two_settings(tmp_path: Path) -> None:
+    """One of them is the default of captioners, the other that of rewriters."""
+    work = open_workspace(str(write_pool(tmp_path / "p", 2, 3)), str(tmp_path / "w"))
+    work.rewrite("new", model=MODEL, max_tokens=40)
+    kept = {one: one.read_bytes() for one in of_second_shard(tmp_path / "w")}
+    work.rewrite("new", model=MODEL, max_tokens=96, force=True)
+    for path, data in kept.items():
+        path.write_bytes(data)
+    with pytest.raises(UserError, match="different settings.*max_tokens"):
+        work.mix("synthetic", synthetic="new")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

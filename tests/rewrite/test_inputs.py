@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from echoing_rewriter import MODEL, EchoingRewriter
+from open_clip.tokenizer import SimpleTokenizer
 from samples import write_pool
 from tiny_text_models import llama, nllb
 
@@ -150,3 +151,9 @@ def test_shorten_counts_the_tokens_of_clip(work: Workspace, tmp_path: Path) -> N
     work.rewrite("short", model=MODEL, preset="shorten", from_="dense")
     assert [one.name for one in EchoingRewriter.asked] == [f"{0:032x}"]
     assert texts_of(work, "short")[1][:2] == (long[:300].strip(), "copied")
+    written, finish, _ = texts_of(work, "short")[0]
+    assert finish == "length"
+    assert len(SimpleTokenizer().encode(written)) == 75
+    marker = work.store.read_marker("captions/short/00000")
+    assert marker is not None
+    assert marker.extra == {"missing_skipped": 2, "short_enough": 1, "with_cut_texts": 1}

@@ -32,7 +32,7 @@ def test_the_error_for_a_source_without_captions_says_what_writes_them() -> None
     found = "no captions of source {}; sources: raw, mini{}"
     hints = {
         "mni": "; did you mean 'mini'?",
-        "blip2": "; run `capmix caption --source blip2` first",
+        "blip2": "; run `capmix caption --source blip2` (or `capmix rewrite`) first",
         "edited": "; edit captions with `capmix view` first",
         "../pool": "",
     }

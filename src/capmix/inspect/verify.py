@@ -45,7 +45,7 @@ MADE_BY = {
     SAMPLES: "any command on the pool",
     FIELDS: "capmix mix, with a recipe that names a field",
     EMBEDDINGS: "capmix caption, or capmix score --save-embeddings",
-    CAPTIONS: "capmix caption or capmix rewrite --source {}, or capmix import captions",
+    CAPTIONS: "capmix caption --source {}, capmix rewrite or capmix import captions",
     SCORES: "capmix score, or capmix import scores",
     MATCHES: "capmix annotate --method concepts --name {}",
     METADATA: "capmix annotate --method concepts",

@@ -22,6 +22,7 @@ from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
 DEFAULTS = {CAPTIONS: defaults_of(CaptionSettings), SCORES: defaults_of(ScoreSettings)}
+INPUT_SOURCES = "from"  # in the settings of rewritten texts
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Parts:
 def check_parts(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
     """Read the markers of these shards' parts in these folders (see columns.folders_of).
 
-    Raises UserError if a shard's part is missing, or if scores were computed from captions that
-    have been rewritten since.
+    Raises UserError if a shard's part is missing, or if scores or rewritten texts were computed
+    from captions that have been rewritten since.
     """
     texts = {texts_folder(one.rpartition("/")[2]) for one in folders if is_of_scores(one)}
     with store.listed(folders | texts):
@@ -140,6 +141,7 @@ def _check(store: Store, shards: Sequence[Shard], folders: set[str]) -> Parts:
                         f"{store.path(folder)} contains parts from two runs; rerun `{again}`"
                     )
             _refuse_two_settings(store, folder, shard.name, marker.config, settings)
+            _refuse_old_inputs(store, folder, shard.name, marker)
             if not _follows(store, folder, shard.name, marker, of_part):
                 following.discard(folder)
         parts = ((shard.name, of_part[f"{folder}/{shard.name}"]) for shard in shards)
@@ -173,6 +175,8 @@ def _refuse_two_settings(
     """Raise UserError if parts of captions or scores have different settings, for example after an
     interrupted `--force` run. `settings` collects the settings of each folder's first part."""
     defaults = DEFAULTS.get(folder.partition("/")[0])
+    if INPUT_SOURCES in config:
+        defaults = {}  # rewriters have other defaults than captioners, and record every setting
     if defaults is None:
         return
     changed = changes(settings.setdefault(folder, config), config, defaults)
@@ -181,6 +185,24 @@ def _refuse_two_settings(
             f"{store.path(folder)} contains parts with different settings: shard {shard} has "
             f"{'; '.join(changed)}. Rerun the command that wrote them with --force."
         )
+
+
+def _refuse_old_inputs(store: Store, folder: str, shard: str, marker: Marker) -> None:
+    """Raise UserError if a part of texts was made from captions that have been rewritten since.
+
+    Captions that were removed are not missed.
+    """
+    if not folder.startswith(f"{CAPTIONS}/"):
+        return
+    for texts, made_from in marker.inputs.items():
+        if not texts.startswith(f"{CAPTIONS}/"):
+            continue
+        now = store.fingerprint(f"{texts}/{shard}")
+        if now and now != made_from:
+            raise UserError(
+                f"{store.path(folder)}: the texts of shard {shard} in {texts} were written again "
+                f"after these were made from them. Rerun {_makes(folder, marker.config)}."
+            )
 
 
 def folder_digest(parts: Iterable[tuple[str, str]]) -> str:
@@ -208,10 +230,12 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
-def _makes(folder: str) -> str:
-    """Return the command that writes the parts of a folder."""
+def _makes(folder: str, config: Mapping[str, Any] | None = None) -> str:
+    """Return the command that writes the parts of a folder; `config` is the settings of one."""
     top, _, rest = folder.partition("/")
     source = rest.rpartition("/")[2]
+    if top == CAPTIONS and INPUT_SOURCES in (config or {}):
+        return f"`capmix rewrite --source {source}`"
     return {
         CAPTIONS: f"`capmix caption --source {source}`",
         SCORES: f"`capmix score --sources {source}`",
@@ -235,9 +259,10 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
             )
     done = set(store.parts(folder)) - {part}
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
+    other = store.read_marker(min(done)) if done else None
     raise UserError(
         f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-        f"{len(shards)} missing). Run {_makes(folder)} first."
+        f"{len(shards)} missing). Run {_makes(folder, other.config if other else None)} first."
     )
 
 

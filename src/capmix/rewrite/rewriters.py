@@ -16,6 +16,7 @@ from capmix.pool import Pool
 from capmix.pool.selection import Selection
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_pieces
+from capmix.rewrite.clip_fit import ClipFit
 from capmix.rewrite.inputs import InputMaker, TextTools, check_prompts
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.stage import rewrite_stage
@@ -55,7 +56,7 @@ def rewrite_stages(
     """
     check_prompts(settings)
     rewriter = rewriter or make_rewriter(settings, source)
-    preset = settings.chosen_preset
+    preset, fit = settings.chosen_preset, _clip_fit(settings)
     if preset and preset.template is None and not getattr(rewriter, "translates", True):
         raise UserError(
             f"--preset {preset.name}: {settings.model} is not a translation model; choose one, "
@@ -65,11 +66,12 @@ def rewrite_stages(
         getattr(rewriter, "truncate", by_pieces),
         Escape(getattr(rewriter, "special_tokens", ())),
         _language(settings),
-        _clip_counter(settings),
+        fit.count if fit else None,
         getattr(rewriter, "languages", None),
     )
     inputs = InputMaker(settings, tools)
-    return [rewrite_stage(pool, store, rewriter, inputs, source, settings, selection)]
+    cut = fit.cut if fit else None
+    return [rewrite_stage(pool, store, rewriter, inputs, source, settings, selection, cut)]
 
 
 def _language(settings: RewriteSettings) -> Callable[[str], str] | None:
@@ -85,8 +87,8 @@ def _language(settings: RewriteSettings) -> Callable[[str], str] | None:
     return language_of()
 
 
-def _clip_counter(settings: RewriteSettings) -> Callable[[str], int] | None:
-    """Return the function that counts CLIP's tokens, with start and end, for --preset shorten.
+def _clip_fit(settings: RewriteSettings) -> ClipFit | None:
+    """Return what makes texts fit CLIP's context, for --preset shorten; else None.
 
     Raises UserError if open_clip is missing.
     """
@@ -94,9 +96,4 @@ def _clip_counter(settings: RewriteSettings) -> Callable[[str], int] | None:
     if preset is None or preset.clip_tokens is None:
         return None
     require(["open_clip", "tokenizers"], f"--preset {preset.name}", "open_clip")
-    from open_clip.tokenizer import SimpleTokenizer
-
-    from capmix.models.open_clip_tokens import BpeTokenizer
-
-    tokenizer = BpeTokenizer(SimpleTokenizer())
-    return lambda text: len(tokenizer.encode([text])[0]) + 2
+    return ClipFit(preset.clip_tokens)

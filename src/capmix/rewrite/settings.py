@@ -50,7 +50,8 @@ class RewriteSettings(Settings):
     model: str = option(
         ...,
         "Rewriter: a transformers hub id or folder, of a causal or chat model (Llama, Qwen) or a "
-        "sequence-to-sequence model (T5, NLLB, M2M100, Marian); `server:URL` (OpenAI-compatible, "
+        "sequence-to-sequence model (T5, NLLB, M2M100, Marian); `vllm:ID` (a causal or chat model, "
+        "run by vLLM); `server:URL` (OpenAI-compatible, "
         "such as `vllm serve`; ends in /v1); `split` (sentences, without a model); "
         "`package.module:Class` (your own).",
         group=MODEL,

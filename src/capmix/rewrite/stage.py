@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,7 @@ MISSING = "missing_text"
 TEXT_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 # Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
 SKIPPED = "missing_skipped"
-LONGER, EMPTY = "with_more_texts", "with_empty_texts"
+LONGER, EMPTY, CUT = "with_more_texts", "with_empty_texts", "with_cut_texts"
 
 
 @dataclass(slots=True)
@@ -77,11 +77,12 @@ def rewrite_stage(
     source: str,
     settings: RewriteSettings,
     selection: Selection | None = None,
+    cut: Callable[[str], str] | None = None,
 ) -> Stage:
     """Return the stage in which `rewriter` writes the texts of `source`.
 
     `make_inputs` makes its inputs from the texts of `settings.from_`. With `selection`, other
-    samples are dropped.
+    samples are dropped. `cut` shortens the written texts that are too long.
     """
     sources, number = settings.from_, settings.number
     batches = Batches(settings.batch_timeout)
@@ -125,7 +126,12 @@ def rewrite_stage(
             else:
                 notes[LONGER] += len(captions) > number
                 notes[EMPTY] += not all(one.text for one in captions[:number])
-                of_sample = caption_rows(task.row, captions[:number], None, settings.language)
+                written = captions[:number]
+                if cut is not None:
+                    fitting = [_fitting(one, cut) for one in written]
+                    notes[CUT] += fitting != written
+                    written = fitting
+                of_sample = caption_rows(task.row, written, None, settings.language)
             rows[task.place] = of_sample
             count_row(out, of_sample[-1])
 
@@ -195,6 +201,12 @@ def _planned(
     request = TextRequest(sample.name, found.texts, source, found.language)
     about = json.dumps([request.name, request.language, *request.texts]).encode()
     return _Task(place, row, request, hashlib.sha256(about).hexdigest()[:16])
+
+
+def _fitting(caption: Caption, cut: Callable[[str], str]) -> Caption:
+    """Return the caption, or its beginning that fits, which is unfinished (`length`)."""
+    text = cut(caption.text)
+    return caption if text == caption.text else replace(caption, text=text, finish="length")
 
 
 def _missing(row: Row, names: Sequence[str]) -> Row:
@@ -283,7 +295,7 @@ def _merged(store: Store, out: PartWriter, notes: Counter[str]) -> dict[str, int
     """
     if out.keys is not None:
         marker = store.read_marker(out.part)
-        for name in (LONGER, EMPTY) if marker is not None else ():
+        for name in (LONGER, EMPTY, CUT) if marker is not None else ():
             earlier = marker.extra.get(name, 0) if marker is not None else 0
             notes[name] += earlier if isinstance(earlier, int) else 0
     return {name: count for name, count in sorted(notes.items()) if count}

@@ -65,7 +65,7 @@ def no_captions(source: str, sources: Iterable[str]) -> str:
     if not hint and source == EDITED:
         hint = "; edit captions with `capmix view` first"
     elif not hint and SOURCE_NAME.fullmatch(source):
-        hint = f"; run `capmix caption --source {source}` first"
+        hint = f"; run `capmix caption --source {source}` (or `capmix rewrite`) first"
     return f"no captions of source {source!r}; sources: {', '.join(known) or 'none'}{hint}"
 
 

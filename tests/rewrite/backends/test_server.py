@@ -106,6 +106,18 @@ def test_equal_inputs_are_one_request_and_each_has_its_seed(
     assert asked[0]["messages"] == [{"role": "user", "content": "one"}]
 
 
+def test_the_length_of_inputs_without_a_prompt_is_a_setting_of_the_source(
+    recorded: tuple[str, list[dict[str, Any]]],
+) -> None:
+    model, asked = recorded
+    one = ServerRewriter(RewriteSettings(model=model, max_input_tokens=2), "s")
+    one.prepare(TextRequest("u", ("a b c",), "s"))
+    assert asked[-1]["messages"] == [{"role": "user", "content": "a b"}]
+    assert one.settings["max_input_tokens"] == 2
+    prompted = ServerRewriter(RewriteSettings(model=model, prompt="{raw}", max_input_tokens=2), "s")
+    assert "max_input_tokens" not in prompted.settings
+
+
 def test_a_refused_text_fails_alone(
     recorded: tuple[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ from capmix.prompts.truncation import by_tokens
 
 log = logging.getLogger(__name__)
 
-PREFIX = "vllm:"
+PREFIX, CAPTIONER = "vllm:", "captioner"
 # Read by vLLM when it is imported. A worker is a daemonic process, which cannot start the process
 # that vLLM would run its engine in.
 FORCED = {
@@ -87,15 +87,20 @@ class VllmCaptioner:
         self._wanted, self._source = settings, source
         caption_prompts(settings.prompt)
         only_downloaded = self.check(settings)
-        os.environ.update(FORCED)
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        folder = _folder(settings, only_downloaded)
+        set_environment()
+        folder = model_folder(settings, only_downloaded)
         self._device, dtype = device_and_dtype(settings.device, settings.dtype)
         precision = str(dtype).removeprefix("torch.")
-        processor = _processor(settings, folder)
-        gc.collect()  # an engine that is no longer used would hold the GPU's memory
-        self._engine = _engine(settings, folder, precision, self._device)
+        processor = model_processor(settings, folder)
+        self._engine = start_engine(
+            settings,
+            folder,
+            precision,
+            self._device,
+            # Several captions of an image share the cache of its prompt.
+            enable_prefix_caching=settings.captions_per_image > 1,
+            limit_mm_per_prompt=dict(MODALITIES),
+        )
         weakref.finalize(self, self._engine.close)
         config = self._engine.engine.model_config
         if not config.supports_multimodal_inputs:
@@ -109,7 +114,7 @@ class VllmCaptioner:
         self._processor, self._escape = processor, Escape(special_tokens(self.tokenizer))
         # The tokens of the prompts of all images; None if they depend on the sample.
         self._tokens = None if self._prompts.has_fields else self._tokens_of(None)
-        generation = _generation_config(folder)
+        generation = generation_config(folder)
         text = getattr(config.hf_config, "text_config", None)
         self._ends = end_tokens(generation, text, config.hf_config, self.tokenizer)
         self._penalty = repetition_penalty(generation, settings)
@@ -131,30 +136,12 @@ class VllmCaptioner:
             **({"repetition_penalty": self._penalty} if self._penalty != 1.0 else {}),
             **settings.sampling(),
         }
-        self.provenance = _provenance(self._device, self.batch_size)
+        self.provenance = vllm_provenance(self._device, self.batch_size)
 
     @staticmethod
     def check(settings: CaptionSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
-        model = settings.model.removeprefix(PREFIX)
-        if not model:
-            raise UserError("captioner vllm: expected vllm:ID, a Hub id or a folder")
-        if settings.compile_decoder:
-            raise UserError(f"captioner {PREFIX}{model}: vLLM compiles by itself; omit "
-                            "--compile-decoder")  # fmt: skip
-        if settings.device not in ("auto", "cpu", "cuda"):
-            raise UserError(
-                f"captioner {PREFIX}{model}: --device {settings.device}: vLLM uses the first "
-                "visible GPU; set CUDA_VISIBLE_DEVICES instead"
-            )
-        if settings.temperature > HOTTEST:
-            raise UserError(
-                f"captioner {PREFIX}{model}: --temperature {settings.temperature:g}: vLLM accepts "
-                f"0 to {HOTTEST:g}"
-            )
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise UserError(f"captioner {PREFIX}{model}: no such folder")
-        return check_hub(model, f"captioner {PREFIX}{model}", settings.revision)
+        return check_options(settings)
 
     def prepare(self, sample: Sample, first: int = 0) -> Generation:
         """Decode and preprocess one image, and start the requests of captions `first` to K - 1."""
@@ -220,6 +207,31 @@ class VllmCaptioner:
         return Caption(text, "stop" if output.finish_reason == "stop" else "length")
 
 
+def check_options(settings: CaptionSettings, role: str = CAPTIONER) -> bool:
+    """Return whether to load only local files. Raises UserError if the model is unavailable.
+
+    Also for options that vLLM does not have. `role` begins the messages.
+    """
+    model = settings.model.removeprefix(PREFIX)
+    what = f"{role} {PREFIX}{model}"
+    if not model:
+        raise UserError(f"{role} vllm: expected vllm:ID, a Hub id or a folder")
+    if settings.compile_decoder:
+        raise UserError(f"{what}: vLLM compiles by itself; omit --compile-decoder")
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"{what}: --device {settings.device}: vLLM uses the first visible GPU; set "
+            "CUDA_VISIBLE_DEVICES instead"
+        )
+    if settings.temperature > HOTTEST:
+        raise UserError(
+            f"{what}: --temperature {settings.temperature:g}: vLLM accepts 0 to {HOTTEST:g}"
+        )
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise UserError(f"{what}: no such folder")
+    return check_hub(model, what, settings.revision)
+
+
 def sampling_params(wanted: CaptionSettings, key: int, ends: Sequence[int], penalty: float) -> Any:
     """Return vLLM's SamplingParams for one caption.
 
@@ -244,7 +256,14 @@ def sampling_params(wanted: CaptionSettings, key: int, ends: Sequence[int], pena
     )
 
 
-def _folder(settings: CaptionSettings, only_downloaded: bool) -> str:
+def set_environment() -> None:
+    """Set the variables that vLLM reads when it is imported."""
+    os.environ.update(FORCED)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def model_folder(settings: CaptionSettings, only_downloaded: bool, role: str = CAPTIONER) -> str:
     """Return the folder of the model's files. Downloads a Hub model."""
     if Path(settings.model).is_dir():
         return settings.model
@@ -261,10 +280,14 @@ def _folder(settings: CaptionSettings, only_downloaded: bool) -> str:
             )
         )
     except Exception as error:  # of the library's HTTP client
-        raise _not_loaded(settings, error) from error
+        raise _not_loaded(settings, error, role) from error
 
 
-def _processor(settings: CaptionSettings, folder: str) -> Any:
+def model_processor(settings: CaptionSettings, folder: str, role: str = CAPTIONER) -> Any:
+    """Return the processor of a model, which is a tokenizer if it reads no images.
+
+    Raises UserError if it cannot be loaded.
+    """
     from transformers import AutoProcessor
 
     try:
@@ -272,10 +295,23 @@ def _processor(settings: CaptionSettings, folder: str) -> Any:
             folder, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:
-        raise _not_loaded(settings, error) from error
+        raise _not_loaded(settings, error, role) from error
 
 
-def _engine(settings: CaptionSettings, folder: str, dtype: str, device: str) -> EngineThread:
+def start_engine(
+    settings: CaptionSettings,
+    folder: str,
+    dtype: str,
+    device: str,
+    role: str = CAPTIONER,
+    **options: Any,
+) -> EngineThread:
+    """Load the model in a thread of its own; `options` are further arguments of vLLM's engine.
+
+    Raises UserError if vLLM cannot load it.
+    """
+    gc.collect()  # an engine that is no longer used would hold the GPU's memory
+
     def make() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of vLLM's imports, which no user can fix
@@ -290,14 +326,12 @@ def _engine(settings: CaptionSettings, folder: str, dtype: str, device: str) -> 
                 dtype=dtype,
                 seed=0,
                 max_model_len=-1,  # as many tokens as the model and the memory allow
-                limit_mm_per_prompt=dict(MODALITIES),
                 mm_processor_cache_gb=0,  # each image of a pool is read once
-                # Several captions of an image share the cache of its prompt.
-                enable_prefix_caching=settings.captions_per_image > 1,
                 enforce_eager=device == "cpu",
                 kv_cache_memory_bytes=CPU_CACHE if device == "cpu" else None,
                 gpu_memory_utilization=MEMORY_SHARE if device == "cpu" else _memory_share(),
                 disable_log_stats=True,
+                **options,
             )
             # The defaults of LLM_CLASS are made for throughput.
             return LLMEngine.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
@@ -305,7 +339,7 @@ def _engine(settings: CaptionSettings, folder: str, dtype: str, device: str) -> 
     try:
         return EngineThread(make)
     except Exception as error:
-        raise _not_loaded(settings, error) from error
+        raise _not_loaded(settings, error, role) from error
 
 
 def _memory_share() -> float:
@@ -316,16 +350,18 @@ def _memory_share() -> float:
     return min(MEMORY_SHARE, FREE_SHARE * free / total)
 
 
-def _not_loaded(settings: CaptionSettings, error: Exception) -> UserError:
+def _not_loaded(settings: CaptionSettings, error: Exception, role: str = CAPTIONER) -> UserError:
     first = " ".join(str(error).split())[:300] or type(error).__name__
+    kind = "an image-to-text" if role == CAPTIONER else "a causal text"
     return UserError(
-        f"captioner {PREFIX}{settings.model}: cannot be loaded ({first}). Expected a hub id or a "
-        "folder with config, processor and safetensors weights of an image-to-text model that "
+        f"{role} {PREFIX}{settings.model}: cannot be loaded ({first}). Expected a hub id or a "
+        f"folder with config, processor and safetensors weights of {kind} model that "
         "vLLM supports, and enough free memory on the GPU."
     )
 
 
-def _provenance(device: str, batch_size: int) -> dict[str, Any]:
+def vllm_provenance(device: str, batch_size: int) -> dict[str, Any]:
+    """Return the versions and the device, for markers."""
     import vllm
 
     found = provenance(("torch", "transformers"), device, batch_size)
@@ -354,7 +390,8 @@ def _tokens(processor: Any, tokenizer: Any, prompt: str | None) -> list[int]:
     return tokens or [tokenizer.bos_token_id]
 
 
-def _generation_config(folder: str) -> Any:
+def generation_config(folder: str) -> Any:
+    """Return the generation config of a model, or None if it has none."""
     from transformers import GenerationConfig
 
     try:
@@ -363,7 +400,7 @@ def _generation_config(folder: str) -> Any:
         return None
 
 
-def repetition_penalty(generation: Any, settings: CaptionSettings) -> float:
+def repetition_penalty(generation: Any, settings: CaptionSettings, role: str = CAPTIONER) -> float:
     """Return the penalty of the generation config, which greedy captions of `generate` follow.
 
     Logs a warning for the other rules of the config that change logits: vLLM has none of them.
@@ -374,7 +411,7 @@ def repetition_penalty(generation: Any, settings: CaptionSettings) -> float:
     shown = ", ".join(f"{name}={value}" for name, value in ignored.items() if value)
     if shown:
         log.warning(
-            "captioner %s%s: vLLM ignores %s of the generation config",
-            PREFIX, settings.model, shown,
+            "%s %s%s: vLLM ignores %s of the generation config",
+            role, PREFIX, settings.model, shown,
         )  # fmt: skip
     return float(getattr(generation, "repetition_penalty", None) or 1.0)

@@ -30,6 +30,8 @@ class ServerRewriter(ServerCaptioner):
         super().__init__(settings.as_captioning(settings.model), source)
         for name in ("prompt", "max_side"):
             self.settings.pop(name, None)
+        if not settings.templates:
+            self.settings["max_input_tokens"] = settings.max_input_tokens
 
     def prepare(self, request: TextRequest) -> list[Caption]:  # type: ignore[override]
         """Request the K texts of one sample, those of equal inputs together.

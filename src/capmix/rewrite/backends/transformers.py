@@ -81,8 +81,7 @@ class TransformersRewriter:
             "dtype": str(dtype).removeprefix("torch."),
             **settings.sampling(),
             **({"generation": self._rules.logits} if self._rules.logits else {}),
-            **({"chat_template": _digest(str(self._template))} if self._template else {}),
-            **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
+            **input_marker(self._template, settings),
         }
         self.provenance = provenance(("torch", "transformers"), self._device, self.batch_size)
 
@@ -127,26 +126,9 @@ class TransformersRewriter:
         return found
 
     def _tokens(self, text: str, language: str) -> tuple[int, ...]:
+        is_chat = bool(self._template) and not self._encodes
         tokenizer = self._tokenizer(language)
-        limits: dict[str, Any] = {"verbose": False}
-        if not self._settings.templates:
-            text = self._escape(text)
-            limits |= {"truncation": True, "max_length": self._longest(tokenizer)}
-        if self._template and not self._encodes:
-            if not self._settings.templates:
-                text = by_tokens(tokenizer)(text, self._settings.max_input_tokens)
-            ids = _chat_tokens(tokenizer, text)
-        else:
-            ids = list(tokenizer(text, **limits)["input_ids"])
-        if not ids and tokenizer.bos_token_id is not None:
-            ids = [tokenizer.bos_token_id]
-        if self._room is not None and len(ids) > self._room:
-            problem = f"the prompt has {len(ids)} tokens; the model has room for {self._room}"
-            raise SampleError("prompt_too_long", problem)
-        return tuple(ids)
-
-    def _longest(self, tokenizer: Any) -> int:
-        return self._settings.max_input_tokens + int(tokenizer.num_special_tokens_to_add())
+        return input_tokens(tokenizer, text, self._settings, self._escape, is_chat, self._room)
 
     def _tokenizer(self, language: str) -> Any:
         """Return the thread's own tokenizer for a source language.
@@ -205,6 +187,45 @@ class TransformersRewriter:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
         return Caption(text, "length" if end is None else "stop")
+
+
+def input_tokens(
+    tokenizer: Any,
+    text: str,
+    settings: RewriteSettings,
+    escape: Escape,
+    is_chat: bool,
+    room: int | None,
+) -> tuple[int, ...]:
+    """Return the tokens of one input: a prompt, or a text of the pool, which is escaped and cut.
+
+    Raises SampleError if there are more than `room`.
+    """
+    limits: dict[str, Any] = {"verbose": False}
+    if not settings.templates:
+        text = escape(text)
+        longest = settings.max_input_tokens + int(tokenizer.num_special_tokens_to_add())
+        limits |= {"truncation": True, "max_length": longest}
+    if is_chat:
+        if not settings.templates:
+            text = by_tokens(tokenizer)(text, settings.max_input_tokens)
+        ids = _chat_tokens(tokenizer, text)
+    else:
+        ids = list(tokenizer(text, **limits)["input_ids"])
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if room is not None and len(ids) > room:
+        problem = f"the prompt has {len(ids)} tokens; the model has room for {room}"
+        raise SampleError("prompt_too_long", problem)
+    return tuple(ids)
+
+
+def input_marker(chat_template: Any, settings: RewriteSettings) -> dict[str, Any]:
+    """Return the settings of a source that are about its inputs."""
+    return {
+        **({"chat_template": _digest(str(chat_template))} if chat_template else {}),
+        **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
+    }
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
