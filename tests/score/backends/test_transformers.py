@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from samples import sample_members, tar_bytes
 from tiny_models import WORDS, clip, siglip, siglip2
 from transformers import AutoModel, AutoProcessor, CanineTokenizer
@@ -90,6 +91,15 @@ def test_a_slow_tokenizer_of_transformers_is_observed_too() -> None:
     rows, truncated = encode_truncated(tokenizer, texts, 10)
     assert rows == dict(tokenizer(texts, truncation=True, max_length=10))
     assert truncated == [False, False, False, True, True]
+
+
+def test_tensors_that_the_weights_lack_are_not_random(tmp_path: Path) -> None:
+    folder = clip(tmp_path / "clip")
+    kept = load_file(folder / "model.safetensors")
+    del kept["visual_projection.weight"]
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="its weights lack 1 tensors, such as visual_projection"):
+        TransformersScorer(ScoreSettings(model=f"transformers:{folder}"))
 
 
 def test_a_model_without_one_space_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
+from capmix.models.complete_weights import load_complete
 from capmix.models.device import (
     device_and_dtype,
     fingerprint,
@@ -340,10 +341,8 @@ def _load(
         if settings.runtime == "openvino":  # before the weights, which take long to load
             _check_is_blip(settings.model, AutoConfig.from_pretrained(settings.model, **common))
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
-        model = AutoModelForImageTextToText.from_pretrained(
-            settings.model, use_safetensors=True, dtype=dtype, **common
-        )
-        loaded: Any = model
+        kind, what = AutoModelForImageTextToText, f"captioner {settings.model}"
+        loaded = load_complete(kind, settings.model, what, dtype=dtype, **common)
         loaded.to(device).eval()
     except UserError:
         raise

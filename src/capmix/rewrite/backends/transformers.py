@@ -18,6 +18,7 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_keys
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
+from capmix.models.complete_weights import load_complete
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
 from capmix.models.hub import check_hub
 from capmix.prompts.escape import Escape
@@ -259,8 +260,10 @@ def _load(
         config = AutoConfig.from_pretrained(model, **common)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(model, **common)
-        loaded: Any = kind.from_pretrained(model, use_safetensors=True, dtype=dtype, **common)
+        loaded = load_complete(kind, model, f"rewriter {model}", dtype=dtype, **common)
         loaded.to(device).eval()
+    except UserError:
+        raise
     except Exception as error:  # from safetensors, torch or the model's code
         first = " ".join(str(error).split())[:300]
         raise UserError(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from capmix.engine.batches import batched
 from capmix.errors import UserError
+from capmix.models.complete_weights import load_complete
 from capmix.models.device import (
     device_and_dtype,
     fingerprint,
@@ -207,10 +208,12 @@ def _load(
         processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             name, local_files_only=only_downloaded
         )
-        loaded: Any = AutoModel.from_pretrained(
-            name, use_safetensors=True, dtype=dtype, local_files_only=only_downloaded
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        options = {"dtype": dtype, "local_files_only": only_downloaded}
+        loaded = load_complete(AutoModel, name, f"scorer {model}", **options)
+        loaded.to(device).eval()
+    except UserError:
+        raise
+    except Exception as error:  # from safetensors, torch or the checks of a config
         first = " ".join(str(error).split())[:300]
         raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
     if not hasattr(loaded, "logit_scale") or not hasattr(loaded, "get_text_features"):
@@ -218,7 +221,7 @@ def _load(
             f"scorer {model}: {loaded.config.model_type} models do not embed images and texts in "
             "one space; expected CLIP, SigLIP or SigLIP 2"
         )
-    return loaded.to(device).eval(), processor
+    return loaded, processor
 
 
 def _check_runs_in_openvino(model: str, config: Any) -> None:

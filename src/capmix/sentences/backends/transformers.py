@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from capmix.errors import UserError
+from capmix.models.complete_weights import load_complete
 from capmix.models.device import device_and_dtype, fingerprint, provenance
 from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
@@ -105,16 +106,11 @@ class TransformersSentences:
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
-            loaded: Any
-            loaded, about = AutoModel.from_pretrained(
-                model,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **where,
-            )
+            options = {"trust_remote_code": False, "dtype": torch.float32, **where}
+            loaded = load_complete(AutoModel, model, self._what, UNUSED, **options)
             loaded.to(self._device).eval()
+        except UserError:
+            raise
         except Exception as error:  # from safetensors, torch or the checks of a config
             first = " ".join(str(error).split())[:300]
             raise UserError(f"{self._what}: cannot be loaded ({first})") from error
@@ -124,13 +120,6 @@ class TransformersSentences:
             raise UserError(
                 f"{self._what}: {loaded.config.model_type} models have a decoder; expected an "
                 "encoder such as sentence-transformers/all-MiniLM-L6-v2"
-            )
-        # transformers sets tensors that the files lack to random values.
-        missing = sorted(n for n in about["missing_keys"] if not n.startswith(UNUSED))
-        if missing:
-            raise UserError(
-                f"{self._what}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
-                "expected the files of an encoder"
             )
         return tokenizer, loaded
 
