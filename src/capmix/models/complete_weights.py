@@ -1,12 +1,13 @@
 """Load models of transformers whose files have all tensors of the architecture."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from capmix.errors import UserError
 
 
 def load_complete(
-    kind: Any, name: str, what: str, unused: tuple[str, ...] = (), **options: Any
+    kind: Any, name: str, what: str, options: Mapping[str, Any], unused: tuple[str, ...] = ()
 ) -> Any:
     """Return the model that `kind.from_pretrained` reads from safetensors.
 

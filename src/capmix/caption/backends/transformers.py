@@ -342,7 +342,7 @@ def _load(
             _check_is_blip(settings.model, AutoConfig.from_pretrained(settings.model, **common))
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
         kind, what = AutoModelForImageTextToText, f"captioner {settings.model}"
-        loaded = load_complete(kind, settings.model, what, dtype=dtype, **common)
+        loaded = load_complete(kind, settings.model, what, common | {"dtype": dtype})
         loaded.to(device).eval()
     except UserError:
         raise

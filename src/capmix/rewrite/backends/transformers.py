@@ -260,7 +260,7 @@ def _load(
         config = AutoConfig.from_pretrained(model, **common)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(model, **common)
-        loaded = load_complete(kind, model, f"rewriter {model}", dtype=dtype, **common)
+        loaded = load_complete(kind, model, f"rewriter {model}", common | {"dtype": dtype})
         loaded.to(device).eval()
     except UserError:
         raise

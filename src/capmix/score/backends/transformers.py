@@ -209,7 +209,7 @@ def _load(
             name, local_files_only=only_downloaded
         )
         options = {"dtype": dtype, "local_files_only": only_downloaded}
-        loaded = load_complete(AutoModel, name, f"scorer {model}", **options)
+        loaded = load_complete(AutoModel, name, f"scorer {model}", options)
         loaded.to(device).eval()
     except UserError:
         raise

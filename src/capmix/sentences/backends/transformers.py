@@ -29,7 +29,7 @@ LONGEST = 8192  # tokens; tokenizers without a limit report 1e30
 MAX_JSON = 1 << 20  # bytes
 MODULES, POOLING = "modules.json", "1_Pooling/config.json"
 LENGTH = "sentence_bert_config.json"
-UNUSED = "pooler."  # BERT's own layer after the last states
+UNUSED = ("pooler.",)  # BERT's own layer after the last states
 KNOWN_MODULES = {"Transformer", "Pooling", "Normalize"}
 MODE = "pooling_mode_"
 MEAN, FIRST = f"{MODE}mean_tokens", f"{MODE}cls_token"
@@ -107,7 +107,7 @@ class TransformersSentences:
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
             options = {"trust_remote_code": False, "dtype": torch.float32, **where}
-            loaded = load_complete(AutoModel, model, self._what, UNUSED, **options)
+            loaded = load_complete(AutoModel, model, self._what, options, UNUSED)
             loaded.to(self._device).eval()
         except UserError:
             raise
