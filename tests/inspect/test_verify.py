@@ -48,7 +48,7 @@ def test_damage_is_named_and_discarded(
     assert main(["verify", *place]) == 2
     out, said = capsys.readouterr()
     assert "captions/tags/00001.parquet" in out
-    assert "capmix caption or capmix rewrite --source tags" in out
+    assert "capmix caption --source tags" in out
     assert "subsets/s.npy" in out
     assert "capmix mix --out s" in out
     assert "the marker is damaged" in out
