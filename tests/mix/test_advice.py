@@ -63,6 +63,23 @@ def test_scores_that_are_not_there_are_answered_with_the_command(
         indexed.mix(recipe, parameters={"fraction": 0.3} | more)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("sieve", "capmix annotate --method agreement"),
+        ("metaclip", "capmix annotate --method concepts"),
+        ("near-duplicates", "capmix annotate --method image"),
+        ("semdedup", "capmix annotate --method semdedup"),
+        ("t-mars", "capmix score --mask NAME"),
+    ],
+)
+def test_a_missing_annotation_is_answered_with_its_command(
+    indexed: Workspace, recipe: str, command: str
+) -> None:
+    with pytest.raises(UserError, match=f"no column .*; run `{command}` first"):
+        indexed.mix(recipe)
+
+
 def test_the_best_of_captions_without_scores_is_answered_the_same(indexed: Workspace) -> None:
     with pytest.raises(UserError, match="^no scores for blip2: run `capmix score --sources blip2`"):
         indexed.table(columns=["blip2_best_text"])

@@ -5,6 +5,22 @@ from collections.abc import Collection, Mapping
 from capmix.mix.columns import Column, is_text, scored_sources
 from capmix.storage.layout import SCORES
 
+# The methods of `capmix annotate` by the default prefix of their columns.
+METHODS = {
+    name: name
+    for name in ("agreement", "cliploss", "clusters", "concepts", "image", "normsim", "semdedup")
+} | {"text": "text_area"}
+
+
+def about_annotation(name: str) -> str:
+    """Return a hint on how to compute a missing column, "" if it is not of an annotation."""
+    method = METHODS.get(name.partition("_")[0])
+    if method is not None:
+        return f"; run `capmix annotate --method {method}` first;"
+    if "_score_" in name and name.endswith("_masked"):
+        return "; run `capmix score --mask NAME` first, and name its scorer;"
+    return ""
+
 
 def about_scores(names: Collection[str], columns: Mapping[str, Column]) -> str | None:
     """Return the command that computes the missing scores that the columns `names` need, or the

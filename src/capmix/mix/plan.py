@@ -8,7 +8,7 @@ import duckdb
 
 from capmix.errors import UserError
 from capmix.mix import template
-from capmix.mix.advice import about_scores
+from capmix.mix.advice import about_annotation, about_scores
 from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, PoolScale, Threshold, bounded, parse
@@ -337,7 +337,7 @@ def _absent(name: str, columns: Mapping[str, Column], lists: Collection[str]) ->
         name = name.removeprefix(prefix)
         return f"no uid list {name!r} (lists given by --uids: {given}); pass --uids {name}=FILE"
     known = _readable(columns)
-    hint = did_you_mean(name, [*known, *columns])
+    hint = about_annotation(name) or did_you_mean(name, [*known, *columns])
     return f"no column {name!r}{hint or ';'} columns: {', '.join(known)}"
 
 
