@@ -30,11 +30,13 @@ SMALL = 8  # points
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw recipes.png, fractions.png and diversity.png beside the tables; return their paths."""
+    """Draw four figures beside the tables: recipes, scales, fractions, diversity. Return their
+    paths."""
     cells, texts = (pd.read_csv(folder / f"{name}.csv") for name in ("cells", "texts"))
     usual = cells[(cells["noise"] == "usual") & (cells["loss"] == "clip")]
     return [
         _saved(folder / "recipes.png", _draw_recipes, usual),
+        _saved(folder / "scales.png", _draw_scales, usual),
         _saved(folder / "fractions.png", _draw_fractions, usual),
         _saved(folder / "diversity.png", _draw_diversity, texts),
     ]
@@ -53,15 +55,15 @@ def _saved(path: Path, draw: Any, table: pd.DataFrame) -> Path:
 
 def _draw_recipes(figure: "Figure", cells: pd.DataFrame) -> None:
     """Draw each recipe as a row: mean, and lowest and highest of the seeds, by pool size."""
-    scales = _scales(cells["scale"])
+    scales, shown = _scales(cells["scale"]), _shown(cells)
     for axes, metric in zip(
         figure.subplots(1, 2, sharey=True), (ZERO_SHOT, RETRIEVAL), strict=True
     ):
         for number, scale in enumerate(scales):
-            found = _spread(cells[cells["scale"] == scale.name], metric).reindex(list(SHOWN))
-            rows = [row + (number - (len(scales) - 1) / 2) * 0.18 for row in range(len(SHOWN))]
+            found = _spread(cells[cells["scale"] == scale.name], metric).reindex(list(shown))
+            rows = [row + (number - (len(scales) - 1) / 2) * 0.18 for row in range(len(shown))]
             _points(axes, found, rows, _label(scale), f"C{number}")
-        axes.set_yticks(range(len(SHOWN)), list(SHOWN.values()))
+        axes.set_yticks(range(len(shown)), list(shown.values()))
         axes.grid(axis="x", alpha=0.3)
         if metric == ZERO_SHOT:
             axes.axvline(1 / len(object_classes()), color="grey", linewidth=1, linestyle=":")
@@ -69,6 +71,27 @@ def _draw_recipes(figure: "Figure", cells: pd.DataFrame) -> None:
     legend = {"loc": "lower right", "fontsize": SMALL, "title_fontsize": SMALL}
     axes.legend(title="pool (samples seen)", **legend)
     figure.suptitle("Mean and range of the seeds; dotted: chance", fontsize=SMALL)
+
+
+def _draw_scales(figure: "Figure", cells: pd.DataFrame) -> None:
+    """Draw accuracy and retrieval by pool size, a line per recipe."""
+    scales = _scales(cells["scale"])
+    places = range(len(scales))
+    for axes, metric in zip(figure.subplots(1, 2), (ZERO_SHOT, RETRIEVAL), strict=True):
+        found = {one.name: _spread(cells[cells["scale"] == one.name], metric) for one in scales}
+        for number, (recipe, label) in enumerate(_shown(cells).items()):
+            rows = pd.DataFrame({name: table.T.get(recipe) for name, table in found.items()}).T
+            rows = rows.reindex([one.name for one in scales], columns=["mean", "min", "max"])
+            values = rows.astype(float)
+            axes.plot(places, values["mean"], marker="o", markersize=3, label=label)
+            colour = f"C{number}"
+            axes.fill_between(places, values["min"], values["max"], alpha=0.2, color=colour)
+        axes.set_xticks(places, [_label(scale) for scale in scales])
+        axes.set_xlabel("pool (samples seen)", fontsize=SMALL)
+        axes.set_ylim(bottom=0)
+        _finish(axes, LABELS[metric])
+    axes.legend(fontsize=SMALL, frameon=False)
+    figure.suptitle("Mean and range of the seeds", fontsize=SMALL)
 
 
 def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
@@ -122,6 +145,12 @@ def _spread(cells: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     evalset, name = metric
     some = cells[(cells["evalset"] == evalset) & (cells["metric"] == name)]
     return some.groupby("recipe")["value"].agg(["mean", "min", "max"])
+
+
+def _shown(cells: pd.DataFrame) -> dict[str, str]:
+    """Return those of SHOWN that were run."""
+    run = set(cells["recipe"])
+    return {recipe: label for recipe, label in SHOWN.items() if recipe in run}
 
 
 def _scales(names: pd.Series) -> list[Scale]:

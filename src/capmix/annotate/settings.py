@@ -169,7 +169,9 @@ class AnnotateSettings(Settings):
         metavar="PHRASE,...",
     )
     prefix: str = option(
-        "", "Text to put before every text, such as `query: ` for E5 models.", group=AGREEMENT
+        "",
+        "Text to put before every text, such as `query:` and a space for E5 models.",
+        group=AGREEMENT,
     )
     revision: str | None = option(
         None, "Hub revision: branch, tag or commit (default: the newest).", group=AGREEMENT
