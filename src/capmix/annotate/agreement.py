@@ -104,7 +104,7 @@ def agreement_stage(
             vectors = encoded(_distinct(pair for _, pair in some), out)
             found += [_row(row, pair, vectors) for row, pair in some]
         for row in found:
-            _count(out, row)
+            out.count(row.status, row.reason)
         out.write_table(table_of(found, FIELDS))
 
     config: dict[str, Any] = {
@@ -182,13 +182,3 @@ def _row(row: Row, pair: Pair | None, vectors: Vectors) -> Row:
     best = int(similarities.argmax())
     k, caption = captions[best]
     return Row(row.uid, row.key, values=(float(similarities[best]) if caption else 0.0, k))
-
-
-def _count(out: PartWriter, row: Row) -> None:
-    out.count_in()
-    if row.status == OK:
-        out.count_ok()
-    elif row.status == DROPPED:
-        out.count_dropped(row.reason or "")
-    else:
-        out.count_failed(row.reason or "")

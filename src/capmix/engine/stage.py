@@ -23,6 +23,7 @@ from capmix.storage.compare import changes
 from capmix.storage.draft import Draft, MadeMeanwhileError, OtherMadeError
 from capmix.storage.layout import part_name
 from capmix.storage.marker import FORMAT, Counts, Marker
+from capmix.storage.rows import DROPPED, OK
 from capmix.storage.store import Store
 
 OnCount = Callable[[Counts], None]
@@ -80,6 +81,16 @@ class PartWriter:
     def count_failed(self, reason: str) -> None:
         self._unreported.failed[reason] += 1
         self._report_if_due()
+
+    def count(self, status: str, reason: str | None) -> None:
+        """Count a row that has come in, by its status; `reason` is of one that is not ok."""
+        self.count_in()
+        if status == OK:
+            self.count_ok()
+        elif status == DROPPED:
+            self.count_dropped(reason or "")
+        else:
+            self.count_failed(reason or "")
 
     def _report_if_due(self) -> None:
         """Report at most every REPORT_INTERVAL seconds: a report per sample would cost time."""

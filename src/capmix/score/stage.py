@@ -169,13 +169,7 @@ def score_stage(
             for i, picture in zip(some, pictures, strict=True):
                 rows[i] = _scored(rows[i], numbers[i], picture, of_text[captions[i]])
         for row in rows:
-            out.count_in()
-            if row.status == OK:
-                out.count_ok()
-            elif row.status == DROPPED:
-                out.count_dropped(row.reason or "")
-            else:
-                out.count_failed(row.reason or "")
+            out.count(row.status, row.reason)
         out.write_table(table_of(rows, FIELDS))
 
     config = {"source": source, **scorer.settings}

@@ -1,11 +1,6 @@
 """Rewrite with a real server process and a small real model, and with faulty servers."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import urllib3
 from samples import write_pool
 from tiny_text_models import chat
+from transformers_server import served
 from web_server import running
 
 from capmix.caption.sampling import caption_key
@@ -28,30 +23,8 @@ from capmix.workspace import open_workspace
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = chat(tmp_path_factory.mktemp("chat"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = Path(sys.executable).parent / "transformers"
-    command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--device", "cpu", "--dtype", "float32"]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(120):
-            try:
-                urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=False)
-                break
-            except urllib3.exceptions.HTTPError:
-                time.sleep(0.5)
-        yield f"server:http://127.0.0.1:{port}/v1#{folder}"
-    finally:
-        process.terminate()
-        process.wait()
+    with served(chat(tmp_path_factory.mktemp("chat"))) as model:
+        yield model
 
 
 def test_a_real_server_rewrites_the_texts_of_a_pool(server: str, tmp_path: Path) -> None:
