@@ -62,6 +62,7 @@ def test_actors_write_the_same_bytes(cluster: Any, tmp_path: Path, workers: int)
     assert null_run(pool, tmp_path / "n", EngineSettings(name="ray", workers=workers)) == whole
 
 
+@SLOW
 def test_concepts_are_balanced_with_the_same_bytes(cluster: Any, tmp_path: Path) -> None:
     """Each pass over the texts gets all workers: those of the pass before must be gone."""
     pytest.importorskip("ahocorasick_rs")

