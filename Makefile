@@ -66,6 +66,11 @@ bench: setup
 	$(BIN)/python benchmarks/import_rows.py --millions 0.1 --rounds 1
 	$(BIN)/python benchmarks/mix.py --millions 0.2 --rounds 1
 	$(BIN)/python benchmarks/measure.py 0.1 1
+	$(BIN)/python benchmarks/soft_cap.py --millions 0.1 --entries 0.01
+	rm -rf build/concepts && $(BIN)/python benchmarks/concepts.py build/concepts --texts 10000 --entries 5000
+	$(BIN)/python benchmarks/image_numbers.py 100000
+	$(BIN)/python benchmarks/text_area.py 4
+	$(BIN)/python benchmarks/probe.py --rows 2000 --steps 5
 	$(BIN)/python benchmarks/export.py --samples 1000 --rounds 1
 	$(BIN)/python benchmarks/object_storage.py --rounds 1
 	$(BIN)/python benchmarks/view.py --millions 0.2 --rows-per-shard 10000
