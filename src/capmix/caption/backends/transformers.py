@@ -27,7 +27,6 @@ from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
-from capmix.models.complete_weights import load_complete
 from capmix.models.device import (
     device_and_dtype,
     fingerprint,
@@ -41,6 +40,7 @@ from capmix.models.images import check_resized, decode_image, enlarged
 from capmix.models.known import CHAT_PROMPT, FLORENCE_PROMPT, PALIGEMMA_PROMPT
 from capmix.models.openvino_tower import Runtime, check_openvino
 from capmix.models.pixels import PixelLoader, PixelPlan, pixels_note, processor_plan
+from capmix.models.transformers_loading import load_complete, loading
 from capmix.pool import Sample
 from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
@@ -337,24 +337,19 @@ def _load(
 
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     common |= {"local_files_only": only_downloaded}
-    try:
+    kind, what = AutoModelForImageTextToText, f"captioner {settings.model}"
+    expected = (
+        ". Expected a hub id or a folder with config, processor and safetensors weights of an "
+        "image-to-text model, and a --device with enough memory."
+    )
+    with loading(what, expected):
         if settings.runtime == "openvino":  # before the weights, which take long to load
             _check_is_blip(settings.model, AutoConfig.from_pretrained(settings.model, **common))
         processor = AutoProcessor.from_pretrained(settings.model, **common)  # type: ignore[no-untyped-call]
-        kind, what = AutoModelForImageTextToText, f"captioner {settings.model}"
         loaded = load_complete(kind, settings.model, what, common | {"dtype": dtype})
         loaded.to(device).eval()
-    except UserError:
-        raise
-    except Exception as error:  # from safetensors, torch or the model's code
-        first = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"captioner {settings.model}: cannot be loaded ({first}). Expected a hub id or a "
-            "folder with config, processor and safetensors weights of an image-to-text model, and "
-            "a --device with enough memory."
-        ) from error
     if settings.runtime == "openvino":
-        run_blip_in_openvino(loaded, f"captioner {settings.model}")
+        run_blip_in_openvino(loaded, what)
     else:
         speed_up_blip(loaded)
     return processor, loaded

@@ -18,9 +18,9 @@ from capmix.caption.captioner import Caption
 from capmix.caption.sampling import NAN_LOGITS, caption_keys
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
-from capmix.models.complete_weights import load_complete
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
 from capmix.models.hub import check_hub
+from capmix.models.transformers_loading import load_complete, loading
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_tokens
 from capmix.rewrite.languages import LanguageCodes, language_codes
@@ -256,21 +256,17 @@ def _load(
 
     common = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     common |= {"local_files_only": only_downloaded}
-    try:
+    what = f"rewriter {model}"
+    expected = (
+        ". Expected a hub id or a folder with config, tokenizer and safetensors weights of a "
+        "causal or sequence-to-sequence text model, and a --device with enough memory."
+    )
+    with loading(what, expected):
         config = AutoConfig.from_pretrained(model, **common)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(model, **common)
-        loaded = load_complete(kind, model, f"rewriter {model}", common | {"dtype": dtype})
+        loaded = load_complete(kind, model, what, common | {"dtype": dtype})
         loaded.to(device).eval()
-    except UserError:
-        raise
-    except Exception as error:  # from safetensors, torch or the model's code
-        first = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"rewriter {model}: cannot be loaded ({first}). Expected a hub id or a folder with "
-            "config, tokenizer and safetensors weights of a causal or sequence-to-sequence text "
-            "model, and a --device with enough memory."
-        ) from error
     return tokenizer, loaded
 
 

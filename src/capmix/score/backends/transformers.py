@@ -10,7 +10,6 @@ from PIL import Image
 
 from capmix.engine.batches import batched
 from capmix.errors import UserError
-from capmix.models.complete_weights import load_complete
 from capmix.models.device import (
     device_and_dtype,
     fingerprint,
@@ -31,6 +30,7 @@ from capmix.models.openvino_tower import (
 )
 from capmix.models.pixels import PixelLoader, pixels_note, processor_plan
 from capmix.models.tokens import Tokens, encode_truncated
+from capmix.models.transformers_loading import load_complete, loading
 from capmix.score.settings import ScoreSettings
 
 PREFIX = "transformers:"
@@ -200,7 +200,7 @@ def _load(
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     name = model.removeprefix(PREFIX)
-    try:
+    with loading(f"scorer {model}"):
         if runtime == "openvino":  # before the weights, which take long to load
             _check_runs_in_openvino(
                 model, AutoConfig.from_pretrained(name, local_files_only=only_downloaded)
@@ -211,11 +211,6 @@ def _load(
         options = {"dtype": dtype, "local_files_only": only_downloaded}
         loaded = load_complete(AutoModel, name, f"scorer {model}", options)
         loaded.to(device).eval()
-    except UserError:
-        raise
-    except Exception as error:  # from safetensors, torch or the checks of a config
-        first = " ".join(str(error).split())[:300]
-        raise UserError(f"scorer {model}: cannot be loaded ({first})") from error
     if not hasattr(loaded, "logit_scale") or not hasattr(loaded, "get_text_features"):
         raise UserError(
             f"scorer {model}: {loaded.config.model_type} models do not embed images and texts in "

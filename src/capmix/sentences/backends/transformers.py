@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from capmix.errors import UserError
-from capmix.models.complete_weights import load_complete
 from capmix.models.device import device_and_dtype, fingerprint, provenance
 from capmix.models.hub import check_hub
 from capmix.models.image_pass import unit
 from capmix.models.tokens import Tokens, encode_truncated
+from capmix.models.transformers_loading import load_complete, loading
 from capmix.sentences.encoder import EncoderSettings
 from capmix.storage.json_text import parse_json
 
@@ -104,16 +104,11 @@ class TransformersSentences:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        try:
+        with loading(self._what):
             tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **where)
             options = {"trust_remote_code": False, "dtype": torch.float32, **where}
             loaded = load_complete(AutoModel, model, self._what, options, UNUSED)
             loaded.to(self._device).eval()
-        except UserError:
-            raise
-        except Exception as error:  # from safetensors, torch or the checks of a config
-            first = " ".join(str(error).split())[:300]
-            raise UserError(f"{self._what}: cannot be loaded ({first})") from error
         # Texts are tokenized ahead and padded later, against the advice that `pad` logs once.
         tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
         if getattr(loaded.config, "is_encoder_decoder", False):

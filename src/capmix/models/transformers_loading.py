@@ -1,9 +1,25 @@
-"""Load models of transformers whose files have all tensors of the architecture."""
+"""Load models of transformers: errors in one line, and no tensors that the files lack."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from capmix.errors import UserError
+
+
+@contextmanager
+def loading(what: str, expected: str = "") -> Iterator[None]:
+    """Raise UserError in one line, with `what` and `expected`, for any error of loading a model.
+
+    safetensors, torch, the checks of a config and a model's code raise errors of many types.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{what}: cannot be loaded ({first}){expected}") from error
 
 
 def load_complete(
