@@ -1,15 +1,12 @@
 """Captioning options, shared by the command line, pipeline files and Python."""
 
-from typing import Literal
-
-from capmix.engine.batches import BATCH_TIMEOUT
-from capmix.engine.settings import HARDWARE, RESUME
+from capmix.engine.settings import HARDWARE
+from capmix.models import options
 from capmix.models.known import CaptionModel
 from capmix.models.openvino_tower import Runtime
-from capmix.settings.base import Settings, option, option_info
+from capmix.models.options import MODEL, SAMPLING, SERVER, Precision
+from capmix.settings.base import Settings, option
 from capmix.settings.values import CaptionPrompt
-
-MODEL, SAMPLING, SERVER = "Model", "Sampling", "Caption server"
 
 
 class CaptionSettings(Settings):
@@ -29,7 +26,7 @@ class CaptionSettings(Settings):
         "(the demo model, default only for the pool `embedded`).",
         group=MODEL,
     )
-    revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)
+    revision: str | None = options.REVISION
     prompt: CaptionPrompt | None = option(
         None,
         "Prompt, for models that accept one (default: depends on the model). It can contain the "
@@ -44,31 +41,18 @@ class CaptionSettings(Settings):
         "Expected language (ISO 639-1, such as en); captions in other languages are flagged.",
         group=MODEL,
     )
-    trust_remote_code: bool = option(
-        False,
-        "DANGER: run Python code from the model's repository with your permissions.",
-        group=MODEL,
-    )
-    top_k: int = option(50, "Sample from the K most likely tokens.", group=SAMPLING, ge=1)
+    trust_remote_code: bool = options.TRUST_REMOTE_CODE
+    top_k: int = options.TOP_K
     temperature: float = option(
         0.75, "Sampling temperature; 0 = greedy decoding.", group=SAMPLING, ge=0
     )
     min_tokens: int = option(5, "Minimum number of tokens.", group=SAMPLING, ge=0)
     max_tokens: int = option(40, "Maximum number of tokens.", group=SAMPLING, ge=1)
     captions_per_image: int = option(1, "Captions per image and prompt.", group=SAMPLING, ge=1)
-    plain_sampling: bool = option(
-        False,
-        "Ignore the repetition penalties and forced tokens of a model's generation config, as in "
-        "the paper (transformers models).",
-        group=SAMPLING,
-    )
-    seed: int = option(0, "Random seed.", group=SAMPLING)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",
-        group=HARDWARE,
-    )
-    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    plain_sampling: bool = options.PLAIN_SAMPLING
+    seed: int = options.SEED
+    dtype: Precision = options.DTYPE
+    device: str = options.DEVICE
     runtime: Runtime = option(
         "torch",
         "Runtime of the vision tower: torch, or openvino "
@@ -104,28 +88,11 @@ class CaptionSettings(Settings):
         metavar="N",
         ge=16,
     )
-    concurrency: int = option(32, "Maximum number of concurrent requests.", group=SERVER, ge=1)
-    timeout: float = option(
-        120.0,
-        "Request timeout in seconds, from connecting to the last byte of the response.",
-        group=SERVER,
-        gt=0,
-    )
-    retries: int = option(
-        5, "Retries per request after timeouts and transient server errors.", group=SERVER, ge=0
-    )
-    batch_timeout: float = option(
-        BATCH_TIMEOUT,
-        "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
-        group=RESUME,
-        gt=0,
-    )
+    concurrency: int = options.CONCURRENCY
+    timeout: float = options.TIMEOUT
+    retries: int = options.RETRIES
+    batch_timeout: float = options.TIMEOUT_OF_BATCH
 
     def sampling(self) -> dict[str, object]:
         """Return the sampling settings, which are written to every marker."""
-        fields = type(self).model_fields.items()
-        return {
-            name: getattr(self, name)
-            for name, field in fields
-            if option_info(field).group == SAMPLING
-        }
+        return options.sampling(self)

@@ -5,14 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.batches import BATCH_TIMEOUT
-from capmix.engine.settings import HARDWARE, RESUME
+from capmix.engine.settings import HARDWARE
 from capmix.errors import UserError
+from capmix.models import options
+from capmix.models.options import MODEL, SAMPLING, Precision
 from capmix.prompts.presets import Preset, preset, preset_list
-from capmix.settings.base import Settings, option, option_info
+from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
 
-MODEL, TEXTS, SAMPLING, SERVER = "Model", "Texts", "Sampling", "Server"
+TEXTS = "Texts"
 SPLIT = "split"
 SENTENCES = 8  # texts per image of `--model split`, unless given
 RAW_ONLY = ["raw"]
@@ -56,12 +57,8 @@ class RewriteSettings(Settings):
         "`package.module:Class` (your own).",
         group=MODEL,
     )
-    revision: str | None = option(None, "Hub revision: branch, tag or commit.", group=MODEL)
-    trust_remote_code: bool = option(
-        False,
-        "DANGER: run Python code from the model's repository with your permissions.",
-        group=MODEL,
-    )
+    revision: str | None = options.REVISION
+    trust_remote_code: bool = options.TRUST_REMOTE_CODE
     preset: str | None = option(
         None,
         f"A prompt of capmix, with options that you can override ({preset_list()}).",
@@ -103,7 +100,7 @@ class RewriteSettings(Settings):
         group=TEXTS,
         ge=1,
     )
-    top_k: int = option(50, "Sample from the K most likely tokens.", group=SAMPLING, ge=1)
+    top_k: int = options.TOP_K
     temperature: float = option(
         0.0, "Sampling temperature; 0 = greedy decoding.", group=SAMPLING, ge=0
     )
@@ -115,38 +112,17 @@ class RewriteSettings(Settings):
         group=SAMPLING,
         ge=1,
     )
-    plain_sampling: bool = option(
-        False,
-        "Ignore the repetition penalties and forced tokens of a model's generation config "
-        "(transformers models).",
-        group=SAMPLING,
-    )
-    seed: int = option(0, "Random seed.", group=SAMPLING)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",
-        group=HARDWARE,
-    )
-    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    plain_sampling: bool = options.PLAIN_SAMPLING
+    seed: int = options.SEED
+    dtype: Precision = options.DTYPE
+    device: str = options.DEVICE
     batch_size: int | None = option(
         None, "Texts per batch (default: depends on the device).", group=HARDWARE, ge=1
     )
-    concurrency: int = option(32, "Maximum number of concurrent requests.", group=SERVER, ge=1)
-    timeout: float = option(
-        120.0,
-        "Request timeout in seconds, from connecting to the last byte of the response.",
-        group=SERVER,
-        gt=0,
-    )
-    retries: int = option(
-        5, "Retries per request after timeouts and transient server errors.", group=SERVER, ge=0
-    )
-    batch_timeout: float = option(
-        BATCH_TIMEOUT,
-        "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
-        group=RESUME,
-        gt=0,
-    )
+    concurrency: int = options.CONCURRENCY
+    timeout: float = options.TIMEOUT
+    retries: int = options.RETRIES
+    batch_timeout: float = options.TIMEOUT_OF_BATCH
 
     @model_validator(mode="before")
     @classmethod
@@ -188,13 +164,7 @@ class RewriteSettings(Settings):
 
     def sampling(self) -> dict[str, object]:
         """Return the sampling settings, which are written to every marker."""
-        fields = type(self).model_fields.items()
-        found = {
-            name: getattr(self, name)
-            for name, field in fields
-            if option_info(field).group == SAMPLING
-        }
-        return found | {"captions_per_image": self.each}
+        return options.sampling(self) | {"captions_per_image": self.each}
 
     def as_captioning(self, model: str) -> CaptionSettings:
         """Return the same options for the code of a captioner's backend."""

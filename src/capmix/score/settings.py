@@ -1,18 +1,16 @@
 """Scoring options, shared by the command line, pipeline files and Python."""
 
 import re
-from typing import Literal
 
-from capmix.engine.batches import BATCH_TIMEOUT
-from capmix.engine.settings import HARDWARE, RESUME
+from capmix.engine.settings import HARDWARE
+from capmix.models import options
 from capmix.models.images import Preprocess
 from capmix.models.known import ScoreModel
 from capmix.models.openvino_tower import Runtime
+from capmix.models.options import MODEL, Precision
 from capmix.models.trained_run import recorded_model
 from capmix.settings.base import Settings, option
 from capmix.settings.values import Names
-
-MODEL = "Model"
 
 
 class ScoreSettings(Settings):
@@ -48,12 +46,8 @@ class ScoreSettings(Settings):
         group=MODEL,
         metavar="NAME",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "Precision; auto = bfloat16 on GPUs (float16 if not supported), float32 on CPUs.",
-        group=HARDWARE,
-    )
-    device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, ...", group=HARDWARE)
+    dtype: Precision = options.DTYPE
+    device: str = options.DEVICE
     runtime: Runtime = option(
         "torch",
         "Runtime of the image and text towers: torch, or openvino "
@@ -66,12 +60,7 @@ class ScoreSettings(Settings):
         "most a few values of the input differ, mostly by 1 of 255, and large JPEGs are reduced).",
         group=HARDWARE,
     )
-    batch_timeout: float = option(
-        BATCH_TIMEOUT,
-        "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
-        group=RESUME,
-        gt=0,
-    )
+    batch_timeout: float = options.TIMEOUT_OF_BATCH
 
     @property
     def name(self) -> str:
