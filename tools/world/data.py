@@ -42,7 +42,7 @@ def write_pool(folder: Path, shards: int, noise: str = "usual") -> None:
     raw text), a `true` and a `generic` description, the names of its `objects`, and whether the
     image `is_damaged` (blurred, partly covered or lettered).
     """
-    _write_shards(folder, shards, partial(_write_pool_shard, folder, noise))
+    _write_shards(folder, shards, partial(_pool_sample, noise))
 
 
 def link_pool(source: Path, folder: Path, shards: int) -> None:
@@ -58,12 +58,12 @@ def write_pairs(
     folder: Path, first_seed: int, count: int, names: Sequence[Names] = ("specific",)
 ) -> None:
     """Write shards of clean pairs; the names in a text are one of `names`, at random."""
-    _write_shards(folder, count // SHARD, partial(_write_pairs, folder, first_seed, names))
+    _write_shards(folder, count // SHARD, partial(_clean_sample, first_seed, names))
 
 
 def write_web(folder: Path, count: int, noise: str = "usual") -> None:
     """Write shards of pairs with raw texts, for models that are pre-trained on the web."""
-    _write_shards(folder, count // SHARD, partial(_write_web, folder, noise))
+    _write_shards(folder, count // SHARD, partial(_web_sample, noise))
 
 
 def write_evalsets(folder: Path) -> None:
@@ -105,48 +105,44 @@ def write_gate(folder: Path, count: int = 1000) -> None:
     _write_tar(folder / "00000.tar", members)
 
 
-def _write_shards(folder: Path, count: int, write: Callable[[int], None]) -> None:
-    """Call `write` with the number of each shard that is missing, in several processes."""
+def _write_shards(folder: Path, count: int, sample: Callable[[int], list[Member]]) -> None:
+    """Write the shards that are missing, in several processes; `sample` draws one by number."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [n for n in range(count) if not (folder / f"{n:05d}.tar").exists()]
     with ProcessPoolExecutor() as processes:
-        list(processes.map(write, wanted))
+        list(processes.map(partial(_write_shard, folder, sample), wanted))
 
 
-def _write_pool_shard(folder: Path, noise: str, shard: int) -> None:
-    members: list[Member] = []
-    for i in range(shard * SHARD, (shard + 1) * SHARD):
-        seed = (POOL, i)
-        scene = draw_scene(seed)
-        kind, text = raw_text(scene, seed, NOISES[noise])
-        random = np.random.default_rng((*seed, 4))
-        truth = {
-            "noise": kind,
-            "true": description(scene, random),
-            "generic": description(scene, random, "generic"),
-            "objects": _objects(scene),
-            "is_damaged": scene.blurred or scene.occluded or scene.lettered,
-        }
-        members += _sample(i, _uid(noise, *seed), scene, text, truth)
-    _write_tar(folder / f"{shard:05d}.tar", members)
+def _write_shard(folder: Path, sample: Callable[[int], list[Member]], shard: int) -> None:
+    numbers = range(shard * SHARD, (shard + 1) * SHARD)
+    _write_tar(folder / f"{shard:05d}.tar", (member for i in numbers for member in sample(i)))
 
 
-def _write_pairs(folder: Path, first_seed: int, names: Sequence[Names], shard: int) -> None:
-    members: list[Member] = []
-    for i in range(shard * SHARD, (shard + 1) * SHARD):
-        random = np.random.default_rng((first_seed, i, 4))
-        scene = draw_scene((first_seed, i))
-        text = description(scene, random, names[int(random.integers(len(names)))])
-        members += _sample(i, _uid(first_seed, i), scene, text)
-    _write_tar(folder / f"{shard:05d}.tar", members)
+def _pool_sample(noise: str, i: int) -> list[Member]:
+    seed = (POOL, i)
+    scene = draw_scene(seed)
+    kind, text = raw_text(scene, seed, NOISES[noise])
+    random = np.random.default_rng((*seed, 4))
+    truth = {
+        "noise": kind,
+        "true": description(scene, random),
+        "generic": description(scene, random, "generic"),
+        "objects": _objects(scene),
+        "is_damaged": scene.blurred or scene.occluded or scene.lettered,
+    }
+    return _sample(i, _uid(noise, *seed), scene, text, truth)
 
 
-def _write_web(folder: Path, noise: str, shard: int) -> None:
-    members: list[Member] = []
-    for i in range(shard * SHARD, (shard + 1) * SHARD):
-        scene = draw_scene((WEB, i))
-        members += _sample(i, _uid(WEB, i), scene, raw_text(scene, (WEB, i), NOISES[noise])[1])
-    _write_tar(folder / f"{shard:05d}.tar", members)
+def _clean_sample(first_seed: int, names: Sequence[Names], i: int) -> list[Member]:
+    random = np.random.default_rng((first_seed, i, 4))
+    scene = draw_scene((first_seed, i))
+    text = description(scene, random, names[int(random.integers(len(names)))])
+    return _sample(i, _uid(first_seed, i), scene, text)
+
+
+def _web_sample(noise: str, i: int) -> list[Member]:
+    scene = draw_scene((WEB, i))
+    return _sample(i, _uid(WEB, i), scene, raw_text(scene, (WEB, i), NOISES[noise])[1])
 
 
 def _objects(scene: Scene) -> list[str]:
