@@ -39,11 +39,11 @@ test-docs: setup
 
 # The small world of docs/world.md: its models, its gates and few recipes on its smallest pool.
 world: setup
-	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k --quick
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world 4k --recipes few --quick
 
 # Resumes. Several hours on 2 cores.
 world-full: setup
-	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world-full 4k 16k 64k 256k --studies
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m world small-world-full 4k 16k 64k 256k --recipes all
 
 coverage: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term --cov-report html

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from capmix.caption.in_memory import caption_images as caption_images
     from capmix.errors import UserError as UserError
     from capmix.mix.recipe import load_recipe as load_recipe
+    from capmix.pipeline.config import load_pipeline as load_pipeline
+    from capmix.pipeline.run import run_pipeline as run_pipeline
     from capmix.workspace import Run as Run
     from capmix.workspace import Subset as Subset
     from capmix.workspace import Workspace as Workspace
@@ -33,8 +35,10 @@ _HOMES = {
     "Workspace": ("capmix.workspace", "Workspace"),
     "caption_images": ("capmix.caption.in_memory", "caption_images"),
     "evaluate": ("capmix.workspace", "evaluate"),
+    "load_pipeline": ("capmix.pipeline.config", "load_pipeline"),
     "load_recipe": ("capmix.mix.recipe", "load_recipe"),
     "open": ("capmix.workspace", "open_workspace"),
+    "run_pipeline": ("capmix.pipeline.run", "run_pipeline"),
     "train": ("capmix.workspace", "train"),
 }
 __all__ = [
@@ -45,8 +49,10 @@ __all__ = [
     "__version__",
     "caption_images",
     "evaluate",
+    "load_pipeline",
     "load_recipe",
     "open",
+    "run_pipeline",
     "train",
 ]
 

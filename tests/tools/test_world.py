@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import mannwhitneyu, ttest_ind
+from scipy.stats import ttest_ind
 from world.claims import (
     AT_EQUAL_SIZE,
     CLAIMS,
+    CONTROLS,
+    EXPLORATORY,
     FILTERED,
     MIX,
     ORDERED,
@@ -21,13 +24,14 @@ from world.claims import (
     UNDAMAGED,
     ZERO_SHOT,
     Claim,
+    Judged,
     benchmark_misleads,
     best_fractions,
     contrast,
     covers_more,
+    curves_cross,
     difference,
     diversity_falls,
-    in_both,
     judged,
     quality_matters_more,
     ratio,
@@ -35,7 +39,6 @@ from world.claims import (
 )
 from world.data import (
     PAIRS,
-    RARE,
     SHARD,
     TEST_IMAGES,
     link_pool,
@@ -44,12 +47,13 @@ from world.data import (
     write_pool,
 )
 from world.drawings import drawings, object_classes
-from world.figures import FRACTIONS, SHOWN
+from world.figures import SHOWN
 from world.gates import auc, closed, named_share, purity, shuffled_share, truth
 from world.grid import (
     FEW,
     MAIN,
     OF_CAPTIONERS,
+    PERCENTAGES,
     SCALES,
     STUDIED,
     Grid,
@@ -59,7 +63,7 @@ from world.grid import (
 )
 from world.manifest import claim_folder
 from world.models import CAPTIONERS
-from world.scenes import HEAD, SIDE, by_frequency, draw_scene, frequencies, render
+from world.scenes import HEAD, RARE, SIDE, by_frequency, draw_scene, frequencies, render
 from world.texts import NOISES, description, plural, raw_text
 
 from capmix.errors import UserError
@@ -144,11 +148,11 @@ def test_equal_scenes_are_equal_images() -> None:
     assert first == second != other
 
 
-def test_the_auc_is_that_of_mann_and_whitney() -> None:
+def test_the_auc_is_the_share_of_pairs_in_order() -> None:
     random = np.random.default_rng(0)
     one, other = random.integers(0, 9, 200) / 9, random.integers(0, 7, 300) / 9
-    expected = mannwhitneyu(one, other).statistic / (200 * 300)
-    assert auc(one, other) == pytest.approx(expected)
+    pairs = np.sign(one[:, None] - other) / 2 + 0.5  # ties count half
+    assert auc(one, other) == pytest.approx(pairs.mean())
 
 
 def test_purity_counts_the_kinds_of_the_highest_scores() -> None:
@@ -162,6 +166,13 @@ def test_a_longer_name_does_not_name_the_shorter_one() -> None:
     assert named_share(["two clowns and a clown loach"], [["clown"]]) == 1
 
 
+def test_a_kind_counts_as_a_name_unless_it_must_not() -> None:
+    one = object_classes()[0]
+    assert named_share([f"a {one.kind}"], [[one.name]]) == 1
+    assert named_share([f"a {one.kind}"], [[one.name]], by_kind=False) == 0
+    assert named_share([f"a {one.name}"], [[one.name]], by_kind=False) == 1
+
+
 def named(recipe: Recipe) -> str:
     """The subset that a grid's recipe writes."""
     given = {"recipe": recipe} if isinstance(recipe, str) else dict(recipe)
@@ -171,23 +182,24 @@ def named(recipe: Recipe) -> str:
 
 def test_every_claim_compares_recipes_of_the_grid() -> None:
     main = {named(one) for one in MAIN}
-    assert {name for one in CLAIMS for name in (one.better, one.worse)} <= main
+    claims = (*CLAIMS, *CONTROLS, *EXPLORATORY)
+    assert {name for one in claims for name in (one.better, one.worse)} <= main
     assert set(SHOWN) == main
     assert {*ORDERED} <= {named(one) for one in FEW} <= main
     studied = main | {named(one) for one in STUDIED}
     assert {name for one in AT_EQUAL_SIZE for name in (one.better, one.worse)} <= studied
     assert {UNDAMAGED, THINNED} <= studied
-    for fraction in FRACTIONS:
+    for fraction in PERCENTAGES:
         assert {f"raw-top{fraction}", f"raw-top{fraction}+coca-above"} <= studied
     mixes = {f"{FILTERED}+{name}-above" for name in CAPTIONERS}
     assert mixes <= {named(one) for one in (*MAIN, *OF_CAPTIONERS)}
 
 
 def test_a_ratio_with_zero_and_a_recipe_that_was_not_run_decide_nothing() -> None:
-    metric = ("world-pairs", "main_metric")
-    claim = Claim("twice", "a", "b", metric, 2.0, True)
+    metric = RETRIEVAL
+    claim = Claim("twice", "a", "b", (metric,), 2.0, True)
     values = {("a", metric): [0.1, 0.2], ("b", metric): [0.0, 0.1]}
-    assert [one.verdict for one in judged(values, "g", [claim])] == ["cannot be told"]
+    assert [one.verdict for one in judged(values, "g", [claim])] == ["undecided"]
     assert [one.verdict for one in judged({}, "g", [claim])] == ["not measured"]
 
 
@@ -210,13 +222,12 @@ def test_intervals_are_those_of_welch() -> None:
 
 @pytest.mark.parametrize(
     ("better", "verdict"),
-    [([0.5, 0.51, 0.52], "appears"), ([0.1, 0.11, 0.12], "does not"),
-     ([0.1, 0.3, 0.5], "cannot be told")],
+    [([0.5, 0.51, 0.52], "appears"), ([0.1, 0.11, 0.12], "does not appear"),
+     ([0.1, 0.3, 0.5], "undecided")],
 )  # fmt: skip
 def test_verdicts(better: list[float], verdict: str) -> None:
-    metric = ("world-classes", "acc1")
-    values = {("a", metric): better, ("b", metric): [0.3, 0.31, 0.29]}
-    (row,) = judged(values, "g", [Claim("a over b", "a", "b", metric)])
+    values = {("a", ZERO_SHOT): better, ("b", ZERO_SHOT): [0.3, 0.31, 0.29]}
+    (row,) = judged(values, "g", [Claim("a over b", "a", "b")])
     assert row.verdict == verdict
 
 
@@ -231,13 +242,22 @@ def test_the_contrast_of_two_groups_is_welchs_and_of_four_is_wider() -> None:
 
 
 def test_diversity_falls_only_if_it_does_with_every_pool() -> None:
-    falling = diversity_falls({"4k": (80, 100), "16k": (120, 200), "64k": (150, 400)})
+    def falls(**counts: tuple[int, int]) -> list[Judged]:
+        return diversity_falls(
+            {pool: {"coca": coca, "raw": raw} for pool, (coca, raw) in counts.items()}
+        )
+
+    falling = falls(small=(80, 100), middle=(120, 200), large=(150, 400))
     assert [(row.value, row.verdict) for row in falling] == [
         (0.8, "appears"), (0.6, "appears"), (0.375, "appears"), (0.375 - 0.8, "appears"),
     ]  # fmt: skip
     assert {row.low for row in falling} == {None}  # counted
-    assert diversity_falls({"4k": (8, 10), "16k": (9, 10)})[-1].verdict == "does not"
-    assert diversity_falls({"4k": (11, 10)})[0].verdict == "does not"
+    assert falls(small=(8, 10), large=(9, 10))[-1].verdict == "does not appear"
+    assert falls(small=(11, 10))[0].verdict == "does not appear"
+    _, of_true = diversity_falls({"small": {"coca": 8, "raw": 10, "true": 4}})
+    assert (of_true.compared, of_true.value, of_true.verdict) == (
+        "trigrams: coca / true", 2.0, "reported",
+    )  # fmt: skip
 
 
 def test_the_best_fraction_is_reported_and_not_judged() -> None:
@@ -257,13 +277,13 @@ def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> N
     }
     rows = {row.compared: row.verdict for row in benchmark_misleads(values, "g", cider)}
     assert rows == {
-        "mixes of c (CIDEr 0.80) - a (1.00)": "does not",
+        "mixes of c (CIDEr 0.80) - a (1.00)": "does not appear",
         "mixes of b (CIDEr 0.50) - a (1.00)": "appears",
         "mixes of b (CIDEr 0.50) - c (0.80)": "appears",
         "3 comparisons": "appears",
     }
     agreeing = {"a": 0.8, "b": 1.0, "c": 0.5}
-    assert benchmark_misleads(values, "g", agreeing)[-1].verdict == "does not"
+    assert benchmark_misleads(values, "g", agreeing)[-1].verdict == "does not appear"
 
 
 def test_quality_matters_more_if_its_gain_grows() -> None:
@@ -272,7 +292,7 @@ def test_quality_matters_more_if_its_gain_grows() -> None:
     (row,) = quality_matters_more(small, large, "g")
     assert (row.value, row.verdict) == (pytest.approx(0.12), "appears")
     (row,) = quality_matters_more(large, small, "g")
-    assert (row.value, row.verdict) == (pytest.approx(-0.12), "does not")
+    assert (row.value, row.verdict) == (pytest.approx(-0.12), "does not appear")
 
 
 def test_losses_agree_if_both_tell_the_same_order() -> None:
@@ -282,30 +302,45 @@ def test_losses_agree_if_both_tell_the_same_order() -> None:
              (("raw", 0.1), (FILTERED, 0.3), (MIX, 0.2))}  # fmt: skip
     assert [row.verdict for row in same_order(clip, clip, "g")] == ["appears"] * 4
     found = [row.verdict for row in same_order(clip, other, "g")]
-    assert found == ["appears", "appears", "does not", "does not"]
+    assert found == ["appears", "appears", "does not appear", "does not appear"]
     noisy = {name: [0.1, 0.4] for name in clip}
-    assert [row.verdict for row in same_order(clip, noisy, "g")] == ["cannot be told"] * 4
+    assert [row.verdict for row in same_order(clip, noisy, "g")] == ["undecided"] * 4
 
 
 def test_topics_are_compared_exactly() -> None:
     assert covers_more(5.1, 4.9, "g")[0].verdict == "appears"
-    assert covers_more(4, 4, "g")[0].verdict == "does not"
+    assert covers_more(4, 4, "g")[0].verdict == "does not appear"
 
 
-def test_a_claim_of_two_tests_needs_both() -> None:
+def test_a_claim_of_two_metrics_needs_both() -> None:
     values = {
         (FILTERED, ZERO_SHOT): [0.5, 0.51], ("raw", ZERO_SHOT): [0.1, 0.11],
         (FILTERED, RETRIEVAL): [0.5, 0.51], ("raw", RETRIEVAL): [0.3, 0.7],
     }  # fmt: skip
-    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
-    assert rows["filtering over raw, both"] == "cannot be told"
+
+    def verdict(claim: str) -> str:
+        (row,) = (row for row in judged(values, "g") if (row.claim, row.metric) == (claim, "all"))
+        return row.verdict
+
+    assert verdict("filtering over raw") == "undecided"
     values["raw", RETRIEVAL] = [0.6, 0.61]
-    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
-    assert rows["filtering over raw, both"] == "does not"
+    assert verdict("filtering over raw") == "does not appear"
     values["raw", RETRIEVAL] = [0.1, 0.11]
-    rows = {row.claim: row.verdict for row in in_both(judged(values, "g"))}
-    assert rows["filtering over raw, both"] == "appears"
-    assert rows["mixing over filtering, both"] == "not measured"
+    assert verdict("filtering over raw") == "appears"
+    assert verdict("mixing over filtering") == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("large", "verdict"),
+    [([0.1, 0.11], "appears"), ([0.5, 0.51], "does not appear"), ([0.1, 0.9], "undecided")],
+)
+def test_curves_cross_if_a_difference_changes_its_sign(large: list[float], verdict: str) -> None:
+    rows = []
+    for pool, better in {"small": [0.4, 0.41], "large": large}.items():
+        values = {("a", ZERO_SHOT): better, ("b", ZERO_SHOT): [0.3, 0.31]}
+        rows += judged(values, pool, [Claim("a over b", "a", "b")])
+    (row,) = curves_cross(rows, "small to large")
+    assert (row.compared, row.metric, row.verdict) == ("a over b", "accuracy", verdict)
 
 
 def test_a_folder_that_another_world_has_begun_is_refused(tmp_path: Path) -> None:
@@ -313,8 +348,19 @@ def test_a_folder_that_another_world_has_begun_is_refused(tmp_path: Path) -> Non
     claim_folder(tmp_path)
     changed = tmp_path / "world.json"
     changed.write_text(changed.read_text().replace('"texts.py": "', '"texts.py": "0'))
-    with pytest.raises(UserError, match=r"was begun with another texts\.py"):
+    with pytest.raises(UserError, match=r"was created with a different texts\.py"):
         claim_folder(tmp_path)
+
+
+def test_other_packages_for_training_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim_folder(tmp_path)
+    about = json.loads((tmp_path / "world.json").read_text())
+    about["training"]["torch"] = "1.0"
+    (tmp_path / "world.json").write_text(json.dumps(about))
+    claim_folder(tmp_path)
+    assert "created with a different torch: its runs are kept" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -348,8 +394,14 @@ def test_the_tests_have_all_classes_with_groups_and_pairs(tmp_path: Path) -> Non
     with tarfile.open(classes / "test/0.tar") as archive:
         labels = [archive.extractfile(one).read() for one in archive if one.name.endswith(".cls")]  # type: ignore[union-attr]
     assert set(Counter(labels).values()) == {TEST_IMAGES}
-    with tarfile.open(tmp_path / "world-pairs/test/0.tar") as archive:
-        assert sum(name.endswith(".txt") for name in archive.getnames()) == PAIRS
+    images = []
+    for name in ("world-pairs", "world-pairs-web"):
+        with tarfile.open(tmp_path / f"{name}/test/0.tar") as archive:
+            assert sum(one.endswith(".txt") for one in archive.getnames()) == PAIRS
+            images.append(
+                [archive.extractfile(one).read() for one in archive if one.name.endswith(".jpg")]
+            )  # type: ignore[union-attr]
+    assert images[0] == images[1]
 
 
 def test_the_gate_has_the_most_frequent_classes_only(tmp_path: Path) -> None:

@@ -4,11 +4,20 @@ from pathlib import Path
 
 import pytest
 from world import grid as grids
-from world.claims import AT_EQUAL_SIZE, CLAIMS
+from world.claims import AT_EQUAL_SIZE, CLAIMS, CONTROLS, EXPLORATORY
 from world.data import write_gate
 from world.figures import draw_figures
 from world.gates import check_captioner, check_scorer
-from world.grid import CONTROLS, FEW, MAIN, OF_CAPTIONERS, Grid, Scale, filtered, mixed, pool_folder
+from world.grid import (
+    FEW,
+    MAIN,
+    OF_CAPTIONERS,
+    STUDIED,
+    THINNED_MIXES,
+    Grid,
+    Scale,
+    pool_folder,
+)
 from world.models import CAPTIONERS, World, train_models, write_models
 from world.study import judge, measured, write_tables
 
@@ -21,18 +30,19 @@ def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     world = World(tmp_path, scorer_samples=512, captioner_samples=512, clean_shards=1)
     write_models(world)
     grids.write_pools(world, SCALES)
-    runs = train_models(world, CAPTIONERS)
+    train_models(world, CAPTIONERS)
     write_gate(tmp_path / "gate", 50)
     named = check_captioner(
-        tmp_path / "gate", tmp_path / "gate-work", f"run:{runs['coca'].path}", "coca"
+        tmp_path / "gate", tmp_path / "gate-work", f"run:{world.run('coca')}", "coca"
     )
     assert 0 <= named["named"] < 0.4  # the gate is closed to such a captioner
-    model = f"run:{runs['scorer'].path}"
+    model = f"run:{world.run('scorer')}"
     checked = check_scorer(pool_folder(world, SCALES[0]), tmp_path / "score-work", model)
     assert sum(checked["top"].values()) == pytest.approx(1)
-    recipes = (*MAIN, filtered(0.5), mixed(0.5), *CONTROLS, *OF_CAPTIONERS)
+    assert 0 <= checked["auc"]["style"] <= 1
+    recipes = (*MAIN, *STUDIED[:1], *STUDIED[3:4], *THINNED_MIXES, *OF_CAPTIONERS)
     done = [
-        Grid(SCALES[0], (*FEW, *CONTROLS), seeds=(0, 1)),
+        Grid(SCALES[0], (*FEW, *THINNED_MIXES), seeds=(0, 1)),
         Grid(SCALES[1], recipes, captioners=CAPTIONERS, seeds=(0, 1)),
         Grid(SCALES[1], FEW, loss="siglip", seeds=(0, 1)),
     ]
@@ -42,9 +52,10 @@ def test_the_world_is_built_and_its_claims_are_judged(tmp_path: Path) -> None:
     rows = judge(world, done, measures)
     write_tables(world, done, measures, rows, tmp_path / "tables")
     claims = {row.claim for row in rows if row.grid == "usual-16k"}
-    assert claims > {claim.name for claim in (*CLAIMS, *AT_EQUAL_SIZE)}
+    expected = (*CLAIMS, *CONTROLS, *AT_EQUAL_SIZE, *EXPLORATORY)
+    assert claims > {claim.name for claim in expected}
     assert {row.grid for row in rows if row.verdict == "not measured"} == {"usual-4k"}  # of FEW
     assert "image quality matters more at scale" in {row.claim for row in rows}
     probes = (tmp_path / "tables/probes.csv").read_text().splitlines()
-    assert len(probes) == 1 + 2 * (len(FEW) + len(CONTROLS) + len(recipes) + len(FEW))
+    assert len(probes) == 1 + 2 * (len(FEW) + len(THINNED_MIXES) + len(recipes) + len(FEW))
     assert all(path.stat().st_size > 10_000 for path in draw_figures(tmp_path / "tables"))

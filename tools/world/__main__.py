@@ -1,4 +1,4 @@
-"""Build the small world: `python -m world FOLDER [SCALE ...] [--quick | --studies]`.
+"""Build the small world: `python -m world FOLDER [SCALE ...] [--recipes few|main|all] [--quick]`.
 
 See docs/world.md.
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from capmix.errors import UserError
+from capmix import UserError
 from capmix.storage.store import Store
 from world.data import write_gate
 from world.figures import draw_figures
@@ -22,9 +22,9 @@ from world.grid import (
     SCALES,
     Grid,
     Scale,
+    few_grids,
     main_grids,
     pool_folder,
-    quick_grids,
     run_grid,
     study_grids,
     write_grid,
@@ -34,7 +34,7 @@ from world.manifest import claim_folder
 from world.models import CAPTIONERS, QUICK_SAMPLES, World, train_models, write_models
 from world.study import judge, measured, write_tables
 
-GRIDS = {"quick": quick_grids, "main": main_grids, "all": study_grids}  # by folder of tables
+GRIDS = {"few": few_grids, "main": main_grids, "all": study_grids}  # by folder of tables
 
 
 def main() -> int:
@@ -45,20 +45,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scales", nargs="*", default=["4k"], metavar="SCALE", help=f"{[*SCALES]}")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--quick", action="store_true", help="shorter training and few recipes")
-    which.add_argument("--studies", action="store_true", help="also the grids of all other claims")
+    parser.add_argument(
+        "--recipes",
+        choices=GRIDS,
+        default="main",
+        help="few = those of the first claims; main = also controls; all = the grids of all claims",
+    )
+    parser.add_argument("--quick", action="store_true", help="train the captioner on fewer samples")
     given = parser.parse_args()
     if unknown := [name for name in given.scales if name not in SCALES]:
         parser.error(f"unknown scale {unknown[0]}; expected {', '.join(SCALES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if given.studies and MIDDLE.name not in given.scales:
-        parser.error(f"--studies needs the scale {MIDDLE.name}")
+    if given.recipes == "all" and MIDDLE.name not in given.scales:
+        parser.error(f"--recipes all needs the scale {MIDDLE.name}")
     scales = sorted((SCALES[name] for name in set(given.scales)), key=lambda one: one.shards)
-    name = "quick" if given.quick else "all" if given.studies else "main"
     samples = QUICK_SAMPLES if given.quick else World.captioner_samples
+    world = World(given.folder.resolve(), captioner_samples=samples)
     try:
-        return build(World(given.folder.resolve(), captioner_samples=samples), scales, name)
+        return build(world, scales, given.recipes)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,9 +1,9 @@
 """The paper's claims: what must be measured for each to appear here, and the verdicts.
 
-The criteria were committed before any run of a grid. A difference is that of means over seeds,
-with Welch's 95% interval; a ratio is the same on logarithms. A claim appears if the whole interval
-is on its side of the bound, does not if the whole interval is on the other side, and cannot be told
-otherwise.
+The criteria of CLAIMS were committed before the results of any grid were looked at, those of
+EXPLORATORY after the first results. A difference is that of means over seeds, with Welch's 95%
+interval; a ratio is the same on logarithms. A claim appears if the whole interval is on its side of
+the bound, does not appear if the whole interval is on the other side, and is undecided otherwise.
 """
 
 import math
@@ -15,15 +15,17 @@ from typing import Literal
 
 from scipy.stats import t as students_t
 
-Verdict = Literal["appears", "does not", "cannot be told", "not measured", "reported"]
+Verdict = Literal["appears", "does not appear", "undecided", "not measured", "reported"]
 Metric = tuple[str, str]  # evaluation set, name
 Values = Mapping[tuple[str, Metric], Sequence[float]]  # over seeds, by recipe and metric
-VERDICTS: tuple[Verdict, ...] = ("not measured", "does not", "cannot be told")  # in `all_of`
+VERDICTS: tuple[Verdict, ...] = ("not measured", "does not appear", "undecided")  # in `all_of`
 CONFIDENCE = 0.95
 ZERO_SHOT: Metric = ("world-classes", "acc1")
 RETRIEVAL: Metric = ("world-pairs", "main_metric")
+WEB_RETRIEVAL: Metric = ("world-pairs-web", "main_metric")  # of texts as on the web
+METRICS = {ZERO_SHOT: "accuracy", RETRIEVAL: "retrieval", WEB_RETRIEVAL: "retrieval, web texts"}
+BOTH = (ZERO_SHOT, RETRIEVAL)
 MIX, FILTERED, ORACLE = "raw-top30+coca-above", "raw-top30", "oracle-true"
-TESTS = ("classification", "retrieval")
 MATCHED, UNDAMAGED, THINNED = "matched", "undamaged", "thinned"
 
 
@@ -39,39 +41,41 @@ class Interval:
         """Say whether the estimate is above the bound."""
         if self.low > bound:
             return "appears"
-        return "does not" if self.high < bound else "cannot be told"
+        return "does not appear" if self.high < bound else "undecided"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A comparison of two recipes in a metric: their difference, or ratio, is above `bound`."""
+    """A comparison of two recipes: in each metric, their difference, or ratio, is above `bound`."""
 
     name: str
     better: str
     worse: str
-    metric: Metric
+    metrics: tuple[Metric, ...] = (ZERO_SHOT,)
     bound: float = 0.0
     is_ratio: bool = False
 
 
 CLAIMS = (
-    Claim("filtering over raw, classification", FILTERED, "raw", ZERO_SHOT),
-    Claim("filtering over raw, retrieval", FILTERED, "raw", RETRIEVAL),
-    Claim("mixing over filtering, classification", MIX, FILTERED, ZERO_SHOT),
-    Claim("mixing over filtering, retrieval", MIX, FILTERED, RETRIEVAL),
-    Claim("mixing over synthetic only, classification", MIX, "coca", ZERO_SHOT),
-    Claim("retrieval at twice raw's", MIX, "raw", RETRIEVAL, 2.0, True),
-    Claim("synthetic only over raw, retrieval", "coca", "raw", RETRIEVAL),
-    # Controls: without these differences, the ones above mean nothing.
-    Claim("texts matter: raw over shuffled raw", "raw", "control-raw-shuffled", ZERO_SHOT),
-    Claim("scores matter: top over random", FILTERED, "control-raw-random30", ZERO_SHOT),
-    Claim("the noise is not too easy: true texts over filtering", ORACLE, FILTERED, ZERO_SHOT),
-    Claim("room above: true texts over the mix", ORACLE, MIX, ZERO_SHOT),
+    Claim("filtering over raw", FILTERED, "raw", BOTH),
+    Claim("mixing over filtering", MIX, FILTERED, BOTH),
+    Claim("mixing over synthetic only", MIX, "coca"),
+    Claim("retrieval at twice raw's", MIX, "raw", (RETRIEVAL,), 2.0, True),
+    Claim("synthetic only over raw", "coca", "raw", (RETRIEVAL,)),
+)
+# Without these differences, the ones above mean nothing.
+CONTROLS = (
+    Claim("texts matter: raw over shuffled raw", "raw", "control-raw-shuffled"),
+    Claim("scores matter: top over random", FILTERED, "control-raw-random30"),
+    Claim("the noise is not too easy: true texts over filtering", ORACLE, FILTERED),
+    Claim("room above: true texts over the mix", ORACLE, MIX),
 )
 # Of the studies: the mix cut at random to the size of the filtered raw texts.
-AT_EQUAL_SIZE = (
-    Claim("mixing over filtering at equal size, classification", MATCHED, FILTERED, ZERO_SHOT),
-    Claim("mixing over filtering at equal size, retrieval", MATCHED, FILTERED, RETRIEVAL),
+AT_EQUAL_SIZE = (Claim("mixing over filtering at equal size", MATCHED, FILTERED, BOTH),)
+EXPLORATORY = (
+    Claim("synthetic only over filtering", "coca", FILTERED, BOTH),
+    Claim("mixing over filtering, tested on web texts", MIX, FILTERED, (WEB_RETRIEVAL,)),
+    Claim("synthetic only over raw, tested on web texts", "coca", "raw", (WEB_RETRIEVAL,)),
 )
 ORDERED = ("raw", FILTERED, MIX)  # with both losses
 
@@ -80,11 +84,13 @@ ORDERED = ("raw", FILTERED, MIX)  # with both losses
 class Judged:
     """A claim's verdict in a grid, with what was compared.
 
-    `low` and `high` are None for what was counted exactly.
+    `metric` is empty for what is no metric of a run; `low` and `high` are None for what was counted
+    exactly.
     """
 
     claim: str
     grid: str
+    metric: str
     compared: str
     value: float | None
     low: float | None
@@ -93,40 +99,62 @@ class Judged:
 
 
 def judged(values: Values, grid: str, claims: Sequence[Claim] = CLAIMS) -> list[Judged]:
-    """Judge comparisons of two recipes; "not measured" if one has fewer than two values."""
-    rows = []
+    """Judge comparisons of two recipes, and claims of several metrics as a whole.
+
+    A comparison is "not measured" if one of its recipes has fewer than two values.
+    """
+    rows: list[Judged] = []
     for claim in claims:
-        both = [values.get((name, claim.metric), []) for name in (claim.better, claim.worse)]
-        compared = f"{claim.better} {'/' if claim.is_ratio else '-'} {claim.worse}"
-        if min(map(len, both)) < 2:
-            rows.append(_unmeasured(claim.name, grid, compared))
-            continue
-        found = (ratio if claim.is_ratio else difference)(*both)
-        rows.append(_of_interval(claim.name, grid, compared, found, claim.bound))
+        of_claim = [_compared(values, grid, claim, metric) for metric in claim.metrics]
+        rows += of_claim
+        if len(of_claim) > 1:
+            rows += all_of(claim.name, of_claim)
     return rows
 
 
-def in_both(rows: Sequence[Judged]) -> list[Judged]:
-    """Join the claims of a grid that are about classification and about retrieval."""
-    both = "filtering over raw", "mixing over filtering", "mixing over filtering at equal size"
-    joined: list[Judged] = []
-    for claim in both:
-        parts = [row for row in rows if row.claim in (f"{claim}, {one}" for one in TESTS)]
-        if len(parts) == len(TESTS):
-            joined += all_of(f"{claim}, both", parts)
-    return joined
+def _compared(values: Values, grid: str, claim: Claim, metric: Metric) -> Judged:
+    both = [values.get((name, metric), []) for name in (claim.better, claim.worse)]
+    of_means = "ratio of geometric means: " if claim.is_ratio else ""
+    compared = f"{of_means}{claim.better} {'/' if claim.is_ratio else '-'} {claim.worse}"
+    if min(map(len, both)) < 2:
+        return _unmeasured(claim.name, grid, METRICS[metric], compared)
+    found = (ratio if claim.is_ratio else difference)(*both)
+    return _of_interval(claim.name, grid, METRICS[metric], compared, found, claim.bound)
 
 
-def diversity_falls(counts: Mapping[str, tuple[int, int]]) -> list[Judged]:
+def curves_cross(rows: Sequence[Judged], scales: str) -> list[Judged]:
+    """Judge whether a comparison has opposite signs in two pools.
+
+    `rows` are those of `judged` of all pools. It is undecided if it is in one pool at least.
+    """
+    verdicts: dict[tuple[str, str], set[Verdict]] = {}
+    for row in rows:
+        if row.low is not None:
+            verdicts.setdefault((row.claim, row.metric), set()).add(row.verdict)
+    crossed = []
+    for (claim, metric), found in verdicts.items():
+        verdict: Verdict = "undecided" if "undecided" in found else "does not appear"
+        verdict = "appears" if found >= {"appears", "does not appear"} else verdict
+        crossed.append(Judged("curves cross", scales, metric, claim, None, None, None, verdict))
+    return crossed
+
+
+def diversity_falls(counts: Mapping[str, Mapping[str, int]]) -> list[Judged]:
     """Judge whether synthetic texts have fewer distinct trigrams, ever fewer in larger pools.
 
-    `counts` are the trigrams of synthetic and of raw texts by pool, the smallest pool first.
+    `counts` are the trigrams by source, by pool, the smallest pool first. True texts have no noise,
+    so their ratio is reported beside it.
     """
-    ratios = {pool: synthetic / raw for pool, (synthetic, raw) in counts.items()}
+    ratios = {pool: some["coca"] / some["raw"] for pool, some in counts.items()}
     rows = [
         _exact("synthetic texts less diverse", pool, "trigrams: coca / raw", value, value < 1)
         for pool, value in ratios.items()
     ]
+    for pool, some in counts.items():
+        for source in ("true", "generic"):
+            if source in some:
+                compared, value = f"trigrams: coca / {source}", some["coca"] / some[source]
+                rows.append(_reported("synthetic texts less diverse", pool, "", compared, value))
     if len(ratios) > 1:
         falls = all(before > after for before, after in pairwise(ratios.values()))
         (first, start), *_, (last, end) = ratios.items()
@@ -147,8 +175,7 @@ def best_fractions(values: Values, grid: str, fractions: Sequence[int]) -> list[
         if len(found) > 1:
             best = max(found, key=lambda fraction: found[fraction])
             compared = f"{name.format(best)}, best of {', '.join(map(str, found))}%"
-            value = found[best]
-            rows.append(Judged("best fraction", grid, compared, value, None, None, "reported"))
+            rows.append(_reported("best fraction", grid, "accuracy", compared, found[best]))
     return rows
 
 
@@ -166,10 +193,10 @@ def benchmark_misleads(
         both = [values.get((name, metric), []) for name in names]
         claim = "the captioner of the lower CIDEr is more useful"
         if min(map(len, both)) < 2:
-            rows.append(_unmeasured(claim, grid, compared))
+            rows.append(_unmeasured(claim, grid, METRICS[metric], compared))
         else:
-            rows.append(_of_interval(claim, grid, compared, difference(*both)))
-    return [*rows, *_any_of("CIDEr does not tell usefulness", rows)]
+            rows.append(_of_interval(claim, grid, METRICS[metric], compared, difference(*both)))
+    return [*rows, *_any_of("CIDEr does not predict usefulness", rows)]
 
 
 def quality_matters_more(small: Values, large: Values, grids: str) -> list[Judged]:
@@ -189,8 +216,8 @@ def quality_matters_more(small: Values, large: Values, grids: str) -> list[Judge
         f"({UNDAMAGED} - {THINNED}), large - small",
     )
     if min(len(some) for _, some in groups) < 2:
-        return [_unmeasured(claim, grids, compared)]
-    return [_of_interval(claim, grids, compared, contrast(groups))]
+        return [_unmeasured(claim, grids, METRICS[ZERO_SHOT], compared)]
+    return [_of_interval(claim, grids, METRICS[ZERO_SHOT], compared, contrast(groups))]
 
 
 def same_order(clip: Values, siglip: Values, grid: str) -> list[Judged]:
@@ -205,27 +232,31 @@ def same_order(clip: Values, siglip: Values, grid: str) -> list[Judged]:
             some.get((name, ZERO_SHOT), []) for some in (clip, siglip) for name in (other, one)
         ]
         if min(map(len, groups)) < 2:
-            rows.append(_unmeasured(claim, grid, compared))
+            rows.append(_unmeasured(claim, grid, METRICS[ZERO_SHOT], compared))
             continue
         of_clip, found = difference(*groups[:2]), difference(*groups[2:])
         compared = f"{compared} (CLIP's loss: {of_clip.value:.3f})"
         verdict = _agreement(of_clip.verdict(), found.verdict())
-        rows.append(Judged(claim, grid, compared, found.value, found.low, found.high, verdict))
+        metric = METRICS[ZERO_SHOT]
+        rows.append(
+            Judged(claim, grid, metric, compared, found.value, found.low, found.high, verdict)
+        )
     return [*rows, *all_of("SigLIP's loss gives the same order of all", rows)]
 
 
 def _agreement(one: Verdict, other: Verdict) -> Verdict:
-    if "cannot be told" in (one, other):
-        return "cannot be told"
-    return "appears" if one == other else "does not"
+    if "undecided" in (one, other):
+        return "undecided"
+    return "appears" if one == other else "does not appear"
 
 
 def covers_more(mixed: float, filtered: float, grid: str) -> list[Judged]:
-    """Judge whether the mix has a larger effective number of topics than filtering.
+    """Judge whether the mix, cut to the size of filtering, has more topics in effect.
 
-    This number, the exponential of the entropy, does not grow with the number of texts alone.
+    The effective number is the exponential of the entropy. It is biased by the number of texts,
+    hence the equal size.
     """
-    compared = f"effective topics: {MIX} ({mixed:.1f}) - {FILTERED} ({filtered:.1f})"
+    compared = f"effective topics: {MATCHED} ({mixed:.1f}) - {FILTERED} ({filtered:.1f})"
     return [_exact("topic coverage", grid, compared, mixed - filtered, mixed > filtered)]
 
 
@@ -240,13 +271,14 @@ def all_of(claim: str, rows: Sequence[Judged]) -> list[Judged]:
 
 def _any_of(claim: str, rows: Sequence[Judged]) -> list[Judged]:
     verdicts = {row.verdict for row in rows}
-    if verdicts == {"does not"}:
-        return [_joined(claim, rows, "does not")]
-    return [_joined(claim, rows, "appears" if "appears" in verdicts else "cannot be told")]
+    if verdicts == {"does not appear"}:
+        return [_joined(claim, rows, "does not appear")]
+    return [_joined(claim, rows, "appears" if "appears" in verdicts else "undecided")]
 
 
 def _joined(claim: str, rows: Sequence[Judged], verdict: Verdict) -> Judged:
-    return Judged(claim, rows[0].grid, f"{len(rows)} comparisons", None, None, None, verdict)
+    compared = f"{len(rows)} comparisons"
+    return Judged(claim, rows[0].grid, "all", compared, None, None, None, verdict)
 
 
 def difference(better: Sequence[float], worse: Sequence[float]) -> Interval:
@@ -278,15 +310,20 @@ def ratio(better: Sequence[float], worse: Sequence[float]) -> Interval:
 
 
 def _of_interval(
-    claim: str, grid: str, compared: str, found: Interval, bound: float = 0.0
+    claim: str, grid: str, metric: str, compared: str, found: Interval, bound: float = 0.0
 ) -> Judged:
     verdict = found.verdict(bound)
-    return Judged(claim, grid, compared, found.value, found.low, found.high, verdict)
+    return Judged(claim, grid, metric, compared, found.value, found.low, found.high, verdict)
 
 
 def _exact(claim: str, grid: str, compared: str, value: float, holds: bool) -> Judged:
-    return Judged(claim, grid, compared, value, None, None, "appears" if holds else "does not")
+    verdict: Verdict = "appears" if holds else "does not appear"
+    return Judged(claim, grid, "", compared, value, None, None, verdict)
 
 
-def _unmeasured(claim: str, grid: str, compared: str) -> Judged:
-    return Judged(claim, grid, compared, None, None, None, "not measured")
+def _reported(claim: str, grid: str, metric: str, compared: str, value: float) -> Judged:
+    return Judged(claim, grid, metric, compared, value, None, None, "reported")
+
+
+def _unmeasured(claim: str, grid: str, metric: str, compared: str) -> Judged:
+    return Judged(claim, grid, metric, compared, None, None, None, "not measured")

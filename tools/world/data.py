@@ -15,14 +15,23 @@ from typing import Any
 import numpy as np
 
 from world.drawings import object_classes
-from world.scenes import HEAD, SIDE, Scene, Thing, by_frequency, draw_scene, frequencies, render
-from world.texts import NOISES, Names, counted, description, raw_text
+from world.scenes import (
+    HEAD,
+    RARE,
+    SIDE,
+    Scene,
+    Thing,
+    by_frequency,
+    draw_scene,
+    frequencies,
+    render,
+)
+from world.texts import NOISES, SPECIFIC, Names, counted, description, raw_text
 
 SHARD = 1000  # samples
 QUALITY = 90  # of JPEG
 # The first numbers of seeds, so that no image of one part is in another.
 POOL, TEST, RETRIEVAL, SCORER, COCO, WEB, GATE = range(7)
-RARE = 100  # number of classes
 TEST_IMAGES = 20  # per class
 PAIRS = 1000
 TEMPLATES = (
@@ -61,13 +70,17 @@ def write_pairs(
     _write_shards(folder, count // SHARD, partial(_clean_sample, first_seed, names))
 
 
-def write_web(folder: Path, count: int, noise: str = "usual") -> None:
+def write_web(folder: Path, count: int) -> None:
     """Write shards of pairs with raw texts, for models that are pre-trained on the web."""
-    _write_shards(folder, count // SHARD, partial(_web_sample, noise))
+    _write_shards(folder, count // SHARD, _web_sample)
 
 
 def write_evalsets(folder: Path) -> None:
-    """Write the zero-shot set `world-classes` and the retrieval set `world-pairs`."""
+    """Write the zero-shot set `world-classes` and two retrieval sets of the same images.
+
+    The texts of `world-pairs` are descriptions, and those of `world-pairs-web` true texts as on the
+    web.
+    """
     classes, test = object_classes(), folder / "world-classes"
     if not (test / "test/0.tar").exists():
         (test / "test").mkdir(parents=True, exist_ok=True)
@@ -79,16 +92,12 @@ def write_evalsets(folder: Path) -> None:
         numbers = [number for number in range(len(classes)) for _ in range(TEST_IMAGES)]
         scenes = [_single(number, (TEST, i)) for i, number in enumerate(numbers)]
         _write_set(test, scenes, [("cls", str(number).encode()) for number in numbers])
-    pairs = folder / "world-pairs"
-    if not (pairs / "test/0.tar").exists():
-        (pairs / "test").mkdir(parents=True, exist_ok=True)
-        (pairs / "dataset_type.txt").write_text("retrieval", "utf-8")
-        scenes = [draw_scene((RETRIEVAL, i), _flat()) for i in range(PAIRS)]
-        texts = [
-            description(one, np.random.default_rng((RETRIEVAL, i, 4)))
-            for i, one in enumerate(scenes)
-        ]
-        _write_set(pairs, scenes, [("txt", text.encode()) for text in texts])
+    scenes = [draw_scene((RETRIEVAL, i), _flat()) for i in range(PAIRS)]
+    randoms = [np.random.default_rng((RETRIEVAL, i, 4)) for i in range(PAIRS)]
+    true = [description(scene, random) for scene, random in zip(scenes, randoms, strict=True)]
+    web = [raw_text(scene, (RETRIEVAL, i), SPECIFIC)[1] for i, scene in enumerate(scenes)]
+    _write_pairs(folder / "world-pairs", scenes, true)
+    _write_pairs(folder / "world-pairs-web", scenes, web)
 
 
 def write_gate(folder: Path, count: int = 1000) -> None:
@@ -140,9 +149,9 @@ def _clean_sample(first_seed: int, names: Sequence[Names], i: int) -> list[Membe
     return _sample(i, _uid(first_seed, i), scene, text)
 
 
-def _web_sample(noise: str, i: int) -> list[Member]:
+def _web_sample(i: int) -> list[Member]:
     scene = draw_scene((WEB, i))
-    return _sample(i, _uid(WEB, i), scene, raw_text(scene, (WEB, i), NOISES[noise])[1])
+    return _sample(i, _uid(WEB, i), scene, raw_text(scene, (WEB, i))[1])
 
 
 def _objects(scene: Scene) -> list[str]:
@@ -194,6 +203,14 @@ def _write_groups(path: Path) -> None:
         rows = csv.writer(lines)
         rows.writerow(["class", "group"])
         rows.writerows([names[number], group[number]] for number in sorted(group))
+
+
+def _write_pairs(folder: Path, scenes: Sequence[Scene], texts: Sequence[str]) -> None:
+    if (folder / "test/0.tar").exists():
+        return
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    (folder / "dataset_type.txt").write_text("retrieval", "utf-8")
+    _write_set(folder, scenes, [("txt", text.encode()) for text in texts])
 
 
 def _write_set(folder: Path, scenes: Sequence[Scene], labels: Sequence[Member]) -> None:

@@ -1,5 +1,6 @@
 """Figures of a world's results, drawn from its tables."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from world.claims import FILTERED, MIX, ORACLE, RETRIEVAL, ZERO_SHOT, Metric
 from world.drawings import object_classes
-from world.grid import SCALES, Scale
+from world.grid import PERCENTAGES, SCALES, Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,21 +26,24 @@ SHOWN = {
     ORACLE: "true texts",
 }
 LABELS = {ZERO_SHOT: "zero-shot accuracy, 240 classes", RETRIEVAL: "retrieval, recall at 1"}
-FRACTIONS = (10, 30, 50, 70)
 SMALL = 8  # points
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw four figures beside the tables: recipes, scales, fractions, diversity. Return their
-    paths."""
+    """Draw figures beside the tables and return their paths.
+
+    They are recipes, scales, diversity and, if several were run, fractions.
+    """
     cells, texts = (pd.read_csv(folder / f"{name}.csv") for name in ("cells", "texts"))
     usual = cells[(cells["noise"] == "usual") & (cells["loss"] == "clip")]
-    return [
+    figures = [
         _saved(folder / "recipes.png", _draw_recipes, usual),
         _saved(folder / "scales.png", _draw_scales, usual),
-        _saved(folder / "fractions.png", _draw_fractions, usual),
         _saved(folder / "diversity.png", _draw_diversity, texts),
     ]
+    if {"raw-top10", "raw-top30"} <= set(usual["recipe"]):
+        figures.append(_saved(folder / "fractions.png", _draw_fractions, usual))
+    return figures
 
 
 def _saved(path: Path, draw: Any, table: pd.DataFrame) -> Path:
@@ -79,13 +83,14 @@ def _draw_scales(figure: "Figure", cells: pd.DataFrame) -> None:
     places = range(len(scales))
     for axes, metric in zip(figure.subplots(1, 2), (ZERO_SHOT, RETRIEVAL), strict=True):
         found = {one.name: _spread(cells[cells["scale"] == one.name], metric) for one in scales}
+        table = pd.concat(found).unstack(level=0)  # a row per recipe
         for number, (recipe, label) in enumerate(_shown(cells).items()):
-            rows = pd.DataFrame({name: table.T.get(recipe) for name, table in found.items()}).T
-            rows = rows.reindex([one.name for one in scales], columns=["mean", "min", "max"])
-            values = rows.astype(float)
-            axes.plot(places, values["mean"], marker="o", markersize=3, label=label)
-            colour = f"C{number}"
-            axes.fill_between(places, values["min"], values["max"], alpha=0.2, color=colour)
+            mean, low, high = (
+                [table.loc[recipe].get((name, one.name), math.nan) for one in scales]
+                for name in ("mean", "min", "max")
+            )
+            axes.plot(places, mean, marker="o", markersize=3, label=label)
+            axes.fill_between(places, low, high, alpha=0.2, color=f"C{number}")
         axes.set_xticks(places, [_label(scale) for scale in scales])
         axes.set_xlabel("pool (samples seen)", fontsize=SMALL)
         axes.set_ylim(bottom=0)
@@ -102,12 +107,12 @@ def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
     for axes, scale in zip(panels, scales, strict=True):
         found = _spread(cells[cells["scale"] == scale.name], ZERO_SHOT)
         for number, (form, label) in enumerate(forms.items()):
-            kept = [one for one in FRACTIONS if form.format(one) in found.index]
+            kept = [one for one in PERCENTAGES if form.format(one) in found.index]
             some = found.loc[[form.format(one) for one in kept]]
             axes.plot(kept, some["mean"], marker="o", markersize=3, label=label)
             axes.fill_between(kept, some["min"], some["max"], alpha=0.2, color=f"C{number}")
         axes.set_xlabel("kept, % of raw texts", fontsize=SMALL)
-        axes.set_xticks(FRACTIONS)
+        axes.set_xticks(PERCENTAGES)
         axes.set_ylim(bottom=0)
         _finish(axes, _label(scale))
     panels[0].set_ylabel(LABELS[ZERO_SHOT], fontsize=SMALL)
@@ -116,7 +121,7 @@ def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
 
 
 def _draw_diversity(figure: "Figure", texts: pd.DataFrame) -> None:
-    """Draw distinct trigrams by source and pool size, and captions' share of the raw texts'."""
+    """Draw distinct trigrams by source and pool size, and their ratios."""
     left, right = figure.subplots(1, 2)
     table = texts.pivot_table(index="grid", columns="source", values="unique_trigrams")
     scales = [scale for scale in SCALES.values() if f"usual-{scale.name}" in table.index]
@@ -126,9 +131,11 @@ def _draw_diversity(figure: "Figure", texts: pd.DataFrame) -> None:
         left.plot(labels, table[source], marker="o", markersize=3, label=label)
     left.set_yscale("log")
     left.legend(fontsize=SMALL, frameon=False)
-    right.plot(labels, table["coca"] / table["raw"], marker="o", markersize=3)
+    for source, label in {"raw": "captions / raw", "true": "captions / true"}.items():
+        right.plot(labels, table["coca"] / table[source], marker="o", markersize=3, label=label)
     right.set_ylim(bottom=0)
-    for axes, label in ((left, "distinct trigrams"), (right, "trigrams, captions / raw texts")):
+    right.legend(fontsize=SMALL, frameon=False)
+    for axes, label in ((left, "distinct trigrams"), (right, "distinct trigrams, ratio")):
         axes.set_xlabel("samples of the pool", fontsize=SMALL)
         _finish(axes, label)
 

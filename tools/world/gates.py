@@ -6,24 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import mannwhitneyu
 
 import capmix
 from capmix.pool import Sample, open_pool
 from world.drawings import object_classes
+from world.grid import FRACTION
 from world.texts import plural
 
 LEAST_NAMED = 0.40  # of held-out images of head classes, a true object named
 LEAST_TIMES_CHANCE = 20.0  # zero-shot accuracy of a CLIP trained on true texts
-TOP = 0.3
-NAMES = {one.name for one in object_classes()}
+KINDS = {one.name: one.kind for one in object_classes()}
+NAMES = set(KINDS)
 # Names that contain another one.
 LONGER = {one for one in NAMES if any(f" {other} " in f" {one} " for other in NAMES - {one})}
 
 
-def named_share(captions: Sequence[str], objects: Sequence[Sequence[str]]) -> float:
+def named_share(
+    captions: Sequence[str], objects: Sequence[Sequence[str]], by_kind: bool = True
+) -> float:
     """Return the share of captions that name one of the objects, by its name or its kind."""
-    hits = [_names_one(text, some) for text, some in zip(captions, objects, strict=True)]
-    return float(np.mean(hits))
+    both = zip(captions, objects, strict=True)
+    return float(np.mean([_names_one(text, some, by_kind) for text, some in both]))
 
 
 def shuffled_share(captions: Sequence[str], objects: Sequence[Sequence[str]]) -> float:
@@ -33,19 +39,12 @@ def shuffled_share(captions: Sequence[str], objects: Sequence[Sequence[str]]) ->
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the probability that a positive score is above a negative one; ties count half.
-
-    Mann and Whitney's U statistic, divided by the number of pairs.
-    """
-    both = np.concatenate([positive, negative])
-    _, of, counts = np.unique(both, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    ranks = mean_rank[of[: len(positive)]]
-    pairs = len(positive) * len(negative)
-    return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / pairs)
+    """Return the probability that a positive score is above a negative one; ties count half."""
+    found = mannwhitneyu(positive, negative).statistic
+    return float(found / (len(positive) * len(negative)))
 
 
-def purity(scores: np.ndarray, noise: np.ndarray, top: float = TOP) -> dict[str, float]:
+def purity(scores: np.ndarray, noise: np.ndarray, top: float = FRACTION) -> dict[str, float]:
     """Return the share of each kind of raw text among the `top` fraction of the scores."""
     best = np.argsort(-scores, kind="stable")[: round(top * len(scores))]
     return {str(kind): float((noise[best] == kind).mean()) for kind in np.unique(noise)}
@@ -72,16 +71,29 @@ def check_captioner(pool: Path, work: Path, model: str, source: str) -> dict[str
 
 
 def check_scorer(pool: Path, work: Path, model: str) -> dict[str, Any]:
-    """Score raw texts; return AUCs against unrelated texts, and the purity of the top."""
+    """Score raw texts; return AUCs against wrong texts, and the purity of the top.
+
+    The AUC `style` is that of specific texts against the same texts, permuted among their images: a
+    scorer that prefers a style of text, whatever it says, has 0.5.
+    """
     opened = capmix.open(pool, work=work)
-    opened.score(model=model, sources=["raw"])
     noise = {uid: about["noise"] for uid, about in truth(pool)}
-    table = opened.table(sources=["raw"]).to_pylist()
+    raw = {row["uid"]: row["raw_text"] for row in opened.table(sources=["raw"]).to_pylist()}
+    specific = [uid for uid in raw if noise[uid] == "specific"]
+    order = np.random.default_rng(0).permutation(len(specific))
+    permuted = [raw[specific[i]] for i in order]
+    texts = work / "permuted.parquet"
+    pq.write_table(pa.table({"uid": specific, "text": permuted}), texts)
+    opened.import_captions(texts, source="permuted", force=True)
+    opened.score(model=model, sources=["raw", "permuted"], force=True)
+    table = opened.table(sources=["raw", "permuted"]).to_pylist()
     scores = np.array([row["raw_score"] for row in table])
     kinds = np.array([noise[row["uid"]] for row in table])
     by_kind = {str(kind): scores[kinds == kind] for kind in np.unique(kinds)}
+    wrong = np.array([row["permuted_score"] for row in table if row["permuted_score"] is not None])
+    aucs = {kind: auc(by_kind[kind], by_kind["unrelated"]) for kind in ("specific", "partial")}
     return {
-        "auc": {kind: auc(by_kind[kind], by_kind["unrelated"]) for kind in ("specific", "partial")},
+        "auc": aucs | {"style": auc(by_kind["specific"], wrong)},
         "mean": {kind: float(some.mean()) for kind, some in by_kind.items()},
         "top": purity(scores, kinds),
     }
@@ -105,11 +117,9 @@ def closed(gates: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _names_one(text: str, objects: Iterable[str]) -> bool:
+def _names_one(text: str, objects: Iterable[str], by_kind: bool) -> bool:
     for name in LONGER - set(objects):  # a "clown loach" does not name a clown
         text = text.replace(name, "")
-    kinds = {one.name: one.kind for one in object_classes()}
-    wanted = {
-        word for name in objects for one in (name, kinds[name]) for word in (one, plural(one))
-    }
+    names = [one for name in objects for one in ((name, KINDS[name]) if by_kind else (name,))]
+    wanted = {word for one in names for word in (one, plural(one))}
     return any(re.search(rf"\b{re.escape(word)}\b", text) for word in wanted)

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from capmix.pipeline.config import load_pipeline
-from capmix.pipeline.run import run_pipeline
+import capmix
 from world.claims import MATCHED, THINNED, UNDAMAGED
 from world.data import link_pool, write_evalsets, write_pool
 from world.drawings import object_classes
@@ -17,6 +16,7 @@ from world.models import CAPTIONERS, SCHEDULE, World
 Recipe = str | dict[str, Any]
 FRACTION = 0.3
 OTHER_FRACTIONS = (0.1, 0.5, 0.7)
+PERCENTAGES = sorted(round(100 * one) for one in (FRACTION, *OTHER_FRACTIONS))
 SEEDS = (0, 1, 2)
 PARALLEL = 2  # runs at once, of one thread each
 MEASURED = 4000  # samples for topics: the smallest pool
@@ -84,6 +84,7 @@ def mixed(fraction: float = FRACTION, captioner: str = "coca", **more: Any) -> d
     return recipe | more
 
 
+TRUE: Recipe = {"recipe": "oracle", "source": "true"}
 MAIN: tuple[Recipe, ...] = (
     "raw",
     filtered(),
@@ -93,9 +94,9 @@ MAIN: tuple[Recipe, ...] = (
     mixed(),
     "control-raw-shuffled",
     {"recipe": "control-random", "fraction": FRACTION},
-    {"recipe": "oracle", "source": "true"},
+    TRUE,
 )
-CONTROLS: tuple[Recipe, ...] = (
+THINNED_MIXES: tuple[Recipe, ...] = (
     mixed(where="not field.is_damaged", out=UNDAMAGED),
     mixed(where=f"draw < {UNDAMAGED_SHARE}", out=THINNED),
     mixed(where=f"draw < {MATCHED_SHARE}", out=MATCHED),
@@ -103,7 +104,7 @@ CONTROLS: tuple[Recipe, ...] = (
 STUDIED: tuple[Recipe, ...] = (
     *(filtered(fraction) for fraction in OTHER_FRACTIONS),
     *(mixed(fraction) for fraction in OTHER_FRACTIONS),
-    *CONTROLS,
+    *THINNED_MIXES,
 )
 OF_CAPTIONERS: tuple[Recipe, ...] = tuple(
     recipe
@@ -116,13 +117,12 @@ FEW: tuple[Recipe, ...] = (
     {"recipe": "synthetic", "synthetic": "coca"},
     mixed(),
 )
-QUICK: tuple[Recipe, ...] = (*FEW, {"recipe": "oracle", "source": "true"})
 MIDDLE = SCALES["16k"]  # for the studies that need one scale only
 
 
-def quick_grids(scales: Sequence[Scale]) -> list[Grid]:
+def few_grids(scales: Sequence[Scale]) -> list[Grid]:
     """Return a grid of the recipes that the first claims and the upper control need."""
-    return [Grid(scale, QUICK) for scale in scales]
+    return [Grid(scale, (*FEW, TRUE)) for scale in scales]
 
 
 def main_grids(scales: Sequence[Scale]) -> list[Grid]:
@@ -179,7 +179,7 @@ def write_grid(world: World, grid: Grid) -> Path:
         | {"seeds": list(grid.seeds), "parallel": PARALLEL},
         "evaluate": {
             "evalsets": evalsets,
-            "tasks": "world-classes,world-pairs",
+            "tasks": "world-classes,world-pairs,world-pairs-web",
         },
     }
     path = grid.file(world)
@@ -200,4 +200,4 @@ def measuring(world: World, grid: Grid) -> dict[str, Any]:
 
 def run_grid(path: Path) -> None:
     """Run a pipeline file, or resume it."""
-    run_pipeline(load_pipeline(str(path)))
+    capmix.run_pipeline(capmix.load_pipeline(path))

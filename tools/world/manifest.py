@@ -1,14 +1,16 @@
 """The manifest of a world's folder: what drew its images and texts, and which packages were there.
 
 A folder that another version of the drawings, texts or noise has begun is refused, because its
-shards would be kept.
+shards would be kept. Other packages for training are only logged: finished runs are kept, and
+further ones may differ from them.
 """
 
 import hashlib
+import logging
 from importlib.metadata import version
 from pathlib import Path
 
-from capmix.errors import UserError
+from capmix import UserError
 from capmix.storage.store import Store
 from world.drawings import drawings
 
@@ -17,32 +19,42 @@ NAME = "world.json"
 SOURCES = ("classes.csv", "data.py", "drawings.py", "scenes.py", "texts.py")
 DRAWING = ("numpy", "pillow")
 TRAINING = ("capmix", "open-clip-torch", "timm", "tokenizers", "torch")
+Manifest = dict[str, dict[str, str]]
+log = logging.getLogger(__name__)
 
 
 def claim_folder(folder: Path) -> None:
     """Write the manifest of a new world, or check that of a begun one.
 
-    Raises UserError if other code, drawings or noise have begun the folder.
+    Raises UserError if other code, drawings or noise have created the folder.
     """
     store, now = Store(str(folder)), manifest()
     begun = store.read_json(NAME)
     if begun is None:
         store.write_json(NAME, now)
         return
-    changed = [
+    if changed := _changed(begun, now, "sources", "drawing"):
+        raise UserError(
+            f"{folder} was created with a different {', '.join(changed)}; "
+            "give another folder, or delete this one"
+        )
+    if changed := _changed(begun, now, "training"):
+        log.warning(
+            "%s was created with a different %s: its runs are kept, and further runs can differ",
+            folder, ", ".join(changed),
+        )  # fmt: skip
+
+
+def _changed(begun: Manifest, now: Manifest, *kinds: str) -> list[str]:
+    return [
         name
-        for kind in ("sources", "drawing")
+        for kind in kinds
         for name, one in now[kind].items()
         if begun.get(kind, {}).get(name) != one
     ]
-    if changed:
-        raise UserError(
-            f"{folder} was begun with another {', '.join(changed)}; "
-            "give another folder, or delete this one"
-        )
 
 
-def manifest() -> dict[str, dict[str, str]]:
+def manifest() -> Manifest:
     """Return the SHA-256 of the sources, and the versions of the packages, by their use."""
     here = Path(__file__).parent
     digests = {name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in SOURCES}

@@ -18,14 +18,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import capmix
 from capmix.storage.store import Store
-from world.data import COCO, SCORER, WEB, write_pairs, write_web
+from world.data import COCO, SCORER, SHARD, WEB, write_pairs, write_web
 from world.scenes import SIDE, draw_scene
 from world.texts import NOISES, description, raw_text
 
 MERGES = 900
 CONTEXT = 24  # tokens
-QUICK_SAMPLES = 350_000  # of the captioner of `--quick`
-TUNING = 4  # fine-tuning sees a fourth of the samples
+QUICK_SAMPLES = 350_000  # seen by the captioner of `--quick`
+TUNING = 4  # fine-tuning sees a quarter of the samples
 TEXTS = 20_000  # true texts, and as many raw ones, for the merges
 SCHEDULE: dict[str, Any] = {
     "scale": "tiny",
@@ -115,8 +115,10 @@ def write_models(world: World) -> None:
     store.write_json(world.coca.name, coca)
 
 
-def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> dict[str, capmix.Run]:
-    """Train the scorer and some of CAPTIONERS, two at a time; return the runs by name."""
+def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> None:
+    """Train the scorer and some of CAPTIONERS, two at a time."""
+    for name in captioners:  # before the jobs: two captioners share their pairs
+        write_clean(world, name)
     with ProcessPoolExecutor(2) as processes:
         # `tuned` starts from `web`: both are one job, and the longest, so it is the first.
         names = [name for name in captioners if not (name == "web" and "tuned" in captioners)]
@@ -125,19 +127,17 @@ def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> di
         jobs.append(processes.submit(train_scorer, world))
         for job in jobs:
             job.result()
-    return {name: capmix.Run(world.run(name)) for name in (*captioners, "scorer")}
 
 
 def train_scorer(world: World) -> None:
     """Train the CLIP that scores, on clean pairs with specific and generic names."""
     data = world.folder / "clean/scorer"
-    write_pairs(data, SCORER, 1000 * world.clean_shards, ("specific", "specific", "generic"))
+    write_pairs(data, SCORER, SHARD * world.clean_shards, ("specific", "specific", "generic"))
     _train(world, "scorer", data, world.clip, world.scorer_samples, seed=100)
 
 
 def train_captioner(world: World, name: str) -> None:
     """Train one of CAPTIONERS, and the one that it starts from."""
-    data, count = world.folder / f"clean/{'web' if name == 'web' else 'coco'}", world.clean_shards
     options: dict[str, Any] = {"seed": 101 + CAPTIONERS.index(name)}
     samples = world.captioner_samples
     if name == "tuned":
@@ -145,11 +145,22 @@ def train_captioner(world: World, name: str) -> None:
         start = capmix.Run(world.run("web")).checkpoint
         options["open_clip"] = ["--pretrained", str(start)]
         samples //= TUNING
+    write_clean(world, name)
+    _train(world, name, clean_folder(world, name), world.coca, samples, **options)
+
+
+def write_clean(world: World, name: str) -> None:
+    """Write the pairs that one of CAPTIONERS is trained on."""
+    folder, count = clean_folder(world, name), SHARD * world.clean_shards
     if name == "web":
-        write_web(data, 1000 * count)
+        write_web(folder, count)
     else:
-        write_pairs(data, COCO, 1000 * count, ("generic",))
-    _train(world, name, data, world.coca, samples, **options)
+        write_pairs(folder, COCO, count, ("generic",))
+
+
+def clean_folder(world: World, name: str) -> Path:
+    """Return the folder of the pairs that one of CAPTIONERS is trained on."""
+    return world.folder / f"clean/{'web' if name == 'web' else 'coco'}"
 
 
 def _train(world: World, name: str, data: Path, model: Path, samples: int, **options: Any) -> None:

@@ -33,6 +33,7 @@ BACKGROUNDS = {
 }
 SIZES = {"tiny": (7, 9), "small": (11, 14), "": (15, 19), "big": (21, 26)}
 HEAD = 60  # the number of classes that count as common
+RARE = 100  # and as rare
 FLATTENED = 9  # a class of rank r has the weight 1 / (r + FLATTENED): Zipf and Mandelbrot's law
 TINTED = 0.55  # share of the colour in a tinted object
 

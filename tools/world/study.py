@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,27 @@ import capmix
 from world.claims import (
     AT_EQUAL_SIZE,
     CLAIMS,
+    CONTROLS,
+    EXPLORATORY,
     FILTERED,
     MATCHED,
-    MIX,
     Judged,
     Metric,
     benchmark_misleads,
     best_fractions,
     covers_more,
+    curves_cross,
     diversity_falls,
-    in_both,
     judged,
     quality_matters_more,
     same_order,
 )
-from world.grid import FRACTION, OTHER_FRACTIONS, Grid, measuring, pool_folder
+from world.drawings import object_classes
+from world.gates import named_share, truth
+from world.grid import MEASURED, PERCENTAGES, Grid, measuring, pool_folder
 from world.models import CAPTIONERS, World
+from world.scenes import HEAD, RARE, by_frequency
 
-FRACTIONS = sorted(round(100 * one) for one in (FRACTION, *OTHER_FRACTIONS))
 Found = dict[tuple[str, Metric], list[float]]
 Measures = dict[str, dict[str, Any]]  # by name of a grid
 
@@ -44,22 +48,25 @@ def judge(world: World, grids: Sequence[Grid], measures: Measures) -> list[Judge
     rows: list[Judged] = []
     for grid in grids:
         if grid.loss == "clip":
-            has_studies = any(recipe == MATCHED for recipe, _ in values[grid.name])
-            claims = (*CLAIMS, *(AT_EQUAL_SIZE if has_studies else ()))
-            of_grid = judged(values[grid.name], grid.name, claims)
-            rows += [*of_grid, *in_both(of_grid)]
+            is_studied = any(recipe == MATCHED for recipe, _ in values[grid.name])
+            claims = (*CLAIMS, *CONTROLS, *(AT_EQUAL_SIZE if is_studied else ()), *EXPLORATORY)
+            rows += judged(values[grid.name], grid.name, claims)
     usual = [grid for grid in grids if grid.noise == "usual" and grid.loss == "clip"]
+    names = {grid.name for grid in usual}
+    rows += curves_cross([row for row in rows if row.grid in names], " to ".join(_ends(usual)))
     rows += diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
     for grid in usual:
-        rows += best_fractions(values[grid.name], grid.name, FRACTIONS)
-        mixed, filtered = (_covered(world, grid, name) for name in (MIX, FILTERED))
-        rows += covers_more(mixed, filtered, grid.name)
+        rows += best_fractions(values[grid.name], grid.name, PERCENTAGES)
+        if any(recipe == MATCHED for recipe, _ in values[grid.name]):
+            mixed, filtered = (_covered(world, grid, name) for name in (MATCHED, FILTERED))
+            rows += covers_more(mixed, filtered, grid.name)
         if grid.captioners == CAPTIONERS:
             rows += benchmark_misleads(values[grid.name], grid.name, _cider(measures[grid.name]))
     if len(usual) > 1:
         small, large = usual[0], usual[-1]
-        names = f"{small.name} and {large.name}"
-        rows += quality_matters_more(values[small.name], values[large.name], names)
+        rows += quality_matters_more(
+            values[small.name], values[large.name], " and ".join(_ends(usual))
+        )
     for grid in grids:
         same = [one for one in usual if one.scale == grid.scale]
         if grid.loss == "siglip" and same:
@@ -88,15 +95,13 @@ def write_tables(
     ]
     _write(folder, "cells", cells)
     _write(folder, "probes", [row for grid in grids for row in _probes(world, grid)])
-    texts = []
-    for name, found in measures.items():
-        cider = _cider(found)
-        for source, about in found["population"]["sources"].items():
-            kept = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
-            score = (about["noise"] or {}).get("mean")
-            texts.append({"grid": name, "source": source} | kept | {"mean_score": score})
-            texts[-1]["cider"] = cider.get(source)
+    texts = [row for grid in grids for row in _texts(world, grid, measures[grid.name])]
     _write(folder, "texts", texts)
+
+
+def _ends(grids: Sequence[Grid]) -> list[str]:
+    """Return the names of the grids of the smallest and of the largest pool."""
+    return [grids[0].name, grids[-1].name] if grids else []
 
 
 def read_cells(world: World, grid: Grid) -> Found:
@@ -124,6 +129,44 @@ def _probes(world: World, grid: Grid) -> list[dict[str, Any]]:
     ]
 
 
+def _texts(world: World, grid: Grid, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per source: what was measured of its texts, and how many name their objects."""
+    cider, named = _cider(found), _named(world, grid)
+    rows = []
+    for source, about in found["population"]["sources"].items():
+        counts = {name: about.get(name) for name in ("texts", "unique_texts", "unique_trigrams")}
+        score = (about["noise"] or {}).get("mean")
+        row = {"grid": grid.name, "source": source} | counts | {"mean_score": score}
+        rows.append(row | {"cider": cider.get(source)} | named[source])
+    return rows
+
+
+def _named(world: World, grid: Grid) -> dict[str, dict[str, float]]:
+    """Return for each source the shares of the first texts that name an object of their image.
+
+    `named` is by name or kind, `named_common` and `named_rare` by name only, among the images with
+    an object of those classes.
+    """
+    sources = measuring(world, grid)["sources"]
+    about = dict(islice(truth(pool_folder(world, grid.scale, grid.noise)), MEASURED))
+    table = _opened(world, grid).table(sources=sources).to_pylist()
+    rows = [row for row in table if row["uid"] in about]
+    objects = [about[row["uid"]]["objects"] for row in rows]
+    order, classes = by_frequency(), object_classes()
+    groups = {"common": order[:HEAD], "rare": order[-RARE:]}
+    found = {}
+    for source in sources:
+        texts = [row[f"{source}_text"] or "" for row in rows]
+        found[source] = {"named": named_share(texts, objects)}
+        for group, numbers in groups.items():
+            names = {classes[number].name for number in numbers}
+            wanted = [[one for one in some if one in names] for some in objects]
+            kept = [(text, some) for text, some in zip(texts, wanted, strict=True) if some]
+            share = named_share(*zip(*kept, strict=True), by_kind=False)
+            found[source][f"named_{group}"] = share
+    return found
+
+
 def _write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
     write_csv(pa.Table.from_pylist(rows), folder / f"{name}.csv")
 
@@ -137,9 +180,9 @@ def measured(world: World, grids: Sequence[Grid]) -> Measures:
     return {grid.name: _opened(world, grid).measure(**measuring(world, grid)) for grid in grids}
 
 
-def _trigrams(measures: dict[str, Any]) -> tuple[int, int]:
+def _trigrams(measures: dict[str, Any]) -> dict[str, int]:
     sources = measures["population"]["sources"]
-    return sources["coca"]["unique_trigrams"], sources["raw"]["unique_trigrams"]
+    return {name: about["unique_trigrams"] for name, about in sources.items()}
 
 
 def _cider(measures: dict[str, Any]) -> dict[str, float]:

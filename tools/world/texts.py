@@ -69,6 +69,7 @@ NOISES = {
     "more": Noise(boilerplate=0.35, unrelated=0.30, partial=0.25, specific=0.10, wrong=0.6),
     "less": Noise(boilerplate=0.15, unrelated=0.10, partial=0.35, specific=0.40, wrong=0.3),
 }
+SPECIFIC = Noise(boilerplate=0, unrelated=0, partial=0, specific=1)  # of the retrieval test
 
 
 def description(scene: Scene, random: np.random.Generator, names: Names = "specific") -> str:

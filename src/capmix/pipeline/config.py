@@ -198,7 +198,7 @@ class Pipeline(OpenSettings):
 NEEDS = {"export": "mix", "probe": "mix", "train": "mix", "evaluate": "train"}
 
 
-def load_pipeline(path: str, **overrides: Any) -> Pipeline:
+def load_pipeline(path: str | Path, **overrides: Any) -> Pipeline:
     """Read and check a pipeline file, with top-level settings replaced by `overrides`.
 
     Relative paths of pool, work and evaluation sets are resolved against the current directory.
