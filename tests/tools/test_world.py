@@ -275,7 +275,7 @@ def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> N
         ("raw-top30+b-above", ZERO_SHOT): [0.30, 0.31],
         ("raw-top30+c-above", ZERO_SHOT): [0.10, 0.11],
     }
-    rows = {row.compared: row.verdict for row in benchmark_misleads(values, "g", cider)}
+    rows = {row.compared: row.verdict for row in benchmark_misleads(values, "g", "CIDEr", cider)}
     assert rows == {
         "mixes of c (CIDEr 0.80) - a (1.00)": "does not appear",
         "mixes of b (CIDEr 0.50) - a (1.00)": "appears",
@@ -283,7 +283,7 @@ def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> N
         "3 comparisons": "appears",
     }
     agreeing = {"a": 0.8, "b": 1.0, "c": 0.5}
-    assert benchmark_misleads(values, "g", agreeing)[-1].verdict == "does not appear"
+    assert benchmark_misleads(values, "g", "CIDEr", agreeing)[-1].verdict == "does not appear"
 
 
 def test_quality_matters_more_if_its_gain_grows() -> None:

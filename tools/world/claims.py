@@ -180,23 +180,24 @@ def best_fractions(values: Values, grid: str, fractions: Sequence[int]) -> list[
 
 
 def benchmark_misleads(
-    values: Values, grid: str, cider: Mapping[str, float], metric: Metric = ZERO_SHOT
+    values: Values, grid: str, benchmark: str, scores: Mapping[str, float]
 ) -> list[Judged]:
-    """Judge for each pair of captioners whether that of the higher CIDEr gives the worse mix.
+    """Judge for each pair of captioners whether that of the higher score gives the worse mix.
 
-    The order of captioners differs if it does for one pair.
+    The order of captioners by `benchmark` differs from that by usefulness if it does for one pair.
     """
     rows: list[Judged] = []
-    for one, other in combinations(sorted(cider, key=lambda name: -cider[name]), 2):
-        compared = f"mixes of {other} (CIDEr {cider[other]:.2f}) - {one} ({cider[one]:.2f})"
+    metric = METRICS[ZERO_SHOT]
+    for one, other in combinations(sorted(scores, key=lambda name: -scores[name]), 2):
+        compared = f"mixes of {other} ({benchmark} {scores[other]:.2f}) - {one} ({scores[one]:.2f})"
         names = [f"{FILTERED}+{name}-above" for name in (other, one)]
-        both = [values.get((name, metric), []) for name in names]
-        claim = "the captioner of the lower CIDEr is more useful"
+        both = [values.get((name, ZERO_SHOT), []) for name in names]
+        claim = f"the captioner of the lower {benchmark} is more useful"
         if min(map(len, both)) < 2:
-            rows.append(_unmeasured(claim, grid, METRICS[metric], compared))
+            rows.append(_unmeasured(claim, grid, metric, compared))
         else:
-            rows.append(_of_interval(claim, grid, METRICS[metric], compared, difference(*both)))
-    return [*rows, *_any_of("CIDEr does not predict usefulness", rows)]
+            rows.append(_of_interval(claim, grid, metric, compared, difference(*both)))
+    return [*rows, *_any_of(f"{benchmark} does not predict usefulness", rows)]
 
 
 def quality_matters_more(small: Values, large: Values, grids: str) -> list[Judged]:

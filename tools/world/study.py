@@ -61,7 +61,12 @@ def judge(world: World, grids: Sequence[Grid], measures: Measures) -> list[Judge
             mixed, filtered = (_covered(world, grid, name) for name in (MATCHED, FILTERED))
             rows += covers_more(mixed, filtered, grid.name)
         if grid.captioners == CAPTIONERS:
-            rows += benchmark_misleads(values[grid.name], grid.name, _cider(measures[grid.name]))
+            of_grid = measures[grid.name]
+            for benchmark, scores in (
+                ("CIDEr", _cider(of_grid)),
+                ("CLIPScore", _clipscore(of_grid)),
+            ):
+                rows += benchmark_misleads(values[grid.name], grid.name, benchmark, scores)
     if len(usual) > 1:
         small, large = usual[0], usual[-1]
         rows += quality_matters_more(
@@ -190,6 +195,11 @@ def _cider(measures: dict[str, Any]) -> dict[str, float]:
         return {}
     found = measures["references"]["sources"]
     return {name: found[name]["CIDEr"] for name in CAPTIONERS if name in found}
+
+
+def _clipscore(measures: dict[str, Any]) -> dict[str, float]:
+    found = measures["population"]["sources"]
+    return {name: found[name]["noise"]["mean"] for name in CAPTIONERS if name in found}
 
 
 def _covered(world: World, grid: Grid, subset: str) -> float:
