@@ -167,8 +167,9 @@ def _named(world: World, grid: Grid) -> dict[str, dict[str, float]]:
             names = {classes[number].name for number in numbers}
             wanted = [[one for one in some if one in names] for some in objects]
             kept = [(text, some) for text, some in zip(texts, wanted, strict=True) if some]
-            share = named_share(*zip(*kept, strict=True), by_kind=False)
-            found[source][f"named_{group}"] = share
+            found[source][f"named_{group}"] = named_share(
+                [text for text, _ in kept], [some for _, some in kept], by_kind=False
+            )
     return found
 
 

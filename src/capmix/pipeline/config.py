@@ -198,12 +198,13 @@ class Pipeline(OpenSettings):
 NEEDS = {"export": "mix", "probe": "mix", "train": "mix", "evaluate": "train"}
 
 
-def load_pipeline(path: str | Path, **overrides: Any) -> Pipeline:
+def load_pipeline(file: str | Path, **overrides: Any) -> Pipeline:
     """Read and check a pipeline file, with top-level settings replaced by `overrides`.
 
     Relative paths of pool, work and evaluation sets are resolved against the current directory.
     Raises UserError that names the file and the invalid setting.
     """
+    path = str(file)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, ValueError) as error:
