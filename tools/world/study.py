@@ -154,8 +154,7 @@ def _named(world: World, grid: Grid) -> dict[str, dict[str, float]]:
     """
     sources = measuring(world, grid)["sources"]
     about = dict(islice(truth(pool_folder(world, grid.scale, grid.noise)), MEASURED))
-    table = _opened(world, grid).table(sources=sources).to_pylist()
-    rows = [row for row in table if row["uid"] in about]
+    rows = _opened(world, grid).table(sources=sources, limit=MEASURED).to_pylist()
     objects = [about[row["uid"]]["objects"] for row in rows]
     order, classes = by_frequency(), object_classes()
     groups = {"common": order[:HEAD], "rare": order[-RARE:]}
