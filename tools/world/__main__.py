@@ -109,7 +109,8 @@ def _run(world: World, grids: list[Grid], results: Path) -> None:
     for row in rows:
         bounds = "" if row.low is None else f" [{row.low:.3f}, {row.high:.3f}]"
         value = "" if row.value is None else f" {row.value:.3f}"
-        print(f"{row.grid}: {row.claim}: {row.verdict} ({row.compared}{value}{bounds})")
+        of = f", {row.metric}" if row.metric else ""
+        print(f"{row.grid}: {row.claim}{of}: {row.verdict} ({row.compared}{value}{bounds})")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,9 @@ def judge(world: World, grids: Sequence[Grid], measures: Measures) -> list[Judge
             claims = (*CLAIMS, *CONTROLS, *(AT_EQUAL_SIZE if is_studied else ()), *EXPLORATORY)
             rows += judged(values[grid.name], grid.name, claims)
     usual = [grid for grid in grids if grid.noise == "usual" and grid.loss == "clip"]
-    names = {grid.name for grid in usual}
-    rows += curves_cross([row for row in rows if row.grid in names], " to ".join(_ends(usual)))
+    names, controls = {grid.name for grid in usual}, {claim.name for claim in CONTROLS}
+    crossing = [row for row in rows if row.grid in names and row.claim not in controls]
+    rows += curves_cross(crossing, " to ".join(_ends(usual)))
     rows += diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
     for grid in usual:
         rows += best_fractions(values[grid.name], grid.name, PERCENTAGES)
