@@ -65,6 +65,11 @@ class Grid:
         """Texts that people would write: true ones and, for CIDEr, generic ones as COCO's."""
         return ("true", "generic") if self.captioners == CAPTIONERS else ("true",)
 
+    @property
+    def is_probed(self) -> bool:
+        """Whether probes are trained too; the embeddings of large pools take longer than a run."""
+        return (self.noise, self.loss) == ("usual", "clip") and self.scale.shards <= MIDDLE.shards
+
     def file(self, world: World) -> Path:
         return world.folder / f"grids/{self.name}.yaml"
 
@@ -165,7 +170,7 @@ def write_grid(world: World, grid: Grid) -> Path:
     scorer = f"run:{world.run('scorer')}"
     evalsets = str(world.folder / "evalsets")
     drawing = {"top_k": 50, "temperature": 0.75, "max_tokens": 20}
-    pipeline = {
+    pipeline: dict[str, Any] = {
         "pool": str(pool_folder(world, grid.scale, grid.noise)),
         "work": str(grid.folder(world)),
         "caption": {name: {"model": f"run:{world.run(name)}"} | drawing for name in grid.captioners}
@@ -173,7 +178,6 @@ def write_grid(world: World, grid: Grid) -> Path:
         "score": {"model": scorer, "sources": ["raw", *grid.captioners]},
         "measure": measuring(world, grid),
         "mix": {"recipes": list(grid.recipes)},
-        "probe": {"seeds": list(grid.seeds), "evalsets": [f"{evalsets}/world-classes"]},
         "train": training
         | {"model": str(model), "loss": grid.loss, "samples": grid.scale.samples}
         | {"seeds": list(grid.seeds), "parallel": PARALLEL},
@@ -182,6 +186,9 @@ def write_grid(world: World, grid: Grid) -> Path:
             "tasks": "world-classes,world-pairs,world-pairs-web",
         },
     }
+    if grid.is_probed:
+        sets = [f"{evalsets}/world-classes"]
+        pipeline["probe"] = {"seeds": list(grid.seeds), "evalsets": sets}
     path = grid.file(world)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(pipeline, sort_keys=False), "utf-8")

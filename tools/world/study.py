@@ -18,6 +18,7 @@ from world.claims import (
     EXPLORATORY,
     FILTERED,
     MATCHED,
+    Claim,
     Judged,
     Metric,
     benchmark_misleads,
@@ -45,39 +46,50 @@ def judge(world: World, grids: Sequence[Grid], measures: Measures) -> list[Judge
     `measures` are those of `measured`.
     """
     values = {grid.name: read_cells(world, grid) for grid in grids}
-    rows: list[Judged] = []
-    for grid in grids:
-        if grid.loss == "clip":
-            is_studied = any(recipe == MATCHED for recipe, _ in values[grid.name])
-            claims = (*CLAIMS, *CONTROLS, *(AT_EQUAL_SIZE if is_studied else ()), *EXPLORATORY)
-            rows += judged(values[grid.name], grid.name, claims)
     usual = [grid for grid in grids if grid.noise == "usual" and grid.loss == "clip"]
+    rows = [
+        row
+        for grid in grids
+        if grid.loss == "clip"
+        for row in judged(values[grid.name], grid.name, _claims(values[grid.name]))
+    ]
     names, controls = {grid.name for grid in usual}, {claim.name for claim in CONTROLS}
     crossing = [row for row in rows if row.grid in names and row.claim not in controls]
-    rows += curves_cross(crossing, " to ".join(_ends(usual)))
-    rows += diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
+    rows += _of_scales(values, usual, crossing, measures)
     for grid in usual:
         rows += best_fractions(values[grid.name], grid.name, PERCENTAGES)
-        if any(recipe == MATCHED for recipe, _ in values[grid.name]):
+        if _is_studied(values[grid.name]):
             mixed, filtered = (_covered(world, grid, name) for name in (MATCHED, FILTERED))
             rows += covers_more(mixed, filtered, grid.name)
         if grid.captioners == CAPTIONERS:
-            of_grid = measures[grid.name]
-            for benchmark, scores in (
-                ("CIDEr", _cider(of_grid)),
-                ("CLIPScore", _clipscore(of_grid)),
-            ):
+            for benchmark, scores_of in (("CIDEr", _cider), ("CLIPScore", _clipscore)):
+                scores = scores_of(measures[grid.name])
                 rows += benchmark_misleads(values[grid.name], grid.name, benchmark, scores)
-    if len(usual) > 1:
-        small, large = usual[0], usual[-1]
-        rows += quality_matters_more(
-            values[small.name], values[large.name], " and ".join(_ends(usual))
-        )
     for grid in grids:
         same = [one for one in usual if one.scale == grid.scale]
         if grid.loss == "siglip" and same:
             rows += same_order(values[same[0].name], values[grid.name], grid.name)
     return rows
+
+
+def _is_studied(values: Found) -> bool:
+    return any(recipe == MATCHED for recipe, _ in values)
+
+
+def _claims(values: Found) -> Sequence[Claim]:
+    return (*CLAIMS, *CONTROLS, *(AT_EQUAL_SIZE if _is_studied(values) else ()), *EXPLORATORY)
+
+
+def _of_scales(
+    values: dict[str, Found], usual: Sequence[Grid], rows: Sequence[Judged], measures: Measures
+) -> list[Judged]:
+    """Judge what is compared between pools; `rows` are the comparisons whose curves can cross."""
+    found = diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
+    if len(usual) > 1:
+        small, large = usual[0].name, usual[-1].name
+        found += curves_cross(rows, f"{small} to {large}")
+        found += quality_matters_more(values[small], values[large], f"{small} and {large}")
+    return found
 
 
 def write_tables(
@@ -103,11 +115,6 @@ def write_tables(
     _write(folder, "probes", [row for grid in grids for row in _probes(world, grid)])
     texts = [row for grid in grids for row in _texts(world, grid, measures[grid.name])]
     _write(folder, "texts", texts)
-
-
-def _ends(grids: Sequence[Grid]) -> list[str]:
-    """Return the names of the grids of the smallest and of the largest pool."""
-    return [grids[0].name, grids[-1].name] if grids else []
 
 
 def read_cells(world: World, grid: Grid) -> Found:
