@@ -72,7 +72,9 @@ CONTROLS = (
 )
 # Of the studies: the mix cut at random to the size of the filtered raw texts.
 AT_EQUAL_SIZE = (Claim("mixing over filtering at equal size", MATCHED, FILTERED, BOTH),)
+STRICT = "raw-top10+coca-above"
 EXPLORATORY = (
+    Claim("mixing at a stricter threshold over filtering", STRICT, FILTERED, BOTH),
     Claim("synthetic only over filtering", "coca", FILTERED, BOTH),
     Claim("mixing over filtering, tested on web texts", MIX, FILTERED, (WEB_RETRIEVAL,)),
     Claim("synthetic only over raw, tested on web texts", "coca", "raw", (WEB_RETRIEVAL,)),
