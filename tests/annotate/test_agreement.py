@@ -306,7 +306,10 @@ def test_other_settings_overwrite_values_only_with_force(tmp_path: Path) -> None
     work.annotate(method="agreement", captions="raw")
     with pytest.raises(UserError, match="created with different settings.*--force"):
         work.annotate(method="agreement", captions="raw", phrases=[])
-    assert work.annotate(method="agreement", captions="raw", phrases=[], force=True).ok
+    command = ["annotate", "--work", str(tmp_path / "work"), "--method", "agreement"]
+    assert main([*command, "--captions", "raw", "--phrases", ""]) == 2
+    assert main([*command, "--captions", "raw", "--phrases", "", "--force"]) == 0
+    assert work.annotate(method="agreement", captions="raw", phrases=[]).ok
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def annotate(
     reading: OpenSettings,
     settings: AnnotateSettings,
     engine: EngineSettings,
-    runs: BudgetAndRetry,
+    runs: RunSettings,
 ) -> None:
     """Compute columns for recipes from saved embeddings, texts or images."""
     open_place(pool, work, reading, runs, engine).annotate(settings)

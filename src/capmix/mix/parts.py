@@ -181,9 +181,10 @@ def _refuse_two_settings(
         return
     changed = changes(settings.setdefault(folder, config), config, defaults)
     if changed:
+        force = "" if is_of_scores(folder) else " with --force"
         raise UserError(
             f"{store.path(folder)} contains parts with different settings: shard {shard} has "
-            f"{'; '.join(changed)}. Rerun the command that wrote them with --force."
+            f"{'; '.join(changed)}. Rerun the command that wrote them{force}."
         )
 
 

@@ -71,8 +71,8 @@ class FrozenImages:
             )
         if self.config and not _same(marker.config, self.config):
             raise UserError(
-                f"{store.path(part)}: embedded with other settings than the first shard; run "
-                f"{HOW} --force to recompute them"
+                f"{store.path(part)}: embedded with other settings than the first shard; run {HOW} "
+                "to recompute them"
             )
         rows, array = read_embeddings(store, part)
         good = [row.uid or "" for row in rows if row.status == OK]
