@@ -17,12 +17,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.concept_matches import first_texts
 from capmix.annotate.entries import LONGEST, MOST_ENTRIES, entry_form
 from capmix.engine.mapped import Mapper
 from capmix.errors import UserError, reason
 from capmix.mix.limits import without_progress_bar
 from capmix.pool import Shard
+from capmix.storage.first_texts import first_texts
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
