@@ -27,6 +27,7 @@ from capmix.errors import UserError
 from capmix.pool import Pool, Shard
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
+from capmix.storage.database import scratch_database
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
 from capmix.storage.marker import Counts, Marker
@@ -116,9 +117,7 @@ def _import(
         return done
     counts, repeated = Counts(), 0
     try:
-        with store.scratch() as scratch, duckdb.connect() as connection:
-            connection.execute(f"set memory_limit = '{MEMORY}'")
-            connection.execute(f"set temp_directory = '{scratch}'")
+        with store.scratch() as scratch, scratch_database(scratch, memory=MEMORY) as connection:
             kind = pa.string() if is_caption else pa.float32()
             samples = _estimated_samples(store, pool)
             join = Join(connection, scratch, paths, kind, len(pool.shards), samples)
