@@ -673,9 +673,9 @@ class Workspace:
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        every = self.store.folders(EMBEDDINGS)
-        have = [one for one in every if not one.endswith(MASKED)] or every
-        embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
+        have = self.store.folders(EMBEDDINGS)
+        whole = [one for one in have if not one.endswith(MASKED)] or have
+        embeddings = chosen.embeddings or (whole[0] if len(whole) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
             wanted = f"--embeddings {embeddings}" if embeddings else "--embeddings"
