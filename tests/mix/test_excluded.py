@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +262,27 @@ def test_excluding_everything_is_reported(tmp_path: Path) -> None:
     samples = made(5)
     here = work(samples)
     listed = lines(tmp_path / "x.txt", "uid", *(one.uid for one in samples))
-    with pytest.raises(UserError, match="selects none of"):
+    with pytest.raises(UserError, match="--exclude: all 5 samples are excluded; none is left"):
         here.mix(load_recipe("raw-top"), exclude=[listed])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_fraction_is_of_the_samples_that_are_left(tmp_path: Path, strict: bool) -> None:
+    samples = made(20)  # 2 of them failed
+    samples[4:] = [replace(one, raw_score=None) for one in samples[4:]]
+    here = work(samples)
+    listed = lines(tmp_path / "x.txt", "uid", *(samples[i].uid for i in (0, 1, 7)))
+    words = "the fraction requests 8 of 16 samples, but 2 have a value"
+
+    def mix() -> Any:
+        recipe = load_recipe("raw-top", {"fraction": 0.5})
+        return here.mix(recipe, exclude=[listed], strict=strict)
+
+    if strict:
+        with pytest.raises(UserError, match=words):
+            mix()
+    else:
+        assert any(words in line for line in mix().lines())
 
 
 def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:
