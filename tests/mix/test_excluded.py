@@ -19,6 +19,7 @@ from samples import image_bytes, tar_bytes
 
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.mix import exclude_files
 from capmix.mix.columns import Column
 from capmix.mix.exclude_files import read_excluded
 from capmix.mix.plan import locked_connection
@@ -283,6 +284,18 @@ def test_a_fraction_is_of_the_samples_that_are_left(tmp_path: Path, strict: bool
             mix()
     else:
         assert any(words in line for line in mix().lines())
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv"])
+def test_long_lines_are_read_in_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lengths = [70, 10, 10, 10, 10, 80, 10, 10, 3]
+    path = lines(tmp_path / name, "url", *("x" * one for one in lengths))
+    monkeypatch.setattr(exclude_files, "TEXT_AT_ONCE", 100)
+    _, rows = exclude_files._open(path, None)
+    found = [(first, [len(one.strip()) for one in batch.to_pylist()]) for first, batch in rows]
+    assert found == [(2, [70, 10, 10, 10]), (6, [10, 80, 10]), (9, [10, 3])]
 
 
 def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:

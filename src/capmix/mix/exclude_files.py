@@ -9,7 +9,7 @@ import csv
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -36,6 +36,7 @@ OPTION = "--exclude"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MAX_LINE = 1 << 16  # characters
 ROWS_AT_ONCE = 1 << 16
+TEXT_AT_ONCE = 1 << 24  # characters
 SHOWN = 60  # characters of a faulty entry in a message
 
 Rows = Iterator[tuple[int, pa.Array]]
@@ -238,9 +239,7 @@ def _text_rows(path: str, skip: bool) -> Rows:
         if skip:
             next(lines, None)
             first = 2
-        while batch := [line for _, line in zip(range(ROWS_AT_ONCE), lines, strict=False)]:
-            yield first, pa.array(batch, pa.string())
-            first += len(batch)
+        yield from _batches(lines, first)
 
 
 def _csv_rows(path: str, delimiter: str, column: int) -> Rows:
@@ -248,15 +247,24 @@ def _csv_rows(path: str, delimiter: str, column: int) -> Rows:
     with _text(path) as stream:
         reader = csv.reader(_lines(stream), delimiter=delimiter)
         next(reader, None)
-        batch: list[str] = []
-        first = 2
-        for cells in reader:
-            # A row that lacks the column is malformed, not blank.
-            batch.append(cells[column] if len(cells) > column else "\ufffd" if cells else "")
-            if len(batch) == ROWS_AT_ONCE:
-                yield first, pa.array(batch, pa.string())
-                batch, first = [], first + len(batch)
-        yield first, pa.array(batch, pa.string())
+        # A row that lacks the column is malformed, not blank.
+        values = (
+            cells[column] if len(cells) > column else "\ufffd" if cells else "" for cells in reader
+        )
+        yield from _batches(values, 2)
+
+
+def _batches(values: Iterable[str], first: int) -> Rows:
+    """Yield batches of ROWS_AT_ONCE values, or of fewer with about TEXT_AT_ONCE characters."""
+    batch: list[str] = []
+    size = 0
+    for value in values:
+        batch.append(value)
+        size += len(value)
+        if len(batch) == ROWS_AT_ONCE or size >= TEXT_AT_ONCE:
+            yield first, pa.array(batch, pa.string())
+            batch, size, first = [], 0, first + len(batch)
+    yield first, pa.array(batch, pa.string())
 
 
 def _parquet_rows(path: str, column: str, kind: str) -> Rows:
