@@ -299,12 +299,11 @@ def test_long_lines_are_read_in_small_batches(
 
 
 def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:
-    from capmix.mix.exclude_files import ExcludeList
-    from capmix.mix.uids import PAIR
+    from capmix.mix.uids import PAIR, SortedPairs
 
     pairs = np.array([(1, 1), (1, 3), (1, 5), (2, 0)], PAIR)
     asked: Any = np.array([(1, 3), (1, 4), (1, 5), (2, 0), (0, 0), (3, 0)], PAIR)
-    assert ExcludeList("uid", pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
+    assert SortedPairs(pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
 
 
 def test_the_command_the_pipeline_and_python_take_the_same_option(

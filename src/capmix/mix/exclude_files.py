@@ -6,7 +6,6 @@ kind is counted, and the first one is kept for a message.
 """
 
 import csv
-import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError, reason
-from capmix.mix.uids import MAX_UIDS, PAIR, pairs_of
+from capmix.mix.uids import MAX_UIDS, PAIR, SortedPairs, digest_of, pairs_of
 from capmix.storage.filesystem import READ_FLAGS
 
 # What an entry of each kind looks like.
@@ -44,35 +43,20 @@ Rows = Iterator[tuple[int, pa.Array]]
 
 @dataclass(frozen=True)
 class ExcludeList:
-    """The entries of one kind: sorted distinct md5s, PAIR (N,).
+    """The entries of one kind: their md5s.
 
     `malformed` counts the lines that are no entries; `example` is the first of them.
     """
 
     kind: str
-    pairs: np.ndarray = field(repr=False)
+    pairs: SortedPairs = field(repr=False)
     malformed: int = 0
     example: str = ""
 
     @property
     def digest(self) -> str:
         """A digest of the entries, 32 hex digits; their order and repeats do not matter."""
-        return hashlib.sha256(self.pairs.tobytes()).hexdigest()[:32]
-
-    def find(self, asked: np.ndarray) -> np.ndarray:
-        """Return the place of each of M pairs among the entries, int64 (M,); -1 for none."""
-        upper, lower = self.pairs["f0"], self.pairs["f1"]
-        place = np.searchsorted(upper, asked["f0"])
-        found = np.full(len(asked), -1, np.int64)
-        left = np.arange(len(asked))
-        while len(left):  # more than one iteration only for entries with the same upper half
-            left = left[place[left] < len(upper)]
-            left = left[upper[place[left]] == asked["f0"][left]]
-            same = lower[place[left]] == asked["f1"][left]
-            found[left[same]] = place[left[same]]
-            left = left[~same]
-            place[left] += 1
-        return found
+        return digest_of(self.pairs)
 
 
 def md5_pairs(connection: duckdb.DuckDBPyConnection, kind: str, values: pa.Array) -> np.ndarray:
@@ -160,12 +144,9 @@ class _Collected:
         return f"; the first malformed line is {self.example}" if self.malformed else ""
 
     def list(self) -> ExcludeList:
-        pairs = np.concatenate([np.empty(0, PAIR), *self.pairs])
+        pairs = SortedPairs(np.concatenate([np.empty(0, PAIR), *self.pairs]))
         self.pairs = []
-        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
-        is_new = np.ones(len(pairs), bool)
-        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
-        return ExcludeList(self.kind, pairs[is_new], self.malformed, self.example)
+        return ExcludeList(self.kind, pairs, self.malformed, self.example)
 
 
 def _open(path: str, kind: str | None) -> tuple[str, Rows]:

@@ -203,5 +203,5 @@ def _places(
         return found
     if not pa.types.is_integer(values.type):
         values = values.cast(pa.string())
-    found[is_there] = entries.find(md5_pairs(connection, entries.kind, values.drop_null()))
+    found[is_there] = entries.pairs.find(md5_pairs(connection, entries.kind, values.drop_null()))
     return found
