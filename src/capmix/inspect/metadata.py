@@ -10,7 +10,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -23,6 +22,7 @@ from capmix.pool import Pool
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_html, table_lines
 from capmix.storage.database import scratch_database
+from capmix.storage.filesystem import expanded
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import SAMPLES
 from capmix.storage.rows import OK
@@ -201,12 +201,10 @@ def _coverage(
 def _expand(files: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for name in files:
-        here = Path(name)
-        is_folder = here.is_dir()
-        found = sorted(here.glob("*.parquet") if is_folder else here.parent.glob(here.name))
-        if not found and not here.is_file():
+        found = expanded(name, ".parquet")
+        if not found:
             raise UserError(f"--metadata {name}: no such file; expected parquet files or a folder")
-        paths += map(str, found or [here])
+        paths += found
     return list(dict.fromkeys(paths))
 
 
