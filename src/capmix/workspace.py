@@ -818,10 +818,8 @@ class Workspace:
         from capmix.mix.plan import names_of
         from capmix.mix.recipe import combinations, load_recipe
 
-        ours = {*options_of(MixSettings), *options_of(EngineSettings), *options_of(RunSettings)}
-        filled = {name: value for name, value in options.items() if name not in ours}
+        given, filled = _split(options, MixSettings, EngineSettings, RunSettings)
         filled |= parameters or {}
-        given = {name: value for name, value in options.items() if name in ours}
         chosen, work = self._with("mix", MixSettings, settings, given)
         runs = combinations(filled)
         loaded = [load_recipe(recipe, one, chosen.changes) for one in runs]
@@ -961,12 +959,8 @@ class Workspace:
         from capmix.mix.recipe import NAME
         from capmix.tune.space import space_of
 
-        ours = {*options_of(TuneSettings), *options_of(RunSettings)}
-        space = space_of(
-            {name: value for name, value in options.items() if name not in ours}
-            | dict(parameters or {})
-        )
-        given = {name: value for name, value in options.items() if name in ours}
+        given, filled = _split(options, TuneSettings, RunSettings)
+        space = space_of(filled | dict(parameters or {}))
         chosen, work = self._with("tune", TuneSettings, settings, given, (RunSettings,))
         from capmix.tune.tune import plan, tune
 
@@ -1638,10 +1632,17 @@ def _samples(
     options: Mapping[str, Any], given: SelectSettings | None
 ) -> tuple[dict[str, Any], SelectSettings]:
     """Split off the options that select samples, which override `given`; return both parts."""
-    names = options_of(SelectSettings)
-    ours = {name: value for name, value in options.items() if name in names}
-    others = {name: value for name, value in options.items() if name not in names}
+    ours, others = _split(options, SelectSettings)
     return others, changed(given or SelectSettings(), ours, "select")
+
+
+def _split(
+    options: Mapping[str, Any], *kinds: type[Settings]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of these kinds, and all others."""
+    names = {name for kind in kinds for name in options_of(kind)}
+    ours = {name: value for name, value in options.items() if name in names}
+    return ours, {name: value for name, value in options.items() if name not in names}
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:

@@ -83,6 +83,14 @@ def test_a_missing_annotation_is_answered_with_its_command(
         indexed.mix(recipe)
 
 
+def test_values_of_a_sweep_may_have_spaces_after_commas(work: Workspace) -> None:
+    asked = ["mix", "--work", work.store.root, "--recipe", "synthetic"]
+    assert main([*asked, "--synthetic", "blip2, raw"]) == 0
+    assert len(work.subsets()) == 2
+    assert main([*asked, "--synthetic", "blip2,", "--out", "one"]) == 0
+    assert len(work.subset("one")) == 8
+
+
 def test_every_method_has_a_hint() -> None:
     for method in get_args(Method):
         name = DEFAULT_NAMES.get(method, method)
