@@ -85,7 +85,6 @@ from capmix.storage.names import (
     check_scorer_name,
     check_shard_names,
     check_source_name,
-    no_captions,
 )
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
@@ -490,10 +489,7 @@ class Workspace:
 
         chosen, work = self._with("rewrite", RewriteSettings, settings, options)
         check_source_name(source)
-        have = work.sources()
-        for name in chosen.from_:
-            if name not in have:
-                raise UserError(no_captions(name, have))
+        work.catalog.known_sources(chosen.from_)
         if source in chosen.from_:
             raise UserError(f"rewrite: --source {source} is also in --from; choose another name")
         check_prompts(chosen)
@@ -571,11 +567,8 @@ class Workspace:
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
         """Return the sources to score. Raises UserError for a source without captions."""
         self.pool.need_images("score")
-        have = self.sources()
-        for source in chosen.sources or ():
-            if source not in have:
-                raise UserError(no_captions(source, have))
-        return list(chosen.sources or have)
+        known = self.catalog.known_sources(chosen.sources or None)
+        return list(chosen.sources or known)
 
     def _site(self, samples: SelectSettings, folder: str) -> "Site":
         """Return the site for a forecast of a stage that writes to `folder`.
@@ -632,8 +625,7 @@ class Workspace:
         from capmix.annotate.imported import import_scores
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
-        if chosen.source not in work.sources():
-            raise UserError(no_captions(chosen.source, work.sources()))
+        work.catalog.known_sources([chosen.source])
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
@@ -741,9 +733,7 @@ class Workspace:
 
         if chosen.captions is None:
             raise UserError("annotate: agreement needs --captions SOURCE: the captions to compare")
-        for source in (chosen.source, chosen.captions):
-            if source not in self.sources():
-                raise UserError(no_captions(source, self.sources()))
+        self.catalog.known_sources([chosen.source, chosen.captions])
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
         return self.run(make, self.pool.shards, needs_gpu(encoder_settings(chosen)))[0]

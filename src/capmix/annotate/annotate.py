@@ -29,6 +29,7 @@ from capmix.annotate.vectors import (
     Columns,
     PoolVectors,
     columns_done,
+    fingerprints,
     image_vectors,
     read_reference,
     reference_stamp,
@@ -117,11 +118,7 @@ def _made_of(
         folders.append(annotation_folder(settings.of))
     if settings.method == CLIPLOSS:
         folders.append(texts_folder(settings.source))
-    digest = hashlib.sha256()
-    with store.listed(folders):
-        for one in folders:
-            for shard in pool.shards:
-                digest.update(store.fingerprint(f"{one}/{shard.name}").encode())
+    digest = hashlib.sha256("".join(fingerprints(store, folders, pool.shards)).encode())
     if scorer is not None:
         digest.update(json.dumps(scorer.settings, sort_keys=True).encode())
     if settings.reference is not None and settings.method in (CLUSTERS, NORMSIM):

@@ -14,7 +14,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.pool import Shard
 from capmix.storage.first_texts import first_texts
 from capmix.storage.layout import entries_part, matches_folder, texts_folder
-from capmix.storage.rows import DROPPED, FAILED, OK, STATUS, column_names
+from capmix.storage.rows import DROPPED, OK, STATUS, column_names
 from capmix.storage.store import Store
 
 FIELDS = [("entries", pa.list_(pa.int32()))]
@@ -75,17 +75,12 @@ def _match(store: Store, part: str, matcher: Matcher, out: PartWriter) -> None:
     status, texts = table["status"].to_pylist(), table["text"].to_pylist()
     reasons = table["reason"].to_pylist()
     found: list[list[int] | None] = [None] * len(table)
-    out.count_in(len(table))
     for row, text in enumerate(texts):
-        if status[row] != OK:
-            count = out.count_failed if status[row] == FAILED else out.count_dropped
-            count(reasons[row] or "")
-        elif not (text or "").strip():
+        if status[row] == OK and not (text or "").strip():
             status[row], reasons[row] = DROPPED, NO_TEXT
-            out.count_dropped(NO_TEXT)
-        else:
+        elif status[row] == OK:
             found[row] = matcher.find(text)
-            out.count_ok()
+        out.count(status[row], reasons[row])
     columns = {name: table[name] for name in STATUS}
     columns["status"], columns["reason"] = pa.array(status), pa.array(reasons, pa.string())
     columns["entries"] = pa.array(found, FIELDS[0][1])

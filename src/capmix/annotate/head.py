@@ -19,14 +19,13 @@ from capmix.annotate.settings import AnnotateSettings
 from capmix.annotate.vectors import Columns, PoolVectors
 from capmix.errors import UserError
 from capmix.models.registry import require
-from capmix.storage.rows import STATUS_FIELDS
+from capmix.storage.rows import STATUS
 
 MAX_BYTES = 1 << 28
 MAX_OUTPUTS = 64
 MAX_WIDTH = 16_384  # outputs of a layer: 1 GiB for the vectors of a batch
 AT_ONCE = 16_384  # vectors
 NAME = re.compile(r"(?:(?P<module>.*\.)?(?P<number>\d{1,4})\.)?(?P<kind>weight|bias)")
-STATUS = [name for name, _ in STATUS_FIELDS]
 COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 EXPECTED = (
     "expected a .safetensors file with float tensors N.weight (outputs, inputs) and N.bias "
