@@ -146,8 +146,7 @@ def head_columns(
 ) -> Columns:
     """Compute the settings' column; with several outputs, COLUMN_0, COLUMN_1 and so on.
 
-    `embeddings` is their name. Raises UserError if they do not have the head's dimensions, or if
-    the column's name is not valid.
+    `embeddings` is their name. Raises UserError if they do not have the head's dimensions.
     """
     width = int(vectors.array.shape[1])
     if width != head.inputs:
@@ -155,7 +154,6 @@ def head_columns(
             f"--weights {settings.weights}: the head takes {head.inputs} dimensions, but the "
             f"embeddings {embeddings!r} have {width}. Pass the --embeddings that it was trained on"
         )
-    check_column(settings.column)
     found = [predict(head, batch, settings) for batch in _batches(vectors, settings)]
     values = np.concatenate(found)
     if head.outputs == 1:

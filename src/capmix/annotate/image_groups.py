@@ -28,6 +28,7 @@ from capmix.storage.rows import OK, STATUS, column_names
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
+METHOD = "image groups"  # in the settings of the groups; the images have "image"
 FIELDS = [("group", pa.string()), ("count", pa.int32())]
 
 
@@ -43,7 +44,7 @@ def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: 
     bytes per image.
     """
     own, folder = groups_name(name), annotation_folder(name)
-    config: dict[str, object] = {"method": "image groups", "distance": distance}
+    config: dict[str, object] = {"method": METHOD, "distance": distance}
     config["made_of"] = _made_of(store, shards, folder)
     done = columns_done(store, shards, own, folder, config)
     if done is not None:
