@@ -1320,9 +1320,9 @@ class Subset:
         `subset.topics().covered(10)` is the number of topics with at least 10 of these rows. Raises
         UserError if no topics were measured, or if a text has changed since the subset was mixed.
         """
-        from capmix.measure.subset_topics import topic_coverage
+        from capmix.measure.subset_topics import MeasuredTopics
 
-        return topic_coverage(self.workspace.store, self._rows)
+        return MeasuredTopics.read(self.workspace.store).of(self._rows)
 
     def write(self, path: Place) -> int:
         """Write the rows of `table` to a parquet file in batches, and return their number.
