@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -16,7 +17,7 @@ def scratch_database(
     What exceeds `memory` is written to `folder`, which the caller removes; with `file`, the tables
     are in this file of it. Raises duckdb.Error, for example if the disk is full.
     """
-    config: dict[str, str | int] = {"temp_directory": f"{folder}/spilled", "memory_limit": memory}
+    config: dict[str, Any] = {"temp_directory": f"{folder}/spilled", "memory_limit": memory}
     config |= {} if threads is None else {"threads": threads}
     place = file if file == ":memory:" else f"{folder}/{file}"
     connection = duckdb.connect(place, config=config)
