@@ -88,9 +88,9 @@ class HandMade:
             else Row(s.uid, s.uid, values=(s.raw, *s.size, 1, s.sha256 or None, None))
             for s in samples
         ]
-        self._part(f"samples/{name}", rows, SAMPLE_FIELDS)
+        self.put(f"samples/{name}", rows, SAMPLE_FIELDS)
         raw = [([s.raw], [s.raw_score]) for s in samples]
-        self._part(f"scores/{SCORER}/raw/{name}", self._scores(samples, raw), SCORE_FIELDS)
+        self.put(f"scores/{SCORER}/raw/{name}", self._scores(samples, raw), SCORE_FIELDS)
         for source in self.captioned:
             texts = [s.captions.get(source, []) for s in samples]
             scores = [
@@ -101,10 +101,10 @@ class HandMade:
                 for s, of_sample in zip(samples, texts, strict=True)
                 for row in self._captions(s, of_sample)
             ]
-            self._part(f"captions/{source}/{name}", captions, CAPTION_FIELDS)
+            self.put(f"captions/{source}/{name}", captions, CAPTION_FIELDS)
             both = list(zip(texts, scores, strict=True))
             part = f"scores/{SCORER}/{source}/{name}"
-            self._part(part, self._scores(samples, both), SCORE_FIELDS)
+            self.put(part, self._scores(samples, both), SCORE_FIELDS)
 
     def _captions(self, sample: Made, texts: Sequence[str]) -> list[Row]:
         if sample.failed or not texts:
@@ -128,7 +128,7 @@ class HandMade:
         status = FAILED if sample.failed else DROPPED
         return Row(sample.uid, sample.uid, status, reason, reason)
 
-    def _part(self, part: str, rows: list[Row], fields: list[tuple[str, pa.DataType]]) -> None:
+    def put(self, part: str, rows: list[Row], fields: list[tuple[str, pa.DataType]]) -> None:
         ok = sum(row.status == OK for row in rows)
         counts = Counts(ok=ok)
         counts.dropped["none"] = len(rows) - ok

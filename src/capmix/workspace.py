@@ -85,7 +85,6 @@ from capmix.storage.names import (
     check_scorer_name,
     check_shard_names,
     check_source_name,
-    no_captions,
 )
 from capmix.storage.store import Store
 from capmix.training.scales import TrainSettings
@@ -490,10 +489,7 @@ class Workspace:
 
         chosen, work = self._with("rewrite", RewriteSettings, settings, options)
         check_source_name(source)
-        have = work.sources()
-        for name in chosen.from_:
-            if name not in have:
-                raise UserError(no_captions(name, have))
+        work.catalog.known_sources(chosen.from_)
         if source in chosen.from_:
             raise UserError(f"rewrite: --source {source} is also in --from; choose another name")
         check_prompts(chosen)
@@ -571,11 +567,8 @@ class Workspace:
     def _to_score(self, chosen: ScoreSettings) -> list[str]:
         """Return the sources to score. Raises UserError for a source without captions."""
         self.pool.need_images("score")
-        have = self.sources()
-        for source in chosen.sources or ():
-            if source not in have:
-                raise UserError(no_captions(source, have))
-        return list(chosen.sources or have)
+        known = self.catalog.known_sources(chosen.sources or None)
+        return list(chosen.sources or known)
 
     def _site(self, samples: SelectSettings, folder: str) -> "Site":
         """Return the site for a forecast of a stage that writes to `folder`.
@@ -632,8 +625,7 @@ class Workspace:
         from capmix.annotate.imported import import_scores
 
         chosen, work = self._with("import", ImportSettings, settings, options, (RunSettings,))
-        if chosen.source not in work.sources():
-            raise UserError(no_captions(chosen.source, work.sources()))
+        work.catalog.known_sources([chosen.source])
         check_scorer_name(chosen.scorer, work.store.folders(SCORES))
         work.index()
         columns = chosen.uid_column, chosen.column
@@ -673,9 +665,9 @@ class Workspace:
         from capmix.annotate.annotate import annotate
         from capmix.score.scorers import make_scorer
 
-        every = self.store.folders(EMBEDDINGS)
-        have = [one for one in every if not one.endswith(MASKED)] or every
-        embeddings = chosen.embeddings or (have[0] if len(have) == 1 else "")
+        have = self.store.folders(EMBEDDINGS)
+        whole = [one for one in have if not one.endswith(MASKED)] or have
+        embeddings = chosen.embeddings or (whole[0] if len(whole) == 1 else "")
         if embeddings not in have:
             found = f"found {', '.join(have)}" if have else "found none"
             wanted = f"--embeddings {embeddings}" if embeddings else "--embeddings"
@@ -741,9 +733,7 @@ class Workspace:
 
         if chosen.captions is None:
             raise UserError("annotate: agreement needs --captions SOURCE: the captions to compare")
-        for source in (chosen.source, chosen.captions):
-            if source not in self.sources():
-                raise UserError(no_captions(source, self.sources()))
+        self.catalog.known_sources([chosen.source, chosen.captions])
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
         return self.run(make, self.pool.shards, needs_gpu(encoder_settings(chosen)))[0]
@@ -818,10 +808,8 @@ class Workspace:
         from capmix.mix.plan import names_of
         from capmix.mix.recipe import combinations, load_recipe
 
-        ours = {*options_of(MixSettings), *options_of(EngineSettings), *options_of(RunSettings)}
-        filled = {name: value for name, value in options.items() if name not in ours}
+        given, filled = _split(options, MixSettings, EngineSettings, RunSettings)
         filled |= parameters or {}
-        given = {name: value for name, value in options.items() if name in ours}
         chosen, work = self._with("mix", MixSettings, settings, given)
         runs = combinations(filled)
         loaded = [load_recipe(recipe, one, chosen.changes) for one in runs]
@@ -961,12 +949,8 @@ class Workspace:
         from capmix.mix.recipe import NAME
         from capmix.tune.space import space_of
 
-        ours = {*options_of(TuneSettings), *options_of(RunSettings)}
-        space = space_of(
-            {name: value for name, value in options.items() if name not in ours}
-            | dict(parameters or {})
-        )
-        given = {name: value for name, value in options.items() if name in ours}
+        given, filled = _split(options, TuneSettings, RunSettings)
+        space = space_of(filled | dict(parameters or {}))
         chosen, work = self._with("tune", TuneSettings, settings, given, (RunSettings,))
         from capmix.tune.tune import plan, tune
 
@@ -1336,9 +1320,9 @@ class Subset:
         `subset.topics().covered(10)` is the number of topics with at least 10 of these rows. Raises
         UserError if no topics were measured, or if a text has changed since the subset was mixed.
         """
-        from capmix.measure.subset_topics import topic_coverage
+        from capmix.measure.subset_topics import MeasuredTopics
 
-        return topic_coverage(self.workspace.store, self._rows)
+        return MeasuredTopics.read(self.workspace.store).of(self._rows)
 
     def write(self, path: Place) -> int:
         """Write the rows of `table` to a parquet file in batches, and return their number.
@@ -1638,10 +1622,17 @@ def _samples(
     options: Mapping[str, Any], given: SelectSettings | None
 ) -> tuple[dict[str, Any], SelectSettings]:
     """Split off the options that select samples, which override `given`; return both parts."""
-    names = options_of(SelectSettings)
-    ours = {name: value for name, value in options.items() if name in names}
-    others = {name: value for name, value in options.items() if name not in names}
+    ours, others = _split(options, SelectSettings)
     return others, changed(given or SelectSettings(), ours, "select")
+
+
+def _split(
+    options: Mapping[str, Any], *kinds: type[Settings]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of these kinds, and all others."""
+    names = {name for kind in kinds for name in options_of(kind)}
+    ours = {name: value for name, value in options.items() if name in names}
+    return ours, {name: value for name, value in options.items() if name not in names}
 
 
 def _embeddings(pool: Pool, encoder: ImageEncoder) -> list[Stage]:

@@ -14,6 +14,9 @@ from samples import write_pool
 from capmix.annotate import agreement
 from capmix.annotate.agreement import PHRASES, agreement_stage, without_phrases
 from capmix.annotate.settings import AnnotateSettings
+from capmix.caption.captioner import Caption
+from capmix.caption.fields import NEEDED as CAPTION_FIELDS
+from capmix.caption.stage import caption_rows
 from capmix.cli.main import main
 from capmix.engine.run import run_job
 from capmix.engine.stage import PartWriter
@@ -23,7 +26,7 @@ from capmix.mix.columns import columns_of
 from capmix.mix.recipe import load_recipe
 from capmix.models.tokens import Tokens
 from capmix.pool import Shard
-from capmix.storage.rows import OK, Row
+from capmix.storage.rows import FAILED, OK, Row
 from capmix.workspace import open_workspace
 
 
@@ -156,6 +159,27 @@ def test_each_distinct_text_of_a_shard_is_encoded_once_and_all_rows_are_counted(
         for some in [[m for m in some if m.captions["mini"]]]
     ]
     assert len(encoder.seen) == sum(map(len, texts))
+
+
+def test_every_sample_of_a_source_with_several_captions_has_one_row() -> None:
+    """Some have no first caption, or a failed row after it."""
+    texts = [["", "a cat"], ["a dog", ""], ["a boat", "a ship"], ["", ""]]
+    made = [Made(f"{i:032x}", "a cat", 0.1, {"mini": ["a cat"]}) for i in range(len(texts))]
+    here = HandMade(fresh_folder(), {"00000": made})
+    rows = [
+        row
+        for one, some in zip(made, texts, strict=True)
+        for row in caption_rows(Row(one.uid, one.uid), [Caption(text) for text in some])
+    ]
+    rows.insert(2, Row(made[1].uid, made[1].uid, FAILED, "model_error", "broken"))
+    here.put("captions/mini/00000", rows, CAPTION_FIELDS)
+    settings = AnnotateSettings(method="agreement", source="mini", captions="mini")
+    stage = agreement_stage(here.store, "agreement", settings, Letters())
+    (counts,) = run_job(Job(lambda: [stage], here.pool.shards, here.store), 1.0)
+    found = here.store.read_table("columns/agreement/00000.parquet").to_pylist()
+    assert [row["uid"] for row in found] == [one.uid for one in made]
+    assert [row["reason"] for row in found] == ["no_text", None, None, "empty_caption"]
+    assert counts.total == len(made)
 
 
 def test_a_text_that_the_encoder_refuses_fails_its_sample_alone() -> None:
@@ -306,7 +330,10 @@ def test_other_settings_overwrite_values_only_with_force(tmp_path: Path) -> None
     work.annotate(method="agreement", captions="raw")
     with pytest.raises(UserError, match="created with different settings.*--force"):
         work.annotate(method="agreement", captions="raw", phrases=[])
-    assert work.annotate(method="agreement", captions="raw", phrases=[], force=True).ok
+    command = ["annotate", "--work", str(tmp_path / "work"), "--method", "agreement"]
+    assert main([*command, "--captions", "raw", "--phrases", ""]) == 2
+    assert main([*command, "--captions", "raw", "--phrases", "", "--force"]) == 0
+    assert work.annotate(method="agreement", captions="raw", phrases=[]).ok
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Compare every method with a simple computation, pair by pair."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_all_methods_and_their_recipes_from_the_command_line(
     assert near == [True] * 6
     with pytest.raises(UserError, match="expected --reference"):
         work.annotate(method="normsim")
+    # Embeddings of masked images are not the default, but can be named.
+    (name,) = work.store.folders("embeddings")
+    for top in ("w/embeddings", "w/.markers/embeddings"):
+        shutil.copytree(f"{top}/{name}", f"{top}/{name}-masked")
+    work.annotate(method="clusters", clusters=3, name="of_whole")
+    work.annotate(method="clusters", clusters=3, name="of_masked", embeddings=f"{name}-masked")
+    for column, embeddings in (("of_whole", name), ("of_masked", f"{name}-masked")):
+        marker = work.store.read_marker(f"columns/{column}/00000")
+        assert marker is not None
+        assert marker.config["embeddings"] == embeddings
     # Annotations are recomputed only if their inputs have changed.
     columns = [tmp_path / f"w/columns/{name}/00000.parquet" for name in ("clusters", "semdedup")]
     before = [path.stat().st_mtime_ns for path in columns]

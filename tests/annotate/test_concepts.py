@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from samples import sample_members, tar_bytes
 
 from capmix.annotate import ngrams
-from capmix.annotate.concept_matches import Matcher, first_texts
+from capmix.annotate.concept_matches import Matcher
 from capmix.annotate.concepts import (
     draws,
     entry_keys,
@@ -24,14 +24,8 @@ from capmix.annotate.concepts import (
 )
 from capmix.annotate.entries import entry_form, read_entries
 from capmix.annotate.ngrams import wordnet_lemmas
-from capmix.caption.captioner import Caption
-from capmix.caption.fields import FIELDS as CAPTION_FIELDS
-from capmix.caption.stage import caption_rows
 from capmix.cli.main import main
 from capmix.errors import UserError
-from capmix.storage.marker import Counts, Marker
-from capmix.storage.rows import Row, table_of
-from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
 
 ENTRIES = ["red", "car", "red car", "car park", "a", "vélo", "zebra", "C++"]
@@ -115,23 +109,6 @@ def test_the_limit_equals_a_plain_sum(counts: list[int], tail: float) -> None:
 
 def test_frequent_entries_are_kept_with_the_limit_over_their_count() -> None:
     assert probabilities(np.array([0, 5, 20, 80]), 20).tolist() == [1, 1, 1, 0.25]
-
-
-def test_a_sample_whose_first_caption_is_empty_has_a_row_without_a_text(tmp_path: Path) -> None:
-    store, part = Store(str(tmp_path)), "captions/blip2/00000"
-    captions = [["", "a car"], ["a red car", "zebra"], ["", ""], ["", "a", "b"], ["zebra"]]
-    made = [
-        row
-        for n, texts in enumerate(captions)
-        for row in caption_rows(Row(str(n), str(n)), [Caption(text) for text in texts])
-    ]
-    assert [row.uid for row in made] == ["0", "1", "1", "2", "3", "3", "4"]
-    with store.draft(part) as draft:
-        draft.write_table(f"{part}.parquet", table_of(made, CAPTION_FIELDS))
-        draft.commit(Marker({}, {}, 5, Counts(5)))
-    table = first_texts(store, part)
-    assert table["uid"].to_pylist() == ["0", "1", "2", "3", "4"]
-    assert table["text"].to_pylist() == [None, "a red car", None, None, "zebra"]
 
 
 def test_draws_are_uniform_and_independent_for_each_text_and_entry() -> None:

@@ -70,6 +70,13 @@ def test_every_command_has_help_with_an_example(
 
 
 @pytest.mark.parametrize("name", [one.name for one in COMMANDS])
+def test_no_command_has_an_option_of_the_parsers_own(name: str) -> None:
+    arguments = make_app()[name].assemble_argument_collection()
+    names = [one for argument in arguments for one in argument.names]
+    assert [one for one in names if one.startswith("--empty-")] == []
+
+
+@pytest.mark.parametrize("name", [one.name for one in COMMANDS])
 def test_every_option_is_in_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "-h"]) == 0
     out = capsys.readouterr().out

@@ -58,6 +58,13 @@ def test_rows_are_counted_by_file(work: Workspace, tmp_path: Path) -> None:
     assert found.to_table().num_rows == 2
 
 
+def test_a_file_name_with_brackets_is_not_a_pattern(work: Workspace, tmp_path: Path) -> None:
+    write(tmp_path / "meta1.parquet", [uid(0)])
+    write(tmp_path / "meta[1].parquet", [uid(0), uid(1)])
+    assert work.coverage(tmp_path / "meta[1].parquet").total.rows == 2
+    assert work.coverage(tmp_path / "meta[12].parquet").total.rows == 1
+
+
 def test_the_counts_equal_sets_of_uids(work: Workspace, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     numbers = [draw.integers(0, 25, 40).tolist() for _ in range(3)]

@@ -48,9 +48,9 @@ def test_damage_is_named_and_discarded(
     assert main(["verify", *place]) == 2
     out, said = capsys.readouterr()
     assert "captions/tags/00001.parquet" in out
-    assert "capmix caption --source tags" in out
+    assert "capmix caption --source tags --model field:" in out
     assert "subsets/s.npy" in out
-    assert "capmix mix --out s" in out
+    assert "capmix mix --recipe RECIPE --out s" in out
     assert "the marker is damaged" in out
     assert "3 damaged" in out
     assert said.count("\n") == 1

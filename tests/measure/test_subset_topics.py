@@ -11,7 +11,7 @@ from capmix.measure import coverage, subset_topics
 from capmix.measure.coverage import measure_coverage
 from capmix.measure.population import Population, measure_population, read_sample
 from capmix.measure.settings import MeasureSettings
-from capmix.measure.subset_topics import TopicCoverage, topic_coverage
+from capmix.measure.subset_topics import MeasuredTopics, TopicCoverage
 from capmix.mix.recipe import load_recipe
 from capmix.mix.subset import SubsetRows
 from capmix.models.tokens import Tokens
@@ -58,7 +58,7 @@ def measured(here: HandMade, sources: list[str] = SOURCES) -> dict[str, Any]:
 
 def topics_of(here: HandMade, recipe: str, **parameters: Any) -> TopicCoverage:
     here.mix(load_recipe(recipe, parameters), "out")
-    return topic_coverage(here.store, SubsetRows.pinned(here.store, "out"))
+    return MeasuredTopics.read(here.store).of(SubsetRows.pinned(here.store, "out"))
 
 
 def by_subject(found: dict[str, Any], covered: TopicCoverage) -> dict[str, int]:

@@ -3,12 +3,15 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from samples import write_pool
 
+from capmix.annotate.settings import DEFAULT_NAMES, Method
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.mix.advice import about_annotation
 from capmix.workspace import Workspace, open_workspace
 
 UIDS = [f"{number:032x}" for number in (0, 1, 2, 3, 100, 101, 102, 103)]
@@ -78,6 +81,21 @@ def test_a_missing_annotation_is_answered_with_its_command(
 ) -> None:
     with pytest.raises(UserError, match=f"no column .*; run `{command}` first"):
         indexed.mix(recipe)
+
+
+def test_values_of_a_sweep_may_have_spaces_after_commas(work: Workspace) -> None:
+    asked = ["mix", "--work", work.store.root, "--recipe", "synthetic"]
+    assert main([*asked, "--synthetic", "blip2, raw"]) == 0
+    assert len(work.subsets()) == 2
+    assert main([*asked, "--synthetic", "blip2,", "--out", "one"]) == 0
+    assert len(work.subset("one")) == 8
+
+
+def test_every_method_has_a_hint() -> None:
+    for method in get_args(Method):
+        name = DEFAULT_NAMES.get(method, method)
+        assert f"--method {method}`" in about_annotation(f"{name}_value")
+    assert about_annotation("mine_value") == ""
 
 
 def test_the_best_of_captions_without_scores_is_answered_the_same(indexed: Workspace) -> None:
@@ -161,5 +179,8 @@ def test_a_fraction_that_has_its_values_is_no_warning(
 def test_a_missing_part_is_answered_with_its_command(work: Workspace) -> None:
     score(work, "clip", "raw", ALL)
     work.store.remove_marker("scores/clip/raw/00001")
-    with pytest.raises(UserError, match=r"1 of 2 missing.*Run `capmix score --sources raw` first"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 2 missing.*Run `capmix import scores FILES --source raw --scorer clip` first",
+    ):
         work.mix("raw-top", fraction=0.3)

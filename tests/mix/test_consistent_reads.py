@@ -116,7 +116,8 @@ def test_captions_of_two_settings_are_not_mixed(work: Workspace, tmp_path: Path)
     recipe = tmp_path / "texts.yaml"
     recipe.write_text("name: t\nabout: captions\nclauses:\n  - {source: tags}\n")
     with pytest.raises(
-        UserError, match="captions/tags contains parts with different settings: shard 0000"
+        UserError,
+        match="captions/tags contains parts with different settings: shard 0000.* with --force",
     ):
         work.mix(str(recipe))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from samples import image_bytes, tar_bytes
 
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.mix import exclude_files
 from capmix.mix.columns import Column
 from capmix.mix.exclude_files import read_excluded
 from capmix.mix.plan import locked_connection
@@ -261,17 +263,47 @@ def test_excluding_everything_is_reported(tmp_path: Path) -> None:
     samples = made(5)
     here = work(samples)
     listed = lines(tmp_path / "x.txt", "uid", *(one.uid for one in samples))
-    with pytest.raises(UserError, match="selects none of"):
+    with pytest.raises(UserError, match="--exclude: all 5 samples are excluded; none is left"):
         here.mix(load_recipe("raw-top"), exclude=[listed])
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_fraction_is_of_the_samples_that_are_left(tmp_path: Path, strict: bool) -> None:
+    samples = made(20)  # 2 of them failed
+    samples[4:] = [replace(one, raw_score=None) for one in samples[4:]]
+    here = work(samples)
+    listed = lines(tmp_path / "x.txt", "uid", *(samples[i].uid for i in (0, 1, 7)))
+    words = "the fraction requests 8 of 16 samples, but 2 have a value"
+
+    def mix() -> Any:
+        recipe = load_recipe("raw-top", {"fraction": 0.5})
+        return here.mix(recipe, exclude=[listed], strict=strict)
+
+    if strict:
+        with pytest.raises(UserError, match=words):
+            mix()
+    else:
+        assert any(words in line for line in mix().lines())
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv"])
+def test_long_lines_are_read_in_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    lengths = [70, 10, 10, 10, 10, 80, 10, 10, 3]
+    path = lines(tmp_path / name, "url", *("x" * one for one in lengths))
+    monkeypatch.setattr(exclude_files, "TEXT_AT_ONCE", 100)
+    _, rows = exclude_files._open(path, None)
+    found = [(first, [len(one.strip()) for one in batch.to_pylist()]) for first, batch in rows]
+    assert found == [(2, [70, 10, 10, 10]), (6, [10, 80, 10]), (9, [10, 3])]
+
+
 def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:
-    from capmix.mix.exclude_files import ExcludeList
-    from capmix.mix.uids import PAIR
+    from capmix.mix.uids import PAIR, SortedPairs
 
     pairs = np.array([(1, 1), (1, 3), (1, 5), (2, 0)], PAIR)
     asked: Any = np.array([(1, 3), (1, 4), (1, 5), (2, 0), (0, 0), (3, 0)], PAIR)
-    assert ExcludeList("uid", pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
+    assert SortedPairs(pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
 
 
 def test_the_command_the_pipeline_and_python_take_the_same_option(

@@ -66,7 +66,7 @@ def test_mix_refuses_rewritten_texts_whose_input_has_changed(pool: Path, tmp_pat
         if text == "seen":
             work.rewrite("new", model=MODEL, from_="seen")
             assert len(work.mix("synthetic", synthetic="new")) == 1
-    message = "captions/seen were written again .* Rerun `capmix rewrite --source new`"
+    message = "captions/seen were written again .* Rerun `capmix rewrite --source new --from seen"
     with pytest.raises(UserError, match=message):
         work.mix("synthetic", synthetic="new")
     work.rewrite("new", model=MODEL, from_="seen")
@@ -83,7 +83,7 @@ def test_mix_names_the_command_for_a_missing_part_of_rewritten_texts(tmp_path: P
     work.rewrite("new", model=MODEL, prompt="{raw}")
     for file in of_second_shard(tmp_path / "w"):
         file.unlink()
-    with pytest.raises(UserError, match="Run `capmix rewrite --source new` first"):
+    with pytest.raises(UserError, match="Run `capmix rewrite --source new --from raw .*` first"):
         work.mix("synthetic", synthetic="new")
 
 

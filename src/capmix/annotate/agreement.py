@@ -28,6 +28,7 @@ from capmix.engine.stage import PartWriter, Stage
 from capmix.pool import Shard
 from capmix.sentences.encoder import EncoderSettings, SentenceEncoder
 from capmix.sentences.encoders import make_encoder
+from capmix.storage.first_texts import first_texts
 from capmix.storage.layout import annotation_folder, texts_folder
 from capmix.storage.rows import DROPPED, FAILED, OK, Row, column_names, rows_of, table_of
 from capmix.storage.store import Store
@@ -129,10 +130,7 @@ def agreement_stage(
 
 def _texts(store: Store, part: str, phrases: Sequence[str]) -> tuple[list[Row], list[str | None]]:
     """Return a row for each sample, and its first text without the phrases; None for no text."""
-    table = store.read_table(f"{part}.parquet")
-    if "k" in table.column_names:
-        first = [k in (None, 0) for k in table["k"].to_pylist()]
-        table = table.filter(pa.array(first, pa.bool_()))
+    table = first_texts(store, part)
     texts = [
         without_phrases(text, phrases) if text and text.strip() else None
         for text in table["text"].to_pylist()

@@ -29,6 +29,7 @@ from capmix.annotate.vectors import (
     Columns,
     PoolVectors,
     columns_done,
+    fingerprints,
     image_vectors,
     read_reference,
     reference_stamp,
@@ -38,6 +39,7 @@ from capmix.errors import UserError
 from capmix.models.tokens import encode_texts
 from capmix.pool import Pool
 from capmix.score.scorer import Scorer
+from capmix.storage.first_texts import first_texts
 from capmix.storage.layout import annotation_folder, embeddings_folder, texts_folder
 from capmix.storage.marker import Counts
 from capmix.storage.rows import OK
@@ -116,11 +118,7 @@ def _made_of(
         folders.append(annotation_folder(settings.of))
     if settings.method == CLIPLOSS:
         folders.append(texts_folder(settings.source))
-    digest = hashlib.sha256()
-    with store.listed(folders):
-        for one in folders:
-            for shard in pool.shards:
-                digest.update(store.fingerprint(f"{one}/{shard.name}").encode())
+    digest = hashlib.sha256("".join(fingerprints(store, folders, pool.shards)).encode())
     if scorer is not None:
         digest.update(json.dumps(scorer.settings, sort_keys=True).encode())
     if settings.reference is not None and settings.method in (CLUSTERS, NORMSIM):
@@ -168,12 +166,13 @@ def _cliploss(
     files = {kind: (Path(scratch) / f"{kind}.bin").open("wb") for kind in ("pictures", "words")}
     width, start = 0, 0
     for shard, rows in zip(vectors.shards, vectors.rows, strict=True):
-        known = _first_texts(store, f"{texts}/{shard.name}")
+        first = first_texts(store, f"{texts}/{shard.name}")
+        known = dict(zip(first["uid"].to_pylist(), first["text"].to_pylist(), strict=True))
         seen = [row for row in rows if row.status == OK]
-        here = [i for i, row in enumerate(seen) if (known.get(row.uid or "") or "").strip()]
+        here = [i for i, row in enumerate(seen) if (known.get(row.uid) or "").strip()]
         if here:
             images = scorer.project_images(vectors.array[start : start + len(seen)][here])
-            words = encode_texts(scorer, [known[seen[i].uid or ""] for i in here])
+            words = encode_texts(scorer, [known[seen[i].uid] for i in here])
             width = words.shape[1]
             files["pictures"].write(images.astype(np.float16).tobytes())
             files["words"].write(words.astype(np.float16).tobytes())
@@ -193,12 +192,3 @@ def _cliploss(
         pictures, written, settings.temperature, settings.batch, settings.rounds, settings.seed
     )
     return {"value": (values, pa.float32())}
-
-
-def _first_texts(store: Store, part: str) -> dict[str, str]:
-    columns = store.read_table(f"{part}.parquet", ["uid", "text"]).to_pydict()
-    found: dict[str, str] = {}
-    for uid, text in zip(columns["uid"], columns["text"], strict=True):
-        if uid is not None and text is not None:
-            found.setdefault(uid, text)
-    return found

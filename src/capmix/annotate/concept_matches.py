@@ -8,18 +8,17 @@ contains the entry between spaces (MetaCLIP, arXiv 2309.16671, section 3).
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from capmix.annotate.entries import entry_form, kept_entries
 from capmix.engine.stage import PartWriter, Stage
 from capmix.pool import Shard
+from capmix.storage.first_texts import first_texts
 from capmix.storage.layout import entries_part, matches_folder, texts_folder
-from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS, column_names
+from capmix.storage.rows import DROPPED, OK, STATUS, column_names
 from capmix.storage.store import Store
 
 FIELDS = [("entries", pa.list_(pa.int32()))]
 NO_TEXT = "no_text"
-STATUS = [name for name, _ in STATUS_FIELDS]
 
 
 class Matcher:
@@ -76,37 +75,13 @@ def _match(store: Store, part: str, matcher: Matcher, out: PartWriter) -> None:
     status, texts = table["status"].to_pylist(), table["text"].to_pylist()
     reasons = table["reason"].to_pylist()
     found: list[list[int] | None] = [None] * len(table)
-    out.count_in(len(table))
     for row, text in enumerate(texts):
-        if status[row] != OK:
-            count = out.count_failed if status[row] == FAILED else out.count_dropped
-            count(reasons[row] or "")
-        elif not (text or "").strip():
+        if status[row] == OK and not (text or "").strip():
             status[row], reasons[row] = DROPPED, NO_TEXT
-            out.count_dropped(NO_TEXT)
-        else:
+        elif status[row] == OK:
             found[row] = matcher.find(text)
-            out.count_ok()
+        out.count(status[row], reasons[row])
     columns = {name: table[name] for name in STATUS}
     columns["status"], columns["reason"] = pa.array(status), pa.array(reasons, pa.string())
     columns["entries"] = pa.array(found, FIELDS[0][1])
     out.write_table(pa.table(columns))
-
-
-def first_texts(store: Store, part: str) -> pa.Table:
-    """Return the status columns and the text of a part: one row per sample, its text k = 0.
-
-    The text is null if the sample has other texts only, because its caption k = 0 is empty.
-    """
-    file = f"{part}.parquet"
-    with store.open_table(file) as opened:
-        has_several = "k" in opened.schema_arrow.names
-    table = store.read_table(file, [*STATUS, "text", *(["k"] if has_several else [])])
-    if not has_several:
-        return table
-    is_zero = pc.equal(pc.fill_null(table["k"], 0), 0)
-    uids = table["uid"].to_pylist()
-    is_new = [one != before for one, before in zip(uids, [None, *uids], strict=False)]
-    texts = pc.if_else(is_zero, table["text"], pa.scalar(None, pa.string()))
-    table = table.drop_columns(["k", "text"]).append_column("text", texts)
-    return table.filter(pc.or_(is_zero, pa.array(is_new, pa.bool_())))

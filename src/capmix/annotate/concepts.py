@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.concept_matches import STATUS
 from capmix.annotate.entries import checked_entries, kept_entries, read_entries
 from capmix.annotate.ngrams import frequent_ngrams, wordnet_lemmas
 from capmix.annotate.settings import AnnotateSettings
+from capmix.annotate.vectors import fingerprints
 from capmix.engine.mapped import Mapper
 from capmix.engine.stage import PartWriter, Stage
 from capmix.errors import UserError
@@ -36,7 +36,7 @@ from capmix.storage.layout import (
 )
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.once import once
-from capmix.storage.rows import FAILED, OK, column_names
+from capmix.storage.rows import OK, STATUS, column_names
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ def probabilities(counts: np.ndarray, limit: int) -> np.ndarray:
     return found
 
 
-def text_keys(seed: int, uids: Sequence[str], source: str, k: int = 0) -> np.ndarray:
-    """Return a key of each text, uint64 (N,): 64 bits of SHA-256 of seed, uid, source and k."""
-    names = (f"{seed}/{uid}/{source}/{k}".encode() for uid in uids)
+def text_keys(seed: int, uids: Sequence[str], source: str) -> np.ndarray:
+    """Return a key of each text, uint64 (N,): 64 bits of SHA-256 of seed, uid, source and k = 0."""
+    names = (f"{seed}/{uid}/{source}/0".encode() for uid in uids)
     return _first_bits(b"".join(hashlib.sha256(name).digest()[:8] for name in names))
 
 
@@ -113,8 +113,7 @@ def metadata_list(
     inputs: dict[str, str] = {}
     config: dict[str, Any] = {"given": _digest([*given, *lemmas]), "matching": matching}
     if settings.frequent is not None:
-        with store.listed([texts]):
-            inputs[texts] = _digest(store.fingerprint(f"{texts}/{one.name}") for one in shards)
+        inputs[texts] = _digest(fingerprints(store, [texts], shards))
         config |= {"source": settings.source, "frequent": settings.frequent, "pmi": settings.pmi}
     elif not given and not lemmas:
         raise UserError("annotate: concepts needs a list: pass --entries, --wordnet or --frequent")
@@ -145,10 +144,8 @@ def count_entries(
     The matches of all shards must be complete. Raises UserError if no text has an entry.
     """
     part, entries, folder = counts_part(name), entries_part(name), matches_folder(name)
-    with store.listed([folder]):
-        of_shards = [store.fingerprint(f"{folder}/{shard.name}") for shard in shards]
     inputs = {entries: store.fingerprint(entries)}
-    inputs[folder] = _digest(of_shards)
+    inputs[folder] = _digest(fingerprints(store, [folder], shards))
     config: dict[str, Any] = {"tail": settings.tail}
     if settings.limit:
         config = {"limit": settings.limit}
@@ -227,15 +224,11 @@ def concept_stages(store: Store, name: str, settings: AnnotateSettings) -> list[
 
 
 def _count_rows(table: pa.Table, out: PartWriter) -> None:
-    out.count_in(len(table))
-    grouped = table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist()
-    for group in grouped:
-        if group["status"] == OK:
-            out.count_ok(group["count_all"])
-            continue
-        count = out.count_failed if group["status"] == FAILED else out.count_dropped
-        for _ in range(group["count_all"]):
-            count(group["reason"] or "")
+    others = table.filter(pc.not_equal(table["status"], OK))  # per row only these few
+    out.count_in(len(table) - len(others))
+    out.count_ok(len(table) - len(others))
+    for row in others.select(["status", "reason"]).to_pylist():
+        out.count(row["status"], row["reason"])
 
 
 def _columns(

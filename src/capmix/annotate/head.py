@@ -19,14 +19,13 @@ from capmix.annotate.settings import AnnotateSettings
 from capmix.annotate.vectors import Columns, PoolVectors
 from capmix.errors import UserError
 from capmix.models.registry import require
-from capmix.storage.rows import STATUS_FIELDS
+from capmix.storage.rows import STATUS
 
 MAX_BYTES = 1 << 28
 MAX_OUTPUTS = 64
 MAX_WIDTH = 16_384  # outputs of a layer: 1 GiB for the vectors of a batch
 AT_ONCE = 16_384  # vectors
 NAME = re.compile(r"(?:(?P<module>.*\.)?(?P<number>\d{1,4})\.)?(?P<kind>weight|bias)")
-STATUS = [name for name, _ in STATUS_FIELDS]
 COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 EXPECTED = (
     "expected a .safetensors file with float tensors N.weight (outputs, inputs) and N.bias "
@@ -147,8 +146,7 @@ def head_columns(
 ) -> Columns:
     """Compute the settings' column; with several outputs, COLUMN_0, COLUMN_1 and so on.
 
-    `embeddings` is their name. Raises UserError if they do not have the head's dimensions, or if
-    the column's name is not valid.
+    `embeddings` is their name. Raises UserError if they do not have the head's dimensions.
     """
     width = int(vectors.array.shape[1])
     if width != head.inputs:
@@ -156,7 +154,6 @@ def head_columns(
             f"--weights {settings.weights}: the head takes {head.inputs} dimensions, but the "
             f"embeddings {embeddings!r} have {width}. Pass the --embeddings that it was trained on"
         )
-    check_column(settings.column)
     found = [predict(head, batch, settings) for batch in _batches(vectors, settings)]
     values = np.concatenate(found)
     if head.outputs == 1:

@@ -17,19 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capmix.annotate.hash_groups import hash_groups
-from capmix.annotate.vectors import columns_done
+from capmix.annotate.vectors import columns_done, fingerprints
 from capmix.errors import UserError
 from capmix.pool import Shard
 from capmix.storage.draft import MadeMeanwhileError
 from capmix.storage.layout import annotation_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.names import HASH_GROUPS
-from capmix.storage.rows import OK, STATUS_FIELDS, column_names
+from capmix.storage.rows import OK, STATUS, column_names
 from capmix.storage.store import Store
 
 log = logging.getLogger(__name__)
+METHOD = "image groups"  # in the settings of the groups; the images have "image"
 FIELDS = [("group", pa.string()), ("count", pa.int32())]
-STATUS = [name for name, _ in STATUS_FIELDS]
 
 
 def groups_name(name: str) -> str:
@@ -44,7 +44,7 @@ def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: 
     bytes per image.
     """
     own, folder = groups_name(name), annotation_folder(name)
-    config: dict[str, object] = {"method": "image groups", "distance": distance}
+    config: dict[str, object] = {"method": METHOD, "distance": distance}
     config["made_of"] = _made_of(store, shards, folder)
     done = columns_done(store, shards, own, folder, config)
     if done is not None:
@@ -68,11 +68,8 @@ def annotate_groups(store: Store, shards: Sequence[Shard], name: str, distance: 
 
 def _made_of(store: Store, shards: Sequence[Shard], folder: str) -> str:
     """Return a digest (32 hex digits) of all parts with hashes: each group depends on all."""
-    digest = hashlib.sha256()
-    with store.listed([folder]):
-        for shard in shards:
-            digest.update(store.fingerprint(f"{folder}/{shard.name}").encode())
-    return digest.hexdigest()[:32]
+    found = "".join(fingerprints(store, [folder], shards))
+    return hashlib.sha256(found.encode()).hexdigest()[:32]
 
 
 def _hashes(store: Store, shards: Sequence[Shard], folder: str) -> tuple[np.ndarray, list[int]]:

@@ -27,11 +27,7 @@ def image_stage(pool: ImagePool, name: str) -> Stage:
         for _, finished in rows.of(shard):
             row = finished.result()
             found.append(row)
-            out.count_in()
-            if row.reason:
-                out.count_failed(row.reason)
-            else:
-                out.count_ok()
+            out.count(row.status, row.reason)
         out.write_table(table_of(found, FIELDS))
 
     return Stage(

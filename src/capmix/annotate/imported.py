@@ -27,7 +27,9 @@ from capmix.errors import UserError
 from capmix.pool import Pool, Shard
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
+from capmix.storage.database import scratch_database
 from capmix.storage.draft import MadeMeanwhileError
+from capmix.storage.filesystem import expanded
 from capmix.storage.layout import SAMPLES, captions_folder, scores_folder
 from capmix.storage.marker import Counts, Marker
 from capmix.storage.rows import DROPPED, FAILED, OK, STATUS_FIELDS
@@ -116,9 +118,7 @@ def _import(
         return done
     counts, repeated = Counts(), 0
     try:
-        with store.scratch() as scratch, duckdb.connect() as connection:
-            connection.execute(f"set memory_limit = '{MEMORY}'")
-            connection.execute(f"set temp_directory = '{scratch}'")
+        with store.scratch() as scratch, scratch_database(scratch, memory=MEMORY) as connection:
             kind = pa.string() if is_caption else pa.float32()
             samples = _estimated_samples(store, pool)
             join = Join(connection, scratch, paths, kind, len(pool.shards), samples)
@@ -187,11 +187,10 @@ def _expand(files: Sequence[str]) -> list[str]:
     """
     paths: list[str] = []
     for name in files:
-        here = Path(name)
-        found = [here] if here.is_file() else sorted(here.parent.glob(here.name))
+        found = expanded(name)
         if not found:
             raise UserError(f"import: no file {name}")
-        paths += map(str, found)
+        paths += found
     for path in paths:
         if Path(path).suffix not in SUFFIXES:
             raise UserError(f"import: {path}: expected a file ending in {', '.join(SUFFIXES)}")

@@ -17,12 +17,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capmix.annotate.concept_matches import first_texts
 from capmix.annotate.entries import LONGEST, MOST_ENTRIES, entry_form
 from capmix.engine.mapped import Mapper
 from capmix.errors import UserError, reason
-from capmix.mix.limits import without_progress_bar
 from capmix.pool import Shard
+from capmix.storage.database import scratch_database
+from capmix.storage.first_texts import first_texts
 from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
@@ -73,17 +73,17 @@ def frequent_ngrams(
     count. Counts are kept on disk. Raises UserError if too many are frequent, or if the disk or
     memory is full.
     """
-    with store.scratch() as scratch, duckdb.connect(f"{scratch}/ngrams.duckdb") as connection:
-        without_progress_bar(connection)
-        connection.execute(f"set temp_directory = '{scratch}'")
-        try:
-            connection.execute(f"set memory_limit = '{MEMORY}'")
+    try:
+        with (
+            store.scratch() as scratch,
+            scratch_database(scratch, "ngrams.duckdb", MEMORY) as connection,
+        ):
             of_words = partial(_words, store, texts, matching)
             words, total = _counted(connection, "words", of_words, shards, least, mapped)
             of_pairs = partial(_pairs, store, texts, matching, frozenset(words))
             pairs, _ = _counted(connection, "pairs", of_pairs, shards, least, mapped)
-        except duckdb.Error as error:
-            raise UserError(f"--frequent {least}: {str(error).splitlines()[0]}") from error
+    except duckdb.Error as error:
+        raise UserError(f"--frequent {least}: {str(error).splitlines()[0]}") from error
 
     def information(pair: str) -> float:
         first, second = pair.split(" ")

@@ -59,7 +59,7 @@ def text_area_stages(pool: ImagePool, name: str, side: int) -> list[Stage]:
                 found = iter(batches.run(measured, ready))
             rows += [row if one is None else _measured(row, next(found)) for row, one in done]
             for row in rows[-len(done) :]:
-                _count(out, row)
+                out.count(row.status, row.reason)
         out.write_table(table_of(rows, FIELDS))
 
     config = {"method": "text_area", **detector.settings}
@@ -98,11 +98,3 @@ def _measured(row: Row, found: Any) -> Row:
     if isinstance(found, SampleError):
         return Row(row.uid, row.key, FAILED, found.reason, str(found))
     return Row(row.uid, row.key, values=found)
-
-
-def _count(out: PartWriter, row: Row) -> None:
-    out.count_in()
-    if row.reason:
-        out.count_failed(row.reason)
-    else:
-        out.count_ok()

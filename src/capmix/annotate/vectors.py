@@ -116,6 +116,12 @@ def reference_stamp(path: str, folder: str) -> str:
         return ""
 
 
+def fingerprints(store: Store, folders: Sequence[str], shards: Sequence[Shard]) -> list[str]:
+    """Return the fingerprints of all parts of some folders, folder by folder, in pool order."""
+    with store.listed(folders):
+        return [store.fingerprint(f"{one}/{shard.name}") for one in folders for shard in shards]
+
+
 def columns_done(
     store: Store, shards: Sequence[Shard], name: str, inputs: str, config: Mapping[str, object]
 ) -> Counts | None:

@@ -93,7 +93,11 @@ def verify(
     work: Work = None,
     exports: Annotated[
         list[str] | None,
-        Parameter(help="Also verify these directories of exported shards.", show_default=False),
+        Parameter(
+            help="Also verify these directories of exported shards.",
+            negative="",
+            show_default=False,
+        ),
     ] = None,
     images: Annotated[
         bool,

@@ -15,7 +15,7 @@ from capmix.mix.settings import MixSettings
 from capmix.pool.settings import OpenSettings, SelectSettings
 from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
-from capmix.settings.values import split_pairs
+from capmix.settings.values import split_pairs, split_values
 from capmix.workspace import Workspace, open_workspace
 
 RECIPE = "Recipe"
@@ -125,7 +125,7 @@ def annotate(
     reading: OpenSettings,
     settings: AnnotateSettings,
     engine: EngineSettings,
-    runs: BudgetAndRetry,
+    runs: RunSettings,
 ) -> None:
     """Compute columns for recipes from saved embeddings, texts or images."""
     open_place(pool, work, reading, runs, engine).annotate(settings)
@@ -216,16 +216,8 @@ def recipe_parameters(
 
 def _values(text: str) -> Any:
     """Parse one value, or a comma-separated list of values."""
-    values = [_number(one) for one in text.split(",")]
-    return values if len(values) > 1 else values[0]
-
-
-def _number(text: str) -> float | str:
-    """Parse a number; return other text unchanged, for the recipe's own check."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    values = split_values(text)
+    return values if len(values) > 1 else (values or [text])[0]
 
 
 @command

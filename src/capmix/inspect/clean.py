@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from capmix.engine.others import announced, runs_at_work
 from capmix.engine.partial import place_of, shard_digest
 from capmix.errors import UserError
-from capmix.inspect.status import DEPTHS, is_stale, stage_folder
+from capmix.inspect.status import is_stale
 from capmix.pool import Pool
 from capmix.settings.base import did_you_mean
 from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_lines
+from capmix.storage.commands import DEPTHS, stage_folder
 from capmix.storage.layout import (
     ANNOTATIONS,
     ARRAYS,

@@ -10,7 +10,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -19,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError
-from capmix.mix.limits import without_progress_bar
 from capmix.pool import Pool
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_html, table_lines
+from capmix.storage.database import scratch_database
+from capmix.storage.filesystem import expanded
 from capmix.storage.json_text import parse_object
 from capmix.storage.layout import SAMPLES
 from capmix.storage.rows import OK
@@ -160,11 +160,11 @@ def pool_coverage(store: Store, pool: Pool, files: Sequence[str]) -> PoolCoverag
     Raises UserError if a pattern names no file, or if a file cannot be read or has no uids.
     """
     paths = _expand(files)
-    with store.scratch() as scratch, duckdb.connect(f"{scratch}/coverage.duckdb") as connection:
-        without_progress_bar(connection)
-        connection.execute(f"set memory_limit = '{MEMORY}'; set threads = {THREADS}")
-        connection.execute(f"set temp_directory = '{scratch}'")
-        try:
+    try:
+        with (
+            store.scratch() as scratch,
+            scratch_database(scratch, "coverage.duckdb", MEMORY, THREADS) as connection,
+        ):
             connection.execute("create table samples (uid varchar, is_ok boolean)")
             connection.execute("create table metadata (file integer, uid varchar, reason varchar)")
             connection.execute("create table downloads (uid varchar, reason varchar)")
@@ -172,8 +172,8 @@ def pool_coverage(store: Store, pool: Pool, files: Sequence[str]) -> PoolCoverag
             _add_all(connection, "metadata", _metadata(paths))
             _add_all(connection, "downloads", _download_tables(pool))
             return _coverage(connection, pool, paths)
-        except duckdb.Error as error:
-            raise UserError(f"status: {str(error).splitlines()[0]}") from error
+    except duckdb.Error as error:
+        raise UserError(f"status: {str(error).splitlines()[0]}") from error
 
 
 def _coverage(
@@ -201,12 +201,10 @@ def _coverage(
 def _expand(files: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for name in files:
-        here = Path(name)
-        is_folder = here.is_dir()
-        found = sorted(here.glob("*.parquet") if is_folder else here.parent.glob(here.name))
-        if not found and not here.is_file():
+        found = expanded(name, ".parquet")
+        if not found:
             raise UserError(f"--metadata {name}: no such file; expected parquet files or a folder")
-        paths += map(str, found or [here])
+        paths += found
     return list(dict.fromkeys(paths))
 
 

@@ -18,25 +18,21 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import SELECTED
 from capmix.settings.counted import counted
 from capmix.settings.tables import size_text, table_html, table_lines
+from capmix.storage.commands import DEPTHS, command_of, stage_folder
 from capmix.storage.layout import (
-    ANNOTATIONS,
     CAPTIONS,
     EMBEDDINGS,
     FIELDS,
-    MATCHES,
     SAMPLES,
     SCORES,
     SUBSETS,
 )
 from capmix.storage.marker import Marker
-from capmix.storage.names import annotate_command
 from capmix.storage.store import Store
 
 HEADS = ("stage", "done", "missing", "stale", "ok", "dropped", "failed", "bytes")
+WITH_OTHERS = (SAMPLES, FIELDS, EMBEDDINGS)  # written by the commands that need them
 LARGEST = 6  # number of folders listed with their sizes
-# Depth of a stage's folder below each top folder. The rest of a part's name is the shard's name,
-# which may contain slashes itself.
-DEPTHS = {SAMPLES: 0, FIELDS: 0, EMBEDDINGS: 2, CAPTIONS: 1, SCORES: 2, MATCHES: 1, ANNOTATIONS: 1}
 FIELDS_SHOWN = 60
 
 
@@ -179,8 +175,8 @@ def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) 
     """
     work = f" --work {shlex.quote(store.location)}"
     for one in stages:
-        if (one.missing or one.stale) and (line := _rerun_command(one, work)):
-            return line
+        if (one.missing or one.stale) and one.stage.partition("/")[0] not in WITH_OTHERS:
+            return command_of(one.stage, one.settings, store.location)
     tops = [one.stage.split("/")[0] for one in stages]
     if not has_images:
         return f"capmix mix{work} --recipe raw" if SUBSETS not in tops else ""
@@ -195,42 +191,6 @@ def next_command(store: Store, stages: Sequence[StageStatus], has_images: bool) 
     return f"capmix export{work} --subset {name} --out DIR"
 
 
-def _rerun_command(stage: StageStatus, work: str) -> str:
-    """Return the command that computes a stage's missing and stale parts.
-
-    Settings that the markers lack are placeholders such as MODEL. Returns "" for stages without a
-    dedicated command.
-    """
-    top, _, rest = stage.stage.partition("/")
-    settings = stage.settings
-    if top == CAPTIONS and "from" in settings:
-        given = settings["from"]
-        names = ",".join(map(str, given)) if isinstance(given, list) else "SOURCES"
-        source = f"{shlex.quote(rest)} --from {shlex.quote(names)}"
-        return f"capmix rewrite{work} --source {source}" + _model(settings)
-    if top == CAPTIONS and "import" not in settings:
-        model = shlex.quote(str(settings.get("model", "MODEL")))
-        return f"capmix caption{work} --source {shlex.quote(rest)} --model {model}"
-    if top == CAPTIONS:
-        return f"capmix import captions FILES{work} --source {shlex.quote(rest)}"
-    if top == SCORES and "import" not in settings:
-        source = shlex.quote(rest.partition("/")[2])
-        return f"capmix score{work} --sources {source}" + _model(settings)
-    if top == SUBSETS:
-        recipe = settings.get("recipe")
-        name = recipe.get("name") if isinstance(recipe, dict) else None
-        return f"capmix mix{work} --recipe {shlex.quote(str(name or 'RECIPE'))} --out {rest}"
-    if top not in (ANNOTATIONS, MATCHES):
-        return ""
-    method = "concepts" if top == MATCHES else str(settings.get("method", "METHOD"))
-    return annotate_command(shlex.quote(rest), shlex.quote(method)) + work
-
-
-def _model(settings: Mapping[str, Any]) -> str:
-    model = settings.get("model")
-    return f" --model {shlex.quote(model)}" if isinstance(model, str) else ""
-
-
 def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
     """Return the stage folders at or below `top`, including those that have only markers."""
     found = [top]
@@ -239,12 +199,6 @@ def _folders(store: Store, top: str, parts: Sequence[str]) -> list[str]:
     return sorted(
         {*found, *(stage_folder(part) for part in parts if part.count("/") > DEPTHS[top])}
     )
-
-
-def stage_folder(name: str) -> str:
-    """Return the stage folder of a part; a stage folder is returned unchanged."""
-    names = name.split("/")
-    return "/".join(names[: DEPTHS.get(names[0], 0) + 1])
 
 
 def _digest(store: Store, folder: str, shards: Sequence[Shard]) -> str:

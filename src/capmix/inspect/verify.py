@@ -15,47 +15,17 @@ from capmix.models.index import indexed_bytes
 from capmix.pool import BadSample, Pool
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
+from capmix.storage.commands import command_of, stage_folder
 from capmix.storage.filesystem import NotAFileError
 from capmix.storage.layout import (
-    ANNOTATIONS,
-    CAPTIONS,
-    EMBEDDINGS,
-    EVALSETS,
     EXPORT_ABOUT,
     EXPORT_CARD,
     EXPORT_FILES,
-    FIELDS,
-    MATCHES,
-    MEASURES,
-    METADATA,
-    PROBE_RESULTS,
-    PROBES,
-    SAMPLES,
-    SCORES,
-    SUBSETS,
-    TUNES,
 )
 from capmix.storage.marker import Marker
-from capmix.storage.names import annotate_command
 from capmix.storage.store import ABSENT, Store
 
 DAMAGED_MARKER = "the marker is damaged"
-# The command that writes the parts below a folder; {} is the name that follows the folder.
-MADE_BY = {
-    SAMPLES: "any command on the pool",
-    FIELDS: "capmix mix, with a recipe that names a field",
-    EMBEDDINGS: "capmix caption, or capmix score --save-embeddings",
-    CAPTIONS: "capmix caption --source {}, capmix rewrite or capmix import captions",
-    SCORES: "capmix score, or capmix import scores",
-    MATCHES: "capmix annotate --method concepts --name {}",
-    METADATA: "capmix annotate --method concepts",
-    SUBSETS: "capmix mix --out {}",
-    MEASURES: "capmix measure",
-    PROBES: "capmix run",
-    PROBE_RESULTS: "capmix run",
-    TUNES: "capmix tune",
-    EVALSETS: "capmix run",
-}
 
 
 @dataclass(frozen=True)
@@ -138,10 +108,11 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
                     if damage and discard:
                         store.remove_marker(part)
                         found.discarded += 1
-            made_by = "capmix export" if place else _made_by(part)
-            found.damaged += [
-                Damage(part, f"{place}{name}", how, made_by) for name, how in damage.items()
-            ]
+            if damage:
+                made_by = "capmix export" if place else _made_by(store, parts, part, marker)
+                found.damaged += [
+                    Damage(part, f"{place}{name}", how, made_by) for name, how in damage.items()
+                ]
             found.parts += 1
             if marker is not None:
                 found.files += len(marker.files)
@@ -183,12 +154,14 @@ def _files(store: Store, part: str) -> Iterable[str]:
     return marker.files if marker else ()
 
 
-def _made_by(part: str) -> str:
-    folder, _, rest = part.partition("/")
-    name = rest.partition("/")[0]
-    if folder == ANNOTATIONS:
-        return annotate_command(name)
-    return MADE_BY.get(folder, "").format(name)
+def _made_by(store: Store, parts: Sequence[str], part: str, marker: Marker | None) -> str:
+    """Return the command that writes a part; settings come from its marker, or from another part of
+    its folder if the marker is damaged."""
+    folder = stage_folder(part)
+    others = (one for one in parts if "/" in folder and one != part and stage_folder(one) == folder)
+    markers = (_damage(store, one)[0] for one in others)
+    known = marker or next((one for one in markers if one is not None), None)
+    return command_of(part, known.config if known else None)
 
 
 def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Damage]:

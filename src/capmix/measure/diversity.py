@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from capmix.measure.distinct import Distinct
 from capmix.measure.sketch import BASE, STANDARD_ERROR, Sketch, hashes, mixed
 from capmix.measure.words import Vocabulary, Words, bigram_keys, places_of, split, trigram_keys
-from capmix.mix.limits import without_progress_bar
+from capmix.storage.database import scratch_database
 
 REPEATED = 5  # samples with the same text: titles of batch uploads, captioners' stock phrases
 LONGEST = 1024  # words; the maximum in `words_deciles`
@@ -101,10 +100,7 @@ class Diversity:
         self._levels = levels
         self._totals = _Totals(levels)
         self._ngrams = Ngrams(folder, levels)
-        self._texts = duckdb.connect(
-            config={"temp_directory": str(folder / "texts"), "memory_limit": "1GB", "threads": 2}
-        )
-        without_progress_bar(self._texts)
+        self._texts = scratch_database(folder, threads=2)
         self._texts.execute("create table texts (text varchar, level utinyint)")
 
     def add(self, batch: Split) -> None:

@@ -1,5 +1,6 @@
 """Topics that a subset covers, counted over the sampled texts of coverage.py."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,31 +39,44 @@ class UnmeasuredSourceError(UserError):
     """A subset has texts of a source whose topics were not measured."""
 
 
-def topic_coverage(store: Store, subset: SubsetRows) -> TopicCoverage:
-    """Count the rows of a subset by topic. A row counts once, regardless of its weight.
+@dataclass(frozen=True)
+class MeasuredTopics:
+    """The sampled uids, the topic of each measured text, their sources and the number of topics."""
 
-    Raises UserError if no topics were measured, UnmeasuredSourceError if not those of a source.
-    """
-    marker = store.read_marker(PART)
-    if marker is None or TOPICS not in marker.files:
-        raise UserError(
-            f"no topics of texts in {store.location}: run `capmix measure --model MODEL` first"
-        )
-    known = store.read_table(TOPICS, part=PART)
-    sampled, topic_of = _sampled(known), _by_text(known)
-    found: list[int] = []
-    measured = set(marker.config["sources"])
-    for batch in subset.batches():
-        if missing := set(pc.unique(batch["source"]).to_pylist()) - measured:
-            raise UnmeasuredSourceError(
-                f"topics: the texts of {min(missing)} were not measured; run `capmix measure` with "
-                "this source in --sources"
+    sampled: pa.Array
+    topic_of: Mapping[str, int]
+    sources: frozenset[str]
+    topics: int
+
+    @classmethod
+    def read(cls, store: Store) -> "MeasuredTopics":
+        """Read what `capmix measure` wrote. Raises UserError if no topics were measured."""
+        marker = store.read_marker(PART)
+        if marker is None or TOPICS not in marker.files:
+            raise UserError(
+                f"no topics of texts in {store.location}: run `capmix measure --model MODEL` first"
             )
-        rows = batch.filter(pc.is_in(batch["uid"], sampled))
-        found += [topic_of.get(text, -1) for text in rows["text"].to_pylist()]
-    topics = np.array(found, np.int64)
-    counts = np.bincount(topics[topics >= 0], minlength=len(marker.extra["topics"]))
-    return TopicCoverage(counts.tolist(), int((topics < 0).sum()))
+        known = store.read_table(TOPICS, part=PART)
+        sources = frozenset(marker.config["sources"])
+        return cls(_sampled(known), _by_text(known), sources, len(marker.extra["topics"]))
+
+    def of(self, subset: SubsetRows) -> TopicCoverage:
+        """Count the rows of a subset by topic. A row counts once, regardless of its weight.
+
+        Raises UnmeasuredSourceError if the topics of a source were not measured.
+        """
+        found: list[int] = []
+        for batch in subset.batches():
+            if missing := set(pc.unique(batch["source"]).to_pylist()) - self.sources:
+                raise UnmeasuredSourceError(
+                    f"topics: the texts of {min(missing)} were not measured; run `capmix measure` "
+                    "with this source in --sources"
+                )
+            rows = batch.filter(pc.is_in(batch["uid"], self.sampled))
+            found += [self.topic_of.get(text, -1) for text in rows["text"].to_pylist()]
+        topics = np.array(found, np.int64)
+        counts = np.bincount(topics[topics >= 0], minlength=self.topics)
+        return TopicCoverage(counts.tolist(), int((topics < 0).sum()))
 
 
 def _sampled(known: pa.Table) -> pa.Array:

@@ -1,15 +1,14 @@
 """Advice on how to get the scores that a recipe needs and the work directory lacks."""
 
 from collections.abc import Collection, Mapping
+from typing import get_args
 
+from capmix.annotate.settings import DEFAULT_NAMES, Method
 from capmix.mix.columns import Column, is_text, scored_sources
 from capmix.storage.layout import SCORES
 
 # The methods of `capmix annotate` by the default prefix of their columns.
-METHODS = {
-    name: name
-    for name in ("agreement", "cliploss", "clusters", "concepts", "image", "normsim", "semdedup")
-} | {"text": "text_area"}
+METHODS = {DEFAULT_NAMES.get(one, one): one for one in get_args(Method)}
 
 
 def about_annotation(name: str) -> str:

@@ -6,10 +6,9 @@ kind is counted, and the first one is kept for a message.
 """
 
 import csv
-import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capmix.errors import UserError, reason
-from capmix.mix.uids import MAX_UIDS, PAIR, pairs_of
+from capmix.mix.uids import MAX_UIDS, PAIR, SortedPairs, digest_of, pairs_of
 from capmix.storage.filesystem import READ_FLAGS
 
 # What an entry of each kind looks like.
@@ -36,6 +35,7 @@ OPTION = "--exclude"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MAX_LINE = 1 << 16  # characters
 ROWS_AT_ONCE = 1 << 16
+TEXT_AT_ONCE = 1 << 24  # characters
 SHOWN = 60  # characters of a faulty entry in a message
 
 Rows = Iterator[tuple[int, pa.Array]]
@@ -43,35 +43,20 @@ Rows = Iterator[tuple[int, pa.Array]]
 
 @dataclass(frozen=True)
 class ExcludeList:
-    """The entries of one kind: sorted distinct md5s, PAIR (N,).
+    """The entries of one kind: their md5s.
 
     `malformed` counts the lines that are no entries; `example` is the first of them.
     """
 
     kind: str
-    pairs: np.ndarray = field(repr=False)
+    pairs: SortedPairs = field(repr=False)
     malformed: int = 0
     example: str = ""
 
     @property
     def digest(self) -> str:
         """A digest of the entries, 32 hex digits; their order and repeats do not matter."""
-        return hashlib.sha256(self.pairs.tobytes()).hexdigest()[:32]
-
-    def find(self, asked: np.ndarray) -> np.ndarray:
-        """Return the place of each of M pairs among the entries, int64 (M,); -1 for none."""
-        upper, lower = self.pairs["f0"], self.pairs["f1"]
-        place = np.searchsorted(upper, asked["f0"])
-        found = np.full(len(asked), -1, np.int64)
-        left = np.arange(len(asked))
-        while len(left):  # more than one iteration only for entries with the same upper half
-            left = left[place[left] < len(upper)]
-            left = left[upper[place[left]] == asked["f0"][left]]
-            same = lower[place[left]] == asked["f1"][left]
-            found[left[same]] = place[left[same]]
-            left = left[~same]
-            place[left] += 1
-        return found
+        return digest_of(self.pairs)
 
 
 def md5_pairs(connection: duckdb.DuckDBPyConnection, kind: str, values: pa.Array) -> np.ndarray:
@@ -159,12 +144,9 @@ class _Collected:
         return f"; the first malformed line is {self.example}" if self.malformed else ""
 
     def list(self) -> ExcludeList:
-        pairs = np.concatenate([np.empty(0, PAIR), *self.pairs])
+        pairs = SortedPairs(np.concatenate([np.empty(0, PAIR), *self.pairs]))
         self.pairs = []
-        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
-        is_new = np.ones(len(pairs), bool)
-        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
-        return ExcludeList(self.kind, pairs[is_new], self.malformed, self.example)
+        return ExcludeList(self.kind, pairs, self.malformed, self.example)
 
 
 def _open(path: str, kind: str | None) -> tuple[str, Rows]:
@@ -238,9 +220,7 @@ def _text_rows(path: str, skip: bool) -> Rows:
         if skip:
             next(lines, None)
             first = 2
-        while batch := [line for _, line in zip(range(ROWS_AT_ONCE), lines, strict=False)]:
-            yield first, pa.array(batch, pa.string())
-            first += len(batch)
+        yield from _batches(lines, first)
 
 
 def _csv_rows(path: str, delimiter: str, column: int) -> Rows:
@@ -248,15 +228,24 @@ def _csv_rows(path: str, delimiter: str, column: int) -> Rows:
     with _text(path) as stream:
         reader = csv.reader(_lines(stream), delimiter=delimiter)
         next(reader, None)
-        batch: list[str] = []
-        first = 2
-        for cells in reader:
-            # A row that lacks the column is malformed, not blank.
-            batch.append(cells[column] if len(cells) > column else "\ufffd" if cells else "")
-            if len(batch) == ROWS_AT_ONCE:
-                yield first, pa.array(batch, pa.string())
-                batch, first = [], first + len(batch)
-        yield first, pa.array(batch, pa.string())
+        # A row that lacks the column is malformed, not blank.
+        values = (
+            cells[column] if len(cells) > column else "\ufffd" if cells else "" for cells in reader
+        )
+        yield from _batches(values, 2)
+
+
+def _batches(values: Iterable[str], first: int) -> Rows:
+    """Yield batches of ROWS_AT_ONCE values, or of fewer with about TEXT_AT_ONCE characters."""
+    batch: list[str] = []
+    size = 0
+    for value in values:
+        batch.append(value)
+        size += len(value)
+        if len(batch) == ROWS_AT_ONCE or size >= TEXT_AT_ONCE:
+            yield first, pa.array(batch, pa.string())
+            batch, size, first = [], 0, first + len(batch)
+    yield first, pa.array(batch, pa.string())
 
 
 def _parquet_rows(path: str, column: str, kind: str) -> Rows:

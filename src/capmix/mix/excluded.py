@@ -123,10 +123,14 @@ def _columns_of(kind: str, columns: Mapping[str, Column]) -> dict[str, Column]:
 def find_excluded(
     exclusion: Exclusion, reader: BatchReader, parts: Parts, batches: Sequence[Sequence[str]]
 ) -> tuple[Parts, list[ExcludedCounts]]:
-    """Return the parts without the excluded samples, and the counts of each kind."""
+    """Return the parts without the excluded samples, and the counts of each kind.
+
+    Raises UserError if no sample is left.
+    """
     matched = {kind: np.zeros(len(one.pairs), bool) for kind, one in exclusion.lists.items()}
     samples = dict.fromkeys(exclusion.lists, 0)
     left_out: dict[str, bytes] = {}
+    total = 0
     work = partial(_found, exclusion, reader)
     with progress("exclude", "shard", len(parts.rows)) as bar:
         for here, found in Threads(cores())(work, map(parts.of, batches)):
@@ -134,7 +138,10 @@ def find_excluded(
                 samples[kind] += count
                 matched[kind][found.entries[kind]] = True
             left_out |= found.left_out
+            total += found.total
             bar.update(len(here.rows))
+    if total and sum(samples.values()) == total:
+        raise UserError(f"{OPTION}: all {counted(total, 'sample')} are excluded; none is left")
     counts = [
         ExcludedCounts(
             kind,
@@ -151,8 +158,12 @@ def find_excluded(
 
 @dataclass(frozen=True)
 class _Found:
-    """The excluded samples of a batch: packed bits by shard, counts and matched entries by kind."""
+    """The excluded samples of a batch: packed bits by shard, counts and matched entries by kind.
 
+    `total` is the number of samples of the batch.
+    """
+
+    total: int
     left_out: dict[str, bytes]
     samples: dict[str, int]
     entries: dict[str, np.ndarray]
@@ -179,7 +190,7 @@ def _found(exclusion: Exclusion, reader: BatchReader, parts: Parts) -> _Found:
         bits = np.zeros(parts.rows[name], bool)
         bits[batch.row[is_out & (batch.shard == number)]] = True
         left_out[name] = np.packbits(bits).tobytes()
-    return _Found(left_out, samples, entries)
+    return _Found(len(batch), left_out, samples, entries)
 
 
 def _places(
@@ -192,5 +203,5 @@ def _places(
         return found
     if not pa.types.is_integer(values.type):
         values = values.cast(pa.string())
-    found[is_there] = entries.find(md5_pairs(connection, entries.kind, values.drop_null()))
+    found[is_there] = entries.pairs.find(md5_pairs(connection, entries.kind, values.drop_null()))
     return found

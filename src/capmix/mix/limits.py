@@ -1,7 +1,7 @@
 """Memory and time limits for the SQL of recipes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Event, Thread
 
 import duckdb
@@ -62,13 +62,6 @@ def _interrupt(connection: duckdb.DuckDBPyConnection, seconds: float, done: Even
         connection.interrupt()
         if done.wait(INTERRUPT_EVERY):
             return
-
-
-def without_progress_bar(connection: duckdb.DuckDBPyConnection) -> None:
-    """Turn off DuckDB's progress bar. In a notebook without ipywidgets there is none, and DuckDB
-    raises for the setting."""
-    with suppress(duckdb.InvalidInputException):
-        connection.execute("set enable_progress_bar = false")
 
 
 def in_pieces(batch: pa.Table, size: Size, slow: Sequence[SlowCall] = ()) -> pa.Table:

@@ -119,7 +119,8 @@ class Summary:
     def shortages(self) -> list[str]:
         """Return one line for each threshold that is undefined because too few samples have a
         value, and one if fewer rows are drawn than requested."""
-        found = [_shortage(name, *two, self.rows_in) for name, two in self.short.items()]
+        left = self.rows_in - sum(one["samples"] for one in self.excluded)
+        found = [_shortage(name, *two, left) for name, two in self.short.items()]
         if self.drawn and self.drawn["drawn"] < self.drawn["asked"]:
             found.append(
                 "{drawn:,} of {asked:,} rows are drawn: all {candidates:,} rows reached the cap"
@@ -262,7 +263,7 @@ def _write(run: MixRun, draft: Draft, called: str, settings: MixSettings) -> tup
         found = find_thresholds(run)
         values = found.values
         for one, counts in found.short.items() if settings.strict else ():
-            line = _shortage(str(one), *counts, run.samples)
+            line = _shortage(str(one), *counts, found.samples)
             raise UserError(f"recipe {called}: {line} (--strict)")
         repeated = find_repeated(run, values) if recipe.distinct else None
         drawn = find_drawn(run, values, repeated) if recipe.sample else None

@@ -14,15 +14,15 @@ from capmix.pool import Shard
 from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
+from capmix.storage.commands import INPUT_SOURCES, command_of
 from capmix.storage.compare import changes
-from capmix.storage.layout import ANNOTATIONS, CAPTIONS, FIELDS, SAMPLES, SCORES, texts_folder
+from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
 from capmix.storage.marker import Marker
 from capmix.storage.names import annotate_command
 from capmix.storage.record import FileRecord
 from capmix.storage.store import Store
 
 DEFAULTS = {CAPTIONS: defaults_of(CaptionSettings), SCORES: defaults_of(ScoreSettings)}
-INPUT_SOURCES = "from"  # in the settings of rewritten texts
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,10 @@ def _refuse_two_settings(
         return
     changed = changes(settings.setdefault(folder, config), config, defaults)
     if changed:
+        force = "" if is_of_scores(folder) else " with --force"
         raise UserError(
             f"{store.path(folder)} contains parts with different settings: shard {shard} has "
-            f"{'; '.join(changed)}. Rerun the command that wrote them with --force."
+            f"{'; '.join(changed)}. Rerun the command that wrote them{force}."
         )
 
 
@@ -201,7 +202,7 @@ def _refuse_old_inputs(store: Store, folder: str, shard: str, marker: Marker) ->
         if now and now != made_from:
             raise UserError(
                 f"{store.path(folder)}: the texts of shard {shard} in {texts} were written again "
-                f"after these were made from them. Rerun {_makes(folder, marker.config)}."
+                f"after these were made from them. Rerun `{command_of(folder, marker.config)}`."
             )
 
 
@@ -230,20 +231,6 @@ def shard_batches(rows: Mapping[str, int], at_once: int) -> list[list[str]]:
     return [batch for batch in batches if batch]
 
 
-def _makes(folder: str, config: Mapping[str, Any] | None = None) -> str:
-    """Return the command that writes the parts of a folder; `config` is the settings of one."""
-    top, _, rest = folder.partition("/")
-    source = rest.rpartition("/")[2]
-    if top == CAPTIONS and INPUT_SOURCES in (config or {}):
-        return f"`capmix rewrite --source {source}`"
-    return {
-        CAPTIONS: f"`capmix caption --source {source}`",
-        SCORES: f"`capmix score --sources {source}`",
-        ANNOTATIONS: f"`{annotate_command(source)}`",
-        FIELDS: "`capmix mix` with a recipe that names a field",
-    }.get(top, "the command that writes it")
-
-
 def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> tuple[str, Marker]:
     """Return a part's fingerprint and marker. Raises UserError if the marker is missing or
     damaged."""
@@ -260,9 +247,10 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     done = set(store.parts(folder)) - {part}
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
     other = store.read_marker(min(done)) if done else None
+    command = command_of(folder, other.config if other else None)
     raise UserError(
         f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-        f"{len(shards)} missing). Run {_makes(folder, other.config if other else None)} first."
+        f"{len(shards)} missing). Run `{command}` first."
     )
 
 

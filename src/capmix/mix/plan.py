@@ -13,10 +13,11 @@ from capmix.mix.allowed import Size
 from capmix.mix.columns import FIELD, Column, is_text, other_owner
 from capmix.mix.expression import LIST_COLUMN, Expression, PoolScale, Threshold, bounded, parse
 from capmix.mix.functions import TYPES, add_bound, add_functions
-from capmix.mix.limits import MEMORY, limited, without_progress_bar
+from capmix.mix.limits import MEMORY, limited
 from capmix.mix.recipe import Clause, Recipe
 from capmix.mix.sampling import SCORE
 from capmix.settings.base import did_you_mean
+from capmix.storage.database import without_progress_bar
 from capmix.storage.layout import FIELDS, RAW
 from capmix.storage.names import no_captions
 

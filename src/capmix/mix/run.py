@@ -136,11 +136,12 @@ class Thresholds:
     none does.
 
     `short` has an entry for each threshold whose value fewer samples have than its fraction
-    requests: the requested number, and the number with a value.
+    requests: the requested number, and the number with a value. Fractions are of `samples`.
     """
 
     values: dict[Threshold, float]
     short: dict[Threshold, tuple[int, int]]
+    samples: int = 0
 
 
 def with_scales(run: MixRun) -> MixRun:
@@ -186,7 +187,8 @@ def find_thresholds(run: MixRun) -> Thresholds:
         threshold: math.nan if threshold.is_datacomp and top.is_short else top.value()
         for threshold, top in tops.items()
     }
-    return Thresholds(found, {one: top.asked for one, top in tops.items() if top.lacks})
+    short = {one: top.asked for one, top in tops.items() if top.lacks}
+    return Thresholds(found, short, next(iter(tops.values())).total)
 
 
 def _counted(

@@ -150,39 +150,61 @@ def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
         yield pairs[np.searchsorted(ends, places, side="right")]
 
 
+class SortedPairs:
+    """The distinct ones of some pairs, sorted, and how often each occurs, uint32 (N,)."""
+
+    def __init__(self, pairs: np.ndarray):
+        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
+        is_new = np.ones(len(pairs), bool)
+        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
+        begins = np.flatnonzero(is_new)
+        self.times = np.diff(begins, append=len(pairs)).astype(np.uint32)
+        self._upper, self._lower = pairs["f0"][begins], pairs["f1"][begins]
+
+    def __len__(self) -> int:
+        return len(self._upper)
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """Return some of the pairs, PAIR."""
+        upper, lower = self._upper[places], self._lower[places]
+        return np.stack([upper, lower], axis=1).view(PAIR)[:, 0]
+
+    def find(self, asked: np.ndarray) -> np.ndarray:
+        """Return the place of each of M pairs, int64 (M,); -1 for none."""
+        place = np.searchsorted(self._upper, asked["f0"])
+        found = np.full(len(asked), -1, np.int64)
+        left = np.arange(len(asked))
+        while len(left):  # more than one iteration only for pairs with the same upper half
+            left = left[place[left] < len(self)]
+            left = left[self._upper[place[left]] == asked["f0"][left]]
+            same = self._lower[place[left]] == asked["f1"][left]
+            found[left[same]] = place[left[same]]
+            left = left[~same]
+            place[left] += 1
+        return found
+
+
 class UidList:
     """A list of uids from a .npy file of pairs (sorted or not) or a text file, one uid per line."""
 
     def __init__(self, path: str):
         pairs = _read_list(path)
-        self.digest = _digest(pairs)
-        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
-        is_new = np.ones(len(pairs), bool)
-        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
-        begins = np.flatnonzero(is_new)
-        counts = np.diff(begins, append=len(pairs))
-        if len(counts) and counts.max() > MAX_REPEATS:
-            upper, lower = pairs[begins[counts.argmax()]].tolist()
+        self.digest = digest_of(pairs)
+        self._pairs = SortedPairs(pairs)
+        times = self._pairs.times
+        if len(times) and times.max() > MAX_REPEATS:
+            most = int(times.argmax())
+            ((upper, lower),) = self._pairs[most : most + 1].tolist()
             raise UserError(
-                f"uid list {path} contains uid {upper:016x}{lower:016x} {counts.max():,} times; "
+                f"uid list {path} contains uid {upper:016x}{lower:016x} {times.max():,} times; "
                 f"expected at most {MAX_REPEATS:,}"
             )
-        self._counts = counts.astype(np.int32)
-        self._first, self._second = pairs["f0"][begins], pairs["f1"][begins]
 
     def times(self, uids: pa.Array) -> np.ndarray:
         """Return how often each of N uids is in the list, int32 (N,)."""
-        asked = pairs_of(uids)
-        place = np.searchsorted(self._first, asked["f0"])
-        found = np.zeros(len(asked), np.int32)
-        open_ = np.arange(len(asked))
-        while len(open_):  # more than one iteration only for uids with the same upper half
-            open_ = open_[place[open_] < len(self._first)]
-            open_ = open_[self._first[place[open_]] == asked["f0"][open_]]
-            same = self._second[place[open_]] == asked["f1"][open_]
-            found[open_[same]] = self._counts[place[open_[same]]]
-            open_ = open_[~same]
-            place[open_] += 1
+        places = self._pairs.find(pairs_of(uids))
+        found = np.zeros(len(places), np.int32)
+        found[places >= 0] = self._pairs.times[places[places >= 0]]
         return found
 
 
@@ -233,8 +255,8 @@ def _pairs_of(words: list[bytes]) -> np.ndarray:
     return pairs_of(pa.array([word.decode() for word in words], pa.string()))
 
 
-def _digest(pairs: np.ndarray) -> str:
-    """Return a digest of the list, 32 hex digits, without a second copy of it in memory."""
+def digest_of(pairs: np.ndarray | SortedPairs) -> str:
+    """Return a digest of the pairs, 32 hex digits, without a second copy of it in memory."""
     total = hashlib.sha256()
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         total.update(pairs[start : start + PAIRS_AT_ONCE].tobytes())

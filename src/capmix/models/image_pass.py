@@ -61,12 +61,9 @@ class ImageEncoder(Protocol):
 
 
 def embed_stage(
-    pool: ImagePool,
-    encoder: ImageEncoder,
-    name: str | None = None,
-    batch_timeout: float = BATCH_TIMEOUT,
+    pool: ImagePool, encoder: ImageEncoder, batch_timeout: float = BATCH_TIMEOUT
 ) -> Stage:
-    """Return the stage that runs `encoder` over a pool's images. `name` is shown in progress."""
+    """Return the stage that runs `encoder` over a pool's images."""
     batches, images = Batches(batch_timeout), PreparedImages(pool, encoder)
 
     def run_shard(shard: Shard, out: PartWriter) -> None:
@@ -83,7 +80,7 @@ def embed_stage(
     weights = config.get("weights")
     folder = embeddings_folder(encoder.name)
     return Stage(
-        f"embed {name or encoder.name}",
+        f"embed {encoder.name}",
         folder,
         config,
         pool_inputs,

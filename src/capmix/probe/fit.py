@@ -107,8 +107,8 @@ def _joined(images: Sequence[np.ndarray], towers: Towers) -> np.ndarray:
     if len(widths) > 1:
         raise UserError(
             f"embeddings {towers.images.name}: shards with different dimensions "
-            f"({', '.join(map(str, sorted(widths)))}); recompute them with `capmix score "
-            "--save-embeddings --force`"
+            f"({', '.join(map(str, sorted(widths)))}); delete embeddings/{towers.images.name} in "
+            "the work directory and compute them again"
         )
     return np.concatenate(some)
 

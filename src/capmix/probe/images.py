@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from capmix.errors import UserError
+from capmix.mini.image_tower import LiteTower
 from capmix.models.image_pass import (
     DEFAULTS,
     ImageEncoder,
@@ -23,7 +24,7 @@ from capmix.storage.rows import OK
 from capmix.storage.store import Store
 
 MINI = "mini"  # how the command line names the embedded tower
-EMBEDDED_TOWER = "lite0-160"
+EMBEDDED_TOWER = LiteTower.name
 HOW = "`capmix score --save-embeddings --model MODEL`"
 
 
@@ -71,8 +72,8 @@ class FrozenImages:
             )
         if self.config and not _same(marker.config, self.config):
             raise UserError(
-                f"{store.path(part)}: embedded with other settings than the first shard; run "
-                f"{HOW} --force to recompute them"
+                f"{store.path(part)}: embedded with other settings than the first shard; run {HOW} "
+                "to recompute them"
             )
         rows, array = read_embeddings(store, part)
         good = [row.uid or "" for row in rows if row.status == OK]
@@ -98,8 +99,6 @@ def encoder_of(images: FrozenImages, model: str, device: str = "auto") -> ImageE
     Raises UserError if there is no `model`, or if it is another one.
     """
     if images.is_embedded:
-        from capmix.mini.image_tower import LiteTower
-
         return LiteTower()
     if not model:
         raise UserError(

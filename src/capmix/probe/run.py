@@ -14,6 +14,7 @@ from capmix.probe.fit import FitSettings, train_probes
 from capmix.probe.images import encoder_of
 from capmix.probe.settings import TowerSettings
 from capmix.probe.towers import Towers
+from capmix.storage.layout import PROBE_RESULTS
 from capmix.storage.store import Store
 
 
@@ -50,7 +51,11 @@ def probe_subset(
     sets: Sequence[FeatureSet],
     towers: Towers,
     settings: TowerSettings,
+    folder: str = PROBE_RESULTS,
 ) -> list[ProbeResult]:
-    """Train a probe per seed on a subset and evaluate it on the sets; finished ones are kept."""
+    """Train a probe per seed on a subset and evaluate it on the sets; finished ones are kept.
+
+    The results are written below `folder`.
+    """
     found = train_probes(store, subset, seeds, towers, fit_settings(settings, towers))
-    return [evaluate(store, one, sets, towers) for one in found]
+    return [evaluate(store, one, sets, towers, folder) for one in found]

@@ -24,6 +24,13 @@ class MeanEstimate:
     low: float
     high: float
 
+    def as_change(self, where: str = "") -> str:
+        """Return a difference as text, with a verdict by whether its interval includes 0."""
+        word = (
+            "better" if self.low > 0 else "worse" if self.high < 0 else "no measurable difference"
+        )
+        return f"{self.mean:+.1f} points [{self.low:+.1f}, {self.high:+.1f}]{where}, {word}"
+
 
 @dataclass(frozen=True)
 class RecipeResult:
@@ -85,19 +92,8 @@ def compare(results: dict[str, list[ProbeResult]], baseline: str) -> list[Recipe
 
 def verdict(rows: Sequence[RecipeResult], order: Sequence[str]) -> list[str]:
     """Return sentences: which recipes differ from the baseline, and whether `order` holds."""
-    lines = []
-    for row in rows:
-        change = row.against_baseline
-        if change is None:
-            continue
-        word = "no measurable difference"
-        if change.low > 0:
-            word = "better"
-        if change.high < 0:
-            word = "worse"
-        lines.append(
-            f"{row.name}: {change.mean:+.1f} points [{change.low:+.1f}, {change.high:+.1f}], {word}"
-        )
+    changes = ((row.name, row.against_baseline) for row in rows)
+    lines = [f"{name}: {change.as_change()}" for name, change in changes if change is not None]
     return lines + order_found(rows, order)
 
 

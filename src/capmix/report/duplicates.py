@@ -1,12 +1,13 @@
 """The largest groups of near-duplicate images in the report, from `capmix annotate`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capmix.annotate.image_groups import METHOD
 from capmix.errors import UserError
 from capmix.mix.parts import check_parts
 from capmix.pool import Pool
@@ -18,7 +19,6 @@ from capmix.storage.store import Store
 
 GROUPS, MEMBERS = 8, 6  # displayed
 SIDE = 112  # pixels
-METHOD = "image groups"  # see annotate/image_groups.py
 COLUMNS = ["uid", "key", "group", "count"]
 
 
@@ -110,7 +110,7 @@ def _read(store: Store, pool: Pool, folder: str, name: str) -> NearDuplicates:
         top = firsts.take(pc.select_k_unstable(firsts, GROUPS, order))
         largest += zip(top["count"].to_pylist(), top["uid"].to_pylist(), strict=True)
         largest = sorted(largest, key=lambda one: (-one[0], one[1]))[:GROUPS]
-    members = _members(store, pool, folder, [uid for _, uid in largest])
+    members = _members(store, pool, folder, {uid: count for count, uid in largest})
     pictures = thumbnails(pool, [row for rows in members.values() for row in rows], SIDE)
     shown = [
         DuplicateGroup(
@@ -130,12 +130,15 @@ def _source(pictures: Mapping[str, bytes], uid: str) -> str:
 
 
 def _members(
-    store: Store, pool: Pool, folder: str, groups: Sequence[str]
+    store: Store, pool: Pool, folder: str, groups: Mapping[str, int]
 ) -> dict[str, list[dict[str, str]]]:
-    """Return the first MEMBERS samples (shard, key, uid) of each of `groups`."""
+    """Return the first MEMBERS samples (shard, key, uid) of each of `groups`, which map the name of
+    a group to the number of its samples."""
     found: dict[str, list[dict[str, str]]] = {group: [] for group in groups}
     for shard in pool.shards:
-        wanted = [group for group in groups if len(found[group]) < MEMBERS]
+        wanted = [one for one, count in groups.items() if len(found[one]) < min(count, MEMBERS)]
+        if not wanted:
+            break
         table = _rows(store, folder, shard.name)
         for group in wanted:
             some = table.filter(pc.equal(table["group"], group))

@@ -14,9 +14,9 @@ from capmix.measure.population import PART as POPULATION
 from capmix.measure.population import Population, measure_population
 from capmix.measure.settings import MeasureSettings
 from capmix.measure.subset_topics import (
+    MeasuredTopics,
     TopicCoverage,
     UnmeasuredSourceError,
-    topic_coverage,
 )
 from capmix.mix.catalog import Catalog
 from capmix.mix.columns import Column
@@ -204,10 +204,11 @@ def _topics(store: Store, subsets: Iterable[str]) -> dict[str, TopicCoverage]:
     marker = store.read_marker(coverage.PART)
     if marker is None or coverage.TOPICS not in marker.files:
         return {}
+    topics = MeasuredTopics.read(store)
     found = {}
     for name in subsets:
         with contextlib.suppress(UnmeasuredSourceError):
-            found[name] = topic_coverage(store, SubsetRows.pinned(store, name))
+            found[name] = topics.of(SubsetRows.pinned(store, name))
     return found
 
 

@@ -13,6 +13,18 @@ def split_names(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def split_values(text: str) -> list[float | str]:
+    """Parse `a, b` or `0.1,0.3` as a list: numbers as float, other values as text."""
+    return [_number(one) for one in split_names(text)]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def split_paths(value: Any) -> Any:
     """Parse `a::b`, open_clip's form of several directories, as a list."""
     return [part for part in value.split("::") if part] if isinstance(value, str) else value

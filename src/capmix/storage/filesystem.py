@@ -241,3 +241,17 @@ def storage_message(error: BaseException) -> str:
 def without_secrets(text: str) -> str:
     """Return text in a form that can be shown: URLs without user, password and signature."""
     return SIGNED.sub(r"\1...", USER.sub(r"\1", text))
+
+
+def expanded(name: str, ending: str = "") -> list[str]:
+    """Return the local files that a path or a pattern names, sorted; [] if there are none.
+
+    The name of an existing file is not a pattern. With `ending`, such as ".parquet", a folder
+    stands for its files that end in it.
+    """
+    here = Path(name)
+    if here.is_file():
+        return [str(here)]
+    is_folder = bool(ending) and here.is_dir()
+    found = here.glob(f"*{ending}") if is_folder else here.parent.glob(here.name)
+    return sorted(map(str, found))

@@ -16,6 +16,7 @@ STATUS_FIELDS = [
     ("reason", pa.string()),
     ("detail", pa.string()),
 ]
+STATUS = [name for name, _ in STATUS_FIELDS]
 
 
 @dataclass(frozen=True, slots=True)

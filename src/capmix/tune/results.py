@@ -82,15 +82,11 @@ class Tuning:
             f"chosen: {self.best} ({_shown(self.chosen.parameters)}), on "
             f"{counted(self.dev_images, 'dev image')} with {self.probes} of {self.budget} probes",
         ]
-        where = f"on {counted(self.held_out_images, 'held-out image')}"
-        for name, change in self.against.items():
-            if change is None:
-                lines.append(f"against {name}: the same subset")
-            else:
-                lines.append(
-                    f"against {name}: {change.mean:+.1f} points [{change.low:+.1f}, "
-                    f"{change.high:+.1f}] {where}, {_verdict(change)}"
-                )
+        where = f" on {counted(self.held_out_images, 'held-out image')}"
+        lines += [
+            f"against {name}: {'the same subset' if change is None else change.as_change(where)}"
+            for name, change in self.against.items()
+        ]
         return lines
 
     def to_table(self) -> pa.Table:
@@ -156,9 +152,3 @@ def _two(estimate: MeanEstimate | None) -> list[str]:
 def _shown(parameters: Mapping[str, Any]) -> str:
     shown = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in parameters.items())
     return ", ".join(shown)
-
-
-def _verdict(change: MeanEstimate) -> str:
-    if change.low > 0:
-        return "better"
-    return "worse" if change.high < 0 else "no measurable difference"

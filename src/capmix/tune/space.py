@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from capmix.errors import UserError
+from capmix.settings.values import split_values
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 SPAN = re.compile(rf"({NUMBER})\.\.({NUMBER})")
@@ -36,7 +37,7 @@ def parse_values(text: str) -> Values:
     found = SPAN.fullmatch(text.strip())
     if found:
         return Span(float(found[1]), float(found[2]))
-    return [_number(one.strip()) for one in text.split(",") if one.strip()]
+    return split_values(text)
 
 
 def space_of(given: Mapping[str, Any]) -> dict[str, Values]:
@@ -123,10 +124,3 @@ def _hash(text: str) -> bytes:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from capmix.errors import UserError
@@ -21,9 +21,13 @@ class Sides:
     dev: list[FeatureSet]
     held_out: list[FeatureSet]
 
+    def of(self, side: str) -> list[FeatureSet]:
+        """Return the sets of a side."""
+        return self.dev if side == DEV else self.held_out
+
     def count(self, side: str) -> int:
         """Return the number of images of a side."""
-        return sum(len(one.items) for one in (self.dev if side == DEV else self.held_out))
+        return sum(len(one.items) for one in self.of(side))
 
 
 def halves(sets: Sequence[FeatureSet], seed: int) -> Sides:
@@ -36,8 +40,11 @@ def halves(sets: Sequence[FeatureSet], seed: int) -> Sides:
         found = hashlib.blake2b(image, digest_size=8, key=f"{seed}".encode()).digest()
         return found[0] % 2 == 0
 
-    dev = [_some(one, is_dev, f"{DEV}.{seed}") for one in sets]
-    held_out = [_some(one, lambda image: not is_dev(image), f"{HELD_OUT}.{seed}") for one in sets]
+    dev, held_out = [], []
+    for one in sets:
+        of_dev = [is_dev(item.image) for item in one.evalset.items()]
+        dev.append(_some(one, of_dev, f"{DEV}.{seed}"))
+        held_out.append(_some(one, [not yes for yes in of_dev], f"{HELD_OUT}.{seed}"))
     return Sides(dev, held_out)
 
 
@@ -49,7 +56,11 @@ def apart(dev: Sequence[FeatureSet], held_out: Sequence[FeatureSet]) -> Sides:
     seen = {_digest(item.image) for one in dev for item in one.evalset.items()}
     digest = hashlib.sha256(" ".join(one.evalset.digest for one in dev).encode()).hexdigest()[:8]
     kept = [
-        _some(one, lambda image: _digest(image) not in seen, f"{HELD_OUT}.{digest}")
+        _some(
+            one,
+            [_digest(item.image) not in seen for item in one.evalset.items()],
+            f"{HELD_OUT}.{digest}",
+        )
         for one in held_out
     ]
     left_out = sum(len(a.items) - len(b.items) for a, b in zip(held_out, kept, strict=True))
@@ -60,9 +71,9 @@ def apart(dev: Sequence[FeatureSet], held_out: Sequence[FeatureSet]) -> Sides:
     return Sides(list(dev), kept)
 
 
-def _some(features: FeatureSet, keeps: Callable[[bytes], bool], side: str) -> FeatureSet:
+def _some(features: FeatureSet, keeps: Sequence[bool], side: str) -> FeatureSet:
     evalset = features.evalset
-    rows = [row for row, item in enumerate(evalset.items()) if keeps(item.image)]
+    rows = [row for row, keep in enumerate(keeps) if keep]
     if not rows:
         raise UserError(
             f"evaluation set {evalset.name}: no image for the side {side.partition('.')[0]}; pass "

@@ -15,10 +15,8 @@ from typing import Any
 
 from capmix.errors import UserError
 from capmix.mix.recipe import load_recipe
-from capmix.probe.evalset import FeatureSet
-from capmix.probe.evaluate import ProbeResult, evaluate
-from capmix.probe.fit import train_probes
-from capmix.probe.run import fit_settings
+from capmix.probe.evaluate import ProbeResult
+from capmix.probe.run import probe_subset
 from capmix.probe.towers import Towers
 from capmix.report.compare import MeanEstimate, RecipeResult, compare
 from capmix.settings.counted import counted
@@ -33,6 +31,7 @@ from capmix.tune.split import DEV, HELD_OUT, Sides
 log = logging.getLogger(__name__)
 Mix = Callable[[str, Mapping[str, Any], str], int]  # recipe, parameters, subset -> rows
 Results = dict[str, list[ProbeResult]]
+Prober = Callable[[str, Sequence[int], str], list[ProbeResult]]  # subset, seeds, side
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,6 @@ class Candidate:
     parameters: Mapping[str, Any]
     rows: int | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Prober:
-    """Trains a probe of a subset with a seed and evaluates it on a side; finished ones are kept."""
-
-    store: Store
-    name: str
-    towers: Towers
-    settings: TuneSettings
-    sides: Sides
-
-    def __call__(self, subset: str, seeds: Sequence[int], side: str) -> list[ProbeResult]:
-        training = fit_settings(self.settings, self.towers)
-        sets: list[FeatureSet] = self.sides.dev if side == DEV else self.sides.held_out
-        folder = f"{TUNES}/{self.name}/{side}"
-        return [
-            evaluate(self.store, one, sets, self.towers, folder)
-            for one in train_probes(self.store, subset, seeds, self.towers, training)
-        ]
 
 
 def plan(recipe: str, space: Space, settings: TuneSettings) -> tuple[list[Candidate], Candidate]:
@@ -102,7 +81,11 @@ def tune(
     drawn, default = plan(recipe, space, settings)
     baselines = [Candidate(RAW, RAW, {}), *([] if recipe == RAW else [default])]
     baselines = [_mixed(one, mix) for one in baselines]
-    prober = Prober(store, name, towers, settings, sides)
+
+    def prober(subset: str, seeds: Sequence[int], side: str) -> list[ProbeResult]:
+        folder = f"{TUNES}/{name}/{side}"
+        return probe_subset(store, subset, seeds, sides.of(side), towers, settings, folder)
+
     tried = [_tried(one, mix) for one in drawn]
     usable = [one for one in tried if one.rows is not None]
     if not usable:
@@ -111,15 +94,15 @@ def tune(
     finalists = {one: found for one, found in dev.items() if len(found) == len(settings.seeds)}
     best = _ranked(finalists, {one.subset: one.rows or 0 for one in usable})[0]
     all_dev = dev | {one.subset: prober(one.subset, settings.seeds, DEV) for one in baselines}
-    of_dev = _by_name(all_dev)
-    reported = list(dict.fromkeys([RAW, *(one.subset for one in baselines), best]))
+    reported = dict.fromkeys([*(one.subset for one in baselines), best])
     held = {one: prober(one, settings.seeds, HELD_OUT) for one in reported}
+    of_dev, of_held = _by_name(all_dev), _by_name(held)
     rows = [
-        _row(one, "baseline", of_dev, _by_name(held), False)
+        _row(one, "baseline", of_dev, of_held, False)
         for one in baselines
         if one.subset not in {two.subset for two in tried}
     ]
-    rows += [_row(one, "candidate", of_dev, _by_name(held), one.subset == best) for one in tried]
+    rows += [_row(one, "candidate", of_dev, of_held, one.subset == best) for one in tried]
     against = {one.subset: _against(held, best, one.subset) for one in baselines}
     probes = sum(map(len, all_dev.values()))
     found = Tuning(name, rows, best, against, probes, settings.budget, sides.count(DEV),
