@@ -140,6 +140,8 @@ def test_a_translation_model_gets_only_texts_of_other_languages(
 def test_translate_needs_a_translation_model(work: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a translation model"):
         work.rewrite("english", model=str(llama(tmp_path / "l")), preset="translate")
+    with pytest.raises(UserError, match="split is not a translation model"):
+        work.rewrite("english", model="split", preset="translate")
 
 
 def test_shorten_counts_the_tokens_of_clip(work: Workspace, tmp_path: Path) -> None:

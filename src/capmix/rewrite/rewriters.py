@@ -57,7 +57,7 @@ def rewrite_stages(
     check_prompts(settings)
     rewriter = rewriter or make_rewriter(settings, source)
     preset, fit = settings.chosen_preset, _clip_fit(settings)
-    if preset and preset.template is None and not getattr(rewriter, "translates", True):
+    if preset and preset.template is None and not getattr(rewriter, "translates", False):
         raise UserError(
             f"--preset {preset.name}: {settings.model} is not a translation model; choose one, "
             "such as facebook/nllb-200-distilled-600M, or give a --prompt instead"

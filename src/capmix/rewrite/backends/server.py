@@ -23,7 +23,6 @@ class ServerRewriter(ServerCaptioner):
 
     needs_images: ClassVar[bool] = False
     role: ClassVar[str] = "rewriter"
-    translates = False
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         self._texts = settings

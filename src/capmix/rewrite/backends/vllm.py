@@ -50,7 +50,6 @@ class VllmRewriter(VllmCaptioner):
     """
 
     needs_images: ClassVar[bool] = False
-    translates = False
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         model = settings.model.removeprefix(PREFIX)
