@@ -16,6 +16,7 @@ from capmix.prompts.presets import PRESETS, preset
 from capmix.rewrite.inputs import InputMaker, TextTools
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts
+from capmix.settings.base import changed
 from capmix.storage.rows import Row
 from capmix.workspace import Workspace, open_workspace
 
@@ -37,6 +38,14 @@ def test_a_preset_fills_in_the_options_that_are_not_given() -> None:
     assert settings(preset="fuse", from_="raw,blip2", max_tokens=9).max_tokens == 9
     assert settings(preset="translate").target == "en"
     assert settings(preset="translate", target="it").target == "it"
+
+
+def test_a_preset_over_settings_fills_in_the_options_that_these_do_not_name() -> None:
+    found = changed(settings(from_="seen", seed=7), {"preset": "translate"}, "rewrite")
+    assert (found.target, found.max_tokens, found.from_, found.seed) == ("en", 128, ["seen"], 7)
+    assert changed(settings(max_tokens=9), {"preset": "fuse"}, "rewrite").max_tokens == 9
+    other = changed(settings(preset="paraphrase"), {"preset": "clean"}, "rewrite")
+    assert other == settings(preset="clean")
 
 
 @pytest.mark.parametrize("name", [one.name for one in PRESETS if one.template])

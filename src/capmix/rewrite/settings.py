@@ -1,8 +1,8 @@
 """Rewriting options, shared by the command line, pipeline files and Python."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import HARDWARE
@@ -124,17 +124,19 @@ class RewriteSettings(Settings):
     retries: int = options.RETRIES
     batch_timeout: float = options.TIMEOUT_OF_BATCH
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _with_preset(cls, value: Any) -> Any:
-        """Fill in the options of the preset that are not given."""
+    def _with_preset(cls, value: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the options of the preset that are not given; they do not count as set."""
         name = value.get("preset") if isinstance(value, dict) else None
         if not isinstance(name, str):
-            return value
+            return make(value)
         chosen = preset(name)
         if chosen.template is not None and value.get("prompt"):
             raise UserError(f"--preset {name}: it has a prompt; omit --preset or --prompt")
-        return {**chosen.options, **value}
+        made = make({**chosen.options, **value})
+        made.model_fields_set.difference_update(chosen.options.keys() - value.keys())
+        return made
 
     @property
     def chosen_preset(self) -> Preset | None:
