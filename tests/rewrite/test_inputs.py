@@ -153,6 +153,21 @@ def test_translate_needs_a_translation_model(work: Workspace, tmp_path: Path) ->
         work.rewrite("english", model="split", preset="translate")
 
 
+def test_the_language_model_is_a_setting_of_texts_with_a_target(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.rewrite("all", model=MODEL, from_="mixed")
+    work.rewrite("english", model=MODEL, from_="mixed", target="en")
+    own = tmp_path / "own.ftz"
+    own.write_bytes(b"another model")
+    monkeypatch.setenv("CAPMIX_LANGUAGE_MODEL", str(own))
+    EchoingRewriter.asked.clear()
+    work.rewrite("all", model=MODEL, from_="mixed")
+    with pytest.raises(UserError, match="language_model None -> 'own.ftz, 13 bytes"):
+        work.rewrite("english", model=MODEL, from_="mixed", target="en")
+    assert EchoingRewriter.asked == []
+
+
 def test_shorten_counts_the_tokens_of_clip(work: Workspace, tmp_path: Path) -> None:
     long = "a red apple " * 26  # 78 tokens of CLIP, 80 with start and end
     table = pa.table({"uid": [f"{i:032x}" for i in range(2)], "text": [long, long[:300]]})

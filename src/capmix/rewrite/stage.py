@@ -159,6 +159,7 @@ def rewrite_stage(
         **({TEMPLATE_FORMAT: FORMAT} if settings.templates else {}),
         "missing": settings.missing,
         "target": settings.target,
+        **_language_model(settings.target),
         **rewriter.settings,
         **asked_language(settings.language),
     }
@@ -177,6 +178,15 @@ def rewrite_stage(
         provenance=getattr(rewriter, "provenance", {}),
         reuse=LargerParts(selected, folder, config, DEFAULTS, inputs) if selected else None,
     )
+
+
+def _language_model(target: str | None) -> dict[str, str]:
+    """Return the marker entry of the model that detects languages, unless it is the default."""
+    if target is None:
+        return {}
+    from capmix.mix.functions import fingerprint
+
+    return {"language_model": one for one in fingerprint(["language"]).values()}
 
 
 def _planned(
