@@ -186,7 +186,8 @@ def _language_model(target: str | None) -> dict[str, str]:
         return {}
     from capmix.mix.functions import fingerprint
 
-    return {"language_model": one for one in fingerprint(["language"]).values()}
+    found = fingerprint(["language"])
+    return {"language_model": found["language"]} if found else {}
 
 
 def _planned(

@@ -117,6 +117,19 @@ def test_long_texts_are_truncated_to_the_models_tokens(folder: Path) -> None:
     assert one.prepare(long) == one.prepare(short)
 
 
+def test_long_texts_are_truncated_to_the_context(folder: Path) -> None:
+    one = rewriter(folder, max_tokens=5)
+    (ids,) = one.prepare(TextRequest("u", ("red " * 600,), "s", "en")).ids
+    if folder.name == "t5":  # its positions are relative
+        assert len(ids) == 512 + 1
+    else:
+        assert one._room is not None
+        assert len(ids) == one._room < 512
+    end = ids[-1]
+    (short,) = one.prepare(TextRequest("u", ("red " * 9,), "s", "en")).ids
+    assert end == short[-1]
+
+
 def test_a_prompt_longer_than_the_context_fails_its_sample(tmp_path: Path) -> None:
     one = rewriter(llama(tmp_path / "llama"), prompt="{raw}", max_tokens=5)
     with pytest.raises(SampleError, match="the prompt has 300 tokens; the model has room for 251"):

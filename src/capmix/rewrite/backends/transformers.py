@@ -200,25 +200,34 @@ def input_tokens(
 ) -> tuple[int, ...]:
     """Return the tokens of one input: a prompt, or a text of the pool, which is escaped and cut.
 
-    Raises SampleError if there are more than `room`.
+    A text is cut to `max_input_tokens`, or to `room`. Raises SampleError if a prompt, or what
+    surrounds a text, has more tokens than `room`.
     """
-    limits: dict[str, Any] = {"verbose": False}
-    if not settings.templates:
-        text = escape(text)
-        longest = settings.max_input_tokens + int(tokenizer.num_special_tokens_to_add())
-        limits |= {"truncation": True, "max_length": longest}
+    longest = None if settings.templates else settings.max_input_tokens
+    text = text if settings.templates else escape(text)
+    while True:
+        ids = _tokens(tokenizer, text, longest, is_chat)
+        if room is None or len(ids) <= room:
+            return tuple(ids)
+        if longest is not None:
+            longest = min(longest, len(ids)) - (len(ids) - room)
+        if longest is None or longest < 1:
+            problem = f"the prompt has {len(ids)} tokens; the model has room for {room}"
+            raise SampleError("prompt_too_long", problem)
+
+
+def _tokens(tokenizer: Any, text: str, longest: int | None, is_chat: bool) -> list[int]:
+    """Return the tokens of a text, of which at most `longest` are its own."""
     if is_chat:
-        if not settings.templates:
-            text = by_tokens(tokenizer)(text, settings.max_input_tokens)
-        ids = _chat_tokens(tokenizer, text)
+        cut = text if longest is None else by_tokens(tokenizer)(text, longest)
+        ids = _chat_tokens(tokenizer, cut)
     else:
-        ids = list(tokenizer(text, **limits)["input_ids"])
-    if not ids and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id]
-    if room is not None and len(ids) > room:
-        problem = f"the prompt has {len(ids)} tokens; the model has room for {room}"
-        raise SampleError("prompt_too_long", problem)
-    return tuple(ids)
+        limits: dict[str, Any] = {}
+        if longest is not None:
+            length = longest + int(tokenizer.num_special_tokens_to_add())
+            limits = {"truncation": True, "max_length": length}
+        ids = list(tokenizer(text, verbose=False, **limits)["input_ids"])
+    return ids or [one for one in [tokenizer.bos_token_id] if one is not None]
 
 
 def input_marker(chat_template: Any, settings: RewriteSettings) -> dict[str, Any]:
