@@ -35,7 +35,7 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.prompts.template import FORMAT
 from capmix.rewrite.inputs import InputMaker, SampleInputs
-from capmix.rewrite.rewriter import Rewriter, TextRequest
+from capmix.rewrite.rewriter import INPUTS, REQUESTS, TEXTS, Rewriter, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts, read_texts, text_folders, text_inputs
 from capmix.settings.base import defaults_of
@@ -47,7 +47,7 @@ from capmix.storage.store import Store
 log = logging.getLogger(__name__)
 
 DEFAULTS = defaults_of(RewriteSettings)
-WINDOW = 16  # batches whose texts are sorted by length; also what a killed run has to repeat
+WINDOW = 16  # batches that are prepared ahead, and whose texts are sorted by length
 COPIED = "copied"
 MISSING = "missing_text"
 # Raised by tokenizers and templates for unusual texts. They fail one sample; others end the run.
@@ -146,7 +146,7 @@ def rewrite_stage(
             else:
                 task.is_alone = True
                 waiting.append(task)
-        for some in _windows(rewriter, waiting):
+        for some in _windows(rewriter, waiting, out):
             _rewrite(rewriter, batches, some, out, add)
         out.extra |= _merged(store, out, notes)
         out.write_table(table_of([row for place in sorted(rows) for row in rows[place]], FIELDS))
@@ -231,18 +231,29 @@ def _log_resumed(entries: Any, source: str, shard: Shard) -> None:
         )
 
 
-def _windows(rewriter: Rewriter, tasks: Sequence[_Task]) -> Iterator[list[tuple[_Task, Any]]]:
-    """Yield WINDOW batches of tasks at a time, each with the outcome of `prepare`."""
+def _windows(
+    rewriter: Rewriter, tasks: Sequence[_Task], out: PartWriter
+) -> Iterator[list[tuple[_Task, Finished[Any]]]]:
+    """Yield some tasks at a time, each with the outcome of `prepare`, which may be a SampleError.
+
+    Outcomes that are results are kept at once: a run that is killed need not repeat their requests.
+    """
+    kind = getattr(rewriter, "prepares", INPUTS)
     size = rewriter.batch_size * WINDOW
 
     def prepare(task: _Task) -> Any:
         try:
-            return rewriter.prepare(task.request)
+            found = rewriter.prepare(task.request)
+        except SampleError as error:
+            found = error
         except TEXT_ERRORS as error:
-            raise SampleError("model_error", f"{type(error).__name__}: {error}") from error
+            found = SampleError("model_error", f"{type(error).__name__}: {error}")
+        if kind == TEXTS or isinstance(found, SampleError):
+            out.partial.add([_entry(task, found)])
+        return found
 
     ahead = read_ahead(tasks, prepare, rewriter.workers, size, alone_on_its_core())
-    yield from batched(ahead, size)
+    yield from batched(ahead, {TEXTS: 1, REQUESTS: rewriter.batch_size}.get(kind, size))
 
 
 def _rewrite(
@@ -254,30 +265,26 @@ def _rewrite(
 ) -> None:
     """Rewrite a window, longest texts first, and keep the results in the partial part."""
     ready: list[_Task] = []
-    new: list[CaptionEntry] = []
-
-    def done(task: _Task, found: list[Caption] | SampleError) -> None:
-        add(task, found)
-        new.append(_entry(task, found))
-
     for task, finished in window:
-        try:
-            task.prepared = finished.result()
+        found = finished.result()
+        if isinstance(found, SampleError):
+            add(task, found)
+        elif getattr(rewriter, "prepares", INPUTS) == TEXTS:
+            out.busy.images += 1
+            add(task, found)
+        else:
+            task.prepared = found
             ready.append(task)
-        except SampleError as error:
-            done(task, error)
     ready.sort(key=lambda task: (not task.is_alone, -task.request.size, task.place))
     alone = sum(task.is_alone for task in ready)
     groups = [[task] for task in ready[:alone]] + list(batched(ready[alone:], rewriter.batch_size))
     for some in groups:
         with out.busy.working(len(some)):
             found = batches.run(partial(_texts, rewriter), some, partial(_note_hang, out, batches))
-        for task, captions in zip(some, found, strict=True):
-            done(task, captions)
+        out.partial.add([_entry(task, one) for task, one in zip(some, found, strict=True)])
+        for task, one in zip(some, found, strict=True):
+            add(task, one)
             task.prepared = None
-        out.partial.add(new)
-        new.clear()
-    out.partial.add(new)
 
 
 def _texts(rewriter: Rewriter, some: Sequence[_Task]) -> Sequence[list[Caption]]:

@@ -34,7 +34,7 @@ from capmix.rewrite.backends.transformers import (
     input_tokens,
     special_tokens,
 )
-from capmix.rewrite.rewriter import TextRequest
+from capmix.rewrite.rewriter import REQUESTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 ROLE = "rewriter"
@@ -50,6 +50,7 @@ class VllmRewriter(VllmCaptioner):
     """
 
     needs_images: ClassVar[bool] = False
+    prepares: ClassVar[str] = REQUESTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         model = settings.model.removeprefix(PREFIX)
