@@ -7,7 +7,6 @@ from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.models.registry import (
     REWRITERS,
-    find_backend,
     make_backend,
     require,
     require_members,
@@ -23,12 +22,6 @@ from capmix.rewrite.stage import rewrite_stage
 from capmix.storage.store import Store
 
 MEMBERS = ("settings", "batch_size", "workers", "prepare", "rewrite")
-
-
-def needs_gpu(settings: RewriteSettings) -> bool:
-    """Return whether the rewriter runs on a GPU by default, if the computer has one."""
-    on_gpu = getattr(find_backend(REWRITERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda")
 
 
 def make_rewriter(settings: RewriteSettings, source: str) -> Any:

@@ -147,8 +147,6 @@ class TransformersCaptioner:
     def check(settings: CaptionSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise UserError(f"captioner {model}: no such folder")
         check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_hub(model, f"captioner {model}", settings.revision)
 

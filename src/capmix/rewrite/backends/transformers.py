@@ -95,8 +95,6 @@ class TransformersRewriter:
     def check(settings: RewriteSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise UserError(f"rewriter {model}: no such folder")
         return check_hub(model, f"rewriter {model}", settings.revision)
 
     def prepare(self, request: TextRequest) -> InputTokens:
