@@ -21,7 +21,6 @@ TEST = "Answer with one word: yes"
 class ServerRewriter(ServerCaptioner):
     """Sends texts to a server. Raises UserError if it is unreachable or lacks the model."""
 
-    needs_images: ClassVar[bool] = False
     role: ClassVar[str] = "rewriter"
     prepares: ClassVar[str] = TEXTS
 

@@ -8,8 +8,7 @@ sampling does not depend on the batch.
 import copy
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,20 +20,13 @@ from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
 from capmix.models.hub import check_hub
 from capmix.models.transformers_loading import load_complete, loading
-from capmix.prompts.escape import Escape
+from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
 from capmix.rewrite.languages import LanguageCodes, language_codes
 from capmix.rewrite.rewriter import TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 PREFIX = "transformers:"
-
-
-@dataclass(frozen=True, slots=True)
-class InputTokens:
-    """The tokens of the K inputs of one sample."""
-
-    ids: tuple[tuple[int, ...], ...]
 
 
 class TransformersRewriter:
@@ -47,7 +39,6 @@ class TransformersRewriter:
     extra: ClassVar[str | None] = "transformers"
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     device: ClassVar[str] = "gpu"
-    needs_images: ClassVar[bool] = False
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         name = settings.model.removeprefix(PREFIX)
@@ -97,20 +88,20 @@ class TransformersRewriter:
         model = settings.model.removeprefix(PREFIX)
         return check_hub(model, f"rewriter {model}", settings.revision)
 
-    def prepare(self, request: TextRequest) -> InputTokens:
+    def prepare(self, request: TextRequest) -> list[tuple[int, ...]]:
         """Tokenize the inputs. Raises SampleError if one exceeds the model's context."""
         distinct = {text: self._tokens(text, request.language) for text in set(request.texts)}
-        return InputTokens(tuple(distinct[text] for text in request.texts))
+        return [distinct[text] for text in request.texts]
 
     def rewrite(
-        self, prepared: Sequence[InputTokens], requests: Sequence[TextRequest]
+        self, prepared: Sequence[list[tuple[int, ...]]], requests: Sequence[TextRequest]
     ) -> list[list[Caption]]:
         """Return K texts for each of N samples; encode equal inputs of a sample once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         inputs: dict[str, Any] = {}
         before: list[tuple[int, ...]] = []
         for k in range(self._settings.number):
-            ids = [one.ids[k] for one in prepared]
+            ids = [one[k] for one in prepared]
             is_same, before = ids == before, ids
             if is_same and self._wanted.temperature == 0:
                 texts = [of_sample[-1] for of_sample in found]
@@ -234,12 +225,6 @@ def input_marker(chat_template: Any, settings: RewriteSettings) -> dict[str, Any
         **({"chat_template": _digest(str(chat_template))} if chat_template else {}),
         **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
     }
-
-
-def special_tokens(tokenizer: Any) -> list[str]:
-    """Return the special and added tokens of a tokenizer, which texts must not contain."""
-    added: Iterable[Any] = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return sorted({*tokenizer.all_special_tokens, *(str(one) for one in added)})
 
 
 def _chat_tokens(tokenizer: Any, text: str) -> list[int]:

@@ -27,13 +27,9 @@ from capmix.caption.backends.vllm import (
 from capmix.caption.backends.vllm_engine import Generation
 from capmix.caption.captioner import Caption
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads
-from capmix.prompts.escape import Escape
+from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
-from capmix.rewrite.backends.transformers import (
-    input_marker,
-    input_tokens,
-    special_tokens,
-)
+from capmix.rewrite.backends.transformers import input_marker, input_tokens
 from capmix.rewrite.rewriter import REQUESTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
@@ -49,7 +45,6 @@ class VllmRewriter(VllmCaptioner):
     Raises UserError if the model cannot be loaded.
     """
 
-    needs_images: ClassVar[bool] = False
     prepares: ClassVar[str] = REQUESTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
