@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from capmix.caption.backends.generation import TokenDraw, generation_rules
+from capmix.caption.backends.generation import generate, generation_rules, text_positions
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import NAN_LOGITS, caption_keys
+from capmix.caption.sampling import caption_keys
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
@@ -51,14 +51,13 @@ class TransformersRewriter:
         self._codes = language_codes(self.tokenizer)
         self.translates = self._codes is not None or self.model.config.model_type == "marian"
         self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
-        self._ends = frozenset(self._rules.ends)
         if self._codes is not None:
             self.model.generation_config.forced_bos_token_id = _target(settings, self._codes)
         self._template = getattr(self.tokenizer, "chat_template", None)
         self.special_tokens = special_tokens(self.tokenizer)
         self._escape = Escape(self.special_tokens)
         self.truncate = by_tokens(copy.deepcopy(self.tokenizer))
-        positions = _context(self.model.config)
+        positions = text_positions(self.model.config)
         own = 0 if self._encodes else settings.max_tokens  # a causal model's text follows its input
         self._room = None if positions is None else positions - own
         self._own = threading.local()
@@ -110,7 +109,10 @@ class TransformersRewriter:
                 keys = caption_keys(
                     self._wanted.seed, [one.name for one in requests], requests[0].source, k
                 )
-                texts = self._generate(inputs, keys.to(self._device))
+                texts = generate(
+                    self.model, self.tokenizer, inputs, keys.to(self._device), self._wanted,
+                    self._rules,
+                )  # fmt: skip
             for of_sample, text in zip(found, texts, strict=True):
                 of_sample.append(text)
         return found
@@ -154,29 +156,6 @@ class TransformersRewriter:
             with torch.inference_mode():
                 inputs["encoder_outputs"] = self.model.get_encoder()(**inputs)
         return inputs
-
-    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
-        import torch
-
-        draw = TokenDraw(keys, self._wanted, self._rules)
-        with torch.inference_mode():
-            self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=self._wanted.max_tokens,
-                logits_processor=[draw],
-            )
-        if bool(draw.is_nan.any()):
-            raise ValueError(NAN_LOGITS)
-        # On a GPU, `generate` may run one step too many before it stops.
-        drawn = torch.stack(draw.drawn[: self._wanted.max_tokens], 1)
-        return [self._caption(row) for row in drawn.tolist()]
-
-    def _caption(self, tokens: list[int]) -> Caption:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
-        return Caption(text, "length" if end is None else "stop")
 
 
 def input_tokens(
@@ -270,13 +249,6 @@ def _target(settings: RewriteSettings, codes: LanguageCodes) -> int:
     if settings.target not in codes.known:
         raise UserError(f"{what}: the model has no language {settings.target!r} (--target)")
     return codes.token(settings.target)
-
-
-def _context(config: Any) -> int | None:
-    """Return the number of positions of a causal model; None if it has no fixed number."""
-    text = getattr(config, "text_config", None) or config
-    found = getattr(text, "max_position_embeddings", None)
-    return int(found) if isinstance(found, int) and found > 0 else None
 
 
 def _digest(text: str) -> str:
