@@ -41,10 +41,12 @@ from capmix.models.index import index_stages
 from capmix.models.known import MINI, chosen_model
 from capmix.models.registry import (
     CAPTIONERS,
+    ENCODERS,
     REWRITERS,
     SCORERS,
     check_backend,
     is_ready,
+    needs_gpu,
     require,
 )
 from capmix.models.shared_read import MakeFromPool, with_index
@@ -394,12 +396,12 @@ class Workspace:
             UserError: If parts with different settings exist and `force` is not set, if the failure
                 budget is exceeded, or if the model is not available.
         """
-        from capmix.caption.captioners import caption_stages, needs_gpu
+        from capmix.caption.captioners import caption_stages
         from capmix.caption.carried import carried
 
         options, samples = _samples(options, samples)
         chosen, work = self._captioning(source, settings, options)
-        on_gpu = needs_gpu(chosen)
+        on_gpu = needs_gpu(CAPTIONERS, chosen)
         part, selection, is_indexed = work._to_read(samples, captions_folder(source))
         make = partial(
             caption_stages, store=work.store, source=source, settings=chosen, selection=selection
@@ -471,13 +473,13 @@ class Workspace:
                 `force` is not set, if the failure budget is exceeded, or if the model is not
                 available.
         """
-        from capmix.rewrite.rewriters import needs_gpu, rewrite_stages
+        from capmix.rewrite.rewriters import rewrite_stages
 
         options, samples = _samples(options, samples)
         chosen, work = self._rewriting(source, settings, options)
         part, selection = work.select(samples)
         make = partial(rewrite_stages, part.pool, work.store, source, chosen, selection=selection)
-        (counts,) = part.run(make, work.pool.shards, needs_gpu(chosen))
+        (counts,) = part.run(make, work.pool.shards, needs_gpu(REWRITERS, chosen))
         return counts
 
     def _rewriting(
@@ -522,11 +524,11 @@ class Workspace:
             UserError: For a source without captions, if the failure budget is exceeded, or if the
                 model is not available.
         """
-        from capmix.score.scorers import needs_gpu, score_stages
+        from capmix.score.scorers import score_stages
 
         options, samples = _samples(options, samples)
         chosen, sources, work = self._scoring(settings, options)
-        on_gpu = needs_gpu(chosen)
+        on_gpu = needs_gpu(SCORERS, chosen)
         part, selection, is_indexed = work._to_read(samples)
         make = partial(
             score_stages, store=work.store, sources=sources, settings=chosen, selection=selection
@@ -729,14 +731,13 @@ class Workspace:
     def _agreement(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Compare texts with captions; see annotate/agreement.py."""
         from capmix.annotate.agreement import agreement_stages, encoder_settings
-        from capmix.sentences.encoders import needs_gpu
 
         if chosen.captions is None:
             raise UserError("annotate: agreement needs --captions SOURCE: the captions to compare")
         self.catalog.known_sources([chosen.source, chosen.captions])
         self.index()
         make = partial(agreement_stages, self.store, name, chosen)
-        return self.run(make, self.pool.shards, needs_gpu(encoder_settings(chosen)))[0]
+        return self.run(make, self.pool.shards, needs_gpu(ENCODERS, encoder_settings(chosen)))[0]
 
     def _text_area(self, chosen: AnnotateSettings, name: str) -> Counts:
         """Find the text in all images; see annotate/text_area.py."""

@@ -16,6 +16,7 @@ from capmix.prompts.presets import PRESETS, preset
 from capmix.rewrite.inputs import InputMaker, TextTools
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts
+from capmix.settings.base import changed
 from capmix.storage.rows import Row
 from capmix.workspace import Workspace, open_workspace
 
@@ -37,6 +38,14 @@ def test_a_preset_fills_in_the_options_that_are_not_given() -> None:
     assert settings(preset="fuse", from_="raw,blip2", max_tokens=9).max_tokens == 9
     assert settings(preset="translate").target == "en"
     assert settings(preset="translate", target="it").target == "it"
+
+
+def test_a_preset_over_settings_fills_in_the_options_that_these_do_not_name() -> None:
+    found = changed(settings(from_="seen", seed=7), {"preset": "translate"}, "rewrite")
+    assert (found.target, found.max_tokens, found.from_, found.seed) == ("en", 128, ["seen"], 7)
+    assert changed(settings(max_tokens=9), {"preset": "fuse"}, "rewrite").max_tokens == 9
+    other = changed(settings(preset="paraphrase"), {"preset": "clean"}, "rewrite")
+    assert other == settings(preset="clean")
 
 
 @pytest.mark.parametrize("name", [one.name for one in PRESETS if one.template])
@@ -140,6 +149,23 @@ def test_a_translation_model_gets_only_texts_of_other_languages(
 def test_translate_needs_a_translation_model(work: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a translation model"):
         work.rewrite("english", model=str(llama(tmp_path / "l")), preset="translate")
+    with pytest.raises(UserError, match="split is not a translation model"):
+        work.rewrite("english", model="split", preset="translate")
+
+
+def test_the_language_model_is_a_setting_of_texts_with_a_target(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work.rewrite("all", model=MODEL, from_="mixed")
+    work.rewrite("english", model=MODEL, from_="mixed", target="en")
+    own = tmp_path / "own.ftz"
+    own.write_bytes(b"another model")
+    monkeypatch.setenv("CAPMIX_LANGUAGE_MODEL", str(own))
+    EchoingRewriter.asked.clear()
+    work.rewrite("all", model=MODEL, from_="mixed")
+    with pytest.raises(UserError, match="language_model None -> 'own.ftz, 13 bytes"):
+        work.rewrite("english", model=MODEL, from_="mixed", target="en")
+    assert EchoingRewriter.asked == []
 
 
 def test_shorten_counts_the_tokens_of_clip(work: Workspace, tmp_path: Path) -> None:

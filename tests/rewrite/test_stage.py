@@ -1,8 +1,10 @@
 """Texts become texts: parts, missing inputs, conservation, resume, and only what has changed."""
 
+import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from samples import sample_members, tar_bytes, write_pool
 
 from capmix.caption.sampling import caption_key
 from capmix.errors import UserError
+from capmix.rewrite.rewriter import TextRequest
 from capmix.rewrite.settings import RewriteSettings
 from capmix.storage.store import Store
 from capmix.workspace import Workspace, open_workspace
@@ -271,3 +274,38 @@ def test_the_number_of_texts_follows_the_prompts() -> None:
     assert RewriteSettings(model="m", prompt=["a", "b"]).number == 2
     assert RewriteSettings(model="split").number == 8
     assert RewriteSettings(model="split", captions_per_image=3).number == 3
+
+
+class Served(EchoingRewriter):
+    """Texts that `prepare` returns, as of a server. The first waits until the process ends."""
+
+    prepares = "texts"
+    batch_size = workers = 4
+    left: ClassVar[int] = 10**9
+    ended: ClassVar[threading.Event] = threading.Event()
+
+    def prepare(self, request: TextRequest) -> Any:
+        with self._lock:
+            if not Served.left:
+                self.ended.set()
+                raise KilledError
+            Served.left -= 1
+            self.asked.append(request)
+        if request.texts == ("picture 0",):
+            assert self.ended.wait(60)
+        return self._texts(request)
+
+    def rewrite(self, prepared: Sequence[Any], requests: Sequence[TextRequest]) -> Any:
+        return list(prepared)
+
+
+def test_a_killed_run_repeats_only_the_requests_that_were_under_way(tmp_path: Path) -> None:
+    work, model = opened(tmp_path, 1, 200), f"{__name__}:Served"
+    Served.left = 40
+    with pytest.raises(KilledError):
+        work.rewrite("new", model=model)
+    Served.left = 10**9
+    assert work.rewrite("new", model=model).ok == 200
+    asked = Counter(one.name for one in EchoingRewriter.asked)
+    assert len(asked) == 200
+    assert asked.total() - 200 <= Served.workers

@@ -18,12 +18,6 @@ MEMBERS = ("settings", "caption")
 OF_IMAGES = ("batch_size", "workers", "prepare")  # required of captioners without an encoder
 
 
-def needs_gpu(settings: CaptionSettings) -> bool:
-    """Return whether the captioner runs on a GPU by default, if the computer has one."""
-    on_gpu = getattr(find_backend(CAPTIONERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda") and settings.runtime == "torch"
-
-
 def make_captioner(settings: CaptionSettings, source: str) -> Any:
     """Load the captioner. Returns a Captioner or an ImageCaptioner (captioner.py).
 

@@ -1,25 +1,25 @@
 """Caption a shard from its images: decode in threads ahead of the model, caption in batches."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from capmix.caption.captioner import Caption, ImageCaptioner
 from capmix.caption.fields import DEFAULTS, FIELDS, NEEDED
 from capmix.caption.partial import (
-    HUNG_BATCH,
+    SAMPLE_ERRORS,
     CaptionEntry,
     captions_entry,
     earlier_entries,
     failure_entry,
+    note_hang,
+    of_sample_error,
 )
 from capmix.caption.prompts import MISSING_TEXT, prompt_openings
 from capmix.caption.reuse import CaptionReuse, image_hash
 from capmix.caption.stage import asked_language, caption_rows, count_row
 from capmix.caption.stream import Running, StreamedImage, streamed, takes_first
-from capmix.engine.batches import BATCH_TIMEOUT, MODEL_HUNG, Batches, SampleError
+from capmix.engine.batches import BATCH_TIMEOUT, Batches, SampleError
 from capmix.engine.prefetch import BATCHES_AHEAD, Finished
 from capmix.engine.read_ahead import ReadAhead, read_ahead
 from capmix.engine.stage import PartWriter, Stage
@@ -28,18 +28,12 @@ from capmix.models.images import BadImageError
 from capmix.models.index import bad_row, pool_inputs
 from capmix.pool import BadSample, ImagePool, Sample, Shard
 from capmix.pool.selection import Selection
-from capmix.settings.counted import counted
 from capmix.storage.layout import captions_folder
 from capmix.storage.rows import DROPPED, FAILED, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
-log = logging.getLogger(__name__)
-
 _Found = list[Caption] | BadImageError | SampleError
 _Prepared = tuple[Sample | BadSample, Finished["_Ready | None"]]
-
-# Raised by image processors for images of unusual shapes. They fail one sample; others end the run.
-IMAGE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 
 
 @dataclass(slots=True)
@@ -101,10 +95,7 @@ def image_caption_stage(
     )
 
     def samples_of(shard: Shard, out: PartWriter) -> Iterator[_Prepared]:
-        earlier = earlier_entries(out)
-        if done := sum(one.is_done for one in earlier.values()):
-            done_before = counted(done, "image")
-            log.info("caption %s: shard %s resumes after %s", source, shard.name, done_before)
+        earlier = earlier_entries(out, f"caption {source}: shard {shard.name}", "image")
         if out.keys is None and not earlier:
             return whole.of(shard)
         whole.close()  # it may have begun to read this shard
@@ -138,8 +129,9 @@ def image_caption_stage(
                         one.prepared, one.draw_name, len(one.kept), one.is_alone, (place, row, one)
                     )
 
-        on_hang = partial(_note_hang, out, batches.seconds)
-        running = Running(source, batches, out.busy, on_hang)
+        running = Running(
+            source, batches, out.busy, lambda hung: note_hang(out, batches, map(_name, hung))
+        )
         for some in streamed(captioner, images(), running):
             out.busy.images += len(some)
             for image in some:
@@ -181,13 +173,9 @@ def _to_do(pool: ImagePool, shard: Shard, out: PartWriter) -> Iterator[Sample | 
             yield sample
 
 
-def _note_hang(out: PartWriter, seconds: float, hung: Sequence[StreamedImage]) -> None:
-    """Note the images of a batch that hung in the partial part; the process is about to exit."""
-    reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
-    detail = f"no answer within {2 * seconds:g} s (--batch-timeout); process ended"
-    ready = [image.about[-1] for image in hung]
-    out.partial.add([failure_entry(one.key, one.uid, one.image, reason, detail) for one in ready])
-    out.partial.close()
+def _name(image: StreamedImage) -> tuple[str, str, str]:
+    one: _Ready = image.about[-1]
+    return one.key, one.uid, one.image
 
 
 def _preparing(
@@ -220,8 +208,8 @@ def _preparing(
             one.prepared = captioner.prepare(sample, **options)
         except (BadImageError, SampleError) as error:
             one.found = error
-        except IMAGE_ERRORS as error:
-            one.found = SampleError("model_error", f"{type(error).__name__}: {error}")
+        except SAMPLE_ERRORS as error:
+            one.found = of_sample_error(error)
         return one
 
     return prepare

@@ -149,7 +149,7 @@ def prompt_openings(settings: Mapping[str, Any]) -> str | list[str | None] | Non
 def _template(text: str) -> Template:
     if is_template(text):
         return parse_template(text, WHAT)
-    return Template(text, (TemplatePart((text,)),))
+    return Template((TemplatePart((text,)),))
 
 
 def _opening(prompt: str) -> str | None:

@@ -117,6 +117,8 @@ def check_hub(
     Raises UserError if the model or revision does not exist, if the model is gated or private, or
     if it is not downloaded and there is no network. A slow response is not an error.
     """
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise UserError(f"{what}: no such folder")
     if Path(model).exists():
         return False
     require(["huggingface_hub"], what)

@@ -131,6 +131,13 @@ def check_backend(group: str, model: str, settings: Any) -> None:
         check(settings)
 
 
+def needs_gpu(group: str, settings: Any) -> bool:
+    """Return whether the model of the settings runs on a GPU by default, if there is one."""
+    on_gpu = getattr(find_backend(group, settings.model), "device", "gpu") == "gpu"
+    runtime = getattr(settings, "runtime", "torch")
+    return on_gpu and settings.device in ("auto", "cuda") and runtime == "torch"
+
+
 def make_backend(group: str, model: str, **arguments: Any) -> Any:
     """Create an instance of the class that `model` names, with `arguments` passed by position.
 

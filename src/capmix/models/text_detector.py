@@ -50,7 +50,6 @@ class TextDetector:
 
     name = "pp-ocrv4-det-mobile"
     batch_size = BATCH
-    input_side: int | None = None  # boxes are in pixels of the whole image
 
     def __init__(self, side: int):
         """`side` is the longest side of the network's input in pixels.

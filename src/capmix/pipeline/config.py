@@ -26,7 +26,7 @@ from capmix.report.settings import ReportSettings
 from capmix.rewrite.inputs import check_prompts
 from capmix.rewrite.settings import RewriteSettings
 from capmix.score.settings import ScoreSettings
-from capmix.settings.base import describe, did_you_mean
+from capmix.settings.base import Kind, Settings, describe, did_you_mean
 from capmix.settings.values import Names
 from capmix.settings.yaml import parse_yaml
 from capmix.storage.names import check_source_name
@@ -44,25 +44,9 @@ SETTINGS = ("pool", "work", "follow_links", "scratch", "max_failures", "engine")
 class CaptionSection(CaptionSettings, SelectSettings):
     """The settings of one source, and the samples to caption."""
 
-    def settings(self) -> CaptionSettings:
-        """Return the captioning options."""
-        return CaptionSettings(**self.model_dump(include=set(CaptionSettings.model_fields)))
-
-    def samples(self) -> SelectSettings:
-        """Return the options that select samples."""
-        return SelectSettings(**self.model_dump(include=set(SelectSettings.model_fields)))
-
 
 class RewriteSection(RewriteSettings, SelectSettings):
     """The settings of one source of rewritten texts, and the samples to rewrite."""
-
-    def settings(self) -> RewriteSettings:
-        """Return the rewriting options."""
-        return RewriteSettings(**self.model_dump(include=set(RewriteSettings.model_fields)))
-
-    def samples(self) -> SelectSettings:
-        """Return the options that select samples."""
-        return SelectSettings(**self.model_dump(include=set(SelectSettings.model_fields)))
 
 
 class ImportSection(ImportSettings):
@@ -71,9 +55,10 @@ class ImportSection(ImportSettings):
     kind: str = Field(pattern="^(captions|scores)$", description="captions or scores.")
     files: Names = Field(min_length=1, description="CSV or parquet files, or patterns.")
 
-    def settings(self) -> ImportSettings:
-        """Return the options without `kind` and `files`."""
-        return ImportSettings(**self.model_dump(exclude={"kind", "files"}))
+
+def settings_of(section: Settings, kind: type[Kind]) -> Kind:
+    """Return the options of one kind in a section that has further ones."""
+    return kind(**section.model_dump(include=set(kind.model_fields)))
 
 
 class MixSection(MixSettings):

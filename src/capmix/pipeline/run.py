@@ -5,16 +5,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from capmix.annotate.settings import ImportSettings
+from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import RunSettings
 from capmix.errors import UserError
 from capmix.evaluation.embedded import embedded_sets_folder
 from capmix.mix.recipe import load_recipe
 from capmix.models.registry import require
-from capmix.pipeline.config import Pipeline
+from capmix.pipeline.config import Pipeline, settings_of
 from capmix.pipeline.grid import Cell, check_training, run_cells, write_tables
 from capmix.pool import EMBEDDED, embedded_folder
 from capmix.pool.settings import SelectSettings
 from capmix.probe.towers import check_packages
+from capmix.rewrite.settings import RewriteSettings
 from capmix.settings.counted import counted
 from capmix.storage.layout import SHARDS
 from capmix.workspace import Subset, Workspace, open_workspace
@@ -128,8 +131,10 @@ def forecast_pipeline(
         work = _opened(pipeline, pool, directory, runs)
         lines += [f"pool {name}: {work.pool.location}"] if len(pipeline.pools()) > 1 else []
         for source, section in pipeline.caption.items():
-            chosen = _both(section.samples(), samples)
-            lines += work.forecast_caption(source, section.settings(), chosen).lines()
+            chosen = _both(settings_of(section, SelectSettings), samples)
+            lines += work.forecast_caption(
+                source, settings_of(section, CaptionSettings), chosen
+            ).lines()
         if pipeline.score is not None:
             some = _to_score(samples, _chosen(pipeline, samples))
             lines += work.forecast_score(pipeline.score_settings(), some, planned=True).lines()
@@ -163,7 +168,7 @@ def _limited(
 
 def _chosen(pipeline: Pipeline, samples: SelectSettings) -> list[SelectSettings]:
     """Return the samples to caption for each source."""
-    return [_both(one.samples(), samples) for one in pipeline.caption.values()]
+    return [_both(settings_of(one, SelectSettings), samples) for one in pipeline.caption.values()]
 
 
 def _to_score(samples: SelectSettings, chosen: Sequence[SelectSettings]) -> SelectSettings:
@@ -182,17 +187,21 @@ def _make_subsets(
     """Run the stages up to export; return the workspace of the following stages and the subsets."""
     for one in pipeline.imports:
         if one.kind == "captions":
-            _log(work.import_captions(one.files, one.settings()).lines())
+            _log(work.import_captions(one.files, settings_of(one, ImportSettings)).lines())
     chosen = _chosen(pipeline, samples)
     for (source, section), some in zip(pipeline.caption.items(), chosen, strict=True):
-        work.caption(source, section.settings(), some)
+        work.caption(source, settings_of(section, CaptionSettings), some)
     asked = samples
     work, samples = _limited(work, samples, chosen)
     for source, rewriting in pipeline.rewrite.items():
-        work.rewrite(source, rewriting.settings(), _both(rewriting.samples(), asked))
+        work.rewrite(
+            source,
+            settings_of(rewriting, RewriteSettings),
+            _both(settings_of(rewriting, SelectSettings), asked),
+        )
     for one in pipeline.imports:
         if one.kind == "scores":
-            _log(work.import_scores(one.files, one.settings()).lines())
+            _log(work.import_scores(one.files, settings_of(one, ImportSettings)).lines())
     if pipeline.score is not None:
         work.score(pipeline.score_settings(), samples)
     for annotation in pipeline.annotate:

@@ -56,14 +56,13 @@ class Preset:
     `template` is None for models that are trained for the task, whose input is the text itself.
     `inputs` is the number of sources of `--from`. `options` are options of `capmix rewrite` that
     the preset sets unless they are given. `clip_tokens` is the number of CLIP tokens that the
-    result should fit; texts that already fit need no rewriting. `method` is the source.
+    result should fit; texts that already fit need no rewriting.
     """
 
     name: str
     about: str
     template: str | None
     inputs: int
-    method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     clip_tokens: int | None = None
 
@@ -86,47 +85,42 @@ class Preset:
 
 
 PRESETS = (
-    Preset(
+    Preset(  # CapsFusion, arXiv 2310.20550; VeCLIP, arXiv 2310.07699
         "fuse",
         "merge the raw text (first 256 tokens) and a caption into one text; if one is missing, "
         "copy the other",
         FUSE,
         2,
-        "CapsFusion, arXiv 2310.20550; VeCLIP, arXiv 2310.07699",
         {"missing": "pass", "max_tokens": 128},
     ),
-    Preset(
+    Preset(  # LaCLIP, arXiv 2305.20088
         "paraphrase",
         "say the same in other words",
         PARAPHRASE,
         1,
-        "LaCLIP, arXiv 2305.20088",
         {"missing": "skip", "max_tokens": 96, "temperature": 0.75},
     ),
-    Preset(
+    Preset(  # the context of CLIP's text tower
         "shorten",
         f"summarise a long text in one sentence that fits CLIP's {CLIP_TOKENS} tokens",
         SHORTEN,
         1,
-        "the context of CLIP's text tower",
         {"missing": "skip", "max_tokens": 64},
         CLIP_TOKENS,
     ),
-    Preset(
+    Preset(  # rewritten alt-texts, as in VeCLIP, arXiv 2310.07699
         "clean",
         "remove advertising, file names and other boilerplate from an alt-text",
         CLEAN,
         1,
-        "rewritten alt-texts, as in VeCLIP, arXiv 2310.07699",
         {"missing": "skip", "max_tokens": 96},
     ),
-    Preset(
+    Preset(  # arXiv 2405.16915
         "translate",
         "translate texts of other languages to English with a translation model (NLLB); texts that "
         "are English are copied",
         None,
         1,
-        "arXiv 2405.16915",
         {"missing": "skip", "target": "en", "max_tokens": 128},
     ),
 )

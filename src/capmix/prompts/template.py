@@ -57,9 +57,8 @@ class TemplatePart:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template; `text` is its source."""
+    """A parsed template."""
 
-    text: str
     parts: tuple[TemplatePart, ...]
 
     @property
@@ -100,7 +99,7 @@ def parse_template(text: str, what: str) -> Template:
         parts.append(part)
     if count > MAX_FIELDS:
         raise UserError(f"{what}: {count} fields; a template has at most {MAX_FIELDS}")
-    return Template(text, tuple(parts))
+    return Template(tuple(parts))
 
 
 def render(

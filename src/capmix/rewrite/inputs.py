@@ -28,7 +28,7 @@ class SampleInputs:
     is_unknown: bool = False
 
 
-MISSING, IN_TARGET, SHORT = "missing_copied", "in_target_language", "short_enough"
+MISSING_COPIED, IN_TARGET, SHORT = "missing_copied", "in_target_language", "short_enough"
 UNKNOWN = "unknown_language_copied"
 
 
@@ -70,7 +70,7 @@ class InputMaker:
         first = next((some[0] for some in sample.texts.values()), None)
         if missing or first is None:
             copied = first if may_copy else None
-            return SampleInputs(missing=missing, copied=copied, reason=MISSING)
+            return SampleInputs(missing=missing, copied=copied, reason=MISSING_COPIED)
         count, language = self._tools.count, self._tools.language
         if self._room is not None and count is not None and count(first) <= self._room:
             return SampleInputs(texts, copied=first, reason=SHORT)

@@ -7,7 +7,6 @@ from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.models.registry import (
     REWRITERS,
-    find_backend,
     make_backend,
     require,
     require_members,
@@ -23,12 +22,6 @@ from capmix.rewrite.stage import rewrite_stage
 from capmix.storage.store import Store
 
 MEMBERS = ("settings", "batch_size", "workers", "prepare", "rewrite")
-
-
-def needs_gpu(settings: RewriteSettings) -> bool:
-    """Return whether the rewriter runs on a GPU by default, if the computer has one."""
-    on_gpu = getattr(find_backend(REWRITERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda")
 
 
 def make_rewriter(settings: RewriteSettings, source: str) -> Any:
@@ -57,7 +50,7 @@ def rewrite_stages(
     check_prompts(settings)
     rewriter = rewriter or make_rewriter(settings, source)
     preset, fit = settings.chosen_preset, _clip_fit(settings)
-    if preset and preset.template is None and not getattr(rewriter, "translates", True):
+    if preset and preset.template is None and not getattr(rewriter, "translates", False):
         raise UserError(
             f"--preset {preset.name}: {settings.model} is not a translation model; choose one, "
             "such as facebook/nllb-200-distilled-600M, or give a --prompt instead"

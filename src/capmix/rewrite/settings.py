@@ -1,8 +1,8 @@
 """Rewriting options, shared by the command line, pipeline files and Python."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic import ConfigDict, ModelWrapValidatorHandler, model_validator
 
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.settings import HARDWARE
@@ -11,7 +11,7 @@ from capmix.models import options
 from capmix.models.options import MODEL, SAMPLING, Precision
 from capmix.prompts.presets import Preset, preset, preset_list
 from capmix.settings.base import Settings, option
-from capmix.settings.values import Names
+from capmix.settings.values import Names, Texts
 
 TEXTS = "Texts"
 SPLIT = "split"
@@ -23,13 +23,6 @@ OF_CAPTIONERS = (
     "plain_sampling", "seed", "dtype", "device", "batch_size", "concurrency", "timeout", "retries",
     "batch_timeout",
 )  # fmt: skip
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Prompts = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class RewriteSettings(Settings):
@@ -65,7 +58,7 @@ class RewriteSettings(Settings):
         group=TEXTS,
         metavar="NAME",
     )
-    prompt: Prompts | None = option(
+    prompt: Texts | None = option(
         None,
         "Template of the prompt, such as `Rewrite: {raw:256}[[ The image shows: {blip2}.]]`; "
         "a [[part]] is left out if one of its texts is missing. May be repeated: each prompt "
@@ -124,17 +117,19 @@ class RewriteSettings(Settings):
     retries: int = options.RETRIES
     batch_timeout: float = options.TIMEOUT_OF_BATCH
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _with_preset(cls, value: Any) -> Any:
-        """Fill in the options of the preset that are not given."""
+    def _with_preset(cls, value: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill in the options of the preset that are not given; they do not count as set."""
         name = value.get("preset") if isinstance(value, dict) else None
         if not isinstance(name, str):
-            return value
+            return make(value)
         chosen = preset(name)
         if chosen.template is not None and value.get("prompt"):
             raise UserError(f"--preset {name}: it has a prompt; omit --preset or --prompt")
-        return {**chosen.options, **value}
+        made = make({**chosen.options, **value})
+        made.model_fields_set.difference_update(chosen.options.keys() - value.keys())
+        return made
 
     @property
     def chosen_preset(self) -> Preset | None:

@@ -7,7 +7,6 @@ copied unchanged.
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +16,17 @@ from typing import Any
 from capmix.caption.captioner import Caption
 from capmix.caption.fields import FIELDS
 from capmix.caption.partial import (
-    HUNG_BATCH,
+    SAMPLE_ERRORS,
     CaptionEntry,
     captions_entry,
     earlier_entries,
     failure_entry,
+    note_hang,
+    of_sample_error,
 )
-from capmix.caption.prompts import TEMPLATE_FORMAT
+from capmix.caption.prompts import MISSING_TEXT, TEMPLATE_FORMAT
 from capmix.caption.stage import asked_language, caption_rows, count_row
-from capmix.engine.batches import MODEL_HUNG, Batches, SampleError, batched
+from capmix.engine.batches import Batches, SampleError, batched
 from capmix.engine.prefetch import Finished
 from capmix.engine.read_ahead import read_ahead
 from capmix.engine.stage import PartWriter, Stage
@@ -35,23 +36,17 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.prompts.template import FORMAT
 from capmix.rewrite.inputs import InputMaker, SampleInputs
-from capmix.rewrite.rewriter import Rewriter, TextRequest
+from capmix.rewrite.rewriter import INPUTS, REQUESTS, TEXTS, Rewriter, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts, read_texts, text_folders, text_inputs
 from capmix.settings.base import defaults_of
-from capmix.settings.counted import counted
 from capmix.storage.layout import captions_folder
 from capmix.storage.rows import DROPPED, FAILED, OK, Row, column_names, table_of, with_columns
 from capmix.storage.store import Store
 
-log = logging.getLogger(__name__)
-
 DEFAULTS = defaults_of(RewriteSettings)
-WINDOW = 16  # batches whose texts are sorted by length; also what a killed run has to repeat
+WINDOW = 16  # batches that are prepared ahead, and whose texts are sorted by length
 COPIED = "copied"
-MISSING = "missing_text"
-# Raised by tokenizers and templates for unusual texts. They fail one sample; others end the run.
-TEXT_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 # Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
 SKIPPED = "missing_skipped"
 LONGER, EMPTY, CUT = "with_more_texts", "with_empty_texts", "with_cut_texts"
@@ -67,6 +62,11 @@ class _Task:
     digest: str
     is_alone: bool = False
     prepared: Any = None
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """The name of its entry in the partial part."""
+        return self.row.key, self.row.uid or "", self.digest
 
 
 def rewrite_stage(
@@ -95,8 +95,7 @@ def rewrite_stage(
     def run_shard(shard: Shard, out: PartWriter) -> None:
         rows: dict[int, list[Row]] = {}
         notes: Counter[str] = Counter()
-        earlier = earlier_entries(out)
-        _log_resumed(earlier.values(), source, shard)
+        earlier = earlier_entries(out, f"rewrite {source}: shard {shard.name}", "sample")
         chosen = selected.of(shard.name) if selected else None
         samples = read_texts(store, pool, shard, sources)
         tasks: list[_Task] = []
@@ -138,7 +137,7 @@ def rewrite_stage(
         waiting = []
         for task in tasks:
             entry = earlier.get(task.row.key)
-            if entry is None or entry[:3] != (task.row.key, task.row.uid, task.digest):
+            if entry is None or entry[:3] != task.name:
                 waiting.append(task)
             elif entry.is_done:
                 add(task, entry.result(0))
@@ -146,7 +145,7 @@ def rewrite_stage(
             else:
                 task.is_alone = True
                 waiting.append(task)
-        for some in _windows(rewriter, waiting):
+        for some in _windows(rewriter, waiting, out):
             _rewrite(rewriter, batches, some, out, add)
         out.extra |= _merged(store, out, notes)
         out.write_table(table_of([row for place in sorted(rows) for row in rows[place]], FIELDS))
@@ -159,6 +158,7 @@ def rewrite_stage(
         **({TEMPLATE_FORMAT: FORMAT} if settings.templates else {}),
         "missing": settings.missing,
         "target": settings.target,
+        **_language_model(settings.target),
         **rewriter.settings,
         **asked_language(settings.language),
     }
@@ -177,6 +177,16 @@ def rewrite_stage(
         provenance=getattr(rewriter, "provenance", {}),
         reuse=LargerParts(selected, folder, config, DEFAULTS, inputs) if selected else None,
     )
+
+
+def _language_model(target: str | None) -> dict[str, str]:
+    """Return the marker entry of the model that detects languages, unless it is the default."""
+    if target is None:
+        return {}
+    from capmix.mix.functions import fingerprint
+
+    found = fingerprint(["language"])
+    return {"language_model": found["language"]} if found else {}
 
 
 def _planned(
@@ -210,28 +220,32 @@ def _fitting(caption: Caption, cut: Callable[[str], str]) -> Caption:
 
 
 def _missing(row: Row, names: Sequence[str]) -> Row:
-    return Row(row.uid, row.key, DROPPED, MISSING, f"no text of {', '.join(names)}")
+    return Row(row.uid, row.key, DROPPED, MISSING_TEXT, f"no text of {', '.join(names)}")
 
 
-def _log_resumed(entries: Any, source: str, shard: Shard) -> None:
-    if done := sum(one.is_done for one in entries):
-        log.info(
-            "rewrite %s: shard %s resumes after %s", source, shard.name, counted(done, "sample")
-        )
+def _windows(
+    rewriter: Rewriter, tasks: Sequence[_Task], out: PartWriter
+) -> Iterator[list[tuple[_Task, Finished[Any]]]]:
+    """Yield some tasks at a time, each with the outcome of `prepare`, which may be a SampleError.
 
-
-def _windows(rewriter: Rewriter, tasks: Sequence[_Task]) -> Iterator[list[tuple[_Task, Any]]]:
-    """Yield WINDOW batches of tasks at a time, each with the outcome of `prepare`."""
+    Outcomes that are results are kept at once: a run that is killed need not repeat their requests.
+    """
+    kind = getattr(rewriter, "prepares", INPUTS)
     size = rewriter.batch_size * WINDOW
 
     def prepare(task: _Task) -> Any:
         try:
-            return rewriter.prepare(task.request)
-        except TEXT_ERRORS as error:
-            raise SampleError("model_error", f"{type(error).__name__}: {error}") from error
+            found = rewriter.prepare(task.request)
+        except SampleError as error:
+            found = error
+        except SAMPLE_ERRORS as error:
+            found = of_sample_error(error)
+        if kind == TEXTS or isinstance(found, SampleError):
+            out.partial.add([_entry(task, found)])
+        return found
 
     ahead = read_ahead(tasks, prepare, rewriter.workers, size, alone_on_its_core())
-    yield from batched(ahead, size)
+    yield from batched(ahead, {TEXTS: 1, REQUESTS: rewriter.batch_size}.get(kind, size))
 
 
 def _rewrite(
@@ -243,30 +257,30 @@ def _rewrite(
 ) -> None:
     """Rewrite a window, longest texts first, and keep the results in the partial part."""
     ready: list[_Task] = []
-    new: list[CaptionEntry] = []
-
-    def done(task: _Task, found: list[Caption] | SampleError) -> None:
-        add(task, found)
-        new.append(_entry(task, found))
-
     for task, finished in window:
-        try:
-            task.prepared = finished.result()
+        found = finished.result()
+        if isinstance(found, SampleError):
+            add(task, found)
+        elif getattr(rewriter, "prepares", INPUTS) == TEXTS:
+            out.busy.images += 1
+            add(task, found)
+        else:
+            task.prepared = found
             ready.append(task)
-        except SampleError as error:
-            done(task, error)
     ready.sort(key=lambda task: (not task.is_alone, -task.request.size, task.place))
     alone = sum(task.is_alone for task in ready)
     groups = [[task] for task in ready[:alone]] + list(batched(ready[alone:], rewriter.batch_size))
+
+    def on_hang(hung: Sequence[_Task]) -> None:
+        note_hang(out, batches, (one.name for one in hung))
+
     for some in groups:
         with out.busy.working(len(some)):
-            found = batches.run(partial(_texts, rewriter), some, partial(_note_hang, out, batches))
-        for task, captions in zip(some, found, strict=True):
-            done(task, captions)
+            found = batches.run(partial(_texts, rewriter), some, on_hang)
+        out.partial.add([_entry(task, one) for task, one in zip(some, found, strict=True)])
+        for task, one in zip(some, found, strict=True):
+            add(task, one)
             task.prepared = None
-        out.partial.add(new)
-        new.clear()
-    out.partial.add(new)
 
 
 def _texts(rewriter: Rewriter, some: Sequence[_Task]) -> Sequence[list[Caption]]:
@@ -274,18 +288,9 @@ def _texts(rewriter: Rewriter, some: Sequence[_Task]) -> Sequence[list[Caption]]
 
 
 def _entry(task: _Task, found: list[Caption] | SampleError) -> CaptionEntry:
-    name = task.row.key, task.row.uid or "", task.digest
     if isinstance(found, SampleError):
-        return failure_entry(*name, found.reason, str(found))
-    return captions_entry(*name, found)
-
-
-def _note_hang(out: PartWriter, batches: Batches, hung: Sequence[_Task]) -> None:
-    """Note the samples of a batch that hung in the partial part; the process is about to exit."""
-    reason = HUNG_BATCH if len(hung) > 1 else MODEL_HUNG
-    detail = f"no answer within {2 * batches.seconds:g} s (--batch-timeout); process ended"
-    out.partial.add([_entry(one, SampleError(reason, detail)) for one in hung])
-    out.partial.close()
+        return failure_entry(*task.name, found.reason, str(found))
+    return captions_entry(*task.name, found)
 
 
 def _merged(store: Store, out: PartWriter, notes: Counter[str]) -> dict[str, int]:

@@ -24,12 +24,6 @@ from capmix.storage.store import Store
 MEMBERS = ("name", "settings", "encoder", "project_images", "tokenize", "encode_tokens")
 
 
-def needs_gpu(settings: ScoreSettings) -> bool:
-    """Return whether the scorer runs on a GPU by default, if the computer has one."""
-    on_gpu = getattr(find_backend(SCORERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda") and settings.runtime == "torch"
-
-
 def check_preprocess(settings: ScoreSettings) -> None:
     """Raise UserError if the scorer does not support the requested preprocessing."""
     known = getattr(find_backend(SCORERS, settings.model), "preprocesses", ("capmix",))

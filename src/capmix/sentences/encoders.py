@@ -7,12 +7,6 @@ from capmix.sentences.encoder import EncoderSettings, SentenceEncoder
 MEMBERS = ("settings", "tokenize", "encode_tokens")
 
 
-def needs_gpu(settings: EncoderSettings) -> bool:
-    """Return whether the encoder runs on a GPU by default, if the computer has one."""
-    on_gpu = getattr(find_backend(ENCODERS, settings.model), "device", "gpu") == "gpu"
-    return on_gpu and settings.device in ("auto", "cuda")
-
-
 def make_encoder(settings: EncoderSettings) -> SentenceEncoder:
     """Load the sentence encoder. docs/commands/annotate.md lists the names.
 

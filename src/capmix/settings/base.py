@@ -119,7 +119,8 @@ def changed(settings: Kind, options: Mapping[str, Any], place: str) -> Kind:
     new = {name: value for name, value in options.items() if value is not None or name in optional}
     if not new:
         return settings
-    known = {names[field]: value for field, value in settings.model_dump().items()}
+    # Options that are not set may depend on new ones, such as those that a preset fills in.
+    known = {names[f]: value for f, value in settings.model_dump(exclude_unset=True).items()}
     return make(kind, known | new, place)
 
 

@@ -12,8 +12,9 @@ from samples import write_pool
 from tiny_clip import CLIP, COCA, open_clip_folder
 
 from capmix.errors import UserError
+from capmix.models.registry import SCORERS, needs_gpu
 from capmix.models.tokens import encode_texts
-from capmix.score.scorers import make_scorer, needs_gpu
+from capmix.score.scorers import make_scorer
 from capmix.score.settings import ScoreSettings
 from capmix.score.stage import DEFAULTS
 from capmix.storage.compare import same_settings
@@ -113,8 +114,8 @@ def test_a_model_of_images_of_any_shape_is_refused_before_it_is_loaded(tmp_path:
 
 
 def test_it_runs_on_the_cpu_even_where_there_is_a_gpu() -> None:
-    assert needs_gpu(ScoreSettings(model="ViT-B-32/openai"))
-    assert not needs_gpu(ScoreSettings(model="ViT-B-32/openai", runtime="openvino"))
+    assert needs_gpu(SCORERS, ScoreSettings(model="ViT-B-32/openai"))
+    assert not needs_gpu(SCORERS, ScoreSettings(model="ViT-B-32/openai", runtime="openvino"))
 
 
 def test_a_scorer_without_this_runtime_is_refused(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ suppressed tokens. capmix follows both, so that greedy captions equal those of `
 beams and sampling come from capmix's own settings.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from capmix.caption.sampling import draw_tokens
+from capmix.caption.captioner import Caption
+from capmix.caption.sampling import NAN_LOGITS, draw_tokens
 from capmix.caption.settings import CaptionSettings
 
 # Fields that change logits, with the value that changes nothing; for the others this is None.
@@ -91,6 +93,51 @@ def _logits_rules(config: Any) -> dict[str, Any]:
         if value is not None and value != NEUTRAL.get(name):
             found[name] = value
     return found
+
+
+def text_positions(config: Any) -> int | None:
+    """Return the number of positions of a text model; None if it is unlimited or unknown."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    inputs: Mapping[str, Any],
+    keys: Any,
+    wanted: CaptionSettings,
+    rules: GenerationRules,
+    **options: Any,
+) -> list[Caption]:
+    """Return a caption per row of the inputs, drawn with `keys`, with the model's `generate`.
+
+    Raises ValueError for NaN logits.
+    """
+    import torch
+
+    draw = TokenDraw(keys, wanted, rules)
+    with torch.inference_mode():
+        model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=wanted.max_tokens,
+            logits_processor=[draw],
+            **options,
+        )
+    if bool(draw.is_nan.any()):
+        raise ValueError(NAN_LOGITS)
+    # On a GPU, `generate` may run one step too many before it stops.
+    drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
+    return [decoded(tokenizer, row, rules.ends) for row in drawn.tolist()]
+
+
+def decoded(tokenizer: Any, tokens: list[int], ends: Sequence[int]) -> Caption:
+    """Return the caption that tokens spell, up to the first of the end tokens."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+    return Caption(text, "length" if end is None else "stop")
 
 
 class TokenDraw:

@@ -16,13 +16,18 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from capmix.caption.backends.blip_vision import run_blip_in_openvino, speed_up_blip
-from capmix.caption.backends.generation import TokenDraw, generation_rules
+from capmix.caption.backends.generation import (
+    decoded,
+    generate,
+    generation_rules,
+    text_positions,
+)
 from capmix.caption.backends.slot_models import slot_model
 from capmix.caption.backends.slot_sizes import SlotsPlan
 from capmix.caption.backends.slots import Slots
 from capmix.caption.captioner import Caption
 from capmix.caption.prompts import caption_prompts
-from capmix.caption.sampling import NAN_LOGITS, caption_keys
+from capmix.caption.sampling import caption_keys
 from capmix.caption.settings import CaptionSettings
 from capmix.caption.stream import Running, StreamedImage, caption_batch, in_batches
 from capmix.engine.batches import SampleError
@@ -89,11 +94,10 @@ class TransformersCaptioner:
         self.tokenizer.padding_side = "left"
         self._own = threading.local()
         self._escape = Escape(special_tokens(self.tokenizer))
-        self._positions = _positions(self.model)
+        self._positions = text_positions(self.model.config)
         # The texts of all images; None if they depend on the sample.
         self._texts = None if self._prompts.has_fields else self._formatted(self._prompts.of(None))
         self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
-        self._ends = frozenset(self._rules.ends)
         pictures = self.processor.image_processor
         self._input_side = None if settings.exact_decode else input_side(pictures)
         self._shorter_side = shorter_side(pictures)
@@ -139,7 +143,7 @@ class TransformersCaptioner:
             self._device,
             self._plan is not None,
             self._collate,
-            self._caption,
+            lambda tokens: decoded(self.tokenizer, tokens, self._rules.ends),
             lambda images, running: caption_batch(self, images, running),
         )
 
@@ -147,8 +151,6 @@ class TransformersCaptioner:
     def check(settings: CaptionSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise UserError(f"captioner {model}: no such folder")
         check_openvino(settings.runtime, settings.device, settings.dtype)
         return check_hub(model, f"captioner {model}", settings.revision)
 
@@ -244,6 +246,7 @@ class TransformersCaptioner:
         """Return captions `first` to K - 1 for each of N images; encode each image once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         each = self._wanted.captions_per_image
+        cache = {"cache_implementation": "static"} if self._wanted.compile_decoder else {}
         by_prompt = [one if isinstance(one, list) else [one] for one in prepared]
         # Padding would change the states of a prompt by rounding, and in some models its positions.
         for rows in _same_shapes(by_prompt, () if self._texts is None else TEXT_INPUTS):
@@ -256,7 +259,10 @@ class TransformersCaptioner:
                     inputs = self._collate([by_prompt[row][prompt] for row in filled])
                     for k in numbers:
                         keys = caption_keys(self._wanted.seed, [uids[r] for r in filled], source, k)
-                        texts = self._generate(inputs, keys.to(self._device))
+                        texts = generate(
+                            self.model, self.tokenizer, inputs, keys.to(self._device),
+                            self._wanted, self._rules, **cache,
+                        )  # fmt: skip
                         for row, text in zip(rows, texts[: len(rows)], strict=True):
                             found[row].append(text)
         return found
@@ -273,32 +279,6 @@ class TransformersCaptioner:
         while size > 1 and size // 2 >= len(rows):
             size //= 2
         return [*rows, *rows[-1:] * (size - len(rows))]
-
-    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
-        import torch
-
-        wanted = self._wanted
-        draw = TokenDraw(keys, wanted, self._rules)
-        cache = {"cache_implementation": "static"} if wanted.compile_decoder else {}
-        with torch.inference_mode():
-            self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=wanted.max_tokens,
-                logits_processor=[draw],
-                **cache,
-            )
-        if bool(draw.is_nan.any()):
-            raise ValueError(NAN_LOGITS)
-        # On a GPU, `generate` may run one step too many before it stops.
-        drawn = torch.stack(draw.drawn[: wanted.max_tokens], 1)
-        return [self._caption(row) for row in drawn.tolist()]
-
-    def _caption(self, tokens: list[int]) -> Caption:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
-        return Caption(text, "length" if end is None else "stop")
 
     def _chat(self, prompt: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
@@ -374,13 +354,6 @@ def _same_shapes(
         )
         groups.setdefault(shape, []).append(row)
     return list(groups.values())
-
-
-def _positions(model: Any) -> int | None:
-    """Return the number of positions of the text model; None if it is unlimited or unknown."""
-    text = model.config.get_text_config()
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
 
 
 @contextmanager

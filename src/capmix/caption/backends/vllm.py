@@ -227,8 +227,6 @@ def check_options(settings: CaptionSettings, role: str = CAPTIONER) -> bool:
         raise UserError(
             f"{what}: --temperature {settings.temperature:g}: vLLM accepts 0 to {HOTTEST:g}"
         )
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise UserError(f"{what}: no such folder")
     return check_hub(model, what, settings.revision)
 
 

@@ -12,7 +12,7 @@ from capmix.caption.captioner import Caption
 from capmix.engine.batches import SampleError
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_pieces
-from capmix.rewrite.rewriter import TextRequest
+from capmix.rewrite.rewriter import TEXTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 TEST = "Answer with one word: yes"
@@ -21,9 +21,8 @@ TEST = "Answer with one word: yes"
 class ServerRewriter(ServerCaptioner):
     """Sends texts to a server. Raises UserError if it is unreachable or lacks the model."""
 
-    needs_images: ClassVar[bool] = False
     role: ClassVar[str] = "rewriter"
-    translates = False
+    prepares: ClassVar[str] = TEXTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         self._texts = settings

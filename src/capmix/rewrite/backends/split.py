@@ -21,7 +21,6 @@ class SplitRewriter:
     extra: ClassVar[str | None] = "split"
     packages: ClassVar[tuple[str, ...]] = ("sentencex",)
     device: ClassVar[str] = "cpu"
-    needs_images: ClassVar[bool] = False
     batch_size, workers = 512, 2
 
     def __init__(self, settings: RewriteSettings, source: str = ""):

@@ -8,33 +8,25 @@ sampling does not depend on the batch.
 import copy
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from capmix.caption.backends.generation import TokenDraw, generation_rules
+from capmix.caption.backends.generation import generate, generation_rules, text_positions
 from capmix.caption.captioner import Caption
-from capmix.caption.sampling import NAN_LOGITS, caption_keys
+from capmix.caption.sampling import caption_keys
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads, provenance
 from capmix.models.hub import check_hub
 from capmix.models.transformers_loading import load_complete, loading
-from capmix.prompts.escape import Escape
+from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
 from capmix.rewrite.languages import LanguageCodes, language_codes
 from capmix.rewrite.rewriter import TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 PREFIX = "transformers:"
-
-
-@dataclass(frozen=True, slots=True)
-class InputTokens:
-    """The tokens of the K inputs of one sample."""
-
-    ids: tuple[tuple[int, ...], ...]
 
 
 class TransformersRewriter:
@@ -47,7 +39,6 @@ class TransformersRewriter:
     extra: ClassVar[str | None] = "transformers"
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     device: ClassVar[str] = "gpu"
-    needs_images: ClassVar[bool] = False
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         name = settings.model.removeprefix(PREFIX)
@@ -60,14 +51,13 @@ class TransformersRewriter:
         self._codes = language_codes(self.tokenizer)
         self.translates = self._codes is not None or self.model.config.model_type == "marian"
         self._rules = generation_rules(self.model, self.tokenizer, settings.plain_sampling)
-        self._ends = frozenset(self._rules.ends)
         if self._codes is not None:
             self.model.generation_config.forced_bos_token_id = _target(settings, self._codes)
         self._template = getattr(self.tokenizer, "chat_template", None)
         self.special_tokens = special_tokens(self.tokenizer)
         self._escape = Escape(self.special_tokens)
         self.truncate = by_tokens(copy.deepcopy(self.tokenizer))
-        positions = _context(self.model.config)
+        positions = text_positions(self.model.config)
         own = 0 if self._encodes else settings.max_tokens  # a causal model's text follows its input
         self._room = None if positions is None else positions - own
         self._own = threading.local()
@@ -95,24 +85,22 @@ class TransformersRewriter:
     def check(settings: RewriteSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
         model = settings.model.removeprefix(PREFIX)
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise UserError(f"rewriter {model}: no such folder")
         return check_hub(model, f"rewriter {model}", settings.revision)
 
-    def prepare(self, request: TextRequest) -> InputTokens:
+    def prepare(self, request: TextRequest) -> list[tuple[int, ...]]:
         """Tokenize the inputs. Raises SampleError if one exceeds the model's context."""
         distinct = {text: self._tokens(text, request.language) for text in set(request.texts)}
-        return InputTokens(tuple(distinct[text] for text in request.texts))
+        return [distinct[text] for text in request.texts]
 
     def rewrite(
-        self, prepared: Sequence[InputTokens], requests: Sequence[TextRequest]
+        self, prepared: Sequence[list[tuple[int, ...]]], requests: Sequence[TextRequest]
     ) -> list[list[Caption]]:
         """Return K texts for each of N samples; encode equal inputs of a sample once."""
         found: list[list[Caption]] = [[] for _ in prepared]
         inputs: dict[str, Any] = {}
         before: list[tuple[int, ...]] = []
         for k in range(self._settings.number):
-            ids = [one.ids[k] for one in prepared]
+            ids = [one[k] for one in prepared]
             is_same, before = ids == before, ids
             if is_same and self._wanted.temperature == 0:
                 texts = [of_sample[-1] for of_sample in found]
@@ -121,7 +109,10 @@ class TransformersRewriter:
                 keys = caption_keys(
                     self._wanted.seed, [one.name for one in requests], requests[0].source, k
                 )
-                texts = self._generate(inputs, keys.to(self._device))
+                texts = generate(
+                    self.model, self.tokenizer, inputs, keys.to(self._device), self._wanted,
+                    self._rules,
+                )  # fmt: skip
             for of_sample, text in zip(found, texts, strict=True):
                 of_sample.append(text)
         return found
@@ -166,29 +157,6 @@ class TransformersRewriter:
                 inputs["encoder_outputs"] = self.model.get_encoder()(**inputs)
         return inputs
 
-    def _generate(self, inputs: dict[str, Any], keys: Any) -> list[Caption]:
-        import torch
-
-        draw = TokenDraw(keys, self._wanted, self._rules)
-        with torch.inference_mode():
-            self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=self._wanted.max_tokens,
-                logits_processor=[draw],
-            )
-        if bool(draw.is_nan.any()):
-            raise ValueError(NAN_LOGITS)
-        # On a GPU, `generate` may run one step too many before it stops.
-        drawn = torch.stack(draw.drawn[: self._wanted.max_tokens], 1)
-        return [self._caption(row) for row in drawn.tolist()]
-
-    def _caption(self, tokens: list[int]) -> Caption:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
-        return Caption(text, "length" if end is None else "stop")
-
 
 def input_tokens(
     tokenizer: Any,
@@ -200,25 +168,34 @@ def input_tokens(
 ) -> tuple[int, ...]:
     """Return the tokens of one input: a prompt, or a text of the pool, which is escaped and cut.
 
-    Raises SampleError if there are more than `room`.
+    A text is cut to `max_input_tokens`, or to `room`. Raises SampleError if a prompt, or what
+    surrounds a text, has more tokens than `room`.
     """
-    limits: dict[str, Any] = {"verbose": False}
-    if not settings.templates:
-        text = escape(text)
-        longest = settings.max_input_tokens + int(tokenizer.num_special_tokens_to_add())
-        limits |= {"truncation": True, "max_length": longest}
+    longest = None if settings.templates else settings.max_input_tokens
+    text = text if settings.templates else escape(text)
+    while True:
+        ids = _tokens(tokenizer, text, longest, is_chat)
+        if room is None or len(ids) <= room:
+            return tuple(ids)
+        if longest is not None:
+            longest = min(longest, len(ids)) - (len(ids) - room)
+        if longest is None or longest < 1:
+            problem = f"the prompt has {len(ids)} tokens; the model has room for {room}"
+            raise SampleError("prompt_too_long", problem)
+
+
+def _tokens(tokenizer: Any, text: str, longest: int | None, is_chat: bool) -> list[int]:
+    """Return the tokens of a text, of which at most `longest` are its own."""
     if is_chat:
-        if not settings.templates:
-            text = by_tokens(tokenizer)(text, settings.max_input_tokens)
-        ids = _chat_tokens(tokenizer, text)
+        cut = text if longest is None else by_tokens(tokenizer)(text, longest)
+        ids = _chat_tokens(tokenizer, cut)
     else:
-        ids = list(tokenizer(text, **limits)["input_ids"])
-    if not ids and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id]
-    if room is not None and len(ids) > room:
-        problem = f"the prompt has {len(ids)} tokens; the model has room for {room}"
-        raise SampleError("prompt_too_long", problem)
-    return tuple(ids)
+        limits: dict[str, Any] = {}
+        if longest is not None:
+            length = longest + int(tokenizer.num_special_tokens_to_add())
+            limits = {"truncation": True, "max_length": length}
+        ids = list(tokenizer(text, verbose=False, **limits)["input_ids"])
+    return ids or [one for one in [tokenizer.bos_token_id] if one is not None]
 
 
 def input_marker(chat_template: Any, settings: RewriteSettings) -> dict[str, Any]:
@@ -227,12 +204,6 @@ def input_marker(chat_template: Any, settings: RewriteSettings) -> dict[str, Any
         **({"chat_template": _digest(str(chat_template))} if chat_template else {}),
         **({} if settings.templates else {"max_input_tokens": settings.max_input_tokens}),
     }
-
-
-def special_tokens(tokenizer: Any) -> list[str]:
-    """Return the special and added tokens of a tokenizer, which texts must not contain."""
-    added: Iterable[Any] = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return sorted({*tokenizer.all_special_tokens, *(str(one) for one in added)})
 
 
 def _chat_tokens(tokenizer: Any, text: str) -> list[int]:
@@ -278,13 +249,6 @@ def _target(settings: RewriteSettings, codes: LanguageCodes) -> int:
     if settings.target not in codes.known:
         raise UserError(f"{what}: the model has no language {settings.target!r} (--target)")
     return codes.token(settings.target)
-
-
-def _context(config: Any) -> int | None:
-    """Return the number of positions of a causal model; None if it has no fixed number."""
-    text = getattr(config, "text_config", None) or config
-    found = getattr(text, "max_position_embeddings", None)
-    return int(found) if isinstance(found, int) and found > 0 else None
 
 
 def _digest(text: str) -> str:

@@ -27,14 +27,10 @@ from capmix.caption.backends.vllm import (
 from capmix.caption.backends.vllm_engine import Generation
 from capmix.caption.captioner import Caption
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads
-from capmix.prompts.escape import Escape
+from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
-from capmix.rewrite.backends.transformers import (
-    input_marker,
-    input_tokens,
-    special_tokens,
-)
-from capmix.rewrite.rewriter import TextRequest
+from capmix.rewrite.backends.transformers import input_marker, input_tokens
+from capmix.rewrite.rewriter import REQUESTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 ROLE = "rewriter"
@@ -49,8 +45,7 @@ class VllmRewriter(VllmCaptioner):
     Raises UserError if the model cannot be loaded.
     """
 
-    needs_images: ClassVar[bool] = False
-    translates = False
+    prepares: ClassVar[str] = REQUESTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         model = settings.model.removeprefix(PREFIX)
