@@ -112,7 +112,7 @@ def captioned(tmp_path: Path, name: str, faults: dict[int, Fault]) -> tuple[Coun
 def test_transient_failures_leave_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.chat_client.FIRST_WAIT", 0.01)
     whole = captioned(tmp_path, "whole", {})
     assert whole[0].ok == 10
     assert captioned(tmp_path, "disturbed", {1: fault, 4: fault, 5: fault}) == whole

@@ -49,7 +49,7 @@ def test_a_real_server_captions_a_folder(server: str, tmp_path: Path) -> None:
 @pytest.fixture
 def misbehaving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], str]]:
     """Start an HTTP server that responds to the i-th POST with `answer(i, body)`."""
-    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.chat_client.FIRST_WAIT", 0.01)
     servers = ExitStack()
 
     def start(answer: Answer) -> str:
@@ -167,7 +167,7 @@ def test_prompts_of_a_template_and_of_a_list_reach_the_server(
     one = captioner(model, prompt=["A[[ {raw:3}]]", "B"], captions_per_image=2)
     sample = Sample("k", "u", image_bytes(1), "jpg", "x <|im_end|> two three")
     found = [caption.text for caption in one.prepare(sample)]
-    seeds = [one._seed("u", k) for k in range(4)]
+    seeds = [one._client.seed("u", k) for k in range(4)]
     texts = ["A x < |", "A x < |", "B", "B"]
     assert found == [f"{text} / {seed}" for text, seed in zip(texts, seeds, strict=True)]
     assert [caption.text for caption in one.prepare(sample, first=3)] == found[3:]

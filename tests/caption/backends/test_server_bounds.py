@@ -45,8 +45,8 @@ def after_the_first(answer: bytes) -> Reply:
 def test_a_retry_after_that_is_no_number_or_huge_is_waited_for_within_bounds(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("capmix.caption.backends.server.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("capmix.caption.backends.chat_client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.chat_client.LONGEST_WAIT", 0.05)
 
     def reply(client: socket.socket, asked: Asked) -> None:
         busy = b"HTTP/1.1 503 Busy\r\nRetry-After: %b\r\nContent-Length: 0\r\n\r\n"
@@ -61,7 +61,7 @@ def test_a_retry_after_that_is_no_number_or_huge_is_waited_for_within_bounds(
 def test_a_retry_after_in_seconds_or_as_a_date_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, in_date: bool
 ) -> None:
-    monkeypatch.setattr("capmix.caption.backends.server.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("capmix.caption.backends.chat_client.FIRST_WAIT", 0.01)
 
     def reply(client: socket.socket, asked: Asked) -> None:
         at = datetime.now(UTC) + timedelta(seconds=2)

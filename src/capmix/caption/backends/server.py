@@ -2,63 +2,29 @@
 
 The model is `server:URL` or `server:URL#MODEL`, where URL ends in /v1. JPEG, PNG and WebP images
 up to `max_side` are uploaded unchanged. Requests run in the threads that prepare samples, which
-keeps `concurrency` requests in flight. A request that fails after all retries fails one sample.
+keeps `concurrency` requests in flight. See chat_client.py for retries.
 """
 
 import base64
 import io
-import json
-import logging
-import os
-import re
-import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
 
 from PIL import Image
 
-from capmix.caption.backends.bounded_http import (
-    BoundedClient,
-    NoAnswerError,
-    UnusableAnswerError,
-)
+from capmix.caption.backends.chat_client import ChatClient
 from capmix.caption.captioner import Caption
 from capmix.caption.prompts import caption_prompts
-from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
-from capmix.engine.batches import SampleError
 from capmix.engine.memory import WeightedSemaphore, release_freed
-from capmix.errors import UserError
 from capmix.models.images import MAX_PIXELS, MAX_SIDE, decode_image, read_header
 from capmix.pool import Sample
-from capmix.storage.filesystem import without_secrets
 
-log = logging.getLogger(__name__)
-
-PREFIX = "server:"
-KEY_VARIABLE = "CAPMIX_SERVER_KEY"
 PROMPT = "Describe this image in one sentence."
-RETRIED = (408, 425, 429, 500, 502, 503, 504)
-FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
-LONGEST_WAIT = 30.0
-OPTIONAL = ("top_k", "min_tokens", "seed", "n")
 MAX_DECODING = MAX_PIXELS  # total pixels of all threads; a pixel takes up to 20 bytes
 DECODERS = 4  # threads, independent of concurrency: malloc retains freed memory per thread
-MAX_CAPTION = 2**16  # characters; bounds memory, as the texts of a whole shard are held in memory
 SENT_UNCHANGED = ("JPEG", "PNG", "WEBP")
-LONGEST_SHOWN = 200  # characters of a response quoted in a message
-NAMES_SHOWN = 20
-LONGEST_NAME = 500
-THINK = re.compile(r"</?think>", re.IGNORECASE)
-SECONDS = re.compile(r"[0-9]+")
-HTTP_DATE = re.compile(
-    r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
-)
-GIVE_UP_AFTER = 2  # consecutive failures, as a multiple of the concurrency
 
 
 class ServerCaptioner:
@@ -69,45 +35,17 @@ class ServerCaptioner:
     device: ClassVar[str] = "remote"
     needs_images: ClassVar[bool] = True
     takes_templates: ClassVar[bool] = True
-    role: ClassVar[str] = "captioner"  # in messages
 
     def __init__(self, settings: CaptionSettings, source: str = ""):
         self._wanted = settings
-        self._source = source
         self._prompts = caption_prompts(settings.prompt, PROMPT)
         self.prompt, self.of_image_alone = self._prompts.recorded, not self._prompts.has_fields
-        url, _, model = settings.model.removeprefix(PREFIX).partition("#")
-        self._url = url.rstrip("/")
-        if not self._url.startswith(("http://", "https://")):
-            raise UserError(f"{self.role} {settings.model}: expected server:http://HOST:PORT/v1")
-        if without_secrets(self._url) != self._url:
-            raise UserError(
-                f"{self.role} {without_secrets(settings.model)}: the URL contains a secret, which "
-                f"would be written to every marker; set {KEY_VARIABLE} to the server's key instead"
-            )
-        self.workers = settings.concurrency
-        self.batch_size = settings.concurrency
-        self._client = BoundedClient(settings.timeout, settings.concurrency)
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not self._key.isascii() or not self._key.isprintable():
-            raise UserError(f"{KEY_VARIABLE}: the API key must be a single line of printable ASCII")
-        self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._lock = threading.Lock()
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
         self._decoding = WeightedSemaphore(MAX_DECODING)
-        self._failed_in_a_row = 0
-        self.model = model or self._only_model()
-        self._fields = self._accepted_fields()
-        ignored = [name for name in OPTIONAL[:-1] if name not in self._fields]
-        if ignored:
-            log.warning("%s does not accept %s: not sent", self._url, ", ".join(ignored))
-        self.settings: dict[str, Any] = {
-            "model": f"{PREFIX}{self._url}#{self.model}",
-            **self._prompts.marker,
-            "max_side": settings.max_side,
-            **settings.sampling(),
-            **dict.fromkeys(ignored, None),
-        }
+        test = _content(_blank(), self._prompts.texts[0])
+        self._client = ChatClient(settings, source, "captioner", test)
+        self.workers = self.batch_size = settings.concurrency
+        self.settings = self._client.settings(**self._prompts.marker, max_side=settings.max_side)
         self.provenance: dict[str, Any] = {}
 
     def prepare(self, sample: Sample, first: int = 0) -> list[Caption]:
@@ -122,23 +60,12 @@ class ServerCaptioner:
         captions: list[Caption] = []
         for number, prompt in enumerate(prompts):
             numbers = range(max(first, number * each), (number + 1) * each)
-            captions += self._requested(url, prompt, sample.draw_name, numbers)
-        if first == 0 and not any(caption.text for caption in captions):
-            raise SampleError(
-                "empty_answer",
-                f"{self._url}: no text, or none after <think> (finish: {captions[0].finish}); "
-                "increase --max-tokens or disable the model's reasoning",
+            captions += self._client.texts(
+                _content(url, prompt or self._prompts.texts[0]), sample.draw_name, numbers
             )
+        if first == 0:
+            self._client.check_any(captions)
         return captions
-
-    def _requested(
-        self, url: str, prompt: str | None, draw_name: str, numbers: range
-    ) -> list[Caption]:
-        """Request the captions `numbers` of one image with one prompt."""
-        if not numbers:
-            return []
-        body = self._body(url, self._fields, len(numbers), prompt)
-        return self._asked(body, draw_name, numbers)
 
     def caption(
         self,
@@ -149,18 +76,6 @@ class ServerCaptioner:
     ) -> list[list[Caption]]:
         """Return the captions that `prepare` requested."""
         return list(prepared)
-
-    def _asked(self, body: dict[str, Any], draw_name: str, numbers: range) -> list[Caption]:
-        """Return the texts `numbers`; the server may return fewer of them at once."""
-        found: list[Caption] = []
-        while len(found) < len(numbers):
-            if "seed" in body:
-                body["seed"] = self._seed(draw_name, numbers[len(found)])
-            found += self._ask(body)
-        return found[: len(numbers)]
-
-    def _seed(self, draw_name: str, k: int) -> int:
-        return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
 
     def _upload(self, sample: Sample) -> tuple[str, bytes]:
         """Return the format and the bytes to upload.
@@ -180,156 +95,20 @@ class ServerCaptioner:
                 release_freed()
         return "JPEG", data
 
-    def _body(
-        self,
-        image_url: str,
-        fields: Sequence[str],
-        captions: int | None = None,
-        prompt: str | None = None,
-    ) -> dict[str, Any]:
-        """Return a request; without a prompt, one that tests what the server accepts."""
-        content = [
-            {"type": "image_url", "image_url": {"url": image_url}},
-            {"type": "text", "text": prompt or self._prompts.texts[0]},
-        ]
-        return self._body_of(content, fields, captions)
 
-    def _body_of(
-        self, content: Any, fields: Sequence[str], captions: int | None = None
-    ) -> dict[str, Any]:
-        """Return the body of a request with one message of the user."""
-        wanted = self._wanted
-        optional = {
-            "top_k": wanted.top_k,
-            "min_tokens": wanted.min_tokens,
-            "seed": 0,
-            "n": captions or wanted.captions_per_image,
-        }
-        return {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": wanted.max_tokens,
-            "temperature": wanted.temperature,
-            **{name: optional[name] for name in fields},
-        }
+def _content(image_url: str, prompt: str | None) -> list[dict[str, Any]]:
+    """Return the content of the message of the user."""
+    return [
+        {"type": "image_url", "image_url": {"url": image_url}},
+        {"type": "text", "text": prompt},
+    ]
 
-    def _accepted_fields(self) -> tuple[str, ...]:
-        """Return the optional fields that the server accepts, tested with a blank image.
 
-        vLLM and SGLang accept `top_k` and `min_tokens`; OpenAI's API rejects them.
-        """
-        problem = ""
-        for fields in (OPTIONAL, OPTIONAL[2:], OPTIONAL[2:3], ()):
-            try:
-                self._json(self._post(self._test_body(fields)))
-                return fields
-            except SampleError as error:
-                problem = str(error)
-                if error.reason != "refused":
-                    break
-        raise UserError(f"{self.role} {self._wanted.model}: test request failed: {problem}")
-
-    def _test_body(self, fields: Sequence[str]) -> dict[str, Any]:
-        blank = io.BytesIO()
-        Image.new("RGB", (32, 32), "white").save(blank, "PNG")
-        return self._body(_data_url("PNG", blank.getvalue()), fields)
-
-    def _ask(self, body: dict[str, Any]) -> list[Caption]:
-        answer = self._post(body)
-        try:
-            captions = [_caption(choice) for choice in self._json(answer)["choices"]]
-        except (KeyError, TypeError) as error:
-            problem = f"expected choices with a text, got {self._shown(answer)}"
-            raise SampleError("bad_answer", f"{self._url}: {problem}") from error
-        if not captions:
-            raise SampleError("bad_answer", f"{self._url}: the list of choices is empty")
-        if max(len(caption.text) for caption in captions) > MAX_CAPTION:
-            raise SampleError(
-                "bad_answer", f"{self._url}: the text is longer than {MAX_CAPTION} characters"
-            )
-        return captions
-
-    def _post(self, body: dict[str, Any]) -> bytes:
-        """Return the body of a 200 response. Retries timeouts and transient errors."""
-        url = f"{self._url}/chat/completions"
-        wait, problem = FIRST_WAIT, ""
-        for attempt in range(self._wanted.retries + 1):
-            if attempt:
-                time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
-            try:
-                answer = self._client.request("POST", url, self._headers, body)
-            except NoAnswerError as error:
-                problem = self._without_key(str(error))[:LONGEST_SHOWN]
-                continue
-            except UnusableAnswerError as error:
-                raise SampleError(
-                    "bad_answer", f"{self._url}: {self._without_key(str(error))}"
-                ) from error
-            if answer.status == 200:
-                self._failed_in_a_row = 0
-                return answer.data
-            problem = f"status {answer.status}: {self._shown(answer.data)}"
-            if answer.status in (400, 422):
-                raise SampleError("refused", f"{self._url}: {problem}")
-            if answer.status not in RETRIED:
-                break
-            wait = max(wait, _retry_after(answer.retry_after))
-        with self._lock:
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row > GIVE_UP_AFTER * self.workers:
-                raise UserError(
-                    f"{self.role} {PREFIX}{self._url}: {self._failed_in_a_row} requests failed in "
-                    f"a row ({problem}). Fix the server and rerun: finished shards are kept."
-                )
-        raise SampleError("server_error", f"{self._url}: {problem}")
-
-    def _json(self, data: bytes) -> Any:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            problem = f"expected json, got {self._shown(data)}"
-            raise SampleError("bad_answer", f"{self._url}: {problem}") from error
-
-    def _shown(self, data: bytes) -> str:
-        """Return the start of a response as one printable line."""
-        return repr(self._without_key(data.decode("utf-8", "replace"))[:LONGEST_SHOWN])
-
-    def _without_key(self, text: str) -> str:
-        """Remove the API key from a response: some servers quote a rejected key."""
-        return text.replace(self._key, "...") if self._key else text
-
-    def _only_model(self) -> str:
-        """Return the server's model. Raises UserError unless it serves exactly one."""
-        try:
-            found = self._offered()
-        except (NoAnswerError, UnusableAnswerError, SampleError) as error:
-            problem = self._without_key(str(error))[:LONGEST_SHOWN]
-            raise UserError(
-                f"{self.role} {PREFIX}{self._url}: {problem}. Start the server, or name the model "
-                "as server:http://HOST:PORT/v1#MODEL."
-            ) from error
-        if len(found) != 1:
-            more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
-            names = ", ".join(found[:NAMES_SHOWN]) + more if found else "none"
-            raise UserError(
-                f"{self.role} {PREFIX}{self._url} serves {names}; append #MODEL to the URL"
-            )
-        return found[0]
-
-    def _offered(self) -> list[str]:
-        """Return the names of the server's models. Raises the client's errors and SampleError."""
-        answer = self._client.request("GET", f"{self._url}/models", self._headers)
-        shown = self._shown(answer.data)
-        if answer.status != 200:
-            raise SampleError("server_error", f"status {answer.status}: {shown}")
-        try:
-            names = [model["id"] for model in self._json(answer.data)["data"]]
-        except (KeyError, TypeError):
-            names = [None]
-        if not all(map(_is_name, names)):
-            raise SampleError("bad_answer", f"expected a list of models, got {shown}")
-        return names
+def _blank() -> str:
+    """Return the URL of a blank image."""
+    blank = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(blank, "PNG")
+    return _data_url("PNG", blank.getvalue())
 
 
 def _data_url(kind: str, data: bytes) -> str:
@@ -342,38 +121,3 @@ def _downscaled(data: bytes, side: int) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=95)
     return out.getvalue()
-
-
-def _is_name(name: Any) -> bool:
-    return isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME
-
-
-def _caption(choice: Any) -> Caption:
-    """Parse one choice. Raises KeyError or TypeError if its structure is unexpected."""
-    content = choice["message"]["content"]
-    if not isinstance(content, str | None):
-        raise TypeError("expected a text")
-    text = _without_reasoning(content or "").encode("utf-8", "replace").decode()
-    return Caption(text.strip(), "length" if choice.get("finish_reason") == "length" else "stop")
-
-
-def _without_reasoning(text: str) -> str:
-    """Return the text after a reasoning model's thoughts; empty if the thoughts do not end.
-
-    `<think>` may be part of the prompt, so the response may contain only `</think>`.
-    """
-    tags = THINK.findall(text)
-    if tags and tags[-1].lower() == "<think>":
-        return ""
-    return THINK.split(text)[-1]
-
-
-def _retry_after(value: str) -> float:
-    """Return the seconds of a Retry-After header, at most LONGEST_WAIT; 0 if it is malformed."""
-    seconds = 0.0
-    if SECONDS.fullmatch(value):
-        seconds = float(value)
-    elif HTTP_DATE.fullmatch(value):
-        with suppress(ValueError):  # an invalid date such as 31 February
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -171,19 +171,8 @@ class VllmCaptioner:
         self, prepared: Sequence[Generation], uids: Sequence[str], source: str, first: int = 0
     ) -> list[list[Caption]]:
         """Return the captions that `prepare` requested. Requests that failed are repeated."""
-        for one in prepared:
-            if one.has_failed:
-                one.restart()
-                self._engine.submit(one)
-        try:
-            return [[self._caption(output) for output in one.result()] for one in prepared]
-        except TimedOutError:
-            idle = self._engine.seconds_since_step()
-            if idle > STALLED * self._wanted.batch_timeout:
-                raise BrokenDeviceError(f"vLLM made no step for {idle:.0f} s") from None
-            if len(prepared) == 1:
-                self._engine.give_up(prepared[0])
-            raise
+        found = outputs(self._engine, prepared, self._wanted.batch_timeout)
+        return [[output_caption(self.tokenizer, one, self._ends) for one in some] for some in found]
 
     def _rendered(self, image: Any, sha256: str, tokens: Sequence[int]) -> Any:
         prompt = {
@@ -200,11 +189,6 @@ class VllmCaptioner:
     def _sampling(self, draw_name: str, k: int) -> Any:
         key = caption_key(self._wanted.seed, draw_name, self._source, k)
         return sampling_params(self._wanted, key, self._ends, self._penalty)
-
-    def _caption(self, output: Any) -> Caption:
-        tokens = [token for token in output.token_ids if token not in self._ends]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        return Caption(text, "stop" if output.finish_reason == "stop" else "length")
 
 
 def check_options(settings: CaptionSettings, role: str = CAPTIONER) -> bool:
@@ -228,6 +212,35 @@ def check_options(settings: CaptionSettings, role: str = CAPTIONER) -> bool:
             f"{what}: --temperature {settings.temperature:g}: vLLM accepts 0 to {HOTTEST:g}"
         )
     return check_hub(model, what, settings.revision)
+
+
+def outputs(
+    engine: EngineThread, prepared: Sequence[Generation], timeout: float
+) -> list[list[Any]]:
+    """Return vLLM's outputs of some samples. Requests that failed are repeated.
+
+    Raises BrokenDeviceError if the engine hangs; `timeout` is the time limit of a batch.
+    """
+    for one in prepared:
+        if one.has_failed:
+            one.restart()
+            engine.submit(one)
+    try:
+        return [one.result() for one in prepared]
+    except TimedOutError:
+        idle = engine.seconds_since_step()
+        if idle > STALLED * timeout:
+            raise BrokenDeviceError(f"vLLM made no step for {idle:.0f} s") from None
+        if len(prepared) == 1:
+            engine.give_up(prepared[0])
+        raise
+
+
+def output_caption(tokenizer: Any, output: Any, ends: Sequence[int]) -> Caption:
+    """Return the caption of an output of vLLM."""
+    tokens = [token for token in output.token_ids if token not in ends]
+    text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return Caption(text, "stop" if output.finish_reason == "stop" else "length")
 
 
 def sampling_params(wanted: CaptionSettings, key: int, ends: Sequence[int], penalty: float) -> Any:

@@ -1,15 +1,14 @@
 """Rewrite with an OpenAI-compatible server: vLLM, SGLang, llama.cpp or a hosted API.
 
-Requests, retries and bounds are those of the captioner (caption/backends/server.py). The message of
-the user is the prompt, or the text itself.
+Requests, retries and bounds are those of the captioner (caption/backends/chat_client.py). The
+message of the user is the prompt, or the text itself.
 """
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.backends.chat_client import ChatClient
 from capmix.caption.captioner import Caption
-from capmix.engine.batches import SampleError
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_pieces
 from capmix.rewrite.rewriter import TEXTS, TextRequest
@@ -18,21 +17,25 @@ from capmix.rewrite.settings import RewriteSettings
 TEST = "Answer with one word: yes"
 
 
-class ServerRewriter(ServerCaptioner):
+class ServerRewriter:
     """Sends texts to a server. Raises UserError if it is unreachable or lacks the model."""
 
-    role: ClassVar[str] = "rewriter"
+    extra: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
+    device: ClassVar[str] = "remote"
     prepares: ClassVar[str] = TEXTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
-        self._texts = settings
-        super().__init__(settings.as_captioning(settings.model), source)
-        for name in ("prompt", "max_side"):
-            self.settings.pop(name, None)
+        self._wanted = settings
+        shared = settings.as_captioning(settings.model)
+        self._client = ChatClient(shared, source, "rewriter", TEST)
+        self.workers = self.batch_size = settings.concurrency
+        self.settings = self._client.settings()
         if not settings.templates:
             self.settings["max_input_tokens"] = settings.max_input_tokens
+        self.provenance: dict[str, Any] = {}
 
-    def prepare(self, request: TextRequest) -> list[Caption]:  # type: ignore[override]
+    def prepare(self, request: TextRequest) -> list[Caption]:
         """Request the K texts of one sample, those of equal inputs together.
 
         Raises SampleError if a request fails.
@@ -42,15 +45,9 @@ class ServerRewriter(ServerCaptioner):
             first = len(found)
             text = request.texts[first]
             others = (k for k, one in enumerate(request.texts) if k > first and one != text)
-            count = next(others, len(request.texts)) - first
-            body = self._body_of(self._input(text), self._fields, count)
-            found += self._asked(body, request.name, range(first, first + count))
-        if not any(one.text for one in found):
-            raise SampleError(
-                "empty_answer",
-                f"{self._url}: no text, or none after <think> (finish: {found[0].finish}); "
-                "increase --max-tokens or disable the model's reasoning",
-            )
+            end = next(others, len(request.texts))
+            found += self._client.texts(self._input(text), request.name, range(first, end))
+        self._client.check_any(found)
         return found
 
     def rewrite(
@@ -60,9 +57,6 @@ class ServerRewriter(ServerCaptioner):
         return list(prepared)
 
     def _input(self, text: str) -> str:
-        if self._texts.templates:
+        if self._wanted.templates:
             return text
-        return Escape()(by_pieces(text, self._texts.max_input_tokens))
-
-    def _test_body(self, fields: Sequence[str]) -> dict[str, Any]:
-        return self._body_of(TEST, fields)
+        return Escape()(by_pieces(text, self._wanted.max_input_tokens))

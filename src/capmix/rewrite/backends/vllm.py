@@ -14,18 +14,21 @@ from typing import Any, ClassVar
 from capmix.caption.backends.generation import end_tokens
 from capmix.caption.backends.vllm import (
     PREFIX,
-    VllmCaptioner,
     check_options,
     generation_config,
     model_folder,
     model_processor,
+    output_caption,
+    outputs,
     repetition_penalty,
+    sampling_params,
     set_environment,
     start_engine,
     vllm_provenance,
 )
 from capmix.caption.backends.vllm_engine import Generation
 from capmix.caption.captioner import Caption
+from capmix.caption.sampling import caption_key
 from capmix.models.device import device_and_dtype, fingerprint, preparing_threads
 from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
@@ -39,12 +42,15 @@ ROLE = "rewriter"
 BATCH = 64
 
 
-class VllmRewriter(VllmCaptioner):
+class VllmRewriter:
     """A causal or chat model that vLLM supports. Loads only safetensors weights.
 
     Raises UserError if the model cannot be loaded.
     """
 
+    extra: ClassVar[str | None] = "vllm"
+    packages: ClassVar[tuple[str, ...]] = ("vllm", "transformers", "torch")
+    device: ClassVar[str] = "gpu"
     prepares: ClassVar[str] = REQUESTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
@@ -94,18 +100,20 @@ class VllmRewriter(VllmCaptioner):
         self.provenance = vllm_provenance(self._device, self.batch_size)
 
     @staticmethod
-    def check(settings: RewriteSettings) -> bool:  # type: ignore[override]
+    def check(settings: RewriteSettings) -> bool:
         """Return whether to load only local files. Raises UserError if the model is unavailable."""
         return check_options(settings.as_captioning(settings.model), ROLE)
 
-    def prepare(self, request: TextRequest) -> Generation:  # type: ignore[override]
+    def prepare(self, request: TextRequest) -> Generation:
         """Tokenize the inputs of one sample, and start its requests.
 
         Raises SampleError if an input exceeds the model's context.
         """
         with self._rendering:  # fast tokenizers are not thread-safe
             rendered = {one: self._rendered_input(one) for one in set(request.texts)}
-        sampling = [self._sampling(request.name, k) for k in range(len(request.texts))]
+        seed, count = self._wanted.seed, len(request.texts)
+        keys = [caption_key(seed, request.name, self._source, k) for k in range(count)]
+        sampling = [sampling_params(self._wanted, k, self._ends, self._penalty) for k in keys]
         generation = Generation([rendered[one] for one in request.texts], sampling, _nothing)
         self._engine.submit(generation)
         return generation
@@ -114,7 +122,8 @@ class VllmRewriter(VllmCaptioner):
         self, prepared: Sequence[Generation], requests: Sequence[TextRequest]
     ) -> list[list[Caption]]:
         """Return the texts that `prepare` requested. Requests that failed are repeated."""
-        return self.caption(prepared, [one.name for one in requests], self._source)
+        found = outputs(self._engine, prepared, self._wanted.batch_timeout)
+        return [[output_caption(self.tokenizer, one, self._ends) for one in some] for some in found]
 
     def _rendered_input(self, text: str) -> Any:
         ids = input_tokens(
