@@ -51,6 +51,7 @@ from capmix.models.registry import (
 )
 from capmix.models.shared_read import MakeFromPool, with_index
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
+from capmix.pool.known import LINKS, find_work, known_pool
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings, TowerSettings
@@ -116,8 +117,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Kind = TypeVar("Kind", bound=Settings)
 Named = TypeVar("Named", CaptionSettings, ScoreSettings, MeasureSettings, AnnotateSettings)
-WORK_VARIABLE = "CAPMIX_WORK"
-LINKS = "follow_links"  # key in the work directory's pool.json, present if links are followed
 TEXTS_PER_WORKER = 50_000  # a worker process that reads only texts takes a second to start
 FIELD = "field:"  # prefix of captioners that copy a field of the samples' JSON
 Place = str | os.PathLike[str]
@@ -1488,7 +1487,7 @@ def open_workspace(
     place = find_work(None if work is None else os.fspath(work))
     scratch = None if chosen.scratch is None else os.path.expanduser(chosen.scratch)
     store = Store(place, scratch=scratch)
-    known = _known_pool(store, place)
+    known = known_pool(store, place)
     if not given_pool and known is None:
         raise UserError(f"work directory {place} has no {ABOUT}; pass its pool")
     locations = [_location(one) for one in given_pool] or (known.locations if known else [])
@@ -1522,24 +1521,6 @@ def open_workspace(
         store,
         changed(given or EngineSettings(), engine, "open"),
         make(RunSettings, runs, "open"),
-    )
-
-
-def find_work(work: str | None) -> str:
-    """Return `work`, CAPMIX_WORK, or the work directory that contains the current directory.
-
-    Raises UserError if there is none.
-    """
-    if work is not None:
-        return work
-    if named := os.environ.get(WORK_VARIABLE):
-        return named
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / ABOUT).is_file():
-            return str(folder)
-    raise UserError(
-        f"no work directory: pass --work, set {WORK_VARIABLE}, or change into a work directory"
     )
 
 
@@ -1648,36 +1629,3 @@ def _places(given: Place | Sequence[Place]) -> list[str]:
 
 def _location(pool: str) -> str:
     return pool if pool == EMBEDDED or "://" in pool else str(Path(pool).resolve())
-
-
-@dataclass(frozen=True)
-class _KnownPool:
-    """The pool of a work directory, from its pool.json."""
-
-    locations: list[str]
-    follows_links: bool
-
-
-def _known_pool(store: Store, place: str) -> _KnownPool | None:
-    """Read the work directory's pool.json; return None if it does not exist.
-
-    Raises UserError if it is damaged, so that parts of one pool are not used for another.
-    """
-    try:
-        about = parse_object(store.read_bytes(ABOUT))
-        known = about.get("pool")
-        several: list[Any] = known if isinstance(known, list) else [known]
-        if not several or not all(isinstance(one, str) and one for one in several):
-            raise ValueError('"pool" is not a string or a list of strings')
-        return _KnownPool(several, about.get(LINKS) is True)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except PermissionError:  # the file is not damaged
-        raise
-    except (IsADirectoryError, ValueError) as error:
-        why = "a directory" if isinstance(error, OSError) else error
-        raise UserError(
-            f"work directory {place}: {ABOUT}, which records its pool, is damaged ({why}). "
-            f"Restore it; or, if you are sure which POOL the directory belongs to, delete "
-            f"{place}/{ABOUT} and run `capmix status POOL --work {place}` to recreate it"
-        ) from error
