@@ -323,6 +323,7 @@ def test_a_config_allows_no_code_and_writes_nothing(place: Path) -> None:
         (gzip.compress(b"#\n" + b"c a\n" * 9), "vocab_size is 521, but .* has 524 ids"),
         (None, "no such file"),
     ],
+    ids=["not gzip", "too much text", "too many merges", "no file"],
 )
 def test_merges_that_cannot_be_read_are_one_line(
     data: bytes | None, message: str, place: Path, capsys: pytest.CaptureFixture[str]
