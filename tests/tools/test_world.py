@@ -18,6 +18,7 @@ from world.claims import (
     EXPLORATORY,
     FILTERED,
     MIX,
+    OF_SCALE,
     ORDERED,
     RETRIEVAL,
     THINNED,
@@ -33,7 +34,7 @@ from world.claims import (
     difference,
     diversity_falls,
     judged,
-    quality_matters_more,
+    pays_more,
     ratio,
     same_order,
 )
@@ -287,11 +288,15 @@ def test_a_benchmark_misleads_if_its_better_captioner_gives_the_worse_mix() -> N
 
 
 def test_quality_matters_more_if_its_gain_grows() -> None:
+    quality = OF_SCALE[:1]
     small = {(THINNED, ZERO_SHOT): [0.20, 0.21], (UNDAMAGED, ZERO_SHOT): [0.18, 0.19]}
     large = {(THINNED, ZERO_SHOT): [0.30, 0.31], (UNDAMAGED, ZERO_SHOT): [0.40, 0.41]}
-    (row,) = quality_matters_more(small, large, "g")
+    (row,) = pays_more({"small": small, "empty": {}, "large": large}, quality)
     assert (row.value, row.verdict) == (pytest.approx(0.12), "appears")
-    (row,) = quality_matters_more(large, small, "g")
+    assert row.grid == "small and large"
+    (row,) = pays_more({"small": small, "empty": {}}, quality)
+    assert row.verdict == "not measured"
+    (row,) = pays_more({"small": large, "large": small}, quality)
     assert (row.value, row.verdict) == (pytest.approx(-0.12), "does not appear")
 
 

@@ -79,6 +79,12 @@ EXPLORATORY = (
     Claim("mixing over filtering, tested on web texts", MIX, FILTERED, (WEB_RETRIEVAL,)),
     Claim("synthetic only over raw, tested on web texts", "coca", "raw", (WEB_RETRIEVAL,)),
 )
+# Differences that are compared between pools. Damaged images are left out, or as many at random: in
+# a small pool, whose images repeat most, any loss of images costs more.
+OF_SCALE = (
+    Claim("image quality matters more at scale", UNDAMAGED, THINNED),
+    Claim("mixing over filtering pays more at scale (exploratory)", MIX, FILTERED, BOTH),
+)
 ORDERED = ("raw", FILTERED, MIX)  # with both losses
 
 
@@ -127,17 +133,19 @@ def _compared(values: Values, grid: str, claim: Claim, metric: Metric) -> Judged
 def curves_cross(rows: Sequence[Judged], scales: str) -> list[Judged]:
     """Judge whether a comparison has opposite signs in two pools.
 
-    `rows` are those of `judged` of all pools. It is undecided if it is in one pool at least.
+    `rows` are those of `judged` of all pools. It is undecided if it is in one pool at least, and
+    left out if one pool has it.
     """
-    verdicts: dict[tuple[str, str], set[Verdict]] = {}
+    verdicts: dict[tuple[str, str], list[Verdict]] = {}
     for row in rows:
         if row.low is not None:
-            verdicts.setdefault((row.claim, row.metric), set()).add(row.verdict)
+            verdicts.setdefault((row.claim, row.metric), []).append(row.verdict)
     crossed = []
     for (claim, metric), found in verdicts.items():
-        verdict: Verdict = "undecided" if "undecided" in found else "does not appear"
-        verdict = "appears" if found >= {"appears", "does not appear"} else verdict
-        crossed.append(Judged("curves cross", scales, metric, claim, None, None, None, verdict))
+        if len(found) > 1:
+            verdict: Verdict = "undecided" if "undecided" in found else "does not appear"
+            verdict = "appears" if {"appears", "does not appear"} <= set(found) else verdict
+            crossed.append(Judged("curves cross", scales, metric, claim, None, None, None, verdict))
     return crossed
 
 
@@ -202,25 +210,27 @@ def benchmark_misleads(
     return [*rows, *_any_of(f"{benchmark} does not predict usefulness", rows)]
 
 
-def quality_matters_more(small: Values, large: Values, grids: str) -> list[Judged]:
-    """Judge whether leaving out damaged images pays more in the large pool than in the small.
+def pays_more(pools: Mapping[str, Values], claims: Sequence[Claim]) -> list[Judged]:
+    """Judge whether a difference is larger in the largest pool than in the smallest.
 
-    The comparison is with the same number of images left out at random: in a small pool, whose
-    images repeat most, any loss of images costs more.
+    `pools` are the values by grid, the smallest pool first; those without both recipes are skipped.
     """
-    names = ((UNDAMAGED, 1), (THINNED, -1))
-    groups = [
-        (sign * of, some.get((name, ZERO_SHOT), []))
-        for some, of in ((large, 1), (small, -1))
-        for name, sign in names
-    ]
-    claim, compared = (
-        "image quality matters more at scale",
-        f"({UNDAMAGED} - {THINNED}), large - small",
-    )
-    if min(len(some) for _, some in groups) < 2:
-        return [_unmeasured(claim, grids, METRICS[ZERO_SHOT], compared)]
-    return [_of_interval(claim, grids, METRICS[ZERO_SHOT], compared, contrast(groups))]
+    return [_growth(pools, claim, metric) for claim in claims for metric in claim.metrics]
+
+
+def _growth(pools: Mapping[str, Values], claim: Claim, metric: Metric) -> Judged:
+    compared = f"({claim.better} - {claim.worse}), large - small"
+    both = {
+        grid: (values.get((claim.better, metric), []), values.get((claim.worse, metric), []))
+        for grid, values in pools.items()
+    }
+    grids = [grid for grid, groups in both.items() if min(map(len, groups)) > 1]
+    if len(grids) < 2:
+        return _unmeasured(claim.name, " and ".join(pools), METRICS[metric], compared)
+    small, large = grids[0], grids[-1]
+    (better, worse), (better_before, worse_before) = both[large], both[small]
+    found = contrast([(1, better), (-1, worse), (-1, better_before), (1, worse_before)])
+    return _of_interval(claim.name, f"{small} and {large}", METRICS[metric], compared, found)
 
 
 def same_order(clip: Values, siglip: Values, grid: str) -> list[Judged]:

@@ -18,6 +18,7 @@ from world.claims import (
     EXPLORATORY,
     FILTERED,
     MATCHED,
+    OF_SCALE,
     Claim,
     Judged,
     Metric,
@@ -27,7 +28,7 @@ from world.claims import (
     curves_cross,
     diversity_falls,
     judged,
-    quality_matters_more,
+    pays_more,
     same_order,
 )
 from world.drawings import object_classes
@@ -86,9 +87,8 @@ def _of_scales(
     """Judge what is compared between pools; `rows` are the comparisons whose curves can cross."""
     found = diversity_falls({grid.name: _trigrams(measures[grid.name]) for grid in usual})
     if len(usual) > 1:
-        small, large = usual[0].name, usual[-1].name
-        found += curves_cross(rows, f"{small} to {large}")
-        found += quality_matters_more(values[small], values[large], f"{small} and {large}")
+        found += curves_cross(rows, f"{usual[0].name} to {usual[-1].name}")
+        found += pays_more({grid.name: values[grid.name] for grid in usual}, OF_SCALE)
     return found
 
 
