@@ -353,7 +353,7 @@ def test_a_folder_that_another_world_has_begun_is_refused(tmp_path: Path) -> Non
     claim_folder(tmp_path)
     changed = tmp_path / "world.json"
     changed.write_text(changed.read_text().replace('"texts.py": "', '"texts.py": "0'))
-    with pytest.raises(UserError, match=r"was created with a different texts\.py"):
+    with pytest.raises(UserError, match=r"was created with another version of texts\.py"):
         claim_folder(tmp_path)
 
 
@@ -365,7 +365,7 @@ def test_other_packages_for_training_are_logged(
     about["training"]["torch"] = "1.0"
     (tmp_path / "world.json").write_text(json.dumps(about))
     claim_folder(tmp_path)
-    assert "created with a different torch: its runs are kept" in caplog.text
+    assert "created with another version of torch: its runs are kept" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,12 @@ def claim_folder(folder: Path) -> None:
         return
     if changed := _changed(begun, now, "sources", "drawing"):
         raise UserError(
-            f"{folder} was created with a different {', '.join(changed)}; "
+            f"{folder} was created with another version of {', '.join(changed)}; "
             "give another folder, or delete this one"
         )
     if changed := _changed(begun, now, "training"):
         log.warning(
-            "%s was created with a different %s: its runs are kept, and further runs can differ",
+            "%s was created with another version of %s: its runs are kept, and others can differ",
             folder, ", ".join(changed),
         )  # fmt: skip
 
