@@ -1,6 +1,5 @@
 """Figures of a world's results, drawn from its tables."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ SHOWN = {
     ORACLE: "true texts",
 }
 LABELS = {ZERO_SHOT: "zero-shot accuracy, 240 classes", RETRIEVAL: "retrieval, recall at 1"}
+FEWEST = f"raw-top{min(PERCENTAGES)}"  # where it was run, several fractions were
 SMALL = 8  # points
 
 
@@ -41,7 +41,7 @@ def draw_figures(folder: Path) -> list[Path]:
         _saved(folder / "scales.png", _draw_scales, usual),
         _saved(folder / "diversity.png", _draw_diversity, texts),
     ]
-    if {"raw-top10", "raw-top30"} <= set(usual["recipe"]):
+    if FEWEST in set(usual["recipe"]):
         figures.append(_saved(folder / "fractions.png", _draw_fractions, usual))
     return figures
 
@@ -78,32 +78,32 @@ def _draw_recipes(figure: "Figure", cells: pd.DataFrame) -> None:
 
 
 def _draw_scales(figure: "Figure", cells: pd.DataFrame) -> None:
-    """Draw accuracy and retrieval by pool size, a line per recipe."""
+    """Draw accuracy and retrieval by pool size, a line per recipe that was run on every pool."""
     scales = _scales(cells["scale"])
-    places = range(len(scales))
-    for axes, metric in zip(figure.subplots(1, 2), (ZERO_SHOT, RETRIEVAL), strict=True):
+    runs = cells.groupby("recipe")["scale"].nunique()
+    drawn = {
+        recipe: label for recipe, label in _shown(cells).items() if runs[recipe] == len(scales)
+    }
+    places, panels = range(len(scales)), figure.subplots(1, 2)
+    for axes, metric in zip(panels, (ZERO_SHOT, RETRIEVAL), strict=True):
         found = {one.name: _spread(cells[cells["scale"] == one.name], metric) for one in scales}
-        table = pd.concat(found).unstack(level=0)  # a row per recipe
-        for number, (recipe, label) in enumerate(_shown(cells).items()):
-            mean, low, high = (
-                [table.loc[recipe].get((name, one.name), math.nan) for one in scales]
-                for name in ("mean", "min", "max")
-            )
-            axes.plot(places, mean, marker="o", markersize=3, label=label)
-            axes.fill_between(places, low, high, alpha=0.2, color=f"C{number}")
+        for number, (recipe, label) in enumerate(drawn.items()):
+            rows = pd.DataFrame([found[one.name].loc[recipe] for one in scales])
+            axes.plot(places, rows["mean"], marker="o", markersize=3, label=label)
+            axes.fill_between(places, rows["min"], rows["max"], alpha=0.2, color=f"C{number}")
         axes.set_xticks(places, [_label(scale) for scale in scales])
         axes.set_xlabel("pool (samples seen)", fontsize=SMALL)
         axes.set_ylim(bottom=0)
         _finish(axes, LABELS[metric])
-    axes.legend(fontsize=SMALL, frameon=False)
+    panels[0].legend(fontsize=SMALL, frameon=False)
     figure.suptitle("Mean and range of the seeds", fontsize=SMALL)
 
 
 def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
-    """Draw accuracy by kept fraction: one panel per pool size, filtering and mixing in each."""
-    scales = _scales(cells["scale"])
+    """Draw accuracy by kept fraction, of filtering and mixing: a panel per pool with several."""
     forms = {"raw-top{}": "top of raw", "raw-top{}+coca-above": "top of raw, else good caption"}
-    panels = figure.subplots(1, len(scales), sharey=True, squeeze=False)[0]
+    scales = _scales(cells.loc[cells["recipe"] == FEWEST, "scale"])
+    panels = figure.subplots(1, len(scales), squeeze=False)[0]
     for axes, scale in zip(panels, scales, strict=True):
         found = _spread(cells[cells["scale"] == scale.name], ZERO_SHOT)
         for number, (form, label) in enumerate(forms.items()):
@@ -116,7 +116,7 @@ def _draw_fractions(figure: "Figure", cells: pd.DataFrame) -> None:
         axes.set_ylim(bottom=0)
         _finish(axes, _label(scale))
     panels[0].set_ylabel(LABELS[ZERO_SHOT], fontsize=SMALL)
-    panels[-1].legend(fontsize=SMALL, frameon=False)
+    panels[0].legend(fontsize=SMALL, frameon=False)
     figure.suptitle("Mean and range of the seeds, by pool (samples seen)", fontsize=SMALL)
 
 
