@@ -228,7 +228,8 @@ def _windows(
 ) -> Iterator[list[tuple[_Task, Finished[Any]]]]:
     """Yield some tasks at a time, each with the outcome of `prepare`, which may be a SampleError.
 
-    Outcomes that are results are kept at once: a run that is killed need not repeat their requests.
+    Texts are kept at once: a run that is killed need not repeat their requests. Failures are not
+    kept: a server may be back when the run is repeated.
     """
     kind = getattr(rewriter, "prepares", INPUTS)
     size = rewriter.batch_size * WINDOW
@@ -240,7 +241,7 @@ def _windows(
             found = error
         except SAMPLE_ERRORS as error:
             found = of_sample_error(error)
-        if kind == TEXTS or isinstance(found, SampleError):
+        if kind == TEXTS and not isinstance(found, SampleError):
             out.partial.add([_entry(task, found)])
         return found
 
