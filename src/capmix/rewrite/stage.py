@@ -183,10 +183,10 @@ def _language_model(target: str | None) -> dict[str, str]:
     """Return the marker entry of the model that detects languages, unless it is the default."""
     if target is None:
         return {}
-    from capmix.mix.functions import fingerprint
+    from capmix.mix.functions import own_language_model
 
-    found = fingerprint(["language"])
-    return {"language_model": found["language"]} if found else {}
+    found = own_language_model()
+    return {"language_model": found} if found else {}
 
 
 def _planned(
