@@ -36,7 +36,13 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.prompts.template import FORMAT
 from capmix.rewrite.inputs import InputMaker, SampleInputs
-from capmix.rewrite.rewriter import INPUTS, REQUESTS, TEXTS, Rewriter, TextRequest
+from capmix.rewrite.rewriter import (
+    PREPARES_INPUTS,
+    PREPARES_REQUESTS,
+    PREPARES_TEXTS,
+    Rewriter,
+    TextRequest,
+)
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts, read_texts, text_folders, text_inputs
 from capmix.settings.base import defaults_of
@@ -231,7 +237,7 @@ def _windows(
     Texts are kept at once: a run that is killed need not repeat their requests. Failures are not
     kept: a server may be back when the run is repeated.
     """
-    kind = getattr(rewriter, "prepares", INPUTS)
+    kind = getattr(rewriter, "prepares", PREPARES_INPUTS)
     size = rewriter.batch_size * WINDOW
 
     def prepare(task: _Task) -> Any:
@@ -241,12 +247,13 @@ def _windows(
             found = error
         except SAMPLE_ERRORS as error:
             found = of_sample_error(error)
-        if kind == TEXTS and not isinstance(found, SampleError):
+        if kind == PREPARES_TEXTS and not isinstance(found, SampleError):
             out.partial.add([_entry(task, found)])
         return found
 
     ahead = read_ahead(tasks, prepare, rewriter.workers, size, alone_on_its_core())
-    yield from batched(ahead, {TEXTS: 1, REQUESTS: rewriter.batch_size}.get(kind, size))
+    at_once = {PREPARES_TEXTS: 1, PREPARES_REQUESTS: rewriter.batch_size}.get(kind, size)
+    yield from batched(ahead, at_once)
 
 
 def _rewrite(
@@ -262,7 +269,7 @@ def _rewrite(
         found = finished.result()
         if isinstance(found, SampleError):
             add(task, found)
-        elif getattr(rewriter, "prepares", INPUTS) == TEXTS:
+        elif getattr(rewriter, "prepares", PREPARES_INPUTS) == PREPARES_TEXTS:
             out.busy.images += 1
             add(task, found)
         else:
