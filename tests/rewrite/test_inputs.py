@@ -152,6 +152,8 @@ def test_translate_needs_a_translation_model(work: Workspace, tmp_path: Path) ->
         work.rewrite("english", model=str(llama(tmp_path / "l")), preset="translate")
     with pytest.raises(UserError, match="split is not a translation model"):
         work.rewrite("english", model="split", preset="translate")
+    with pytest.raises(UserError, match="set its attribute `translates` to True"):
+        work.rewrite("english", model=MODEL, preset="translate")
 
 
 def test_the_language_model_is_a_setting_of_texts_with_a_target(

@@ -41,7 +41,7 @@ class Rewriter(Protocol):
     `batch_size` samples are rewritten at once. `workers` threads run `prepare` ahead of the model.
 
     Optional attributes: `truncate(text, tokens)` and `special_tokens`, for templates (prompts/);
-    `translates`, true if the model is trained to translate and needs no prompt;
+    `translates`, true if the model is trained to translate and needs no prompt (default False);
     `provenance`; `prepares`, what `prepare` returns: inputs of the model (PREPARES_INPUTS, the
     default), which are sorted by length; requests that have begun (PREPARES_REQUESTS), which are
     collected in order; or the K texts (PREPARES_TEXTS), which are kept at once and not passed to
