@@ -51,7 +51,9 @@ from capmix.storage.rows import DROPPED, FAILED, OK, Row, column_names, table_of
 from capmix.storage.store import Store
 
 DEFAULTS = defaults_of(RewriteSettings)
-WINDOW = 16  # batches that are prepared ahead, and whose texts are sorted by length
+# Batches that are prepared ahead, and whose texts are sorted by length. Requests of vLLM start when
+# they are prepared, and are kept when they are collected: so many batches are lost with a process.
+WINDOW = 16
 COPIED = "copied"
 # Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
 SKIPPED = "missing_skipped"
