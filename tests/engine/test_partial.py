@@ -222,3 +222,19 @@ def test_storage_that_cannot_append_gets_an_object_per_interval(
     assert sorted(part(place).entries()) == [[n] for n in range(90)]
     one.remove()
     assert store.files(".partial") == []
+
+
+@pytest.mark.parametrize("ends", [["close"], ["close", "remove"], ["remove", "close"]])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_what_is_added_after_the_end_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_local: bool, ends: list[str]
+) -> None:
+    place = tmp_path if is_local else f"memory://partial-late-{'-'.join(ends)}"
+    one = part(place)
+    one.add(BATCHES[0])
+    for end in ends:
+        getattr(one, end)()
+    one.add(BATCHES[1])
+    one.close()
+    assert list(part(place).entries()) == ([] if "remove" in ends else BATCHES[0])
+    assert caplog.text == ""

@@ -1,5 +1,6 @@
 """Presets, target languages and texts that need no work."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_translate_needs_a_translation_model(work: Workspace, tmp_path: Path) ->
         work.rewrite("english", model=str(llama(tmp_path / "l")), preset="translate")
     with pytest.raises(UserError, match="split is not a translation model"):
         work.rewrite("english", model="split", preset="translate")
+    with pytest.raises(UserError, match="set its attribute `translates` to True"):
+        work.rewrite("english", model=MODEL, preset="translate")
 
 
 def test_the_language_model_is_a_setting_of_texts_with_a_target(
@@ -163,9 +166,25 @@ def test_the_language_model_is_a_setting_of_texts_with_a_target(
     monkeypatch.setenv("CAPMIX_LANGUAGE_MODEL", str(own))
     EchoingRewriter.asked.clear()
     work.rewrite("all", model=MODEL, from_="mixed")
-    with pytest.raises(UserError, match="language_model None -> 'own.ftz, 13 bytes"):
+    with pytest.raises(UserError, match="language_model None -> "):
         work.rewrite("english", model=MODEL, from_="mixed", target="en")
     assert EchoingRewriter.asked == []
+
+
+def test_copies_of_a_language_model_are_one_setting(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from capmix.mix.functions import _bundled_model
+
+    for number, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder.mkdir()
+        own = folder / "own.ftz"
+        own.write_bytes(Path(_bundled_model()).read_bytes())
+        os.utime(own, (number, number))
+        monkeypatch.setenv("CAPMIX_LANGUAGE_MODEL", str(own))
+        EchoingRewriter.asked.clear()
+        work.rewrite("english", model=MODEL, from_="mixed", target="en")
+        assert bool(EchoingRewriter.asked) == (number == 0)
 
 
 def test_shorten_counts_the_tokens_of_clip(work: Workspace, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from echoing_rewriter import KILLED_MODEL, MODEL, EchoingRewriter, KilledError, 
 from samples import sample_members, tar_bytes, write_pool
 
 from capmix.caption.sampling import caption_key
+from capmix.engine.batches import SampleError
 from capmix.errors import UserError
 from capmix.rewrite.rewriter import TextRequest
 from capmix.rewrite.settings import RewriteSettings
@@ -309,3 +310,30 @@ def test_a_killed_run_repeats_only_the_requests_that_were_under_way(tmp_path: Pa
     asked = Counter(one.name for one in EchoingRewriter.asked)
     assert len(asked) == 200
     assert asked.total() - 200 <= Served.workers
+
+
+class Outage(Served):
+    """A server that answers `left` requests, and then fails until the run gives up."""
+
+    failed: ClassVar[int] = 0
+
+    def prepare(self, request: TextRequest) -> Any:
+        with self._lock:
+            if not Outage.left:
+                Outage.failed += 1
+                if Outage.failed > 8:
+                    raise UserError("the requests failed in a row")
+                raise SampleError("server_error", "status 503")
+            Outage.left -= 1
+        return self._texts(request)
+
+
+def test_failures_of_a_server_that_is_down_are_not_kept(tmp_path: Path) -> None:
+    work, model = opened(tmp_path, 1, 200), f"{__name__}:Outage"
+    Outage.left = 40
+    with pytest.raises(UserError, match="in a row"):
+        work.rewrite("new", model=model)
+    Outage.left = 1000
+    counts = work.rewrite("new", model=model)
+    assert (counts.ok, counts.failed) == (200, Counter())
+    assert Outage.left == 1000 - 160  # of 200 samples, 40 were done

@@ -91,7 +91,7 @@ class CaptionSettings(Settings):
     concurrency: int = options.CONCURRENCY
     timeout: float = options.TIMEOUT
     retries: int = options.RETRIES
-    batch_timeout: float = options.TIMEOUT_OF_BATCH
+    batch_timeout: float = options.BATCH_TIMEOUT
 
     def sampling(self) -> dict[str, object]:
         """Return the sampling settings, which are written to every marker."""

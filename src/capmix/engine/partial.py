@@ -60,7 +60,7 @@ class PartialPart:
         self._name = f"{self._usable}{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
         self._file: _Appended | _Chunks | None = None
-        self._is_used = False
+        self._is_used = self._is_closed = False
         # On the Hub, each object would be a commit, and its bytes would stay in the history.
         self._is_off = "hf" in store.fs.protocol
 
@@ -99,12 +99,15 @@ class PartialPart:
     def add(self, entries: Sequence[Sequence[Any]]) -> None:
         """Keep the entries: lists or tuples of strings, numbers, None, and lists of these.
 
-        They may be results of any samples, at any time and in any order.
+        They may be results of any samples, at any time and in any order. After `close` or `remove`,
+        for example in a thread whose request outlasts the run, they are ignored.
         """
         if not entries or self._is_off:
             return
         text = orjson.dumps(entries, default=list)
         with self._kept():
+            if self._is_closed:
+                return
             if self._file is None:
                 new = _Appended if self._store.is_local else _Chunks
                 self._file = new(self._store, self._name)
@@ -114,7 +117,7 @@ class PartialPart:
     def close(self) -> None:
         """Write what is still in memory. The entries stay for the next run."""
         with self._kept():
-            file, self._file = self._file, None
+            file, self._file, self._is_closed = self._file, None, True
             if file is not None:
                 file.close()
                 self._is_used = True
@@ -124,7 +127,7 @@ class PartialPart:
         with self._lock:
             if self._file is not None:
                 self._file.abandon()
-            self._file = None
+            self._file, self._is_closed = None, True
         if self._is_used:
             with suppress(*storage_errors()):
                 _remove(self._store, self._names())

@@ -9,6 +9,7 @@ has_phone(text)       whether it contains a phone number (both as in caption/per
 imagenet_noun(text)   whether the first WordNet sense of one of its words is an ImageNet-21k class
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from duckdb.func import PythonUDFType
 
 from capmix.caption.personal import emails, phones
@@ -117,6 +119,21 @@ def fingerprint(functions: Iterable[str]) -> dict[str, str]:
         return {}
     about = os.stat(path)
     return {"language": f"{os.path.basename(path)}, {about.st_size} bytes, {about.st_mtime_ns}"}
+
+
+def own_language_model() -> str | None:
+    """Return a digest of the file that CAPMIX_LANGUAGE_MODEL names, wherever it is.
+
+    None stands for the bundled model.
+    """
+    path = os.environ.get(MODEL)
+    return _file_digest(path) if path and os.path.exists(path) else None
+
+
+@cache
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def _bundled_model() -> str:

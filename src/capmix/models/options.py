@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from capmix.engine.batches import BATCH_TIMEOUT
+from capmix.engine import batches
 from capmix.engine.settings import HARDWARE, RESUME
 from capmix.settings.base import Settings, option, option_info
 
@@ -39,8 +39,8 @@ TIMEOUT = option(
 RETRIES = option(
     5, "Retries per request after timeouts and transient server errors.", group=SERVER, ge=0
 )
-TIMEOUT_OF_BATCH = option(
-    BATCH_TIMEOUT,
+BATCH_TIMEOUT = option(
+    batches.BATCH_TIMEOUT,
     "Timeout per batch in seconds; a slower batch is retried in halves, a slower sample fails.",
     group=RESUME,
     gt=0,

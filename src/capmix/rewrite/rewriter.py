@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from capmix.caption.captioner import Caption
 
-# What `prepare` returns.
-INPUTS, REQUESTS, TEXTS = "inputs", "requests", "texts"
+# What `prepare` returns, as the attribute `prepares`.
+PREPARES_INPUTS, PREPARES_REQUESTS, PREPARES_TEXTS = "inputs", "requests", "texts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,11 @@ class Rewriter(Protocol):
     `batch_size` samples are rewritten at once. `workers` threads run `prepare` ahead of the model.
 
     Optional attributes: `truncate(text, tokens)` and `special_tokens`, for templates (prompts/);
-    `translates`, true if the model is trained to translate and needs no prompt; `provenance`;
-    `prepares`, what `prepare` returns: inputs of the model (INPUTS, the default), which are sorted
-    by length; requests that have begun (REQUESTS), which are collected in order; or the K texts
-    (TEXTS), which are kept at once and not passed to `rewrite`.
+    `translates`, true if the model is trained to translate and needs no prompt (default False);
+    `provenance`; `prepares`, what `prepare` returns: inputs of the model (PREPARES_INPUTS, the
+    default), which are sorted by length; requests that have begun (PREPARES_REQUESTS), which are
+    collected in order; or the K texts (PREPARES_TEXTS), which are kept at once and not passed to
+    `rewrite`.
     """
 
     settings: dict[str, Any]

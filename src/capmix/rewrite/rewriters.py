@@ -6,6 +6,7 @@ from typing import Any
 from capmix.engine.stage import Stage
 from capmix.errors import UserError
 from capmix.models.registry import (
+    CLASS,
     REWRITERS,
     make_backend,
     require,
@@ -51,9 +52,12 @@ def rewrite_stages(
     rewriter = rewriter or make_rewriter(settings, source)
     preset, fit = settings.chosen_preset, _clip_fit(settings)
     if preset and preset.template is None and not getattr(rewriter, "translates", False):
+        what = f"--preset {preset.name}: {settings.model} is not a translation model; "
+        if CLASS.fullmatch(settings.model):
+            raise UserError(f"{what}if it is, set its attribute `translates` to True")
         raise UserError(
-            f"--preset {preset.name}: {settings.model} is not a translation model; choose one, "
-            "such as facebook/nllb-200-distilled-600M, or give a --prompt instead"
+            f"{what}choose one, such as facebook/nllb-200-distilled-600M, or give a --prompt "
+            "instead"
         )
     tools = TextTools(
         getattr(rewriter, "truncate", by_pieces),

@@ -115,7 +115,7 @@ class RewriteSettings(Settings):
     concurrency: int = options.CONCURRENCY
     timeout: float = options.TIMEOUT
     retries: int = options.RETRIES
-    batch_timeout: float = options.TIMEOUT_OF_BATCH
+    batch_timeout: float = options.BATCH_TIMEOUT
 
     @model_validator(mode="wrap")
     @classmethod

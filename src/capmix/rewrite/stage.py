@@ -36,7 +36,13 @@ from capmix.pool import Pool, Shard
 from capmix.pool.selection import Selection
 from capmix.prompts.template import FORMAT
 from capmix.rewrite.inputs import InputMaker, SampleInputs
-from capmix.rewrite.rewriter import INPUTS, REQUESTS, TEXTS, Rewriter, TextRequest
+from capmix.rewrite.rewriter import (
+    PREPARES_INPUTS,
+    PREPARES_REQUESTS,
+    PREPARES_TEXTS,
+    Rewriter,
+    TextRequest,
+)
 from capmix.rewrite.settings import RewriteSettings
 from capmix.rewrite.texts import SampleTexts, read_texts, text_folders, text_inputs
 from capmix.settings.base import defaults_of
@@ -45,7 +51,9 @@ from capmix.storage.rows import DROPPED, FAILED, OK, Row, column_names, table_of
 from capmix.storage.store import Store
 
 DEFAULTS = defaults_of(RewriteSettings)
-WINDOW = 16  # batches that are prepared ahead, and whose texts are sorted by length
+# Batches that are prepared ahead, and whose texts are sorted by length. Requests of vLLM start when
+# they are prepared, and are kept when they are collected: so many batches are lost with a process.
+WINDOW = 16
 COPIED = "copied"
 # Counts of samples in a marker's `extra`, besides those of copied texts (inputs.py).
 SKIPPED = "missing_skipped"
@@ -183,10 +191,10 @@ def _language_model(target: str | None) -> dict[str, str]:
     """Return the marker entry of the model that detects languages, unless it is the default."""
     if target is None:
         return {}
-    from capmix.mix.functions import fingerprint
+    from capmix.mix.functions import own_language_model
 
-    found = fingerprint(["language"])
-    return {"language_model": found["language"]} if found else {}
+    found = own_language_model()
+    return {"language_model": found} if found else {}
 
 
 def _planned(
@@ -228,9 +236,10 @@ def _windows(
 ) -> Iterator[list[tuple[_Task, Finished[Any]]]]:
     """Yield some tasks at a time, each with the outcome of `prepare`, which may be a SampleError.
 
-    Outcomes that are results are kept at once: a run that is killed need not repeat their requests.
+    Texts are kept at once: a run that is killed need not repeat their requests. Failures are not
+    kept: a server may be back when the run is repeated.
     """
-    kind = getattr(rewriter, "prepares", INPUTS)
+    kind = getattr(rewriter, "prepares", PREPARES_INPUTS)
     size = rewriter.batch_size * WINDOW
 
     def prepare(task: _Task) -> Any:
@@ -240,12 +249,13 @@ def _windows(
             found = error
         except SAMPLE_ERRORS as error:
             found = of_sample_error(error)
-        if kind == TEXTS or isinstance(found, SampleError):
+        if kind == PREPARES_TEXTS and not isinstance(found, SampleError):
             out.partial.add([_entry(task, found)])
         return found
 
     ahead = read_ahead(tasks, prepare, rewriter.workers, size, alone_on_its_core())
-    yield from batched(ahead, {TEXTS: 1, REQUESTS: rewriter.batch_size}.get(kind, size))
+    at_once = {PREPARES_TEXTS: 1, PREPARES_REQUESTS: rewriter.batch_size}.get(kind, size)
+    yield from batched(ahead, at_once)
 
 
 def _rewrite(
@@ -261,7 +271,7 @@ def _rewrite(
         found = finished.result()
         if isinstance(found, SampleError):
             add(task, found)
-        elif getattr(rewriter, "prepares", INPUTS) == TEXTS:
+        elif getattr(rewriter, "prepares", PREPARES_INPUTS) == PREPARES_TEXTS:
             out.busy.images += 1
             add(task, found)
         else:

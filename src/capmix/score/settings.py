@@ -60,7 +60,7 @@ class ScoreSettings(Settings):
         "most a few values of the input differ, mostly by 1 of 255, and large JPEGs are reduced).",
         group=HARDWARE,
     )
-    batch_timeout: float = options.TIMEOUT_OF_BATCH
+    batch_timeout: float = options.BATCH_TIMEOUT
 
     @property
     def name(self) -> str:

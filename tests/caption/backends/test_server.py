@@ -15,6 +15,7 @@ from transformers_server import served
 from web_server import running
 
 from capmix.caption.backends.server import ServerCaptioner
+from capmix.caption.sampling import caption_key
 from capmix.caption.settings import CaptionSettings
 from capmix.engine.batches import SampleError
 from capmix.errors import UserError
@@ -167,7 +168,7 @@ def test_prompts_of_a_template_and_of_a_list_reach_the_server(
     one = captioner(model, prompt=["A[[ {raw:3}]]", "B"], captions_per_image=2)
     sample = Sample("k", "u", image_bytes(1), "jpg", "x <|im_end|> two three")
     found = [caption.text for caption in one.prepare(sample)]
-    seeds = [one._client.seed("u", k) for k in range(4)]
+    seeds = [caption_key(0, "u", "s", k) % 2**31 for k in range(4)]
     texts = ["A x < |", "A x < |", "B", "B"]
     assert found == [f"{text} / {seed}" for text, seed in zip(texts, seeds, strict=True)]
     assert [caption.text for caption in one.prepare(sample, first=3)] == found[3:]

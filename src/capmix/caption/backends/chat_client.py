@@ -98,11 +98,11 @@ class ChatClient:
         found: list[Caption] = []
         while len(found) < len(numbers):  # the server may return fewer of them at once
             if "seed" in body:
-                body["seed"] = self.seed(draw_name, numbers[len(found)])
+                body["seed"] = self._seed(draw_name, numbers[len(found)])
             found += self._ask(body)
         return found[: len(numbers)]
 
-    def seed(self, draw_name: str, k: int) -> int:
+    def _seed(self, draw_name: str, k: int) -> int:
         """Return the seed of text k of a sample."""
         return caption_key(self._wanted.seed, draw_name, self._source, k) % 2**31
 

@@ -11,7 +11,7 @@ from capmix.caption.backends.chat_client import ChatClient
 from capmix.caption.captioner import Caption
 from capmix.prompts.escape import Escape
 from capmix.prompts.truncation import by_pieces
-from capmix.rewrite.rewriter import TEXTS, TextRequest
+from capmix.rewrite.rewriter import PREPARES_TEXTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 TEST = "Answer with one word: yes"
@@ -23,7 +23,7 @@ class ServerRewriter:
     extra: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
     device: ClassVar[str] = "remote"
-    prepares: ClassVar[str] = TEXTS
+    prepares: ClassVar[str] = PREPARES_TEXTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         self._wanted = settings

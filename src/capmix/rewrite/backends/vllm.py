@@ -33,7 +33,7 @@ from capmix.models.device import device_and_dtype, fingerprint, preparing_thread
 from capmix.prompts.escape import Escape, special_tokens
 from capmix.prompts.truncation import by_tokens
 from capmix.rewrite.backends.transformers import input_marker, input_tokens
-from capmix.rewrite.rewriter import REQUESTS, TextRequest
+from capmix.rewrite.rewriter import PREPARES_REQUESTS, TextRequest
 from capmix.rewrite.settings import RewriteSettings
 
 ROLE = "rewriter"
@@ -51,7 +51,7 @@ class VllmRewriter:
     extra: ClassVar[str | None] = "vllm"
     packages: ClassVar[tuple[str, ...]] = ("vllm", "transformers", "torch")
     device: ClassVar[str] = "gpu"
-    prepares: ClassVar[str] = REQUESTS
+    prepares: ClassVar[str] = PREPARES_REQUESTS
 
     def __init__(self, settings: RewriteSettings, source: str = ""):
         model = settings.model.removeprefix(PREFIX)
