@@ -135,4 +135,4 @@ def _recipe(settings: Mapping[str, Any]) -> str:
     recipe = settings.get("recipe")
     name = recipe.get("name") if isinstance(recipe, Mapping) else None
     shipped = (resources.files("capmix") / "mix" / "recipes").iterdir()
-    return name if f"{name}.yaml" in {one.name for one in shipped} else "RECIPE"
+    return str(name) if f"{name}.yaml" in {one.name for one in shipped} else "RECIPE"
