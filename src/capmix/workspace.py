@@ -51,7 +51,6 @@ from capmix.models.registry import (
 )
 from capmix.models.shared_read import MakeFromPool, with_index
 from capmix.pool import EMBEDDED, Pool, open_pool, shown_location
-from capmix.pool.known import LINKS, find_work, known_pool
 from capmix.pool.selection import Selection
 from capmix.pool.settings import OpenSettings, PoolSettings, SelectSettings
 from capmix.probe.settings import ProbeSettings, TowerSettings
@@ -90,6 +89,7 @@ from capmix.storage.names import (
     check_source_name,
 )
 from capmix.storage.store import Store
+from capmix.storage.work_directory import LINKS, find_work, known_pool
 from capmix.training.scales import TrainSettings
 from capmix.tune.settings import TuneSettings
 

@@ -93,7 +93,12 @@ def test_a_score_that_is_not_finite_is_null(place: Path) -> None:
     [
         ("import captions c.csv --source b --work w --pool pool", "no column 'text'"),
         ("import captions no.csv --source b --work w --pool pool", "no file no.csv"),
-        ("import captions pool --source b --work w --pool pool", "expected a file ending in .csv"),
+        ("import captions . --source b --work w --pool pool", "no file ."),
+        ("import captions pool --source b --work w --pool pool", "no file pool"),
+        (
+            "import captions pool/* --source b --work w --pool pool",
+            "expected a file ending in .csv",
+        ),
         ("import captions c.csv --source raw --work w --pool pool", "source raw"),
         ("import captions c.csv --source b --work new", "has no pool.json; pass its pool"),
         ("import scores c.csv --source b --work w --pool pool", "no captions of source 'b'"),

@@ -12,8 +12,8 @@ from samples import write_pool
 from capmix.cli.main import COMMANDS, main, make_app
 from capmix.cli.options import Pool, command, only
 from capmix.cli.tokens import FLAGS, VALUED
-from capmix.pool.known import find_work
 from capmix.settings.base import Settings, option
+from capmix.storage.work_directory import find_work
 
 
 class Sampling(Settings):

@@ -9,6 +9,7 @@ import small_world as world
 
 from capmix.cli.main import main
 from capmix.errors import UserError
+from capmix.storage.store import Store
 from capmix.workspace import Workspace
 
 
@@ -36,6 +37,23 @@ def test_a_whole_work_directory_has_no_damage(work: Workspace, tmp_path: Path) -
     assert found.parts == 6 * 2 + 1 + 1
     assert found.samples == 8
     assert found.unknown == 0
+
+
+def test_damaged_markers_cost_no_reads_of_their_neighbours(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of a folder are read once, and files only to compare them."""
+    markers = sorted((tmp_path / "work/.markers/captions/tags").iterdir())
+    parts = [f"captions/tags/{one.stem}" for one in markers]
+    flip(markers[0], 30)
+    hashed: list[str] = []
+    damage = Store.damage
+    monkeypatch.setattr(
+        Store, "damage", lambda self, one: hashed.extend(one.files) or damage(self, one)
+    )
+    made_by = {one.part: one.made_by for one in work.verify().damaged}
+    assert made_by[parts[0]].startswith("capmix caption --source tags --model field:")
+    assert hashed.count(f"{parts[1]}.parquet") == 1
 
 
 def test_damage_is_named_and_discarded(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,23 @@ def test_uids_with_the_same_upper_half_of_their_digest_are_told_apart() -> None:
     pairs = np.array([(1, 1), (1, 3), (1, 5), (2, 0)], PAIR)
     asked: Any = np.array([(1, 3), (1, 4), (1, 5), (2, 0), (0, 0), (3, 0)], PAIR)
     assert SortedPairs(pairs).find(asked).tolist() == [1, -1, 2, 3, -1, -1]
+
+
+def test_sorting_the_entries_needs_at_most_three_times_their_size() -> None:
+    from capmix.mix.uids import PAIR
+
+    count, batches = 1 << 18, 8
+    upper = np.random.default_rng(0).permutation(count).astype(np.uint64)
+    tracemalloc.start()
+    pairs = np.zeros(count, PAIR)
+    pairs["f0"] = upper
+    collected = exclude_files._Collected("uid", [one.copy() for one in np.split(pairs, batches)])
+    del pairs
+    tracemalloc.reset_peak()
+    assert len(collected.list().pairs) == count
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * PAIR.itemsize * count
 
 
 def test_the_command_the_pipeline_and_python_take_the_same_option(

@@ -48,7 +48,7 @@ def _write(text: str, arguments: Sequence[str]) -> str | None:
 
 def _work_folder(arguments: Sequence[str]) -> str | None:
     """Return the work directory of a command line, or None if it is not a local directory."""
-    from capmix.pool.known import find_work
+    from capmix.storage.work_directory import find_work
 
     named = None
     for one, following in zip(arguments, [*arguments[1:], ""], strict=True):

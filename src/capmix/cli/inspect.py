@@ -150,8 +150,8 @@ def failures(
     """List every failed and dropped sample of a work directory with its reason."""
     from capmix.inspect.failures import failures as find
     from capmix.inspect.failures import write_csv, write_lines
-    from capmix.pool.known import find_work
     from capmix.storage.store import Store
+    from capmix.storage.work_directory import find_work
 
     found = find(Store(find_work(work)), stage, status)
     counts = write_csv(out, found) if out else write_lines(sys.stdout, found)

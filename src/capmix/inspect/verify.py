@@ -7,6 +7,8 @@ counted.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
 
 from capmix.engine.progress import progress
 from capmix.errors import UserError
@@ -15,7 +17,7 @@ from capmix.models.index import indexed_bytes
 from capmix.pool import BadSample, Pool
 from capmix.settings.counted import counted
 from capmix.settings.tables import table_lines
-from capmix.storage.commands import command_of, stage_folder
+from capmix.storage.commands import command_of, how_to_write, stage_folder
 from capmix.storage.filesystem import NotAFileError
 from capmix.storage.layout import (
     EXPORT_ABOUT,
@@ -99,6 +101,7 @@ def verify(
 
 def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> None:
     parts = store.parts("")
+    settings = cache(partial(_settings, store, parts))
     with progress("verify", "part", len(parts)) as bar:
         for part in parts:
             marker, damage = _damage(store, part)
@@ -109,7 +112,8 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
                         store.remove_marker(part)
                         found.discarded += 1
             if damage:
-                made_by = "capmix export" if place else _made_by(store, parts, part, marker)
+                config = marker.config if marker else settings(stage_folder(part))
+                made_by = "capmix export" if place else _made_by(part, config)
                 found.damaged += [
                     Damage(part, f"{place}{name}", how, made_by) for name, how in damage.items()
                 ]
@@ -122,11 +126,15 @@ def _verify_parts(store: Store, place: str, found: Verified, discard: bool) -> N
 
 
 def _damage(store: Store, part: str) -> tuple[Marker | None, dict[str, str]]:
-    try:
-        marker = store.read_marker(part)
-    except NotAFileError:
-        marker = None
+    marker = _marker(store, part)
     return marker, {part: DAMAGED_MARKER} if marker is None else store.damage(marker)
+
+
+def _marker(store: Store, part: str) -> Marker | None:
+    try:
+        return store.read_marker(part)
+    except NotAFileError:
+        return None
 
 
 def _verify_listed(target: ExportTarget, place: str, found: Verified) -> None:
@@ -154,14 +162,20 @@ def _files(store: Store, part: str) -> Iterable[str]:
     return marker.files if marker else ()
 
 
-def _made_by(store: Store, parts: Sequence[str], part: str, marker: Marker | None) -> str:
-    """Return the command that writes a part; settings come from its marker, or from another part of
-    its folder if the marker is damaged."""
-    folder = stage_folder(part)
-    others = (one for one in parts if "/" in folder and one != part and stage_folder(one) == folder)
-    markers = (_damage(store, one)[0] for one in others)
-    known = marker or next((one for one in markers if one is not None), None)
-    return command_of(part, known.config if known else None)
+def _made_by(part: str, config: dict[str, Any] | None) -> str:
+    """Return the command that writes a part, or how to write it in words."""
+    return command_of(part, config) or how_to_write(part, config)
+
+
+def _settings(store: Store, parts: Sequence[str], folder: str) -> dict[str, Any] | None:
+    """Return the settings of the first part of a stage folder whose marker is not damaged.
+
+    Subsets and the like have no folder in common.
+    """
+    if "/" not in folder:
+        return None
+    markers = (_marker(store, one) for one in parts if stage_folder(one) == folder)
+    return next((one.config for one in markers if one is not None), None)
 
 
 def _changed_samples(store: Store, pool: Pool, found: Verified) -> Iterator[Damage]:

@@ -144,9 +144,9 @@ class _Collected:
         return f"; the first malformed line is {self.example}" if self.malformed else ""
 
     def list(self) -> ExcludeList:
-        pairs = SortedPairs(np.concatenate([np.empty(0, PAIR), *self.pairs]))
-        self.pairs = []
-        return ExcludeList(self.kind, pairs, self.malformed, self.example)
+        pairs = np.concatenate([np.empty(0, PAIR), *self.pairs])
+        self.pairs = []  # frees them before sorting, which needs memory
+        return ExcludeList(self.kind, SortedPairs(pairs), self.malformed, self.example)
 
 
 def _open(path: str, kind: str | None) -> tuple[str, Rows]:

@@ -14,7 +14,7 @@ from capmix.pool import Shard
 from capmix.score.array import PinnedParts
 from capmix.score.settings import ScoreSettings
 from capmix.settings.base import defaults_of
-from capmix.storage.commands import INPUT_SOURCES, command_of
+from capmix.storage.commands import INPUT_SOURCES, how_to_write
 from capmix.storage.compare import changes
 from capmix.storage.layout import ANNOTATIONS, CAPTIONS, SAMPLES, SCORES, texts_folder
 from capmix.storage.marker import Marker
@@ -202,7 +202,7 @@ def _refuse_old_inputs(store: Store, folder: str, shard: str, marker: Marker) ->
         if now and now != made_from:
             raise UserError(
                 f"{store.path(folder)}: the texts of shard {shard} in {texts} were written again "
-                f"after these were made from them. Rerun `{command_of(folder, marker.config)}`."
+                f"after these were made from them. Rerun {how_to_write(folder, marker.config)}."
             )
 
 
@@ -247,10 +247,10 @@ def _marker(store: Store, shards: Sequence[Shard], folder: str, shard: str) -> t
     done = set(store.parts(folder)) - {part}
     absent = [s.name for s in shards if f"{folder}/{s.name}" not in done]
     other = store.read_marker(min(done)) if done else None
-    command = command_of(folder, other.config if other else None)
+    command = how_to_write(folder, other.config if other else None)
     raise UserError(
         f"{store.path(folder)}: no finished part for shard {shard} ({len(absent)} of "
-        f"{len(shards)} missing). Run `{command}` first."
+        f"{len(shards)} missing). Run {command} first."
     )
 
 

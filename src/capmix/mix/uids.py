@@ -151,15 +151,22 @@ def _repeated(batch: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class SortedPairs:
-    """The distinct ones of some pairs, sorted, and how often each occurs, uint32 (N,)."""
+    """The distinct ones of some pairs, sorted.
 
-    def __init__(self, pairs: np.ndarray):
-        pairs = pairs[np.lexsort((pairs["f1"], pairs["f0"]))]
-        is_new = np.ones(len(pairs), bool)
-        is_new[1:] = (np.diff(pairs["f0"]) != 0) | (np.diff(pairs["f1"]) != 0)
-        begins = np.flatnonzero(is_new)
-        self.times = np.diff(begins, append=len(pairs)).astype(np.uint32)
-        self._upper, self._lower = pairs["f0"][begins], pairs["f1"][begins]
+    With `count`, `times`, uint32 (N,), is how often each occurs.
+    """
+
+    def __init__(self, pairs: np.ndarray, count: bool = False):
+        order = np.lexsort((pairs["f1"], pairs["f0"]))
+        upper, lower = pairs["f0"][order], pairs["f1"][order]
+        del order
+        is_new = np.ones(len(upper), bool)
+        is_new[1:] = (upper[1:] != upper[:-1]) | (lower[1:] != lower[:-1])
+        self._upper = upper = upper[is_new]
+        self._lower = lower[is_new]
+        if count:
+            ends = np.append(np.flatnonzero(is_new), len(is_new))
+            self.times = np.diff(ends).astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self._upper)
@@ -190,7 +197,7 @@ class UidList:
     def __init__(self, path: str):
         pairs = _read_list(path)
         self.digest = digest_of(pairs)
-        self._pairs = SortedPairs(pairs)
+        self._pairs = SortedPairs(pairs, count=True)
         times = self._pairs.times
         if len(times) and times.max() > MAX_REPEATS:
             most = int(times.argmax())

@@ -253,5 +253,7 @@ def expanded(name: str, ending: str = "") -> list[str]:
     if here.is_file():
         return [str(here)]
     is_folder = bool(ending) and here.is_dir()
+    if not is_folder and not here.name:  # "." or "/", which a glob refuses
+        return []
     found = here.glob(f"*{ending}") if is_folder else here.parent.glob(here.name)
-    return sorted(map(str, found))
+    return sorted(str(one) for one in found if one.is_file())
