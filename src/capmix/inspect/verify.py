@@ -170,7 +170,7 @@ def _made_by(part: str, config: dict[str, Any] | None) -> str:
 def _settings(store: Store, parts: Sequence[str], folder: str) -> dict[str, Any] | None:
     """Return the settings of the first part of a stage folder whose marker is not damaged.
 
-    Subsets and the like have no folder in common.
+    Subsets, for example, have no folder in common.
     """
     if "/" not in folder:
         return None
