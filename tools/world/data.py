@@ -92,12 +92,13 @@ def write_evalsets(folder: Path) -> None:
         numbers = [number for number in range(len(classes)) for _ in range(TEST_IMAGES)]
         scenes = [_single(number, (TEST, i)) for i, number in enumerate(numbers)]
         _write_set(test, scenes, [("cls", str(number).encode()) for number in numbers])
-    scenes = [draw_scene((RETRIEVAL, i), _flat()) for i in range(PAIRS)]
-    randoms = [np.random.default_rng((RETRIEVAL, i, 4)) for i in range(PAIRS)]
-    true = [description(scene, random) for scene, random in zip(scenes, randoms, strict=True)]
-    web = [raw_text(scene, (RETRIEVAL, i), SPECIFIC)[1] for i, scene in enumerate(scenes)]
-    _write_pairs(folder / "world-pairs", scenes, true)
-    _write_pairs(folder / "world-pairs-web", scenes, web)
+    _write_retrieval(
+        folder / "world-pairs",
+        lambda scene, seed: description(scene, np.random.default_rng((*seed, 4))),
+    )
+    _write_retrieval(
+        folder / "world-pairs-web", lambda scene, seed: raw_text(scene, seed, SPECIFIC)[1]
+    )
 
 
 def write_gate(folder: Path, count: int = 1000) -> None:
@@ -205,12 +206,16 @@ def _write_groups(path: Path) -> None:
         rows.writerows([names[number], group[number]] for number in sorted(group))
 
 
-def _write_pairs(folder: Path, scenes: Sequence[Scene], texts: Sequence[str]) -> None:
+def _write_retrieval(folder: Path, text: Callable[[Scene, tuple[int, ...]], str]) -> None:
+    """Write a retrieval set unless it exists; `text` is called with each scene and its seed."""
     if (folder / "test/0.tar").exists():
         return
     (folder / "test").mkdir(parents=True, exist_ok=True)
     (folder / "dataset_type.txt").write_text("retrieval", "utf-8")
-    _write_set(folder, scenes, [("txt", text.encode()) for text in texts])
+    seeds = [(RETRIEVAL, i) for i in range(PAIRS)]
+    scenes = [draw_scene(seed, _flat()) for seed in seeds]
+    texts = [text(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+    _write_set(folder, scenes, [("txt", one.encode()) for one in texts])
 
 
 def _write_set(folder: Path, scenes: Sequence[Scene], labels: Sequence[Member]) -> None:

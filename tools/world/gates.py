@@ -77,18 +77,17 @@ def check_scorer(pool: Path, work: Path, model: str) -> dict[str, Any]:
     scorer that prefers a style of text, whatever it says, has 0.5.
     """
     opened = capmix.open(pool, work=work)
-    noise = {uid: about["noise"] for uid, about in truth(pool)}
-    raw = {row["uid"]: row["raw_text"] for row in opened.table(sources=["raw"]).to_pylist()}
-    specific = [uid for uid in raw if noise[uid] == "specific"]
+    known = dict(truth(pool))
+    specific = [uid for uid, about in known.items() if about["noise"] == "specific"]
     order = np.random.default_rng(0).permutation(len(specific))
-    permuted = [raw[specific[i]] for i in order]
+    permuted = [known[specific[i]]["caption"] for i in order]
     texts = work / "permuted.parquet"
     pq.write_table(pa.table({"uid": specific, "text": permuted}), texts)
     opened.import_captions(texts, source="permuted", force=True)
     opened.score(model=model, sources=["raw", "permuted"], force=True)
     table = opened.table(sources=["raw", "permuted"]).to_pylist()
     scores = np.array([row["raw_score"] for row in table])
-    kinds = np.array([noise[row["uid"]] for row in table])
+    kinds = np.array([known[row["uid"]]["noise"] for row in table])
     by_kind = {str(kind): scores[kinds == kind] for kind in np.unique(kinds)}
     wrong = np.array([row["permuted_score"] for row in table if row["permuted_score"] is not None])
     aucs = {kind: auc(by_kind[kind], by_kind["unrelated"]) for kind in ("specific", "partial")}

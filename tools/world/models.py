@@ -117,8 +117,8 @@ def write_models(world: World) -> None:
 
 def train_models(world: World, captioners: Sequence[str] = CAPTIONERS[:1]) -> None:
     """Train the scorer and some of CAPTIONERS, two at a time."""
-    for name in captioners:  # before the jobs: two captioners share their pairs
-        write_clean(world, name)
+    for name in {*captioners} | ({"web"} if "tuned" in captioners else set()):
+        write_clean(world, name)  # before the jobs: two captioners share their pairs
     with ProcessPoolExecutor(2) as processes:
         # `tuned` starts from `web`: both are one job, and the longest, so it is the first.
         names = [name for name in captioners if not (name == "web" and "tuned" in captioners)]
@@ -137,7 +137,7 @@ def train_scorer(world: World) -> None:
 
 
 def train_captioner(world: World, name: str) -> None:
-    """Train one of CAPTIONERS, and the one that it starts from."""
+    """Train one of CAPTIONERS, and the one that it starts from, on pairs of `write_clean`."""
     options: dict[str, Any] = {"seed": 101 + CAPTIONERS.index(name)}
     samples = world.captioner_samples
     if name == "tuned":
@@ -145,7 +145,6 @@ def train_captioner(world: World, name: str) -> None:
         start = capmix.Run(world.run("web")).checkpoint
         options["open_clip"] = ["--pretrained", str(start)]
         samples //= TUNING
-    write_clean(world, name)
     _train(world, name, clean_folder(world, name), world.coca, samples, **options)
 
 
